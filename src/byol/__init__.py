@@ -1,0 +1,30 @@
+"""byol: turn a pile of unlabelled images into a good image encoder, and say honestly how good it is.
+
+encoder = byol.load("runs/cells")            # an encoder that `byol train` left
+features = encoder.embed("new_images/")      # (N, F) float32
+learner = byol.Byol(any_torch_module, ...)   # the method alone, for your own loop
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from byol.artifacts.encoder import Encoder as Encoder
+    from byol.artifacts.encoder import load as load
+    from byol.method.networks import Byol as Byol
+
+try:
+    __version__ = version("byol")
+except PackageNotFoundError:  # run from the source folder, not installed
+    __version__ = "0.1.0+source"
+
+# Loaded when first used: `byol --help` need not wait for torch.
+_PUBLIC = {"Byol": "byol.method.networks", "Encoder": "byol.artifacts.encoder", "load": "byol.artifacts.encoder"}
+__all__ = ["Byol", "Encoder", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'byol' has no attribute {name!r}")

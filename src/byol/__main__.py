@@ -1,0 +1,8 @@
+"""python -m byol ...: the command, also under torchrun."""
+
+import sys
+
+from byol.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

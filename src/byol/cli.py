@@ -1,0 +1,214 @@
+"""The commands. Each prints little, and a user's mistake is one line and an exit code: 2 configuration, 1 other.
+
+torch is loaded by the commands that need it, when they run.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from byol import __version__
+from byol.config import Config, dump_config, json_schema, load_config
+from byol.errors import ByolError, ConfigError
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*|--[A-Za-z_][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
+_OVERRIDE_FLAG = re.compile(r"--[A-Za-z_][\w-]*(\.[\w-]+)+")
+_EXIT_INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}  # 128 + number of the signal, as shells have it
+
+_THE_ENCODER = """the encoder is in {run}:
+    import byol
+    features = byol.load("{run}").embed("IMAGES/")    # (N, F) float32
+"""
+_EPILOG = """examples:
+  byol demo                                  train on generated images and print the table, minutes on 2 cores
+  byol train IMAGES/ -o runs/cells           no configuration, no labels; the same command again continues
+  byol train config.yaml trainer.max_epochs=40
+  byol eval runs/cells --labels cells.csv    how good is it, beside pixels and the untrained encoder
+  byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
+  byol config config.yaml                    the whole configuration, every value filled in
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    try:
+        rest, overrides = _take_overrides(sys.argv[1:] if arguments is None else arguments)
+        options = _make_parser().parse_args(rest)
+        options.overrides = overrides
+        code: int = options.command(options)
+        return code
+    except ByolError as error:
+        print(f"byol: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("byol: interrupted", file=sys.stderr)
+        return _EXIT_INTERRUPTED["SIGINT"]
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="byol",
+        description="Turn a pile of unlabelled images into a good image encoder, and say how good it is.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"byol {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    demo = _add(commands, "demo", _demo, "train on generated images, evaluate, print the table")
+    demo.add_argument("-o", "--output", type=Path, default=Path("runs/demo"), help="run folder (%(default)s)")
+
+    train = _add(commands, "train", _train, "train an encoder, or continue a run", "byol train IMAGES/ -o runs/cells")
+    train.add_argument("source", help="a folder of images, a .txt/.csv list, a .npy array, stl10, cifar10, "
+                       "cifar100, motifs, or a configuration file (.yaml)")
+    train.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
+    train.add_argument("--preset", help="classic, paper, default or demo")
+
+    run = _add(commands, "run", _run, "train, then evaluate: what `python run.py` does", "byol run config.yaml")
+    run.add_argument("source", nargs="?", default="config.yaml", help="configuration file (%(default)s)")
+    run.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
+    run.add_argument("--preset", help="classic, paper, default or demo")
+
+    evaluate = _add(commands, "eval", _eval, "how good is a run's encoder", "byol eval runs/cells --labels cells.csv")
+    evaluate.add_argument("run", type=Path, help="run folder")
+    evaluate.add_argument("--labels", help="CSV with the columns file,label; not all images need one")
+    evaluate.add_argument("--train", help="labelled images to fit on (default: the run's own)")
+    evaluate.add_argument("--test", help="labelled images to test on (default: a fifth, or the set's test split)")
+
+    embed = _add(commands, "embed", _embed, "features of images, with their file names",
+                 "byol embed runs/cells NEW/ -o features.csv")
+    embed.add_argument("run", type=Path, help="run folder")
+    embed.add_argument("images", help="a folder, an image, a .txt/.csv list or a .npy array")
+    embed.add_argument("-o", "--output", type=Path, required=True, help="a .parquet, .npz or .csv file")
+    embed.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+    config = _add(commands, "config", _config, "print the configuration with every value filled in",
+                  "byol config config.yaml trainer.max_epochs=10 > mine.yaml")
+    config.add_argument("file", nargs="?", type=Path, help="configuration file")
+    config.add_argument("--preset", help="classic, paper, default or demo")
+    config.add_argument("--schema", action="store_true", help="print the JSON schema, for editors")
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    command: Callable[[argparse.Namespace], int],
+    summary: str,
+    example: str | None = None,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example or f'byol {name}'}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split off `section.key=value`, `--section.key=value` and `--section.key value`."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if _OVERRIDE.fullmatch(argument) and not Path(argument).exists():
+            overrides.append(argument.removeprefix("--"))
+        elif _OVERRIDE_FLAG.fullmatch(argument):
+            value = next(waiting, None)
+            if value is None:
+                raise ConfigError(f"override '{argument}': a value must follow")
+            overrides.append(f"{argument.removeprefix('--')}={value}")
+        else:
+            rest.append(argument)
+    return rest, overrides
+
+
+# ---- The commands
+
+
+def _demo(options: argparse.Namespace) -> int:
+    config = load_config(None, options.overrides, preset="demo")
+    return _train_and_evaluate(config, options.output)
+
+
+def _train(options: argparse.Namespace) -> int:
+    config, run_dir = _configure(options)
+    return _train_run(config, run_dir)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config, run_dir = _configure(options)
+    return _train_and_evaluate(config, run_dir)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    chosen = {"labels": options.labels, "train": options.train, "test": options.test}
+    overrides = [*options.overrides, *(f"evaluation.{key}={value}" for key, value in chosen.items() if value)]
+    return _print_table(options.run, overrides=overrides)
+
+
+def _configure(options: argparse.Namespace) -> tuple[Config, Path]:
+    """The configuration that the arguments mean, and the run's folder."""
+    source = str(options.source)
+    if Path(source).suffix.lower() in (".yaml", ".yml"):
+        config = load_config(Path(source), options.overrides, preset=options.preset)
+        name = Path(source).stem
+    else:
+        source_override = f"data.source={json.dumps(source)}"
+        config = load_config(None, [source_override, *options.overrides], preset=options.preset or "default")
+        name = Path(source).resolve().stem
+    return config, options.output or Path("runs") / name
+
+
+def _train_run(config: Config, run_dir: Path) -> int:
+    from rich.console import Console
+
+    from byol.training.loop import train
+
+    outcome = train(config, run_dir, console=Console())
+    if outcome.stopped_by is not None:
+        if _is_main_rank():
+            print(f"stopped by {outcome.stopped_by} after step {outcome.done} of {outcome.total_steps}, saved in {run_dir}; "
+                  "the same command continues")
+        return _EXIT_INTERRUPTED[outcome.stopped_by]
+    if _is_main_rank():
+        print(_THE_ENCODER.format(run=run_dir))
+    return 0
+
+
+def _train_and_evaluate(config: Config, run_dir: Path) -> int:
+    code = _train_run(config, run_dir)
+    return code if code or not _is_main_rank() else _print_table(run_dir, overrides=[])
+
+
+def _is_main_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print_table(run_dir: Path, *, overrides: list[str]) -> int:
+    from rich.console import Console
+
+    from byol.evaluation.table import evaluate
+
+    console = Console()
+    table = evaluate(run_dir, overrides=overrides, say=console.print)
+    print(table.render())
+    return 0
+
+
+def _embed(options: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _config(options: argparse.Namespace) -> int:
+    print(json_schema() if options.schema else dump_config(load_config(options.file, options.overrides, preset=options.preset)))
+    return 0

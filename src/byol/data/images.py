@@ -1,0 +1,56 @@
+"""From a name in the configuration to a packed copy: opens the source, packs it if that has not been done."""
+
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from byol.config import DataConfig
+from byol.data.packed import Packed, pack
+from byol.data.sources import open_source
+
+
+def open_images(
+    data: DataConfig,
+    run_dir: Path,
+    *,
+    view_px: int,
+    num_workers: int,
+    console: Console | None,
+    source: str | None = None,
+    split: str | None = None,
+    labels: str | None = None,
+    stored_px: int | None = None,
+) -> Packed:
+    """The packed copy of `source` (default: `data.source`), made now or found from an earlier time.
+
+    It lies in the folder `data.packs`, by default `packs` beside the run folder, so that runs share it.
+
+    Raises:
+        DataError: the source cannot be opened or has too many unreadable images.
+    """
+    opened = open_source(data, source=source, split=split, labels=labels)
+    packs = Path(data.packs) if data.packs is not None else run_dir.parent / "packs"
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40]
+    px = stored_px if stored_px is not None else data.stored_px
+    folder = packs / f"{slug}-{px or 'auto'}-{view_px}px-{opened.fingerprint()[:8]}"
+    bar = Progress(console=console, transient=True) if console is not None else None
+    with bar if bar is not None else nullcontext():
+        task = bar.add_task(f"packing {opened.name}", total=len(opened)) if bar is not None else None
+
+        def show(packed: int, total: int) -> None:
+            if bar is not None and task is not None:
+                bar.update(task, completed=packed, total=total)
+
+        return pack(
+            opened,
+            folder=folder,
+            stored_px=px,
+            view_px=view_px,
+            channels=data.channels,
+            max_bad=data.max_bad,
+            num_workers=num_workers,
+            progress=show,
+        )

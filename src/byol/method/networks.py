@@ -1,0 +1,305 @@
+"""Encoder, projector, predictor; `Byol` = an online and a target branch, the loss between them, the average.
+
+    online:  images -> encoder f -> representation y -> projector g -> projection z -> predictor q -> q(z)
+    target:  images -> encoder   -> representation   -> projector   -> projection z'
+
+Equation numbers are those of arXiv 2006.07733.
+"""
+
+import copy
+import difflib
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from byol.config import Config
+from byol.errors import ConfigError
+from byol.method.convolution import accelerate
+
+SMALL_VIEW_PX = 64  # at most: "auto" gives a ResNet the small stem, as its standard one divides the size by 4
+ZERO_INIT_LAST = (
+    True  # ResNets: a block's last norm starts at gamma 0, so that the block starts as the identity
+)
+
+
+def byol_loss(
+    prediction: Float[Tensor, "batch dim"], target_projection: Float[Tensor, "batch dim"]
+) -> Float[Tensor, " batch"]:
+    """2 - 2 cos(q(z), z') of each image, eq. 2 for one direction: 0 equal, 2 orthogonal, 4 opposite.
+
+    Computed in float32, whatever autocast says.
+    """
+    return 2.0 - 2.0 * F.cosine_similarity(prediction.float(), target_projection.float(), dim=-1)
+
+
+class Branch(nn.Module):
+    """Encoder and projector, the part that online and target network have in common."""
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim"]:
+        """The projection z of each image."""
+        return cast(Tensor, self.projector(self.encoder(images)))
+
+
+class Byol(nn.Module):
+    """Bootstrap Your Own Latent: an online network learns to predict a slow average of itself.
+
+    Works alone, with any module that turns images into vectors of `num_features`:
+
+        learner = Byol(encoder, num_features=512, hidden_size=4096, projection_size=256)
+        optimizer = torch.optim.SGD((p for p in learner.parameters() if p.requires_grad), lr=0.1)
+        for view1, view2 in loader:  # two random views of the same images, each (batch, channel, px, px)
+            loss, _ = learner(view1, view2)
+            loss.backward(); optimizer.step(); optimizer.zero_grad()
+            learner.update_target(tau=0.99)
+
+    `learner.online.encoder` is the encoder trained so far. The target starts as a copy of online and gets no
+    gradient; its BatchNorm normalises by the batch, as online's does.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, *, num_features: int, hidden_size: int, projection_size: int
+    ) -> None:
+        super().__init__()
+        self.online = Branch(encoder, _mlp(num_features, hidden_size, projection_size))
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.predictor = _mlp(projection_size, hidden_size, projection_size)
+
+    @classmethod
+    def of(cls, config: Config, *, channels: int, seed_key: int) -> "Byol":
+        """The networks of a configuration, their first weights a function of `seed_key` alone.
+
+        Raises:
+            ConfigError: an unknown encoder, or one that cannot take such a stem or such images.
+        """
+        network, view_px = config.network, config.view_px
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which seeds the generators of GPUs as well.
+            torch.default_generator.manual_seed(seed_key)
+            stem = resolve_stem(network.stem, name=network.name, view_px=view_px)
+            encoder = build_encoder(network.name, channels=channels, view_px=view_px, stem=stem)
+            byol = cls(
+                encoder,
+                num_features=count_features(encoder, channels=channels, view_px=view_px),
+                hidden_size=network.projection_head.mlp_hidden_size,
+                projection_size=network.projection_head.projection_size,
+            )
+        return accelerate(byol) if config.trainer.convolution == "fast" else byol
+
+    def forward(
+        self,
+        view1: Float[Tensor, "batch channel height width"],
+        view2: Float[Tensor, "batch channel height width"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch dim"]]:
+        """The symmetric loss, eq. 2 in both directions, mean over images (0..8); the projection z of view1.
+
+        Both are float32, the projection without gradient. Each view passes each network on its own, so that
+        BatchNorm sees one view at a time.
+        """
+        projection1, projection2 = self.online(view1), self.online(view2)
+        prediction1, prediction2 = self.predictor(projection1), self.predictor(projection2)
+        with torch.no_grad():
+            target1, target2 = self.target(view1), self.target(view2)
+        loss = byol_loss(prediction1, target2) + byol_loss(prediction2, target1)
+        return loss.mean(), projection1.detach().float()
+
+    @torch.no_grad()
+    def update_target(self, tau: float) -> None:
+        """target <- tau * target + (1 - tau) * online, once per optimizer step: parameters, no buffers."""
+        target, online = list(self.target.parameters()), list(self.online.parameters())
+        torch._foreach_lerp_(target, online, 1.0 - tau)
+
+
+def _mlp(num_in: int, hidden_size: int, num_out: int) -> nn.Sequential:
+    """Projector and predictor: linear, BatchNorm, ReLU, linear (section 3.3); no norm at the end."""
+    return nn.Sequential(
+        nn.Linear(num_in, hidden_size),
+        nn.BatchNorm1d(hidden_size),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_size, num_out),
+    )
+
+
+# ---- Encoders. timm and torchvision are loaded on use: `Byol` with one's own encoder needs neither.
+
+
+def build_encoder(name: str, *, channels: int, view_px: int, stem: str) -> nn.Module:
+    """A timm or else torchvision model without its classifier: images -> (batch, features); random weights.
+
+    `stem` is "standard", "small" (3x3, stride 1, no max-pool) or "strided" (3x3, stride 2, no max-pool); the
+    last two keep the state-dict keys and need a ResNet. Weights are drawn from torch's global generator.
+
+    Raises:
+        ConfigError: unknown name, a model without such a stem, or one that cannot be made for such images.
+    """
+    import timm
+
+    try:
+        if timm.is_model(name):
+            encoder = _create_timm(name, channels=channels, view_px=view_px)
+        elif name in _torchvision_names():
+            encoder = _create_torchvision(name, channels=channels, view_px=view_px)
+        else:
+            raise ConfigError(f"network.name: '{name}' is unknown to timm and torchvision{_guess(name)}")
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"network.name: '{name}' cannot be made for {channels} channels and {view_px} px: "
+            f"{_one_line(error)}; choose another model or data_transforms.input_shape"
+        ) from error
+    if stem != "standard":
+        _replace_stem(encoder, name=name, stem=stem)
+    return encoder
+
+
+def resolve_stem(stem: str, *, name: str, view_px: int) -> str:
+    """What "auto" means: "small" for a ResNet with views of at most 64 px, otherwise "standard"."""
+    import timm
+
+    if stem != "auto":
+        return stem
+    if view_px > SMALL_VIEW_PX or not timm.is_model(name) or not _is_timm_resnet(name):
+        return "standard"
+    # On the meta device nothing is allocated, and no random number is drawn.
+    with torch.device("meta"):
+        encoder = _create_timm(name, channels=3, view_px=view_px)
+    return "small" if _has_resnet_stem(encoder) else "standard"
+
+
+def count_features(encoder: nn.Module, *, channels: int, view_px: int) -> int:
+    """The length of a representation, by a dry run on one image of zeros.
+
+    BatchNorm statistics, training modes and the global generator stay as they were.
+
+    Raises:
+        ConfigError: the encoder fails on such an image, or does not give one vector per image.
+    """
+    modes = {module: module.training for module in encoder.modules()}
+    parameter = next(encoder.parameters(), torch.empty(0))
+    images = parameter.new_zeros(1, channels, view_px, view_px)
+    what = f"network.name: the encoder, given images of {channels} channels and {view_px} px,"
+    try:
+        with torch.no_grad():
+            features = encoder.eval()(images)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{what} fails: {_one_line(error)}; choose another model or data_transforms.input_shape"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ConfigError(f"{what} gives {shape}, not one vector per image; choose another model")
+    return features.shape[1]
+
+
+def _create_timm(name: str, *, channels: int, view_px: int) -> nn.Module:
+    import timm
+
+    if _is_timm_resnet(name):
+        return timm.create_model(name, num_classes=0, in_chans=channels, zero_init_last=ZERO_INIT_LAST)
+    pretrained = timm.get_pretrained_cfg(name)
+    if pretrained is not None and pretrained.fixed_input_size:
+        return timm.create_model(name, num_classes=0, in_chans=channels, img_size=view_px)
+    return timm.create_model(name, num_classes=0, in_chans=channels)
+
+
+def _is_timm_resnet(name: str) -> bool:
+    import timm
+
+    return bool(timm.models.is_model_in_modules(name, {"resnet"}))
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision
+
+    return cast(list[str], torchvision.models.list_models(module=torchvision.models))
+
+
+def _create_torchvision(name: str, *, channels: int, view_px: int) -> nn.Module:
+    import torchvision
+
+    if name.startswith("vit_"):
+        network = torchvision.models.get_model(name, weights=None, image_size=view_px)
+    else:
+        network = torchvision.models.get_model(name, weights=None)
+    if hasattr(network, "aux_logits"):  # GoogLeNet: extra classifiers, and a tuple in training
+        network.aux_logits, network.aux1, network.aux2 = False, None, None
+    _remove_classifier(network)
+    if channels != 3:
+        path, first = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d))
+        _set_module(network, path, _like(first, channels, first.kernel_size, first.stride, first.padding))
+    return cast(nn.Module, network)
+
+
+def _remove_classifier(network: nn.Module) -> None:
+    """The last layer with weights, and dropout before it, become identities."""
+    head = next(name for name in ("fc", "classifier", "heads", "head") if hasattr(network, name))
+    layers = [
+        (f"{head}.{path}".rstrip("."), layer) for path, layer in network.get_submodule(head).named_modules()
+    ]
+    last = [path for path, layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+    for path in [last, *(path for path, layer in layers if isinstance(layer, nn.Dropout))]:
+        _set_module(network, path, nn.Identity())
+
+
+def _has_resnet_stem(encoder: nn.Module) -> bool:
+    convolution = getattr(encoder, "conv1", None)
+    is_7x7 = isinstance(convolution, nn.Conv2d) and convolution.kernel_size == (7, 7)
+    return is_7x7 and isinstance(getattr(encoder, "maxpool", None), nn.MaxPool2d)
+
+
+def _replace_stem(encoder: nn.Module, *, name: str, stem: str) -> None:
+    if not _has_resnet_stem(encoder):
+        raise ConfigError(
+            f"network.stem: '{stem}' needs a ResNet with a 7x7 convolution and a max-pool, which '{name}' "
+            "has not; set network.stem=standard"
+        )
+    stride = {"small": (1, 1), "strided": (2, 2)}[stem]
+    first = cast(nn.Conv2d, encoder.conv1)
+    encoder.conv1 = _like(first, first.in_channels, (3, 3), stride, (1, 1))
+    encoder.maxpool = nn.Identity()
+
+
+def _like(
+    layer: nn.Conv2d,
+    channels: int,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: str | tuple[int, ...],
+) -> nn.Conv2d:
+    """A convolution of another shape in the place of `layer`, initialised as ResNets are (He, fan-out)."""
+    assert layer.groups == 1
+    new = nn.Conv2d(
+        channels,
+        layer.out_channels,
+        cast(tuple[int, int], kernel_size),
+        cast(tuple[int, int], stride),
+        cast(tuple[int, int] | str, padding),
+        bias=layer.bias is not None,
+    )
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    return new
+
+
+def _set_module(network: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, module)
+
+
+def _guess(name: str) -> str:
+    import timm
+
+    near = difflib.get_close_matches(name, [*timm.list_models(), *_torchvision_names()], n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else "; `timm.list_models()` lists the names"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,303 @@
+"""Two random views of every image, made in batches on the device; each image has its own random numbers.
+
+`draw_views` draws all numbers of the global batch on the host, from a generator keyed by the step: the views
+depend neither on the device, nor on workers, nor on how many ranks share the batch. `apply_view` applies:
+
+    crop + flip (+ rotation) -> gamma, then colour jitter in an order drawn for the batch
+    -> grey or channel drop -> blur -> noise -> solarize -> invert -> (x - mean) / std
+
+With other than 3 channels, brightness, contrast and gamma have a factor per channel, saturation and hue do
+nothing, and greying is channel drop. An image of one channel is never greyed and drops nothing.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, UInt
+from torch import Tensor
+
+from byol.config import DataTransforms, View
+from byol.method import pixelwise
+from byol.method.pixelwise import Jitter
+
+SIGMA_PX = 224  # the view size at which blur_sigma counts in pixels
+CROP_TRIES = 10  # boxes drawn per image before the fallback, as torchvision's RandomResizedCrop
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Per channel, what stored values mean: x = clip((v - low) / (high - low), 0, 1), then (x - mean) / std."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one view of a batch; `factor` is 1 for 3 channels, otherwise the channels."""
+
+    box: Float[Tensor, "batch 4"]  # top, left, height, width as fractions of the image
+    sizes: Float[Tensor, "batch 2"]  # original height, width; any unit
+    flip: Bool[Tensor, " batch"]
+    vertical_flip: Bool[Tensor, " batch"]
+    angle: Float[Tensor, " batch"]  # radians
+    jitter: Bool[Tensor, " batch"]
+    brightness: Float[Tensor, "batch factor"]
+    contrast: Float[Tensor, "batch factor"]
+    gamma: Float[Tensor, "batch factor"]  # exponents
+    saturation: Float[Tensor, "batch 1"]
+    hue: Float[Tensor, "batch 1"]  # turns of the colour circle
+    grey: Bool[Tensor, " batch"]
+    drop: Bool[Tensor, " batch"]
+    drop_channel: Int64[Tensor, " batch"]
+    blur: Bool[Tensor, " batch"]
+    sigma: Float[Tensor, " batch"]  # pixels at a view of SIGMA_PX
+    noise: Float[Tensor, " batch"]  # standard deviation; full scale is 1
+    noise_seed: Int64[Tensor, " batch"]
+    solarize: Bool[Tensor, " batch"]
+    invert: Bool[Tensor, " batch"]
+    order: tuple[Jitter, ...]  # what jitter does, in this order; without what would change nothing
+
+    def rows(self, rows: slice) -> "Draws":
+        """The numbers of some images of the batch."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "order"}
+        return replace(self, **{name: tensor[rows] for name, tensor in tensors.items()})
+
+
+def make_views(
+    images: UInt[Tensor, "batch channel stored stored"],
+    sizes: Float[Tensor, "global_batch 2"],
+    transforms: DataTransforms,
+    *,
+    key: int,
+    rows: slice,
+    pixels: Pixels,
+) -> tuple[Float[Tensor, "batch channel view view"], Float[Tensor, "batch channel view view"]]:
+    """Two normalised views of each image, channels_last; a function of the images and of `key` alone.
+
+    `images` are the `rows` of a global batch whose original (height, width) are `sizes`, on the host. Each
+    image was stored as a square, whatever its shape: crops are drawn in its original geometry.
+    """
+    channels, view_px = images.shape[1], transforms.input_shape[0]
+    draws1, draws2 = draw_views(key, sizes=sizes, transforms=transforms, channels=channels)
+    assert len(draws1.flip[rows]) == len(images)
+    unit = _to_unit(images, pixels)
+    return (
+        apply_view(unit, draws1.rows(rows), view_px=view_px, pixels=pixels),
+        apply_view(unit, draws2.rows(rows), view_px=view_px, pixels=pixels),
+    )
+
+
+def whole_view(
+    images: UInt[Tensor, "batch channel stored stored"], view_px: int, *, pixels: Pixels
+) -> Float[Tensor, "batch channel view view"]:
+    """The whole image at `view_px`, antialiased as torchvision's resize, and normalised; for evaluation."""
+    x = _to_unit(images, pixels)
+    stored_px = x.shape[-1]
+    if stored_px != view_px:
+        start, flip = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
+        matrix = pixelwise.resampling(start, start + 1.0, flip, num_in=stored_px, num_out=view_px)
+        matrix = _send(matrix, x.device).expand(len(x), -1, -1)
+        x = pixelwise.multiply(matrix, x, matrix)
+    return _normalise(x, pixels)
+
+
+# ---- Random numbers, on the host
+
+
+def draw_views(
+    key: int, *, sizes: Float[Tensor, "batch 2"], transforms: DataTransforms, channels: int
+) -> tuple[Draws, Draws]:
+    """The random numbers of both views of a batch, independent of each other, all from one seed."""
+    generator = torch.Generator().manual_seed(key)
+    draw1 = _draw(generator, transforms.view1, sizes=sizes, s=transforms.s, channels=channels)
+    return draw1, _draw(generator, transforms.view2, sizes=sizes, s=transforms.s, channels=channels)
+
+
+def _draw(
+    generator: torch.Generator, view: View, *, sizes: Float[Tensor, "batch 2"], s: float, channels: int
+) -> Draws:
+    """As many numbers whatever the view's settings: a changed probability leaves the other draws alone."""
+    batch = len(sizes)
+    factors = 1 if channels == 3 else channels
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(batch, *shape, generator=generator) * (high - low) + low
+
+    def happens(probability: float) -> Tensor:
+        return torch.rand(batch, generator=generator) < probability
+
+    def strength(value: float, *shape: int) -> Tensor:
+        return uniform(max(0.0, 1.0 - s * value), 1.0 + s * value, *shape)
+
+    hue, angle = min(s * view.hue, 0.5), math.radians(view.rotation)
+    drop = happens(view.channel_drop)
+    grey = happens(view.grey)
+    return Draws(
+        order=_draw_order(generator, view, s=s, channels=channels),
+        box=_draw_boxes(generator, view, sizes=sizes),
+        sizes=sizes,
+        flip=happens(view.flip),
+        vertical_flip=happens(view.vertical_flip),
+        angle=uniform(-angle, angle),
+        jitter=happens(view.jitter),
+        brightness=strength(view.brightness, factors),
+        contrast=strength(view.contrast, factors),
+        gamma=uniform(-view.gamma, view.gamma, factors).exp(),
+        saturation=strength(view.saturation, 1),
+        hue=uniform(-hue, hue, 1),
+        grey=grey if channels == 3 else torch.zeros_like(grey),
+        drop=torch.zeros_like(drop) if channels == 1 else drop if channels == 3 else drop | grey,
+        drop_channel=torch.randint(channels, (batch,), generator=generator),
+        blur=happens(view.blur),
+        sigma=uniform(*view.blur_sigma),
+        noise=uniform(0.0, view.noise),
+        noise_seed=torch.randint(2**31, (batch,), generator=generator),
+        solarize=happens(view.solarize),
+        invert=happens(view.invert),
+    )
+
+
+def _draw_order(generator: torch.Generator, view: View, *, s: float, channels: int) -> tuple[Jitter, ...]:
+    """Gamma first, the others in random order; only those that are on and defined for so many channels."""
+    shuffled = torch.randperm(4, generator=generator).tolist()
+    names: tuple[Jitter, ...] = ("brightness", "contrast", "saturation", "hue")
+    strengths = (view.brightness, view.contrast, view.saturation, view.hue)
+    defined = names if channels == 3 else names[:2]
+    order = [names[i] for i in shuffled if s * strengths[i] > 0 and names[i] in defined]
+    return ("gamma", *order) if view.gamma > 0 else tuple(order)
+
+
+def _draw_boxes(
+    generator: torch.Generator, view: View, *, sizes: Float[Tensor, "batch 2"]
+) -> Float[Tensor, "batch 4"]:
+    """Boxes as torchvision's RandomResizedCrop draws them, in whole pixels of the original.
+
+    Area uniform, log of the aspect uniform; the first of CROP_TRIES boxes that fits, else the largest centred
+    box of an allowed aspect.
+    """
+    shape = (CROP_TRIES, len(sizes))
+    area_low, area_high = view.crop_area
+    aspect_low, aspect_high = view.crop_aspect
+    full_height, full_width = sizes.double().unbind(1)
+    area = torch.rand(shape, generator=generator, dtype=torch.float64) * (area_high - area_low) + area_low
+    log_aspect = torch.rand(shape, generator=generator, dtype=torch.float64)
+    aspect = torch.exp(log_aspect * math.log(aspect_high / aspect_low) + math.log(aspect_low))
+    pixels = area * full_height * full_width
+    heights, widths = (pixels / aspect).sqrt().round(), (pixels * aspect).sqrt().round()
+    fits = (heights >= 1) & (heights <= full_height) & (widths >= 1) & (widths <= full_width)
+    first = fits.int().argmax(dim=0, keepdim=True)
+    found = fits.any(dim=0)
+    fallback_height = torch.minimum(full_height, (full_width / aspect_low).round()).clamp_min(1.0)
+    fallback_width = torch.minimum(full_width, (full_height * aspect_high).round()).clamp_min(1.0)
+    height = torch.where(found, heights.gather(0, first)[0], fallback_height)
+    width = torch.where(found, widths.gather(0, first)[0], fallback_width)
+    where = torch.rand(2, len(sizes), generator=generator, dtype=torch.float64)
+    top = torch.where(found, where[0] * (full_height - height + 1), (full_height - height) / 2).floor()
+    left = torch.where(found, where[1] * (full_width - width + 1), (full_width - width) / 2).floor()
+    box = [top / full_height, left / full_width, height / full_height, width / full_width]
+    return torch.stack(box, dim=1).float()
+
+
+# ---- Application, on the device
+
+
+def apply_view(
+    unit: Float[Tensor, "batch channel stored stored"], draws: Draws, *, view_px: int, pixels: Pixels
+) -> Float[Tensor, "batch channel view view"]:
+    """One normalised view of each image, channels_last, from images with values in [0, 1].
+
+    An operation is applied to the images that drew it; which ones is known on the host, so nothing waits.
+    """
+    x = _crop(unit, draws, view_px=view_px)
+    jitter = partial(pixelwise.jitter_, order=draws.order)
+    factors = (draws.gamma, draws.brightness, draws.contrast, draws.saturation, draws.hue)
+    _on(x, draws.jitter, jitter, *factors)
+    _on(x, draws.grey, pixelwise.to_grey_)
+    _on(x, draws.drop, pixelwise.drop_channel_, draws.drop_channel)
+    _on(x, draws.blur, pixelwise.blur_, draws.sigma * (view_px / SIGMA_PX))
+    _on(x, draws.noise > 0, pixelwise.add_noise_, draws.noise, draws.noise_seed)
+    _on(x, draws.solarize, pixelwise.solarize_)
+    _on(x, draws.invert, pixelwise.invert_)
+    return _normalise(x, pixels)
+
+
+def _crop(unit: Tensor, draws: Draws, *, view_px: int) -> Tensor:
+    if draws.angle.any():
+        grid = F.affine_grid(
+            _send(_affine(draws), unit.device), [*unit.shape[:2], view_px, view_px], align_corners=False
+        )
+        return F.grid_sample(unit, grid, padding_mode="reflection", align_corners=False)
+    box = _send(draws.box, unit.device)
+    flip, vertical_flip = _send(draws.flip, unit.device), _send(draws.vertical_flip, unit.device)
+    rows = pixelwise.resampling(box[:, 0], box[:, 2], vertical_flip, num_in=unit.shape[2], num_out=view_px)
+    columns = pixelwise.resampling(box[:, 1], box[:, 3], flip, num_in=unit.shape[3], num_out=view_px)
+    return pixelwise.multiply(rows, unit, columns)
+
+
+def _affine(draws: Draws) -> Tensor:
+    """(batch, 2, 3): from the view's coordinates (-1..1) to the image's, turned about the box's centre.
+
+    The angle counts in original pixels, so that an image squashed for storage is not sheared.
+    """
+    top, left, height, width = draws.box.unbind(1)
+    aspect = draws.sizes[:, 1] / draws.sizes[:, 0]
+    right, down = 1.0 - 2.0 * draws.flip.float(), 1.0 - 2.0 * draws.vertical_flip.float()
+    cos, sin = draws.angle.cos(), draws.angle.sin()
+    to_x = [cos * width * right, -sin * height / aspect * down, 2.0 * left + width - 1.0]
+    to_y = [sin * width * aspect * right, cos * height * down, 2.0 * top + height - 1.0]
+    return torch.stack([torch.stack(to_x, dim=1), torch.stack(to_y, dim=1)], dim=1)
+
+
+def _on(x: Tensor, which: Tensor, operation: Callable[..., None], *numbers: Tensor) -> None:
+    """Apply an operation, which works in place and takes numbers per image, to the images that drew it."""
+    if which.all():
+        operation(x, *(_send(number, x.device) for number in numbers))
+    elif which.any():
+        index = which.nonzero()[:, 0]
+        on_device = _send(index, x.device)
+        part = x[on_device]
+        operation(part, *(_send(number[index], x.device) for number in numbers))
+        x.index_copy_(0, on_device, part)
+
+
+# ---- Values, and the way to the device
+
+
+def _to_unit(images: Tensor, pixels: Pixels) -> Tensor:
+    """Stored values to [0, 1], float32, planes of pixels."""
+    low, high = pixels.low, pixels.high
+    x = images.to(torch.float32, memory_format=torch.contiguous_format)
+    largest = torch.iinfo(images.dtype).max
+    if set(low) == {0} and set(high) == {largest}:
+        return x.div_(largest)
+    span = tuple(upper - lower for lower, upper in zip(low, high, strict=True))
+    return x.sub_(_per_channel(low, x.device)).div_(_per_channel(span, x.device)).clamp_(0.0, 1.0)
+
+
+def _normalise(x: Tensor, pixels: Pixels) -> Tensor:
+    x.sub_(_per_channel(pixels.mean, x.device)).div_(_per_channel(pixels.std, x.device))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _factor(values: Tensor, x: Tensor) -> Tensor:
+    """(batch, factor) numbers from the host, to broadcast over the planes of `x`."""
+    return _send(values, x.device)[:, :, None, None]
+
+
+@cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device; pinned on the way to a GPU, so that the host need not wait for the copy."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

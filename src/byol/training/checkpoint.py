@@ -1,0 +1,176 @@
+"""What a run needs to go on: written whole or not at all, checked when read, never unpickled code.
+
+`checkpoints/step-00005000.pt` holds networks (with BatchNorm statistics), optimizer, number of finished steps
+and what the run belongs to; `step-00005000.pt.sha256` its checksum. Everything else is a function of the step.
+"""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from byol.config import Config, diff_configs, dump_config, load_config
+from byol.errors import CheckpointError, RunMismatchError
+from byol.files import write_atomically
+
+FORMAT = 1
+KEEP = 2  # the newest, and one before it in case the newest is damaged
+_PATTERN = "step-*.pt"
+
+
+def claim_run_folder(run_dir: Path, config: Config) -> None:
+    """Write `config.yaml` into a new run folder, or see that the run there is of the same configuration.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or holds something that is not a run.
+        RunMismatchError: the run there has another configuration; the message lists the keys.
+    """
+    path = run_dir / "config.yaml"
+    if path.exists():
+        changes = diff_configs(load_config(path, [], preset=None), config)
+        if changes:
+            raise RunMismatchError(
+                f"{run_dir} holds a run of another configuration ({'; '.join(changes)}); "
+                "go back to its values, or choose another folder with -o"
+            )
+        return
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise CheckpointError(f"{run_dir}: is not empty and not a run; choose another folder with -o")
+    write_atomically(path, dump_config(config).encode())
+
+
+def save(
+    run_dir: Path, done: int, *, byol: nn.Module, optimizer: torch.optim.Optimizer, data_fingerprint: str
+) -> Path:
+    """Write the state after `done` steps and drop all but the last KEEP checkpoints.
+
+    Raises:
+        CheckpointError: it cannot be written; the earlier checkpoints are as they were.
+    """
+    state = {
+        "format": FORMAT,
+        "done": done,
+        "byol": byol.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "data_fingerprint": data_fingerprint,
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    path = run_dir / "checkpoints" / f"step-{done:08d}.pt"
+    # The checksum first: a checkpoint without one is never seen.
+    write_atomically(_checksum_path(path), hashlib.sha256(data).hexdigest().encode())
+    write_atomically(path, data)
+    for old in list_checkpoints(run_dir)[KEEP:]:
+        old.unlink(missing_ok=True)
+        _checksum_path(old).unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, newest first."""
+    return sorted((run_dir / "checkpoints").glob(_PATTERN), reverse=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of a format this version does not know.
+    """
+    try:
+        data = path.read_bytes()
+        wanted = _checksum_path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    if hashlib.sha256(data).hexdigest() != wanted:
+        raise CheckpointError(f"{path}: is damaged (its checksum differs)")
+    try:
+        state = cast(dict[str, Any], torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: is not a checkpoint of plain values ({str(error).splitlines()[0]})") from None
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: is of format {state.get('format')}; this version of byol reads {FORMAT}")
+    return state
+
+
+def read_latest(run_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest readable checkpoint (None if there is none at all), and a line for each damaged one passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints, and every one is damaged.
+    """
+    problems: list[str] = []
+    for path in list_checkpoints(run_dir):
+        try:
+            return read(path), problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(f"{'; '.join(problems)}; start again in another folder with -o")
+    return None, problems
+
+
+def restore(
+    run_dir: Path, byol: nn.Module, *, optimizer: torch.optim.Optimizer, data_fingerprint: str
+) -> tuple[int, list[str]]:
+    """Load the newest good checkpoint in place; the number of finished steps (0: none yet), and warnings.
+
+    Raises:
+        CheckpointError: no checkpoint is readable.
+        RunMismatchError: the run was made with other images.
+    """
+    state, problems = read_latest(run_dir)
+    if state is None:
+        return 0, []
+    if state["data_fingerprint"] != data_fingerprint:
+        raise RunMismatchError(
+            f"{run_dir}: its images have changed since it started; put the old ones back, or choose another "
+            f"folder with -o (network.fine_tune_from={run_dir} starts from its networks)"
+        )
+    byol.load_state_dict(state["byol"])
+    optimizer.load_state_dict(state["optimizer"])
+    warnings = [f"{problem}; going on from the one before, step {state['done']}" for problem in problems]
+    return int(state["done"]), warnings
+
+
+def start_from(run_dir: Path, byol: nn.Module) -> int:
+    """Load another run's online network, target and predictor (`network.fine_tune_from`); its finished steps.
+
+    Raises:
+        CheckpointError: no readable checkpoint there, or one of another architecture (the first key is named).
+    """
+    if not run_dir.is_dir():
+        raise CheckpointError(f"network.fine_tune_from: {run_dir} is not a folder; name an earlier run's folder")
+    state, _ = read_latest(run_dir)
+    if state is None:
+        raise CheckpointError(f"network.fine_tune_from: {run_dir} holds no checkpoint; name an earlier run's folder")
+    problem = _compare_shapes(state["byol"], byol.state_dict())
+    if problem is not None:
+        raise CheckpointError(
+            f"network.fine_tune_from: {run_dir} is of another architecture ({problem}); "
+            "use its network section, input channels and stem"
+        )
+    byol.load_state_dict(state["byol"])
+    return int(state["done"])
+
+
+def _compare_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
+    """The first difference between two state dicts, or None."""
+    keys: Iterable[str] = [*wanted, *(key for key in found if key not in wanted)]
+    for key in keys:
+        there, here = found.get(key), wanted.get(key)
+        if there is None or here is None:
+            return f"{key} is only in {'this network' if there is None else 'the run'}"
+        if there.shape != here.shape:
+            return f"{key} is {tuple(there.shape)} in the run, {tuple(here.shape)} here"
+    return None
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")

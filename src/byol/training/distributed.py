@@ -1,0 +1,258 @@
+"""Ranks, devices and precision: one process or many run the same loop.
+
+With several ranks (torchrun) gradients are averaged by DistributedDataParallel and BatchNorm uses the
+statistics of the global batch, on CPU too: a run does not depend on the number of ranks beyond rounding.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from byol.config import TrainerConfig
+from byol.errors import ConfigError
+
+_TIMEOUT = timedelta(minutes=10)  # a rank that hangs ends the job instead of waiting for ever
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world_size` equal ones, and where and how precisely it computes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def is_main(self) -> bool:
+        """True for the one process that writes files and prints."""
+        return self.rank == 0
+
+    def rows(self, batch_size: int) -> slice:
+        """This rank's part of a global batch."""
+        share = batch_size // self.world_size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 where the precision says so; fp32 otherwise."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` itself on one rank; else with synchronised BatchNorm, in DistributedDataParallel."""
+        if self.world_size == 1:
+            return module
+        if self.device.type == "cuda":
+            module = convert_sync_batchnorm(module)
+            return nn.parallel.DistributedDataParallel(module, [self.device], broadcast_buffers=False)
+        _synchronise_on_cpu(module)
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a scalar over ranks. The host waits here."""
+        if self.world_size > 1:
+            value = value.detach().clone()
+            dist.all_reduce(value)
+            value /= self.world_size
+        return float(value)
+
+    def any(self, flag: bool) -> bool:
+        """True if it is true on any rank. All ranks wait here."""
+        if self.world_size == 1:
+            return flag
+        return self.mean(torch.tensor(float(flag), device=self.device)) > 0.0
+
+    def wait(self) -> None:
+        """Until every rank has come here."""
+        if self.world_size > 1:
+            self.any(False)
+
+
+@contextmanager
+def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started, or be the only one.
+
+    Raises:
+        ConfigError: a device that is not there, or a batch that the ranks cannot share evenly.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = choose_device(trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    share = world_size * trainer.accumulation_steps
+    if trainer.batch_size % share:
+        raise ConfigError(
+            f"trainer.batch_size: {trainer.batch_size} cannot be shared by {world_size} ranks x "
+            f"{trainer.accumulation_steps} accumulation steps; use a multiple of {share}"
+        )
+    ranks = Ranks(rank, world_size, device, choose_dtype(trainer.precision, device=device))
+    if world_size == 1:
+        yield ranks
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, store=_store(world_size), rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def _store(world_size: int) -> dist.Store:
+    """The agent's store, with a name of its own for each restart.
+
+    A restarted group that reads the addresses of its dead predecessor hangs (pytorch issue 135712); with this
+    prefix 5 of 5 restarts after a kill went on.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    is_master = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ["RANK"] == "0"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world_size, is_master=is_master, timeout=_TIMEOUT)
+    return dist.PrefixStore(f"byol_{os.environ.get('TORCHELASTIC_RUN_ID', '')}_{restart}", store)
+
+
+def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
+    """auto: this rank's GPU if there is one, else the CPU.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("trainer.device: 'cuda' asked for, but PyTorch finds no CUDA device; use auto or cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def choose_dtype(precision: str, *, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the hardware computes in it, fp32 elsewhere."""
+    if precision == "fp32":
+        return torch.float32
+    if precision == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    hardware = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return torch.bfloat16 if hardware else torch.float32
+
+
+class StopSignal:
+    """SIGTERM and Ctrl-C as a wish that the loop reads; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    @contextmanager
+    def listen(self) -> Iterator["StopSignal"]:
+        """Take the signals for as long as the block runs, then give them back."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
+            signal.signal(number, self._note)
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+
+# ---- Synchronised BatchNorm on CPU, which torch.nn.SyncBatchNorm does not offer
+
+
+def _synchronise_on_cpu(module: nn.Module) -> None:
+    """Let every BatchNorm in `module` use the statistics of all ranks; parameters and keys stay.
+
+    Raises:
+        ConfigError: a BatchNorm of another kind than torch's own.
+    """
+    for layer in module.modules():
+        # Only the class is exchanged, so optimizer and target keep their references.
+        if type(layer) is nn.BatchNorm1d:
+            layer.__class__ = _CpuSyncBatchNorm1d
+        elif type(layer) is nn.BatchNorm2d:
+            layer.__class__ = _CpuSyncBatchNorm2d
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"network.name: its {type(layer).__name__} layers cannot be synchronised between CPU ranks; "
+                "use one rank, or a ResNet"
+            )
+
+
+class _SyncForward:
+    def forward(self, input: Tensor) -> Tensor:
+        layer = cast(nn.BatchNorm2d, self)
+        if not layer.training:
+            return F.batch_norm(
+                input, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps
+            )
+        output, mean, variance, count = _SyncBatchNorm.apply(input, layer.weight, layer.bias, layer.eps)
+        assert layer.running_mean is not None and layer.running_var is not None
+        assert layer.num_batches_tracked is not None and layer.momentum is not None
+        with torch.no_grad():
+            unbiased = variance * (count / (count - 1.0))
+            layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), layer.momentum)
+            layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), layer.momentum)
+            layer.num_batches_tracked += 1
+        return cast(Tensor, output)
+
+
+class _CpuSyncBatchNorm1d(_SyncForward, nn.BatchNorm1d):
+    """BatchNorm1d with the statistics of all ranks."""
+
+
+class _CpuSyncBatchNorm2d(_SyncForward, nn.BatchNorm2d):
+    """BatchNorm2d with the statistics of all ranks."""
+
+
+class _SyncBatchNorm(torch.autograd.Function):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, mean and biased var over all ranks' rows and pixels."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        channels = input.shape[1]
+        axes = [0, *range(2, input.ndim)]
+        x = input.float()
+        sums = torch.cat([x.sum(axes), (x * x).sum(axes), x.new_tensor([x.numel() / channels])]).double()
+        dist.all_reduce(sums)
+        count = sums[-1]
+        mean = sums[:channels] / count
+        variance = (sums[channels:-1] / count - mean * mean).clamp_min_(0.0)
+        scale = torch.rsqrt(variance + eps).float()
+        shape = (1, channels, *[1] * (input.ndim - 2))
+        normalised = (x - mean.float().view(shape)) * scale.view(shape)
+        ctx.save_for_backward(normalised, weight, scale, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        output = normalised * weight.view(shape) + bias.view(shape)
+        return output.to(input.dtype), mean, variance, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        normalised, weight, scale, count = ctx.saved_tensors
+        channels = gradient.shape[1]
+        axes = [0, *range(2, gradient.ndim)]
+        shape = (1, channels, *[1] * (gradient.ndim - 2))
+        dy = gradient.float()
+        bias_gradient, weight_gradient = dy.sum(axes), (dy * normalised).sum(axes)
+        # Weight and bias keep this rank's part: DistributedDataParallel averages them.
+        sums = torch.cat([bias_gradient, weight_gradient]).double()
+        dist.all_reduce(sums)
+        mean_dy, mean_dy_x = (sums / count).float().view(2, *shape)
+        dx = (dy - mean_dy - normalised * mean_dy_x) * (weight * scale).view(shape)
+        return dx.to(gradient.dtype), weight_gradient, bias_gradient, None

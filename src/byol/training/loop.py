@@ -1,0 +1,259 @@
+"""The training loop: a run is a function of (configuration, step)."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from byol.artifacts.encoder import EncoderSpec, save_encoder
+from byol.config import Config, DataTransforms
+from byol.data.batches import Batch, batches
+from byol.data.images import open_images
+from byol.data.packed import Packed
+from byol.errors import CollapsedError, DataError, DivergedError
+from byol.method.networks import Byol
+from byol.method.optim import build_optimizer, set_lr
+from byol.method.views import make_views, whole_view
+from byol.plan import Plan
+from byol.training import checkpoint, health
+from byol.training.distributed import Ranks, StopSignal, connect
+from byol.training.runlog import Metrics, RunLog
+
+_PATIENCE = 2  # health checks in a row that say "collapsed" before the run is stopped
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a run has come, and the signal that stopped it, if one did."""
+
+    done: int
+    total_steps: int
+    stopped_by: str | None
+
+
+def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
+    """Train, or go on with the run in `run_dir`, until all steps are done or a signal asks to stop.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RunMismatchError: see their modules; nothing is damaged.
+        DivergedError: loss or gradient is not finite; the step was not applied.
+        CollapsedError: the projections of the fixed images have become nearly equal.
+    """
+    with StopSignal().listen() as stop, connect(config.trainer) as ranks:
+        images = _open_images(config, run_dir, ranks=ranks, console=console)
+        plan = Plan.of(config, num_images=len(images))
+        byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
+        byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = build_optimizer(byol, config.optimizer, plan=plan)
+        done, notes = checkpoint.restore(run_dir, byol, optimizer=optimizer, data_fingerprint=images.fingerprint)
+        if done == 0 and config.network.fine_tune_from is not None:
+            earlier = checkpoint.start_from(Path(config.network.fine_tune_from), byol)
+            notes = [f"starting from the networks of {config.network.fine_tune_from}, step {earlier}"]
+        network = ranks.wrap(byol)
+        fixed_images = _FixedImages.of(images, plan, view_px=config.view_px, ranks=ranks)
+        log = RunLog(
+            run_dir,
+            console,
+            first_step=done,
+            total_steps=plan.total_steps,
+            max_epochs=config.trainer.max_epochs,
+            active=ranks.is_main,
+        )
+        for note in [*notes, *_introduce(config, images, plan=plan, ranks=ranks, done=done)]:
+            log.say(note)
+        status = fixed_images.judge(byol, ranks=ranks)
+        collapsed_checks = 0
+        clock = _Clock(done)
+        source = batches(
+            images,
+            plan,
+            rows=ranks.rows(plan.batch_size),
+            device=ranks.device,
+            first_step=done,
+            memory=config.data.memory,
+        )
+        with log, source:
+            for step, batch in enumerate(source, start=done):
+                # Views, loss and gradient of each part of the batch; one part unless memory asks for more.
+                key = plan.key("views", step)
+                parts = _split(batch, ranks, config=config)
+                loss = torch.zeros((), device=ranks.device)
+                for number, (images_part, rows) in enumerate(parts):
+                    view1, view2 = make_views(
+                        images_part, batch.sizes, config.data_transforms, key=key, rows=rows, pixels=images.pixels
+                    )
+                    if step == 0 and number == 0:
+                        log.add_views(view1, view2)
+                    with ranks.autocast():
+                        part_loss, projection = network(view1, view2)
+                    (part_loss / len(parts)).backward()
+                    loss += part_loss.detach() / len(parts)
+
+                # Refuse a step that is not finite. On CPU looking costs nothing; on a GPU the host would wait.
+                done = step + 1
+                looking = plan.log_at(done) or plan.save_at(done)
+                if looking or ranks.device.type == "cpu":
+                    _check_finite(ranks.mean(loss), optimizer, step=step, gradients_too=looking)
+
+                # Online network: one gradient step. Target network: moving average of the online one.
+                set_lr(optimizer, plan.lr(step))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                byol.update_target(plan.tau(step))
+
+                # Now and then (the host waits here): judge health, log, save; on a signal save and stop.
+                if plan.health_at(done):
+                    status = fixed_images.judge(byol, ranks=ranks)
+                    collapsed_checks = collapsed_checks + 1 if status.verdict == "collapsed" else 0
+                if plan.log_at(done):
+                    images_per_s, data_wait = clock.lap(done, plan.batch_size, wait_s=source.wait_s)
+                    log.write(
+                        Metrics(
+                            done=done,
+                            epoch=done / plan.steps_per_epoch,
+                            loss=ranks.mean(loss),
+                            lr=plan.lr(step),
+                            tau=plan.tau(step),
+                            feature_std=ranks.mean(health.measure_feature_std(projection)),
+                            images_per_s=images_per_s,
+                            data_wait=data_wait,
+                            verdict=status.verdict,
+                            rank=status.rank,
+                        )
+                    )
+                if collapsed_checks >= _PATIENCE:
+                    raise _collapsed(run_dir, status, done=done)
+                stopping = _asked_to_stop(stop, ranks, done=done)
+                if (plan.save_at(done) or stopping) and ranks.is_main:
+                    checkpoint.save(
+                        run_dir, done, byol=byol, optimizer=optimizer, data_fingerprint=images.fingerprint
+                    )
+                    save_encoders(run_dir, byol, config=config, images=images, done=done)
+                if stopping:
+                    break
+        ranks.wait()
+        return Outcome(done, plan.total_steps, stop.name if done < plan.total_steps else None)
+
+
+def save_encoders(run_dir: Path, byol: Byol, *, config: Config, images: Packed, done: int) -> None:
+    """The online encoder into the run folder, the target's into `target/` below it."""
+    for which, folder in (("online", run_dir), ("target", run_dir / "target")):
+        encoder = byol.online.encoder if which == "online" else byol.target.encoder
+        save_encoder(folder, encoder, EncoderSpec.of(config, images, which=which, done=done))
+
+
+def _open_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Console) -> Packed:
+    """Claim the run folder and pack the images on the first rank; the others then find both done."""
+    if ranks.is_main:
+        checkpoint.claim_run_folder(run_dir, config)
+        images = open_images(config, run_dir, console=console)
+        ranks.wait()
+    else:
+        ranks.wait()
+        images = open_images(config, run_dir, console=None)
+    stated = config.data_transforms.input_shape[2]
+    if stated is not None and stated != images.channels:
+        raise DataError(
+            f"data_transforms.input_shape: says {stated} channels, the images have {images.channels}; "
+            f"state {images.channels}, or choose with data.channels"
+        )
+    return images
+
+
+def _split(batch: Batch, ranks: Ranks, *, config: Config) -> list[tuple[Tensor, slice]]:
+    """This rank's images in `accumulation_steps` parts, each with its rows of the global batch."""
+    trainer = config.trainer
+    size = batch.images.shape[0] // trainer.accumulation_steps
+    first = ranks.rows(trainer.batch_size).start
+    return [
+        (batch.images[at : at + size], slice(first + at, first + at + size))
+        for at in range(0, batch.images.shape[0], size)
+    ]
+
+
+def _check_finite(
+    loss: float, optimizer: torch.optim.Optimizer, *, step: int, gradients_too: bool
+) -> None:
+    finite = math.isfinite(loss)
+    if finite and gradients_too:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        finite = math.isfinite(float(nn.utils.get_total_norm(gradients)))
+    if not finite:
+        lr = optimizer.param_groups[0]["lr"]
+        raise DivergedError(
+            f"loss or gradient is not finite at step {step} (lr {lr:.3g}); the step was not applied and the last "
+            f"checkpoint is kept; start again elsewhere with a lower rate, e.g. optimizer.params.lr={lr / 3:.2g}"
+        )
+
+
+def _collapsed(run_dir: Path, status: health.Health, *, done: int) -> CollapsedError:
+    kept = checkpoint.list_checkpoints(run_dir)
+    last = f"the last checkpoint is {kept[0].name}" if kept else "no checkpoint had been written yet"
+    return CollapsedError(
+        f"collapsed at step {done}: all images get nearly the same projection (feature std "
+        f"{status.feature_std:.4f}, rank {status.rank:.1f}); {last}; {health.ADVICE}"
+    )
+
+
+def _asked_to_stop(stop: StopSignal, ranks: Ranks, *, done: int) -> bool:
+    """Whether any rank has had a signal; several ranks ask each other only now and then, since all wait."""
+    if ranks.world_size == 1:
+        return stop.name is not None
+    return done % 10 == 0 and ranks.any(stop.name is not None)
+
+
+def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done: int) -> list[str]:
+    """What is about to happen, in a few lines."""
+    transforms: DataTransforms = config.data_transforms
+    precision = "bf16" if ranks.dtype == torch.bfloat16 else "fp32"
+    lines = [
+        f"{len(images)} images, {images.channels} channels, stored at {images.stored_px} px, views of "
+        f"{config.view_px} px (s = {transforms.s:g})",
+        f"{config.network.name} on {ranks.device} in {precision}, {ranks.world_size} rank(s), batch "
+        f"{plan.batch_size}: {plan.steps_per_epoch} steps an epoch, {plan.total_steps} in all",
+        *plan.explain(),
+    ]
+    if done:
+        lines.append(f"continuing at step {done} of {plan.total_steps}")
+    return lines
+
+
+class _Clock:
+    """Images a second and share of waiting since the last lap."""
+
+    def __init__(self, done: int) -> None:
+        self._done, self._time_s, self._wait_s = done, time.perf_counter(), 0.0
+
+    def lap(self, done: int, batch_size: int, *, wait_s: float) -> tuple[float, float]:
+        now = time.perf_counter()
+        elapsed = max(now - self._time_s, 1e-9)
+        rates = (done - self._done) * batch_size / elapsed, min((wait_s - self._wait_s) / elapsed, 1.0)
+        self._done, self._time_s, self._wait_s = done, now, wait_s
+        return rates
+
+
+@dataclass(frozen=True)
+class _FixedImages:
+    """The same whole images at every health check, on the device."""
+
+    views: Tensor
+
+    @classmethod
+    def of(cls, images: Packed, plan: Plan, *, view_px: int, ranks: Ranks) -> "_FixedImages":
+        generator = torch.Generator().manual_seed(plan.key("health", 0))
+        chosen = torch.randperm(len(images), generator=generator)[: health.NUM_IMAGES].sort().values.numpy()
+        pixels = torch.from_numpy(images.images[chosen]).permute(0, 3, 1, 2).to(ranks.device)
+        return cls(whole_view(pixels, view_px, pixels=images.pixels))
+
+    @torch.no_grad()
+    def judge(self, byol: Byol, *, ranks: Ranks) -> health.Health:
+        """With running BatchNorm statistics, so that judging changes nothing."""
+        byol.online.eval()
+        with ranks.autocast():
+            projections = torch.cat([byol.online(part) for part in self.views.split(64)])
+        byol.online.train()
+        return health.judge(projections)

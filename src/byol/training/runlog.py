@@ -1,0 +1,172 @@
+"""What a run says while it goes on: `metrics.jsonl`, TensorBoard, and progress on the terminal.
+
+`metrics.jsonl` is the source of truth, one object a logged step; a continued run first drops the lines of steps
+that it is about to repeat. On a terminal there is a progress display, elsewhere a plain line now and then.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from byol.errors import CheckpointError
+from byol.files import write_atomically
+
+FORMAT = 1
+FILE_NAME = "metrics.jsonl"
+_PLAIN_INTERVAL_S = 15.0  # between lines where there is no terminal
+_GRID_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One line of `metrics.jsonl`; the units are those of docs/files.md."""
+
+    done: int  # finished steps
+    epoch: float  # finished passes over the images
+    loss: float  # mean over images, 0..8
+    lr: float
+    tau: float
+    feature_std: float  # of the batch's projections; 1/sqrt(D) is ideal
+    images_per_s: float
+    data_wait: float  # share of the time spent waiting for images, 0..1
+    verdict: str  # of the latest health check
+    rank: float  # effective rank at the latest health check, 1..D
+
+
+class RunLog:
+    """Writes and shows; does nothing on ranks other than the first."""
+
+    def __init__(
+        self, run_dir: Path, console: Console, *, first_step: int, total_steps: int, max_epochs: int, active: bool
+    ) -> None:
+        self._console, self._active = console, active
+        self._first_step, self._total_steps, self._max_epochs = first_step, total_steps, max_epochs
+        if not active:
+            return
+        self._path = run_dir / FILE_NAME
+        kept = [metrics for metrics in read_metrics(run_dir) if metrics.done <= first_step]
+        write_atomically(self._path, "".join(map(_to_line, kept)).encode())
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        self._progress = _make_progress(console) if console.is_terminal else None
+        self._last_line_s = -math.inf
+
+    def __enter__(self) -> "RunLog":
+        if self._active and self._progress is not None:
+            self._progress.start()
+            self._task = self._progress.add_task("", total=self._total_steps, completed=self._first_step)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._active:
+            return
+        if self._progress is not None:
+            self._progress.stop()
+        self._file.close()
+        self._board.close()
+
+    def write(self, metrics: Metrics) -> None:
+        """One line in the file, a point on each TensorBoard curve, and the display brought up to date.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        if not self._active:
+            return
+        try:
+            self._file.write(_to_line(metrics))
+            self._file.flush()
+            for name, value in asdict(metrics).items():
+                if name not in ("done", "verdict"):
+                    self._board.add_scalar(name, value, metrics.done)
+        except OSError as error:
+            raise CheckpointError(f"{self._path}: cannot be written ({error.strerror}); free space") from None
+        self._show(metrics)
+
+    def add_views(self, view1: Float[Tensor, "b c s s"], view2: Float[Tensor, "b c s s"]) -> None:
+        """A grid of the first images' two views, one above the other, for TensorBoard."""
+        if self._active:
+            self._board.add_image("views", tile_views(view1, view2), self._first_step, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """One line for the person."""
+        if self._active:
+            self._console.print(text, highlight=False, markup=False)
+
+    def _show(self, metrics: Metrics) -> None:
+        text = (
+            f"epoch {metrics.epoch:.1f}/{self._max_epochs}  loss {metrics.loss:.3f}  rank {metrics.rank:.0f}  "
+            f"{metrics.images_per_s:.0f} images/s  data wait {metrics.data_wait:.0%}  {metrics.verdict}"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=metrics.done, description=text)
+            return
+        now = time.monotonic()
+        if now - self._last_line_s >= _PLAIN_INTERVAL_S or metrics.done == self._total_steps:
+            self._last_line_s = now
+            self.say(f"step {metrics.done}/{self._total_steps}  {text}")
+
+
+def read_metrics(run_dir: Path) -> list[Metrics]:
+    """The lines of a run's `metrics.jsonl`, oldest first; a last line cut short by a kill is passed over.
+
+    Raises:
+        CheckpointError: a line that is not of this format.
+    """
+    path = run_dir / FILE_NAME
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    metrics = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            fields = json.loads(line)
+            if fields.pop("format") != FORMAT:
+                raise ValueError(f"format is not {FORMAT}")
+            metrics.append(Metrics(**fields))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{path}:{number}: is not a line of metrics ({error}); remove it") from None
+    return metrics
+
+
+def tile_views(
+    view1: Float[Tensor, "b c s s"], view2: Float[Tensor, "b c s s"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The first images' views as a picture of two rows, each view stretched to 0..255.
+
+    Of other than three channels the first (of two) or the first three are shown.
+    """
+    rows = []
+    for view in (view1, view2):
+        shown = view[:_GRID_IMAGES].detach().float().cpu()
+        shown = shown[:, :3] if shown.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
+        low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
+        pixels = (255.0 * (shown - low) / (high - low).clamp_min(1e-6)).byte()
+        rows.append(np.concatenate(list(pixels.permute(0, 2, 3, 1).numpy()), axis=1))
+    return np.concatenate(rows)
+
+
+def _to_line(metrics: Metrics) -> str:
+    return json.dumps({"format": FORMAT, **asdict(metrics)}) + "\n"
+
+
+def _make_progress(console: Console) -> Progress:
+    return Progress(
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=console,
+    )

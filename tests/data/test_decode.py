@@ -1,0 +1,338 @@
+"""Decoding: exact values for every kind of file, one plain reason for every kind of damage."""
+
+import io
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageOps
+
+from byol.data import decode as module
+from byol.data.decode import Kind, decode, fit, from_pillow, kind_of, peek, select_channels
+from byol.errors import DataError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (7, 5, 1), dtype=np.uint8)
+RGB = RNG.integers(0, 256, (7, 5, 3), dtype=np.uint8)
+RGBA = RNG.integers(0, 256, (7, 5, 4), dtype=np.uint8)
+DEEP = RNG.integers(0, 65536, (7, 5, 3), dtype=np.uint16)
+
+
+def encode(image: Image.Image, format: str = "png", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def tiff(array: np.ndarray, **options: object) -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, array, **options)
+    return stream.getvalue()
+
+
+def png16(array: np.ndarray) -> bytes:
+    """A 16-bit PNG of 1 to 4 channels, which Pillow cannot write."""
+    height, width, channels = array.shape
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def palette() -> Image.Image:
+    return Image.fromarray(RGB).quantize(8)
+
+
+def with_transparency() -> bytes:
+    """A palette PNG with an alpha for each colour: Pillow warns where it is converted carelessly."""
+    return encode(palette(), transparency=bytes(range(0, 240, 30)))
+
+
+FILES: dict[str, tuple[bytes, np.ndarray]] = {
+    "grey": (encode(Image.fromarray(GREY[..., 0])), GREY),
+    "rgb": (encode(Image.fromarray(RGB)), RGB),
+    "rgb bmp": (encode(Image.fromarray(RGB), "bmp"), RGB),
+    "rgb webp": (encode(Image.fromarray(RGB), "webp", lossless=True), RGB),
+    "rgba drops alpha": (encode(Image.fromarray(RGBA)), RGBA[..., :3]),
+    "grey and alpha": (encode(Image.fromarray(RGBA[..., :2])), RGBA[..., :1]),
+    "palette": (encode(palette()), np.asarray(palette().convert("RGB"))),
+    "palette gif": (encode(palette(), "gif"), np.asarray(palette().convert("RGB"))),
+    "palette with alpha": (with_transparency(), np.asarray(palette().convert("RGB"))),
+    "1 bit": (encode(Image.fromarray(GREY[..., 0] > 99)), np.where(GREY > 99, 255, 0).astype(np.uint8)),
+    "grey 16 bit png": (png16(DEEP[..., :1]), DEEP[..., :1]),
+    "rgb 16 bit png": (png16(DEEP), DEEP),
+    "grey, alpha 16 bit png": (png16(DEEP[..., :2]), DEEP[..., :1]),
+    "rgba 16 bit png": (png16(np.repeat(DEEP[..., :1], 4, axis=2)), np.repeat(DEEP[..., :1], 3, axis=2)),
+    "16 bit pgm": (b"P5 5 7 65535\n" + DEEP[..., 0].astype(">u2").tobytes(), DEEP[..., :1]),
+    "npy": (npy(GREY[..., 0]), GREY),
+    "npy 16 bit, big-endian": (npy(DEEP.astype(">u2")), DEEP),
+    "npy bool": (npy(GREY > 99), np.where(GREY > 99, 255, 0).astype(np.uint8)),
+    "tiff grey": (tiff(GREY[..., 0], photometric="minisblack"), GREY),
+    "tiff 16 bit, big-endian": (tiff(DEEP[..., 0], photometric="minisblack", byteorder=">"), DEEP[..., :1]),
+    "tiff white is zero": (tiff(DEEP[..., 0], photometric="miniswhite"), 65535 - DEEP[..., :1]),
+    "tiff rgb": (tiff(RGB, photometric="rgb"), RGB),
+    "tiff rgb planes": (tiff(np.moveaxis(RGB, 2, 0), photometric="rgb", planarconfig="separate"), RGB),
+    "tiff rgba": (tiff(RGBA, photometric="rgb"), RGBA[..., :3]),
+    "tiff pages": (tiff(np.moveaxis(DEEP, 2, 0), photometric="minisblack"), DEEP),
+    "tiff imagej": (tiff(np.moveaxis(DEEP, 2, 0), imagej=True, metadata={"axes": "CYX"}), DEEP),
+    "tiff ome": (tiff(np.moveaxis(DEEP, 2, 0), ome=True, metadata={"axes": "CYX"}), DEEP),
+    "tiff 13 samples": (
+        tiff(np.repeat(DEEP, 5, axis=2)[..., :13], photometric="minisblack", planarconfig="contig"),
+        np.repeat(DEEP, 5, axis=2)[..., :13],
+    ),
+    "tiff palette": (encode(palette(), "tiff"), np.asarray(palette().convert("RGB"))),
+    "tiff 1 bit": (
+        encode(Image.fromarray(GREY[..., 0] > 99), "tiff"),
+        np.where(GREY > 99, 255, 0).astype("u1"),
+    ),
+    "tiff lzw": (encode(Image.fromarray(RGB), "tiff", compression="tiff_lzw"), RGB),
+    "tiff lzw 16 bit pages": (
+        encode(
+            Image.fromarray(DEEP[..., 0]),
+            "tiff",
+            compression="tiff_lzw",
+            save_all=True,
+            append_images=[Image.fromarray(DEEP[..., 1]), Image.fromarray(DEEP[..., 2])],
+        ),
+        DEEP,
+    ),
+    "tiff deflate": (tiff(DEEP[..., 0], compression="zlib", photometric="minisblack"), DEEP[..., :1]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_exact_values_and_the_same_kind_by_the_header(name: str) -> None:
+    file, expected = FILES[name]
+    image = decode(file)
+    assert image.dtype == expected.dtype and image.dtype.isnative and image.flags.c_contiguous
+    np.testing.assert_array_equal(image, expected)
+    assert peek(file) == kind_of(image)
+
+
+def test_a_path_bytes_and_a_stream_are_the_same_and_the_suffix_is_not_believed(tmp_path: Path) -> None:
+    file, expected = FILES["tiff pages"]
+    (tmp_path / "really a tiff.png").write_bytes(file)
+    for given in (tmp_path / "really a tiff.png", file, memoryview(file), io.BytesIO(file)):
+        np.testing.assert_array_equal(decode(given), expected)
+
+
+def test_cmyk_jpeg_becomes_rgb() -> None:
+    flat = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # no cyan, full magenta and yellow: red
+    image = decode(encode(flat, "jpeg", quality=95))
+    assert image.shape == (16, 16, 3)
+    assert image[..., 0].min() > 200 and image[..., 1:].max() < 60
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("format", ["jpeg", "png", "tiff"])
+def test_orientation_as_pillow_applies_it(orientation: int, format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = encode(Image.fromarray(RGB), format, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file))))
+    np.testing.assert_array_equal(decode(file), expected)
+    assert peek(file) == kind_of(expected)
+
+
+def test_orientation_of_16_bit_colour_png() -> None:
+    file = png16(DEEP)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(data)) + b"eXIf" + data + struct.pack(">I", zlib.crc32(b"eXIf" + data))
+    turned = file[:33] + chunk + file[33:]
+    np.testing.assert_array_equal(decode(turned), np.rot90(DEEP, -1))
+
+
+def test_damaged_exif_does_not_cost_the_image() -> None:
+    file = encode(Image.fromarray(RGB), "jpeg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\x07" * 40)
+    assert decode(file).shape == RGB.shape
+
+
+def test_only_the_first_frame_of_an_animation() -> None:
+    frames = [Image.fromarray(RGB).quantize(4), Image.fromarray(255 - RGB).quantize(4)]
+    file = encode(frames[0], "gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(decode(file), np.asarray(frames[0].convert("RGB")))
+
+
+JPEG = encode(Image.fromarray(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)), "jpeg")
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"not an image at all, but a few words of text", "not an image of a known format"),
+    "jpeg cut": (JPEG[: len(JPEG) // 2], "damaged or cut short"),
+    "jpeg header cut": (JPEG[:30], "damaged or cut short|known format"),
+    "png cut": (FILES["rgb"][0][:60], "damaged or cut short"),
+    "png checksum": (FILES["rgb"][0][:50] + b"\xff" + FILES["rgb"][0][51:], "damaged or cut short"),
+    "png 16 cut": (FILES["rgb 16 bit png"][0][:80], "damaged or cut short"),
+    "tiff cut": (FILES["tiff pages"][0][:-50], "damaged or cut short"),
+    "tiff header alone": (b"II*\0", "damaged or cut short"),
+    "tiff offset": (b"II*\0" + b"\xff" * 50, "damaged or cut short"),
+    "tiff two stacks": (
+        tiff(np.zeros((2, 3, 7, 5), "u1"), imagej=True),
+        "has the axes Z 2 x C 3 x Y 7 x X 5",
+    ),
+    "tiff float": (tiff(np.zeros((7, 5), "f4")), "holds float32 values"),
+    "tiff signed": (tiff(np.zeros((7, 5), "i2")), "holds int16 values"),
+    "tiff page sizes": (
+        encode(Image.new("L", (5, 7)), "tiff", save_all=True, append_images=[Image.new("L", (6, 7))]),
+        "pages of different sizes",
+    ),
+    "npy cut": (FILES["npy"][0][:-3], "damaged or cut short"),
+    "npy float": (npy(np.zeros((7, 5))), "holds float64 values"),
+    "npy 4 axes": (npy(np.zeros((2, 7, 5, 3), "u1")), r"has the shape \(2, 7, 5, 3\)"),
+    "npy pickle": (npy(np.array([[None]])), "holds object values"),
+    "npy no pixels": (npy(np.zeros((0, 5), "u1")), "has no pixels"),
+    "npy no channels": (npy(np.zeros((7, 5, 0), "u1")), "has no pixels"),
+    "npy bomb": (
+        npy(np.zeros((1, 1), "u1")).replace(b"(1, 1), }", b"(99999, 9999), }")[:128],
+        "more than the 178,956,970",
+    ),
+    "png bomb": (
+        png16(np.zeros((1, 1, 1), "u2")).replace(b"IHDR\0\0\0\1\0\0\0\1", b"IHDR\0\1\0\0\0\1\0\0"),
+        "",
+    ),
+    "float image": (encode(Image.new("F", (5, 7)), "tiff"), "holds float32 values"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_damage_is_one_plain_reason(name: str, tmp_path: Path) -> None:
+    file, reason = BAD[name]
+    with pytest.raises(DataError, match=reason) as caught:
+        decode(file)
+    assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+def test_a_path_that_cannot_be_opened(tmp_path: Path) -> None:
+    for read in (decode, peek):
+        with pytest.raises(DataError, match="no such file"):
+            read(tmp_path / "absent.png")
+        with pytest.raises(DataError, match=r"cannot be opened \(Is a directory\)"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["F", "LAB", "I"])
+def test_pillow_images_of_other_modes_are_refused(mode: str) -> None:
+    image = Image.new(mode, (2, 2), 70_000) if mode == "I" else Image.new(mode, (2, 2))
+    with pytest.raises(DataError, match="32-bit values|mode"):
+        from_pillow(image)
+
+
+def test_large_but_allowed_images_do_not_warn_and_threads_leave_the_filters_as_they_were(monkeypatch) -> None:
+    """Pillow warns at half the size that it refuses; threads that overlap must not leave the filter on."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    before = list(warnings.filters)
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            for _ in range(30):
+                decode(FILES["rgb"][0])
+        except BaseException as error:
+            failures.append(error)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inside = list(warnings.filters)
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert warnings.filters == inside
+    assert not failures and list(warnings.filters) == before
+
+
+# ---- fit
+
+
+def test_an_image_of_the_size_is_returned_as_it_is() -> None:
+    image = RNG.integers(0, 65536, (6, 6, 4), dtype=np.uint16)
+    assert fit(image, 6) is image
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (40, 30), (3, 4), (8, 20)])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_fit_keeps_range_channels_and_mean(dtype: type, shape: tuple[int, int], channels: int) -> None:
+    image = RNG.integers(50, np.iinfo(dtype).max, (*shape, channels)).astype(dtype)
+    fitted = fit(image, 8)
+    assert fitted.shape == (8, 8, channels) and fitted.dtype == dtype
+    for channel in range(channels):
+        before, after = image[..., channel], fitted[..., channel]
+        assert before.min() <= after.min() and after.max() <= before.max()
+        assert abs(float(after.mean()) - float(before.mean())) < 0.25 * float(np.ptp(before)) + 1
+        np.testing.assert_array_equal(after, fit(before[..., None].copy(), 8)[..., 0])  # channels are alone
+
+
+def test_fit_is_antialiased() -> None:
+    """A chessboard of single pixels becomes its mean; a method that picks pixels gives black or white."""
+    board = ((np.indices((64, 64)).sum(0) % 2) * 255).astype(np.uint8)[..., None]
+    assert np.abs(fit(board, 16).astype(int) - 127).max() <= 6
+    assert np.abs(fit(board.astype(np.uint16) * 257, 16).astype(int) - 32767).max() <= 6 * 257
+
+
+def test_8_and_16_bit_are_fitted_alike() -> None:
+    image = RNG.integers(0, 256, (31, 45, 2), dtype=np.uint8)
+    shallow, deep = fit(image, 16), fit(image.astype(np.uint16) * 257, 16)
+    assert np.abs(shallow - deep / 257.0).max() < 1.0
+
+
+# ---- channels
+
+
+@pytest.mark.parametrize(
+    ("image", "channels", "expected"),
+    [
+        (DEEP, None, DEEP),
+        (GREY, "rgb", np.repeat(GREY, 3, axis=2)),
+        (RGB, "rgb", RGB),
+        (GREY, "grey", GREY),
+        (DEEP, [2, 0], DEEP[..., [2, 0]]),
+        (GREY, [0, 0], np.repeat(GREY, 2, axis=2)),
+    ],
+)
+def test_channels_are_selected(image: np.ndarray, channels: object, expected: np.ndarray) -> None:
+    selected = select_channels(image, channels)
+    np.testing.assert_array_equal(selected, expected)
+    assert selected.dtype == image.dtype
+
+
+def test_grey_of_rgb_is_luma_at_8_and_16_bit() -> None:
+    assert np.array_equal(
+        select_channels(RGB, "grey")[..., 0], np.asarray(Image.fromarray(RGB).convert("L"))
+    ) or (
+        np.abs(
+            select_channels(RGB, "grey")[..., 0].astype(int) - np.asarray(Image.fromarray(RGB).convert("L"))
+        ).max()
+        <= 1
+    )
+    white = np.full((2, 2, 3), 65535, dtype=np.uint16)
+    assert (select_channels(white, "grey") == 65535).all()
+
+
+@pytest.mark.parametrize(("channels", "image"), [("rgb", RGBA), ("grey", RGBA), ([3], RGB), ([-1], RGB)])
+def test_channels_that_are_not_there_are_refused(channels: object, image: np.ndarray) -> None:
+    with pytest.raises(DataError, match=f"has {image.shape[2]} channels"):
+        select_channels(image, channels)
+
+
+def test_the_reader_is_asked_only_once_for_a_kind() -> None:
+    assert peek(FILES["rgb"][0]) == Kind(7, 5, 3, 8)
+    assert callable(module.decode) and isinstance(decode, Callable)

@@ -1,0 +1,246 @@
+"""Probes against scikit-learn and closed forms; choosing never sees the test split."""
+
+import inspect
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from byol.errors import DataError
+from byol.evaluation import probes
+from byol.evaluation.probes import Validation
+
+Features = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+def make_features(
+    num_images: int, *, seed: int, num_classes: int = 5, spread: float = 1.5
+) -> tuple[Features, Labels]:
+    """Overlapping clouds, one a class; the classes are the same for every seed."""
+    centres = np.random.default_rng(99).normal(size=(num_classes, 16))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, num_images)
+    features = centres[labels] + spread * rng.normal(size=(num_images, 16))
+    return features.astype(np.float32), labels
+
+
+# ---- kNN
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+@pytest.mark.parametrize("k", [1, 7, 50])
+def test_knn_is_exactly_that_of_scikit_learn(k: int, temperature: float) -> None:
+    (train, labels), (test, _) = make_features(300, seed=0), make_features(200, seed=1)
+    labels = labels * 10 + 3  # labels are names, not indices
+    reference = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1.0 - d) / temperature))
+    expected = reference.fit(train, labels).predict(test)
+    np.testing.assert_array_equal(
+        probes.knn_predict(train, labels, test=test, k=k, temperature=temperature), expected
+    )
+
+
+def test_knn_in_blocks_is_knn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    (train, labels), (test, _) = make_features(300, seed=0), make_features(100, seed=1)
+    whole = probes.knn_predict(train, labels, test=test, k=20, temperature=0.1)
+    chosen = probes.choose_knn(train, labels, seed=0)
+    monkeypatch.setattr(probes, "_BLOCK", 300 * 7)
+    np.testing.assert_array_equal(probes.knn_predict(train, labels, test=test, k=20, temperature=0.1), whole)
+    assert probes.choose_knn(train, labels, seed=0) == chosen
+
+
+def test_knn_choice_is_the_best_on_the_validation_part() -> None:
+    train, labels = make_features(400, seed=0)
+    part = Validation.of(labels, seed=3)
+    right = {
+        (k, temperature): np.mean(
+            probes.knn_predict(
+                train[part.fit], labels[part.fit], test=train[part.held_out], k=k, temperature=temperature
+            )
+            == labels[part.held_out]
+        )
+        for k in probes.NEIGHBOURS
+        for temperature in probes.TEMPERATURES
+    }
+    assert probes.choose_knn(train, labels, seed=3) == max(right, key=lambda setting: right[setting])
+
+
+def test_knn_extremes_neither_overflow_nor_divide_by_zero() -> None:
+    train = np.array([[1, 0], [0, 1], [0, 0]], dtype=np.float32)
+    labels, test = np.array([0, 1, 1]), np.array([[2, 0], [0, 0], [0.1, 5]], dtype=np.float32)
+    predicted = probes.knn_predict(train, labels, test=test, k=1000, temperature=1e-4)
+    np.testing.assert_array_equal(predicted, [0, 1, 1])
+    assert probes.knn_predict(train, labels, test=test[:0], k=1, temperature=0.1).shape == (0,)
+
+
+# ---- Logistic regression
+
+
+def test_logistic_regression_is_that_of_scikit_learn() -> None:
+    (train, labels), (test, _) = make_features(500, seed=0), make_features(400, seed=1)
+    predicted = probes.logistic_regression(train, labels, test=test, seed=0)
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    reference = LogisticRegression(C=predicted.chosen["C"], max_iter=1000, tol=1e-6)
+    expected = reference.fit((train - mean) / std, labels).predict((test - mean) / std)
+    assert np.mean(predicted.labels == expected) >= 0.995  # away from ties; tolerances of L-BFGS differ
+
+
+def test_logistic_choice_is_the_best_on_the_validation_part() -> None:
+    train, labels = make_features(300, seed=0, spread=3.0)
+    part = Validation.of(labels, seed=0)
+    right = {
+        c: LogisticRegression(C=c, max_iter=1000)
+        .fit(train[part.fit], labels[part.fit])
+        .score(train[part.held_out], labels[part.held_out])
+        for c in probes.INVERSE_PENALTIES
+    }
+    chosen = probes.choose_logistic(train, labels, seed=0)
+    # Started from the last penalty's solution, L-BFGS ends at most one image away from a cold start.
+    assert right[chosen] >= max(right.values()) - 1 / len(part.held_out) - 1e-9
+
+
+def test_logistic_sweep_works_on_a_bounded_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    fit = probes._fit_logistic
+
+    def count(model: LogisticRegression, train: Features, labels: Labels) -> LogisticRegression:
+        sizes.append(len(train))
+        return fit(model, train, labels)
+
+    monkeypatch.setattr(probes, "_fit_logistic", count)
+    monkeypatch.setattr(probes, "_SWEEP_ROWS", 100)
+    (train, labels), (test, _) = make_features(500, seed=0), make_features(10, seed=1)
+    probes.logistic_regression(train, labels, test=test, seed=0)
+    assert max(sizes[:-1]) < 100 and sizes[-1] == 500
+
+
+def test_strong_overfitting_still_converges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More features than images, separable, one feature constant: no ConvergenceWarning (an error here)."""
+    monkeypatch.setattr(probes, "INVERSE_PENALTIES", (1.0,))
+    rng = np.random.default_rng(0)
+    train = rng.normal(size=(60, 200)).astype(np.float32)
+    train[:, 0] = 7.0
+    labels = np.arange(60) % 3
+    predicted = probes.logistic_regression(train, labels, test=train, seed=0)
+    assert np.mean(predicted.labels == labels) == 1.0
+
+
+# ---- Choosing without the test split
+
+
+def test_nothing_that_chooses_or_fits_has_a_parameter_for_test_labels() -> None:
+    for choose in (probes.choose_knn, probes.choose_logistic):
+        assert list(inspect.signature(choose).parameters) == ["train", "labels", "seed"]
+    for classify in (probes.knn, probes.logistic_regression):
+        assert list(inspect.signature(classify).parameters) == ["train", "labels", "test", "seed"]
+
+
+@pytest.mark.parametrize("classify", [probes.knn, probes.logistic_regression])
+def test_what_is_chosen_does_not_depend_on_the_test_images(classify: object) -> None:
+    assert callable(classify)
+    train, labels = make_features(200, seed=0)
+    test, _ = make_features(40, seed=1)
+    one = classify(train, labels, test=test, seed=0)
+    other = classify(train, labels, test=test[::-1] * 3, seed=0)
+    assert one.chosen == other.chosen
+
+
+def test_validation_holds_out_a_fifth_of_each_class() -> None:
+    labels = np.repeat([0, 1, 2, 3], [50, 10, 2, 1])
+    part = Validation.of(labels, seed=0)
+    assert sorted([*part.fit, *part.held_out]) == list(range(63))
+    assert [int((labels[part.held_out] == label).sum()) for label in range(4)] == [10, 2, 1, 0]
+    other = Validation.of(labels, seed=1)
+    np.testing.assert_array_equal(part.held_out, Validation.of(labels, seed=0).held_out)
+    assert not np.array_equal(part.held_out, other.held_out)
+
+
+@pytest.mark.parametrize("classify", [probes.knn, probes.logistic_regression])
+def test_a_class_with_one_image_is_no_obstacle(classify: object) -> None:
+    assert callable(classify)
+    train, labels = make_features(40, seed=0, num_classes=3)
+    labels[0] = 77
+    test = train[:1]
+    assert classify(train, labels, test=test, seed=0).labels.shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "no image has a label: give them by --labels FILE.csv with the columns file,label"),
+        ([1, 1, 1], r"labels have one class only \('cat', 3 images\): .* label images of another one"),
+        ([0, 1], "labels have one image of each of 2 classes: .* label more images"),
+    ],
+)
+def test_labels_that_cannot_be_learnt_are_refused(labels: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        probes.check_classes(np.array(labels, dtype=np.int64), ("dog", "cat"))
+
+
+# ---- Features to features
+
+
+def test_standardise_uses_the_training_statistics() -> None:
+    rng = np.random.default_rng(0)
+    train = rng.normal(5.0, 3.0, size=(100, 4)).astype(np.float32)
+    train[:, 3] = 1234.5
+    test = rng.normal(size=(10, 4)).astype(np.float32)
+    new_train, new_test = probes.standardise(train, test)
+    np.testing.assert_allclose(new_train.mean(axis=0), 0.0, atol=1e-6)
+    np.testing.assert_allclose(new_train[:, :3].std(axis=0), 1.0, atol=1e-5)
+    expected = (test[:, :3] - train[:, :3].mean(axis=0)) / train[:, :3].std(axis=0)
+    np.testing.assert_allclose(new_test[:, :3], expected, atol=1e-4)
+    np.testing.assert_allclose(new_train[:, 3], 0.0, atol=1e-3)
+
+
+def test_pca_keeps_the_variance_of_an_exact_decomposition() -> None:
+    train, _ = make_features(200, seed=0)
+    new_train, new_test = probes.pca(train, train[:5], dimensions=4, seed=0)
+    singular = np.linalg.svd(train - train.mean(axis=0), compute_uv=False)[:4]
+    np.testing.assert_allclose(np.linalg.norm(new_train, axis=0), singular, rtol=1e-3)
+    np.testing.assert_allclose(new_test, new_train[:5], atol=1e-4)
+    assert new_train.dtype == np.float32
+
+
+def test_pca_dimensions_are_capped_by_images_and_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, _ = make_features(30, seed=0)
+    assert probes.pca(train, train, dimensions=256, seed=0)[0].shape == (30, 16)
+    assert probes.pca(train[:6], train, dimensions=256, seed=0)[1].shape == (30, 6)
+    monkeypatch.setattr(probes, "_PCA_ROWS", 8)
+    assert probes.pca(train, train, dimensions=256, seed=0)[1].shape == (30, 8)
+
+
+# ---- How good, and how sure
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice([1, 4, 9], size=100, p=[0.8, 0.15, 0.05])
+    predicted = np.where(rng.random(100) < 0.7, labels, 1)
+    expected = balanced_accuracy_score(labels, predicted)
+    assert probes.balanced_accuracy(predicted, labels) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.85])
+def test_interval_agrees_with_the_normal_approximation(share: float) -> None:
+    correct = np.arange(2000) < 2000 * share
+    low, high = probes.bootstrap_interval(correct, seed=0, num=20_000)
+    half = 1.96 * np.sqrt(share * (1 - share) / 2000)
+    assert (low, high) == (pytest.approx(share - half, abs=1e-3), pytest.approx(share + half, abs=1e-3))
+
+
+def test_interval_agrees_with_resampling_the_images() -> None:
+    correct = np.arange(50) < 40
+    rng = np.random.default_rng(0)
+    means = correct[rng.integers(0, 50, size=(20_000, 50))].mean(axis=1)
+    expected = np.quantile(means, [0.025, 0.975])
+    assert probes.bootstrap_interval(correct, seed=0, num=20_000) == pytest.approx(tuple(expected), abs=0.021)
+
+
+def test_interval_at_the_ends() -> None:
+    assert probes.bootstrap_interval(np.ones(9, dtype=bool), seed=0, num=100) == (1.0, 1.0)
+    first = probes.bootstrap_interval(np.arange(30) < 20, seed=4, num=500)
+    assert probes.bootstrap_interval(np.arange(30) < 20, seed=4, num=500) == first

@@ -1,0 +1,272 @@
+"""The loop: stopped anywhere and continued equals never stopped, bit for bit; ranks do not matter; guards act."""
+
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from byol.config import Config, load_config
+from byol.errors import CollapsedError, DataError, DivergedError, RunMismatchError
+from byol.training import checkpoint, loop
+from byol.training.loop import train
+from byol.training.runlog import read_metrics
+
+TINY = [
+    "network.name=resnet10t",
+    "network.projection_head.mlp_hidden_size=32",
+    "network.projection_head.projection_size=16",
+    "data_transforms.input_shape=[16,16,3]",
+    "data.stored_px=16",
+    "trainer.batch_size=8",
+    "trainer.max_epochs=4",
+    "trainer.checkpoint_interval=7",
+    "trainer.log_interval=1",
+    "trainer.health_interval=10",
+    "trainer.precision=fp32",
+    "trainer.num_workers=1",
+    "network.stem=standard",
+]
+TOTAL_STEPS = 4 * (64 // 8)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "images.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (67, 16, 16, 3), dtype=np.uint8))
+    return path
+
+
+def configure(images: Path, *overrides: str) -> Config:
+    return load_config(None, [f"data.source={images}", *TINY, *overrides], preset="demo")
+
+
+def run(config: Config, run_dir: Path) -> loop.Outcome:
+    return train(config, run_dir, console=Console(file=io.StringIO(), width=200))
+
+
+def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
+    state, problems = checkpoint.read_latest(run_dir)
+    assert state is not None and problems == [] and state["done"] == TOTAL_STEPS
+    momentum = {f"momentum.{key}": value["momentum_buffer"] for key, value in state["optimizer"]["state"].items()}
+    return {**state["byol"], **momentum}
+
+
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    assert [key for key in one if not torch.equal(one[key], two[key])] == []
+
+
+@pytest.fixture(scope="session")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    outcome = run(configure(images), run_dir)
+    assert outcome == loop.Outcome(TOTAL_STEPS, TOTAL_STEPS, None)
+    return run_dir
+
+
+def test_a_run_folder_holds_everything(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "encoder.safetensors", "encoder.json", "target",
+    }  # fmt: skip
+    assert [metrics.done for metrics in read_metrics(finished)] == list(range(1, TOTAL_STEPS + 1))
+    assert all(0.0 <= metrics.loss <= 8.0 for metrics in read_metrics(finished))
+
+
+def test_it_learns_something(finished: Path) -> None:
+    metrics = read_metrics(finished)
+    assert metrics[-1].loss < metrics[0].loss
+    assert metrics[-1].tau > metrics[0].tau and metrics[-1].lr < max(line.lr for line in metrics)
+
+
+def test_a_finished_run_has_nothing_to_do(finished: Path, images: Path) -> None:
+    before = final_state(finished)
+    assert run(configure(images), finished).done == TOTAL_STEPS
+    assert_same(before, final_state(finished))
+
+
+def test_what_changes_no_numbers_may_change(
+    finished: Path, images: Path, tmp_path: Path
+) -> None:
+    """Logging, checking and saving at other moments, and more workers, give the same weights."""
+    other = configure(
+        images,
+        "trainer.log_interval=5",
+        "trainer.health_interval=3",
+        "trainer.checkpoint_interval=100",
+        "trainer.num_workers=2",
+        "data.memory=map",
+    )
+    run(other, tmp_path / "run")
+    assert_same(final_state(finished), final_state(tmp_path / "run"))
+
+
+def test_another_seed_changes_them(finished: Path, images: Path, tmp_path: Path) -> None:
+    run(configure(images, "trainer.seed=1"), tmp_path / "run")
+    weights = "online.encoder.layer1.0.conv1.weight"
+    assert not torch.equal(final_state(finished)[weights], final_state(tmp_path / "run")[weights])
+
+
+def test_stopped_by_a_signal_and_continued(
+    finished: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    original = loop.set_lr
+    calls = 0
+
+    def stop_at_5_and_18(optimizer: torch.optim.Optimizer, lr: float) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (5, 18):
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(optimizer, lr)
+
+    monkeypatch.setattr(loop, "set_lr", stop_at_5_and_18)
+    assert run(configure(images), run_dir) == loop.Outcome(5, TOTAL_STEPS, "SIGTERM")
+    assert run(configure(images), run_dir) == loop.Outcome(18, TOTAL_STEPS, "SIGTERM")
+    assert run(configure(images), run_dir) == loop.Outcome(TOTAL_STEPS, TOTAL_STEPS, None)
+    assert_same(final_state(finished), final_state(run_dir))
+    assert [metrics.done for metrics in read_metrics(run_dir)] == list(range(1, TOTAL_STEPS + 1))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_killed_at_five_random_moments_and_continued(images: Path, tmp_path: Path, precision: str) -> None:
+    """kill -9 of a process that trains, five times; the last start finishes."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    overrides = [*TINY, f"trainer.precision={precision}", "trainer.checkpoint_interval=3", f"data.packs={tmp_path}/packs"]
+    command = [sys.executable, "-m", "byol", "train", str(images), "--preset", "demo", *overrides, "-o"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(whole)], check=True, env=environment, capture_output=True)
+    moments = random.Random(0)
+    num_killed = 0
+    for _ in range(20):
+        process = subprocess.Popen([*command, str(killed)], env=environment, stdout=subprocess.DEVNULL)
+        if num_killed < 5:
+            num_killed += kill_while_training(process, killed, delay_s=moments.uniform(0.0, 0.3))
+        elif process.wait() == 0:
+            break
+    assert num_killed == 5
+    assert_same(final_state(whole), final_state(killed))
+
+
+def kill_while_training(process: "subprocess.Popen[bytes]", run_dir: Path, *, delay_s: float) -> bool:
+    """Kill once the process has logged a step and `delay_s` has gone by; False if it had finished before."""
+    log = run_dir / "metrics.jsonl"
+    before = log.stat().st_mtime_ns if log.exists() else 0
+    while process.poll() is None and (not log.exists() or log.stat().st_size == 0 or log.stat().st_mtime_ns == before):
+        time.sleep(0.01)
+    time.sleep(delay_s)
+    was_running = process.poll() is None
+    process.kill()
+    process.wait()
+    return was_running
+
+
+def test_two_ranks_of_4_equal_one_of_8(images: Path, tmp_path: Path) -> None:
+    """Same losses for 20 steps to 1e-4, same BatchNorm statistics; fp32, gloo."""
+    overrides = [*TINY, "trainer.batch_size=16", "trainer.max_epochs=5", f"data.packs={tmp_path}/packs"]
+    arguments = ["-m", "byol", "train", str(images), "--preset", "demo", *overrides, "-o"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for launcher, name in (([sys.executable], "one"), (torchrun, "two")):
+        command = [*launcher, *arguments, str(tmp_path / name)]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+    one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
+    assert len(one) == len(two) == 20
+    assert max(abs(a.loss - b.loss) for a, b in zip(one, two, strict=True)) < 1e-4
+    states = [checkpoint.read_latest(tmp_path / name)[0] for name in ("one", "two")]
+    assert states[0] is not None and states[1] is not None
+    for key, value in states[0]["byol"].items():
+        if "running" in key:
+            torch.testing.assert_close(states[1]["byol"][key], value, atol=1e-4, rtol=1e-3)
+
+
+def test_accumulation_takes_every_image_once(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four parts of two images: as many optimizer steps and target updates as without, all images seen."""
+    rows: list[slice] = []
+    updates = 0
+    make_views, update = loop.make_views, loop.Byol.update_target
+
+    def note_rows(*arguments: object, rows: slice, **others: object) -> object:
+        seen.append(rows)
+        return make_views(*arguments, rows=rows, **others)  # type: ignore[arg-type]
+
+    def count(self: loop.Byol, tau: float) -> None:
+        nonlocal updates
+        updates += 1
+        update(self, tau)
+
+    seen = rows
+    monkeypatch.setattr(loop, "make_views", note_rows)
+    monkeypatch.setattr(loop.Byol, "update_target", count)
+    run(configure(images, "trainer.accumulation_steps=4", "trainer.max_epochs=1"), tmp_path / "run")
+    assert rows == [slice(at, at + 2) for at in (0, 2, 4, 6)] * 8
+    assert updates == 8
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    forward = loop.Byol.forward
+    calls = 0
+
+    def poison(self: loop.Byol, view1: torch.Tensor, view2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        loss, projection = forward(self, view1, view2)
+        return (loss * float("nan") if calls == 10 else loss), projection
+
+    monkeypatch.setattr(loop.Byol, "forward", poison)
+    with pytest.raises(DivergedError, match=r"not finite at step 9 .*the step was not applied.*optimizer\.params\.lr="):
+        run(configure(images), run_dir)
+    state, _ = checkpoint.read_latest(run_dir)
+    assert state is not None and state["done"] == 7
+    assert all(bool(torch.isfinite(value).all()) for value in state["byol"].values())
+    monkeypatch.undo()
+    assert run(configure(images), run_dir).done == TOTAL_STEPS
+
+
+def test_a_run_with_a_far_too_high_rate_is_stopped(images: Path, tmp_path: Path) -> None:
+    with pytest.raises((DivergedError, CollapsedError), match="step"):
+        run(configure(images, "optimizer.params.lr=1e30", "trainer.max_epochs=20"), tmp_path / "run")
+
+
+def test_constant_images_collapse_and_are_stopped(tmp_path: Path) -> None:
+    np.save(tmp_path / "grey.npy", np.full((32, 16, 16, 3), 128, dtype=np.uint8))
+    config = configure(tmp_path / "grey.npy", "trainer.max_epochs=20")
+    with pytest.raises(CollapsedError, match=r"collapsed at step 20: .*data_transforms\.view1\.crop_area"):
+        run(config, tmp_path / "run")
+
+
+def test_starting_from_an_earlier_run(finished: Path, images: Path, tmp_path: Path) -> None:
+    run(configure(images, f"network.fine_tune_from={finished}", "optimizer.params.lr=1e-12"), tmp_path / "run")
+    before, after = final_state(finished), final_state(tmp_path / "run")
+    weights = "predictor.0.weight"
+    torch.testing.assert_close(before[weights], after[weights], atol=1e-8, rtol=1e-6)
+
+
+def test_another_configuration_or_other_images_are_refused(finished: Path, images: Path, tmp_path: Path) -> None:
+    before = final_state(finished)
+    with pytest.raises(RunMismatchError, match=r"optimizer\.params\.lr"):
+        run(configure(images, "optimizer.params.lr=0.5"), finished)
+    assert_same(before, final_state(finished))
+
+
+def test_fewer_images_than_a_batch(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"67 images.*trainer\.batch_size"):
+        run(configure(images, "trainer.batch_size=128"), tmp_path / "run")
+
+
+def test_stated_channels_are_checked(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"input_shape: says 1 channels, the images have 3"):
+        run(configure(images, "data_transforms.input_shape=[16,16,1]"), tmp_path / "run")

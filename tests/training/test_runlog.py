@@ -1,0 +1,109 @@
+"""The run's log: lines that others parse, repeated steps dropped, TensorBoard's curves, the terminal's lines."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from byol.errors import CheckpointError
+from byol.training.runlog import Metrics, RunLog, read_metrics, tile_views
+
+
+def make_metrics(done: int) -> Metrics:
+    return Metrics(
+        done=done,
+        epoch=done / 10,
+        loss=1.5,
+        lr=0.1,
+        tau=0.99,
+        feature_std=0.05,
+        images_per_s=100.0,
+        data_wait=0.01,
+        verdict="healthy",
+        rank=20.0,
+    )
+
+
+def make_log(run_dir: Path, *, first_step: int = 0, active: bool = True, output: io.StringIO | None = None) -> RunLog:
+    console = Console(file=output or io.StringIO(), width=200)
+    return RunLog(run_dir, console, first_step=first_step, total_steps=30, max_epochs=3, active=active)
+
+
+def test_lines_have_the_documented_fields(tmp_path: Path) -> None:
+    with make_log(tmp_path) as log:
+        log.write(make_metrics(10))
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    fields = json.loads(line)
+    wanted = "format done epoch loss lr tau feature_std images_per_s data_wait verdict rank"
+    assert list(fields) == wanted.split() and fields["format"] == 1
+    assert read_metrics(tmp_path) == [make_metrics(10)]
+
+
+def test_a_continued_run_drops_what_it_repeats(tmp_path: Path) -> None:
+    with make_log(tmp_path) as log:
+        for done in (10, 20, 30):
+            log.write(make_metrics(done))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"format": 1, "done": 4')  # cut short by a kill
+    with make_log(tmp_path, first_step=20) as log:
+        log.write(make_metrics(30))
+    assert [metrics.done for metrics in read_metrics(tmp_path)] == [10, 20, 30]
+
+
+def test_tensorboard_has_the_same_curves_and_the_views(tmp_path: Path) -> None:
+    with make_log(tmp_path) as log:
+        log.add_views(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8))
+        log.write(make_metrics(10))
+        log.write(make_metrics(20))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert tags["images"] == ["views"]
+    assert {"loss", "lr", "tau", "feature_std", "images_per_s", "data_wait", "rank"} <= set(tags["scalars"])
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(10, 1.5), (20, 1.5)]
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+    output = io.StringIO()
+    with make_log(tmp_path, output=output) as log:
+        log.write(make_metrics(10))
+        log.write(make_metrics(20))  # too soon after the first
+        log.write(make_metrics(30))  # the last is always shown
+    first, last = output.getvalue().splitlines()
+    assert first.startswith("step 10/30  epoch 1.0/3  loss 1.500") and first.endswith("healthy")
+    assert last.startswith("step 30/30")
+
+
+def test_progress_on_a_terminal(tmp_path: Path) -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=160)
+    with RunLog(tmp_path, console, first_step=0, total_steps=30, max_epochs=3, active=True) as log:
+        log.write(make_metrics(30))
+    assert "30/30" in output.getvalue() and "healthy" in output.getvalue()
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    output = io.StringIO()
+    with make_log(tmp_path, active=False, output=output) as log:
+        log.write(make_metrics(10))
+        log.say("hello")
+        log.add_views(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4))
+    assert list(tmp_path.iterdir()) == [] and output.getvalue() == ""
+
+
+def test_a_foreign_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"format": 2, "done": 1}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1: is not a line of metrics \(format is not 1\)"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_views_are_tiled(channels: int) -> None:
+    view = torch.rand(10, channels, 6, 6)
+    picture = tile_views(view, -view)
+    assert picture.shape == (12, 48, 3)
+    assert picture[:6, :6].max() == 255 and picture[:6, :6].min() == 0
