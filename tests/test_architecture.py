@@ -65,7 +65,9 @@ def test_imports_go_down(module: str) -> None:
         assert LEVEL_OF[imported] < LEVEL_OF[module], f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["config", "--preset", "demo"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["config", "--preset", "demo"], ["train", "--help"]]
+)
 def test_light_commands_do_not_load_torch(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom byol.cli import main\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from byol import __version__
 from byol.config import Config, dump_config, json_schema, load_config
-from byol.errors import ByolError, ConfigError
+from byol.errors import ByolError, ConfigError, DataError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*|--[A-Za-z_][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
 _OVERRIDE_FLAG = re.compile(r"--[A-Za-z_][\w-]*(\.[\w-]+)+")
@@ -63,32 +63,53 @@ def _make_parser() -> argparse.ArgumentParser:
     demo = _add(commands, "demo", _demo, "train on generated images, evaluate, print the table")
     demo.add_argument("-o", "--output", type=Path, default=Path("runs/demo"), help="run folder (%(default)s)")
 
-    train = _add(commands, "train", _train, "train an encoder, or continue a run", "byol train IMAGES/ -o runs/cells")
-    train.add_argument("source", help="a folder of images, a .txt/.csv list, a .npy array, stl10, cifar10, "
-                       "cifar100, motifs, or a configuration file (.yaml)")
+    train = _add(
+        commands, "train", _train, "train an encoder, or continue a run", "byol train IMAGES/ -o runs/cells"
+    )
+    train.add_argument(
+        "source",
+        help="a folder of images, a .txt/.csv list, a .npy array, stl10, cifar10, "
+        "cifar100, motifs, or a configuration file (.yaml)",
+    )
     train.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
     train.add_argument("--preset", help="classic, paper, default or demo")
 
-    run = _add(commands, "run", _run, "train, then evaluate: what `python run.py` does", "byol run config.yaml")
+    run = _add(
+        commands, "run", _run, "train, then evaluate: what `python run.py` does", "byol run config.yaml"
+    )
     run.add_argument("source", nargs="?", default="config.yaml", help="configuration file (%(default)s)")
     run.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
     run.add_argument("--preset", help="classic, paper, default or demo")
 
-    evaluate = _add(commands, "eval", _eval, "how good is a run's encoder", "byol eval runs/cells --labels cells.csv")
+    evaluate = _add(
+        commands, "eval", _eval, "how good is a run's encoder", "byol eval runs/cells --labels cells.csv"
+    )
     evaluate.add_argument("run", type=Path, help="run folder")
     evaluate.add_argument("--labels", help="CSV with the columns file,label; not all images need one")
     evaluate.add_argument("--train", help="labelled images to fit on (default: the run's own)")
-    evaluate.add_argument("--test", help="labelled images to test on (default: a fifth, or the set's test split)")
+    evaluate.add_argument(
+        "--test", help="labelled images to test on (default: a fifth, or the set's test split)"
+    )
 
-    embed = _add(commands, "embed", _embed, "features of images, with their file names",
-                 "byol embed runs/cells NEW/ -o features.csv")
+    embed = _add(
+        commands,
+        "embed",
+        _embed,
+        "features of images, with their file names",
+        "byol embed runs/cells NEW/ -o features.csv",
+    )
     embed.add_argument("run", type=Path, help="run folder")
     embed.add_argument("images", help="a folder, an image, a .txt/.csv list or a .npy array")
     embed.add_argument("-o", "--output", type=Path, required=True, help="a .parquet, .npz or .csv file")
     embed.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
-    config = _add(commands, "config", _config, "print the configuration with every value filled in",
-                  "byol config config.yaml trainer.max_epochs=10 > mine.yaml")
+    config = _add(
+        commands,
+        "config",
+        _config,
+        "print the configuration with every value filled in",
+        "byol config config.yaml trainer.max_epochs=10 > mine.yaml",
+    )
     config.add_argument("file", nargs="?", type=Path, help="configuration file")
     config.add_argument("--preset", help="classic, paper, default or demo")
     config.add_argument("--schema", action="store_true", help="print the JSON schema, for editors")
@@ -177,8 +198,10 @@ def _train_run(config: Config, run_dir: Path) -> int:
     outcome = train(config, run_dir, console=Console())
     if outcome.stopped_by is not None:
         if _is_main_rank():
-            print(f"stopped by {outcome.stopped_by} after step {outcome.done} of {outcome.total_steps}, saved in {run_dir}; "
-                  "the same command continues")
+            print(
+                f"stopped by {outcome.stopped_by} after step {outcome.done} of {outcome.total_steps}, saved in {run_dir}; "
+                "the same command continues"
+            )
         return _EXIT_INTERRUPTED[outcome.stopped_by]
     if _is_main_rank():
         print(_THE_ENCODER.format(run=run_dir))
@@ -196,19 +219,52 @@ def _is_main_rank() -> bool:
 
 def _print_table(run_dir: Path, *, overrides: list[str]) -> int:
     from rich.console import Console
+    from rich.progress import Progress
 
     from byol.evaluation.table import evaluate
 
     console = Console()
-    table = evaluate(run_dir, overrides=overrides, say=console.print)
-    print(table.render())
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("features", total=None)
+        table = evaluate(
+            run_dir,
+            overrides=overrides,
+            say=lambda line: console.print(line, markup=False, highlight=False),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(f"\n{table.render()}\n\nsaved in {run_dir / 'eval.json'}")
     return 0
 
 
 def _embed(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+    import numpy as np
+
+    from byol.artifacts.encoder import gather, load
+    from byol.artifacts.feature_file import check_feature_path, write_features
+
+    if options.overrides:
+        raise ConfigError(f"override '{options.overrides[0]}': embedding has no settings; leave it out")
+    check_feature_path(options.output)
+    encoder = load(options.run, device=options.device)
+    bad: list[str] = []
+
+    def note(name: str, error: DataError) -> None:
+        bad.append(name)
+        print(f"byol: {name}: {error}; left out", file=sys.stderr)
+
+    blocks = list(encoder.embed_source(gather(options.images), on_bad=note))
+    names = [name for block in blocks for name in block.names]
+    if not names:
+        raise DataError(f"{options.images}: none of its {len(bad)} images can be used")
+    write_features(options.output, names, features=np.concatenate([block.features for block in blocks]))
+    left_out = f", {len(bad)} left out" if bad else ""
+    print(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
+    return 0
 
 
 def _config(options: argparse.Namespace) -> int:
-    print(json_schema() if options.schema else dump_config(load_config(options.file, options.overrides, preset=options.preset)))
+    if options.schema:
+        print(json_schema())
+    else:
+        print(dump_config(load_config(options.file, options.overrides, preset=options.preset)), end="")
     return 0

@@ -134,8 +134,10 @@ def test_strong_overfitting_still_converges(monkeypatch: pytest.MonkeyPatch) -> 
 def test_nothing_that_chooses_or_fits_has_a_parameter_for_test_labels() -> None:
     for choose in (probes.choose_knn, probes.choose_logistic):
         assert list(inspect.signature(choose).parameters) == ["train", "labels", "seed"]
-    for classify in (probes.knn, probes.logistic_regression):
-        assert list(inspect.signature(classify).parameters) == ["train", "labels", "test", "seed"]
+    assert list(inspect.signature(probes.knn).parameters) == ["train", "labels", "test", "seed"]
+    assert list(inspect.signature(probes.logistic_regression).parameters) == [
+        "train", "labels", "test", "seed", "scale"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("classify", [probes.knn, probes.logistic_regression])
@@ -194,6 +196,17 @@ def test_standardise_uses_the_training_statistics() -> None:
     expected = (test[:, :3] - train[:, :3].mean(axis=0)) / train[:, :3].std(axis=0)
     np.testing.assert_allclose(new_test[:, :3], expected, atol=1e-4)
     np.testing.assert_allclose(new_train[:, 3], 0.0, atol=1e-3)
+
+
+def test_rescale_keeps_the_ratios_of_features() -> None:
+    rng = np.random.default_rng(0)
+    train = (rng.normal(5.0, 1.0, size=(200, 3)) * [4.0, 2.0, 0.0]).astype(np.float32)
+    new_train, new_test = probes.rescale(train, train[:7])
+    std = train.std(axis=0)
+    np.testing.assert_allclose(new_train.mean(axis=0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(new_train.std(axis=0), std / np.sqrt(np.mean(std**2)), rtol=1e-4)
+    np.testing.assert_array_equal(new_test, new_train[:7])
+    np.testing.assert_array_equal(probes.rescale(np.ones_like(train), train)[0], np.zeros_like(train))
 
 
 def test_pca_keeps_the_variance_of_an_exact_decomposition() -> None:

@@ -103,7 +103,11 @@ def test_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no CUDA device"):
         choose_device("cuda")
     cpu = torch.device("cpu")
-    for hardware, dtype in ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({}, torch.float32):
+    for hardware, dtype in (
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda hardware=hardware: hardware)
         assert choose_dtype("auto", device=cpu) == dtype
         assert choose_dtype("fp32", device=cpu) == torch.float32

@@ -37,7 +37,13 @@ def test_one_common_direction_does_not_count() -> None:
 
 @pytest.mark.parametrize(
     ("spread", "dimensions", "verdict"),
-    [(1.0, 64, "healthy"), (0.2, 64, "weak"), (0.08, 64, "collapsing"), (0.001, 64, "collapsed"), (1.0, 1, "collapsing")],
+    [
+        (1.0, 64, "healthy"),
+        (0.2, 64, "weak"),
+        (0.08, 64, "collapsing"),
+        (0.001, 64, "collapsed"),
+        (1.0, 1, "collapsing"),
+    ],
 )
 def test_the_word(spread: float, dimensions: int, verdict: str) -> None:
     """Directions around a common one, ever closer to it; or all on one line."""

@@ -56,7 +56,9 @@ def run(config: Config, run_dir: Path) -> loop.Outcome:
 def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
     state, problems = checkpoint.read_latest(run_dir)
     assert state is not None and problems == [] and state["done"] == TOTAL_STEPS
-    momentum = {f"momentum.{key}": value["momentum_buffer"] for key, value in state["optimizer"]["state"].items()}
+    momentum = {
+        f"momentum.{key}": value["momentum_buffer"] for key, value in state["optimizer"]["state"].items()
+    }
     return {**state["byol"], **momentum}
 
 
@@ -94,9 +96,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Path, images: Path) -> None:
     assert_same(before, final_state(finished))
 
 
-def test_what_changes_no_numbers_may_change(
-    finished: Path, images: Path, tmp_path: Path
-) -> None:
+def test_what_changes_no_numbers_may_change(finished: Path, images: Path, tmp_path: Path) -> None:
     """Logging, checking and saving at other moments, and more workers, give the same weights."""
     other = configure(
         images,
@@ -142,7 +142,12 @@ def test_stopped_by_a_signal_and_continued(
 def test_killed_at_five_random_moments_and_continued(images: Path, tmp_path: Path, precision: str) -> None:
     """kill -9 of a process that trains, five times; the last start finishes."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    overrides = [*TINY, f"trainer.precision={precision}", "trainer.checkpoint_interval=3", f"data.packs={tmp_path}/packs"]
+    overrides = [
+        *TINY,
+        f"trainer.precision={precision}",
+        "trainer.checkpoint_interval=3",
+        f"data.packs={tmp_path}/packs",
+    ]
     command = [sys.executable, "-m", "byol", "train", str(images), "--preset", "demo", *overrides, "-o"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(whole)], check=True, env=environment, capture_output=True)
@@ -162,7 +167,9 @@ def kill_while_training(process: "subprocess.Popen[bytes]", run_dir: Path, *, de
     """Kill once the process has logged a step and `delay_s` has gone by; False if it had finished before."""
     log = run_dir / "metrics.jsonl"
     before = log.stat().st_mtime_ns if log.exists() else 0
-    while process.poll() is None and (not log.exists() or log.stat().st_size == 0 or log.stat().st_mtime_ns == before):
+    while process.poll() is None and (
+        not log.exists() or log.stat().st_size == 0 or log.stat().st_mtime_ns == before
+    ):
         time.sleep(0.01)
     time.sleep(delay_s)
     was_running = process.poll() is None
@@ -190,7 +197,9 @@ def test_two_ranks_of_4_equal_one_of_8(images: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(states[1]["byol"][key], value, atol=1e-4, rtol=1e-3)
 
 
-def test_accumulation_takes_every_image_once(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accumulation_takes_every_image_once(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Four parts of two images: as many optimizer steps and target updates as without, all images seen."""
     rows: list[slice] = []
     updates = 0
@@ -220,14 +229,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     forward = loop.Byol.forward
     calls = 0
 
-    def poison(self: loop.Byol, view1: torch.Tensor, view2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def poison(
+        self: loop.Byol, view1: torch.Tensor, view2: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal calls
         calls += 1
         loss, projection = forward(self, view1, view2)
         return (loss * float("nan") if calls == 10 else loss), projection
 
     monkeypatch.setattr(loop.Byol, "forward", poison)
-    with pytest.raises(DivergedError, match=r"not finite at step 9 .*the step was not applied.*optimizer\.params\.lr="):
+    with pytest.raises(
+        DivergedError, match=r"not finite at step 9 .*the step was not applied.*optimizer\.params\.lr="
+    ):
         run(configure(images), run_dir)
     state, _ = checkpoint.read_latest(run_dir)
     assert state is not None and state["done"] == 7
@@ -249,13 +262,17 @@ def test_constant_images_collapse_and_are_stopped(tmp_path: Path) -> None:
 
 
 def test_starting_from_an_earlier_run(finished: Path, images: Path, tmp_path: Path) -> None:
-    run(configure(images, f"network.fine_tune_from={finished}", "optimizer.params.lr=1e-12"), tmp_path / "run")
+    run(
+        configure(images, f"network.fine_tune_from={finished}", "optimizer.params.lr=1e-12"), tmp_path / "run"
+    )
     before, after = final_state(finished), final_state(tmp_path / "run")
     weights = "predictor.0.weight"
     torch.testing.assert_close(before[weights], after[weights], atol=1e-8, rtol=1e-6)
 
 
-def test_another_configuration_or_other_images_are_refused(finished: Path, images: Path, tmp_path: Path) -> None:
+def test_another_configuration_or_other_images_are_refused(
+    finished: Path, images: Path, tmp_path: Path
+) -> None:
     before = final_state(finished)
     with pytest.raises(RunMismatchError, match=r"optimizer\.params\.lr"):
         run(configure(images, "optimizer.params.lr=0.5"), finished)

@@ -28,7 +28,9 @@ def make_metrics(done: int) -> Metrics:
     )
 
 
-def make_log(run_dir: Path, *, first_step: int = 0, active: bool = True, output: io.StringIO | None = None) -> RunLog:
+def make_log(
+    run_dir: Path, *, first_step: int = 0, active: bool = True, output: io.StringIO | None = None
+) -> RunLog:
     console = Console(file=output or io.StringIO(), width=200)
     return RunLog(run_dir, console, first_step=first_step, total_steps=30, max_epochs=3, active=active)
 
@@ -97,7 +99,9 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 
 def test_a_foreign_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"format": 2, "done": 1}\n')
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1: is not a line of metrics \(format is not 1\)"):
+    with pytest.raises(
+        CheckpointError, match=r"metrics\.jsonl:1: is not a line of metrics \(format is not 1\)"
+    ):
         read_metrics(tmp_path)
 
 

@@ -2,12 +2,12 @@
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, overload
+from typing import Protocol, overload, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from byol.data.decode import ImageArray, Kind
+from byol.data.formats import ImageArray, Kind
 
 
 class Names(Sequence[str]):
@@ -49,6 +49,7 @@ class Names(Sequence[str]):
             yield self[index]
 
 
+@runtime_checkable
 class Source(Protocol):
     """A set of images, each read when asked for; several threads may ask at once."""
 

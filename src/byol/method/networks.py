@@ -20,9 +20,9 @@ from byol.errors import ConfigError
 from byol.method.convolution import accelerate
 
 SMALL_VIEW_PX = 64  # at most: "auto" gives a ResNet the small stem, as its standard one divides the size by 4
-ZERO_INIT_LAST = (
-    True  # ResNets: a block's last norm starts at gamma 0, so that the block starts as the identity
-)
+# ResNets: timm starts a block's last norm at gamma 0. After 14,500 CIFAR-10 images BYOL then had kNN 26.7 %
+# against 32.8 % with gamma 1 (untrained 31.3 %).
+ZERO_INIT_LAST = False
 
 
 def byol_loss(
@@ -113,7 +113,8 @@ class Byol(nn.Module):
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
         """target <- tau * target + (1 - tau) * online, once per optimizer step: parameters, no buffers."""
-        target, online = list(self.target.parameters()), list(self.online.parameters())
+        target: list[Tensor] = [*self.target.parameters()]
+        online: list[Tensor] = [*self.online.parameters()]
         torch._foreach_lerp_(target, online, 1.0 - tau)
 
 
@@ -168,7 +169,7 @@ def resolve_stem(stem: str, *, name: str, view_px: int) -> str:
         return "standard"
     # On the meta device nothing is allocated, and no random number is drawn.
     with torch.device("meta"):
-        encoder = _create_timm(name, channels=3, view_px=view_px)
+        encoder = _create_timm(name.partition(".")[0], channels=3, view_px=view_px)
     return "small" if _has_resnet_stem(encoder) else "standard"
 
 
@@ -228,10 +229,12 @@ def _create_torchvision(name: str, *, channels: int, view_px: int) -> nn.Module:
 
     if name.startswith("vit_"):
         network = torchvision.models.get_model(name, weights=None, image_size=view_px)
+    elif name == "googlenet":  # without its extra classifiers, which make it give a tuple in training
+        network = torchvision.models.get_model(
+            name, weights=None, aux_logits=False, dropout=0.0, init_weights=False
+        )
     else:
         network = torchvision.models.get_model(name, weights=None)
-    if hasattr(network, "aux_logits"):  # GoogLeNet: extra classifiers, and a tuple in training
-        network.aux_logits, network.aux1, network.aux2 = False, None, None
     _remove_classifier(network)
     if channels != 3:
         path, first = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d))

@@ -1,15 +1,14 @@
 """The arithmetic of views on batches, each image with its own numbers: resampling, colour, blur, noise.
 
 Images are float32 in [0, 1], (batch, channel, height, width), planes contiguous; names that end in _ work in
-place. Colour is torchvision's arithmetic (`adjust_brightness` and so on, clipped each). Resizing and blur are
-products with one matrix per image and side: rows (out, height) @ image @ columns.T (width, out).
+place. Colour is torchvision's arithmetic (`adjust_brightness` and so on, clipped each).
 
 Cost on CPU is passes over planes, one of 96x96 px about 1 microsecond; `where` and `gather` cost 20 to 30
 passes, so choices are written as products with 0 and 1.
 """
 
 import math
-from functools import cache
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,7 +20,15 @@ GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green, blue (ITU-R 601-2, as to
 Jitter = Literal["gamma", "brightness", "contrast", "saturation", "hue"]
 
 
-# ---- Geometry
+# ---- Resampling
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Pixels of a side that an output pixel reads, and their weights; one side of each image."""
+
+    index: Int64[Tensor, "batch out tap"]
+    weight: Float[Tensor, "batch out tap"]
 
 
 def resampling(
@@ -31,33 +38,48 @@ def resampling(
     *,
     num_in: int,
     num_out: int,
-) -> Float[Tensor, "batch num_out num_in"]:
-    """Matrices that resize the interval [start, start + length) of a side of length 1 to `num_out` pixels.
+) -> Taps:
+    """Resize the interval [start, start + length) of a side of length 1 from `num_in` to `num_out` pixels.
 
     A triangle filter as wide as the larger of the two pixels, so equal to torchvision's antialiased bilinear
     `resized_crop` where the interval ends between pixels; a pixel partly inside counts by its part.
     """
-    start, length = start[:, None] * num_in, length[:, None] * num_in
+    start, length = start[:, None, None] * num_in, length[:, None, None] * num_in
     scale = length / num_out
-    steps = torch.arange(num_out, device=start.device) + 0.5
-    centre = start + scale * (steps + flip[:, None] * (num_out - 2 * steps))
-    pixel = torch.arange(num_in, device=start.device, dtype=torch.float32)
-    distance = (pixel + 0.5 - centre[:, :, None]).abs_()
-    weight = distance.div_(scale.clamp_min(1.0)[:, :, None]).neg_().add_(1.0).clamp_(min=0.0)
+    radius = scale.clamp_min(1.0)
+    step = (torch.arange(num_out, device=start.device) + 0.5)[None, :, None]
+    centre = start + scale * torch.where(flip[:, None, None], num_out - step, step)
+    num_taps = math.ceil(2.0 * max(num_in / num_out, 1.0))
+    pixel = (centre - radius + 0.5).floor() + torch.arange(num_taps, device=start.device)
+    weight = (1.0 - (pixel + 0.5 - centre).abs() / radius).clamp_(min=0.0)
     inside = torch.minimum(pixel + 1.0, start + length) - torch.maximum(pixel, start)
-    weight *= inside.clamp_(0.0, 1.0)[:, None]
-    return weight.div_(weight.sum(dim=2, keepdim=True))
+    weight *= inside.clamp_(0.0, 1.0)
+    weight /= weight.sum(dim=2, keepdim=True)
+    return Taps(pixel.clamp_(0, num_in - 1).long(), weight)
 
 
-def multiply(
-    rows: Float[Tensor, "batch height_out height"],
-    x: Float[Tensor, "batch channel height width"],
-    columns: Float[Tensor, "batch width_out width"],
+def resize(
+    x: Float[Tensor, "batch channel height width"], rows: Taps, columns: Taps
 ) -> Float[Tensor, "batch channel height_out width_out"]:
-    """rows @ x @ columns.T for every channel of each image."""
-    batch, channels, height, width = x.shape
-    x = torch.bmm(x.reshape(batch, channels * height, width), columns.mT)
-    return rows[:, None] @ x.view(batch, channels, height, -1)
+    """Resample both sides of each image. Reads channels_last without a copy; gives planes."""
+    batch, channels, _, width = x.shape
+    lines = _weigh(x.permute(0, 2, 3, 1).flatten(2), rows)
+    lines = lines.view(batch, -1, width, channels).permute(0, 2, 3, 1)  # width, channel, height_out
+    height_out = lines.shape[3]
+    lines = _weigh(lines.flatten(2), columns).view(batch, -1, channels, height_out)
+    return lines.permute(0, 2, 3, 1).contiguous()
+
+
+def _weigh(lines: Tensor, taps: Taps) -> Tensor:
+    """(batch, out, values): weighted sums of lines (batch, in, values) as one embedding bag.
+
+    On CPU a third of the time of products with resampling matrices, at 96 px.
+    """
+    first_line = torch.arange(len(lines), device=lines.device)[:, None, None] * lines.shape[1]
+    index = (taps.index + first_line).flatten(0, 1)
+    weight = taps.weight.flatten(0, 1)
+    summed = F.embedding_bag(index, lines.flatten(0, 1), mode="sum", per_sample_weights=weight)
+    return summed.view(len(lines), -1, lines.shape[2])
 
 
 # ---- Colour
@@ -163,22 +185,20 @@ def invert_(x: Float[Tensor, "batch channel height width"]) -> None:
 
 
 def blur_(x: Float[Tensor, "batch channel side side"], sigma: Float[Tensor, " batch"]) -> None:
-    """Gaussian of sigma pixels, about a tenth of the side wide (9 px at 96, 23 at 224), reflected at borders."""
+    """Gaussian of sigma pixels, a tenth of the side wide (9 px at 96, 23 at 224), reflected at borders."""
     side = x.shape[-1]
     radius = max(side // 20, 1)
-    taps = torch.arange(-radius, radius + 1, device=x.device)
-    kernel = torch.softmax(-0.5 * (taps / sigma.clamp_min(1e-3)[:, None]) ** 2, dim=1)
-    matrix = (kernel @ _reflected_shifts(side, radius, x.device)).view(-1, side, side)
-    x.copy_(multiply(matrix, x, matrix))
-
-
-@cache
-def _reflected_shifts(side: int, radius: int, device: torch.device) -> Tensor:
-    """(2 radius + 1, side * side): for each shift the matrix that reads the pixel so far away, reflected."""
-    shift, pixel = torch.meshgrid(torch.arange(-radius, radius + 1), torch.arange(side), indexing="ij")
-    source = (pixel + shift).abs()
-    source = (side - 1) - ((side - 1) - source).abs()
-    return F.one_hot(source, side).float().flatten(1).to(device)
+    shift = torch.arange(-radius, radius + 1, device=x.device)
+    kernel = torch.softmax(-0.5 * (shift / sigma.clamp_min(1e-3)[:, None]) ** 2, dim=1)
+    source = (torch.arange(side, device=x.device)[:, None] + shift).abs_()
+    source = (side - 1) - (side - 1 - source).abs_()
+    num_planes = x.shape[0] * x.shape[1]
+    taps = Taps(
+        source.expand(num_planes, -1, -1),
+        kernel.repeat_interleave(x.shape[1], dim=0)[:, None].expand(-1, side, -1),
+    )
+    across = _weigh(x.flatten(0, 1), taps).mT.contiguous()
+    x.copy_(_weigh(across, taps).mT.view_as(x))
 
 
 def add_noise_(

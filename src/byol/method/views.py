@@ -30,7 +30,7 @@ CROP_TRIES = 10  # boxes drawn per image before the fallback, as torchvision's R
 
 @dataclass(frozen=True)
 class Pixels:
-    """Per channel, what stored values mean: x = clip((v - low) / (high - low), 0, 1), then (x - mean) / std."""
+    """Per channel: x = clip((v - low) / (high - low), 0, 1) of a stored v; normalised (x - mean) / std."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -101,10 +101,10 @@ def whole_view(
     x = _to_unit(images, pixels)
     stored_px = x.shape[-1]
     if stored_px != view_px:
-        start, flip = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
-        matrix = pixelwise.resampling(start, start + 1.0, flip, num_in=stored_px, num_out=view_px)
-        matrix = _send(matrix, x.device).expand(len(x), -1, -1)
-        x = pixelwise.multiply(matrix, x, matrix)
+        start = torch.zeros(len(x), device=x.device)
+        flip = start > 0.0
+        taps = pixelwise.resampling(start, start + 1.0, flip, num_in=stored_px, num_out=view_px)
+        x = pixelwise.resize(x, taps, taps)
     return _normalise(x, pixels)
 
 
@@ -142,7 +142,7 @@ def _draw(
     return Draws(
         order=_draw_order(generator, view, s=s, channels=channels),
         box=_draw_boxes(generator, view, sizes=sizes),
-        sizes=sizes,
+        sizes=sizes.float(),
         flip=happens(view.flip),
         vertical_flip=happens(view.vertical_flip),
         angle=uniform(-angle, angle),
@@ -218,7 +218,8 @@ def apply_view(
     x = _crop(unit, draws, view_px=view_px)
     jitter = partial(pixelwise.jitter_, order=draws.order)
     factors = (draws.gamma, draws.brightness, draws.contrast, draws.saturation, draws.hue)
-    _on(x, draws.jitter, jitter, *factors)
+    if draws.order:
+        _on(x, draws.jitter, jitter, *factors)
     _on(x, draws.grey, pixelwise.to_grey_)
     _on(x, draws.drop, pixelwise.drop_channel_, draws.drop_channel)
     _on(x, draws.blur, pixelwise.blur_, draws.sigma * (view_px / SIGMA_PX))
@@ -230,15 +231,16 @@ def apply_view(
 
 def _crop(unit: Tensor, draws: Draws, *, view_px: int) -> Tensor:
     if draws.angle.any():
-        grid = F.affine_grid(
-            _send(_affine(draws), unit.device), [*unit.shape[:2], view_px, view_px], align_corners=False
-        )
-        return F.grid_sample(unit, grid, padding_mode="reflection", align_corners=False)
+        # Not antialiased: a stored image is little larger than a view.
+        theta = _send(_affine(draws), unit.device)[:, None, None]
+        steps = (torch.arange(view_px, device=unit.device) * 2 + 1) / view_px - 1
+        grid = theta[..., 0] * steps[:, None] + theta[..., 1] * steps[:, None, None] + theta[..., 2]
+        return F.grid_sample(unit, grid, padding_mode="reflection", align_corners=False).contiguous()
     box = _send(draws.box, unit.device)
     flip, vertical_flip = _send(draws.flip, unit.device), _send(draws.vertical_flip, unit.device)
     rows = pixelwise.resampling(box[:, 0], box[:, 2], vertical_flip, num_in=unit.shape[2], num_out=view_px)
     columns = pixelwise.resampling(box[:, 1], box[:, 3], flip, num_in=unit.shape[3], num_out=view_px)
-    return pixelwise.multiply(rows, unit, columns)
+    return pixelwise.resize(unit, rows, columns)
 
 
 def _affine(draws: Draws) -> Tensor:
@@ -271,9 +273,9 @@ def _on(x: Tensor, which: Tensor, operation: Callable[..., None], *numbers: Tens
 
 
 def _to_unit(images: Tensor, pixels: Pixels) -> Tensor:
-    """Stored values to [0, 1], float32, planes of pixels."""
+    """Stored values to [0, 1], float32, channels_last as they are stored."""
     low, high = pixels.low, pixels.high
-    x = images.to(torch.float32, memory_format=torch.contiguous_format)
+    x = images.to(torch.float32)
     largest = torch.iinfo(images.dtype).max
     if set(low) == {0} and set(high) == {largest}:
         return x.div_(largest)
@@ -284,11 +286,6 @@ def _to_unit(images: Tensor, pixels: Pixels) -> Tensor:
 def _normalise(x: Tensor, pixels: Pixels) -> Tensor:
     x.sub_(_per_channel(pixels.mean, x.device)).div_(_per_channel(pixels.std, x.device))
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _factor(values: Tensor, x: Tensor) -> Tensor:
-    """(batch, factor) numbers from the host, to broadcast over the planes of `x`."""
-    return _send(values, x.device)[:, :, None, None]
 
 
 @cache

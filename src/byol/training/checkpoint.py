@@ -93,9 +93,13 @@ def read(path: Path) -> dict[str, Any]:
     try:
         state = cast(dict[str, Any], torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: is not a checkpoint of plain values ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(
+            f"{path}: is not a checkpoint of plain values ({str(error).splitlines()[0]})"
+        ) from None
     if state.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: is of format {state.get('format')}; this version of byol reads {FORMAT}")
+        raise CheckpointError(
+            f"{path}: is of format {state.get('format')}; this version of byol reads {FORMAT}"
+        )
     return state
 
 
@@ -146,10 +150,14 @@ def start_from(run_dir: Path, byol: nn.Module) -> int:
         CheckpointError: no readable checkpoint there, or one of another architecture (the first key is named).
     """
     if not run_dir.is_dir():
-        raise CheckpointError(f"network.fine_tune_from: {run_dir} is not a folder; name an earlier run's folder")
+        raise CheckpointError(
+            f"network.fine_tune_from: {run_dir} is not a folder; name an earlier run's folder"
+        )
     state, _ = read_latest(run_dir)
     if state is None:
-        raise CheckpointError(f"network.fine_tune_from: {run_dir} holds no checkpoint; name an earlier run's folder")
+        raise CheckpointError(
+            f"network.fine_tune_from: {run_dir} holds no checkpoint; name an earlier run's folder"
+        )
     problem = _compare_shapes(state["byol"], byol.state_dict())
     if problem is not None:
         raise CheckpointError(

@@ -102,7 +102,9 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, store=_store(world_size), rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    dist.init_process_group(
+        backend, store=_store(world_size), rank=rank, world_size=world_size, timeout=_TIMEOUT
+    )
     try:
         yield ranks
     finally:
@@ -129,7 +131,9 @@ def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
         ConfigError: CUDA is asked for and not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("trainer.device: 'cuda' asked for, but PyTorch finds no CUDA device; use auto or cpu")
+        raise ConfigError(
+            "trainer.device: 'cuda' asked for, but PyTorch finds no CUDA device; use auto or cpu"
+        )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", local_rank)

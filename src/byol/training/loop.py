@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from byol.artifacts.encoder import EncoderSpec, save_encoder
 from byol.config import Config, DataTransforms
-from byol.data.batches import Batch, batches
+from byol.data.batches import Batch, Batches
 from byol.data.images import open_images
 from byol.data.packed import Packed
 from byol.errors import CollapsedError, DataError, DivergedError
@@ -49,7 +49,9 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
         byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
         byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = build_optimizer(byol, config.optimizer, plan=plan)
-        done, notes = checkpoint.restore(run_dir, byol, optimizer=optimizer, data_fingerprint=images.fingerprint)
+        done, notes = checkpoint.restore(
+            run_dir, byol, optimizer=optimizer, data_fingerprint=images.fingerprint
+        )
         if done == 0 and config.network.fine_tune_from is not None:
             earlier = checkpoint.start_from(Path(config.network.fine_tune_from), byol)
             notes = [f"starting from the networks of {config.network.fine_tune_from}, step {earlier}"]
@@ -68,7 +70,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
         status = fixed_images.judge(byol, ranks=ranks)
         collapsed_checks = 0
         clock = _Clock(done)
-        source = batches(
+        source = Batches(
             images,
             plan,
             rows=ranks.rows(plan.batch_size),
@@ -84,7 +86,12 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
                 loss = torch.zeros((), device=ranks.device)
                 for number, (images_part, rows) in enumerate(parts):
                     view1, view2 = make_views(
-                        images_part, batch.sizes, config.data_transforms, key=key, rows=rows, pixels=images.pixels
+                        images_part,
+                        batch.sizes,
+                        config.data_transforms,
+                        key=key,
+                        rows=rows,
+                        pixels=images.pixels,
                     )
                     if step == 0 and number == 0:
                         log.add_views(view1, view2)
@@ -150,11 +157,19 @@ def _open_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Consol
     """Claim the run folder and pack the images on the first rank; the others then find both done."""
     if ranks.is_main:
         checkpoint.claim_run_folder(run_dir, config)
-        images = open_images(config, run_dir, console=console)
+        images = open_images(
+            config.data,
+            run_dir,
+            view_px=config.view_px,
+            num_workers=config.trainer.num_workers,
+            console=console,
+        )
         ranks.wait()
     else:
         ranks.wait()
-        images = open_images(config, run_dir, console=None)
+        images = open_images(
+            config.data, run_dir, view_px=config.view_px, num_workers=config.trainer.num_workers, console=None
+        )
     stated = config.data_transforms.input_shape[2]
     if stated is not None and stated != images.channels:
         raise DataError(
@@ -175,12 +190,12 @@ def _split(batch: Batch, ranks: Ranks, *, config: Config) -> list[tuple[Tensor, 
     ]
 
 
-def _check_finite(
-    loss: float, optimizer: torch.optim.Optimizer, *, step: int, gradients_too: bool
-) -> None:
+def _check_finite(loss: float, optimizer: torch.optim.Optimizer, *, step: int, gradients_too: bool) -> None:
     finite = math.isfinite(loss)
     if finite and gradients_too:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         finite = math.isfinite(float(nn.utils.get_total_norm(gradients)))
     if not finite:
         lr = optimizer.param_groups[0]["lr"]

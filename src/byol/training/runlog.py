@@ -47,7 +47,14 @@ class RunLog:
     """Writes and shows; does nothing on ranks other than the first."""
 
     def __init__(
-        self, run_dir: Path, console: Console, *, first_step: int, total_steps: int, max_epochs: int, active: bool
+        self,
+        run_dir: Path,
+        console: Console,
+        *,
+        first_step: int,
+        total_steps: int,
+        max_epochs: int,
+        active: bool,
     ) -> None:
         self._console, self._active = console, active
         self._first_step, self._total_steps, self._max_epochs = first_step, total_steps, max_epochs

@@ -1,0 +1,354 @@
+"""The encoder that a run leaves: `encoder.safetensors` (weights) and `encoder.json` (how to use them).
+
+The weights have the plain key names of timm or torchvision. Preprocessing is part of the artefact: whatever
+form images come in, they go the same way, and the same image gives the same features:
+
+    file, array, Pillow image or tensor -> chosen channels -> square of stored_px -> view of view_px
+    -> features
+
+Nothing here reads pickled code.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, UInt
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from byol.config import Config, load_config
+from byol.data.decode import fit, select_channels
+from byol.data.formats import ImageArray
+from byol.data.given import Given, Images, OneImage
+from byol.data.packed import Packed
+from byol.data.sources import open_source
+from byol.errors import CheckpointError, ConfigError, DataError
+from byol.files import write_atomically
+from byol.method.networks import build_encoder, count_features, resolve_stem
+from byol.method.views import Pixels, whole_view
+
+FORMAT = 1
+WEIGHTS_NAME = "encoder.safetensors"
+SPEC_NAME = "encoder.json"
+
+ManyImages = OneImage | Sequence[OneImage]
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What `encoder.json` says of the weights beside it."""
+
+    name: str  # of a timm or torchvision model
+    stem: str  # "standard", "small" or "strided"
+    channels: int
+    view_px: int  # side of what the encoder sees
+    stored_px: int  # side of the square that an image is first squashed to
+    num_features: int
+    pixels: Pixels
+    which: Literal["online", "target"]
+    done: int  # training steps
+    byol_version: str
+    data_fingerprint: str  # of the packed training images
+    data_name: str
+    select: Literal["grey", "rgb"] | tuple[int, ...] | None = None  # as data.channels
+
+    @classmethod
+    def of(
+        cls, config: Config, images: Packed, *, which: Literal["online", "target"], done: int
+    ) -> "EncoderSpec":
+        """The spec of an encoder trained on `images` for `done` steps."""
+        from byol import __version__
+
+        name, view_px = config.network.name, config.view_px
+        stem = resolve_stem(config.network.stem, name=name, view_px=view_px)
+        select = config.data.channels
+        return cls(
+            name=name,
+            stem=stem,
+            channels=images.channels,
+            view_px=view_px,
+            stored_px=images.stored_px,
+            num_features=_count_features(name, channels=images.channels, view_px=view_px, stem=stem),
+            pixels=images.pixels,
+            which=which,
+            done=done,
+            byol_version=__version__,
+            data_fingerprint=images.fingerprint,
+            data_name=Path(config.data.source).name,
+            select=tuple(select) if isinstance(select, list) else select,
+        )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Features of some images, in the order of the source."""
+
+    names: list[str]
+    features: Float32[np.ndarray, "image feature"]
+
+
+class Encoder:
+    """A frozen encoder with its preprocessing; `load` makes one from files."""
+
+    def __init__(self, spec: EncoderSpec, module: nn.Module, *, device: str = "cpu") -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        module = module.eval().requires_grad_(False)
+        self.module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def embed(self, images: ManyImages, *, batch_size: int = 256) -> Float32[np.ndarray, "image feature"]:
+        """Features of images in any form, in their order (files of a folder: sorted by path); float32.
+
+        path       an image, a folder, a .txt or .csv list, a .npy array of images
+        array      (height, width, channel) or (image, height, width, channel)
+        tensor     (channel, height, width) or (image, channel, height, width)
+        Pillow     an image
+        sequence   single images of these kinds
+
+        Arrays and tensors hold uint8 or uint16, as files do: scaling is part of the encoder.
+
+        Raises:
+            DataError: names the first image that cannot be read or has other channels than the encoder takes.
+        """
+        blocks = self.embed_source(gather(images), batch_size=batch_size)
+        return _join([block.features for block in blocks], self.spec.num_features)
+
+    __call__ = embed
+
+    def embed_source(
+        self,
+        images: Images,
+        *,
+        batch_size: int = 256,
+        on_bad: Callable[[str, DataError], None] | None = None,
+    ) -> Iterator[Block]:
+        """Names and features, block by block: memory does not grow with the number of images.
+
+        `on_bad` is told the name and the reason for each image that cannot be used, which is then left out.
+
+        Raises:
+            DataError: an image cannot be used, and there is no `on_bad`; the message names it.
+        """
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+
+            def start(first: int) -> list[Future[ImageArray | DataError]]:
+                end = min(first + batch_size, len(images))
+                return [pool.submit(self._try_square, images, index) for index in range(first, end)]
+
+            reading = start(0)
+            for first in range(0, len(images), batch_size):
+                # The next block is read while the network sees this one.
+                block, reading = reading, start(first + batch_size)
+                names, squares = [], []
+                for index, future in enumerate(block, start=first):
+                    square = future.result()
+                    if not isinstance(square, DataError):
+                        names.append(images.names(index))
+                        squares.append(square)
+                    elif on_bad is not None:
+                        on_bad(images.names(index), square)
+                    else:
+                        _cancel(reading)
+                        raise DataError(f"{images.names(index)}: {square}") from square
+                yield Block(names, self._embed_squares(squares))
+
+    def embed_packed(
+        self,
+        images: Packed,
+        *,
+        rows: Int64[np.ndarray, " image"] | None = None,
+        batch_size: int = 256,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Float32[np.ndarray, "image feature"]:
+        """Features of packed images, or of some in the order of `rows`; `progress` hears done, of all.
+
+        The values are scaled as this encoder's training images were, whatever the pack measured of its own.
+        """
+        rows = np.arange(len(images)) if rows is None else rows
+        blocks = []
+        for first in range(0, len(rows), batch_size):
+            chosen = images.images[rows[first : first + batch_size]]
+            blocks.append(self._embed_squares([fit(image, self.spec.stored_px) for image in chosen]))
+            if progress is not None:
+                progress(min(first + batch_size, len(rows)), len(rows))
+        return _join(blocks, self.spec.num_features)
+
+    @torch.inference_mode()
+    def encode(self, squares: UInt[Tensor, "image channel stored stored"]) -> Float[Tensor, "image feature"]:
+        """Representations y of stored squares, on the encoder's device; float32 whatever autocast says."""
+        views = whole_view(squares.to(self.device), self.spec.view_px, pixels=self.spec.pixels)
+        with torch.autocast(self.device.type, enabled=False), _without_tf32(self.device):
+            features: Tensor = self.module(views)
+        return features.float()
+
+    def _embed_squares(self, squares: Sequence[ImageArray]) -> Float32[np.ndarray, "image feature"]:
+        if not squares:
+            return _join([], self.spec.num_features)
+        # In memory this is channels_last, which is what the network wants.
+        tensor = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
+        return self.encode(tensor).cpu().numpy()  # the host waits here
+
+    def _try_square(self, images: Images, index: int) -> ImageArray | DataError:
+        """An error is returned, not raised: which image comes first is decided in their order."""
+        try:
+            image = images.read(index)
+            select = self.spec.select
+            image = select_channels(image, list(select) if isinstance(select, tuple) else select)
+            if image.shape[2] != self.spec.channels:
+                raise DataError(
+                    f"has {image.shape[2]} channels, the encoder was trained on {self.spec.channels}; "
+                    "give images like those of the training"
+                )
+            return fit(image, self.spec.stored_px)
+        except DataError as error:
+            return error
+
+
+# ---- Images in whatever form
+
+
+def gather(images: ManyImages) -> Images:
+    """Images in any of the forms that `Encoder.embed` takes, as images that are read one by one.
+
+    Raises:
+        DataError: a path that does not exist or holds no images.
+    """
+    if isinstance(images, str | Path):
+        return open_source(load_config(None, [], preset="default").data, source=str(images))
+    if isinstance(images, Image.Image):
+        return Given([images])
+    if isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
+        return Given([images])
+    return Given(list(images))
+
+
+def _join(blocks: list[np.ndarray], num_features: int) -> Float32[np.ndarray, "image feature"]:
+    return np.concatenate(blocks) if blocks else np.empty((0, num_features), dtype=np.float32)
+
+
+def _cancel(reading: Sequence[Future[ImageArray | DataError]]) -> None:
+    for future in reading:
+        future.cancel()
+
+
+def _without_tf32(device: torch.device) -> AbstractContextManager[None]:
+    """cuDNN's convolutions otherwise round to 10 bits, and features would differ from those of a CPU."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False, fp32_precision="ieee")
+
+
+@functools.cache
+def _count_features(name: str, *, channels: int, view_px: int, stem: str) -> int:
+    # On the meta device nothing is allocated or computed, and no random number is drawn.
+    with torch.device("meta"):
+        encoder = build_encoder(name, channels=channels, view_px=view_px, stem=stem)
+    return count_features(encoder, channels=channels, view_px=view_px)
+
+
+# ---- Files
+
+
+def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
+    """Write both files, each whole or not at all; the weights first, so that a new pair is never half there.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    write_atomically(folder / WEIGHTS_NAME, to_safetensors(weights))
+    write_atomically(folder / SPEC_NAME, to_json({"format": FORMAT, **asdict(spec)}, indent=2) + b"\n")
+
+
+def load(run: str | Path, *, device: str = "auto") -> Encoder:
+    """The encoder of a run folder (or of any folder with its two files), ready to embed.
+
+    `<run>/target` holds the target network's. "auto" takes a GPU if there is one.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of an unknown format, or not of the network it names.
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device: {device} is asked for and there is no GPU; choose auto or cpu")
+    folder = Path(run)
+    if folder.name in (WEIGHTS_NAME, SPEC_NAME):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; train one with: byol train IMAGES/ -o {folder}")
+    spec = _read_spec(_find(folder, SPEC_NAME))
+    path = _find(folder, WEIGHTS_NAME)
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
+        try:
+            module = build_encoder(spec.name, channels=spec.channels, view_px=spec.view_px, stem=spec.stem)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / SPEC_NAME}: {error}") from None
+    _fill(module, path, spec=spec)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Encoder(spec, module, device=device)
+
+
+def _find(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: has no {name}; train it first: byol train IMAGES/ -o {folder}")
+    return path
+
+
+def _read_spec(path: Path) -> EncoderSpec:
+    try:
+        content = from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {found}, this version of byol reads {FORMAT}; update byol, or {_AGAIN}"
+        )
+    try:
+        spec = TypeAdapter(EncoderSpec).validate_json(to_json(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{path}: {where}: {first['msg'].lower()}; {_AGAIN}") from None
+    pixels = spec.pixels
+    if {len(pixels.low), len(pixels.high), len(pixels.mean), len(pixels.std)} != {spec.channels}:
+        raise CheckpointError(f"{path}: pixels: not one value for each of {spec.channels} channels; {_AGAIN}")
+    return spec
+
+
+def _fill(module: nn.Module, path: Path, *, spec: EncoderSpec) -> None:
+    """Load the weights into the module, every key and shape as it must be."""
+    try:
+        given = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is damaged or cut short ({error}); {_AGAIN}") from None
+    wanted = module.state_dict()
+    missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    wrong = [key for key in sorted(wanted.keys() & given.keys()) if wanted[key].shape != given[key].shape]
+    for keys, problem in (
+        (missing, "is missing"),
+        (unexpected, f"is not part of {spec.name}"),
+        (wrong, f"has another shape than in {spec.name}"),
+    ):
+        if keys:
+            others = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise CheckpointError(f"{path}: the key '{keys[0]}'{others} {problem}; {_AGAIN}")
+    module.load_state_dict(given, strict=True)
+
+
+_AGAIN = "the same `byol train` command writes it anew"

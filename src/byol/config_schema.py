@@ -1,0 +1,340 @@
+"""Every setting of a run: its name, type, bounds, unit and one line of documentation. No defaults: presets are.
+
+Strict: an integer may stand for a number, nothing else is converted. `config.py` reads and writes the files.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+MIN_VIEW_PX, MAX_VIEW_PX = 8, 4096
+MAX_HUE = 0.5  # turns: every colour is reached
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown keys are refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# ---- Kinds of values
+
+
+def _read_tuple(value: Any) -> Any:
+    """YAML has no tuples: a list, or the text "(96,96,3)", is meant."""
+    if isinstance(value, str) and value.startswith("(") and value.endswith(")"):
+        parts = value[1:-1].removesuffix(",").split(",")
+        return tuple(_read_number(part.strip()) for part in parts)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read_number(text: str) -> int | float | str | None:
+    if text in ("None", "null", "~"):
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _check_order(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError("[low, high] with low not above high")
+    return value
+
+
+def _check_shape(value: tuple[int, int, int | None]) -> tuple[int, int, int | None]:
+    height, width, _ = value
+    if height != width or not MIN_VIEW_PX <= height <= MAX_VIEW_PX:
+        raise ValueError(f"a square from {MIN_VIEW_PX} to {MAX_VIEW_PX} px, such as [96, 96, 3]")
+    return value
+
+
+def _check_distinct(value: list[int]) -> list[int]:
+    if len(set(value)) != len(value):
+        raise ValueError("channel numbers, each once")
+    return value
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, le=2)]
+Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_Area = Annotated[float, Field(gt=0, le=1)]
+_Aspect = Annotated[float, Field(ge=0.1, le=10)]
+_Sigma = Annotated[float, Field(gt=0, le=50)]
+_AsTuple, _InOrder = BeforeValidator(_read_tuple), AfterValidator(_check_order)
+AreaRange = Annotated[tuple[_Area, _Area], _AsTuple, _InOrder]
+AspectRange = Annotated[tuple[_Aspect, _Aspect], _AsTuple, _InOrder]
+SigmaRange = Annotated[tuple[_Sigma, _Sigma], _AsTuple, _InOrder]
+Shape = Annotated[tuple[int, int, Annotated[int, Field(ge=1)] | None], _AsTuple, AfterValidator(_check_shape)]
+ChannelList = Annotated[
+    list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_check_distinct)
+]
+
+
+# ---- Sections
+
+
+class ProjectionHead(Section):
+    """Projector and predictor: linear, BatchNorm, ReLU, linear."""
+
+    mlp_hidden_size: int = Field(ge=1, le=65536, description="Width of the hidden layer, units (paper 4096).")
+    projection_size: int = Field(ge=2, le=65536, description="Size of the output, units (paper 256).")
+
+
+class NetworkConfig(Section):
+    """The encoder and the heads on top of it."""
+
+    name: Text = Field(description="Encoder: the name of a timm or torchvision model.")
+    stem: Literal["auto", "standard", "small", "strided"] = Field(
+        description="First layers of a ResNet. standard: the model's own; small: 3x3 stride 1, no max-pool; "
+        "strided: 3x3 stride 2, no max-pool; auto: small for views of at most 64 px, else standard."
+    )
+    projection_head: ProjectionHead = Field(description="Sizes of projector and predictor.")
+    fine_tune_from: Text | None = Field(
+        description="Folder of an earlier run whose networks this one starts from; null: random weights."
+    )
+
+
+class View(Section):
+    """One distribution of random views. Probabilities are 0..1 and drawn for each image."""
+
+    crop_area: AreaRange = Field(description="Area of the crop, share of the image, [low, high].")
+    crop_aspect: AspectRange = Field(description="Width / height of the crop, [low, high].")
+    flip: Probability = Field(description="Probability of a left-right flip.")
+    vertical_flip: Probability = Field(description="Probability of an up-down flip.")
+    rotation: float = Field(
+        ge=0, le=180, description="Rotation, degrees, uniform in [-rotation, rotation]; edges are reflected."
+    )
+    jitter: Probability = Field(
+        description="Probability of the jitter: brightness, contrast, saturation, hue, gamma."
+    )
+    brightness: Strength = Field(description="Brightness factor within 1 +- this, times data_transforms.s.")
+    contrast: Strength = Field(description="Contrast factor within 1 +- this, times data_transforms.s.")
+    saturation: Strength = Field(description="Saturation factor within 1 +- this, times data_transforms.s.")
+    hue: float = Field(
+        ge=0, le=MAX_HUE, description="Hue shift, turns, within +- this, times data_transforms.s."
+    )
+    grey: Probability = Field(description="Probability that the view loses its colour.")
+    blur: Probability = Field(description="Probability of a Gaussian blur.")
+    blur_sigma: SigmaRange = Field(
+        description="Sigma of the blur, pixels of a 224 px view (scaled with the view), [low, high]."
+    )
+    solarize: Probability = Field(description="Probability that values above one half are inverted.")
+    invert: Probability = Field(description="Probability that all values are inverted.")
+    gamma: Strength = Field(
+        description="x ** exp(u), u uniform in [-gamma, gamma], with jitter's probability."
+    )
+    noise: float = Field(
+        ge=0, le=1, description="Gaussian noise, its std uniform in [0, noise], units of full scale."
+    )
+    channel_drop: Probability = Field(description="Probability that one channel is replaced by its mean.")
+
+
+class DataTransforms(Section):
+    """How two views are made of each image."""
+
+    s: float = Field(
+        ge=0, le=10, description="Factor on brightness, contrast, saturation and hue of both views."
+    )
+    input_shape: Shape = Field(
+        description="Height, width (pixels, equal) and channels of a view; channels null: as the data has."
+    )
+    view1: View = Field(description="Distribution of the first view.")
+    view2: View = Field(description="Distribution of the second view.")
+
+
+class DataConfig(Section):
+    """The images."""
+
+    source: Text = Field(
+        description="stl10, cifar10, cifar100, motifs, or the path of a folder, a .txt or .csv list, an .npy array."
+    )
+    root: Text = Field(description="Folder of the official files of stl10, cifar10 and cifar100.")
+    split: Text | None = Field(
+        description="Part of the source to train on; null: its usual one (stl10: train+unlabeled)."
+    )
+    download: bool = Field(description="Whether missing official files are downloaded into data.root.")
+    channels: Literal["grey", "rgb"] | ChannelList | None = Field(
+        description="Channels to use: grey, rgb or their numbers from 0; null: as the files are."
+    )
+    stored_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | None = Field(
+        description="Side of the packed copies, pixels; null: 1.15 views, never above the largest source side."
+    )
+    packs: Text | None = Field(description="Folder of packed copies; null: 'packs' beside the run folder.")
+    memory: Literal["auto", "ram", "map", "device"] = Field(
+        description="Where the packed copy is read from: RAM, a memory map, the device; auto: by its size."
+    )
+    max_bad: Probability = Field(description="Share of unreadable files above which packing stops.")
+
+
+class TrainerConfig(Section):
+    """Length, batch, average and house-keeping of the training."""
+
+    batch_size: int = Field(ge=2, le=2**20, description="Images of one step, over all ranks (paper 4096).")
+    accumulation_steps: int = Field(
+        ge=1, le=2**16, description="Parts that a batch is computed in, one after another, to save memory."
+    )
+    m: Probability | None = Field(
+        description="Base tau, the share of the old target that a step keeps; null: by optimizer.derive."
+    )
+    m_schedule: Literal["constant", "cosine"] = Field(
+        description="Tau over the run: constant, or from m to 1 by a cosine (the paper's)."
+    )
+    max_epochs: int = Field(ge=1, le=10**6, description="Length of the run, passes over the images.")
+    checkpoint_interval: int = Field(ge=1, description="Steps between checkpoints; the end has one as well.")
+    num_workers: int = Field(
+        ge=1, le=1024, description="Threads that decode images for the packed copy."
+    )
+    log_interval: int = Field(ge=1, description="Steps between log lines.")
+    health_interval: int = Field(ge=1, description="Steps between checks for collapse.")
+    seed: Seed = Field(description="Seed of weights, order and views.")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU where there is one.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        description="Of the networks; auto: bf16 where the hardware has it, else fp32."
+    )
+    convolution: Literal["fast", "library"] = Field(
+        description="On CPU; fast: each direction the faster way for its shape; library: torch's."
+    )
+
+
+class OptimizerParams(Section):
+    """Numbers of the optimizer."""
+
+    lr: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        description="Learning rate after warm-up (times batch_size / 256 with scale_lr); null: by derive."
+    )
+    momentum: float = Field(ge=0, lt=1, description="Share of the old direction kept; AdamW's first beta.")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        description="Weight decay of weights, never of biases and norms; null: by derive."
+    )
+
+
+class OptimizerConfig(Section):
+    """The optimizer, its schedule, and the rule that fills in what is null."""
+
+    name: Literal["sgd", "lars", "adamw"] = Field(description="The optimizer.")
+    params: OptimizerParams = Field(description="Numbers of the optimizer.")
+    schedule: Literal["constant", "cosine"] = Field(
+        description="Learning rate after warm-up: constant, or to 0 by a cosine."
+    )
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = Field(
+        description="Linear warm-up of the learning rate, epochs; null: by derive."
+    )
+    scale_lr: bool = Field(description="Whether the learning rate is multiplied by batch_size / 256.")
+    derive: Literal["paper", "default"] | None = Field(
+        description="Rule that fills lr, weight_decay, warmup_epochs and trainer.m where they are null. paper: its "
+        "tables by length; default: by batch size and number of steps; null: they must be given."
+    )
+
+
+class EvaluationConfig(Section):
+    """How `byol eval` judges the encoder; no part of what a run is."""
+
+    train: Text | None = Field(description="Labelled images to fit on, as data.source; null: data.source.")
+    test: Text | None = Field(
+        description="Labelled images to test on, as data.source; null: held out of train."
+    )
+    labels: Text | None = Field(description="CSV with the columns file,label; null: labels of the source.")
+    seed: Seed = Field(description="Seed of validation parts and intervals.")
+    num_bootstrap: int = Field(ge=10, le=10**6, description="Resamples behind a 95 % interval, count.")
+
+
+class Config(Section):
+    """Everything that a run depends on."""
+
+    preset: Literal["classic", "paper", "default", "demo"] = Field(
+        description="Where settings that are not given come from."
+    )
+    network: NetworkConfig = Field(description="Encoder and heads.")
+    data_transforms: DataTransforms = Field(description="The views.")
+    trainer: TrainerConfig = Field(description="The training.")
+    optimizer: OptimizerConfig = Field(description="The optimizer.")
+    data: DataConfig = Field(description="The images.")
+    evaluation: EvaluationConfig = Field(description="The evaluation.")
+
+    @property
+    def channels(self) -> int | None:
+        """Channels that the configuration states; None: as the data has."""
+        return self.data_transforms.input_shape[2]
+
+    @property
+    def view_px(self) -> int:
+        """Side of a view, pixels."""
+        return self.data_transforms.input_shape[0]
+
+
+# ---- Relations between settings
+
+
+def find_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Settings that are right alone and wrong together: (their keys, what is wrong).
+
+    `values` holds only settings that are right alone, so that some may be missing.
+    """
+
+    def has(*keys: str) -> bool:
+        return all(key in values for key in keys)
+
+    batch, parts = "trainer.batch_size", "trainer.accumulation_steps"
+    if has(batch, parts) and (values[batch] % values[parts] or values[batch] < 2 * values[parts]):
+        yield (
+            (batch, parts),
+            f"{batch} {values[batch]} cannot be computed in {parts} {values[parts]} equal parts of 2 or more",
+        )
+    warmup, epochs = "optimizer.warmup_epochs", "trainer.max_epochs"
+    if has(warmup, epochs) and values[warmup] is not None and values[warmup] > values[epochs]:
+        yield (
+            (warmup, epochs),
+            f"{warmup} {values[warmup]} is longer than the run, {epochs} {values[epochs]}",
+        )
+    yield from _find_derivation_conflicts(values)
+    yield from _find_image_conflicts(values)
+
+
+def _find_derivation_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    rule, name, lr = "optimizer.derive", "optimizer.name", "optimizer.params.lr"
+    derive = values.get(rule)
+    if rule in values and derive is None:
+        for key in (lr, "optimizer.params.weight_decay", "optimizer.warmup_epochs", "trainer.m"):
+            if key in values and values[key] is None:
+                yield (key, rule), f"{key} is null and so is {rule}; give a number, or {rule}: default"
+    if lr in values and values[lr] is None:
+        wanted = {"paper": "lars", "default": "sgd"}.get(str(derive))
+        if wanted is not None and values.get(name, wanted) != wanted:
+            yield (
+                (name, rule, lr),
+                f"{rule} {derive!r} knows the learning rate of {wanted!r} only; give {lr} for {values[name]!r}",
+            )
+        elif derive == "default" and values.get("optimizer.scale_lr"):
+            yield (
+                ("optimizer.scale_lr", rule, lr),
+                f"optimizer.scale_lr is for a given {lr}; {rule} 'default' already goes by the batch size",
+            )
+
+
+def _find_image_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    shape, stored, select = "data_transforms.input_shape", "data.stored_px", "data.channels"
+    view_px, _, channels = _read_tuple(values[shape]) if shape in values else (0, 0, None)
+    if values.get(stored) is not None and values[stored] < view_px:
+        yield (stored, shape), f"{stored} {values[stored]} is below the {view_px} px of a view ({shape})"
+    selected = {"grey": 1, "rgb": 3}.get(str(values.get(select)))
+    if isinstance(values.get(select), list):
+        selected = len(values[select])
+    if channels is not None and selected not in (None, channels):
+        yield (
+            (select, shape),
+            f"{select} leaves {selected} channels, {shape} states {channels}; state {selected} or null",
+        )
+    s = values.get("data_transforms.s")
+    for view in ("view1", "view2"):
+        hue = f"data_transforms.{view}.hue"
+        if s is not None and hue in values and s * values[hue] > MAX_HUE:
+            yield (
+                (hue, "data_transforms.s"),
+                f"{hue} times data_transforms.s is {s * values[hue]:g}, more than half a turn ({MAX_HUE})",
+            )

@@ -1,0 +1,341 @@
+"""The packed copy of a source: every image once at one size, in one array that is mapped, not read.
+
+    images.npy        (N, P, P, C) uint8 or uint16
+    sizes.npy         (N, 2) int32: height and width before packing, px
+    kept.npy          (N,) int64: the place in the source
+    labels.npy        (N,) int64: index into the class names, -1 where not known
+    names.npy, name_offsets.npy      the names as one block of UTF-8, and where each begins
+    bad_files.csv     file, reason: the images that could not be read and are left out
+    pack.json         format, counts, recipe, statistics, checksums
+
+It is written in a folder `NAME.partial`, which a second start continues, and renamed when it is whole.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial as partial_function
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt
+
+from byol.data.decode import fit, select_channels
+from byol.data.formats import ImageArray
+from byol.data.index import Names, Source
+from byol.data.partial import (
+    BAD_FILES,
+    MARK_FILES,
+    Channels,
+    Mark,
+    PartialPack,
+    Recipe,
+    finish_images,
+    read_mark,
+)
+from byol.data.place import check_space, locked, move_into_place, remove_files, writing
+from byol.data.statistics import ChannelStatistics, count_values, summarise
+from byol.data.survey import describe_mixture, find_largest_side, read_ahead
+from byol.errors import DataError
+from byol.files import write_atomically
+from byol.method.views import Pixels
+
+FORMAT = 1
+
+_ARRAYS = ("sizes.npy", "kept.npy", "labels.npy", "names.npy", "name_offsets.npy")
+_FILES = ("pack.json", "images.npy", *_ARRAYS, BAD_FILES)
+_CHUNK_BYTES = 2**24  # of images read at once
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Images of one size, their sizes before, names and labels; all in the order of the source."""
+
+    folder: Path
+    images: UInt[np.ndarray, "n px px channels"]
+    sizes: Int32[np.ndarray, "n 2"]  # height, width in px
+    names: Names
+    labels: Int64[np.ndarray, " n"]  # -1: not known. Training never reads them.
+    class_names: tuple[str, ...]
+    pixels: Pixels
+    fingerprint: str  # of the packed values alone: the same wherever the files lie
+    num_bad: int
+    note: str  # "packed", "found", or "packed again" with the reason
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def stored_px(self) -> int:
+        return int(self.images.shape[1])
+
+    @property
+    def channels(self) -> int:
+        return int(self.images.shape[3])
+
+
+def pack(
+    source: Source,
+    *,
+    folder: Path,
+    stored_px: int | None,
+    view_px: int,
+    channels: Channels,
+    max_bad: float,
+    num_workers: int,
+    progress: Progress | None = None,
+) -> Packed:
+    """Pack `source` into `folder`, or continue a packing that was stopped, or find the pack that is there.
+
+    The side P of the packed images is `stored_px`; without it 1.15 x `view_px`, rounded up, but not more
+    than the largest side in the source: a set of one square size up to that is kept exactly. A pack is
+    found if its source has not changed and P and `channels` are the same; labels are the source's of now.
+
+    `num_workers` threads read. If another process is packing into the folder, this one waits and reports
+    that one's progress (images done, images in all).
+
+    Raises:
+        DataError: more than the share `max_bad` of the images, or all, cannot be read; they differ in
+            channels or depth; the folder cannot be written, or holds something else.
+    """
+    limit_px = -(-115 * view_px // 100) if stored_px is None else None
+    recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels)
+    partial = folder.with_name(f"{folder.name}.partial")
+    with locked(folder, while_waiting=lambda: _report_other(partial, progress)):
+        packed, note = _find(folder, recipe)
+        if packed is None:
+            _write(
+                source, recipe, partial=partial, max_bad=max_bad, num_workers=num_workers, progress=progress
+            )
+            move_into_place(partial, folder, files=_FILES)
+            remove_files(folder, MARK_FILES)
+            packed = open_pack(folder)
+        kept = np.load(folder / "kept.npy")
+    _check_bad(folder, source, num_bad=packed.num_bad, max_bad=max_bad)
+    return replace(packed, labels=source.labels[kept], class_names=source.class_names, note=note)
+
+
+def open_pack(folder: Path) -> Packed:
+    """The pack in a folder. Sizes of all files are checked, and the checksums of all but the images.
+
+    Raises:
+        DataError: it is missing, damaged, or of another format.
+    """
+    content = _read_json(folder)
+    for name, entry in content["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise DataError(f"{path}: is missing or cut short; delete {folder} to pack again")
+        if name in _ARRAYS and _digest(path) != entry["blake2b"]:
+            raise DataError(f"{path}: is damaged (its checksum differs); delete {folder} to pack again")
+    sizes, _, labels, blob, offsets = (np.load(folder / name) for name in _ARRAYS)
+    return Packed(
+        folder=folder,
+        images=np.load(folder / "images.npy", mmap_mode="r"),
+        sizes=sizes,
+        names=Names(blob, offsets),
+        labels=labels,
+        class_names=tuple(content["class_names"]),
+        pixels=Pixels(**{key: tuple(values) for key, values in content["pixels"].items()}),
+        fingerprint=content["files"]["images.npy"]["blake2b"],
+        num_bad=content["num_bad"],
+        note="found",
+    )
+
+
+def verify(packed: Packed) -> None:
+    """Read all images and compare them with their checksum; about 1 s a GB.
+
+    Raises:
+        DataError: they have changed since they were packed.
+    """
+    if _digest(packed.folder / "images.npy") != packed.fingerprint:
+        raise DataError(
+            f"{packed.folder}/images.npy: is damaged (its checksum differs); delete {packed.folder}"
+        )
+
+
+# ---- Finding a pack
+
+
+def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
+    """The pack, if it is whole and of this recipe; and in words what is the case."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return None, "packed"
+    if not (folder / "pack.json").exists():
+        raise DataError(f"{folder}: holds files but no pack; choose another place with data.packs=FOLDER")
+    try:
+        packed = open_pack(folder)
+        before = Recipe(**_read_json(folder)["recipe"])
+    except (DataError, TypeError) as error:
+        return None, f"packed again: {error}"
+    if before.source_fingerprint != recipe.source_fingerprint:
+        return None, "packed again: the source has changed"
+    if before != recipe:
+        return None, "packed again: data.stored_px or data.channels differ"
+    return packed, "found"
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / "pack.json"
+    try:
+        content = json.loads(path.read_bytes())
+        version = content["format"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; {folder} is not a pack") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path}: is damaged ({type(error).__name__}); delete {folder} to pack again"
+        ) from None
+    if version != FORMAT:
+        raise DataError(
+            f"{path}: has format {version}, this version reads {FORMAT}; delete {folder} to pack again"
+        )
+    return dict(content)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _report_other(partial: Path, progress: Progress | None) -> None:
+    mark = read_mark(partial)
+    if mark is not None and progress is not None:
+        progress(mark.done, mark.num_images)
+
+
+def _check_bad(folder: Path, source: Source, *, num_bad: int, max_bad: float) -> None:
+    if num_bad > max_bad * len(source) or num_bad == len(source):
+        with (folder / BAD_FILES).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            name, reason = list(islice(csv.reader(file), 2))[1]
+        raise DataError(
+            f"{source.name}: {num_bad} of {len(source)} images cannot be read (data.max_bad is {max_bad:g}), "
+            f"the first is {name!r}: {reason}; {folder / BAD_FILES} lists all, mend or remove them"
+        )
+
+
+# ---- Writing a pack
+
+
+def _write(
+    source: Source,
+    recipe: Recipe,
+    *,
+    partial: Path,
+    max_bad: float,
+    num_workers: int,
+    progress: Progress | None,
+) -> None:
+    """Everything that a pack holds, into the folder `partial`."""
+    mark = read_mark(partial)
+    if mark is None or mark.recipe != recipe:
+        px = recipe.stored_px or _choose_px(source, recipe, num_workers=num_workers)
+        mark = Mark(recipe, px, 0, 0, num_images=len(source), done=0, num_rows=0, num_bad=0, bad_bytes=0)
+    with writing(partial):
+        writer = PartialPack(partial, mark)
+    read = partial_function(_read, source, px=mark.px, channels=recipe.channels)
+    try:
+        for index, image in read_ahead(read, range(mark.done, len(source)), num_workers=num_workers):
+            if isinstance(image, _Image) and writer.num_rows and not writer.fits(image.pixels):
+                raise _mixture(source, recipe, num_workers=num_workers)
+            with writing(partial):
+                _append(writer, source, index, image)
+            if progress is not None:
+                progress(writer.done, len(source))
+    finally:  # also when stopped: what has been read need not be read again
+        with writing(partial), closing(writer):
+            writer.save()
+    _check_bad(partial, source, num_bad=writer.num_bad, max_bad=max_bad)
+    with writing(partial):
+        _complete(source, recipe, partial=partial, num_bad=writer.num_bad)
+
+
+def _mixture(source: Source, recipe: Recipe, *, num_workers: int) -> DataError:
+    found = describe_mixture(
+        source.peek,
+        source.names,
+        len(source),
+        all_channels=recipe.channels is None,
+        num_workers=num_workers,
+    )
+    return DataError(f"{source.name}: {found}")
+
+
+def _choose_px(source: Source, recipe: Recipe, *, num_workers: int) -> int:
+    assert recipe.limit_px is not None
+    largest = find_largest_side(source.peek, len(source), limit_px=recipe.limit_px, num_workers=num_workers)
+    return largest or recipe.limit_px
+
+
+@dataclass(frozen=True)
+class _Image:
+    pixels: ImageArray
+    height: int  # before packing
+    width: int
+
+
+def _read(source: Source, index: int, *, px: int, channels: Channels) -> _Image | DataError:
+    try:
+        image = source.read(index)
+        return _Image(fit(select_channels(image, channels), px), *image.shape[:2])
+    except DataError as error:
+        return error
+
+
+def _append(writer: PartialPack, source: Source, index: int, image: _Image | DataError) -> None:
+    if isinstance(image, DataError):
+        writer.append_bad(source.names(index), str(image))
+    else:
+        if writer.num_rows == 0:
+            check_space(writer.folder, image.pixels.nbytes * len(source))
+        writer.append(index, image.pixels, height=image.height, width=image.width)
+    writer.finish_image()
+
+
+def _complete(source: Source, recipe: Recipe, *, partial: Path, num_bad: int) -> None:
+    """The head of the images, the small arrays and `pack.json`."""
+    places, sizes = finish_images(partial)
+    names = Names.of(source.names(int(place)) for place in places)
+    arrays = (sizes.astype(np.int32), places, source.labels[places], names.blob, names.offsets)
+    for name, array in zip(_ARRAYS, arrays, strict=True):
+        write_atomically(partial / name, partial_function(np.save, arr=array))
+    statistics, images_digest = _measure(partial / "images.npy")
+    digests = {name: _digest(partial / name) for name in (*_ARRAYS, BAD_FILES)} | {
+        "images.npy": images_digest
+    }
+    content = {
+        "format": FORMAT,
+        "source": source.name,
+        "num_images": len(places),
+        "num_bad": num_bad,
+        "recipe": asdict(recipe),
+        "class_names": source.class_names,
+        "pixels": asdict(statistics),
+        "files": {
+            name: {"bytes": (partial / name).stat().st_size, "blake2b": digest}
+            for name, digest in digests.items()
+        },
+    }
+    write_atomically(partial / "pack.json", json.dumps(content, indent=1).encode())
+
+
+def _measure(path: Path) -> tuple[ChannelStatistics, str]:
+    """Statistics of the images, and the checksum of their file, in one reading."""
+    images = np.load(path, mmap_mode="r")
+    with path.open("rb") as file:
+        digest = hashlib.blake2b(file.read(images.offset), digest_size=16)
+    counts = np.zeros((images.shape[3], 2 ** (8 * images.itemsize)), dtype=np.int64)
+    num_rows = max(1, _CHUNK_BYTES // images[0].nbytes)
+    for first in range(0, len(images), num_rows):
+        chunk = np.asarray(images[first : first + num_rows])
+        digest.update(chunk.data)
+        counts += count_values(chunk)
+    return summarise(counts), digest.hexdigest()

@@ -1,0 +1,166 @@
+"""The files of a pack that is being written: images are appended; a killed writer loses seconds."""
+
+import csv
+import io
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from io import BufferedRandom
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from byol.data.formats import ImageArray
+from byol.data.place import remove_files
+from byol.files import write_atomically
+
+SAVE_INTERVAL_S = 5.0
+BAD_FILES = "bad_files.csv"
+
+_FORMAT = 1
+_HEADER_BYTES = 128  # of images.npy; written last, when the number of rows is known
+_MARK, _ROWS = "progress.json", "rows.bin"
+_FILES = ("images.npy", _ROWS, BAD_FILES, _MARK)
+MARK_FILES = (_ROWS, _MARK)  # of no use once the pack is whole
+
+Channels = Literal["grey", "rgb"] | list[int] | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a pack is made from and how; the same recipe gives the same pack."""
+
+    source_fingerprint: str
+    stored_px: int | None
+    limit_px: int | None  # where stored_px is None: the largest side that may be chosen
+    channels: Channels
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far the files are whole."""
+
+    recipe: Recipe
+    px: int
+    channels: int  # of an image, and its bytes a value: 0 before the first
+    itemsize: int
+    num_images: int  # of the source; of these
+    done: int  # have been looked at
+    num_rows: int
+    num_bad: int
+    bad_bytes: int
+
+
+def read_mark(folder: Path) -> Mark | None:
+    """The mark in an unfinished folder; None if there is none of this format."""
+    try:
+        content = json.loads((folder / _MARK).read_bytes())
+        if content.pop("format") != _FORMAT:
+            return None
+        return Mark(recipe=Recipe(**content.pop("recipe")), **content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # missing, or of another version: nothing to continue
+
+
+class PartialPack:
+    """Appends images to an unfinished pack, from where `mark` says that it is whole."""
+
+    def __init__(self, folder: Path, mark: Mark) -> None:
+        self.folder, self.mark = folder, mark
+        self.done, self.num_rows, self.num_bad = mark.done, mark.num_rows, mark.num_bad
+        self.channels, self.itemsize = mark.channels, mark.itemsize
+        folder.mkdir(parents=True, exist_ok=True)
+        if mark.done == 0:
+            remove_files(folder, _FILES)
+        self._images, self._rows, self._bad = (_open(folder / name) for name in _FILES[:3])
+        for file, end in (
+            (self._images, _HEADER_BYTES + self.num_rows * self.row_bytes),
+            (self._rows, self.num_rows * 16),
+            (self._bad, mark.bad_bytes if mark.done else 0),
+        ):
+            file.truncate(end)
+            file.seek(end)
+        if mark.done == 0:
+            self._bad.write(_csv_line("file", "reason"))
+        self._saved_s = time.monotonic()
+
+    @property
+    def row_bytes(self) -> int:
+        return self.mark.px**2 * self.channels * self.itemsize
+
+    def fits(self, image: ImageArray) -> bool:
+        """Whether it has the channels and the depth of the images before it."""
+        return (image.shape[2], image.dtype.itemsize) == (self.channels, self.itemsize)
+
+    def append(self, index: int, image: ImageArray, *, height: int, width: int) -> None:
+        """The next good image: `index` is its place in the source, the sizes those before packing."""
+        if self.num_rows == 0:  # the first decides the kind
+            self.channels, self.itemsize = image.shape[2], image.dtype.itemsize
+        assert self.fits(image) and image.nbytes == self.row_bytes
+        self._images.write(image.data)
+        self._rows.write(np.array([index, height << 32 | width], dtype="<i8").data)
+        self.num_rows += 1
+
+    def append_bad(self, name: str, reason: str) -> None:
+        self._bad.write(_csv_line(name, reason))
+        self.num_bad += 1
+
+    def finish_image(self) -> None:
+        """To be called after each image, good or bad: now and then what has been written is made certain."""
+        self.done += 1
+        if time.monotonic() - self._saved_s > SAVE_INTERVAL_S:
+            self.save()
+
+    def save(self) -> None:
+        """Make what has been written certain, also against loss of power."""
+        for file in (self._images, self._rows, self._bad):
+            file.flush()
+            os.fsync(file.fileno())
+        mark = Mark(
+            recipe=self.mark.recipe,
+            px=self.mark.px,
+            channels=self.channels,
+            itemsize=self.itemsize,
+            num_images=self.mark.num_images,
+            done=self.done,
+            num_rows=self.num_rows,
+            num_bad=self.num_bad,
+            bad_bytes=self._bad.tell(),
+        )
+        write_atomically(self.folder / _MARK, json.dumps({"format": _FORMAT} | asdict(mark)).encode())
+        self._saved_s = time.monotonic()
+
+    def close(self) -> None:
+        for file in (self._images, self._rows, self._bad):
+            file.close()
+
+
+def finish_images(folder: Path) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"]]:
+    """Make `images.npy` whole; returns each row's place in the source, and its height and width there."""
+    mark = read_mark(folder)
+    assert mark is not None and mark.done == mark.num_images
+    dtype = np.dtype(np.uint8 if mark.itemsize == 1 else np.uint16)
+    shape = (mark.num_rows, mark.px, mark.px, mark.channels)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    assert len(header.getvalue()) == _HEADER_BYTES
+    with open(folder / "images.npy", "r+b") as file:
+        file.write(header.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    rows = np.fromfile(folder / _ROWS, dtype="<i8").reshape(-1, 2)
+    return rows[:, 0].copy(), np.stack([rows[:, 1] >> 32, rows[:, 1] & 0xFFFFFFFF], axis=1)
+
+
+def _open(path: Path) -> BufferedRandom:
+    """For reading and writing; created if missing, kept as it is if not."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+
+
+def _csv_line(*fields: str) -> bytes:
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\n").writerow(fields)
+    return line.getvalue().encode("utf-8", "surrogateescape")

@@ -1,0 +1,210 @@
+"""Packed images -> features, by a frozen encoder, an untrained one or from pixels; each made once and cached.
+
+A cached array `features/<key>.npy` belongs to weights, preprocessing, images and rows: the key is a hash of
+these. The folder may be deleted at any time.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from sklearn.decomposition import PCA
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from byol.artifacts.encoder import Encoder, EncoderSpec
+from byol.config import Config
+from byol.data.packed import Packed
+from byol.errors import DataError
+from byol.evaluation.probes import fit_pca
+from byol.files import write_atomically
+from byol.method.networks import Byol
+from byol.method.views import whole_view
+from byol.plan import Plan
+
+FORMAT = 1
+NUM_CALIBRATION = 1000  # training images that the norms of an untrained encoder see
+
+_BATCH = 256
+_PCA_VALUES = 2**28  # pixels that principal components are fitted on at once: 1 GB
+_PCA_ROWS = 10_000
+
+Progress = Callable[[int, int], None]  # images done, of all
+Rows = Int64[np.ndarray, " image"]
+Features = Float32[np.ndarray, "image feature"]
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder that is only made when features are not yet cached, and what tells it from others."""
+
+    identity: str
+    spec: EncoderSpec
+    make: Callable[[], Encoder]
+
+
+def trained(encoder: Encoder) -> FrozenEncoder:
+    """The encoder of a run as it is."""
+    return FrozenEncoder(_hash_weights(encoder.module), encoder.spec, lambda: encoder)
+
+
+def untrained(
+    config: Config, spec: EncoderSpec, *, images: Packed, rows: Rows, device: str = "cpu"
+) -> FrozenEncoder:
+    """The encoder that the run of `config` began with, given a fair chance: its norms know the data.
+
+    BatchNorm's running statistics would be 0 and 1, which no network in training ever sees. They are
+    estimated on at most 1,000 of the training images (`rows`), seen whole.
+    """
+    # The key depends on the seed alone, so that any number of images will do for the plan.
+    key = Plan.of(config, num_images=config.trainer.batch_size).key("init", 0)
+    module = Byol.of(config, channels=spec.channels, seed_key=key).online.encoder
+    chosen = rows if len(rows) <= NUM_CALIBRATION else _spread(rows, NUM_CALIBRATION)
+
+    @cache
+    def make() -> Encoder:
+        _estimate_norms(module, images, rows=chosen, spec=spec)
+        return Encoder(replace(spec, done=0), module, device=device)
+
+    identity = _hash("untrained", _hash_weights(module), _identify(images, chosen))
+    return FrozenEncoder(identity, spec, make)
+
+
+def features_of(
+    images: Packed,
+    rows: Rows,
+    *,
+    encoder: FrozenEncoder,
+    cache_folder: Path,
+    progress: Progress | None = None,
+) -> Features:
+    """Features of these rows of the packed images, in their order; from the cache if they are there.
+
+    Raises:
+        DataError: a feature is not a finite number; names the first such image.
+        CheckpointError: the cache folder cannot be written.
+    """
+    spec = encoder.spec
+    seen = (spec.view_px, spec.stored_px, asdict(spec.pixels))
+    key = _hash("encoder", encoder.identity, repr(seen), _identify(images, rows))
+
+    def make() -> Features:
+        features = encoder.make().embed_packed(images, rows=rows, batch_size=_BATCH, progress=progress)
+        finite = np.isfinite(features).all(axis=1)
+        if not finite.all():
+            first = images.names[int(rows[np.argmin(finite)])]
+            raise DataError(
+                f"{first}: the encoder's features of this image are not finite ({int((~finite).sum())} such "
+                "images in all): its training diverged; train again with a lower optimizer.params.lr"
+            )
+        return features
+
+    return _cached(cache_folder / f"{key}.npy", make)
+
+
+def pixel_components(
+    train: Packed,
+    test: Packed,
+    *,
+    train_rows: Int64[np.ndarray, " train"],
+    test_rows: Int64[np.ndarray, " test"],
+    spec: EncoderSpec,
+    dimensions: int,
+    seed: int,
+    cache_folder: Path,
+) -> tuple[Float32[np.ndarray, "train component"], Float32[np.ndarray, "test component"]]:
+    """Principal components (fitted on train) of the pixels that the encoder sees: whole views, flattened.
+
+    At most 10,000 training images and 1 GB of their pixels are fitted on; all are then transformed in blocks.
+    """
+    num_pixels = spec.channels * spec.view_px**2
+    num_fitted = max(min(_PCA_ROWS, _PCA_VALUES // num_pixels), dimensions)
+    fitted_rows = train_rows if len(train_rows) <= num_fitted else _spread(train_rows, num_fitted)
+    seen = (spec.view_px, asdict(spec.pixels), dimensions, seed)
+
+    @cache
+    def fit() -> PCA:
+        pixels = np.concatenate(list(_pixels(train, fitted_rows, spec=spec)))
+        return fit_pca(pixels, dimensions=dimensions, seed=seed)
+
+    def components(images: Packed, rows: Rows) -> Features:
+        key = _hash("pixels", repr(seen), _identify(train, fitted_rows), _identify(images, rows))
+
+        def make() -> Features:
+            blocks = [fit().transform(block) for block in _pixels(images, rows, spec=spec)]
+            return np.concatenate(blocks).astype(np.float32)
+
+        return _cached(cache_folder / f"{key}.npy", make)
+
+    return components(train, train_rows), components(test, test_rows)
+
+
+# ---- Pixels and norms
+
+
+def _squares(images: Packed, rows: Rows) -> torch.Tensor:
+    return torch.from_numpy(images.images[rows]).permute(0, 3, 1, 2)
+
+
+def _pixels(images: Packed, rows: Rows, *, spec: EncoderSpec) -> Iterator[Features]:
+    for first in range(0, len(rows), _BATCH):
+        squares = _squares(images, rows[first : first + _BATCH])
+        views = whole_view(squares, spec.view_px, pixels=spec.pixels)
+        yield views.flatten(1).numpy()
+
+
+def _spread(rows: Rows, wanted: int) -> Int64[np.ndarray, " wanted"]:
+    """`wanted` of the rows at even distances: all classes of a sorted set are among them."""
+    return rows[np.linspace(0, len(rows) - 1, wanted).astype(np.int64)]
+
+
+@torch.no_grad()
+def _estimate_norms(module: nn.Module, images: Packed, *, rows: Rows, spec: EncoderSpec) -> None:
+    """Set BatchNorm's running statistics to their plain mean over batches of these images."""
+    module.eval()  # dropout and the like stay off
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    # Even parts: a part of one image has no variance.
+    for part in np.array_split(rows, -(-len(rows) // _BATCH)) if norms else []:
+        module(whole_view(_squares(images, part), spec.view_px, pixels=spec.pixels))
+    module.eval()
+
+
+# ---- The cache
+
+
+def _cached(path: Path, make: Callable[[], Features]) -> Features:
+    try:
+        kept: Features = np.load(path, allow_pickle=False)
+        return kept
+    except (OSError, ValueError, EOFError):  # not there, or damaged: a cache is made anew
+        features = make()
+    write_atomically(path, lambda file: np.save(file, features))
+    return features
+
+
+def _identify(images: Packed, rows: Rows) -> str:
+    return _hash(images.fingerprint, str(images.stored_px), rows.tobytes().hex())
+
+
+def _hash(*parts: str) -> str:
+    digest = hashlib.sha256(str(FORMAT).encode())
+    for part in parts:
+        digest.update(b"\0" + part.encode())
+    return digest.hexdigest()[:32]
+
+
+def _hash_weights(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in module.state_dict().items():
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,46 @@
+"""SGD, LARS and AdamW, with biases and normalisation parameters in a group of their own."""
+
+from typing import Any
+
+import torch
+from timm.optim import Lars
+from torch import nn
+
+from byol.config import OptimizerConfig
+from byol.plan import Plan
+
+_TRUST = 0.001  # LARS, eta of arXiv 1708.03888 and of the paper
+
+
+def build_optimizer(byol: nn.Module, config: OptimizerConfig, *, plan: Plan) -> torch.optim.Optimizer:
+    """The optimizer of every parameter that takes a gradient, of a network in which nothing else does.
+
+    Two groups: matrices and kernels with weight decay; parameters of one dimension (biases, normalisation)
+    without, and without LARS adaptation. For gradient g, decay d, momentum m and weights w:
+
+        sgd    v = m v + (g + d w);                              w -= lr v
+        lars   v = m v + 0.001 |w| / |g + d w| (g + d w);        w -= lr v
+        adamw  arXiv 1711.05101, eq. 12, with the first beta m and the second 0.999
+    """
+    parameters = [parameter for parameter in byol.parameters() if parameter.requires_grad]
+    adapted = [parameter for parameter in parameters if parameter.ndim > 1]
+    plain = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": adapted, "weight_decay": plan.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    lr, momentum = plan.lr(0), config.params.momentum
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+    # timm switches adaptation off where weight decay is 0: wanted for the second group, not for the first.
+    groups[0]["always_adapt"] = True
+    lars: torch.optim.Optimizer = Lars(groups, lr=lr, momentum=momentum, trust_coeff=_TRUST)
+    return lars
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,196 @@
+"""Everything that is a function of the step: rates, random keys, image order, and when to log, check and save."""
+
+import functools
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from byol.config import Config
+from byol.errors import DataError
+
+# The paper's recipes by length in epochs (appendix; base_lr is for a batch of 256): lr, weight decay, base tau.
+_PAPER: dict[int, tuple[float, float, float]] = {
+    40: (0.45, 1e-6, 0.97),
+    100: (0.45, 1e-6, 0.99),
+    300: (0.3, 1e-6, 0.99),
+    1000: (0.2, 1.5e-6, 0.996),
+}
+_PAPER_WARMUP_EPOCHS = 10.0
+
+# Our formulas for SGD with momentum 0.9; docs/decisions.md has what they were measured by.
+_LR_PER_IMAGE = 0.06 / 64
+_LR_MAX = 0.4
+_WARMUP_SHARE, _WARMUP_MAX_EPOCHS = 0.05, 10.0
+_WEIGHT_DECAY = 5e-4
+_TAU_IMAGES = 4.0  # (1 - base tau) = min(_TAU_MAX_GAP, (_TAU_IMAGES / steps) ** 0.5)
+_TAU_MAX_GAP = 0.04
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's schedule. `step` counts from 0 and is the one about to be made; `done` steps are finished."""
+
+    num_images: int
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    seed: int
+    base_lr: float  # the highest, already scaled by the batch
+    warmup_steps: int
+    lr_schedule: Literal["constant", "cosine"]
+    base_tau: float
+    tau_schedule: Literal["constant", "cosine"]
+    weight_decay: float
+    checkpoint_interval: int
+    log_interval: int
+    health_interval: int
+    reasons: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: Config, *, num_images: int) -> "Plan":
+        """The plan of a configuration for so many images; null values are derived.
+
+        Raises:
+            DataError: fewer images than a batch.
+        """
+        trainer, optimizer = config.trainer, config.optimizer
+        if num_images < trainer.batch_size:
+            raise DataError(
+                f"{num_images} images are fewer than a batch of {trainer.batch_size}; "
+                f"give more images, or trainer.batch_size={max(2, num_images // 2)}"
+            )
+        steps_per_epoch = num_images // trainer.batch_size
+        total_steps = steps_per_epoch * trainer.max_epochs
+        chosen = _choose(config, total_steps=total_steps)
+        base_lr = chosen.lr * (trainer.batch_size / 256 if optimizer.scale_lr else 1.0)
+        scaling = f" x {trainer.batch_size} / 256 = {base_lr:.4g}" if optimizer.scale_lr else ""
+        return cls(
+            num_images=num_images,
+            batch_size=trainer.batch_size,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+            seed=trainer.seed,
+            base_lr=base_lr,
+            warmup_steps=round(chosen.warmup_epochs * steps_per_epoch),
+            lr_schedule=optimizer.schedule,
+            base_tau=chosen.tau,
+            tau_schedule=trainer.m_schedule,
+            weight_decay=chosen.weight_decay,
+            checkpoint_interval=trainer.checkpoint_interval,
+            log_interval=trainer.log_interval,
+            health_interval=trainer.health_interval,
+            reasons=(chosen.reasons[0] + scaling, *chosen.reasons[1:]),
+        )
+
+    def lr(self, step: int) -> float:
+        """Linear from base_lr / warmup_steps to base_lr, then constant, or a cosine that ends near 0."""
+        if step < self.warmup_steps:
+            return self.base_lr * (step + 1) / self.warmup_steps
+        if self.lr_schedule == "constant":
+            return self.base_lr
+        share = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        return self.base_lr * 0.5 * (1.0 + math.cos(math.pi * share))
+
+    def tau(self, step: int) -> float:
+        """1 - (1 - base_tau) (1 + cos(pi step / total_steps)) / 2, the paper's section 3.2; or constant."""
+        if self.tau_schedule == "constant":
+            return self.base_tau
+        return 1.0 - (1.0 - self.base_tau) * (1.0 + math.cos(math.pi * step / self.total_steps)) / 2.0
+
+    def key(self, stream: str, index: int) -> int:
+        """A 63-bit seed for the `index`-th use of a kind of randomness."""
+        text = f"{self.seed}/{stream}/{index}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+
+    def indices(self, step: int) -> Int64[np.ndarray, " batch"]:
+        """The images of the global batch: each epoch is a fresh permutation, its incomplete last batch dropped."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        order = _permute(self.num_images, self.key("order", epoch))
+        return order[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def log_at(self, done: int) -> bool:
+        """Whether to log after `done` steps; always after the last."""
+        return done % self.log_interval == 0 or done == self.total_steps
+
+    def health_at(self, done: int) -> bool:
+        """Whether to judge the network's health after `done` steps; always after the last."""
+        return done % self.health_interval == 0 or done == self.total_steps
+
+    def save_at(self, done: int) -> bool:
+        """Whether to save after `done` steps; always after the last."""
+        return done % self.checkpoint_interval == 0 or done == self.total_steps
+
+    def explain(self) -> list[str]:
+        """One line for each of lr, warm-up, weight decay and base tau: its value and where it comes from."""
+        return list(self.reasons)
+
+
+@functools.lru_cache(maxsize=2)
+def _permute(num_images: int, key: int) -> Int64[np.ndarray, " image"]:
+    order = np.random.default_rng(key).permutation(num_images)
+    order.setflags(write=False)
+    return order
+
+
+# ---- Values that the configuration leaves open
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    lr: float
+    warmup_epochs: float
+    weight_decay: float
+    tau: float
+    reasons: tuple[str, ...]
+
+
+def _choose(config: Config, *, total_steps: int) -> _Chosen:
+    """Given values as they are, open ones by the configuration's rule, each with its reason."""
+    rule = _derive_paper if config.optimizer.derive == "paper" else _derive_default
+    derived = rule(config, total_steps=total_steps)
+    params = config.optimizer.params
+    given = (params.lr, config.optimizer.warmup_epochs, params.weight_decay, config.trainer.m)
+    values = [d if g is None else g for g, d in zip(given, derived.values, strict=True)]
+    names = ("learning rate", "warm-up", "weight decay", "base tau (m)")
+    reasons = [
+        f"{name} {value:.4g}{' epochs' if name == 'warm-up' else ''}, {'as given' if g is not None else reason}"
+        for name, value, g, reason in zip(names, values, given, derived.reasons, strict=True)
+    ]
+    return _Chosen(*values, reasons=tuple(reasons))
+
+
+@dataclass(frozen=True)
+class _Derived:
+    values: tuple[float, float, float, float]  # lr, warm-up epochs, weight decay, base tau
+    reasons: tuple[str, str, str, str]
+
+
+def _derive_paper(config: Config, *, total_steps: int) -> _Derived:
+    epochs = config.trainer.max_epochs
+    row = next((length for length in _PAPER if length >= epochs), max(_PAPER))
+    lr, weight_decay, tau = _PAPER[row]
+    warmup = min(_PAPER_WARMUP_EPOCHS, epochs / 4)
+    table = f"the paper's for {row} epochs"
+    return _Derived(
+        (lr, warmup, weight_decay, tau), (table, f"min({_PAPER_WARMUP_EPOCHS:g}, epochs / 4)", table, table)
+    )
+
+
+def _derive_default(config: Config, *, total_steps: int) -> _Derived:
+    trainer = config.trainer
+    lr = min(_LR_PER_IMAGE * trainer.batch_size, _LR_MAX)
+    warmup = min(_WARMUP_SHARE * trainer.max_epochs, _WARMUP_MAX_EPOCHS)
+    gap = min(_TAU_MAX_GAP, math.sqrt(_TAU_IMAGES / total_steps))
+    return _Derived(
+        (lr, warmup, _WEIGHT_DECAY, 1.0 - gap),
+        (
+            f"min({_LR_PER_IMAGE * 64:g} x batch {trainer.batch_size} / 64, {_LR_MAX:g})",
+            f"min({_WARMUP_SHARE:g} x {trainer.max_epochs} epochs, {_WARMUP_MAX_EPOCHS:g})",
+            "fixed",
+            f"1 - min({_TAU_MAX_GAP:g}, sqrt({_TAU_IMAGES:g} / {total_steps} steps))",
+        ),
+    )

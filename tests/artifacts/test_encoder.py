@@ -1,0 +1,369 @@
+"""The artefact is plain, whole and safe; every form of an image gives the same features."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from byol.artifacts import encoder as encoder_file
+from byol.artifacts.encoder import Encoder, EncoderSpec, load, save_encoder
+from byol.config import load_config
+from byol.data.packed import pack
+from byol.data.sources import open_source
+from byol.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.method.networks import build_encoder, count_features
+from byol.method.views import Pixels
+
+STORED_PX, VIEW_PX = 28, 24
+
+
+def make_spec(channels: int = 3, name: str = "test_resnet", full_scale: float = 255.0) -> EncoderSpec:
+    ones = (1.0,) * channels
+    return EncoderSpec(
+        name=name,
+        stem="standard",
+        channels=channels,
+        view_px=VIEW_PX,
+        stored_px=STORED_PX,
+        num_features=96,
+        pixels=Pixels(low=(0.0,) * channels, high=(full_scale,) * channels, mean=(0.4,) * channels, std=ones),
+        which="online",
+        done=7,
+        byol_version="0.1.0",
+        data_fingerprint="abc",
+        data_name="cells",
+    )
+
+
+def make_encoder(spec: EncoderSpec, *, seed: int = 0) -> Encoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = build_encoder(spec.name, channels=spec.channels, view_px=spec.view_px, stem=spec.stem)
+        # BatchNorm statistics other than 0 and 1, so that they count.
+        module.train()(torch.randn(8, spec.channels, spec.view_px, spec.view_px))
+    return Encoder(spec, module)
+
+
+def draw_images(
+    num: int, *, channels: int = 3, dtype: type = np.uint8, px: tuple[int, int] = (40, 33)
+) -> NDArray:  # type: ignore[type-arg]
+    """Smooth patterns, so that resizing keeps something."""
+    rng = np.random.default_rng(0)
+    small = rng.random((num, 5, 4, channels))
+    large = np.kron(small, np.ones((1, 8, 9, 1)))[:, : px[0], : px[1]]
+    return (large * np.iinfo(dtype).max).astype(dtype)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return make_encoder(make_spec())
+
+
+@pytest.fixture
+def saved(tmp_path: Path, encoder: Encoder) -> Path:
+    save_encoder(tmp_path / "run", encoder.module, encoder.spec)
+    return tmp_path / "run"
+
+
+# ---- Files
+
+
+def test_weights_load_in_plain_timm(tmp_path: Path) -> None:
+    spec = replace(make_spec(name="resnet18"), num_features=512)
+    module = build_encoder("resnet18", channels=3, view_px=VIEW_PX, stem="standard")
+    save_encoder(tmp_path, module, spec)
+    plain = timm.create_model("resnet18", num_classes=0)
+    plain.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)
+    views = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(plain.eval()(views), module.eval()(views))
+
+
+def test_json_says_how_to_use_the_weights(saved: Path, encoder: Encoder) -> None:
+    content = json.loads((saved / "encoder.json").read_text())
+    assert content["format"] == 1
+    assert content["pixels"]["mean"] == [0.4, 0.4, 0.4]
+    assert {key: content[key] for key in ("name", "channels", "view_px", "done")} == {
+        "name": "test_resnet",
+        "channels": 3,
+        "view_px": VIEW_PX,
+        "done": 7,
+    }
+    assert content.keys() == {"format", *asdict(encoder.spec)}
+    assert sorted(path.name for path in saved.iterdir()) == ["encoder.json", "encoder.safetensors"]
+
+
+@pytest.mark.parametrize("entry", [".", "encoder.json", "encoder.safetensors"])
+def test_loaded_is_what_was_saved(saved: Path, encoder: Encoder, entry: str) -> None:
+    before = torch.random.get_rng_state()
+    loaded = load(saved / entry, device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert loaded.spec == encoder.spec
+    images = draw_images(2)
+    np.testing.assert_array_equal(loaded.embed(images), encoder.embed(images))
+    assert not any(module.training for module in loaded.module.modules())
+    assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
+
+
+@pytest.mark.parametrize("select", ["grey", (0, 2), None])
+def test_the_choice_of_channels_comes_back(tmp_path: Path, select: str | tuple[int, ...] | None) -> None:
+    spec = replace(make_spec(), select=select)  # type: ignore[arg-type]
+    save_encoder(tmp_path, make_encoder(spec).module, spec)
+    assert load(tmp_path).spec == spec
+
+
+def test_spec_of_a_configuration(tmp_path: Path) -> None:
+    config = load_config(
+        None,
+        ["network.name=test_resnet", "data_transforms.input_shape=[24, 24, 3]", f"data.source={tmp_path}"],
+        preset="default",
+    )
+    np.save(tmp_path / "images.npy", draw_images(4))
+    source = open_source(config.data, source=str(tmp_path / "images.npy"))
+    packed = pack(
+        source,
+        folder=tmp_path / "pack",
+        stored_px=STORED_PX,
+        view_px=VIEW_PX,
+        channels=None,
+        max_bad=0.0,
+        num_workers=1,
+        progress=None,
+    )
+    before = torch.random.get_rng_state()
+    spec = EncoderSpec.of(config, packed, which="target", done=3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (spec.name, spec.stem, spec.which, spec.done) == ("test_resnet", "standard", "target", 3)
+    assert (spec.channels, spec.view_px, spec.stored_px) == (3, VIEW_PX, STORED_PX)
+    module = build_encoder(spec.name, channels=3, view_px=VIEW_PX, stem=spec.stem)
+    assert spec.num_features == count_features(module, channels=3, view_px=VIEW_PX) == 96
+    # Packed images give the features of the images they were packed from.
+    encoder = make_encoder(make_spec())
+    images = draw_images(4)
+    np.testing.assert_allclose(encoder.embed_packed(packed), encoder.embed(images), atol=1e-6)
+    heard: list[tuple[int, int]] = []
+    some = encoder.embed_packed(
+        packed,
+        rows=np.array([3, 0, 2]),
+        batch_size=2,
+        progress=lambda done, total: heard.append((done, total)),
+    )
+    np.testing.assert_allclose(some, encoder.embed(images[[3, 0, 2]]), atol=1e-5)
+    assert heard == [(2, 3), (3, 3)]
+
+
+# ---- Every form of an image
+
+
+def test_every_form_of_8_bit_images_gives_the_same_features(tmp_path: Path, encoder: Encoder) -> None:
+    images = draw_images(3)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    np.save(tmp_path / "all.npy", images)
+    (tmp_path / "list.txt").write_text("".join(f"images/{index}.png\n" for index in range(3)))
+    paths = sorted(folder.iterdir())
+    expected = encoder.embed(images)
+    assert expected.shape == (3, 96) and expected.dtype == np.float32
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3
+    forms = {
+        "folder": folder,
+        "folder as text": str(folder),
+        "list of paths": paths,
+        "list of texts": [str(path) for path in paths],
+        "list file": tmp_path / "list.txt",
+        "array file": tmp_path / "all.npy",
+        "Pillow images": [Image.open(path) for path in paths],
+        "arrays": list(images),
+        "tensor": torch.from_numpy(images).permute(0, 3, 1, 2),
+        "tensors": list(torch.from_numpy(images).permute(0, 3, 1, 2)),
+        "a mixture": [paths[0], images[1], Image.open(paths[2])],
+    }
+    for name, form in forms.items():
+        np.testing.assert_allclose(encoder(form), expected, atol=1e-6, err_msg=name)  # type: ignore[arg-type]
+    for single in (
+        paths[1],
+        str(paths[1]),
+        images[1],
+        Image.open(paths[1]),
+        torch.from_numpy(images[1]).permute(2, 0, 1),
+    ):
+        np.testing.assert_allclose(encoder.embed(single), expected[1:2], atol=1e-6)
+
+
+def test_every_form_of_16_bit_grey_images_gives_the_same_features(tmp_path: Path) -> None:
+    encoder = make_encoder(make_spec(channels=1, full_scale=65535.0))
+    images = draw_images(2, channels=1, dtype=np.uint16)
+    paths = [tmp_path / f"{index}.png" for index in range(2)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image[..., 0]).save(path)
+    expected = encoder.embed(images)
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    for form in (
+        tmp_path,
+        paths,
+        [Image.open(path) for path in paths],
+        tensor,
+        [image[..., 0] for image in images],
+    ):
+        np.testing.assert_allclose(encoder.embed(form), expected, atol=1e-6)  # type: ignore[arg-type]
+    eight_bit = make_encoder(make_spec(channels=1))
+    np.testing.assert_allclose(eight_bit.embed((images >> 8).astype(np.uint8)), expected, atol=0.02)
+
+
+def test_features_depend_neither_on_the_batch_nor_on_the_size_of_blocks(encoder: Encoder) -> None:
+    images = draw_images(7)
+    np.testing.assert_allclose(encoder.embed(images, batch_size=3), encoder.embed(images), atol=1e-5)
+    assert encoder.embed(images[:0]).shape == (0, 96)
+    assert encoder.embed([]).shape == (0, 96)
+
+
+def test_autocast_around_changes_nothing(encoder: Encoder) -> None:
+    images = draw_images(2)
+    expected = encoder.embed(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(encoder.embed(images), expected)
+
+
+def test_channels_are_chosen_as_in_training() -> None:
+    grey = make_encoder(replace(make_spec(channels=1), select="grey"))
+    images = draw_images(2)
+    by_hand = np.rint(images @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+    np.testing.assert_allclose(grey.embed(images), grey.embed(by_hand), atol=1e-6)
+
+
+# ---- Blocks and bad images
+
+
+def test_bad_images_are_told_and_left_out(tmp_path: Path, encoder: Encoder) -> None:
+    images = draw_images(4)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    (tmp_path / "1.png").write_text("this is text")
+    Image.fromarray(images[2][..., 0]).save(tmp_path / "2.png")
+    source = encoder_file.gather(tmp_path)
+    bad: dict[str, str] = {}
+    blocks = list(
+        encoder.embed_source(source, batch_size=2, on_bad=lambda name, error: bad.update({name: str(error)}))
+    )
+    assert [len(block.names) for block in blocks] == [1, 1]
+    np.testing.assert_allclose(
+        np.concatenate([block.features for block in blocks]), encoder.embed(images[[0, 3]]), atol=1e-6
+    )
+    assert [Path(name).name for name in bad] == ["1.png", "2.png"]
+    assert "has 1 channels, the encoder was trained on 3" in list(bad.values())[1]
+    with pytest.raises(DataError, match=r"1\.png: is not an image of a known format"):
+        encoder.embed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("missing.png", r"missing\.png"),
+        (["missing.png"], r"missing\.png: no such file"),
+        (np.zeros((2, 8, 8, 3)), "image 0: holds float64 values; give uint8 or uint16"),
+        (torch.zeros(3, 8, 8), "image 0: holds float32 values"),
+        (np.zeros((8, 8, 4), dtype=np.uint8), "image 0: has 4 channels, the encoder was trained on 3"),
+        (np.zeros((1, 1, 1, 8, 8), dtype=np.uint8), "image 0: has the shape"),
+        (torch.zeros(8, 8, dtype=torch.uint8), "image 0: has the shape"),
+        (np.zeros((1, 0, 8, 3), dtype=np.uint8), "image 0: has no pixels"),
+    ],
+)
+def test_images_that_cannot_be_embedded(encoder: Encoder, images: object, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        encoder.embed(images)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+# ---- Damaged artefacts
+
+
+def check_refused(folder: Path, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folder_and_files_say_what_to_run(saved: Path, tmp_path: Path) -> None:
+    check_refused(tmp_path / "none", r"none: no such folder; train one with: byol train IMAGES/ -o .*none")
+    (saved / "encoder.safetensors").unlink()
+    check_refused(saved, r"run: has no encoder\.safetensors; train it first: byol train IMAGES/ -o .*run")
+    (saved / "encoder.json").unlink()
+    check_refused(saved, r"run: has no encoder\.json; train it first")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"encoder\.json: cannot be read"),
+        ("[]", r"encoder\.json: has format None, this version of byol reads 1; update byol, or"),
+        ('{"format": 2}', r"encoder\.json: has format 2"),
+        ('{"format": 1}', r"encoder\.json: name: field required"),
+    ],
+)
+def test_damaged_json(saved: Path, content: str, message: str) -> None:
+    (saved / "encoder.json").write_text(content)
+    check_refused(saved, message)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("view_px", "big", r"encoder\.json: view_px: input should be a valid integer"),
+        ("channels", 1, r"pixels: not one value for each of 1 channels"),
+        ("name", "resnet_of_tomorrow", r"encoder\.json: network\.name: 'resnet_of_tomorrow' is unknown"),
+        ("which", "teacher", r"encoder\.json: which: input should be 'online' or 'target'"),
+    ],
+)
+def test_json_with_a_wrong_value(saved: Path, key: str, value: object, message: str) -> None:
+    content = json.loads((saved / "encoder.json").read_text())
+    (saved / "encoder.json").write_text(json.dumps(content | {key: value}))
+    check_refused(saved, message)
+
+
+def test_weights_that_are_not_those_of_the_network(saved: Path) -> None:
+    path = saved / "encoder.safetensors"
+    weights = load_file(path)
+    first = sorted(weights)[0]
+    save_file({key: value for key, value in weights.items() if key != first}, path)
+    check_refused(saved, rf"encoder\.safetensors: the key '{first}' is missing; the same `byol train`")
+    save_file(weights | {"fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, path)
+    check_refused(saved, r"the key 'fc\.bias' \(and 1 more\) is not part of test_resnet")
+    save_file(weights | {first: torch.zeros(1)}, path)
+    check_refused(saved, f"the key '{first}' has another shape than in test_resnet")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5])
+def test_truncated_weights(saved: Path, share: float) -> None:
+    path = saved / "encoder.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    check_refused(saved, r"encoder\.safetensors: is damaged or cut short")
+
+
+def test_a_pickle_is_not_read(saved: Path) -> None:
+    torch.save(nn.Linear(1, 1), saved / "encoder.safetensors")
+    check_refused(saved, r"encoder\.safetensors: is damaged or cut short")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(saved: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="device: cuda is asked for and there is no GPU; choose auto or cpu"
+    ):
+        load(saved, device="cuda")
+
+
+def test_unwritable_folder_leaves_what_was_there(saved: Path, encoder: Encoder) -> None:
+    (saved.parent / "file").write_text("")
+    with pytest.raises(ByolError, match="cannot be written"):
+        save_encoder(saved.parent / "file", encoder.module, encoder.spec)
+    assert load(saved).spec == encoder.spec

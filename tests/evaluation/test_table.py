@@ -1,0 +1,225 @@
+"""A whole evaluation on a small run, its file, its words, and what it refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import PX, make_run, write_images
+
+from byol.artifacts.encoder import Encoder
+from byol.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.evaluation import table as table_file
+from byol.evaluation.table import Row, Table, evaluate
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("table")
+    write_images(folder / "images", num=10)
+    make_run(folder / "runs" / "one", folder / "images")
+    return folder / "runs" / "one"
+
+
+def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    heard: list[tuple[int, int]] = []
+    table = evaluate(run_dir, say=said.append, progress=lambda done, total: heard.append((done, total)))
+    assert [(row.features, row.transform, row.classifier) for row in table.rows] == [
+        (features, transform, classifier)
+        for features, transform in (
+            ("pixels", "pca-256"),
+            ("untrained", "none"),
+            ("byol online", "none"),
+            ("byol target", "none"),
+        )
+        for classifier in ("logistic regression", "knn")
+    ]
+    assert (table.num_train, table.num_test, table.num_classes, table.done) == (24, 6, 3, 5)
+    by_name = {(row.features, row.classifier): row for row in table.rows}
+    pixels = by_name["pixels", "logistic regression"]
+    assert pixels.top1 == 1.0 and pixels.dimensions == 24  # colours are easy; no more components than images
+    assert by_name["byol online", "knn"].dimensions == 96
+    # This run's target is a copy of online, so that their rows agree.
+    for classifier in ("logistic regression", "knn"):
+        online, target = by_name["byol online", classifier], by_name["byol target", classifier]
+        assert replace(online, features="", seconds=0.0) == replace(target, features="", seconds=0.0)
+    assert len(said) == 4 and said[0].startswith("pixels: logistic regression 100.0 %, knn ")
+    assert heard == [(24, 24), (6, 6)] * 2  # untrained and online; target has the weights of online
+
+    # The second time no encoder is asked, and the numbers are the same.
+    monkeypatch.setattr(Encoder, "encode", None)
+    again = evaluate(run_dir)
+    assert [replace(row, seconds=0.0) for row in again.rows] == [
+        replace(row, seconds=0.0) for row in table.rows
+    ]
+
+    content = json.loads((run_dir / "eval.json").read_text())
+    assert content["format"] == 1 and content["split"] == "images: every fifth image of a class is held out"
+    assert content.keys() == {
+        "format", "split", "num_train", "num_test", "num_classes", "num_unlabelled", "done", "seconds", "rows"
+    }  # fmt: skip
+    assert content["rows"][1].keys() == {
+        "features", "transform", "classifier", "dimensions", "top1", "low95", "high95", "balanced", "chosen",
+        "seconds",
+    }  # fmt: skip
+    assert content["rows"][1]["chosen"].keys() == {"k", "temperature"}
+    assert content["rows"][0]["chosen"].keys() == {"C"}
+
+
+def test_without_a_target_there_is_no_row_for_it(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", num=5)
+    make_run(tmp_path / "run", tmp_path / "images", target=False)
+    assert {row.features for row in evaluate(tmp_path / "run").rows} == {"pixels", "untrained", "byol online"}
+
+
+def test_values_are_scaled_as_in_training(tmp_path: Path) -> None:
+    """The labelled images have other statistics than the run's: the run's count."""
+    write_images(tmp_path / "images", num=2)
+    write_images(tmp_path / "labelled", num=5, classes=("dark", "light"))
+    make_run(tmp_path / "run", tmp_path / "images", target=False)
+    seen: list[torch.Tensor] = []
+
+    def record(self: Encoder, squares: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.tensor(self.spec.pixels.mean))
+        return torch.rand(len(squares), 96)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "encode", record)
+        evaluate(tmp_path / "run", overrides=[f"evaluation.train={tmp_path / 'labelled'}"])
+    spec = json.loads((tmp_path / "run" / "encoder.json").read_text())
+    assert all(mean.tolist() == pytest.approx(spec["pixels"]["mean"]) for mean in seen) and len(seen) == 4
+
+
+def test_the_test_labels_change_no_prediction_and_no_choice(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [row.chosen for row in evaluate(run_dir).rows]
+    open_splits = table_file.open_splits
+
+    def spoil(*arguments: object, **named: object) -> object:
+        splits = open_splits(*arguments, **named)  # type: ignore[arg-type]
+        return replace(splits, test=replace(splits.test, labels=np.zeros_like(splits.test.labels)))
+
+    monkeypatch.setattr(table_file, "open_splits", spoil)
+    spoilt = evaluate(run_dir)
+    assert [row.chosen for row in spoilt.rows] == chosen
+    assert spoilt.rows[0].top1 == pytest.approx(1 / 3)
+
+
+# ---- Words
+
+
+def make_row(features: str, classifier: str, top1: float, *, half: float = 0.02) -> Row:
+    return Row(
+        features=features,
+        transform="pca-256" if features == "pixels" else "none",
+        classifier=classifier,
+        dimensions=96,
+        top1=top1,
+        low95=top1 - half,
+        high95=top1 + half,
+        balanced=top1,
+        chosen={"C": 0.01} if classifier == "logistic regression" else {"k": 20, "temperature": 0.07},
+        seconds=0.5,
+    )
+
+
+def make_table(pixels: float, untrained: float, byol: float, *, half: float = 0.02) -> Table:
+    shares = {"pixels": pixels, "untrained": untrained, "byol online": byol}
+    rows = [
+        make_row(features, classifier, share, half=half)
+        for features, share in shares.items()
+        for classifier in ("logistic regression", "knn")
+    ]
+    return Table("cells: every fifth", 80, 20, 3, 0, 500, 1.0, tuple(rows))
+
+
+@pytest.mark.parametrize(
+    ("shares", "verdict"),
+    [
+        (
+            (0.236, 0.572, 0.844),
+            "BYOL helps: knn 84.4 % against untrained 57.2 % and pixels 23.6 %; "
+            "the intervals do not overlap.",
+        ),
+        (
+            (0.5, 0.58, 0.6),
+            "BYOL is ahead, but not surely: knn 60.0 % against untrained 58.0 % and pixels 50.0 %; "
+            "the interval overlaps that of untrained.",
+        ),
+        (
+            (0.7, 0.5, 0.6),
+            "BYOL does not help here: knn 60.0 % against untrained 50.0 % and pixels 70.0 %.",
+        ),
+    ],
+)
+def test_the_verdict_is_plain(shares: tuple[float, float, float], verdict: str) -> None:
+    assert make_table(*shares).verdict().splitlines()[1] == verdict
+
+
+def test_the_table_in_words() -> None:
+    lines = make_table(0.236, 0.572, 0.844).render().splitlines()
+    assert lines[0] == "cells: every fifth; 80 training and 20 test images, 3 classes"
+    assert lines[2].split() == [
+        "features", "transform", "classifier", "dims", "top-1", "95", "%", "interval", "balanced", "chosen"
+    ]  # fmt: skip
+    (row,) = (line for line in lines if line.startswith("byol online  none       knn "))
+    assert " ".join(row.split()[4:]) == "96 84.4 % 82.4 to 86.4 84.4 % k = 20, temperature = 0.07"
+    assert lines[-1].startswith("BYOL helps: knn 84.4 %")
+
+
+# ---- What it refuses
+
+
+def check_refused(kind: type[ByolError], run: Path, *overrides: str, message: str) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        evaluate(run, overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_hold_no_run_or_no_encoder(tmp_path: Path) -> None:
+    check_refused(
+        CheckpointError, tmp_path / "none", message=r"none: holds no run \(no config\.yaml\); train one"
+    )
+    write_images(tmp_path / "images", num=2)
+    make_run(tmp_path / "run", tmp_path / "images")
+    (tmp_path / "run" / "encoder.safetensors").unlink()
+    check_refused(CheckpointError, tmp_path / "run", message=r"has no encoder\.safetensors; train it first")
+
+
+def test_overrides_must_not_change_what_the_run_was(run_dir: Path) -> None:
+    check_refused(
+        ConfigError,
+        run_dir,
+        "trainer.seed=5",
+        message=r"evaluation cannot change what the run was \(trainer\.seed: .* -> 5\); leave it out",
+    )
+
+
+def test_labelled_images_with_other_channels(tmp_path: Path) -> None:
+    from PIL import Image
+
+    write_images(tmp_path / "images", num=2)
+    make_run(tmp_path / "run", tmp_path / "images")
+    for name in ("a", "b"):
+        (tmp_path / "grey" / name).mkdir(parents=True)
+        for index in range(5):
+            grey = np.full((PX, PX), 40 * index, dtype=np.uint8)
+            Image.fromarray(grey).save(tmp_path / "grey" / name / f"{index}.png")
+    check_refused(
+        DataError,
+        tmp_path / "run",
+        f"evaluation.train={tmp_path / 'grey'}",
+        message="grey: has 1 channels, the encoder was trained on 3",
+    )
+
+
+def test_an_unwritable_run_folder_keeps_its_old_table(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir / "eval.json").write_text("old")
+    table = make_table(0.1, 0.2, 0.3)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        table.save(run_dir / "config.yaml" / "eval.json")
+    assert (run_dir / "eval.json").read_text() == "old"
