@@ -10,22 +10,26 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "byol"
 LEVELS = {
     0: {"errors"},
-    1: {"config", "files", "method.convolution"},
-    2: {"plan", "method.views", "method.networks", "data.decode", "data.motifs"},
-    3: {
+    1: {"config_text", "config_schema", "files", "method.convolution", "method.pixelwise", "data.formats"},
+    2: {"config", "data.decode", "data.index", "data.labels", "data.motifs", "data.place"},
+    3: {"plan", "method.views", "method.networks", "data.given", "data.official", "data.partial", "data.survey"},
+    4: {
         "data.sources",
-        "data.packed",
+        "data.statistics",
         "method.optim",
         "training.distributed",
         "training.checkpoint",
         "training.runlog",
         "training.health",
+        "evaluation.probes",
+        "artifacts.feature_file",
     },
-    4: {"data.batches", "data.images", "evaluation.probes", "artifacts.encoder"},
-    5: {"evaluation.features"},
-    6: {"training.loop", "evaluation.table"},
-    7: {"cli", "__init__"},
-    8: {"__main__"},
+    5: {"data.packed"},
+    6: {"data.batches", "data.images", "artifacts.encoder"},
+    7: {"evaluation.features", "evaluation.splits"},
+    8: {"training.loop", "evaluation.table"},
+    9: {"cli", "__init__"},
+    10: {"__main__"},
 }
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
 

@@ -1,4 +1,4 @@
-"""The plan: rates by closed formulas, an order that is a permutation, keys, and derived values with reasons."""
+"""The plan: rates by closed formulas, order as a permutation, keys, and derived values with reasons."""
 
 import math
 
@@ -64,7 +64,9 @@ def test_an_epoch_is_a_permutation_without_its_tail() -> None:
 
 def test_keys_differ_by_stream_index_and_seed_and_fit_63_bits() -> None:
     plan, other = make_plan(), make_plan("trainer.seed=1")
-    keys = [p.key(stream, index) for p in (plan, other) for stream in ("views", "order") for index in range(100)]
+    keys = [
+        p.key(stream, index) for p in (plan, other) for stream in ("views", "order") for index in range(100)
+    ]
     assert len(set(keys)) == len(keys) and all(0 <= key < 2**63 for key in keys)
     assert make_plan().key("views", 5) == plan.key("views", 5)
 
@@ -92,6 +94,9 @@ def test_the_papers_table(epochs: int, lr: float, weight_decay: float, tau: floa
     assert (plan.weight_decay, plan.base_tau) == (weight_decay, tau)
     assert plan.warmup_steps == 20
     assert f"learning rate {lr:g}" in plan.explain()[0] and "x 4096 / 256" in plan.explain()[0]
+    assert ("the paper's for 300 epochs, the next longer of its table" in plan.explain()[0]) == (
+        epochs == 200
+    )
 
 
 def test_open_values_are_derived_and_given_ones_kept() -> None:

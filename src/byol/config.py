@@ -1,7 +1,7 @@
-"""The configuration of a run: preset < YAML file < `section.key=value`, checked whole before anything is opened.
+"""The configuration of a run: preset < YAML file < `section.key=value`, checked before anything is opened.
 
-A setting that is refused is named with its place, what was given, what is allowed and the nearest valid key; all
-problems come in one ConfigError. The settings themselves are in `config_schema.py`.
+A setting that is refused is named with its place, what was given, what is allowed and the nearest valid key;
+all problems come in one ConfigError. The settings themselves are in `config_schema.py`.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -72,8 +72,8 @@ _NO_PART_OF_A_RUN = (
 def load_config(path: Path | None, overrides: Sequence[str], *, preset: str | None) -> Config:
     """Read `path` over its preset, and `overrides` ("section.key=value") over both.
 
-    The preset is, first that is given: an override, `preset`, the key `preset` of the file; else `classic` for a
-    file and `default` without one.
+    The preset is the first given of: an override, `preset`, the key `preset` of the file; else `classic` for
+    a file and `default` without one.
 
     Raises:
         ConfigError: every problem of file and overrides, one line each.
@@ -105,14 +105,15 @@ def dump_config(config: Config) -> str:
 def diff_configs(old: Config | dict[str, Any], new: Config) -> list[str]:
     """Settings in which two configurations are different runs, as "trainer.batch_size: 64 -> 128".
 
-    Left out is what changes no number of the training: evaluation, logging, where files and packed copies lie.
+    Left out is what changes no number of the training: evaluation, logging, where files and packs lie.
     """
     before = dict(_flatten(old.model_dump() if isinstance(old, Config) else old))
     after = dict(_flatten(new.model_dump()))
+    keys = [key for key in dict.fromkeys([*after, *before]) if not key.startswith(_NO_PART_OF_A_RUN)]
     return [
         f"{key}: {_show(before, key)} -> {_show(after, key)}"
-        for key in dict.fromkeys([*after, *before])
-        if _show(before, key) != _show(after, key) and not key.startswith(_NO_PART_OF_A_RUN)
+        for key in keys
+        if key not in before or key not in after or before[key] != after[key]
     ]
 
 
@@ -199,17 +200,17 @@ def _collect(
 
 
 def _validate(given: Mapping[str, Given], problems: list[str]) -> Config | None:
-    refused: set[str] = set()
+    refused: dict[str, str | None] = {}
     config = None
     try:
         config = Config.model_validate(_nest(given))
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             key = _leaf_of(detail["loc"])
+            # Of a choice between kinds, each kind complains; our own checks have the best words.
             reason = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else None
-            if key not in refused:
-                problems.append(_refuse(given[key], key, allowed=reason))
-            refused.add(key)
+            refused[key] = reason or refused.get(key)
+    problems += [_refuse(given[key], key, allowed=reason) for key, reason in refused.items()]
     values = {key: item.value for key, item in given.items() if key not in refused}
     for keys, reason in find_conflicts(values):
         # The place is that of the latest layer: a preset is never what has to change.
@@ -221,12 +222,14 @@ def _validate(given: Mapping[str, Given], problems: list[str]) -> Config | None:
 def _refuse(item: Given, key: str, *, allowed: str | None = None) -> str:
     """One line: where, what was given, what is allowed, and the nearest of the allowed values."""
     schema = _leaves()[key]
-    choices = {str(choice): str(choice) for part in _parts(schema) for choice in part.get("enum", [])}
+    choices = {
+        str(choice): str(choice) for part in config_text.parts(schema) for choice in part.get("enum", [])
+    }
     if schema.get("type") == "boolean":
         choices = {"yes": "true", "on": "true", "no": "false", "off": "false"}
     near = difflib.get_close_matches(str(item.value).lower(), choices, n=1)
     hint = f"; did you mean {choices[near[0]]!r}?" if near else ""
-    return f"{item.place}: got {item.text}, allowed: {allowed or _describe(schema)}{hint}"
+    return f"{item.place}: got {item.text}, allowed: {allowed or config_text.describe(schema)}{hint}"
 
 
 # ---- The schema, by dotted key
@@ -286,42 +289,8 @@ def _nearest_key(key: str) -> str:
     )
 
 
-def _parts(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    return cast(list[dict[str, Any]], schema.get("anyOf", [schema]))
-
-
-def _describe(schema: dict[str, Any]) -> str:
-    """What a setting may be, in words."""
-    return " or ".join(_describe_part(part) for part in _parts(schema))
-
-
-def _describe_part(schema: dict[str, Any]) -> str:
-    if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])}"
-    if "prefixItems" in schema:
-        return f"[{', '.join(_describe(item) for item in schema['prefixItems'])}]"
-    kind = schema["type"]
-    if kind == "array":
-        return f"a list, each {_describe(schema['items'])}"
-    if kind in ("integer", "number"):
-        return {"integer": "an integer", "number": "a number"}[kind] + _describe_bounds(schema)
-    return {"boolean": "true or false", "string": "text", "null": "none"}[kind]
-
-
-def _describe_bounds(schema: dict[str, Any]) -> str:
-    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
-    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
-    words = [
-        f"from {low:g}" if low is not None else "",
-        f"above {above:g}" if above is not None else "",
-        f"to {high:.10g}" if high is not None else "",
-        f"below {below:g}" if below is not None else "",
-    ]
-    return "".join(f" {word}" for word in words if word)
-
-
 def _is_number_for_text(node: yaml.Node, key: str) -> bool:
-    is_text = {part.get("type") for part in _parts(_leaves()[key]) if "enum" not in part} <= {
+    is_text = {part.get("type") for part in config_text.parts(_leaves()[key]) if "enum" not in part} <= {
         "string",
         "null",
     }
@@ -351,14 +320,14 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _flatten(value, _join(prefix, name))
         else:
-            yield _join(prefix, name), value
+            yield _join(prefix, name), tuple(value) if isinstance(value, list) else value
 
 
 def _show(values: Mapping[str, Any], key: str) -> str:
-    """A value as YAML would have it; a float that is a whole number equals that number."""
+    """A value as YAML would have it."""
     if key not in values:
         return "not given"
     value = values[key]
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):
         return f"[{', '.join('null' if item is None else str(item) for item in value)}]"
     return "null" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Every setting of a run: its name, type, bounds, unit and one line of documentation. No defaults: presets are.
+"""Every setting of a run: name, type, bounds, unit and a line of documentation. Presets are the defaults.
 
 Strict: an integer may stand for a number, nothing else is converted. `config.py` reads and writes the files.
 """
@@ -30,7 +30,7 @@ def _read_tuple(value: Any) -> Any:
 
 
 def _read_number(text: str) -> int | float | str | None:
-    if text in ("None", "null", "~"):
+    if text in ("None", "none", "null", "~"):
         return None
     for kind in (int, float):
         try:
@@ -62,7 +62,7 @@ def _check_distinct(value: list[int]) -> list[int]:
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, le=2)]
 Text = Annotated[str, Field(min_length=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 _Area = Annotated[float, Field(gt=0, le=1)]
 _Aspect = Annotated[float, Field(ge=0.1, le=10)]
 _Sigma = Annotated[float, Field(gt=0, le=50)]
@@ -152,7 +152,7 @@ class DataConfig(Section):
     """The images."""
 
     source: Text = Field(
-        description="stl10, cifar10, cifar100, motifs, or the path of a folder, a .txt or .csv list, an .npy array."
+        description="stl10, cifar10, cifar100, motifs, or a path: folder, .txt or .csv list, .npy array."
     )
     root: Text = Field(description="Folder of the official files of stl10, cifar10 and cifar100.")
     split: Text | None = Field(
@@ -163,7 +163,7 @@ class DataConfig(Section):
         description="Channels to use: grey, rgb or their numbers from 0; null: as the files are."
     )
     stored_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | None = Field(
-        description="Side of the packed copies, pixels; null: 1.15 views, never above the largest source side."
+        description="Side of the packed copies, pixels; null: 1.15 views, at most the largest source side."
     )
     packs: Text | None = Field(description="Folder of packed copies; null: 'packs' beside the run folder.")
     memory: Literal["auto", "ram", "map", "device"] = Field(
@@ -187,9 +187,7 @@ class TrainerConfig(Section):
     )
     max_epochs: int = Field(ge=1, le=10**6, description="Length of the run, passes over the images.")
     checkpoint_interval: int = Field(ge=1, description="Steps between checkpoints; the end has one as well.")
-    num_workers: int = Field(
-        ge=1, le=1024, description="Threads that decode images for the packed copy."
-    )
+    num_workers: int = Field(ge=1, le=1024, description="Threads that decode images for the packed copy.")
     log_interval: int = Field(ge=1, description="Steps between log lines.")
     health_interval: int = Field(ge=1, description="Steps between checks for collapse.")
     seed: Seed = Field(description="Seed of weights, order and views.")
@@ -227,8 +225,8 @@ class OptimizerConfig(Section):
     )
     scale_lr: bool = Field(description="Whether the learning rate is multiplied by batch_size / 256.")
     derive: Literal["paper", "default"] | None = Field(
-        description="Rule that fills lr, weight_decay, warmup_epochs and trainer.m where they are null. paper: its "
-        "tables by length; default: by batch size and number of steps; null: they must be given."
+        description="Rule that fills lr, weight_decay, warmup_epochs and trainer.m where they are null. "
+        "paper: its tables by length; default: by batch size and number of steps; null: no rule."
     )
 
 
@@ -305,10 +303,11 @@ def _find_derivation_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tupl
                 yield (key, rule), f"{key} is null and so is {rule}; give a number, or {rule}: default"
     if lr in values and values[lr] is None:
         wanted = {"paper": "lars", "default": "sgd"}.get(str(derive))
-        if wanted is not None and values.get(name, wanted) != wanted:
+        given = values.get(name, wanted)
+        if wanted is not None and given != wanted:
             yield (
                 (name, rule, lr),
-                f"{rule} {derive!r} knows the learning rate of {wanted!r} only; give {lr} for {values[name]!r}",
+                f"{rule} {derive!r} has no learning rate for {given!r}; give {lr}, or {name}: {wanted}",
             )
         elif derive == "default" and values.get("optimizer.scale_lr"):
             yield (
@@ -328,7 +327,7 @@ def _find_image_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str
     if channels is not None and selected not in (None, channels):
         yield (
             (select, shape),
-            f"{select} leaves {selected} channels, {shape} states {channels}; state {selected} or null",
+            f"{select} gives {selected} channel(s), {shape} states {channels}; state {selected} or null",
         )
     s = values.get("data_transforms.s")
     for view in ("view1", "view2"):

@@ -1,13 +1,13 @@
 """YAML text into named values that know where they were written.
 
 YAML 1.2 where PyYAML reads YAML 1.1: `3e-4` and `.5e3` are numbers; only true and false are truth values; no
-octal, base-60 or date values. `None` means none, as `null` and `~` do. Keys given twice are refused.
+octal, base-60 or date values. `None` and `none` mean none, as `null` and `~` do.
 """
 
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -41,8 +41,8 @@ def read_mapping(text: str, *, name: str) -> yaml.MappingNode:
         line = f":{mark.line + 1}" if mark else ""
         raise UnreadableError(f"{name}{line}: not valid YAML: {_explain(error)}") from None
     except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        raise UnreadableError(f"{name}:{line}: not valid YAML: an unprintable character") from None
+        number = text[: error.position].count("\n") + 1
+        raise UnreadableError(f"{name}:{number}: not valid YAML: an unprintable character") from None
     except RecursionError:
         raise UnreadableError(f"{name}: not valid YAML: nested too deeply") from None
     if root is None or (isinstance(root, yaml.ScalarNode) and root.value == ""):
@@ -62,7 +62,7 @@ def read_value(text: str) -> yaml.Node:
     try:
         return yaml.compose(text, Loader=_Loader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
     except (yaml.YAMLError, RecursionError):
-        raise UnreadableError(f"{shorten(text)} is not valid YAML; put it in quotes") from None
+        raise UnreadableError(f"{shorten(text)!r} is not valid YAML; put it in quotes") from None
 
 
 def walk(
@@ -70,8 +70,8 @@ def walk(
 ) -> Iterator[tuple[str, int, yaml.Node | str]]:
     """Every setting below a node as (dotted key, line, its node), or (dotted key, line, what is wrong).
 
-    `sections` holds the keys of each section by its dotted key, "" for the root. What is in no section is handed
-    out as it is, without looking inside.
+    `sections` holds the keys of each section by its dotted key, "" for the root. What is in no section is
+    handed out as it is, without looking inside.
     """
     if prefix not in sections:
         yield prefix, node.start_mark.line + 1 if node.start_mark else 1, node
@@ -99,11 +99,11 @@ def construct(node: yaml.Node) -> object:
     """The Python value of a node; one that YAML cannot make is its text."""
     loader = _Loader("")
     try:
-        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         return show(node)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def show(node: yaml.Node) -> str:
@@ -137,23 +137,63 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     return shorten(problem)
 
 
+# ---- A JSON schema in words
+
+
+def parts(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The alternatives of a JSON schema."""
+    return cast(list[dict[str, Any]], schema.get("anyOf", [schema]))
+
+
+def describe(schema: dict[str, Any]) -> str:
+    """What a setting may be, in words."""
+    return " or ".join(_describe_part(part) for part in parts(schema))
+
+
+def _describe_part(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if "prefixItems" in schema:
+        return f"[{', '.join(describe(item) for item in schema['prefixItems'])}]"
+    kind = schema["type"]
+    if kind == "array":
+        return f"a list, each {describe(schema['items'])}"
+    if kind in ("integer", "number"):
+        return {"integer": "an integer", "number": "a number"}[kind] + _describe_bounds(schema)
+    return {"boolean": "true or false", "string": "text", "null": "none"}[kind]
+
+
+def _describe_bounds(schema: dict[str, Any]) -> str:
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    words = [
+        f"from {low:g}" if low is not None else "",
+        f"above {above:g}" if above is not None else "",
+        f"to {high:.10g}" if high is not None else "",
+        f"below {below:g}" if below is not None else "",
+    ]
+    return "".join(f" {word}" for word in words if word)
+
+
 # ---- PyYAML with the scalars of YAML 1.2
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    pass
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
+_Loader.yaml_implicit_resolvers = {}
+_Dumper.yaml_implicit_resolvers = {}
+
+
 def _add_scalars(kind: type[_Loader] | type[_Dumper]) -> None:
     for name, pattern, first in (
-        ("null", r"~|null|Null|NULL|None|", "~nN"),
+        ("null", r"~|null|Null|NULL|None|none|", "~nN"),
         ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
         ("int", r"[-+]?(0|[1-9][0-9_]{0,30})", "-+0123456789"),
         ("float", r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),

@@ -1,4 +1,4 @@
-"""Everything that is a function of the step: rates, random keys, image order, and when to log, check and save."""
+"""Everything that is a function of the step: rates, random keys, order, and when to log, check and save."""
 
 import functools
 import hashlib
@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from byol.config import Config
 from byol.errors import DataError
 
-# The paper's recipes by length in epochs (appendix; base_lr is for a batch of 256): lr, weight decay, base tau.
+# The paper's recipes by length in epochs (appendix; lr is for a batch of 256): lr, weight decay, base tau.
 _PAPER: dict[int, tuple[float, float, float]] = {
     40: (0.45, 1e-6, 0.97),
     100: (0.45, 1e-6, 0.99),
@@ -59,9 +59,10 @@ class Plan:
         """
         trainer, optimizer = config.trainer, config.optimizer
         if num_images < trainer.batch_size:
+            smaller = f", or trainer.batch_size={max(2, num_images // 2)}" if num_images >= 2 else ""
             raise DataError(
                 f"{num_images} images are fewer than a batch of {trainer.batch_size}; "
-                f"give more images, or trainer.batch_size={max(2, num_images // 2)}"
+                f"give more images{smaller}"
             )
         steps_per_epoch = num_images // trainer.batch_size
         total_steps = steps_per_epoch * trainer.max_epochs
@@ -107,7 +108,7 @@ class Plan:
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
     def indices(self, step: int) -> Int64[np.ndarray, " batch"]:
-        """The images of the global batch: each epoch is a fresh permutation, its incomplete last batch dropped."""
+        """The images of the global batch: an epoch is a fresh permutation without its partial last batch."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = _permute(self.num_images, self.key("order", epoch))
         return order[number * self.batch_size : (number + 1) * self.batch_size]
@@ -154,13 +155,16 @@ def _choose(config: Config, *, total_steps: int) -> _Chosen:
     derived = rule(config, total_steps=total_steps)
     params = config.optimizer.params
     given = (params.lr, config.optimizer.warmup_epochs, params.weight_decay, config.trainer.m)
-    values = [d if g is None else g for g, d in zip(given, derived.values, strict=True)]
-    names = ("learning rate", "warm-up", "weight decay", "base tau (m)")
-    reasons = [
-        f"{name} {value:.4g}{' epochs' if name == 'warm-up' else ''}, {'as given' if g is not None else reason}"
-        for name, value, g, reason in zip(names, values, given, derived.reasons, strict=True)
+    lr, warmup_epochs, weight_decay, tau = values = [
+        d if g is None else g for g, d in zip(given, derived.values, strict=True)
     ]
-    return _Chosen(*values, reasons=tuple(reasons))
+    names = ("learning rate", "warm-up", "weight decay", "base tau (m)")
+    units = ("", " epochs", "", "")
+    reasons = [
+        f"{name} {value:.4g}{unit}, {reason if g is None else 'as given'}"
+        for name, value, unit, g, reason in zip(names, values, units, given, derived.reasons, strict=True)
+    ]
+    return _Chosen(lr, warmup_epochs, weight_decay, tau, tuple(reasons))
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,8 @@ def _derive_paper(config: Config, *, total_steps: int) -> _Derived:
     lr, weight_decay, tau = _PAPER[row]
     warmup = min(_PAPER_WARMUP_EPOCHS, epochs / 4)
     table = f"the paper's for {row} epochs"
+    if row != epochs:
+        table += f", the {'next longer' if row > epochs else 'longest'} of its table"
     return _Derived(
         (lr, warmup, weight_decay, tau), (table, f"min({_PAPER_WARMUP_EPOCHS:g}, epochs / 4)", table, table)
     )

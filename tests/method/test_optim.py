@@ -56,9 +56,8 @@ def test_four_steps_follow_the_formula(name: str, weight_decay: float) -> None:
         for i, w in enumerate(expected):
             update = gradients(step, w.shape)
             if w.ndim > 1:
-                update = update + weight_decay * w
-                if name == "lars":
-                    update = update * 0.001 * w.norm() / update.norm()
+                trust = 0.001 * w.norm() / (update.norm() + weight_decay * w.norm())
+                update = (update + weight_decay * w) * (trust if name == "lars" else 1.0)
             velocity[i] = MOMENTUM * velocity[i] + update
             expected[i] = w - lr * velocity[i]
         for parameter in parameters:

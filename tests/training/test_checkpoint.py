@@ -107,7 +107,7 @@ def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path) -> None:
             return (pytest.fail, ("executed",))
 
     path = tmp_path / "checkpoints" / "step-00000001.pt"
-    data = pickle.dumps(Evil())
+    data = pickle.dumps(Evil(), protocol=2)
     write_atomically(path.with_name(path.name + ".sha256"), hashlib.sha256(data).hexdigest().encode())
     write_atomically(path, data)
     with pytest.raises(CheckpointError, match="not a checkpoint"):

@@ -55,7 +55,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     network = make_network()
     loss = loss_of(network, make_batch())
     loss.backward()
-    assert result["loss"] == pytest.approx(float(loss), abs=1e-6) and result["any"] is True
+    assert result["loss"] == pytest.approx(loss.item(), abs=1e-6) and result["any"] is True
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(result["gradients"][name], parameter.grad, atol=1e-6, rtol=1e-4)

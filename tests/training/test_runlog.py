@@ -1,4 +1,4 @@
-"""The run's log: lines that others parse, repeated steps dropped, TensorBoard's curves, the terminal's lines."""
+"""The run's log: lines that others parse, repeated steps dropped, TensorBoard, the terminal's lines."""
 
 import io
 import json

@@ -170,7 +170,7 @@ def resolve_stem(stem: str, *, name: str, view_px: int) -> str:
     # On the meta device nothing is allocated, and no random number is drawn.
     with torch.device("meta"):
         encoder = _create_timm(name.partition(".")[0], channels=3, view_px=view_px)
-    return "small" if _has_resnet_stem(encoder) else "standard"
+    return "small" if _find_stem(encoder) is not None else "standard"
 
 
 def count_features(encoder: nn.Module, *, channels: int, view_px: int) -> int:
@@ -253,21 +253,27 @@ def _remove_classifier(network: nn.Module) -> None:
         _set_module(network, path, nn.Identity())
 
 
-def _has_resnet_stem(encoder: nn.Module) -> bool:
-    convolution = getattr(encoder, "conv1", None)
-    is_7x7 = isinstance(convolution, nn.Conv2d) and convolution.kernel_size == (7, 7)
-    return is_7x7 and isinstance(getattr(encoder, "maxpool", None), nn.MaxPool2d)
+def _find_stem(encoder: nn.Module) -> str | None:
+    """Where a ResNet's first convolution is: 7x7, or the first of a deep stem's three; None without one."""
+    if not isinstance(getattr(encoder, "maxpool", None), nn.MaxPool2d):
+        return None
+    first = getattr(encoder, "conv1", None)
+    deep = isinstance(first, nn.Sequential)
+    path = "conv1.0" if deep else "conv1"
+    kernel_size = getattr(encoder.get_submodule(path), "kernel_size", None) if first is not None else None
+    return path if kernel_size == ((3, 3) if deep else (7, 7)) else None
 
 
 def _replace_stem(encoder: nn.Module, *, name: str, stem: str) -> None:
-    if not _has_resnet_stem(encoder):
+    path = _find_stem(encoder)
+    if path is None:
         raise ConfigError(
-            f"network.stem: '{stem}' needs a ResNet with a 7x7 convolution and a max-pool, which '{name}' "
+            f"network.stem: '{stem}' needs a ResNet with a max-pool after its first convolution, which '{name}' "
             "has not; set network.stem=standard"
         )
     stride = {"small": (1, 1), "strided": (2, 2)}[stem]
-    first = cast(nn.Conv2d, encoder.conv1)
-    encoder.conv1 = _like(first, first.in_channels, (3, 3), stride, (1, 1))
+    first = cast(nn.Conv2d, encoder.get_submodule(path))
+    _set_module(encoder, path, _like(first, first.in_channels, (3, 3), stride, (1, 1)))
     encoder.maxpool = nn.Identity()
 
 

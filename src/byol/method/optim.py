@@ -3,40 +3,42 @@
 from typing import Any
 
 import torch
-from timm.optim import Lars
+from timm.optim.lars import Lars
 from torch import nn
 
 from byol.config import OptimizerConfig
 from byol.plan import Plan
 
-_TRUST = 0.001  # LARS, eta of arXiv 1708.03888 and of the paper
+TRUST = 0.001  # LARS, eta of arXiv 1708.03888 and of the paper
 
 
 def build_optimizer(byol: nn.Module, config: OptimizerConfig, *, plan: Plan) -> torch.optim.Optimizer:
-    """The optimizer of every parameter that takes a gradient, of a network in which nothing else does.
+    """The optimizer of every parameter that takes a gradient: online network and predictor, never the target.
 
     Two groups: matrices and kernels with weight decay; parameters of one dimension (biases, normalisation)
     without, and without LARS adaptation. For gradient g, decay d, momentum m and weights w:
 
         sgd    v = m v + (g + d w);                              w -= lr v
-        lars   v = m v + 0.001 |w| / |g + d w| (g + d w);        w -= lr v
-        adamw  arXiv 1711.05101, eq. 12, with the first beta m and the second 0.999
+        lars   v = m v + 0.001 |w| / (|g| + d |w|) (g + d w);    w -= lr v    (arXiv 1708.03888, eq. 6)
+        adamw  arXiv 1711.05101, algorithm 2, with the first beta m and the second 0.999
+
+    The authors' code of BYOL divides by |g + d w|; at the paper's decay of about 1e-6 the two are alike.
     """
     parameters = [parameter for parameter in byol.parameters() if parameter.requires_grad]
-    adapted = [parameter for parameter in parameters if parameter.ndim > 1]
-    plain = [parameter for parameter in parameters if parameter.ndim <= 1]
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups: list[dict[str, Any]] = [
-        {"params": adapted, "weight_decay": plan.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": plan.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     lr, momentum = plan.lr(0), config.params.momentum
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
-    # timm switches adaptation off where weight decay is 0: wanted for the second group, not for the first.
+    # timm does not adapt where weight decay is 0: wanted for the second group, not for the first.
     groups[0]["always_adapt"] = True
-    lars: torch.optim.Optimizer = Lars(groups, lr=lr, momentum=momentum, trust_coeff=_TRUST)
+    lars: torch.optim.Optimizer = Lars(groups, lr=lr, momentum=momentum, trust_coeff=TRUST)
     return lars
 
 

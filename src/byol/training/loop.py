@@ -20,7 +20,7 @@ from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views, whole_view
 from byol.plan import Plan
 from byol.training import checkpoint, health
-from byol.training.distributed import Ranks, StopSignal, connect
+from byol.training.distributed import Ranks, StopSignal, connect, keep_freed_memory
 from byol.training.runlog import Metrics, RunLog
 
 _PATIENCE = 2  # health checks in a row that say "collapsed" before the run is stopped
@@ -43,6 +43,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
         DivergedError: loss or gradient is not finite; the step was not applied.
         CollapsedError: the projections of the fixed images have become nearly equal.
     """
+    keep_freed_memory()
     with StopSignal().listen() as stop, connect(config.trainer) as ranks:
         images = _open_images(config, run_dir, ranks=ranks, console=console)
         plan = Plan.of(config, num_images=len(images))
@@ -266,9 +267,10 @@ class _FixedImages:
 
     @torch.no_grad()
     def judge(self, byol: Byol, *, ranks: Ranks) -> health.Health:
-        """With running BatchNorm statistics, so that judging changes nothing."""
-        byol.online.eval()
+        """In train mode, as the loss sees the network, but on copies of its buffers: judging changes nothing."""
+        online = byol.online
+        buffers = {name: buffer.clone() for name, buffer in online.named_buffers()}
+        parts = self.views.tensor_split(math.ceil(len(self.views) / 64))
         with ranks.autocast():
-            projections = torch.cat([byol.online(part) for part in self.views.split(64)])
-        byol.online.train()
-        return health.judge(projections)
+            projections = [torch.func.functional_call(online, buffers, (part,)) for part in parts]
+        return health.judge(torch.cat(projections))

@@ -110,7 +110,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """One line for the person."""
         if self._active:
-            self._console.print(text, highlight=False, markup=False)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _show(self, metrics: Metrics) -> None:
         text = (
