@@ -12,7 +12,15 @@ LEVELS = {
     0: {"errors"},
     1: {"config_text", "config_schema", "files", "method.convolution", "method.pixelwise", "data.formats"},
     2: {"config", "data.decode", "data.index", "data.labels", "data.motifs", "data.place"},
-    3: {"plan", "method.views", "method.networks", "data.given", "data.official", "data.partial", "data.survey"},
+    3: {
+        "plan",
+        "method.views",
+        "method.networks",
+        "data.given",
+        "data.official",
+        "data.partial",
+        "data.survey",
+    },
     4: {
         "data.sources",
         "data.statistics",

@@ -20,7 +20,11 @@ except PackageNotFoundError:  # run from the source folder, not installed
     __version__ = "0.1.0+source"
 
 # Loaded when first used: `byol --help` need not wait for torch.
-_PUBLIC = {"Byol": "byol.method.networks", "Encoder": "byol.artifacts.encoder", "load": "byol.artifacts.encoder"}
+_PUBLIC = {
+    "Byol": "byol.method.networks",
+    "Encoder": "byol.artifacts.encoder",
+    "load": "byol.artifacts.encoder",
+}
 __all__ = ["Byol", "Encoder", "__version__", "load"]
 
 

@@ -1,4 +1,4 @@
-"""The commands. Each prints little, and a user's mistake is one line and an exit code: 2 configuration, 1 other.
+"""The commands. A user's mistake is one line and an exit code: 2 configuration, 1 anything else.
 
 torch is loaded by the commands that need it, when they run.
 """
@@ -199,8 +199,8 @@ def _train_run(config: Config, run_dir: Path) -> int:
     if outcome.stopped_by is not None:
         if _is_main_rank():
             print(
-                f"stopped by {outcome.stopped_by} after step {outcome.done} of {outcome.total_steps}, saved in {run_dir}; "
-                "the same command continues"
+                f"stopped by {outcome.stopped_by} after step {outcome.done} of {outcome.total_steps}, saved "
+                f"in {run_dir}; the same command continues"
             )
         return _EXIT_INTERRUPTED[outcome.stopped_by]
     if _is_main_rank():

@@ -35,4 +35,6 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise CheckpointError(f"{path}: cannot be written ({reason}); free space or choose another place") from None
+        raise CheckpointError(
+            f"{path}: cannot be written ({reason}); free space or choose another place"
+        ) from None

@@ -157,7 +157,7 @@ def test_start_from_what_does_not_fit(tmp_path: Path) -> None:
         CheckpointError, match=r"another architecture \(0\.weight is \(4, 4\) in the run, \(4, 5\)"
     ):
         checkpoint.start_from(tmp_path, nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)))
-    with pytest.raises(CheckpointError, match="1.weight is only in the run"):
+    with pytest.raises(CheckpointError, match=r"1\.weight is only in the run"):
         checkpoint.start_from(tmp_path, nn.Sequential(nn.Linear(4, 4)))
 
 

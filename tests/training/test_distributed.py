@@ -1,4 +1,4 @@
-"""Ranks: BatchNorm over two CPU ranks equals BatchNorm of the whole batch, forward, backward and statistics."""
+"""Ranks: BatchNorm over two CPU ranks equals BatchNorm of the whole batch, forward and backward."""
 
 import copy
 import os

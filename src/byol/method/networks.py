@@ -268,8 +268,8 @@ def _replace_stem(encoder: nn.Module, *, name: str, stem: str) -> None:
     path = _find_stem(encoder)
     if path is None:
         raise ConfigError(
-            f"network.stem: '{stem}' needs a ResNet with a max-pool after its first convolution, which '{name}' "
-            "has not; set network.stem=standard"
+            f"network.stem: '{stem}' needs a ResNet with a max-pool after its first convolution, which "
+            f"'{name}' has not; set network.stem=standard"
         )
     stride = {"small": (1, 1), "strided": (2, 2)}[stem]
     first = cast(nn.Conv2d, encoder.get_submodule(path))

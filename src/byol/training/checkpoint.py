@@ -1,7 +1,7 @@
 """What a run needs to go on: written whole or not at all, checked when read, never unpickled code.
 
 `checkpoints/step-00005000.pt` holds networks (with BatchNorm statistics), optimizer, number of finished steps
-and what the run belongs to; `step-00005000.pt.sha256` its checksum. Everything else is a function of the step.
+and what images the run has; `step-00005000.pt.sha256` its checksum. All else is a function of the step.
 """
 
 import hashlib
@@ -104,7 +104,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_latest(run_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest readable checkpoint (None if there is none at all), and a line for each damaged one passed over.
+    """The newest readable checkpoint (None if there is none), and a line for each damaged one passed over.
 
     Raises:
         CheckpointError: there are checkpoints, and every one is damaged.
@@ -147,7 +147,7 @@ def start_from(run_dir: Path, byol: nn.Module) -> int:
     """Load another run's online network, target and predictor (`network.fine_tune_from`); its finished steps.
 
     Raises:
-        CheckpointError: no readable checkpoint there, or one of another architecture (the first key is named).
+        CheckpointError: no readable checkpoint there, or one of another architecture; a key is named.
     """
     if not run_dir.is_dir():
         raise CheckpointError(

@@ -17,8 +17,9 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.autograd.function import once_differentiable
 
 from byol.config import TrainerConfig
@@ -56,7 +57,7 @@ class Ranks:
         if self.world_size == 1:
             return module
         if self.device.type == "cuda":
-            module = convert_sync_batchnorm(module)
+            module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
             return nn.parallel.DistributedDataParallel(module, [self.device])
         _synchronise_on_cpu(module)
         return nn.parallel.DistributedDataParallel(module)
@@ -113,7 +114,7 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _store(world_size: int) -> dist.Store:
+def _store(world_size: int) -> Store:
     """The agent's store, with a name of its own for each restart.
 
     A restarted group that reads the addresses of its dead predecessor hangs (pytorch issue 135712); with this
@@ -122,8 +123,8 @@ def _store(world_size: int) -> dist.Store:
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     is_master = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ["RANK"] == "0"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, world_size, is_master=is_master, timeout=_TIMEOUT)
-    return dist.PrefixStore(f"byol_{os.environ.get('TORCHELASTIC_RUN_ID', '')}_{restart}", store)
+    store = TCPStore(address, port, world_size, is_master=is_master, timeout=_TIMEOUT)
+    return PrefixStore(f"byol_{os.environ.get('TORCHELASTIC_RUN_ID', '')}_{restart}", store)
 
 
 def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
@@ -241,21 +242,21 @@ class _CpuSyncBatchNorm2d(_SyncForward, nn.BatchNorm2d):
 
 
 class _SyncBatchNorm(torch.autograd.Function):
-    """y = (x - mean) / sqrt(var + eps) * weight + bias, mean and biased var over all ranks' rows and pixels."""
+    """y = (x - mean) / sqrt(var + eps) * weight + bias; mean and biased var over all ranks."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         channels = input.shape[1]
         axes = [0, *range(2, input.ndim)]
-        x = input.float()
+        x = _at_least_fp32(input)
         sums = torch.cat([x.sum(axes), (x * x).sum(axes), x.new_tensor([x.numel() / channels])]).double()
         dist.all_reduce(sums)
         count = sums[-1]
         mean = sums[:channels] / count
         variance = (sums[channels:-1] / count - mean * mean).clamp_min_(0.0)
-        scale = torch.rsqrt(variance + eps).float()
+        scale = torch.rsqrt(variance + eps).to(x.dtype)
         shape = (1, channels, *[1] * (input.ndim - 2))
-        normalised = (x - mean.float().view(shape)) * scale.view(shape)
+        normalised = (x - mean.to(x.dtype).view(shape)) * scale.view(shape)
         ctx.save_for_backward(normalised, weight, scale, count)
         ctx.mark_non_differentiable(mean, variance, count)
         output = normalised * weight.view(shape) + bias.view(shape)
@@ -268,11 +269,15 @@ class _SyncBatchNorm(torch.autograd.Function):
         channels = gradient.shape[1]
         axes = [0, *range(2, gradient.ndim)]
         shape = (1, channels, *[1] * (gradient.ndim - 2))
-        dy = gradient.float()
+        dy = _at_least_fp32(gradient)
         bias_gradient, weight_gradient = dy.sum(axes), (dy * normalised).sum(axes)
         # Weight and bias keep this rank's part: DistributedDataParallel averages them.
         sums = torch.cat([bias_gradient, weight_gradient]).double()
         dist.all_reduce(sums)
-        mean_dy, mean_dy_x = (sums / count).float().view(2, *shape)
+        mean_dy, mean_dy_x = (sums / count).to(dy.dtype).view(2, *shape)
         dx = (dy - mean_dy - normalised * mean_dy_x) * (weight * scale).view(shape)
         return dx.to(gradient.dtype), weight_gradient, bias_gradient, None
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -20,8 +20,8 @@ _BOUNDS: tuple[tuple[Verdict, float, float], ...] = (
     ("weak", 0.40, 0.03),
 )
 ADVICE = (
-    "try a lower learning rate (optimizer.params.lr), a larger trainer.m, or views that keep more of the image "
-    "(data_transforms.view1.crop_area)"
+    "try a lower learning rate (optimizer.params.lr), a larger trainer.m, or views that keep more of the "
+    "image (data_transforms.view1.crop_area)"
 )
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -101,7 +101,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
                     (part_loss / len(parts)).backward()
                     loss += part_loss.detach() / len(parts)
 
-                # Refuse a step that is not finite. On CPU looking costs nothing; on a GPU the host would wait.
+                # Refuse a step that is not finite. Looking is free on CPU; on a GPU the host would wait.
                 done = step + 1
                 looking = plan.log_at(done) or plan.save_at(done)
                 if looking or ranks.device.type == "cpu":
@@ -149,9 +149,9 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
 
 def save_encoders(run_dir: Path, byol: Byol, *, config: Config, images: Packed, done: int) -> None:
     """The online encoder into the run folder, the target's into `target/` below it."""
-    for which, folder in (("online", run_dir), ("target", run_dir / "target")):
-        encoder = byol.online.encoder if which == "online" else byol.target.encoder
-        save_encoder(folder, encoder, EncoderSpec.of(config, images, which=which, done=done))
+    online = EncoderSpec.of(config, images, which="online", done=done)
+    save_encoder(run_dir, byol.online.encoder, online)
+    save_encoder(run_dir / "target", byol.target.encoder, replace(online, which="target"))
 
 
 def _open_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Console) -> Packed:
@@ -201,8 +201,9 @@ def _check_finite(loss: float, optimizer: torch.optim.Optimizer, *, step: int, g
     if not finite:
         lr = optimizer.param_groups[0]["lr"]
         raise DivergedError(
-            f"loss or gradient is not finite at step {step} (lr {lr:.3g}); the step was not applied and the last "
-            f"checkpoint is kept; start again elsewhere with a lower rate, e.g. optimizer.params.lr={lr / 3:.2g}"
+            f"loss or gradient is not finite at step {step} (lr {lr:.3g}); the step was not applied and the "
+            f"last checkpoint is kept; start again in another folder with a lower rate, such as "
+            f"optimizer.params.lr={lr / 3:.2g}"
         )
 
 
@@ -267,7 +268,7 @@ class _FixedImages:
 
     @torch.no_grad()
     def judge(self, byol: Byol, *, ranks: Ranks) -> health.Health:
-        """In train mode, as the loss sees the network, but on copies of its buffers: judging changes nothing."""
+        """In train mode, as the loss sees the network, but on copies of its buffers: nothing changes."""
         online = byol.online
         buffers = {name: buffer.clone() for name, buffer in online.named_buffers()}
         parts = self.views.tensor_split(math.ceil(len(self.views) / 64))

@@ -1,7 +1,7 @@
 """What a run says while it goes on: `metrics.jsonl`, TensorBoard, and progress on the terminal.
 
-`metrics.jsonl` is the source of truth, one object a logged step; a continued run first drops the lines of steps
-that it is about to repeat. On a terminal there is a progress display, elsewhere a plain line now and then.
+`metrics.jsonl` is the source of truth, one object a logged step; a continued run first drops the lines of
+steps that it is about to repeat. On a terminal there is a progress display, elsewhere a plain line now and then.
 """
 
 import json
@@ -114,7 +114,8 @@ class RunLog:
 
     def _show(self, metrics: Metrics) -> None:
         text = (
-            f"epoch {metrics.epoch:.1f}/{self._max_epochs}  loss {metrics.loss:.3f}  rank {metrics.rank:.0f}  "
+            f"epoch {metrics.epoch:.1f}/{self._max_epochs}  loss {metrics.loss:.3f}  "
+            f"rank {metrics.rank:.0f}  "
             f"{metrics.images_per_s:.0f} images/s  data wait {metrics.data_wait:.0%}  {metrics.verdict}"
         )
         if self._progress is not None:
