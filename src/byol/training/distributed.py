@@ -19,8 +19,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.autograd.function import once_differentiable
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from byol.config import TrainerConfig
 from byol.errors import ConfigError

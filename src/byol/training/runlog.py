@@ -1,7 +1,7 @@
 """What a run says while it goes on: `metrics.jsonl`, TensorBoard, and progress on the terminal.
 
 `metrics.jsonl` is the source of truth, one object a logged step; a continued run first drops the lines of
-steps that it is about to repeat. On a terminal there is a progress display, elsewhere a plain line now and then.
+steps that it repeats. On a terminal there is a progress display, elsewhere a plain line now and then.
 """
 
 import json
