@@ -17,7 +17,11 @@ from byol.errors import ByolError, ConfigError, DataError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*|--[A-Za-z_][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
 _OVERRIDE_FLAG = re.compile(r"--[A-Za-z_][\w-]*(\.[\w-]+)+")
-_EXIT_INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}  # 128 + number of the signal, as shells have it
+_EXIT_INTERRUPTED = {
+    "SIGINT": 130,
+    "SIGPIPE": 141,
+    "SIGTERM": 143,
+}  # 128 + number of the signal, as shells have it
 
 _THE_ENCODER = """the encoder is in {run}:
     import byol
@@ -40,13 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _make_parser().parse_args(rest)
         options.overrides = overrides
         code: int = options.command(options)
+        sys.stdout.flush()
         return code
     except ByolError as error:
-        print(f"byol: {error}", file=sys.stderr)
+        for line in str(error).splitlines():  # a configuration can have several problems, each is one line
+            print(f"byol: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("byol: interrupted", file=sys.stderr)
+        print("byol: interrupted; the same command goes on from what is saved", file=sys.stderr)
         return _EXIT_INTERRUPTED["SIGINT"]
+    except BrokenPipeError:  # `byol config | head`: whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_INTERRUPTED["SIGPIPE"]
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -224,7 +233,8 @@ def _print_table(run_dir: Path, *, overrides: list[str]) -> int:
     from byol.evaluation.table import evaluate
 
     console = Console()
-    with Progress(console=console, transient=True) as bar:
+    # Disabled, it prints nothing; else it ends with an empty line in a log file.
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("features", total=None)
         table = evaluate(
             run_dir,

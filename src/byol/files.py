@@ -34,7 +34,13 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             os.unlink(temporary)
             raise
     except OSError as error:
-        reason = error.strerror or str(error)
         raise CheckpointError(
-            f"{path}: cannot be written ({reason}); free space or choose another place"
+            f"{path}: cannot be written ({reason_of(error)}); free space or choose another place"
         ) from None
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file cannot be written, in words."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a file is where a folder must be"
+    return error.strerror or str(error)

@@ -26,8 +26,8 @@ _LR_PER_IMAGE = 0.06 / 64
 _LR_MAX = 0.4
 _WARMUP_SHARE, _WARMUP_MAX_EPOCHS = 0.05, 10.0
 _WEIGHT_DECAY = 5e-4
-_TAU_IMAGES = 4.0  # (1 - base tau) = min(_TAU_MAX_GAP, (_TAU_IMAGES / steps) ** 0.5)
-_TAU_MAX_GAP = 0.04
+_TAU_STEPS = 2.0  # 1 - base tau = min(_TAU_MAX_GAP, sqrt(_TAU_STEPS / steps)): 0.99 up to 20,000 steps
+_TAU_MAX_GAP = 0.01
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,8 @@ class Plan:
         trainer, optimizer = config.trainer, config.optimizer
         if num_images < trainer.batch_size:
             smaller = f", or trainer.batch_size={max(2, num_images // 2)}" if num_images >= 2 else ""
-            raise DataError(
-                f"{num_images} images are fewer than a batch of {trainer.batch_size}; "
-                f"give more images{smaller}"
-            )
+            found = "one image is" if num_images == 1 else f"{num_images} images are"
+            raise DataError(f"{found} fewer than a batch of {trainer.batch_size}; give more images{smaller}")
         steps_per_epoch = num_images // trainer.batch_size
         total_steps = steps_per_epoch * trainer.max_epochs
         chosen = _choose(config, total_steps=total_steps)
@@ -190,13 +188,13 @@ def _derive_default(config: Config, *, total_steps: int) -> _Derived:
     trainer = config.trainer
     lr = min(_LR_PER_IMAGE * trainer.batch_size, _LR_MAX)
     warmup = min(_WARMUP_SHARE * trainer.max_epochs, _WARMUP_MAX_EPOCHS)
-    gap = min(_TAU_MAX_GAP, math.sqrt(_TAU_IMAGES / total_steps))
+    gap = min(_TAU_MAX_GAP, math.sqrt(_TAU_STEPS / total_steps))
     return _Derived(
         (lr, warmup, _WEIGHT_DECAY, 1.0 - gap),
         (
             f"min({_LR_PER_IMAGE * 64:g} x batch {trainer.batch_size} / 64, {_LR_MAX:g})",
             f"min({_WARMUP_SHARE:g} x {trainer.max_epochs} epochs, {_WARMUP_MAX_EPOCHS:g})",
             "fixed",
-            f"1 - min({_TAU_MAX_GAP:g}, sqrt({_TAU_IMAGES:g} / {total_steps} steps))",
+            f"1 - min({_TAU_MAX_GAP:g}, sqrt({_TAU_STEPS:g} / {total_steps} steps))",
         ),
     )

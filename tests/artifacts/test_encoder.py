@@ -140,7 +140,7 @@ def test_spec_of_a_configuration(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     spec = EncoderSpec.of(config, packed, which="target", done=3)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert (spec.name, spec.stem, spec.which, spec.done) == ("test_resnet", "standard", "target", 3)
+    assert (spec.name, spec.stem, spec.which, spec.done) == ("test_resnet", "small", "target", 3)
     assert (spec.channels, spec.view_px, spec.stored_px) == (3, VIEW_PX, STORED_PX)
     module = build_encoder(spec.name, channels=3, view_px=VIEW_PX, stem=spec.stem)
     assert spec.num_features == count_features(module, channels=3, view_px=VIEW_PX) == 96
@@ -293,11 +293,11 @@ def check_refused(folder: Path, message: str) -> None:
 
 
 def test_missing_folder_and_files_say_what_to_run(saved: Path, tmp_path: Path) -> None:
-    check_refused(tmp_path / "none", r"none: no such folder; train one with: byol train IMAGES/ -o .*none")
+    check_refused(tmp_path / "none", r"none: no such folder; name a run.*train one: byol train IMAGES/")
     (saved / "encoder.safetensors").unlink()
-    check_refused(saved, r"run: has no encoder\.safetensors; train it first: byol train IMAGES/ -o .*run")
+    check_refused(saved, r"run: has no encoder\.safetensors; .*the same `byol train` command writes it")
     (saved / "encoder.json").unlink()
-    check_refused(saved, r"run: has no encoder\.json; train it first")
+    check_refused(saved, r"run: has no encoder\.json; name a run")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from byol.data.index import Names, Source
 from byol.data.motifs import make_motifs
 from byol.data.sources import open_source, splits_of
 from byol.errors import DataError
+from stl10 import write_stl10
 
 RNG = np.random.default_rng(0)
 
@@ -292,21 +293,6 @@ def test_array_labels_that_do_not_fit(tmp_path: Path) -> None:
 
 
 # ---- Official files and the generated set
-
-
-def write_stl10(folder: Path) -> dict[str, np.ndarray]:
-    """The official binary format: channel after channel, column after column; labels from 1."""
-    folder.mkdir(parents=True)
-    images = {
-        part: RNG.integers(0, 256, (3, 96, 96, 3), dtype=np.uint8) for part in ("train", "test", "unlabeled")
-    }
-    for part, pixels in images.items():
-        pixels.transpose(0, 3, 2, 1).tofile(folder / f"{part}_X.bin")
-        if part != "unlabeled":
-            np.array([1, 10, 3], dtype=np.uint8).tofile(folder / f"{part}_y.bin")
-    (folder / "class_names.txt").write_text("airplane\nbird\ncar\n")
-    (folder / "fold_indices.txt").write_text("0 1 2\n")
-    return images
 
 
 def test_stl10(tmp_path: Path) -> None:

@@ -182,12 +182,12 @@ def check_refused(kind: type[ByolError], run: Path, *overrides: str, message: st
 
 def test_folders_that_hold_no_run_or_no_encoder(tmp_path: Path) -> None:
     check_refused(
-        CheckpointError, tmp_path / "none", message=r"none: holds no run \(no config\.yaml\); train one"
+        CheckpointError, tmp_path / "none", message=r"none: holds no run \(no config\.yaml\); name a run"
     )
     write_images(tmp_path / "images", num=2)
     make_run(tmp_path / "run", tmp_path / "images")
     (tmp_path / "run" / "encoder.safetensors").unlink()
-    check_refused(CheckpointError, tmp_path / "run", message=r"has no encoder\.safetensors; train it first")
+    check_refused(CheckpointError, tmp_path / "run", message=r"has no encoder\.safetensors; name a run")
 
 
 def test_overrides_must_not_change_what_the_run_was(run_dir: Path) -> None:

@@ -258,10 +258,19 @@ def test_stems_keep_keys_and_change_resolution(stem: str, side: int) -> None:
     assert sides == [side]
 
 
+def test_a_deep_stem_keeps_its_keys() -> None:
+    plain = timm.create_model("resnet10t", num_classes=0)
+    for stem, side in (("standard", 8), ("small", 32), ("strided", 16)):
+        encoder = build_encoder("resnet10t", channels=3, view_px=32, stem=stem)
+        plain.load_state_dict(encoder.state_dict(), strict=True)
+        maps = encoder.maxpool(encoder.act1(encoder.bn1(encoder.conv1(torch.zeros(1, 3, 32, 32)))))
+        assert maps.shape[2:] == (side, side)
+
+
 def test_auto_stem_is_small_for_resnets_up_to_64_px() -> None:
     assert resolve_stem("auto", name="resnet18", view_px=64) == "small"
     assert resolve_stem("auto", name="resnet18", view_px=65) == "standard"
-    assert resolve_stem("auto", name="resnet18d", view_px=32) == "standard"  # has another stem
+    assert resolve_stem("auto", name="resnet18d", view_px=32) == "small"  # a deep stem
     assert resolve_stem("auto", name="convnext_atto", view_px=32) == "standard"
     assert resolve_stem("auto", name="mobilenet_v2", view_px=32) == "standard"
     assert resolve_stem("strided", name="resnet18", view_px=32) == "strided"
@@ -269,7 +278,7 @@ def test_auto_stem_is_small_for_resnets_up_to_64_px() -> None:
     assert of(px=72).online.encoder.conv1.kernel_size == (7, 7)
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "resnet18d", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilenet_v2"])
 def test_a_stem_the_model_has_not_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"^network\.stem: 'small' .* '{name}' has not; set .*=standard$"):
         build_encoder(name, channels=3, view_px=32, stem="small")

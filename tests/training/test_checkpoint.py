@@ -123,10 +123,14 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
 
 def test_another_configuration_is_refused_with_the_keys(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    checkpoint.claim_run_folder(run_dir, load_config(None, [], preset="demo"))
-    checkpoint.claim_run_folder(run_dir, load_config(None, [], preset="demo"))
-    changed = load_config(None, ["trainer.batch_size=64", "optimizer.params.lr=0.5"], preset="demo")
-    with pytest.raises(RunMismatchError, match=r"trainer\.batch_size: 32 -> 64; optimizer\.params\.lr: "):
+    network, optimizer = make_network()
+    config = load_config(None, [], preset="demo")
+    changed = load_config(None, ["trainer.batch_size=32", "optimizer.params.lr=0.5"], preset="demo")
+    checkpoint.claim_run_folder(run_dir, changed)
+    checkpoint.claim_run_folder(run_dir, config)  # nothing had been saved
+    save(run_dir, 5, network, optimizer)
+    checkpoint.claim_run_folder(run_dir, config)
+    with pytest.raises(RunMismatchError, match=r"trainer\.batch_size: 64 -> 32; optimizer\.params\.lr: "):
         checkpoint.claim_run_folder(run_dir, changed)
 
 

@@ -93,7 +93,7 @@ def test_a_batch_that_ranks_cannot_share(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")
     trainer = load_config(None, ["trainer.device=cpu"], preset="demo").trainer
-    with pytest.raises(ConfigError, match="32 cannot be shared by 3 ranks"), connect(trainer):
+    with pytest.raises(ConfigError, match="64 cannot be shared by 3 ranks"), connect(trainer):
         pass
 
 

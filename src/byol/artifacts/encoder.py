@@ -288,7 +288,9 @@ def load(run: str | Path, *, device: str = "auto") -> Encoder:
     if folder.name in (WEIGHTS_NAME, SPEC_NAME):
         folder = folder.parent
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; train one with: byol train IMAGES/ -o {folder}")
+        raise CheckpointError(
+            f"{folder}: no such folder; name a run's folder, or train one: byol train IMAGES/ -o runs/NAME"
+        )
     spec = _read_spec(_find(folder, SPEC_NAME))
     path = _find(folder, WEIGHTS_NAME)
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
@@ -305,7 +307,9 @@ def load(run: str | Path, *, device: str = "auto") -> Encoder:
 def _find(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        raise CheckpointError(f"{folder}: has no {name}; train it first: byol train IMAGES/ -o {folder}")
+        raise CheckpointError(
+            f"{folder}: has no {name}; name a run's folder, where the same `byol train` command writes it"
+        )
     return path
 
 

@@ -36,7 +36,9 @@ def open_images(
     slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40]
     px = stored_px if stored_px is not None else data.stored_px
     folder = packs / f"{slug}-{px or 'auto'}-{view_px}px-{opened.fingerprint()[:8]}"
-    bar = Progress(console=console, transient=True) if console is not None else None
+    bar = None
+    if console is not None:  # disabled, it prints nothing; else it ends with an empty line in a log file
+        bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     with bar if bar is not None else nullcontext():
         task = bar.add_task(f"packing {opened.name}", total=len(opened)) if bar is not None else None
 

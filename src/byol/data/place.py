@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from byol.errors import CheckpointError, DataError
+from byol.files import reason_of
 
 _POLL_S = 0.2
 _ELSEWHERE = "free space or choose another place with data.packs=FOLDER"
@@ -114,4 +115,4 @@ def _remove(folder: Path, files: tuple[str, ...]) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:
-    return DataError(f"{folder}: cannot be written ({error.strerror}); {_ELSEWHERE}")
+    return DataError(f"{folder}: cannot be written ({reason_of(error)}); {_ELSEWHERE}")

@@ -8,7 +8,7 @@
 Images without a label are left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from byol.artifacts.encoder import EncoderSpec
 from byol.config import Config
 from byol.data.images import open_images
+from byol.data.labels import read_list
 from byol.data.packed import Packed
 from byol.data.sources import splits_of
 from byol.errors import DataError
@@ -69,9 +70,20 @@ def open_splits(
         split = "test" if "test" in splits_of(target) else None
         test = _open(config, run_dir, source=target, split=split, spec=spec)
         splits = _pair(train, test, names=(_short(source), _short(target)))
-    if splits.num_unlabelled and say is not None:
-        say(f"{splits.num_unlabelled} images without a label are left out")
+    if say is not None:
+        for line in _describe_left_out(splits, evaluation.labels):
+            say(line)
     return splits
+
+
+def _describe_left_out(splits: Splits, labels: str | None) -> Iterator[str]:
+    if splits.num_unlabelled:
+        yield f"{splits.num_unlabelled} images without a label are left out"
+    if labels is not None:
+        given = sum(label != "" for label in read_list(Path(labels))[1])
+        used = len(splits.train.rows) + len(splits.test.rows)
+        if used < given:
+            yield f"{given - used} of the {given} labels in {labels} are of no image here"
 
 
 def _open(config: Config, run_dir: Path, *, source: str, split: str | None, spec: EncoderSpec) -> Packed:
@@ -111,7 +123,7 @@ def _hold_out(images: Packed, *, name: str) -> Splits:
     if len(test_rows) == 0:
         raise DataError(
             f"{name}: no class has {_TEST_EVERY} labelled images, so none can be held out for testing; "
-            "label more images, or give evaluation.test"
+            "label more images, or give others by --test"
         )
     return Splits(
         Split(images, train_rows, images.labels[train_rows]),
@@ -124,6 +136,11 @@ def _hold_out(images: Packed, *, name: str) -> Splits:
 
 def _pair(train: Packed, test: Packed, *, names: tuple[str, str]) -> Splits:
     """All labelled images of both; test classes are found in train by their names."""
+    if train.fingerprint == test.fingerprint:
+        raise DataError(
+            f"{names[1]}: the test images are the training images; give others, or leave --test out: "
+            "then a fifth is held out"
+        )
     train_rows, test_rows = np.flatnonzero(train.labels >= 0), np.flatnonzero(test.labels >= 0)
     check_classes(train.labels[train_rows], train.class_names)
     if len(test_rows) == 0:

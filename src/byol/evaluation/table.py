@@ -140,7 +140,8 @@ def _read_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise CheckpointError(
-            f"{run_dir}: holds no run (no config.yaml); train one: byol train IMAGES/ -o {run_dir}"
+            f"{run_dir}: holds no run (no config.yaml); name a run's folder, or train one: "
+            "byol train IMAGES/ -o runs/NAME"
         )
     config = load_config(path, list(overrides), preset=None)
     changes = diff_configs(load_config(path, [], preset=None), config)

@@ -135,20 +135,20 @@ def build_encoder(name: str, *, channels: int, view_px: int, stem: str) -> nn.Mo
     """A timm or else torchvision model without its classifier: images -> (batch, features); random weights.
 
     `stem` is "standard", "small" (3x3, stride 1, no max-pool) or "strided" (3x3, stride 2, no max-pool); the
-    last two keep the state-dict keys and need a ResNet. Weights are drawn from torch's global generator.
+    last two need a ResNet and keep the state-dict keys. Of a deep stem (three 3x3 layers) only the stride of
+    the first changes. Weights are drawn from torch's global generator.
 
     Raises:
         ConfigError: unknown name, a model without such a stem, or one that cannot be made for such images.
     """
     import timm
 
+    check_name(name)
     try:
         if timm.is_model(name):
             encoder = _create_timm(name, channels=channels, view_px=view_px)
-        elif name in _torchvision_names():
-            encoder = _create_torchvision(name, channels=channels, view_px=view_px)
         else:
-            raise ConfigError(f"network.name: '{name}' is unknown to timm and torchvision{_guess(name)}")
+            encoder = _create_torchvision(name, channels=channels, view_px=view_px)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"network.name: '{name}' cannot be made for {channels} channels and {view_px} px: "
@@ -157,6 +157,18 @@ def build_encoder(name: str, *, channels: int, view_px: int, stem: str) -> nn.Mo
     if stem != "standard":
         _replace_stem(encoder, name=name, stem=stem)
     return encoder
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is none of a model, before anything is made for it.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    import timm
+
+    if not timm.is_model(name) and name not in _torchvision_names():
+        raise ConfigError(f"network.name: '{name}' is unknown to timm and torchvision{_guess(name)}")
 
 
 def resolve_stem(stem: str, *, name: str, view_px: int) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from byol.config import Config, diff_configs, dump_config, load_config
-from byol.errors import CheckpointError, RunMismatchError
+from byol.errors import CheckpointError, ConfigError, RunMismatchError
 from byol.files import write_atomically
 
 FORMAT = 1
@@ -26,12 +26,14 @@ _PATTERN = "step-*.pt"
 def claim_run_folder(run_dir: Path, config: Config) -> None:
     """Write `config.yaml` into a new run folder, or see that the run there is of the same configuration.
 
+    A run that has not come to its first checkpoint has nothing to lose: it may start again with another.
+
     Raises:
         CheckpointError: the folder cannot be written, or holds something that is not a run.
         RunMismatchError: the run there has another configuration; the message lists the keys.
     """
     path = run_dir / "config.yaml"
-    if path.exists():
+    if path.exists() and list_checkpoints(run_dir):
         changes = diff_configs(load_config(path, [], preset=None), config)
         if changes:
             raise RunMismatchError(
@@ -39,9 +41,23 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
                 "go back to its values, or choose another folder with -o"
             )
         return
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    if run_dir.exists() and not run_dir.is_dir():
+        raise CheckpointError(f"{run_dir}: is a file, a run is a folder; choose another name with -o")
+    if run_dir.exists() and any(run_dir.iterdir()) and not _is_young_run(run_dir):
         raise CheckpointError(f"{run_dir}: is not empty and not a run; choose another folder with -o")
     write_atomically(path, dump_config(config).encode())
+
+
+def _is_young_run(run_dir: Path) -> bool:
+    """Nothing but what a run has before its first checkpoint; a `config.yaml` by hand is somebody's work."""
+    names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
+    path = run_dir / "config.yaml"
+    if not names <= {path.name, "metrics.jsonl", "tensorboard", "checkpoints"} or not path.is_file():
+        return False
+    try:
+        return path.read_text() == dump_config(load_config(path, [], preset=None))
+    except ConfigError:
+        return False
 
 
 def save(

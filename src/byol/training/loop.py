@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from byol.artifacts.encoder import EncoderSpec, save_encoder
-from byol.config import Config, DataTransforms
+from byol.config import Config
 from byol.data.batches import Batch, Batches
 from byol.data.images import open_images
 from byol.data.packed import Packed
+from byol.data.partial import BAD_FILES
 from byol.errors import CollapsedError, DataError, DivergedError
-from byol.method.networks import Byol
+from byol.method.networks import Byol, check_name, resolve_stem
 from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views, whole_view
 from byol.plan import Plan
@@ -44,8 +46,11 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
         CollapsedError: the projections of the fixed images have become nearly equal.
     """
     keep_freed_memory()
-    with StopSignal().listen() as stop, connect(config.trainer) as ranks:
+    check_name(config.network.name)
+    with connect(config.trainer) as ranks, ExitStack() as stack:
         images = _open_images(config, run_dir, ranks=ranks, console=console)
+        # Packing is interrupted at once, and can be continued; from here on signals wait for a checkpoint.
+        stop = stack.enter_context(StopSignal().listen())
         plan = Plan.of(config, num_images=len(images))
         byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
         byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -56,6 +61,8 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
         if done == 0 and config.network.fine_tune_from is not None:
             earlier = checkpoint.start_from(Path(config.network.fine_tune_from), byol)
             notes = [f"starting from the networks of {config.network.fine_tune_from}, step {earlier}"]
+        if done and ranks.is_main:  # they may be older than the checkpoint, missing or damaged
+            save_encoders(run_dir, byol, config=config, images=images, done=done)
         network = ranks.wrap(byol)
         fixed_images = _FixedImages.of(images, plan, view_px=config.view_px, ranks=ranks)
         log = RunLog(
@@ -225,16 +232,24 @@ def _asked_to_stop(stop: StopSignal, ranks: Ranks, *, done: int) -> bool:
 
 def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done: int) -> list[str]:
     """What is about to happen, in a few lines."""
-    transforms: DataTransforms = config.data_transforms
+    stem = resolve_stem(config.network.stem, name=config.network.name, view_px=config.view_px)
     precision = "bf16" if ranks.dtype == torch.bfloat16 else "fp32"
     lines = [
         f"{len(images)} images, {images.channels} channels, stored at {images.stored_px} px, views of "
-        f"{config.view_px} px (s = {transforms.s:g})",
-        f"{config.network.name} on {ranks.device} in {precision}, {ranks.world_size} rank(s), batch "
-        f"{plan.batch_size}: {plan.steps_per_epoch} steps an epoch, {plan.total_steps} in all",
+        f"{config.view_px} px (s = {config.data_transforms.s:g})",
+        f"{config.network.name} with the {stem} stem on {ranks.device} in {precision}"
+        + (f", {ranks.world_size} ranks" if ranks.world_size > 1 else ""),
+        f"batch {plan.batch_size}, {plan.steps_per_epoch} steps an epoch, {plan.total_steps} in all",
         *plan.explain(),
     ]
-    if done:
+    if images.note not in ("packed", "found"):
+        lines.insert(0, images.note)
+    if images.num_bad:
+        listed = images.folder / BAD_FILES
+        lines.insert(0, f"unreadable and left out: {images.num_bad} images, listed in {listed}")
+    if done == plan.total_steps:
+        lines.append(f"finished before: all {done} steps are done")
+    elif done:
         lines.append(f"continuing at step {done} of {plan.total_steps}")
     return lines
 

@@ -1,0 +1,42 @@
+"""The project's own papers agree with the sources: file tree, dependencies, the classic configuration."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+from byol.config import diff_configs, load_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_lists_every_source_file() -> None:
+    sources = {path.name for path in (ROOT / "src" / "byol").rglob("*.py") if not path.name.startswith("__")}
+    listed = set(re.findall(r"^ {2,4}(\w+\.py) ", README, re.MULTILINE))
+    assert listed == sources
+
+
+def test_conda_and_pip_install_the_same() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    conda = yaml.safe_load((ROOT / "env.yml").read_text(encoding="utf-8"))["dependencies"]
+    names = {line.replace("pytorch", "torch") for line in conda if isinstance(line, str)}
+    assert names - {"python>=3.11", "pip"} == set(project["dependencies"])
+    assert f"python{project['requires-python']}" in names
+
+
+def test_the_classic_configuration_of_the_readme_is_the_file() -> None:
+    block = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert block is not None and block[1] == (ROOT / "config.yaml").read_text(encoding="utf-8")
+    assert (
+        diff_configs(
+            load_config(None, [], preset="classic"), load_config(ROOT / "config.yaml", [], preset=None)
+        )
+        == []
+    )
+
+
+def test_benchmark_configurations_are_valid() -> None:
+    for path in (ROOT / "benchmarks").glob("*.yaml"):
+        assert load_config(path, [], preset=None).preset == "default"
