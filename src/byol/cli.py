@@ -28,8 +28,8 @@ _THE_ENCODER = """the encoder is in {run}:
     features = byol.load("{run}").embed("IMAGES/")    # (N, F) float32
 """
 _EPILOG = """examples:
-  byol demo                                  train on generated images and print the table, minutes on 2 cores
-  byol train IMAGES/ -o runs/cells           no configuration, no labels; the same command again continues
+  byol demo                                  generated images, then the table; minutes on 2 cores
+  byol train IMAGES/ -o runs/cells           no settings, no labels; the same again continues
   byol train config.yaml trainer.max_epochs=40
   byol eval runs/cells --labels cells.csv    how good is it, beside pixels and the untrained encoder
   byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order

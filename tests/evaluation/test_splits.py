@@ -41,7 +41,7 @@ def test_partial_labels_leave_the_other_images_out(tmp_path: Path) -> None:
     splits = open_in(tmp_path, tmp_path / "images", f"evaluation.labels={tmp_path / 'labels.csv'}", said=said)
     assert names_of(splits, "test") == ["dark/004.png", "red/004.png"]
     assert len(splits.train.rows) == 8 and splits.class_names == ("dark", "red")
-    assert splits.num_unlabelled == 14 and said == ["14 images without a label are left out"]
+    assert splits.num_unlabelled == 14 and said == ["left out, without a label: 14 of 24 images"]
 
 
 def test_other_labels_for_the_same_images_are_taken(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ def open_images(
     packs = Path(data.packs) if data.packs is not None else run_dir.parent / "packs"
     slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40]
     px = stored_px if stored_px is not None else data.stored_px
+    if data.channels is not None:  # else runs that choose others would take each other's place
+        numbers = data.channels if isinstance(data.channels, list) else [data.channels]
+        slug += "-" + "-".join(map(str, numbers))
     folder = packs / f"{slug}-{px or 'auto'}-{view_px}px-{opened.fingerprint()[:8]}"
     bar = None
     if console is not None:  # disabled, it prints nothing; else it ends with an empty line in a log file

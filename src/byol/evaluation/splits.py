@@ -77,13 +77,13 @@ def open_splits(
 
 
 def _describe_left_out(splits: Splits, labels: str | None) -> Iterator[str]:
-    if splits.num_unlabelled:
-        yield f"{splits.num_unlabelled} images without a label are left out"
+    used, unlabelled = len(splits.train.rows) + len(splits.test.rows), splits.num_unlabelled
+    if unlabelled:
+        yield f"left out, without a label: {unlabelled} of {used + unlabelled} images"
     if labels is not None:
         given = sum(label != "" for label in read_list(Path(labels))[1])
-        used = len(splits.train.rows) + len(splits.test.rows)
         if used < given:
-            yield f"{given - used} of the {given} labels in {labels} are of no image here"
+            yield f"left out, of no image here: {given - used} of the {given} labels in {labels}"
 
 
 def _open(config: Config, run_dir: Path, *, source: str, split: str | None, spec: EncoderSpec) -> Packed:

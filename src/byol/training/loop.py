@@ -233,9 +233,10 @@ def _asked_to_stop(stop: StopSignal, ranks: Ranks, *, done: int) -> bool:
 def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done: int) -> list[str]:
     """What is about to happen, in a few lines."""
     stem = resolve_stem(config.network.stem, name=config.network.name, view_px=config.view_px)
+    channels = "1 channel" if images.channels == 1 else f"{images.channels} channels"
     precision = "bf16" if ranks.dtype == torch.bfloat16 else "fp32"
     lines = [
-        f"{len(images)} images, {images.channels} channels, stored at {images.stored_px} px, views of "
+        f"{len(images)} images, {channels}, stored at {images.stored_px} px, views of "
         f"{config.view_px} px (s = {config.data_transforms.s:g})",
         f"{config.network.name} with the {stem} stem on {ranks.device} in {precision}"
         + (f", {ranks.world_size} ranks" if ranks.world_size > 1 else ""),
@@ -245,8 +246,10 @@ def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done
     if images.note not in ("packed", "found"):
         lines.insert(0, images.note)
     if images.num_bad:
-        listed = images.folder / BAD_FILES
-        lines.insert(0, f"unreadable and left out: {images.num_bad} images, listed in {listed}")
+        listed, num_images = images.folder / BAD_FILES, len(images) + images.num_bad
+        lines.insert(
+            0, f"unreadable and left out: {images.num_bad} of {num_images} images, listed in {listed}"
+        )
     if done == plan.total_steps:
         lines.append(f"finished before: all {done} steps are done")
     elif done:
