@@ -150,7 +150,7 @@ def _take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     overrides: list[str] = []
     waiting = iter(arguments)
     for argument in waiting:
-        if _OVERRIDE.fullmatch(argument) and not Path(argument).exists():
+        if _OVERRIDE.fullmatch(argument) and not os.path.exists(argument):
             overrides.append(argument.removeprefix("--"))
         elif _OVERRIDE_FLAG.fullmatch(argument):
             value = next(waiting, None)

@@ -32,7 +32,7 @@ def check_feature_path(path: Path) -> None:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise ConfigError(
-                f"{path}: .parquet needs pyarrow: pip install 'byol[parquet]', or write .npz or .csv"
+                f"{path}: .parquet needs pyarrow: pip install pyarrow, or write .npz or .csv"
             ) from None
 
 

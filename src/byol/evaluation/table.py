@@ -111,7 +111,8 @@ def evaluate(
     """
     start = time.perf_counter()
     config = _read_config(run_dir, overrides)
-    online = load(run_dir)
+    # "cuda" is where the run was trained, which need not be where it is evaluated.
+    online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     splits = open_splits(config, run_dir, spec=online.spec, say=say)
     rows: list[Row] = []
     for candidate in _make_candidates(config, run_dir, splits=splits, online=online, progress=progress):
@@ -187,7 +188,7 @@ def _make_candidates(
         "byol online": trained(online),
     }
     if (run_dir / "target" / SPEC_NAME).is_file():
-        encoders["byol target"] = trained(load(run_dir / "target"))
+        encoders["byol target"] = trained(load(run_dir / "target", device=online.device.type))
     for name, encoder in encoders.items():
         train_features, test_features = (
             features_of(

@@ -55,7 +55,7 @@ def _is_young_run(run_dir: Path) -> bool:
     if not names <= {path.name, "metrics.jsonl", "tensorboard", "checkpoints"} or not path.is_file():
         return False
     try:
-        return path.read_text() == dump_config(load_config(path, [], preset=None))
+        return path.read_bytes() == dump_config(load_config(path, [], preset=None)).encode()
     except ConfigError:
         return False
 

@@ -131,7 +131,7 @@ def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
     """auto: this rank's GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: CUDA is asked for and not there.
+        ConfigError: CUDA is asked for and not there, or there are more ranks than GPUs.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -139,6 +139,11 @@ def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"trainer.device: rank {local_rank} of this machine has no GPU, there are "
+            f"{torch.cuda.device_count()}; start as many ranks (--nproc-per-node), or use cpu"
+        )
     return torch.device("cuda", local_rank)
 
 
@@ -189,7 +194,8 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    if not mallopt(_M_MMAP_THRESHOLD, 1 << 30):  # older ones allow 32 MB at most
+        mallopt(_M_MMAP_THRESHOLD, 1 << 25)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 

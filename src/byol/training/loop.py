@@ -110,9 +110,16 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
 
                 # Refuse a step that is not finite. Looking is free on CPU; on a GPU the host would wait.
                 done = step + 1
-                looking = plan.log_at(done) or plan.save_at(done)
+                looking = plan.log_at(done) or plan.health_at(done) or plan.save_at(done)
                 if looking or ranks.device.type == "cpu":
-                    _check_finite(ranks.mean(loss), optimizer, step=step, gradients_too=looking)
+                    _check_finite(
+                        ranks.mean(loss),
+                        optimizer,
+                        config=config,
+                        plan=plan,
+                        step=step,
+                        gradients_too=looking,
+                    )
 
                 # Online network: one gradient step. Target network: moving average of the online one.
                 set_lr(optimizer, plan.lr(step))
@@ -151,7 +158,8 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
                 if stopping:
                     break
         ranks.wait()
-        return Outcome(done, plan.total_steps, stop.name if done < plan.total_steps else None)
+        # The signal may have reached another rank only.
+        return Outcome(done, plan.total_steps, (stop.name or "SIGTERM") if done < plan.total_steps else None)
 
 
 def save_encoders(run_dir: Path, byol: Byol, *, config: Config, images: Packed, done: int) -> None:
@@ -178,7 +186,7 @@ def _open_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Consol
         images = open_images(
             config.data, run_dir, view_px=config.view_px, num_workers=config.trainer.num_workers, console=None
         )
-    stated = config.data_transforms.input_shape[2]
+    stated = config.channels
     if stated is not None and stated != images.channels:
         raise DataError(
             f"data_transforms.input_shape: says {stated} channels, the images have {images.channels}; "
@@ -198,7 +206,15 @@ def _split(batch: Batch, ranks: Ranks, *, config: Config) -> list[tuple[Tensor, 
     ]
 
 
-def _check_finite(loss: float, optimizer: torch.optim.Optimizer, *, step: int, gradients_too: bool) -> None:
+def _check_finite(
+    loss: float,
+    optimizer: torch.optim.Optimizer,
+    *,
+    config: Config,
+    plan: Plan,
+    step: int,
+    gradients_too: bool,
+) -> None:
     finite = math.isfinite(loss)
     if finite and gradients_too:
         gradients = [
@@ -206,11 +222,12 @@ def _check_finite(loss: float, optimizer: torch.optim.Optimizer, *, step: int, g
         ]
         finite = math.isfinite(float(nn.utils.get_total_norm(gradients)))
     if not finite:
-        lr = optimizer.param_groups[0]["lr"]
+        # The setting, not the rate of this step: warm-up and schedule come on top of it.
+        setting = plan.base_lr / (plan.batch_size / 256 if config.optimizer.scale_lr else 1.0)
         raise DivergedError(
-            f"loss or gradient is not finite at step {step} (lr {lr:.3g}); the step was not applied and the "
-            f"last checkpoint is kept; start again in another folder with a lower rate, such as "
-            f"optimizer.params.lr={lr / 3:.2g}"
+            f"loss or gradient is not finite at step {step} (lr {plan.lr(step):.3g}); the step was not "
+            f"applied and the last checkpoint is kept; start again in another folder with a lower rate, such "
+            f"as optimizer.params.lr={setting / 3:.2g}"
         )
 
 
