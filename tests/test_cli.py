@@ -518,16 +518,17 @@ def test_a_full_disk(capsys: Capture, finished: Path, monkeypatch: pytest.Monkey
 
 def test_ctrl_c_while_training(capsys: Capture, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["train", str(finished / "images"), "-o", "runs/c", *TINY]
-    set_lr = loop.set_lr
-    calls: list[float] = []
+    make_views = loop.make_views
+    calls = 0
 
-    def press(optimizer: object, lr: float) -> None:
-        calls.append(lr)
-        if len(calls) == 2:
+    def press(*arguments: object, **others: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        set_lr(optimizer, lr)  # type: ignore[arg-type]
+        return make_views(*arguments, **others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "set_lr", press)
+    monkeypatch.setattr(loop, "make_views", press)
     assert main(arguments) == 130
     said = capsys.readouterr()
     assert said.err == "" and said.out.splitlines()[-1] == (

@@ -195,7 +195,8 @@ def _configure(options: argparse.Namespace) -> tuple[Config, Path]:
     else:
         source_override = f"data.source={json.dumps(source)}"
         config = load_config(None, [source_override, *options.overrides], preset=options.preset or "default")
-        name = Path(source).resolve().stem
+        path = Path(source).resolve()
+        name = path.name if path.is_dir() else path.stem
     return config, options.output or Path("runs") / name
 
 
@@ -219,7 +220,11 @@ def _train_run(config: Config, run_dir: Path) -> int:
 
 def _train_and_evaluate(config: Config, run_dir: Path) -> int:
     code = _train_run(config, run_dir)
-    return code if code or not _is_main_rank() else _print_table(run_dir, overrides=[])
+    if code or not _is_main_rank():
+        return code
+    # The run's own file keeps what its first start said; how to evaluate is for this start to say.
+    chosen = config.evaluation.model_dump().items()
+    return _print_table(run_dir, overrides=[f"evaluation.{key}={json.dumps(value)}" for key, value in chosen])
 
 
 def _is_main_rank() -> bool:

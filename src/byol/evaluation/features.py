@@ -56,7 +56,7 @@ def trained(encoder: Encoder) -> FrozenEncoder:
 def untrained(
     config: Config, spec: EncoderSpec, *, images: Packed, rows: Rows, device: str = "cpu"
 ) -> FrozenEncoder:
-    """The encoder that the run of `config` began with, given a fair chance: its norms know the data.
+    """The random encoder of the run's seed, given a fair chance: its norms know the data.
 
     BatchNorm's running statistics would be 0 and 1, which no network in training ever sees. They are
     estimated on at most 1,000 of the training images (`rows`), seen whole.

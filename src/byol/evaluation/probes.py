@@ -104,14 +104,6 @@ def fit_pca(train: Train, *, dimensions: int, seed: int) -> PCA:
     return PCA(components, svd_solver="randomized", random_state=seed).fit(train)
 
 
-def pca(
-    train: Train, test: Test, *, dimensions: int = 256, seed: int
-) -> tuple[Float32[np.ndarray, "train component"], Float32[np.ndarray, "test component"]]:
-    """Both sets in the principal components of the training one (see `fit_pca`)."""
-    model = fit_pca(train, dimensions=dimensions, seed=seed)
-    return model.transform(train).astype(np.float32), model.transform(test).astype(np.float32)
-
-
 # ---- The validation part
 
 

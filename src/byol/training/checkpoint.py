@@ -85,6 +85,8 @@ def save(
     for old in list_checkpoints(run_dir)[KEEP:]:
         old.unlink(missing_ok=True)
         _checksum_path(old).unlink(missing_ok=True)
+    for left_by_a_kill in path.parent.glob(".step-*"):
+        left_by_a_kill.unlink(missing_ok=True)
     return path
 
 

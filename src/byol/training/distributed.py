@@ -26,6 +26,7 @@ from byol.config import TrainerConfig
 from byol.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_PATIENCE = timedelta(days=7)
 _TIMEOUT = timedelta(minutes=10)  # a rank that hangs ends the job instead of waiting for ever
 
 
@@ -37,6 +38,7 @@ class Ranks:
     world_size: int
     device: torch.device
     dtype: torch.dtype
+    patient: dist.ProcessGroup | None = None  # for waits without a limit
 
     @property
     def is_main(self) -> bool:
@@ -44,9 +46,11 @@ class Ranks:
         return self.rank == 0
 
     def rows(self, batch_size: int) -> slice:
-        """This rank's part of a global batch."""
-        share = batch_size // self.world_size
-        return slice(self.rank * share, (self.rank + 1) * share)
+        """This rank's part of a global batch, or of a stretch of one: every `world_size`-th image.
+
+        So the n-th parts of all ranks are the n-th part of the global batch.
+        """
+        return slice(self.rank, batch_size, self.world_size)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 where the precision says so; fp32 otherwise."""
@@ -77,9 +81,9 @@ class Ranks:
         return self.mean(torch.tensor(float(flag), device=self.device)) > 0.0
 
     def wait(self) -> None:
-        """Until every rank has come here."""
+        """Until every rank has come here, for hours if need be: the first may be packing the images."""
         if self.world_size > 1:
-            self.any(False)
+            dist.barrier(self.patient)
 
 
 @contextmanager
@@ -98,9 +102,9 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
             f"trainer.batch_size: {trainer.batch_size} cannot be shared by {world_size} ranks x "
             f"{trainer.accumulation_steps} accumulation steps; use a multiple of {share}"
         )
-    ranks = Ranks(rank, world_size, device, choose_dtype(trainer.precision, device=device))
+    dtype = choose_dtype(trainer.precision, device=device)
     if world_size == 1:
-        yield ranks
+        yield Ranks(rank, world_size, device, dtype)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
@@ -109,7 +113,8 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
         backend, store=_store(world_size), rank=rank, world_size=world_size, timeout=_TIMEOUT
     )
     try:
-        yield ranks
+        patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        yield Ranks(rank, world_size, device, dtype, patient)
     finally:
         dist.destroy_process_group()
 

@@ -90,6 +90,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
             for step, batch in enumerate(source, start=done):
                 # Views, loss and gradient of each part of the batch; one part unless memory asks for more.
                 key = plan.key("views", step)
+                torch.manual_seed(plan.key("network", step) + ranks.rank)  # for dropout and the like
                 parts = _split(batch, ranks, config=config)
                 loss = torch.zeros((), device=ranks.device)
                 for number, (images_part, rows) in enumerate(parts):
@@ -110,7 +111,8 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
 
                 # Refuse a step that is not finite. Looking is free on CPU; on a GPU the host would wait.
                 done = step + 1
-                looking = plan.log_at(done) or plan.health_at(done) or plan.save_at(done)
+                stopping = _asked_to_stop(stop, ranks, done=done)
+                looking = stopping or plan.log_at(done) or plan.health_at(done) or plan.save_at(done)
                 if looking or ranks.device.type == "cpu":
                     _check_finite(
                         ranks.mean(loss),
@@ -149,7 +151,6 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
                     )
                 if collapsed_checks >= _PATIENCE:
                     raise _collapsed(run_dir, status, done=done)
-                stopping = _asked_to_stop(stop, ranks, done=done)
                 if (plan.save_at(done) or stopping) and ranks.is_main:
                     checkpoint.save(
                         run_dir, done, byol=byol, optimizer=optimizer, data_fingerprint=images.fingerprint
@@ -199,9 +200,9 @@ def _split(batch: Batch, ranks: Ranks, *, config: Config) -> list[tuple[Tensor, 
     """This rank's images in `accumulation_steps` parts, each with its rows of the global batch."""
     trainer = config.trainer
     size = batch.images.shape[0] // trainer.accumulation_steps
-    first = ranks.rows(trainer.batch_size).start
+    step, first = ranks.world_size, ranks.rank
     return [
-        (batch.images[at : at + size], slice(first + at, first + at + size))
+        (batch.images[at : at + size], slice(first + at * step, first + (at + size) * step, step))
         for at in range(0, batch.images.shape[0], size)
     ]
 
@@ -241,10 +242,10 @@ def _collapsed(run_dir: Path, status: health.Health, *, done: int) -> CollapsedE
 
 
 def _asked_to_stop(stop: StopSignal, ranks: Ranks, *, done: int) -> bool:
-    """Whether any rank has had a signal; several ranks ask each other only now and then, since all wait."""
-    if ranks.world_size == 1:
-        return stop.name is not None
-    return done % 10 == 0 and ranks.any(stop.name is not None)
+    """Whether any rank has had a signal; several GPUs ask each other only now and then, since all wait."""
+    if ranks.device.type == "cpu" or ranks.world_size == 1 or done % 10 == 0:
+        return ranks.any(stop.name is not None)
+    return False
 
 
 def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done: int) -> list[str]:
