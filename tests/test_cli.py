@@ -550,7 +550,11 @@ def test_ctrl_c_while_packing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
         return pack(*arguments, **others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "open_images", press)
-    said = fail(capsys, "train", "images", "-o", "runs/c", *TINY, code=130)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        said = fail(capsys, "train", "images", "-o", "runs/c", *TINY, code=130)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert said == "interrupted; the same command goes on from what is saved\n"
     monkeypatch.setattr(loop, "open_images", pack)
     assert "step 4/4" in succeed(capsys, "train", "images", "-o", "runs/c", *TINY)

@@ -408,10 +408,10 @@ def test_differences_are_those_that_change_numbers() -> None:
         "trainer.log_interval=7",
     ]
     assert diff_configs(old, load_config(None, unimportant, preset="demo")) == []
-    new = load_config(None, ["trainer.batch_size=64", "data_transforms.input_shape=[48,48,3]"], preset="demo")
+    new = load_config(None, ["trainer.batch_size=32", "data_transforms.input_shape=[48,48,3]"], preset="demo")
     expected = [
         "data_transforms.input_shape: [32, 32, 3] -> [48, 48, 3]",
-        "trainer.batch_size: 32 -> 64",
+        "trainer.batch_size: 64 -> 32",
     ]
     assert diff_configs(old, new) == expected
     assert diff_configs(json.loads(old.model_dump_json()), new) == expected
