@@ -64,7 +64,7 @@ def make_run(run_dir: Path, source: str | Path, *overrides: str, target: bool = 
     config = configure(source, *overrides)
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(dump_config(config))
-    images = open_images(config.data, run_dir, view_px=PX, num_workers=1, console=None)
+    images = open_images(config, run_dir, console=None)
     byol = Byol.of(config, channels=images.channels, seed_key=99)
     save_encoder(run_dir, byol.online.encoder, EncoderSpec.of(config, images, which="online", done=5))
     if target:

@@ -38,7 +38,7 @@ def config(run_dir: Path) -> Config:
 
 @pytest.fixture
 def images(run_dir: Path, config: Config) -> Packed:
-    return open_images(config.data, run_dir, view_px=PX, num_workers=1, console=None)
+    return open_images(config, run_dir, console=None)
 
 
 @pytest.fixture

@@ -7,17 +7,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from byol.config import DataConfig
+from byol.config import Config
 from byol.data.packed import Packed, pack
 from byol.data.sources import open_source
 
 
 def open_images(
-    data: DataConfig,
+    config: Config,
     run_dir: Path,
     *,
-    view_px: int,
-    num_workers: int,
     console: Console | None,
     source: str | None = None,
     split: str | None = None,
@@ -31,6 +29,7 @@ def open_images(
     Raises:
         DataError: the source cannot be opened or has too many unreadable images.
     """
+    data, view_px = config.data, config.view_px
     opened = open_source(data, source=source, split=split, labels=labels)
     packs = Path(data.packs) if data.packs is not None else run_dir.parent / "packs"
     slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40]
@@ -56,6 +55,6 @@ def open_images(
             view_px=view_px,
             channels=data.channels,
             max_bad=data.max_bad,
-            num_workers=num_workers,
+            num_workers=config.trainer.num_workers,
             progress=show,
         )

@@ -88,10 +88,8 @@ def _describe_left_out(splits: Splits, labels: str | None) -> Iterator[str]:
 
 def _open(config: Config, run_dir: Path, *, source: str, split: str | None, spec: EncoderSpec) -> Packed:
     images = open_images(
-        config.data,
+        config,
         run_dir,
-        view_px=config.view_px,
-        num_workers=config.trainer.num_workers,
         console=None,
         source=source,
         split=split,

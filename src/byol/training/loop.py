@@ -114,8 +114,9 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
                 stopping = _asked_to_stop(stop, ranks, done=done)
                 looking = stopping or plan.log_at(done) or plan.health_at(done) or plan.save_at(done)
                 if looking or ranks.device.type == "cpu":
+                    mean_loss = ranks.mean(loss)
                     _check_finite(
-                        ranks.mean(loss),
+                        mean_loss,
                         optimizer,
                         config=config,
                         plan=plan,
@@ -139,7 +140,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
                         Metrics(
                             done=done,
                             epoch=done / plan.steps_per_epoch,
-                            loss=ranks.mean(loss),
+                            loss=mean_loss,
                             lr=plan.lr(step),
                             tau=plan.tau(step),
                             feature_std=ranks.mean(health.measure_feature_std(projection)),
@@ -174,19 +175,11 @@ def _open_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Consol
     """Claim the run folder and pack the images on the first rank; the others then find both done."""
     if ranks.is_main:
         checkpoint.claim_run_folder(run_dir, config)
-        images = open_images(
-            config.data,
-            run_dir,
-            view_px=config.view_px,
-            num_workers=config.trainer.num_workers,
-            console=console,
-        )
+        images = open_images(config, run_dir, console=console)
         ranks.wait()
     else:
         ranks.wait()
-        images = open_images(
-            config.data, run_dir, view_px=config.view_px, num_workers=config.trainer.num_workers, console=None
-        )
+        images = open_images(config, run_dir, console=None)
     stated = config.channels
     if stated is not None and stated != images.channels:
         raise DataError(
