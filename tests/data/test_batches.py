@@ -161,3 +161,37 @@ def test_on_a_gpu(tmp_path: Path, memory: str, dtype: type) -> None:
             assert batch.images.is_cuda and batch.images.is_contiguous(memory_format=torch.channels_last)
             expected = packed.images[plan.indices(step)].transpose(0, 3, 1, 2)
             np.testing.assert_array_equal(batch.images.cpu().numpy(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("memory", ["device", "ram", "map"])
+def test_a_batch_on_a_busy_gpu_is_not_overwritten_by_a_later_one(tmp_path: Path, memory: str) -> None:
+    """The copies wait behind other work while the host reads on: what they read from must live so long."""
+    packed, plan = make(tmp_path / "p", num_images=400, batch_size=8)
+    with Batches(
+        packed, plan, rows=slice(0, 8), device=torch.device("cuda"), first_step=0, memory=memory
+    ) as source:
+        torch.cuda._sleep(2**29)  # cycles, about a third of a second
+        made = [batch.images for batch in source]
+    for step, images in enumerate(made):
+        expected = packed.images[plan.indices(step)].transpose(0, 3, 1, 2)
+        np.testing.assert_array_equal(images.cpu().numpy(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("memory", ["device", "ram", "map"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_on_a_gpu_the_host_does_not_wait_for_batches(tmp_path: Path, memory: str, dtype: type) -> None:
+    packed, plan = make(tmp_path / "p", num_images=40, dtype=dtype)
+    with Batches(
+        packed, plan, rows=slice(0, 4), device=torch.device("cuda"), first_step=0, memory=memory
+    ) as source:
+        next(source)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            assert len(list(source)) == plan.total_steps - 1
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

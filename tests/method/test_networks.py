@@ -312,3 +312,55 @@ def test_an_encoder_that_cannot_take_the_images_is_refused() -> None:
         count_features(nn.Conv2d(3, 4, 7), channels=3, view_px=4)
     with pytest.raises(ConfigError, match=r"gives \(1, 4, 3, 3\), not one vector per image"):
         count_features(nn.Conv2d(3, 4, 2), channels=3, view_px=4)
+
+
+# ---- On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_on_a_gpu_is_the_cpus() -> None:
+    """Loss, gradients, BatchNorm statistics and target, in float64, channels_last."""
+    learners = [
+        tiny_byol().double().to(device, memory_format=torch.channels_last) for device in ("cpu", "cuda")
+    ]
+    losses = []
+    for learner in learners:
+        device = next(learner.parameters()).device
+        view1, view2 = (images(seed).double().to(device) for seed in (0, 1))
+        loss, _ = learner(view1, view2)
+        loss.backward()
+        torch.optim.SGD((p for p in learner.parameters() if p.requires_grad), lr=0.5).step()
+        learner.update_target(tau=0.9)
+        losses.append(loss.detach().cpu())
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-6, rtol=0)
+    on_cpu, on_gpu = (learner.state_dict() for learner in learners)
+    for name, expected in on_cpu.items():  # the loss is computed in float32
+        torch.testing.assert_close(on_gpu[name].cpu(), expected, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_under_autocast_on_a_gpu_the_loss_is_float32_and_near_the_cpus() -> None:
+    view1, view2 = images(0, batch=16, px=32), images(1, batch=16, px=32)
+    expected, _ = of()(view1, view2)
+    learner = of().cuda().to(memory_format=torch.channels_last)
+    with torch.autocast("cuda", torch.bfloat16):
+        loss, projection = learner(view1.cuda(), view2.cuda())
+    loss.backward()
+    assert loss.dtype == projection.dtype == torch.float32
+    torch.testing.assert_close(loss.detach().cpu(), expected.detach(), atol=0.1, rtol=0)
+    assert all(bool(p.grad.isfinite().all()) for p in learner.parameters() if p.requires_grad)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_target_of_a_resnet_is_updated_in_a_handful_of_launches() -> None:
+    learner = of().cuda()
+    learner.update_target(tau=0.9)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        learner.update_target(tau=0.9)
+        torch.cuda.synchronize()
+    launches = sum(event.count for event in profile.key_averages() if "LaunchKernel" in event.key)
+    assert 1 <= launches <= 6, f"{launches} for {len(list(learner.target.parameters()))} parameters"

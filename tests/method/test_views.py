@@ -410,3 +410,43 @@ def test_a_plain_view_is_the_whole_view() -> None:
         images, sizes(4, 20, 20), transforms(16), key=0, rows=slice(0, 4), pixels=identity(3)
     )
     torch.testing.assert_close(view1, whole_view(images, 16, pixels=identity(3)), atol=1e-6, rtol=0)
+
+
+# ---- On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize("rotation", [0.0, 45.0])
+def test_views_on_a_gpu_are_those_of_the_cpu(channels: int, dtype: torch.dtype, rotation: float) -> None:
+    everything = transforms(16, view(**EVERYTHING), view(**EVERYTHING, rotation=rotation))
+    images, full = stored(24, channels, 20, dtype), float(torch.iinfo(dtype).max)
+    pixels = Pixels((0.0,) * channels, (full,) * channels, (0.5,) * channels, (0.25,) * channels)
+    on_cpu, on_gpu = (
+        make_views(images.to(device), sizes(24), everything, key=9, rows=slice(0, 24), pixels=pixels)
+        for device in ("cpu", "cuda")
+    )
+    for expected, out in zip(on_cpu, on_gpu, strict=True):
+        assert out.is_cuda and out.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(out.float().cpu(), expected, atol=5e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_on_a_gpu_the_host_does_not_wait_for_views() -> None:
+    everything = transforms(16, view(**EVERYTHING), view(**EVERYTHING, rotation=45.0))
+    images = stored(24, 3, 20).cuda()
+
+    def views(key: int) -> tuple[Tensor, Tensor]:
+        return make_views(images, sizes(24), everything, key=key, rows=slice(0, 24), pixels=identity(3))
+
+    views(0)  # constants are sent once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for key in range(1, 6):
+            views(key)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
