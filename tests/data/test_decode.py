@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from byol.data.decode import decode, fit, from_pillow, kind_of, peek, select_channels
+from byol.data.decode import decode, fit, kind_of, peek, read_square, select_channels
 from byol.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -235,7 +235,7 @@ def test_a_path_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_pillow_images_of_other_modes_are_refused(mode: str) -> None:
     image = Image.new(mode, (2, 2), 70_000) if mode == "I" else Image.new(mode, (2, 2))
     with pytest.raises(DataError, match=r"32-bit values|mode"):
-        from_pillow(image)
+        read_square(image, px=2, channels=None)
 
 
 def test_large_but_allowed_images_do_not_warn_and_threads_leave_the_filters_as_they_were(monkeypatch) -> None:

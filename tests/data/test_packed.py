@@ -14,8 +14,8 @@ import pytest
 
 from byol.data import packed as module
 from byol.data import partial, place
-from byol.data.decode import fit, kind_of
-from byol.data.formats import ImageArray, Kind
+from byol.data.decode import fit
+from byol.data.formats import ImageArray
 from byol.data.packed import Packed, open_pack, pack, verify
 from byol.data.statistics import count_values, summarise
 from byol.errors import DataError
@@ -25,7 +25,7 @@ RNG = np.random.default_rng(0)
 
 @dataclass
 class Images:
-    """A source of arrays and of reasons why there is none; counts what is read."""
+    """A source of arrays and of reasons why there is none; notes what is read."""
 
     items: Sequence[ImageArray | str]
     name: str = "set"
@@ -33,6 +33,7 @@ class Images:
     labels: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.int64))
     class_names: tuple[str, ...] = ("a", "b")
     was_read: list[int] = field(default_factory=list)
+    file_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         self.labels = np.arange(len(self.items)) % 2
@@ -43,17 +44,11 @@ class Images:
     def names(self, index: int) -> str:
         return f"日本/{index}\udce9.png"
 
-    def read(self, index: int) -> ImageArray:
-        self.was_read.append(index)
-        return self._get(index)
-
-    def peek(self, index: int) -> Kind:
-        return kind_of(self._get(index))
-
     def fingerprint(self) -> str:
         return self.stamp
 
-    def _get(self, index: int) -> ImageArray:
+    def item(self, index: int) -> ImageArray:
+        self.was_read.append(index)
         item = self.items[index]
         if isinstance(item, str):
             raise DataError(item)
@@ -435,15 +430,3 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         open_pack(packed.folder)
     with pytest.raises(DataError, match="is not a pack"):
         open_pack(tmp_path / "elsewhere")
-
-
-def test_reading_stays_only_a_few_images_ahead(tmp_path: Path) -> None:
-    source = Images(draw(*[(2, 2, 1)] * 200))
-    most = 0
-
-    def watch(done: int, total: int) -> None:
-        nonlocal most
-        most = max(most, len(source.was_read) - done)
-
-    pack_into(tmp_path / "p", source, progress=watch)
-    assert most <= 4 * 2 + 1

@@ -11,6 +11,7 @@ from PIL import Image
 
 from byol.config import DataConfig
 from byol.data import sources
+from byol.data.decode import decode
 from byol.data.index import Names, Source
 from byol.data.motifs import make_motifs
 from byol.data.sources import open_source, splits_of
@@ -68,8 +69,7 @@ def test_a_folder_of_any_nesting_in_sorted_order(tmp_path: Path) -> None:
     assert names_of(source) == ["a.png", "b.PNG", "x/10.png", "x/2.png", "x/y/z/deep.jpg"]
     assert source.name == f"folder {tmp_path}/"
     assert source.labels.tolist() == [-1] * 5 and source.class_names == ()
-    np.testing.assert_array_equal(source.read(0), np.full((2, 3, 1), 1, dtype=np.uint8))
-    assert (source.peek(0).height, source.peek(0).width) == (2, 3)
+    np.testing.assert_array_equal(decode(source.item(0)), np.full((2, 3, 1), 1, dtype=np.uint8))
 
 
 def test_class_folders_give_labels(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_awkward_names_are_read_back(tmp_path: Path) -> None:
             file.write(content)
     source = open_source(config(tmp_path))
     assert sorted(map(os.fsencode, names_of(source))) == sorted([*names, b"plain.png"])
-    assert all((source.read(index) == 9).all() for index in range(len(source)))
+    assert all((decode(source.item(index)) == 9).all() for index in range(len(source)))
 
 
 def test_links_are_followed_and_loops_of_links_end(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_links_are_followed_and_loops_of_links_end(tmp_path: Path) -> None:
     source = open_source(config(tmp_path / "set"))
     assert names_of(source) == ["a/1.png", "broken.png", "linked/2.png"]
     with pytest.raises(DataError, match="no such file"):
-        source.read(1)
+        decode(source.item(1))
 
 
 def test_the_fingerprint_changes_with_files_and_not_with_the_place(tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def test_one_image_is_a_source_of_one(tmp_path: Path) -> None:
     write_image(tmp_path / "one.png", 5)
     np.save(tmp_path / "one.npy", np.full((9, 8, 3), 5, dtype=np.uint16))
     source = open_source(config(tmp_path / "one.png"))
-    assert names_of(source) == ["one.png"] and source.read(0).shape == (2, 3, 1)
-    assert open_source(config(tmp_path / "one.npy")).read(0).shape == (9, 8, 3)
+    assert names_of(source) == ["one.png"] and decode(source.item(0)).shape == (2, 3, 1)
+    assert decode(open_source(config(tmp_path / "one.npy")).item(0)).shape == (9, 8, 3)
 
 
 def test_text_lists_keep_their_order_and_are_relative_to_themselves(tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_text_lists_keep_their_order_and_are_relative_to_themselves(tmp_path: Pa
     (tmp_path / "list.txt").write_text(f"{tmp_path / 'b c.png'}\r\n\nset/a.png\nabsent.png\n")
     source = open_source(config(tmp_path / "list.txt"))
     assert names_of(source) == [str(tmp_path / "b c.png"), "set/a.png", "absent.png"]
-    assert [int(source.read(index)[0, 0, 0]) for index in (0, 1)] == [2, 1]
+    assert [int(decode(source.item(index))[0, 0, 0]) for index in (0, 1)] == [2, 1]
     with pytest.raises(DataError, match="no such file"):
-        source.read(2)
+        decode(source.item(2))
 
 
 def test_csv_lists_carry_labels_and_any_name(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_csv_lists_carry_labels_and_any_name(tmp_path: Path) -> None:
     source = open_source(config(tmp_path / "list.csv"))
     assert names_of(source) == ['new\nline, ".png', "b.png", "c.png"]
     assert source.class_names == ("9", "10") and source.labels.tolist() == [1, 0, -1]
-    assert (source.read(0) == 7).all()
+    assert (decode(source.item(0)) == 7).all()
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_array_files_are_mapped_with_their_labels(tmp_path: Path, shape: tuple[i
     source = open_source(config(tmp_path / "cells.npy"))
     assert len(source) == 6 and source.labels.tolist() == [0, 2, 1, 0, -1, 2]
     assert source.class_names == ("0", "1", "2") and source.names(3) == "000003"
-    np.testing.assert_array_equal(source.read(3), images.reshape(6, 5, 8, -1)[3])
+    np.testing.assert_array_equal(source.item(3), images.reshape(6, 5, 8, -1)[3])
     before = source.fingerprint()
     os.utime(tmp_path / "cells.npy", ns=(1, 1))
     assert open_source(config(tmp_path / "cells.npy")).fingerprint() != before
@@ -300,13 +300,11 @@ def test_stl10(tmp_path: Path) -> None:
     source = open_source(config("stl10", root=tmp_path))
     assert source.name == "STL-10, train+unlabeled" and len(source) == 6
     assert source.labels.tolist() == [0, 9, 2, -1, -1, -1] and source.class_names[9] == "truck"
-    np.testing.assert_array_equal(source.read(1), images["train"][1])
-    np.testing.assert_array_equal(source.read(5), images["unlabeled"][2])
-    assert source.names(5) == "unlabeled/000002" and source.peek(0) == open_source(
-        config("stl10", root=tmp_path)
-    ).peek(5)
+    np.testing.assert_array_equal(source.item(1), images["train"][1])
+    np.testing.assert_array_equal(source.item(5), images["unlabeled"][2])
+    assert source.names(5) == "unlabeled/000002"
     test = open_source(config("stl10", root=tmp_path, split="unlabeled"), split="test")
-    np.testing.assert_array_equal(test.read(2), images["test"][2])
+    np.testing.assert_array_equal(test.item(2), images["test"][2])
     assert test.fingerprint() != source.fingerprint()
     assert len(open_source(config("stl10", root=tmp_path, split="unlabeled"))) == 3
 
@@ -317,7 +315,7 @@ def test_stl10_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.Monke
     theirs = official.STL10(tmp_path, split="train+unlabeled")
     ours = open_source(config("stl10", root=tmp_path))
     np.testing.assert_array_equal(
-        np.stack([ours.read(i) for i in range(6)]), theirs.data.transpose(0, 2, 3, 1)
+        np.stack([ours.item(i) for i in range(6)]), theirs.data.transpose(0, 2, 3, 1)
     )
     assert ours.labels.tolist() == theirs.labels.astype(int).tolist()[:3] + [-1] * 3
 
@@ -372,9 +370,9 @@ def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> No
         open_source(config(kind, root=tmp_path), split="test"),
     )
     np.testing.assert_array_equal(
-        np.stack([train.read(i) for i in range(len(train))]), np.concatenate(images[:-1])
+        np.stack([train.item(i) for i in range(len(train))]), np.concatenate(images[:-1])
     )
-    np.testing.assert_array_equal(test.read(1), images[-1][1])
+    np.testing.assert_array_equal(test.item(1), images[-1][1])
     assert test.labels.tolist() == [1, 0] and test.class_names == ("frog", "ship")
     assert train.names(0) == "train/000000" and train.fingerprint() != test.fingerprint()
 
@@ -395,7 +393,7 @@ def test_the_generated_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load_motifs", made.__getitem__)
     for split, (images, labels) in made.items():
         source = open_source(config("motifs"), split=split)
-        np.testing.assert_array_equal(source.read(3), images[3])
+        np.testing.assert_array_equal(source.item(3), images[3])
         assert source.name == f"motifs, {split}" and (source.labels == labels).all()
         assert len(source.class_names) == 10
     assert splits_of("motifs") == ("train", "test") and splits_of("stl10")[0] == "train+unlabeled"

@@ -30,7 +30,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from byol.config import Config, load_config
-from byol.data.decode import fit, select_channels
+from byol.data.decode import fit, read_square
 from byol.data.formats import ImageArray
 from byol.data.given import Given, Images, OneImage
 from byol.data.packed import Packed
@@ -204,15 +204,15 @@ class Encoder:
     def _try_square(self, images: Images, index: int) -> ImageArray | DataError:
         """An error is returned, not raised: which image comes first is decided in their order."""
         try:
-            image = images.read(index)
-            select = self.spec.select
-            image = select_channels(image, list(select) if isinstance(select, tuple) else select)
-            if image.shape[2] != self.spec.channels:
+            spec = self.spec
+            channels = list(spec.select) if isinstance(spec.select, tuple) else spec.select
+            square = read_square(images.item(index), px=spec.stored_px, channels=channels).pixels
+            if square.shape[2] != spec.channels:
                 raise DataError(
-                    f"has {image.shape[2]} channels, the encoder was trained on {self.spec.channels}; "
+                    f"has {square.shape[2]} channels, the encoder was trained on {spec.channels}; "
                     "give images like those of the training"
                 )
-            return fit(image, self.spec.stored_px)
+            return square
         except DataError as error:
             return error
 

@@ -13,13 +13,18 @@ What a file holds decides the channels and the depth; its suffix decides nothing
     animation                      the first frame
 
 The orientation that a camera recorded (EXIF) is applied. Other depths (float, 32 bit) are refused.
+
+Everything that the networks see goes through `read_square`, in packing and afterwards: the same file gives
+the same values.
 """
 
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -29,16 +34,50 @@ from jaxtyping import UInt
 from PIL import Image, UnidentifiedImageError
 
 from byol.data import formats
-from byol.data.formats import CHANNELS_OF_MODE, MAX_PIXELS, ImageArray, Kind, Stream
+from byol.data.formats import CHANNELS_OF_MODE, MAX_PIXELS, Channels, File, ImageArray, Kind, Stream
 from byol.errors import DataError
+
+DECODER = 2  # goes up when the same file gives other values: packs of other numbers are made again
 
 IMAGE_SUFFIXES: tuple[str, ...] = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"
 )  # fmt: skip
 
-File = Path | bytes | bytearray | memoryview | Stream
-
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TRANSPOSE = Image.Transpose.TRANSPOSE
+_SMALL_BYTES = 2**20
+_SPARE = 2  # a JPEG is not decoded at fewer pixels than this many times the wanted ones, along each side
+
+
+@dataclass(frozen=True)
+class Square:
+    """An image squashed to a square, and its size before, upright, in px."""
+
+    pixels: ImageArray
+    height: int
+    width: int
+
+
+def read_square(item: File | ImageArray | Image.Image, *, px: int, channels: Channels) -> Square:
+    """An image, wherever it is, with its chosen channels at `px` x `px`: by the rules above, and `fit`.
+
+    A JPEG file of at least 4 times `px` along both sides is decoded at 1/2, 1/4 or 1/8 of its size, the
+    least that is still at least 2 times `px` (libjpeg leaves out the high frequencies of each block), and
+    fitted from there. On four photographs, at 32 to 111 px, the result differs from full decoding by 0.1
+    to 1.6 of 255 in the mean and by 13 at most, less than half of what another resampling window does.
+
+    Raises:
+        DataError: the reason alone, in plain words; the caller knows the name.
+    """
+    if isinstance(item, np.ndarray):
+        return _squash(item, px=px, channels=channels)
+    if isinstance(item, Image.Image):
+        with _reasons():
+            return _squash_pillow(item, px=px, channels=channels, may_draft=False)  # it is the caller's
+    with _opened(item) as stream, _reasons():
+        if _format_of(stream) == "other":
+            return _squash_pillow(Image.open(stream), px=px, channels=channels, may_draft=True)
+        return _squash(decode(stream), px=px, channels=channels)
 
 
 def decode(file: File) -> ImageArray:
@@ -60,39 +99,59 @@ def decode(file: File) -> ImageArray:
     return image
 
 
-def peek(file: File) -> Kind:
-    """What `decode` would return; the pixels are read only where the format's header does not tell.
+def peek(item: File | ImageArray) -> Kind:
+    """The kind of an image; its pixels are read only where the format's header does not tell.
 
     Raises:
         DataError: as `decode`, but damage after the header is not noticed.
     """
-    with _opened(file) as stream, _reasons():
+    if isinstance(item, np.ndarray):
+        return kind_of(item)
+    with _opened(item) as stream, _reasons():
         if _format_of(stream) == "other":
             image = Image.open(stream)
             if image.mode in CHANNELS_OF_MODE:
-                turned = formats.orientation_of(image) >= 5
-                height, width = (image.width, image.height) if turned else (image.height, image.width)
-                return Kind(
-                    height, width, CHANNELS_OF_MODE[image.mode], 16 if image.mode.startswith("I") else 8
-                )
+                bits = 16 if image.mode in formats.DEEP_MODES else 8
+                return Kind(max(image.size), CHANNELS_OF_MODE[image.mode], bits)
         stream.seek(0)
         return kind_of(decode(stream))
 
 
 def kind_of(image: ImageArray) -> Kind:
     """The kind of a decoded image."""
-    height, width, channels = image.shape
-    return Kind(height, width, channels, 8 * image.dtype.itemsize)
+    return Kind(max(image.shape[:2]), image.shape[2], 8 * image.dtype.itemsize)
 
 
-def from_pillow(image: Image.Image) -> ImageArray:
-    """A Pillow image by the same rules, its pixels loaded if they were not.
+# ---- The square of the wanted size, and the wanted channels
 
-    Raises:
-        DataError: its mode is not one of those above, or its pixels are damaged.
-    """
-    with _reasons():
-        return formats.read_pillow(image)
+
+def _squash(image: ImageArray, *, px: int, channels: Channels) -> Square:
+    height, width = image.shape[:2]
+    return Square(fit(select_channels(image, channels), px), height, width)
+
+
+def _squash_pillow(image: Image.Image, *, px: int, channels: Channels, may_draft: bool) -> Square:
+    """As `_squash` of the decoded image, but no array of the whole image is made: it takes as long again."""
+    if image.mode in formats.DEEP_MODES:
+        return _squash(formats.read_pillow(image), px=px, channels=channels)
+    whole = image.size
+    drafted = image.draft(None, (_SPARE * px, _SPARE * px)) if may_draft else None  # JPEG alone has drafts
+    loaded = formats.as_grey_or_rgb(image)
+    orientation = formats.orientation_of(image)
+    if channels == "grey" and loaded.mode == "RGB":  # before it is fitted, as with arrays: rounding differs
+        loaded = Image.fromarray(select_channels(np.asarray(loaded), channels)[..., 0])
+    if drafted is None:
+        whole = loaded.size  # a TIFF is turned while it is loaded
+        box = (0.0, 0.0, float(whole[0]), float(whole[1]))
+    else:  # the draft's last row and column may reach beyond the image: at half the size 5 px become 2.5
+        box = drafted[1]
+    if orientation >= 5:  # rows are columns; then only mirroring is left to do
+        loaded, box, orientation = loaded.transpose(_TRANSPOSE), (0.0, 0.0, box[3], box[2]), orientation - 4
+        whole = (whole[1], whole[0])
+    if loaded.size != (px, px):
+        loaded = loaded.resize((px, px), _resampling(min(box[2:]), px), box=box)
+    pixels = np.ascontiguousarray(formats.turned(np.asarray(loaded), orientation)).reshape(px, px, -1)
+    return Square(select_channels(pixels, channels), height=whole[1], width=whole[0])
 
 
 def fit(image: UInt[np.ndarray, "height width channels"], px: int) -> UInt[np.ndarray, "{px} {px} channels"]:
@@ -103,8 +162,7 @@ def fit(image: UInt[np.ndarray, "height width channels"], px: int) -> UInt[np.nd
     """
     if image.shape[:2] == (px, px):
         return image
-    shrinks = min(image.shape[:2]) >= px
-    resample = Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR
+    resample = _resampling(float(min(image.shape[:2])), px)
     if image.dtype == np.uint8 and image.shape[2] == 3:
         return np.asarray(Image.fromarray(image).resize((px, px), resample))  # one call for three channels
     fitted = np.empty((px, px, image.shape[2]), dtype=image.dtype)
@@ -118,7 +176,11 @@ def fit(image: UInt[np.ndarray, "height width channels"], px: int) -> UInt[np.nd
     return fitted
 
 
-def select_channels(image: ImageArray, channels: Literal["grey", "rgb"] | list[int] | None) -> ImageArray:
+def _resampling(shortest_side: float, px: int) -> Image.Resampling:
+    return Image.Resampling.HAMMING if shortest_side >= px else Image.Resampling.BILINEAR
+
+
+def select_channels(image: ImageArray, channels: Channels) -> ImageArray:
     """The channels that `data.channels` asks for.
 
     None: as they are. "rgb": grey three times, RGB as it is. "grey": RGB to 0.299 R + 0.587 G + 0.114 B,
@@ -164,7 +226,9 @@ def _format_of(stream: Stream) -> Literal["tiff", "npy", "png16", "other"]:
 def _opened(file: File) -> Iterator[Stream]:
     if isinstance(file, Path):
         try:
-            stream = file.open("rb")
+            # Readers ask for a few bytes many times, which takes 15 us longer where each goes to the file.
+            small = os.stat(file).st_size < _SMALL_BYTES
+            stream: Stream = BytesIO(file.read_bytes()) if small else file.open("rb")
         except FileNotFoundError:
             raise DataError("no such file") from None
         except OSError as error:
@@ -179,7 +243,7 @@ def _opened(file: File) -> Iterator[Stream]:
 def _reasons() -> Iterator[None]:
     """Turn whatever a format's reader raises into one plain reason, and keep its warnings quiet."""
     try:
-        with _quiet:
+        with quiet:
             yield
     except (DataError, AssertionError):
         raise
@@ -221,5 +285,5 @@ class _Quiet:
                 self._catch.__exit__(None, None, None)
 
 
-_quiet = _Quiet()
+quiet = _Quiet()
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its complaints else go to stderr

@@ -5,7 +5,8 @@
 
 from dataclasses import dataclass
 from io import IOBase
-from typing import IO, TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Shaped, UInt
@@ -19,12 +20,15 @@ else:
     Stream = IOBase  # what BytesIO and opened files are
 
 MAX_PIXELS = 178_956_970  # height x width; more is taken for a mistake or an attack, as Pillow does
-CHANNELS_OF_MODE = dict.fromkeys(
-    ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"), 1
-) | dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"), 3)
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+CHANNELS_OF_MODE = dict.fromkeys(("1", "L", "LA", "La", *DEEP_MODES), 1) | dict.fromkeys(
+    ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"), 3
+)
 
 ImageArray = UInt[np.ndarray, "_height _width _channels"]  # of any size: not compared with each other
 _RawArray = Shaped[np.ndarray, "_height _width *_channels"]
+Channels = Literal["grey", "rgb"] | list[int] | None  # as data.channels
+File = Path | bytes | bytearray | memoryview | Stream
 
 _ORIENTATION = 0x0112  # the number of this tag in EXIF and in TIFF
 _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6  # of TIFF's tag "photometric"
@@ -34,37 +38,43 @@ _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6  # of TIFF's tag "photometr
 class Kind:
     """What an image is, short of its pixels."""
 
-    height: int
-    width: int
+    longest_side: int  # px
     channels: int
     bits: int  # 8 or 16
 
 
 def read_pillow(image: Image.Image) -> ImageArray:
     """Also of an image that is already in memory. Pillow turns a TIFF itself, and its tag, on loading."""
+    if image.mode in DEEP_MODES:
+        array = np.asarray(image)
+        if array.size and not 0 <= array.min() <= array.max() <= 65535:
+            raise DataError("holds 32-bit values; 8 and 16 bit are read")
+        array = array.astype(np.uint16)
+    else:
+        array = np.asarray(as_grey_or_rgb(image))
+    return _as_image(turned(array, orientation_of(image)))
+
+
+def as_grey_or_rgb(image: Image.Image) -> Image.Image:
+    """An image of 8 bits or less in Pillow's mode L or RGB, its pixels loaded."""
     match image.mode:
         case "L" | "RGB":
-            array = np.asarray(image)
+            image.load()
+            return image
         case "1":
-            array = np.asarray(image.convert("L"))
+            return image.convert("L")
         case "LA" | "La":
-            array = np.asarray(image.convert("LA"))[..., 0]
+            return image.convert("LA").getchannel("L")
         case "P" | "PA" | "RGBA" | "RGBa" | "RGBX":
-            array = np.asarray(image.convert("RGBA"))[..., :3]
+            return image.convert("RGBA").convert("RGB")
         case "CMYK" | "YCbCr":
-            array = np.asarray(image.convert("RGB"))
-        case "I" | "I;16" | "I;16B" | "I;16L" | "I;16N":
-            array = np.asarray(image)
-            if array.size and not 0 <= array.min() <= array.max() <= 65535:
-                raise DataError("holds 32-bit values; 8 and 16 bit are read")
-            array = array.astype(np.uint16)
+            return image.convert("RGB")
         case mode:
             raise DataError(f"Pillow's mode {mode} is not read; save it as grey or RGB, 8 or 16 bit")
-    return _as_image(_turned(array, orientation_of(image)))
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF's orientation, 1 (upright) where there is none or it cannot be read."""
+    """EXIF's orientation, 1 (upright) where there is none or it cannot be read; loads a PNG's pixels."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF raises nearly anything; the pixels are unharmed
@@ -95,7 +105,7 @@ def read_png_16_bit_colour(stream: Stream) -> ImageArray:
     again = Image.open(stream)
     again.tile = [tile._replace(args=str(tile.args).replace("16B", "16L")) for tile in again.tile]
     low = np.asarray(again)[..., :3]
-    return _as_image(_turned(high.astype(np.uint16) << 8 | low, orientation_of(image)))
+    return _as_image(turned(high.astype(np.uint16) << 8 | low, orientation_of(image)))
 
 
 def read_tiff(stream: Stream) -> ImageArray:
@@ -131,7 +141,7 @@ def read_tiff(stream: Stream) -> ImageArray:
             values = ~values
         if series.ndim == page.ndim and (alphas := sum(extra in (1, 2) for extra in page.extrasamples)):
             values = values[..., : values.shape[2] - alphas]
-        return _as_image(_turned(values, int(page.tags.valueof(_ORIENTATION, default=1))))
+        return _as_image(turned(values, int(page.tags.valueof(_ORIENTATION, default=1))))
 
 
 def _read_tiff_by_pillow(stream: Stream) -> ImageArray:
@@ -169,7 +179,7 @@ def _as_image(values: _RawArray) -> ImageArray:
     return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
 
 
-def _turned(image: _RawArray, orientation: int) -> _RawArray:
+def turned(image: _RawArray, orientation: int) -> _RawArray:
     """Upright, from EXIF's orientation 1..8 (other values mean nothing)."""
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from byol.data.decode import decode, from_pillow
 from byol.data.formats import ImageArray
 from byol.errors import DataError
 
@@ -19,13 +18,13 @@ OneImage = str | Path | Image.Image | NDArray[Any] | Tensor
 
 @runtime_checkable
 class Images(Protocol):
-    """Images that can be read one by one: a `data.index.Source`, or `Given`."""
+    """Images that `decode.read_square` can read one by one: a `data.index.Source`, or `Given`."""
 
     def __len__(self) -> int: ...
 
     def names(self, index: int) -> str: ...
 
-    def read(self, index: int) -> ImageArray: ...
+    def item(self, index: int) -> Path | ImageArray | Image.Image: ...
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,17 @@ class Given:
         item = self.items[index]
         return str(item) if isinstance(item, str | Path) else f"image {index}"
 
-    def read(self, index: int) -> ImageArray:
+    def item(self, index: int) -> Path | ImageArray | Image.Image:
+        """A path or a Pillow image as it is; the values of an array or a tensor.
+
+        Raises:
+            DataError: they are not those of an image.
+        """
         match self.items[index]:
             case str() | Path() as path:
-                return decode(Path(path))
+                return Path(path)
             case Image.Image() as image:
-                return from_pillow(image)
+                return image
             case Tensor() as tensor:
                 if tensor.ndim != 3:
                     raise DataError(

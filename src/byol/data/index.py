@@ -2,12 +2,13 @@
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, overload, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, UInt8, UInt64
 
-from byol.data.formats import ImageArray, Kind
+from byol.data.formats import ImageArray
 
 
 class Names(Sequence[str]):
@@ -23,11 +24,10 @@ class Names(Sequence[str]):
     @classmethod
     def of(cls, names: Iterable[str | bytes]) -> "Names":
         """From names of any number, taken one by one."""
-        blob, offsets = bytearray(), array("q", [0])
+        builder = NamesBuilder()
         for name in names:
-            blob += name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
-            offsets.append(len(blob))
-        return cls(np.frombuffer(bytes(blob), dtype=np.uint8), np.array(offsets, dtype=np.int64))
+            builder.append(name)
+        return builder.build()
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -41,12 +41,54 @@ class Names(Sequence[str]):
             return Names.of(self[i] for i in range(*index.indices(len(self))))
         if not -len(self) <= index < len(self):
             raise IndexError(f"name {index} of {len(self)}")
-        first, end = self.offsets[index % len(self)], self.offsets[index % len(self) + 1]
-        return bytes(self.blob[first:end]).decode("utf-8", "surrogateescape")
+        return self.raw(index % len(self)).decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         for index in range(len(self)):
             yield self[index]
+
+    def raw(self, index: int) -> bytes:
+        """The bytes of a name; `index` is not negative."""
+        return self.blob[self.offsets[index] : self.offsets[index + 1]].tobytes()
+
+    def sorted(self) -> Int64[np.ndarray, " n"]:
+        """The places of the names in the order of their bytes, which hold no 0; equal ones stay in order.
+
+        Eight bytes at a time, the last first: stable sorts of whole numbers, no object a name.
+        """
+        order = np.arange(len(self))
+        longest = int(np.diff(self.offsets).max(initial=0))
+        for first in reversed(range(0, longest, 8)):
+            order = order[np.argsort(self._words(first)[order], kind="stable")]
+        return order
+
+    def _words(self, first: int) -> UInt64[np.ndarray, " n"]:
+        """Bytes `first` to `first` + 7 of each name as a number, 0 where it is shorter."""
+        words = np.zeros(len(self), dtype=np.uint64)
+        for place in range(first, first + 8):
+            at = self.offsets[:-1] + place
+            reaches = at < self.offsets[1:]
+            words <<= np.uint64(8)
+            words[reaches] |= self.blob[at[reaches]]
+        return words
+
+
+class NamesBuilder:
+    """`Names` in the making."""
+
+    def __init__(self) -> None:
+        self._blob, self._offsets = bytearray(), array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def append(self, name: str | bytes) -> None:
+        self._blob += name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+        self._offsets.append(len(self._blob))
+
+    def build(self) -> Names:
+        """Nothing may be appended afterwards."""
+        return Names(np.frombuffer(self._blob, np.uint8), np.frombuffer(self._offsets, np.int64))
 
 
 @runtime_checkable
@@ -69,19 +111,12 @@ class Source(Protocol):
     def names(self, index: int) -> str:
         """What the image is called; unique, and a path where the image is a file."""
 
-    def read(self, index: int) -> ImageArray:
-        """The image, uint8 or uint16.
+    def item(self, index: int) -> Path | ImageArray:
+        """What `decode.read_square` and `decode.peek` take: a file, or the image if it is in an array."""
 
-        Raises:
-            DataError: why it cannot be read; the name is left to the caller.
-        """
-
-    def peek(self, index: int) -> Kind:
-        """The kind of image that `read` returns, without reading the pixels where the format allows.
-
-        Raises:
-            DataError: as `read`, though damage to the pixels is not seen.
-        """
+    @property
+    def file_bytes(self) -> float:
+        """The mean size of the files, 0 where images are not files."""
 
     def fingerprint(self) -> str:
         """Changes when the images do: of names, sizes and times of files, or of the values of arrays."""

@@ -1,19 +1,25 @@
-"""Lists of files and their labels, from text and CSV files, and which label belongs to which image."""
+"""Lists of files and their labels, from text and CSV files, and which label belongs to which image.
+
+Lists of a million lines are held as blocks of bytes and arrays of numbers, never as a million strings.
+"""
 
 import csv
 import os.path
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
+from byol.data.index import Names, NamesBuilder
 from byol.errors import DataError
 
-Labels = tuple[Int64[np.ndarray, " n"], tuple[str, ...]]  # index into the class names, or -1; class names
+Numbers = Int64[np.ndarray, " n"]
+Labels = tuple[Numbers, tuple[str, ...]]  # index into the class names, or -1; class names
 
 
-def read_list(path: Path) -> tuple[list[str], list[str]]:
+def read_list(path: Path) -> tuple[Names, Names]:
     """The files that a list names, as written there, and their labels; a label is "" where none is given.
 
     A .csv starts with a line that names its columns, `file` and perhaps `label`, in any order and beside
@@ -22,27 +28,25 @@ def read_list(path: Path) -> tuple[list[str], list[str]]:
     Raises:
         DataError: the list cannot be read, is empty, or lacks the column `file`.
     """
+    files, labels = NamesBuilder(), NamesBuilder()
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            if path.suffix.lower() == ".csv":
-                files, labels = _read_csv(csv.reader(stream), path)
-            else:
-                files = [line for line in stream.read().splitlines() if line.strip()]
-                labels = [""] * len(files)
+            is_csv = path.suffix.lower() == ".csv"
+            for file, label in _read_csv(csv.reader(stream), path) if is_csv else _read_text(stream):
+                files.append(file)
+                labels.append(label)
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
-    if not files:
+    if len(files) == 0:
         raise DataError(f"{path}: the list names no file; write one a line")
-    return files, labels
+    return files.build(), labels.build()
 
 
-def encode_labels(labels: Sequence[str]) -> Labels:
+def encode_labels(labels: Iterable[str]) -> Labels:
     """Labels as indices into their sorted distinct values; "" becomes -1. Whole numbers sort as numbers."""
-    distinct = set(labels) - {""}
-    numbers = all(label.lstrip("-").isdecimal() for label in distinct)
-    class_names = tuple(sorted(distinct, key=(lambda label: (int(label), label)) if numbers else None))
-    index = {name: number for number, name in enumerate(class_names)} | {"": -1}
-    return np.array([index[label] for label in labels], dtype=np.int64), class_names
+    seen = {"": -1}
+    numbers = np.fromiter((seen.setdefault(label, len(seen) - 1) for label in labels), dtype=np.int64)
+    return _sort_classes(numbers, list(seen)[1:])
 
 
 def match_labels(path: Path, names: Iterable[str]) -> Labels:
@@ -54,33 +58,45 @@ def match_labels(path: Path, names: Iterable[str]) -> Labels:
     Raises:
         DataError: the CSV cannot be read, contradicts itself, fits no image or fits several alike.
     """
-    files, labels = read_list(path)
-    if not any(labels):
+    listed, labels = read_list(path)
+    if labels.blob.size == 0:
         raise DataError(f"{path}: no label is given; a CSV file with the columns file and label is needed")
-    label_of: dict[str, str] = {}
-    for file, label in zip(map(_normalise, files), labels, strict=True):
-        if label_of.setdefault(file, label) != label:
-            raise DataError(f"{path}: {file} has two labels, {label_of[file]} and {label}; keep one")
-    by_tail = _index_by_tails(label_of)
-    image_of: dict[str, str] = {}
-    found: list[str] = []
-    for name in names:
-        match = _find(_normalise(name), label_of, by_tail)
-        found.append("" if match is None else label_of[match])
-        if match is not None and image_of.setdefault(match, name) != name:
-            raise DataError(
-                f"{path}: {match} fits several images, {image_of[match]} and {name}; write more of its path"
-            )
-    if not any(found):
+    files, images = Names.of(map(_normalise, listed)), Names.of(map(_normalise, names))
+    numbers, class_names = encode_labels(labels)
+    match = _match(path, files, images, numbers=numbers, class_names=class_names)
+    if (match < 0).all():
+        like = images[-1] if len(images) else "(there are none)"
         raise DataError(
-            f"{path}: none of its {len(files)} files is among the images; it names {files[0]}, "
-            f"the images are named like {name if found else '(there are none)'}"
+            f"{path}: none of its {len(files)} files is among the images; it names {listed[0]}, "
+            f"the images are named like {like}"
         )
-    return encode_labels(found)
+    found = np.where(match >= 0, numbers[match], -1)
+    if (found < 0).all():
+        raise DataError(f"{path}: its files that are among the images have no label")
+    return _sort_classes(found, class_names)
 
 
-def _read_csv(rows: Iterable[list[str]], path: Path) -> tuple[list[str], list[str]]:
-    files, labels = [], []
+def _sort_classes(numbers: Numbers, class_names: Iterable[str]) -> Labels:
+    """The same labels with the classes that occur alone, in their order."""
+    names = list(class_names)
+    used = np.unique(numbers[numbers >= 0]).tolist()
+    are_whole = all(names[number].lstrip("-").isdecimal() for number in used)
+    used.sort(key=lambda number: (int(names[number]) if are_whole else 0, names[number]))
+    ranks = np.full(len(names) + 1, -1)  # one more, so that -1 finds -1
+    ranks[used] = np.arange(len(used))
+    return ranks[numbers], tuple(names[number] for number in used)
+
+
+# ---- Reading lists
+
+
+def _read_text(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for line in lines:
+        if line.strip():
+            yield line.rstrip("\r\n"), ""
+
+
+def _read_csv(rows: Iterable[list[str]], path: Path) -> Iterator[tuple[str, str]]:
     line = 1
     try:
         rows = iter(rows)
@@ -95,34 +111,97 @@ def _read_csv(rows: Iterable[list[str]], path: Path) -> tuple[list[str], list[st
                 raise DataError(
                     f"{path}: row {line} has {len(row)} fields or no file, not {len(header)} fields"
                 )
-            files.append(row[file_at])
-            labels.append("" if label_at is None else row[label_at].strip())
+            yield row[file_at], "" if label_at is None else row[label_at].strip()
     except csv.Error as error:
         raise DataError(f"{path}: row {line} cannot be read ({error})") from None
-    return files, labels
+
+
+# ---- Which file of a list is which image
+
+
+def _match(
+    path: Path, files: Names, images: Names, *, numbers: Numbers, class_names: tuple[str, ...]
+) -> Int64[np.ndarray, " images"]:
+    """For each image the place of its file in the list, or -1.
+
+    Paths are compared by 64-bit hashes: of a million files and a million images, one set in three million
+    would see two that are alike by chance.
+    """
+    keys = _hashes(files)
+    wholes = _Places(keys, np.arange(len(files)))
+    first = wholes.find(keys)
+    if len(contrary := np.flatnonzero(numbers != numbers[first])):
+        file = int(contrary[0])
+        one, two = (class_names[number] if number >= 0 else "" for number in numbers[[first[file], file]])
+        raise DataError(f"{path}: {files[file]} has two labels, {one} and {two}; keep one")
+    image_keys = _hashes(images)
+    match = wholes.find(image_keys)
+    # Files whose path is longer than the image's.
+    distinct = np.flatnonzero(first == np.arange(len(files)))
+    open_ones = np.flatnonzero(match < 0)
+    match[open_ones] = _tails_of(files, distinct).find(image_keys[open_ones], alone=True)
+    # Images whose path is longer: the longest tail that is a file.
+    for depth in count(1):
+        tails, rows = _drop(images, np.flatnonzero(match < 0), depth)
+        if len(rows) == 0:
+            break
+        match[rows] = wholes.find(tails)
+    _check_single(path, files, images, match=match, image_keys=image_keys)
+    return match
+
+
+class _Places:
+    """Where each of many keys comes first."""
+
+    def __init__(self, keys: Numbers, places: Numbers) -> None:
+        order = np.argsort(keys, kind="stable")
+        self._keys, at, counts = np.unique(keys[order], return_index=True, return_counts=True)
+        self._places, self._alone = places[order[at]], counts == 1
+
+    def find(self, keys: Int64[np.ndarray, " m"], *, alone: bool = False) -> Int64[np.ndarray, " m"]:
+        """-1 where a key is not there, or with `alone` where it is there several times."""
+        if len(self._keys) == 0:
+            return np.full(len(keys), -1)
+        at = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
+        known = self._keys[at] == keys
+        return np.where(known & self._alone[at] if alone else known, self._places[at], -1)
+
+
+def _tails_of(files: Names, places: Int64[np.ndarray, " m"]) -> _Places:
+    """Each proper tail of these files: of `a/b/c`, `b/c` and `c`."""
+    keys, at = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for depth in count(1):
+        tails, places = _drop(files, places, depth)
+        if len(places) == 0:
+            return _Places(np.concatenate(keys), np.concatenate(at))
+        keys.append(tails)
+        at.append(places)
+    raise AssertionError
+
+
+def _drop(names: Names, places: Int64[np.ndarray, " m"], depth: int) -> tuple[Numbers, Numbers]:
+    """Hashes of those of the names that have more than `depth` parts, without these, and their places."""
+    deep = np.fromiter((at for at in map(int, places) if names.raw(at).count(b"/") >= depth), dtype=np.int64)
+    tails = (names[at].split("/", depth)[depth] for at in map(int, deep))
+    return np.fromiter(map(hash, tails), dtype=np.int64, count=len(deep)), deep
+
+
+def _check_single(path: Path, files: Names, images: Names, *, match: Numbers, image_keys: Numbers) -> None:
+    """Refuse a file that fits several images."""
+    order = np.argsort(match, kind="stable")
+    order = order[match[order] >= 0]
+    same, other = match[order[1:]] == match[order[:-1]], image_keys[order[1:]] != image_keys[order[:-1]]
+    if len(twice := np.flatnonzero(same & other)):
+        one, two = map(int, order[twice[0] :][:2])
+        raise DataError(
+            f"{path}: {files[int(match[one])]} fits several images, {images[one]} and {images[two]}; "
+            "write more of its path"
+        )
+
+
+def _hashes(names: Names) -> Numbers:
+    return np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
 
 
 def _normalise(file: str) -> str:
     return os.path.normpath(file).replace("\\", "/")
-
-
-def _tails(file: str) -> list[str]:
-    """`a/b/c` -> `b/c`, `c`."""
-    parts = file.split("/")
-    return ["/".join(parts[first:]) for first in range(1, len(parts))]
-
-
-def _index_by_tails(files: Iterable[str]) -> dict[str, str | None]:
-    """Each proper tail of each file -> the file, or None where several files share the tail."""
-    index: dict[str, str | None] = {}
-    for file in files:
-        for tail in _tails(file):
-            index[tail] = None if tail in index else file
-    return index
-
-
-def _find(name: str, files: dict[str, str], by_tail: dict[str, str | None]) -> str | None:
-    if name in files:
-        return name
-    longer = by_tail.get(name)
-    return longer if longer is not None else next((tail for tail in _tails(name) if tail in files), None)

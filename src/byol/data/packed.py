@@ -15,6 +15,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial as partial_function
@@ -25,13 +26,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, UInt
 
-from byol.data.decode import fit, select_channels
-from byol.data.formats import ImageArray
+from byol.data.decode import DECODER, Square, read_square
+from byol.data.formats import Channels
 from byol.data.index import Names, Source
+from byol.data.parallel import read_ahead
 from byol.data.partial import (
     BAD_FILES,
     MARK_FILES,
-    Channels,
     Mark,
     PartialPack,
     Recipe,
@@ -40,7 +41,7 @@ from byol.data.partial import (
 )
 from byol.data.place import check_space, locked, move_into_place, remove_files, writing
 from byol.data.statistics import ChannelStatistics, count_values, summarise
-from byol.data.survey import describe_mixture, find_largest_side, read_ahead
+from byol.data.survey import describe_mixture, find_largest_side
 from byol.errors import DataError
 from byol.files import write_atomically
 from byol.method.views import Pixels
@@ -98,15 +99,15 @@ def pack(
     than the largest side in the source: a set of one square size up to that is kept exactly. A pack is
     found if its source has not changed and P and `channels` are the same; labels are the source's of now.
 
-    `num_workers` threads read. If another process is packing into the folder, this one waits and reports
-    that one's progress (images done, images in all).
+    `num_workers` threads or processes read. If another process is packing into the folder, this one waits
+    and reports that one's progress (images done, images in all).
 
     Raises:
         DataError: more than the share `max_bad` of the images, or all, cannot be read; they differ in
             channels or depth; the folder cannot be written, or holds something else.
     """
     limit_px = -(-115 * view_px // 100) if stored_px is None else None
-    recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels)
+    recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, DECODER)
     partial = folder.with_name(f"{folder.name}.partial")
     with locked(folder, while_waiting=lambda: _report_other(partial, progress)):
         packed, note = _find(folder, recipe)
@@ -178,6 +179,8 @@ def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
         return None, f"packed again: {error}"
     if before.source_fingerprint != recipe.source_fingerprint:
         return None, "packed again: the source has changed"
+    if before.decoder != recipe.decoder:
+        return None, "packed again: an earlier version of byol decoded the images in another way"
     if before != recipe:
         return None, "packed again: data.stored_px or data.channels differ"
     return packed, "found"
@@ -241,10 +244,14 @@ def _write(
         mark = Mark(recipe, px, 0, 0, num_images=len(source), done=0, num_rows=0, num_bad=0, bad_bytes=0)
     with writing(partial):
         writer = PartialPack(partial, mark)
-    read = partial_function(_read, source, px=mark.px, channels=recipe.channels)
+    read = partial_function(read_square, px=mark.px, channels=recipe.channels)
+    indices = range(mark.done, len(source))
+    result_bytes = 3 * mark.px**2
     try:
-        for index, image in read_ahead(read, range(mark.done, len(source)), num_workers=num_workers):
-            if isinstance(image, _Image) and writer.num_rows and not writer.fits(image.pixels):
+        for index, image in read_ahead(
+            read, source, indices, num_workers=num_workers, result_bytes=result_bytes
+        ):
+            if isinstance(image, Square) and writer.num_rows and not writer.fits(image.pixels):
                 raise _mixture(source, recipe, num_workers=num_workers)
             with writing(partial):
                 _append(writer, source, index, image)
@@ -259,38 +266,17 @@ def _write(
 
 
 def _mixture(source: Source, recipe: Recipe, *, num_workers: int) -> DataError:
-    found = describe_mixture(
-        source.peek,
-        source.names,
-        len(source),
-        all_channels=recipe.channels is None,
-        num_workers=num_workers,
-    )
+    found = describe_mixture(source, all_channels=recipe.channels is None, num_workers=num_workers)
     return DataError(f"{source.name}: {found}")
 
 
 def _choose_px(source: Source, recipe: Recipe, *, num_workers: int) -> int:
     assert recipe.limit_px is not None
-    largest = find_largest_side(source.peek, len(source), limit_px=recipe.limit_px, num_workers=num_workers)
+    largest = find_largest_side(source, limit_px=recipe.limit_px, num_workers=num_workers)
     return largest or recipe.limit_px
 
 
-@dataclass(frozen=True)
-class _Image:
-    pixels: ImageArray
-    height: int  # before packing
-    width: int
-
-
-def _read(source: Source, index: int, *, px: int, channels: Channels) -> _Image | DataError:
-    try:
-        image = source.read(index)
-        return _Image(fit(select_channels(image, channels), px), *image.shape[:2])
-    except DataError as error:
-        return error
-
-
-def _append(writer: PartialPack, source: Source, index: int, image: _Image | DataError) -> None:
+def _append(writer: PartialPack, source: Source, index: int, image: Square | DataError) -> None:
     if isinstance(image, DataError):
         writer.append_bad(source.names(index), str(image))
     else:
@@ -328,14 +314,15 @@ def _complete(source: Source, recipe: Recipe, *, partial: Path, num_bad: int) ->
 
 
 def _measure(path: Path) -> tuple[ChannelStatistics, str]:
-    """Statistics of the images, and the checksum of their file, in one reading."""
+    """Statistics of the images, and the checksum of their file, in one reading; by parts: memory is flat."""
     images = np.load(path, mmap_mode="r")
-    with path.open("rb") as file:
-        digest = hashlib.blake2b(file.read(images.offset), digest_size=16)
     counts = np.zeros((images.shape[3], 2 ** (8 * images.itemsize)), dtype=np.int64)
+    row_values = images[0].size
     num_rows = max(1, _CHUNK_BYTES // images[0].nbytes)
-    for first in range(0, len(images), num_rows):
-        chunk = np.asarray(images[first : first + num_rows])
-        digest.update(chunk.data)
-        counts += count_values(chunk)
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
+        digest = hashlib.blake2b(file.read(images.offset), digest_size=16)
+        while len(chunk := np.fromfile(file, dtype=images.dtype, count=num_rows * row_values)):
+            hashed = hasher.submit(digest.update, chunk.data)
+            counts += count_values(chunk.reshape(-1, *images.shape[1:]))
+            hashed.result()
     return summarise(counts), digest.hexdigest()

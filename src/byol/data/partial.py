@@ -8,12 +8,11 @@ import time
 from dataclasses import asdict, dataclass
 from io import BufferedRandom
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
 
-from byol.data.formats import ImageArray
+from byol.data.formats import Channels, ImageArray
 from byol.data.place import remove_files
 from byol.files import write_atomically
 
@@ -26,8 +25,6 @@ _MARK, _ROWS = "progress.json", "rows.bin"
 _FILES = ("images.npy", _ROWS, BAD_FILES, _MARK)
 MARK_FILES = (_ROWS, _MARK)  # of no use once the pack is whole
 
-Channels = Literal["grey", "rgb"] | list[int] | None
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -37,6 +34,7 @@ class Recipe:
     stored_px: int | None
     limit_px: int | None  # where stored_px is None: the largest side that may be chosen
     channels: Channels
+    decoder: int = 1  # `decode.DECODER` when it was made; packs that do not say it are of the first
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from byol.config import DataConfig
-from byol.data.decode import IMAGE_SUFFIXES, decode, kind_of, peek
-from byol.data.formats import ImageArray, Kind
+from byol.data.decode import IMAGE_SUFFIXES
+from byol.data.formats import ImageArray
 from byol.data.index import Names, Source
 from byol.data.labels import encode_labels, match_labels, read_list
 from byol.data.motifs import CLASS_NAMES, load_motifs
@@ -85,15 +85,17 @@ class FileSource:
     def names(self, index: int) -> str:
         return self.files[index]
 
-    def read(self, index: int) -> ImageArray:
-        return decode(self.folder / self.files[index])
+    def item(self, index: int) -> Path:
+        return self.folder / self.files[index]
 
-    def peek(self, index: int) -> Kind:
-        return peek(self.folder / self.files[index])
+    @property
+    def file_bytes(self) -> float:
+        return float(self.stamps[:, 0].clip(min=0).mean())
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(self.files.blob.tobytes(), digest_size=16)
-        digest.update(self.files.offsets.tobytes() + self.stamps.tobytes())
+        digest = hashlib.blake2b(self.files.blob.data, digest_size=16)
+        digest.update(self.files.offsets.data)
+        digest.update(self.stamps.data)
         return digest.hexdigest()
 
 
@@ -114,18 +116,21 @@ class ArraySource:
         part, row = self._find(index)
         return f"{part.prefix}{row:06d}"
 
-    def read(self, index: int) -> ImageArray:
+    def item(self, index: int) -> ImageArray:
         part, row = self._find(index)
         image = part.images[row].reshape(*part.images.shape[1:3], -1)
         return np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("="))
 
-    def peek(self, index: int) -> Kind:
-        return kind_of(self.read(index))
+    @property
+    def file_bytes(self) -> float:
+        return 0.0
 
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(self.name.encode(), digest_size=16)
         if self.files:
-            digest.update(b"".join(os.fsencode(path.name) + _stamp(path).tobytes() for path in self.files))
+            digest.update(
+                b"".join(os.fsencode(path.name) + np.array(_stamp(path)).tobytes() for path in self.files)
+            )
         else:
             for part in self.parts:
                 digest.update(np.ascontiguousarray(part.images).data)
@@ -139,12 +144,13 @@ class ArraySource:
         raise IndexError(f"image {index} beyond the end of {self.name}")
 
 
-def _stamp(path: bytes | Path) -> Int64[np.ndarray, " 2"]:
+def _stamp(path: str | bytes | Path) -> tuple[int, int]:
+    """A file's size in bytes, -1 if it is missing, and the time of its last change in ns."""
     try:
         status = os.stat(path)
     except OSError:
-        return np.array([-1, 0])
-    return np.array([status.st_size, status.st_mtime_ns])
+        return -1, 0
+    return status.st_size, status.st_mtime_ns
 
 
 # ---- Paths: a folder, a list, an array, one image
@@ -165,7 +171,7 @@ def _open_path(source: str) -> FileSource | ArraySource:
     if suffix == ".npy" and (opened := _open_array(path)) is not None:
         return opened
     if suffix in IMAGE_SUFFIXES:
-        stamps = _stamp(path)[None]
+        stamps = np.array([_stamp(path)])
         return FileSource(f"image {path}", path.parent, Names.of([path.name]), stamps, np.array([-1]), ())
     raise DataError(f"{source}: neither a folder, a list (.txt, .csv), an array (.npy) nor an image")
 
@@ -174,41 +180,63 @@ class _Scan:
     """One pass through a folder and all below it: the images' names in sorted order, and more about them.
 
     Hidden files and folders are left out. A folder that links make reachable twice is entered once, so that
-    loops of links end. Paths are bytes: names in any encoding are kept as they are.
+    loops of links end. Paths are bytes: names in any encoding are kept as they are. Of a million files in one
+    folder no object each is held, only their names in one block.
     """
 
     def __init__(self) -> None:
-        self.stamps, self.parents = array("q"), array("q")
+        self.stamps, self.parents = array("q"), array("i")
         self.parent_numbers: dict[bytes, int] = {}  # name of a subfolder -> its number; the top has -1
         self.other_suffixes: Counter[str] = Counter()
         self._entered: set[tuple[int, int]] = set()
 
     def names(self, folder: bytes, *, prefix: bytes = b"") -> Iterator[bytes]:
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in self._entered:
-                return
-            self._entered.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as entries:
-                visible = sorted((e for e in entries if not e.name.startswith(b".")), key=lambda e: e.name)
-        except OSError as error:
-            raise DataError(f"{os.fsdecode(folder)}: cannot be read ({error.strerror})") from None
-        for entry in visible:
-            if os.path.isdir(entry.path):
-                yield from self.names(entry.path, prefix=prefix + entry.name + b"/")
-            elif (suffix := _suffix(entry.name)) in IMAGE_SUFFIXES:
-                self.stamps.extend(_stamp(entry.path).tolist())
-                parent = prefix[:-1].rpartition(b"/")[2]
+        entries, is_folder = self._list(folder)
+        parent = prefix[:-1].rpartition(b"/")[2]
+        for place in map(int, entries.sorted()):
+            name = entries.raw(place)
+            path = os.path.join(folder, name)
+            if is_folder[place]:
+                yield from self.names(path, prefix=prefix + name + b"/")
+            else:
+                self.stamps.extend(_stamp(path))
                 self.parents.append(
                     self.parent_numbers.setdefault(parent, len(self.parent_numbers)) if parent else -1
                 )
-                yield prefix + entry.name
-            else:
-                self.other_suffixes[suffix] += 1
+                yield prefix + name
+
+    def _list(self, folder: bytes) -> tuple[Names, bytearray]:
+        """The images and folders in a folder that has not been entered, and for each whether it is one."""
+        is_folder = bytearray()
+
+        def choose(entries: Iterable[os.DirEntry[bytes]]) -> Iterator[bytes]:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                inside = _is_folder(entry)
+                suffix = os.path.splitext(os.fsdecode(entry.name))[1].lower()
+                if inside or suffix in IMAGE_SUFFIXES:
+                    is_folder.append(inside)
+                    yield entry.name
+                else:
+                    self.other_suffixes[suffix] += 1
+
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in self._entered:
+                return Names.of([]), is_folder
+            self._entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                return Names.of(choose(entries)), is_folder
+        except OSError as error:
+            raise DataError(f"{os.fsdecode(folder)}: cannot be read ({error.strerror})") from None
 
 
-def _suffix(name: bytes) -> str:
-    return os.path.splitext(os.fsdecode(name))[1].lower()
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _open_folder(path: Path) -> FileSource:
@@ -222,23 +250,28 @@ def _open_folder(path: Path) -> FileSource:
             f"{path}: {'the folder holds no image, only ' + seen if seen else 'the folder is empty'}; "
             f"images end in {' '.join(IMAGE_SUFFIXES)}"
         )
-    numbers, class_names = np.array(scan.parents, dtype=np.int64), tuple[str, ...]()
+    numbers, class_names = np.frombuffer(scan.parents, dtype=np.int32), tuple[str, ...]()
     if numbers.min() < 0 or len(scan.parent_numbers) < 2:
         numbers = np.full(len(files), -1)
     else:
         parents = [parent.decode("utf-8", "surrogateescape") for parent in scan.parent_numbers]
         ranks, class_names = encode_labels(parents)
         numbers = ranks[numbers]
-    stamps = np.array(scan.stamps, dtype=np.int64).reshape(-1, 2)
-    return FileSource(f"folder {path}/", path, files, stamps, numbers, class_names)
+    return FileSource(f"folder {path}/", path, files, _pairs(scan.stamps), numbers, class_names)
 
 
 def _open_list(path: Path) -> FileSource:
     """Paths in a list that are not absolute are relative to the list's own folder."""
     files, labels = read_list(path)
-    stamps = np.stack([_stamp(path.parent / file) for file in files])
+    stamps = array("q")
+    for file in files:
+        stamps.extend(_stamp(os.path.join(path.parent, file)))
     numbers, class_names = encode_labels(labels)
-    return FileSource(f"list {path}", path.parent, Names.of(files), stamps, numbers, class_names)
+    return FileSource(f"list {path}", path.parent, files, _pairs(stamps), numbers, class_names)
+
+
+def _pairs(stamps: "array[int]") -> Int64[np.ndarray, "n 2"]:
+    return np.frombuffer(stamps, dtype=np.int64).reshape(-1, 2)
 
 
 def _open_array(path: Path) -> ArraySource | None:
