@@ -1,0 +1,325 @@
+"""Images a second of whole BYOL training steps: this package beside others, in one run, alternating.
+
+    python benchmarks/throughput.py --setting a --out benchmarks/results/throughput
+    python benchmarks/throughput.py --setting b --systems ours,lightly --threads 1 --out runs/throughput
+    python benchmarks/throughput.py --setting a --tiny --out runs/throughput      # does it work at all?
+
+A step goes from image files (for ours: packed images) to updated online and target weights, views included.
+Each system lives in a process of its own; all but the one that is measured are stopped. Peers come from
+benchmarks/requirements.txt; one that is not installed is left out, and the table says so.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import (
+    available_bytes,
+    describe_command,
+    describe_machine,
+    limit_cores,
+    machine_lines,
+    paired_ratios,
+    spread,
+)
+from pictures import make_files
+from process import Chunk, SystemFailedError, SystemProcess
+from settings import SETTINGS, Setting
+from systems import NAMES, Job
+from systems.ours import pack_files
+
+_OURS = "ours"
+_WARM_UP_STEPS = {"cpu": 2, "cuda": 20}  # after the first
+_START_S, _STEP_S = 900.0, 300.0  # a start, or a step, that takes longer has failed
+_HEADROOM = 1.3  # of the largest system so far: what must be free before another one is started
+
+
+def main() -> int:
+    options = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stopped process is left behind
+    threads = limit_cores(options.threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+    setting = SETTINGS[options.setting].sized(batch=options.batch, tiny=options.tiny)
+    result: dict[str, Any] = {
+        "format": 1,
+        **describe_command(),
+        "tiny": options.tiny,
+        "device": options.device,
+        "workers": options.workers,
+        "seconds": options.seconds,
+        "setting": asdict(setting) | {"description": setting.describe()},
+        "machine": describe_machine(threads=threads),
+    }
+    result |= _measure(setting, options, threads=threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / f"throughput-{setting.name}-{options.device}"
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(render(result), encoding="utf-8")
+    print(render(result))
+    return 1 if "skipped" in result["systems"].get(_OURS, {}) else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--setting", choices=tuple(SETTINGS), required=True)
+    parser.add_argument("--systems", type=_parse_names, default=list(NAMES), help=",".join(NAMES))
+    parser.add_argument("--alternations", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of one system in one alternation")
+    parser.add_argument("--threads", type=int, default=2, help="cores for each system, its workers included")
+    parser.add_argument("--workers", type=int, default=2, help="DataLoader processes of the peers")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch", type=int, help="instead of the setting's")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "byol-benchmarks")
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="stop alternating after so long")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test: sizes and times mean nothing")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    if options.tiny:
+        options.alternations, options.seconds = 2, 0.0
+    return options
+
+
+def _parse_names(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(NAMES)}")
+    return names
+
+
+# ---- Measuring
+
+
+@dataclass
+class _Running:
+    """A system under measurement."""
+
+    process: SystemProcess
+    steps: int  # of one alternation
+    chunks: list[Chunk]
+
+
+def _measure(setting: Setting, options: argparse.Namespace, *, threads: int) -> dict[str, Any]:
+    end = time.monotonic() + options.limit_s
+    options.work.mkdir(parents=True, exist_ok=True)
+    files = make_files(setting, options.work)
+    packs = options.work / f"packs-{setting.name}{'-tiny' if options.tiny else ''}"
+    packing = None
+    if any(name.startswith(_OURS) for name in options.systems):
+        packing = _pack(Job(_OURS, setting, options.device, threads, options.workers, files, packs))
+    skipped: dict[str, str] = {}
+    with ExitStack() as stack:
+        running: dict[str, _Running] = {}
+        for name in options.systems:
+            job = Job(name, setting, options.device, threads, options.workers, files, packs)
+            reason = _too_little_memory([one.process for one in running.values()])
+            if reason is None:
+                try:
+                    running[name] = _start(job, stack, seconds=options.seconds)
+                    continue
+                except SystemFailedError as error:
+                    reason = str(error)
+            skipped[name] = reason
+            _say(f"{name}: left out, {reason}")
+        stopped_early = _alternate(running, skipped, setting, alternations=options.alternations, end=end)
+        systems = {
+            name: _summarise(running[name], setting) if name in running else {"skipped": skipped[name]}
+            for name in options.systems
+        }
+    return {
+        "packing": packing,
+        "systems": systems,
+        "ours_over": _compare(systems, "images_per_s"),
+        "ours_over_by_cpu": _compare(systems, "images_per_cpu_s"),
+        "stopped_early": stopped_early,
+    }
+
+
+def _compare(systems: dict[str, Any], rate: str) -> dict[str, Any]:
+    """Ours over each other system that has this rate."""
+    rates = {name: one[rate]["each"] for name, one in systems.items() if one.get(rate)}
+    return {
+        name: {"each": (each := paired_ratios(rates[_OURS], rate))} | spread(each)
+        for name, rate in rates.items()
+        if _OURS in rates and name != _OURS
+    }
+
+
+def _pack(job: Job) -> dict[str, float]:
+    """Pack anew, and say how long it took."""
+    shutil.rmtree(job.packs, ignore_errors=True)
+    start = time.perf_counter()
+    packed = pack_files(job)
+    seconds = time.perf_counter() - start
+    _say(f"packed {len(packed)} images in {seconds:.1f} s")
+    return {
+        "images": len(packed),
+        "seconds": seconds,
+        "stored_px": packed.stored_px,
+        "bytes": packed.images.nbytes,
+    }
+
+
+def _too_little_memory(running: list[SystemProcess]) -> str | None:
+    """Why another system should not be started beside those that are, if so."""
+    largest = max((process.memory.all_bytes for process in running if process.memory), default=0)
+    available = available_bytes()
+    if available is None or available > _HEADROOM * largest:
+        return None
+    return f"only {available / 1e9:.1f} GB of memory left, the largest so far took {largest / 1e9:.1f} GB"
+
+
+def _start(job: Job, stack: ExitStack, *, seconds: float) -> _Running:
+    process = SystemProcess(job, timeout_s=_START_S)
+    stack.callback(process.kill)
+    warm_up = _WARM_UP_STEPS[job.device]
+    step_s = process.run(warm_up, timeout_s=warm_up * _STEP_S, watch_memory=True).seconds / warm_up
+    _say(f"{job.system}: first step after {process.first_step_s:.1f} s, then about {step_s:.3f} s a step")
+    return _Running(process, max(1, round(seconds / step_s)), [])
+
+
+def _alternate(
+    running: dict[str, _Running], skipped: dict[str, str], setting: Setting, *, alternations: int, end: float
+) -> str | None:
+    """Measure each system in turn, again and again; a system that fails is left out from there on."""
+    for number in range(alternations):
+        start = time.monotonic()
+        for name, one in list(running.items()):
+            try:
+                one.chunks.append(one.process.run(one.steps, timeout_s=one.steps * _STEP_S))
+            except SystemFailedError as error:
+                skipped[name] = str(error)
+                del running[name]
+        rates = [
+            f"{name} {setting.batch * r.steps / r.chunks[-1].seconds:.2f}" for name, r in running.items()
+        ]
+        _say(f"alternation {number + 1}, images/s: {', '.join(rates)}")
+        now = time.monotonic()
+        if number + 1 < alternations and now + (now - start) > end:
+            return f"after {number + 1} of {alternations} alternations: the time given was up"
+    return None
+
+
+def _summarise(one: _Running, setting: Setting) -> dict[str, Any]:
+    images = setting.batch * one.steps
+    each = [images / chunk.seconds for chunk in one.chunks]
+    by_cpu = [images / chunk.cpu_s for chunk in one.chunks if chunk.cpu_s]
+    memory = one.process.memory
+    return {
+        "description": one.process.description,
+        "steps_an_alternation": one.steps,
+        "images_per_s": {"each": each} | spread(each),
+        "images_per_cpu_s": {"each": by_cpu} | spread(by_cpu) if len(by_cpu) == len(each) else None,
+        "cores_used": _cores_used(one.chunks),
+        "first_step_s": one.process.first_step_s,
+        "host_bytes": memory.all_bytes if memory else None,
+        "host_mapped_bytes": memory.mapped_bytes if memory else None,
+        "device_bytes": one.process.device_bytes,
+    }
+
+
+def _cores_used(chunks: list[Chunk]) -> float | None:
+    cpu_s = [chunk.cpu_s for chunk in chunks if chunk.cpu_s is not None]
+    return sum(cpu_s) / sum(chunk.seconds for chunk in chunks) if len(cpu_s) == len(chunks) else None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# ---- The table
+
+
+def render(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    setting, packing = result["setting"], result["packing"]
+    lines = [
+        f"# Setting ({setting['name']}): {setting['description']}",
+        "",
+        *machine_lines(result["machine"]),
+        f"- {result['date']}, `{result['command']}`",
+        f"- heads {setting['hidden_size']}/{setting['projection_size']} for all; ours: preset "
+        f"`{setting['preset']}`; peers: {result['workers']} DataLoader workers",
+        "",
+        f"| {' | '.join(_head(result))} |",
+        f"|{'---|' * len(_head(result))}",
+        *(_row(name, one, result) for name, one in result["systems"].items()),
+        "",
+        f"{_count_alternations(result)} alternations, ratios within each. Cores used: fewer than the "
+        f"{result['machine']['threads']} given if a system waits or other programs run; images per CPU "
+        "second, over all its processes, suffer least from these. Host memory: the highest of a system "
+        "with its workers, shared parts once; files are mapped libraries. First step: from the start of the "
+        "process.",
+    ]
+    lines += ["", *_describe_systems(result["systems"]), ""]
+    if packing is not None:
+        lines.append(
+            f"Packing, once: {packing['images']} images in {packing['seconds']:.1f} s, stored at "
+            f"{packing['stored_px']} px ({packing['bytes'] / 1e6:.0f} MB, part of the memory of ours)."
+        )
+    if result["stopped_early"]:
+        lines.append(f"Stopped {result['stopped_early']}.")
+    if result["tiny"]:
+        lines.append("A smoke test: the figures mean nothing.")
+    return "\n".join(lines) + "\n"
+
+
+def _describe_systems(systems: dict[str, Any]) -> list[str]:
+    return [f"- {name}: {one['description']}" for name, one in systems.items() if "skipped" not in one]
+
+
+def _head(result: dict[str, Any]) -> list[str]:
+    rates = ["images/s, median (min-max)", "ours / it (min-max)", "cores used"]
+    rates += ["images per CPU second", "ours / it by that"]
+    memory = ["host memory (of it files)", *(["device memory"] if result["device"] == "cuda" else [])]
+    return ["system", *rates, *memory, "first step after"]
+
+
+def _row(name: str, one: dict[str, Any], result: dict[str, Any]) -> str:
+    head = _head(result)
+    if "skipped" in one:
+        return f"| {name} | left out: {one['skipped']} {'| ' * (len(head) - 1)}"
+    cells = [
+        name,
+        _with_range(one["images_per_s"], "{:.1f}"),
+        _with_range(result["ours_over"].get(name), "{:.2f}"),
+        "not known" if one["cores_used"] is None else f"{one['cores_used']:.2f}",
+        _with_range(one["images_per_cpu_s"], "{:.1f}"),
+        _with_range(result["ours_over_by_cpu"].get(name), "{:.2f}"),
+        f"{_megabytes(one['host_bytes'])} ({_megabytes(one['host_mapped_bytes'])})",
+        *([_megabytes(one["device_bytes"])] if "device memory" in head else []),
+        f"{one['first_step_s']:.1f} s",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _with_range(values: dict[str, Any] | None, form: str) -> str:
+    if values is None:
+        return ""
+    median, low, high = (form.format(values[key]) for key in ("median", "min", "max"))
+    return f"{median} ({low}-{high})"
+
+
+def _megabytes(count: int | None) -> str:
+    return "not known" if count is None else f"{count / 1e6:,.0f} MB"
+
+
+def _count_alternations(result: dict[str, Any]) -> int:
+    counts = [len(one["images_per_s"]["each"]) for one in result["systems"].values() if "skipped" not in one]
+    return int(statistics.median(counts)) if counts else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

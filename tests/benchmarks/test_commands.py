@@ -1,0 +1,118 @@
+"""The benchmark commands in their smallest form, and the process that holds a system."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pictures
+import process
+import pytest
+import settings
+import systems
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON of a command, after a look at its Markdown."""
+    command = [sys.executable, f"benchmarks/{script}.py", "--tiny", "--threads", "1", *arguments]
+    subprocess.run(
+        [*command, "--work", str(folder / "work"), "--out", str(folder / "out")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    (table,) = (folder / "out").glob("*.md")
+    assert "the figures mean nothing" in table.read_text(encoding="utf-8")
+    result: dict[str, Any] = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))
+    assert result["tiny"] and result["machine"]["threads"] == 1 and result["command"].startswith("python b")
+    return result
+
+
+def test_throughput(tmp_path: Path) -> None:
+    names = ["ours", "classic", "lightly"]
+    result = run("throughput", tmp_path, "--setting", "b", "--workers", "1", "--systems", ",".join(names))
+    assert list(result["systems"]) == names and result["setting"]["name"] == "b"
+    measured = [name for name in names if "skipped" not in result["systems"][name]]
+    assert measured[:2] == ["ours", "classic"]
+    for name in measured:
+        one = result["systems"][name]
+        assert len(one["images_per_s"]["each"]) == 2 and one["images_per_s"]["min"] > 0
+        assert one["first_step_s"] > 0 and one["device_bytes"] is None
+        assert one["host_bytes"] is None or one["host_bytes"] > one["host_mapped_bytes"] > 0
+    if "lightly" not in measured:  # as in CI, which has no peers
+        assert result["systems"]["lightly"]["skipped"].startswith("not importable: ")
+    assert list(result["ours_over"]) == measured[1:]
+    rates = {name: result["systems"][name]["images_per_s"]["each"] for name in measured}
+    each = result["ours_over"]["classic"]["each"]
+    assert each == [one / two for one, two in zip(rates["ours"], rates["classic"], strict=True)]
+    assert result["packing"]["images"] == settings.SETTINGS["b"].sized(batch=None, tiny=True).num_files
+
+
+def test_breakdown(tmp_path: Path) -> None:
+    result = run("breakdown", tmp_path, "--setting", "b")
+    assert all(value > 0 for value in result["parts_ms"].values()) and result["step_ms"] > 0
+    assert result["parts_ms"]["backward"] > result["parts_ms"]["target update"]
+    rates = result["flop_per_s"]
+    assert set(rates) == {"step", "networks", "product bfloat16", "product float32"}
+    assert 0 < rates["step"] < rates["networks"]
+    # ResNet-18 with the small stem at 32 px: 0.56 G multiplications and additions, each 2 FLOP; two views,
+    # each once through online, once through the target, and backward at twice a forward.
+    assert result["flop_a_step"] == pytest.approx(4 * 2 * (1 + 1 + 2) * 2 * 0.557e9, rel=0.03)
+
+
+def test_scaling(tmp_path: Path) -> None:
+    result = run("scaling", tmp_path, "--what", "view")
+    (point,) = result["points"]
+    assert point["view"] == 16 and point["stem"] == "small" and point["images_per_s"]["min"] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this is not Linux")
+def test_a_system_is_stopped_with_its_workers_between_commands(tmp_path: Path) -> None:
+    setting = settings.SETTINGS["b"].sized(batch=None, tiny=True)
+    files = pictures.make_files(setting, tmp_path)
+    job = systems.Job("classic", setting, "cpu", 1, 1, files, tmp_path / "packs")
+    system = process.SystemProcess(job, timeout_s=300)
+    group = system._process.pid
+    try:
+        assert wait_for_states(group, "T") == ["T", "T"]
+        chunk = system.run(1, timeout_s=300)
+        assert chunk.seconds > 0 and chunk.cpu_s is not None and system.memory is not None
+        assert wait_for_states(group, "T") == ["T", "T"]
+    finally:
+        system.kill()
+    assert states(group) == []
+
+
+def test_a_system_that_fails_says_why(tmp_path: Path) -> None:
+    setting = settings.SETTINGS["b"].sized(batch=None, tiny=True)
+    job = systems.Job("classic", setting, "cpu", 1, 1, tmp_path / "nothing", tmp_path / "packs")
+    with pytest.raises(process.SystemFailedError, match=r"FileNotFoundError: .*nothing"):
+        process.SystemProcess(job, timeout_s=300)
+
+
+def wait_for_states(group: int, wanted: str) -> list[str]:
+    """A signal takes effect when the process is next scheduled."""
+    end = time.monotonic() + 10.0
+    while set(found := states(group)) != {wanted} and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
+
+
+def states(group: int) -> list[str]:
+    """The state of each living process of a group: T is stopped."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":  # a worker that has ended is nobody's to wait for
+            found.append(fields[0])
+    return found
