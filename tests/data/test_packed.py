@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from byol.data import packed as module
-from byol.data import partial, place
+from byol.data import partial, place, tally
 from byol.data.decode import fit
 from byol.data.formats import ImageArray
 from byol.data.packed import Packed, open_pack, pack, verify
@@ -145,7 +145,7 @@ def test_statistics_of_8_bit(tmp_path: Path) -> None:
 
 def test_statistics_of_16_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 bits in a 16-bit file: the range is where the values are, a few stray pixels aside."""
-    monkeypatch.setattr(module, "_CHUNK_BYTES", 1000)  # several chunks
+    monkeypatch.setattr(tally, "_CHUNK_BYTES", 1000)  # several chunks
     images = RNG.integers(90, 4096, (60, 8, 8, 2)).astype(np.uint16)
     images[0, 0, 0, 0] = 65535
     pixels = pack_into(tmp_path / "p", Images(list(images))).pixels
@@ -366,7 +366,7 @@ def test_two_at_once_pack_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     packed = pack_into(tmp_path / "p", Images(items), progress=start_second)
     thread.join(10)
     assert packed.note == "packed" and results[0].note == "found" and second.was_read == []
-    assert shown[0] == (10, 30)
+    assert shown[0][0] <= 10 and shown[0][1] == 30
 
 
 # ---- Folders that cannot be used, and damage

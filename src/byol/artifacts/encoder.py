@@ -180,7 +180,7 @@ class Encoder:
         rows = np.arange(len(images)) if rows is None else rows
         blocks = []
         for first in range(0, len(rows), batch_size):
-            chosen = images.images[rows[first : first + batch_size]]
+            chosen = images.read(rows[first : first + batch_size])
             blocks.append(self._embed_squares([fit(image, self.spec.stored_px) for image in chosen]))
             if progress is not None:
                 progress(min(first + batch_size, len(rows)), len(rows))

@@ -3,9 +3,7 @@
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -15,11 +13,12 @@ from jaxtyping import Float, Int64, UInt
 from torch import Tensor
 
 from byol.data.packed import Packed
+from byol.data.rows import RowFile
 from byol.plan import Plan
 
 _AHEAD = 2  # batches that are made before they are asked for, each by a thread of its own
 _CHUNK_BYTES = 2**26
-_RAM_SHARE, _GPU_SHARE = 0.4, 0.3  # of the free memory that images may take without being asked
+_GPU_SHARE = 0.3  # of its free memory that images may take without being asked
 
 Memory = Literal["auto", "ram", "map", "device"]
 
@@ -40,7 +39,8 @@ class Batches:
     Iterate once, in a `with` block, which ends the threads; what they raise is raised where the batch is due.
     `memory`: "ram" copies the images of all ranks into memory, "device" onto the GPU (on a CPU: "ram"),
     "map" reads them from the file as they are needed. "auto" takes the GPU if they fit into 30 % of its free
-    memory, else RAM if into 40 % of what is available, this machine's ranks together, else the map.
+    memory, else the file: the system keeps what it has room for in its cache, once for all ranks, and a batch
+    takes 0.3 ms more than from RAM.
     """
 
     def __init__(
@@ -54,15 +54,16 @@ class Batches:
         memory: Memory,
     ) -> None:
         assert len(packed) == plan.num_images
-        num_ranks = plan.batch_size // len(range(plan.batch_size)[rows])
-        place = _choose_place(packed.images.nbytes, memory, device=device, num_ranks=num_ranks)
+        place = _choose_place(packed.images.nbytes, memory, device=device)
         self.where = _describe(packed, place)
         self.wait_s = 0.0  # what the consumer has waited for images, so far
         if place == "device":
-            self._store: _DeviceStore | _HostStore = _DeviceStore(packed.images, device)
+            self._store: _DeviceStore | _HostStore = _DeviceStore(packed, device)
         else:
-            self._store = _HostStore(np.array(packed.images) if place == "ram" else packed.images, device)
-        self._sizes = torch.from_numpy(packed.sizes.astype(np.float32))
+            self._store = _HostStore(
+                packed.read(np.arange(len(packed))) if place == "ram" else packed.file, device
+            )
+        self._sizes = packed.sizes
         self._plan, self._rows = plan, rows
         self._steps = iter(range(first_step, plan.total_steps))
         self._ahead: deque[tuple[Future[Tensor], Tensor]] = deque()
@@ -81,9 +82,9 @@ class Batches:
 
     def __next__(self) -> Batch:
         while len(self._ahead) <= _AHEAD and (step := next(self._steps, None)) is not None:
-            indices = torch.from_numpy(self._plan.indices(step).copy())
+            indices = self._plan.indices(step)
             future = self._threads.submit(self._store.prepare, indices[self._rows])
-            self._ahead.append((future, self._sizes[indices]))
+            self._ahead.append((future, torch.from_numpy(self._sizes[indices].astype(np.float32))))
         if not self._ahead:
             raise StopIteration
         future, sizes = self._ahead.popleft()
@@ -94,17 +95,20 @@ class Batches:
 
 
 class _HostStore:
-    """Images in RAM or in a memory map: threads gather the rows, the consumer sends them."""
+    """Images in RAM or in a file: threads gather the rows, the consumer sends them."""
 
-    def __init__(self, images: UInt[np.ndarray, "n px px channels"], device: torch.device) -> None:
+    def __init__(self, images: UInt[np.ndarray, "n px px channels"] | RowFile, device: torch.device) -> None:
         self._images, self._device = images, device
-        self._dtype = torch.uint8 if images.dtype == np.uint8 else torch.uint16
+        like = images.map if isinstance(images, RowFile) else images
+        self._row_shape, self._dtype = like.shape[1:], torch.uint8 if like.itemsize == 1 else torch.uint16
 
-    def prepare(self, indices: Int64[Tensor, " batch"]) -> UInt[Tensor, "batch px px channels"]:
-        shape = (len(indices), *self._images.shape[1:])
+    def prepare(self, indices: Int64[np.ndarray, " batch"]) -> UInt[Tensor, "batch px px channels"]:
+        shape = (len(indices), *self._row_shape)
         rows = torch.empty(shape, dtype=self._dtype, pin_memory=self._device.type == "cuda")
-        # mode="clip" writes straight into the result; the indices are valid anyhow.
-        np.take(self._images, indices.numpy(), axis=0, out=rows.numpy(), mode="clip")
+        if isinstance(self._images, RowFile):
+            self._images.read(indices, out=rows.numpy())
+        else:  # mode="clip" writes straight into the result; the indices are valid anyhow
+            np.take(self._images, indices, axis=0, out=rows.numpy(), mode="clip")
         return rows
 
     def deliver(self, prepared: UInt[Tensor, "batch px px channels"]) -> UInt[Tensor, "batch px px channels"]:
@@ -115,15 +119,17 @@ class _HostStore:
 class _DeviceStore:
     """All images on the GPU: only indices are sent."""
 
-    def __init__(self, images: UInt[np.ndarray, "n px px channels"], device: torch.device) -> None:
-        dtype = torch.uint8 if images.dtype == np.uint8 else torch.uint16
-        self._images = torch.empty(images.shape, dtype=dtype, device=device)
-        num_rows = max(1, _CHUNK_BYTES // images[0].nbytes)
-        for first in range(0, len(images), num_rows):  # by parts: the host never holds a second copy
-            self._images[first : first + num_rows] = torch.from_numpy(images[first : first + num_rows].copy())
+    def __init__(self, packed: Packed, device: torch.device) -> None:
+        dtype = torch.uint8 if packed.images.dtype == np.uint8 else torch.uint16
+        self._images = torch.empty(packed.images.shape, dtype=dtype, device=device)
+        num_rows = max(1, _CHUNK_BYTES // packed.images[0].nbytes)
+        for first in range(0, len(packed), num_rows):  # by parts: the host never holds a second copy
+            part = packed.read(np.arange(first, min(first + num_rows, len(packed))))
+            self._images[first : first + num_rows] = torch.from_numpy(part)
 
-    def prepare(self, indices: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
-        return indices.pin_memory() if self._images.is_cuda else indices
+    def prepare(self, indices: Int64[np.ndarray, " batch"]) -> Int64[Tensor, " batch"]:
+        sent = torch.from_numpy(indices.copy())  # the plan's own are not to be written
+        return sent.pin_memory() if self._images.is_cuda else sent
 
     def deliver(self, prepared: Int64[Tensor, " batch"]) -> UInt[Tensor, "batch px px channels"]:
         indices = prepared.to(self._images.device, non_blocking=True)
@@ -135,32 +141,16 @@ class _DeviceStore:
 # ---- Where the images are kept
 
 
-def _choose_place(
-    num_bytes: int, memory: Memory, *, device: torch.device, num_ranks: int
-) -> Literal["ram", "map", "device"]:
+def _choose_place(num_bytes: int, memory: Memory, *, device: torch.device) -> Literal["ram", "map", "device"]:
     if memory == "device" and device.type == "cpu":
         return "ram"
     if memory != "auto":
         return memory
-    if device.type == "cuda" and num_bytes < _GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return "device"
-    return "ram" if num_bytes * num_ranks < _RAM_SHARE * _available_bytes() else "map"
+    fits = device.type == "cuda" and num_bytes < _GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+    return "device" if fits else "map"
 
 
 def _describe(packed: Packed, place: Literal["ram", "map", "device"]) -> str:
     size = f"{packed.images.nbytes / 1e9:.2f} GB"
     words = {"ram": f"in RAM ({size})", "device": f"on the GPU ({size})"}
     return words.get(place, f"read from {packed.folder} ({size}) as they are needed")
-
-
-def _available_bytes() -> int:
-    """Memory to be had without swapping, within a container's limit; 0 where the system does not tell."""
-    available = 0
-    with suppress(OSError):
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    with suppress(OSError, ValueError):  # ValueError: "max", no limit
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        available = min(available, max(0, limit - used))
-    return available

@@ -15,7 +15,6 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial as partial_function
@@ -36,12 +35,12 @@ from byol.data.partial import (
     Mark,
     PartialPack,
     Recipe,
-    finish_images,
     read_mark,
 )
 from byol.data.place import check_space, locked, move_into_place, remove_files, writing
-from byol.data.statistics import ChannelStatistics, count_values, summarise
+from byol.data.rows import RowFile
 from byol.data.survey import describe_mixture, find_largest_side
+from byol.data.tally import Tally
 from byol.errors import DataError
 from byol.files import write_atomically
 from byol.method.views import Pixels
@@ -50,7 +49,6 @@ FORMAT = 1
 
 _ARRAYS = ("sizes.npy", "kept.npy", "labels.npy", "names.npy", "name_offsets.npy")
 _FILES = ("pack.json", "images.npy", *_ARRAYS, BAD_FILES)
-_CHUNK_BYTES = 2**24  # of images read at once
 
 Progress = Callable[[int, int], None]
 
@@ -60,7 +58,7 @@ class Packed:
     """Images of one size, their sizes before, names and labels; all in the order of the source."""
 
     folder: Path
-    images: UInt[np.ndarray, "n px px channels"]
+    file: RowFile
     sizes: Int32[np.ndarray, "n 2"]  # height, width in px
     names: Names
     labels: Int64[np.ndarray, " n"]  # -1: not known. Training never reads them.
@@ -72,6 +70,15 @@ class Packed:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def images(self) -> UInt[np.ndarray, "n px px channels"]:
+        """As a map. Few images of many are better had by `read`: they do not stay in memory."""
+        return self.file.map
+
+    def read(self, rows: Int64[np.ndarray, " batch"]) -> UInt[np.ndarray, "batch px px channels"]:
+        """Copies of these images."""
+        return self.file.read(rows)
 
     @property
     def stored_px(self) -> int:
@@ -118,7 +125,7 @@ def pack(
             move_into_place(partial, folder, files=_FILES)
             remove_files(folder, MARK_FILES)
             packed = open_pack(folder)
-        kept = np.load(folder / "kept.npy")
+        kept = np.load(folder / "kept.npy", mmap_mode="r")
     _check_bad(folder, source, num_bad=packed.num_bad, max_bad=max_bad)
     return replace(packed, labels=source.labels[kept], class_names=source.class_names, note=note)
 
@@ -136,10 +143,11 @@ def open_pack(folder: Path) -> Packed:
             raise DataError(f"{path}: is missing or cut short; delete {folder} to pack again")
         if name in _ARRAYS and _digest(path) != entry["blake2b"]:
             raise DataError(f"{path}: is damaged (its checksum differs); delete {folder} to pack again")
-    sizes, _, labels, blob, offsets = (np.load(folder / name) for name in _ARRAYS)
+    # Maps: of a million images these are 60 MB, of which hardly anything is looked at.
+    sizes, _, labels, blob, offsets = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in _ARRAYS)
     return Packed(
         folder=folder,
-        images=np.load(folder / "images.npy", mmap_mode="r"),
+        file=RowFile(folder / "images.npy"),
         sizes=sizes,
         names=Names(blob, offsets),
         labels=labels,
@@ -244,25 +252,41 @@ def _write(
         mark = Mark(recipe, px, 0, 0, num_images=len(source), done=0, num_rows=0, num_bad=0, bad_bytes=0)
     with writing(partial):
         writer = PartialPack(partial, mark)
-    read = partial_function(read_square, px=mark.px, channels=recipe.channels)
-    indices = range(mark.done, len(source))
-    result_bytes = 3 * mark.px**2
     try:
-        for index, image in read_ahead(
-            read, source, indices, num_workers=num_workers, result_bytes=result_bytes
-        ):
+        with Tally(writer) as tally:
+            _append_all(writer, source, recipe, tally=tally, num_workers=num_workers, progress=progress)
+            _check_bad(partial, source, num_bad=writer.num_bad, max_bad=max_bad)
+            with writing(partial):
+                _complete(writer, source, recipe, tally=tally)
+    finally:  # also when stopped: what has been read need not be read again
+        with writing(partial):
+            writer.close()
+
+
+def _append_all(
+    writer: PartialPack,
+    source: Source,
+    recipe: Recipe,
+    *,
+    tally: Tally,
+    num_workers: int,
+    progress: Progress | None,
+) -> None:
+    px = writer.mark.px
+    read = partial_function(read_square, px=px, channels=recipe.channels)
+    indices = range(writer.done, len(source))
+    ahead = read_ahead(read, source, indices, num_workers=num_workers, result_bytes=3 * px * px)
+    with closing(ahead) as images:
+        for index, image in images:
             if isinstance(image, Square) and writer.num_rows and not writer.fits(image.pixels):
                 raise _mixture(source, recipe, num_workers=num_workers)
-            with writing(partial):
+            with writing(writer.folder):
                 _append(writer, source, index, image)
+                tally.follow()
             if progress is not None:
                 progress(writer.done, len(source))
-    finally:  # also when stopped: what has been read need not be read again
-        with writing(partial), closing(writer):
-            writer.save()
-    _check_bad(partial, source, num_bad=writer.num_bad, max_bad=max_bad)
-    with writing(partial):
-        _complete(source, recipe, partial=partial, num_bad=writer.num_bad)
+    with writing(writer.folder):
+        writer.start_saving()
 
 
 def _mixture(source: Source, recipe: Recipe, *, num_workers: int) -> DataError:
@@ -286,14 +310,15 @@ def _append(writer: PartialPack, source: Source, index: int, image: Square | Dat
     writer.finish_image()
 
 
-def _complete(source: Source, recipe: Recipe, *, partial: Path, num_bad: int) -> None:
+def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, tally: Tally) -> None:
     """The head of the images, the small arrays and `pack.json`."""
-    places, sizes = finish_images(partial)
+    partial = writer.folder
+    places, sizes = writer.complete_images()
     names = Names.of(source.names(int(place)) for place in places)
     arrays = (sizes.astype(np.int32), places, source.labels[places], names.blob, names.offsets)
     for name, array in zip(_ARRAYS, arrays, strict=True):
         write_atomically(partial / name, partial_function(np.save, arr=array))
-    statistics, images_digest = _measure(partial / "images.npy")
+    statistics, images_digest = tally.finish()
     digests = {name: _digest(partial / name) for name in (*_ARRAYS, BAD_FILES)} | {
         "images.npy": images_digest
     }
@@ -301,7 +326,7 @@ def _complete(source: Source, recipe: Recipe, *, partial: Path, num_bad: int) ->
         "format": FORMAT,
         "source": source.name,
         "num_images": len(places),
-        "num_bad": num_bad,
+        "num_bad": writer.num_bad,
         "recipe": asdict(recipe),
         "class_names": source.class_names,
         "pixels": asdict(statistics),
@@ -311,18 +336,3 @@ def _complete(source: Source, recipe: Recipe, *, partial: Path, num_bad: int) ->
         },
     }
     write_atomically(partial / "pack.json", json.dumps(content, indent=1).encode())
-
-
-def _measure(path: Path) -> tuple[ChannelStatistics, str]:
-    """Statistics of the images, and the checksum of their file, in one reading; by parts: memory is flat."""
-    images = np.load(path, mmap_mode="r")
-    counts = np.zeros((images.shape[3], 2 ** (8 * images.itemsize)), dtype=np.int64)
-    row_values = images[0].size
-    num_rows = max(1, _CHUNK_BYTES // images[0].nbytes)
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
-        digest = hashlib.blake2b(file.read(images.offset), digest_size=16)
-        while len(chunk := np.fromfile(file, dtype=images.dtype, count=num_rows * row_values)):
-            hashed = hasher.submit(digest.update, chunk.data)
-            counts += count_values(chunk.reshape(-1, *images.shape[1:]))
-            hashed.result()
-    return summarise(counts), digest.hexdigest()

@@ -5,9 +5,11 @@ import io
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from io import BufferedRandom
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -64,7 +66,11 @@ def read_mark(folder: Path) -> Mark | None:
 
 
 class PartialPack:
-    """Appends images to an unfinished pack, from where `mark` says that it is whole."""
+    """Appends images to an unfinished pack, from where `mark` says that it is whole.
+
+    A thread makes what has been written certain, against loss of power too, while more is written: a disk
+    takes about 1 s a GB for it.
+    """
 
     def __init__(self, folder: Path, mark: Mark) -> None:
         self.folder, self.mark = folder, mark
@@ -83,11 +89,35 @@ class PartialPack:
             file.seek(end)
         if mark.done == 0:
             self._bad.write(_csv_line("file", "reason"))
+        self._saver, self._saving = ThreadPoolExecutor(1), Future[None]()
+        self._saving.set_result(None)
         self._saved_s = time.monotonic()
 
     @property
     def row_bytes(self) -> int:
         return self.mark.px**2 * self.channels * self.itemsize
+
+    @property
+    def images_path(self) -> Path:
+        return self.folder / _FILES[0]
+
+    @property
+    def row_shape(self) -> tuple[int, int, int]:
+        return self.mark.px, self.mark.px, self.channels
+
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
+        return np.dtype(np.uint8 if self.itemsize == 1 else np.uint16)
+
+    def head(self, num_rows: int) -> bytes:
+        """What `images.npy` begins with if it has so many rows."""
+        head = io.BytesIO()
+        shape = (num_rows, *self.row_shape)
+        np.lib.format.write_array_header_1_0(
+            head, {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
+        )
+        assert len(head.getvalue()) == _HEADER_BYTES
+        return head.getvalue()
 
     def fits(self, image: ImageArray) -> bool:
         """Whether it has the channels and the depth of the images before it."""
@@ -107,50 +137,55 @@ class PartialPack:
         self.num_bad += 1
 
     def finish_image(self) -> None:
-        """To be called after each image, good or bad: now and then what has been written is made certain."""
+        """To be called after each image, good or bad: now and then what has been written is saved."""
         self.done += 1
-        if time.monotonic() - self._saved_s > SAVE_INTERVAL_S:
-            self.save()
+        if self._saving.done() and time.monotonic() - self._saved_s > SAVE_INTERVAL_S:
+            self.start_saving()
 
-    def save(self) -> None:
-        """Make what has been written certain, also against loss of power."""
+    def flush(self) -> None:
+        """From here on, others who open the files see all that has been written."""
         for file in (self._images, self._rows, self._bad):
             file.flush()
-            os.fsync(file.fileno())
-        mark = Mark(
-            recipe=self.mark.recipe,
-            px=self.mark.px,
+
+    def start_saving(self) -> None:
+        """Begin to save all that has been written so far."""
+        self._saving.result()  # waits, and raises what went wrong
+        self.flush()
+        mark = replace(
+            self.mark,
             channels=self.channels,
             itemsize=self.itemsize,
-            num_images=self.mark.num_images,
             done=self.done,
             num_rows=self.num_rows,
             num_bad=self.num_bad,
             bad_bytes=self._bad.tell(),
         )
-        write_atomically(self.folder / _MARK, json.dumps({"format": _FORMAT} | asdict(mark)).encode())
+        self._saving = self._saver.submit(self._save, mark)
         self._saved_s = time.monotonic()
 
-    def close(self) -> None:
+    def _save(self, mark: Mark) -> None:
         for file in (self._images, self._rows, self._bad):
-            file.close()
+            os.fsync(file.fileno())
+        write_atomically(self.folder / _MARK, json.dumps({"format": _FORMAT} | asdict(mark)).encode())
 
+    def close(self) -> None:
+        """Save what has not been saved, and close the files."""
+        try:
+            self.start_saving()
+            self._saving.result()
+        finally:
+            self._saver.shutdown()
+            for file in (self._images, self._rows, self._bad):
+                file.close()
 
-def finish_images(folder: Path) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"]]:
-    """Make `images.npy` whole; returns each row's place in the source, and its height and width there."""
-    mark = read_mark(folder)
-    assert mark is not None and mark.done == mark.num_images
-    dtype = np.dtype(np.uint8 if mark.itemsize == 1 else np.uint16)
-    shape = (mark.num_rows, mark.px, mark.px, mark.channels)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-    assert len(header.getvalue()) == _HEADER_BYTES
-    with open(folder / "images.npy", "r+b") as file:
-        file.write(header.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    rows = np.fromfile(folder / _ROWS, dtype="<i8").reshape(-1, 2)
-    return rows[:, 0].copy(), np.stack([rows[:, 1] >> 32, rows[:, 1] & 0xFFFFFFFF], axis=1)
+    def complete_images(self) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"]]:
+        """Make `images.npy` whole; returns each row's place in the source, and its height and width there."""
+        assert self.done == self.mark.num_images
+        self._images.seek(0)
+        self._images.write(self.head(self.num_rows))
+        self.flush()
+        rows = np.fromfile(self.folder / _ROWS, dtype="<i8").reshape(-1, 2)
+        return rows[:, 0].copy(), np.stack([rows[:, 1] >> 32, rows[:, 1] & 0xFFFFFFFF], axis=1)
 
 
 def _open(path: Path) -> BufferedRandom:
