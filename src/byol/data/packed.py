@@ -50,6 +50,8 @@ FORMAT = 1
 _ARRAYS = ("sizes.npy", "kept.npy", "labels.npy", "names.npy", "name_offsets.npy")
 _FILES = ("pack.json", "images.npy", *_ARRAYS, BAD_FILES)
 
+_SAMPLE = 500  # images whose sizes are looked at before packing
+
 Progress = Callable[[int, int], None]
 
 
@@ -247,9 +249,33 @@ def _write(
 ) -> None:
     """Everything that a pack holds, into the folder `partial`."""
     mark = read_mark(partial)
+    write = partial_function(
+        _write_at, source=source, max_bad=max_bad, num_workers=num_workers, progress=progress, partial=partial
+    )
     if mark is None or mark.recipe != recipe:
-        px = recipe.stored_px or _choose_px(source, recipe, num_workers=num_workers)
+        px = recipe.stored_px or _choose_px(source, recipe, most=_SAMPLE, num_workers=num_workers)
         mark = Mark(recipe, px, 0, 0, num_images=len(source), done=0, num_rows=0, num_bad=0, bad_bytes=0)
+    try:
+        write(mark)
+    except _LargerImageError:  # looking at all first would take a third of the time of packing small images
+        px = _choose_px(source, recipe, most=len(source), num_workers=num_workers)
+        write(replace(mark, px=px, done=0, num_rows=0, num_bad=0))
+
+
+class _LargerImageError(Exception):
+    """An image is larger than those that the stored size was chosen by."""
+
+
+def _write_at(
+    mark: Mark,
+    *,
+    source: Source,
+    partial: Path,
+    max_bad: float,
+    num_workers: int,
+    progress: Progress | None,
+) -> None:
+    recipe = mark.recipe
     with writing(partial):
         writer = PartialPack(partial, mark)
     try:
@@ -278,8 +304,11 @@ def _append_all(
     ahead = read_ahead(read, source, indices, num_workers=num_workers, result_bytes=3 * px * px)
     with closing(ahead) as images:
         for index, image in images:
-            if isinstance(image, Square) and writer.num_rows and not writer.fits(image.pixels):
-                raise _mixture(source, recipe, num_workers=num_workers)
+            if isinstance(image, Square):
+                if writer.num_rows and not writer.fits(image.pixels):
+                    raise _mixture(source, recipe, num_workers=num_workers)
+                if recipe.limit_px is not None and min(recipe.limit_px, max(image.height, image.width)) > px:
+                    raise _LargerImageError
             with writing(writer.folder):
                 _append(writer, source, index, image)
                 tally.follow()
@@ -294,9 +323,9 @@ def _mixture(source: Source, recipe: Recipe, *, num_workers: int) -> DataError:
     return DataError(f"{source.name}: {found}")
 
 
-def _choose_px(source: Source, recipe: Recipe, *, num_workers: int) -> int:
+def _choose_px(source: Source, recipe: Recipe, *, most: int, num_workers: int) -> int:
     assert recipe.limit_px is not None
-    largest = find_largest_side(source, limit_px=recipe.limit_px, num_workers=num_workers)
+    largest = find_largest_side(source, limit_px=recipe.limit_px, most=most, num_workers=num_workers)
     return largest or recipe.limit_px
 
 

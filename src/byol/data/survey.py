@@ -9,13 +9,15 @@ from byol.data.index import Source
 from byol.data.parallel import read_ahead
 
 
-def find_largest_side(source: Source, *, limit_px: int, num_workers: int) -> int:
+def find_largest_side(source: Source, *, limit_px: int, most: int, num_workers: int) -> int:
     """The largest side of any readable image, in px, or `limit_px` if one reaches it.
 
-    Looks no further than the first that does: at sets of large images hardly at all. 0: none is readable.
+    Looks at `most` images at most, in even steps, and no further than the first that reaches the limit: at
+    sets of large images hardly at all. 0: none is readable.
     """
     largest = 0
-    with closing(read_ahead(peek, source, range(len(source)), num_workers=num_workers)) as kinds:
+    indices = range(0, len(source), -(-len(source) // most))
+    with closing(read_ahead(peek, source, indices, num_workers=num_workers)) as kinds:
         for _, kind in kinds:
             if isinstance(kind, Kind):
                 largest = max(largest, kind.longest_side)
