@@ -22,6 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from byol.method.winograd import choose_tile, convolve
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -53,11 +55,25 @@ class _CpuConv2d(nn.Conv2d):
             autocast = torch.is_autocast_enabled("cpu")
             dtype = torch.get_autocast_dtype("cpu") if autocast else input.dtype
             rows, columns = self._sides(input)
+            m = self._tile(rows, columns, dtype=dtype) if weight.dtype == torch.float32 else None
+            if m is not None:
+                padding = cast(tuple[int, int], self.padding)[0]
+                output = convolve(input.to(dtype), weight, padding=padding, m=m)
+                return output if bias is None else output + bias.to(dtype)[:, None, None]
             ways = _choose_ways(rows, columns, dtype)
             if ways != _LIBRARY and (autocast or weight.dtype == dtype):
                 output = cast(Tensor, _Convolution.apply(input.to(dtype), weight, rows, columns, ways))
                 return output if bias is None else output + bias.to(dtype)[:, None, None]
         return cast(Tensor, super()._conv_forward(input, weight, bias))
+
+    def _tile(self, rows: "_Side", columns: "_Side", *, dtype: torch.dtype) -> int | None:
+        padding = cast(tuple[int, int], self.padding)
+        fits = self.kernel_size == (3, 3) and self.stride == (1, 1) and padding in ((0, 0), (1, 1), (2, 2))
+        if not fits:
+            return None
+        return choose_tile(
+            self.in_channels, self.out_channels, height=rows.out, width=columns.out, dtype=dtype
+        )
 
     def _sides(self, images: Tensor) -> tuple["_Side", "_Side"]:
         height, width = images.shape[2:]

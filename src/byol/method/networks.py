@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from byol.config import Config
 from byol.errors import ConfigError
 from byol.method.convolution import accelerate
+from byol.method.normalisation import fuse_norms
+from byol.method.winograd import constant_weights
 
 SMALL_VIEW_PX = 64  # at most: "auto" gives a ResNet the small stem, as its standard one divides the size by 4
 # ResNets: timm starts a block's last norm at gamma 0. After 14,500 CIFAR-10 images BYOL then had kNN 26.7 %
@@ -91,7 +93,7 @@ class Byol(nn.Module):
                 hidden_size=network.projection_head.mlp_hidden_size,
                 projection_size=network.projection_head.projection_size,
             )
-        return accelerate(byol) if config.trainer.convolution == "fast" else byol
+        return fuse_norms(accelerate(byol)) if config.trainer.convolution == "fast" else byol
 
     def forward(
         self,
@@ -103,10 +105,11 @@ class Byol(nn.Module):
         Both are float32, the projection without gradient. Each view passes each network on its own, so that
         BatchNorm sees one view at a time.
         """
-        projection1, projection2 = self.online(view1), self.online(view2)
-        prediction1, prediction2 = self.predictor(projection1), self.predictor(projection2)
-        with torch.no_grad():
+        with torch.no_grad(), constant_weights():  # first: online's activations do not wait in memory
             target1, target2 = self.target(view1), self.target(view2)
+        with constant_weights():
+            projection1, projection2 = self.online(view1), self.online(view2)
+        prediction1, prediction2 = self.predictor(projection1), self.predictor(projection2)
         loss = byol_loss(prediction1, target2) + byol_loss(prediction2, target1)
         return loss.mean(), projection1.detach().float()
 

@@ -17,6 +17,7 @@ from byol.data.images import open_images
 from byol.data.packed import Packed
 from byol.data.partial import BAD_FILES
 from byol.errors import CollapsedError, DataError, DivergedError
+from byol.method.kernels import explain_kernels
 from byol.method.networks import Byol, check_name, resolve_stem
 from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views, whole_view
@@ -250,7 +251,12 @@ def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done
         f"{len(images)} images, {channels}, stored at {images.stored_px} px, views of "
         f"{config.view_px} px (s = {config.data_transforms.s:g})",
         f"{config.network.name} with the {stem} stem on {ranks.device} in {precision}"
-        + (f", {ranks.world_size} ranks" if ranks.world_size > 1 else ""),
+        + (f", {ranks.world_size} ranks" if ranks.world_size > 1 else "")
+        + (
+            f"; {explain_kernels()}"
+            if ranks.device.type == "cpu" and config.trainer.convolution == "fast"
+            else ""
+        ),
         f"batch {plan.batch_size}, {plan.steps_per_epoch} steps an epoch, {plan.total_steps} in all",
         *plan.explain(),
     ]

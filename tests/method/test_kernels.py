@@ -1,0 +1,82 @@
+"""The compiler's part: found or not, cached, and never in the way."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from byol.method import kernels
+
+needs_compiler = pytest.mark.skipif(
+    kernels.load_kernels() is None, reason=f"no kernels on this machine: {kernels.explain_kernels()}"
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Each test compiles, or fails to, on its own and in its own cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels._load.cache_clear()
+    yield
+    kernels._load.cache_clear()
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@needs_compiler
+def test_compiles_once_and_keeps_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    counting = script(tmp_path / "c++", f'echo "$@" >> {tmp_path}/calls; exec {compiler} "$@"')
+    monkeypatch.setenv("CXX", str(counting))
+    assert kernels._load("native")[1] == "compiled kernels"
+    kept = list((tmp_path / "byol").iterdir())
+    assert [path.suffix for path in kept] == [".so"]
+    assert (tmp_path / "calls").read_text().count("-march=native") == 1
+    kernels._load.cache_clear()
+    assert kernels._load("native")[0] is not None
+    assert list((tmp_path / "byol").iterdir()) == kept
+    assert (tmp_path / "calls").read_text().count("-march=native") == 1
+
+
+def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert kernels._load("native") == (None, "no C++ compiler (g++) found, PyTorch's kernels are used")
+
+
+def test_a_compiler_that_fails_is_named_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failing = script(
+        tmp_path / "c++", '[ "$1" = --version ] && echo 1 || { echo "no such flag" >&2; exit 1; }'
+    )
+    monkeypatch.setenv("CXX", str(failing))
+    assert kernels._load("native") == (
+        None,
+        f"{failing} failed (no such flag), PyTorch's kernels are used",
+    )
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    kernels._load.cache_clear()
+    found, why = kernels._load("native")
+    assert found is None and "missing" in why
+
+
+@needs_compiler
+def test_an_unwritable_cache_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert kernels._load("native")[0] is not None
+
+
+@needs_compiler
+def test_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    found = kernels.load_kernels()
+    assert found is not None
+    assert found.has("norm_forward", torch.float32) and found.has("winograd_convolution_4", torch.float32)
+    assert not found.has("norm_forward", torch.float64) and not found.has("nothing", torch.float32)
