@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import timm
 import torch
 from numpy.typing import NDArray
@@ -110,6 +111,26 @@ def test_loaded_is_what_was_saved(saved: Path, encoder: Encoder, entry: str) -> 
     np.testing.assert_array_equal(loaded.embed(images), encoder.embed(images))
     assert not any(module.training for module in loaded.module.modules())
     assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
+
+
+def test_a_photograph_has_the_same_features_from_its_file_and_from_a_pack(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    """Files much larger than the stored size are decoded at a fraction of it, in both places."""
+    folder = Path(sklearn.datasets.__file__).parent / "images"
+    (tmp_path / "list.txt").write_text("\n".join(map(str, sorted(folder.glob("*.jpg")))))
+    source = open_source(load_config(None, [], preset="default").data, source=str(tmp_path / "list.txt"))
+    packed = pack(
+        source,
+        folder=tmp_path / "pack",
+        stored_px=STORED_PX,
+        view_px=VIEW_PX,
+        channels=None,
+        max_bad=0.0,
+        num_workers=2,
+    )
+    assert packed.sizes.tolist() == [[427, 640]] * 2
+    np.testing.assert_array_equal(encoder.embed(tmp_path / "list.txt"), encoder.embed_packed(packed))
 
 
 @pytest.mark.parametrize("select", ["grey", (0, 2), None])

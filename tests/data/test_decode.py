@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import tifffile
 from PIL import Image, ImageOps
 
@@ -261,6 +262,99 @@ def test_large_but_allowed_images_do_not_warn_and_threads_leave_the_filters_as_t
             thread.join()
         assert warnings.filters == inside
     assert not failures and list(warnings.filters) == before
+
+
+# ---- From a file to a square
+
+PHOTOS = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
+
+
+def with_orientation(image: Image.Image, orientation: int, format: str = "jpeg", **options: object) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(image, format, exif=exif, **options)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("px", [3, 5, 16])
+def test_a_square_is_the_decoded_image_fitted(name: str, px: int) -> None:
+    file, expected = FILES[name]
+    square = read_square(file, px=px, channels=None)
+    assert square.pixels.flags.c_contiguous and (square.height, square.width) == expected.shape[:2]
+    np.testing.assert_array_equal(square.pixels, fit(expected, px))
+
+
+@pytest.mark.parametrize("channels", [None, "grey", "rgb", [1, 0]])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_square_with_chosen_channels(channels: object, orientation: int) -> None:
+    file = with_orientation(Image.fromarray(RGB), orientation, "png")
+    upright = decode(file)
+    square = read_square(file, px=4, channels=channels)
+    np.testing.assert_array_equal(square.pixels, fit(select_channels(upright, channels), 4))
+    assert (square.height, square.width) == upright.shape[:2]
+
+
+def test_arrays_and_pillow_images_become_the_same_square_as_their_file() -> None:
+    file, expected = FILES["rgb"]
+    of_file = read_square(file, px=4, channels=None).pixels
+    np.testing.assert_array_equal(read_square(expected, px=4, channels=None).pixels, of_file)
+    np.testing.assert_array_equal(read_square(Image.fromarray(RGB), px=4, channels=None).pixels, of_file)
+
+
+@pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+@pytest.mark.parametrize("px", [26, 52, 53, 106])
+def test_a_photograph_decoded_at_a_fraction_is_close_to_the_whole(
+    photo: Path, subsampling: str, px: int
+) -> None:
+    """427 x 640 px: 1/8 and 1/4 are allowed up to 26 and 53 px, 1/2 up to 106; rows end in half a pixel."""
+    whole = Image.open(photo)
+    file = encode(whole, "jpeg", quality=90, subsampling=subsampling)
+    square = read_square(file, px=px, channels=None)
+    difference = np.abs(square.pixels.astype(int) - fit(decode(file), px))
+    assert 0 < difference.mean() < 1.0 and difference.max() <= 13
+    assert (square.height, square.width) == (whole.height, whole.width)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_fraction_keeps_its_place_and_its_size_however_it_is_turned(orientation: int, mode: str) -> None:
+    """At an eighth, 427 rows become 53.4: the last is only partly in the image."""
+    file = with_orientation(Image.open(PHOTOS[0]).convert(mode), orientation, quality=95)
+    upright = decode(file)
+    square = read_square(file, px=26, channels=None)
+    assert np.abs(square.pixels.astype(int) - fit(upright, 26)).mean() < 1.0
+    assert (square.height, square.width) == upright.shape[:2]
+
+
+@pytest.mark.parametrize("px", [107, 320])
+def test_a_jpeg_of_less_than_4_times_the_side_is_decoded_whole(px: int) -> None:
+    np.testing.assert_array_equal(
+        read_square(PHOTOS[0], px=px, channels=None).pixels, fit(decode(PHOTOS[0]), px)
+    )
+
+
+def test_the_callers_pillow_image_stays_as_it_is() -> None:
+    image = Image.open(PHOTOS[0])
+    square = read_square(image, px=26, channels=None)
+    assert image.size == (640, 427)
+    np.testing.assert_array_equal(square.pixels, fit(np.asarray(image), 26))
+
+
+def test_a_jpeg_that_is_cut_is_refused_at_a_fraction_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = PHOTOS[0].read_bytes()
+    with pytest.raises(DataError, match="damaged or cut short"):
+        read_square(file[: len(file) // 2], px=26, channels=None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 427 * 640 // 2 - 1)  # Pillow refuses twice as many
+    with pytest.raises(DataError, match="more than the 178,956,970"):
+        read_square(file, px=26, channels=None)
+
+
+def test_files_of_a_megabyte_are_read_as_well(tmp_path: Path) -> None:
+    image = RNG.integers(0, 256, (700, 600, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size > 2**20
+    np.testing.assert_array_equal(decode(tmp_path / "large.png"), image)
 
 
 # ---- fit

@@ -100,6 +100,8 @@ def test_what_is_packed_and_read_back(tmp_path: Path) -> None:
     assert read_bad(packed.folder) == [["file", "reason"], [source.names(2), 'cut\n"short"']]
     assert steps == [(done, 5) for done in range(1, 6)]
     assert isinstance(packed.images, np.memmap) and not packed.images.flags.writeable
+    rows = np.array([3, 0])
+    np.testing.assert_array_equal(packed.read(rows), packed.images[rows])
     again = open_pack(tmp_path / "p")
     np.testing.assert_array_equal(again.images, packed.images)
     assert (again.pixels, again.fingerprint) == (packed.pixels, packed.fingerprint)
@@ -125,6 +127,31 @@ def test_the_stored_size(
     assert packed.stored_px == expected
     if expected == 8:
         np.testing.assert_array_equal(packed.images, np.stack(source.items))
+
+
+@pytest.mark.parametrize("stop", [None, 7])
+def test_a_larger_image_than_those_looked_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int | None
+) -> None:
+    """The stored size is as if all had been looked at, also if packing is stopped before it is met."""
+    monkeypatch.setattr(module, "_SAMPLE", 2)
+    items: list[ImageArray | str] = list(draw(*[(5, 4, 1)] * 9, (7, 9, 1), *[(5, 4, 1)] * 2))
+
+    def kill(done: int, total: int) -> None:
+        if done == stop:
+            raise KeyboardInterrupt
+
+    if stop is not None:
+        with pytest.raises(KeyboardInterrupt):
+            pack_into(tmp_path / "p", Images(items), progress=kill)
+    packed = pack_into(tmp_path / "p", Images(items))
+    assert packed.stored_px == 9 and packed.sizes[9].tolist() == [7, 9]
+    np.testing.assert_array_equal(packed.images, np.stack([fit(image, 9) for image in items]))
+    beyond = Images([*items[:9], *draw((30, 3, 1))])
+    assert pack_into(tmp_path / "beyond", beyond).stored_px == 10
+    uniform = Images(items[:9])
+    assert pack_into(tmp_path / "uniform", uniform).stored_px == 5
+    assert len(uniform.was_read) == 9 + 2  # each once, and those whose size was looked at
 
 
 def test_one_image_can_be_packed(tmp_path: Path) -> None:
@@ -294,7 +321,7 @@ def test_a_second_start_finds_the_pack_and_takes_the_labels_of_now(tmp_path: Pat
     assert packed.labels.tolist() == [2, 1, 0, -1] and packed.class_names == ("x", "y", "z")
 
 
-@pytest.mark.parametrize("change", ["source", "size", "channels", "damage", "format"])
+@pytest.mark.parametrize("change", ["source", "size", "channels", "decoder", "damage", "format"])
 def test_a_pack_that_does_not_fit_is_made_again(tmp_path: Path, change: str) -> None:
     source = Images(draw(*[(8, 8, 1)] * 4))
     before = pack_into(tmp_path / "p", source)
@@ -304,6 +331,11 @@ def test_a_pack_that_does_not_fit_is_made_again(tmp_path: Path, change: str) -> 
         source, note = Images(draw(*[(8, 8, 1)] * 3), stamp="2"), note + "the source has changed"
     elif change == "size":
         stored_px, note = 5, note + "data.stored_px or data.channels differ"
+    elif change == "decoder":
+        content = json.loads((tmp_path / "p" / "pack.json").read_text())
+        del content["recipe"]["decoder"]  # as packs were written at first
+        (tmp_path / "p" / "pack.json").write_text(json.dumps(content))
+        note += "an earlier version of byol decoded the images in another way"
     elif change == "channels":
         channels, note = "rgb", note + "data.stored_px or data.channels differ"
     elif change == "damage":
@@ -412,6 +444,14 @@ def test_a_disk_that_fills_up_is_one_line_and_the_packing_goes_on_later(
     source.was_read.clear()
     np.testing.assert_array_equal(pack_into(tmp_path / "p", source).images, np.stack(source.items))
     assert sorted(source.was_read) == [4, 5]
+
+
+def test_an_opened_pack_is_mapped(tmp_path: Path) -> None:
+    """Of a million images the small arrays are 60 MB; they are read as they are looked at."""
+    pack_into(tmp_path / "p", Images(draw(*[(8, 8, 1)] * 4)))
+    packed = open_pack(tmp_path / "p")
+    for array in (packed.sizes, packed.labels, packed.names.blob, packed.names.offsets):
+        assert isinstance(array.base, np.memmap)
 
 
 def test_damage_is_noticed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from byol.config import DataConfig
 from byol.data import sources
 from byol.data.decode import decode
-from byol.data.index import Names, Source
+from byol.data.index import Source
 from byol.data.motifs import make_motifs
 from byol.data.sources import open_source, splits_of
 from byol.errors import DataError
@@ -42,18 +43,6 @@ def write_image(path: Path, value: int = 0) -> None:
 
 def names_of(source: Source) -> list[str]:
     return [source.names(index) for index in range(len(source))]
-
-
-# ---- Names
-
-
-def test_names_are_one_block_and_any_bytes_survive() -> None:
-    given = ["a b.png", "", 'quo"te.png', "new\nline.png", "mañana/日本.tif", os.fsdecode(b"caf\xe9.png")]
-    names = Names.of(given)
-    assert list(names) == given and names[-1] == given[-1] and list(names[1:3]) == given[1:3]
-    assert names.blob.nbytes == sum(len(os.fsencode(name)) for name in given)
-    with pytest.raises(IndexError):
-        names[6]
 
 
 # ---- Folders
@@ -132,11 +121,19 @@ def test_the_fingerprint_changes_with_files_and_not_with_the_place(tmp_path: Pat
 
 
 def test_many_files_are_indexed_in_flat_memory(tmp_path: Path) -> None:
-    """3,000 here; the index grows by the length of a name and 32 bytes a file, whatever their number."""
+    """3,000 here; the index grows by the length of a name and 32 bytes a file, whatever their number.
+
+    While they are looked for it is at most three times as much: no string or other object is kept of each.
+    """
     for number in range(3000):
         (tmp_path / f"{number:05d}.png").touch()
+    open_source(config(tmp_path))  # imports, caches
+    tracemalloc.start()
     source = open_source(config(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert len(source) == 3000 and source.names(2999) == "02999.png"
+    assert peak < 3 * 3000 * (9 + 8 + 16 + 8)
     held = (
         source.files.blob.nbytes + source.files.offsets.nbytes + source.stamps.nbytes + source.labels.nbytes
     )

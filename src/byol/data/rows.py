@@ -44,7 +44,8 @@ class RowFile:
         if sys.platform == "win32":
             np.take(self.map, rows, axis=0, out=out)
             return out
-        for place, row in zip(out.view(np.uint8).reshape(len(rows), -1), map(int, rows), strict=True):
+        places = out.view(np.uint8).reshape(len(rows), self._row_bytes)
+        for place, row in zip(places, map(int, rows), strict=True):
             try:
                 num_read = os.preadv(self._handle, (place.data,), self._offset + row * self._row_bytes)
             except OSError as error:

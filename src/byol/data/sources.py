@@ -195,7 +195,7 @@ class _Scan:
         parent = prefix[:-1].rpartition(b"/")[2]
         for place in map(int, entries.sorted()):
             name = entries.raw(place)
-            path = os.path.join(folder, name)
+            path = folder + b"/" + name
             if is_folder[place]:
                 yield from self.names(path, prefix=prefix + name + b"/")
             else:
@@ -214,7 +214,8 @@ class _Scan:
                 if entry.name.startswith(b"."):
                     continue
                 inside = _is_folder(entry)
-                suffix = os.path.splitext(os.fsdecode(entry.name))[1].lower()
+                stem, dot, last = entry.name.rpartition(b".")
+                suffix = os.fsdecode(dot + last).lower() if stem else ""
                 if inside or suffix in IMAGE_SUFFIXES:
                     is_folder.append(inside)
                     yield entry.name
