@@ -59,7 +59,7 @@ def main() -> int:
     options = _parse()
     setting = SETTINGS[options.setting].sized(batch=None, tiny=options.tiny)
     if options.tiny:
-        setting = replace(setting, network="resnet10t")
+        setting = replace(setting, network="resnet10t", view_px=16)
     bench = Bench(setting, torch.device(options.device), seconds=0.0 if options.tiny else 1.0)
     bench.backend = "eager" if options.tiny else "inductor"
     rows: dict[str, dict[str, Any]] = {}
