@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from settings import SETTINGS
 from systems import Job
 from systems.ours import System, configure
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
 from byol.config import Config
 from byol.method.networks import Byol
@@ -41,7 +43,7 @@ PARTS = (
     "target update",
 )
 _NETWORK = ("forward online", "forward target", "loss", "backward")
-_DTYPES = (torch.bfloat16, torch.float32)
+_PRODUCTS = {"product bfloat16": torch.bfloat16, "product float32": torch.float32}
 _PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -60,11 +62,10 @@ def main() -> int:
     num_warm_up, num_steps = (1, 2) if options.tiny else (3, options.steps)
     for _ in range(num_warm_up):
         system.step()
-    step_ms = _time_steps(system, num_steps, device=device)
-    parts_ms = _time_parts(system, num_steps, device=device)
-    flops = count_flops(configure(job), batch=setting.batch)
     side = 128 if options.tiny else _PRODUCT_SIDE[device.type]
-    products = {str(t).removeprefix("torch."): _time_product(side, t, device) for t in _DTYPES}
+    times = _measure(system, num_steps, side=side, device=device)
+    step_ms, parts_ms = times["step"], {part: times[part] for part in PARTS}
+    flops = count_flops(configure(job), batch=setting.batch)
     result = {
         "format": 1,
         **describe_command(),
@@ -80,7 +81,7 @@ def main() -> int:
         "flop_per_s": {
             "step": flops / (step_ms / 1e3),
             "networks": flops / (sum(parts_ms[part] for part in _NETWORK) / 1e3),
-            **{f"product {name}": rate for name, rate in products.items()},
+            **{name: 2 * side**3 / (times[name] / 1e3) for name in _PRODUCTS},
         },
         "product_side": side,
     }
@@ -114,55 +115,58 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _median_ms(run: Callable[[], object], count: int, *, device: torch.device) -> float:
-    """Of `count` runs, one after another, each until the device is done."""
-    seconds = []
-    for _ in range(count):
-        _wait(device)
-        start = time.perf_counter()
-        run()
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(seconds)
+def _time(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds until the device is done."""
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
 
 
-def _time_steps(system: System, count: int, *, device: torch.device) -> float:
-    return _median_ms(system.step, count, device=device)
+def _measure(system: System, count: int, *, side: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds, medians of `count`: a step, its parts, and products of two square matrices.
 
-
-def _time_parts(system: System, count: int, *, device: torch.device) -> dict[str, float]:
-    """Milliseconds of each part, medians over steps."""
+    One after another, again and again: what else the machine does disturbs all alike.
+    """
+    pairs = {
+        name: [torch.randn(side, side, device=device).to(dtype) for _ in range(2)]
+        for name, dtype in _PRODUCTS.items()
+    }
     times: dict[str, list[float]] = defaultdict(list)
-    with _Watch(system.byol, device) as watch:
-        for _ in range(count):
-            watch.start()
+    for number in range(count + 1):
+        seconds = {"step": _time(system.step, device)}
+        with _Watch(system.byol, device) as watch:
             system.step(watch.mark)
-            for part in PARTS:
-                times[part].append(1e3 * watch.seconds[part])
-    return {part: statistics.median(times[part]) for part in PARTS}
+        seconds |= watch.seconds
+        seconds |= {name: _time(partial(torch.mm, *pair), device) for name, pair in pairs.items()}
+        if number > 0:  # the first product is slow
+            for name, value in seconds.items():
+                times[name].append(1e3 * value)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 class _Watch:
     """Seconds between marks; those of the two networks by hooks, the rest of the forward is "loss"."""
 
     def __init__(self, byol: Byol, device: torch.device) -> None:
-        self._device = device
-        self._handles = []
-        for branch, part in ((byol.online, "forward online"), (byol.target, "forward target")):
-            self._handles.append(branch.register_forward_pre_hook(lambda *_: self.mark("loss")))
-            self._handles.append(branch.register_forward_hook(lambda *_, part=part: self.mark(part)))
+        self._byol, self._device = byol, device
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "_Watch":
+        for branch, part in ((self._byol.online, "forward online"), (self._byol.target, "forward target")):
+            self._handles += [
+                branch.register_forward_pre_hook(lambda *_: self.mark("loss")),
+                branch.register_forward_hook(lambda *_, part=part: self.mark(part)),
+            ]
+        _wait(self._device)
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._last = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
-
-    def start(self) -> None:
-        _wait(self._device)
-        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-        self._last = time.perf_counter()
 
     def mark(self, part: str) -> None:
         """`part` ends here; it began where the one before ended."""
@@ -188,13 +192,6 @@ def count_flops(config: Config, *, batch: int) -> float:
     with FlopCounterMode(display=False) as counter:
         byol(view, view)[0].backward()
     return counter.get_total_flops() * batch / len(view)
-
-
-def _time_product(side: int, dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a product of two square matrices."""
-    one, two = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    one @ two
-    return 2 * side**3 / (_median_ms(lambda: one @ two, 5, device=device) / 1e3)
 
 
 # ---- The table

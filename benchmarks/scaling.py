@@ -3,8 +3,9 @@
     python benchmarks/scaling.py --what rows --out benchmarks/results/scaling     # writes 6 GB into --work
     python benchmarks/scaling.py --what view --tiny --out runs/scaling            # does it work at all?
 
-Every point is a process of its own that trains ResNet-18: for views, batches and ranks in setting (a), from
-files of 256 px where the views vary; for rows in setting (b) with batch 64.
+Every point is a process of its own. For views, batches and ranks it trains ResNet-18 as in setting (a), from
+files of 256 px where the views vary. For rows it is a ResNet-10-T at 32 px with batch 256: a network so
+small that reading would show.
 """
 
 import argparse
@@ -38,6 +39,7 @@ _POINTS = {
 _TINY_POINTS = {"rows": (16,), "view": (16,), "batch": (8,), "ranks": (1, 2)}
 _SMALL_STEM_PX = 64  # our rule: views of at most so many pixels get the small stem
 _WARM_UP_STEPS = {"cpu": 2, "cuda": 20}
+_OTHER_MEMORY = {"cpu": "ram", "cuda": "map"}  # what data.memory=auto does not choose for small sets
 _CHUNKS = 3
 _TIMEOUT_S = 900.0
 _FILE_PX, _NUM_FILES = 256, 512
@@ -99,25 +101,18 @@ def _parse() -> argparse.Namespace:
 
 
 def _measure_rows(num_rows: int, options: argparse.Namespace, threads: int) -> dict[str, Any]:
-    setting = SETTINGS["b"].sized(batch=None if options.tiny else 64, tiny=options.tiny)
+    setting = SETTINGS["b"].sized(batch=None, tiny=options.tiny)
+    setting = replace(setting, network="resnet10t", small_stem=False)
     work = options.work / f"rows-{num_rows}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
         source = _write_rows(work / "images.npy", num_rows, px=setting.view_px)
         job = Job("ours", setting, options.device, threads, 0, source, work / "packs")
-        start = time.perf_counter()
-        _in_new_process(_pack, job)
-        packing_s = time.perf_counter() - start
+        packing_s = _in_new_process(_pack, job)
         opened = _in_new_process(_open, job)
-        trained = _train(job, options)
-        mapped = _train(replace(job, overrides=("data.memory=map",)), options)
-        return {
-            "packing_s": packing_s,
-            **opened,
-            **trained,
-            **{f"mapped_{key}": mapped[key] for key in ("images_per_s", "own_bytes", "file_bytes")},
-        }
+        other = replace(job, overrides=(f"data.memory={_OTHER_MEMORY[options.device]}",))
+        return {"packing_s": packing_s, **opened, **_train(job, options), "other": _train(other, options)}
     finally:
         shutil.rmtree(work)
 
@@ -187,8 +182,11 @@ def _train(job: Job, options: argparse.Namespace) -> dict[str, Any]:
         steps = max(1, round(options.seconds / step_s))
         chunks = [process.run(steps, timeout_s=_TIMEOUT_S) for _ in range(_CHUNKS)]
         memory = process.memory
+        images = job.setting.batch * steps
+        by_cpu = [images / chunk.cpu_s for chunk in chunks if chunk.cpu_s]
         return {
-            "images_per_s": spread([job.setting.batch * steps / chunk.seconds for chunk in chunks]),
+            "images_per_s": spread([images / chunk.seconds for chunk in chunks]),
+            "images_per_cpu_s": spread(by_cpu) if len(by_cpu) == len(chunks) else None,
             "first_step_s": process.first_step_s,
             "own_bytes": memory.own_bytes if memory else None,
             "file_bytes": memory.mapped_bytes if memory else None,
@@ -217,10 +215,13 @@ def _in_new_process(function: Any, job: Job) -> Any:
         return pool.submit(function, job).result()
 
 
-def _pack(job: Job) -> None:
+def _pack(job: Job) -> float:
+    """Seconds to make the packed copy, or to find it."""
     from systems.ours import pack_files
 
+    start = time.perf_counter()
     pack_files(job)
+    return time.perf_counter() - start
 
 
 def _open(job: Job) -> dict[str, Any]:
@@ -237,21 +238,21 @@ def _open(job: Job) -> dict[str, Any]:
 
 # ---- The table
 
+_OPENING = ("packed once in", "opened in", "opening adds")
+
 
 def render(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     what = result["what"]
+    on_gpu, other = result["device"] == "cuda", _OTHER_MEMORY[result["device"]]
+    trained = ["images/s", "images per CPU second", "memory (of it files)"]
+    trained += ["device memory"] if on_gpu else []
     head = {
-        "rows": [
-            *("images", "images/s", "packed once in", "opened in", "opening adds", "memory (of it files)"),
-            *("from a map: images/s", "memory (of it files)"),
-        ],
-        "view": ["view, px", "stem", "images/s", "memory (of it files)"],
-        "batch": ["batch", "images/s", "memory (of it files)"],
+        "rows": ["images", *trained, *(f"{other}: {name}" for name in trained), *_OPENING],
+        "view": ["view, px", "stem", *trained],
+        "batch": ["batch", *trained],
         "ranks": ["ranks", "threads each", "images/s", "peak memory of a rank"],
     }[what]
-    on_gpu = result["device"] == "cuda" and what != "ranks"
-    head += ["device memory"] if on_gpu else []
     lines = [
         f"# Growth with {what}",
         "",
@@ -266,13 +267,13 @@ def render(result: dict[str, Any]) -> str:
             cells = [f"{point[what]:,}", f"left out: {point['skipped']}"]
             cells += [""] * (len(head) - len(cells))
         else:
-            cells = _cells(what, point) + ([_megabytes(point["device_bytes"])] if on_gpu else [])
+            cells = _cells(what, point, on_gpu=on_gpu)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Medians of {_CHUNKS} measurements, with their range."]
     if what == "rows":
         lines.append(
-            "Opening: as a continued run does it, in a process that has loaded the package. Memory while "
-            "training, with all images in RAM where they fit (data.memory=auto) and with data.memory=map."
+            "Opening: as a continued run does it, in a process that has loaded the package. First with "
+            f"data.memory=auto, then with data.memory={other}; files are in the system's cache."
         )
     if result["stopped_early"]:
         lines.append(f"Stopped {result['stopped_early']}.")
@@ -281,32 +282,29 @@ def render(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(what: str, point: dict[str, Any]) -> list[str]:
-    rate = _rate(point["images_per_s"])
+def _cells(what: str, point: dict[str, Any], *, on_gpu: bool) -> list[str]:
     value = f"{point[what]:,}"
     if what == "ranks":
+        rate = _rate(point["images_per_s"])
         return [value, str(point["threads_each"]), rate, _megabytes(point["rank_bytes"])]
-    memory = (
-        f"{_megabytes(_sum(point['own_bytes'], point['file_bytes']))} ({_megabytes(point['file_bytes'])})"
-    )
+    trained = _trained_cells(point, on_gpu=on_gpu)
     if what == "view":
-        return [value, point["stem"], rate, memory]
+        return [value, point["stem"], *trained]
     if what == "batch":
-        return [value, rate, memory]
-    mapped = _sum(point["mapped_own_bytes"], point["mapped_file_bytes"])
-    return [
-        *(value, rate, f"{point['packing_s']:.1f} s", f"{point['open_s']:.2f} s"),
-        *(_megabytes(point["open_bytes"]), memory, _rate(point["mapped_images_per_s"])),
-        f"{_megabytes(mapped)} ({_megabytes(point['mapped_file_bytes'])})",
-    ]
+        return [value, *trained]
+    opening = [f"{point['packing_s']:.1f} s", f"{point['open_s']:.2f} s", _megabytes(point["open_bytes"])]
+    return [value, *trained, *_trained_cells(point["other"], on_gpu=on_gpu), *opening]
+
+
+def _trained_cells(point: dict[str, Any], *, on_gpu: bool) -> list[str]:
+    by_cpu, own, files = point["images_per_cpu_s"], point["own_bytes"], point["file_bytes"]
+    memory = "not known" if own is None else f"{_megabytes(own + files)} ({_megabytes(files)})"
+    device = [_megabytes(point["device_bytes"])] if on_gpu else []
+    return [_rate(point["images_per_s"]), _rate(by_cpu) if by_cpu else "not known", memory, *device]
 
 
 def _rate(values: dict[str, float]) -> str:
     return f"{values['median']:.1f} ({values['min']:.1f}-{values['max']:.1f})"
-
-
-def _sum(one: int | None, two: int | None) -> int | None:
-    return None if one is None or two is None else one + two
 
 
 def _megabytes(count: int | None) -> str:

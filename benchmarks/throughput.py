@@ -39,6 +39,8 @@ from settings import SETTINGS, Setting
 from systems import NAMES, Job
 from systems.ours import pack_files
 
+from byol.method.kernels import load_kernels
+
 _OURS = "ours"
 _WARM_UP_STEPS = {"cpu": 2, "cuda": 20}  # after the first
 _START_S, _STEP_S = 900.0, 300.0  # a start, or a step, that takes longer has failed
@@ -118,7 +120,8 @@ def _measure(setting: Setting, options: argparse.Namespace, *, threads: int) -> 
     packs = options.work / f"packs-{setting.name}{'-tiny' if options.tiny else ''}"
     packing = None
     if any(name.startswith(_OURS) for name in options.systems):
-        packing = _pack(Job(_OURS, setting, options.device, threads, options.workers, files, packs))
+        job = Job(_OURS, setting, options.device, threads, options.workers, files, packs)
+        packing = _prepare_ours(job, None if options.tiny else options.work / "cache")
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
         running: dict[str, _Running] = {}
@@ -157,16 +160,24 @@ def _compare(systems: dict[str, Any], rate: str) -> dict[str, Any]:
     }
 
 
-def _pack(job: Job) -> dict[str, float]:
-    """Pack anew, and say how long it took."""
+def _prepare_ours(job: Job, cache: Path | None) -> dict[str, float]:
+    """What a user waits for once: pack anew, and compile the kernels of the CPU anew into `cache`."""
     shutil.rmtree(job.packs, ignore_errors=True)
+    if cache is not None:
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir()
+        os.environ["XDG_CACHE_HOME"] = str(cache)  # the systems' processes find them there
     start = time.perf_counter()
+    if job.device == "cpu":
+        load_kernels()
+    compiled = time.perf_counter()
     packed = pack_files(job)
-    seconds = time.perf_counter() - start
-    _say(f"packed {len(packed)} images in {seconds:.1f} s")
+    seconds = time.perf_counter() - compiled
+    _say(f"kernels ready in {compiled - start:.1f} s, {len(packed)} images packed in {seconds:.1f} s")
     return {
         "images": len(packed),
         "seconds": seconds,
+        "kernels_s": compiled - start,
         "stored_px": packed.stored_px,
         "bytes": packed.images.nbytes,
     }
@@ -266,8 +277,9 @@ def render(result: dict[str, Any]) -> str:
     lines += ["", *_describe_systems(result["systems"]), ""]
     if packing is not None:
         lines.append(
-            f"Packing, once: {packing['images']} images in {packing['seconds']:.1f} s, stored at "
-            f"{packing['stored_px']} px ({packing['bytes'] / 1e6:.0f} MB, part of the memory of ours)."
+            f"Before the measurement, once: ours compiled kernels in {packing['kernels_s']:.1f} s and packed "
+            f"{packing['images']} images in {packing['seconds']:.1f} s, at {packing['stored_px']} px "
+            f"({packing['bytes'] / 1e6:.0f} MB, part of the memory of ours)."
         )
     if result["stopped_early"]:
         lines.append(f"Stopped {result['stopped_early']}.")

@@ -11,6 +11,7 @@ from byol.config import Config, load_config
 from byol.data.batches import Batches
 from byol.data.images import open_images
 from byol.data.packed import Packed
+from byol.method.kernels import explain_kernels
 from byol.method.networks import Byol
 from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views
@@ -76,6 +77,8 @@ class System:
         )
         self.done = 0
         self.description += f"; networks in {str(ranks.dtype).removeprefix('torch.')}"
+        if ranks.device.type == "cpu":
+            self.description += f", {explain_kernels()}"
 
     def step(self, mark: Callable[[str], None] = lambda part: None) -> None:
         """`mark` is told the name of each part at its end."""
