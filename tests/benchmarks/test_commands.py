@@ -67,6 +67,32 @@ def test_breakdown(tmp_path: Path) -> None:
     assert result["flop_a_step"] == pytest.approx(4 * 2 * (1 + 1 + 2) * 2 * 0.557e9, rel=0.03)
 
 
+def test_ablation(tmp_path: Path) -> None:
+    result = run("ablation", tmp_path, "--setting", "a")
+    assert {len(values) for values in result["seconds"].values()} == {2}
+    assert set(result["gains"]) == set(result["seconds"]) - {"all"} and len(result["gains"]) == 6
+    first, second = (result["seconds"]["bfloat16"][i] / result["seconds"]["all"][i] for i in (0, 1))
+    assert result["gains"]["bfloat16"]["median"] == pytest.approx((first + second) / 2)
+
+
+def test_ablation_switches_off_what_it_says() -> None:
+    import ablation
+    from byol.method import convolution, networks, normalisation
+
+    looked_at = {
+        "Winograd's convolution": lambda: convolution.choose_tile,
+        "kernels packed once a pass": lambda: networks.constant_weights,
+        "products for narrow maps": lambda: convolution._choose_ways,
+        "norm, addition and ReLU in one": lambda: normalisation._can_fuse,
+        "norm, ReLU and pooling in one": lambda: normalisation._is_plain_pool,
+    }
+    for name, look in looked_at.items():
+        before = look()
+        with ablation.SWITCHES[name](None):
+            assert look() is not before, name
+        assert look() is before, name
+
+
 def test_scaling(tmp_path: Path) -> None:
     result = run("scaling", tmp_path, "--what", "view")
     (point,) = result["points"]
