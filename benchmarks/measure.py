@@ -35,6 +35,16 @@ def paired_ratios(ours: Sequence[float], other: Sequence[float]) -> list[float]:
     return [one / two for one, two in zip(ours, other, strict=False)]
 
 
+def show_range(values: dict[str, float]) -> str:
+    """A spread in short: its median and its ends, to three digits."""
+    median, low, high = (_three_digits(values[key]) for key in ("median", "min", "max"))
+    return f"{median} ({low}-{high})"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
 # ---- Memory and time of processes
 
 

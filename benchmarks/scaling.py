@@ -24,7 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import describe_command, describe_machine, limit_cores, machine_lines, read_own_memory, spread
+from measure import (
+    describe_command,
+    describe_machine,
+    limit_cores,
+    machine_lines,
+    read_own_memory,
+    show_range,
+    spread,
+)
 from pictures import make_files
 from process import SystemFailedError, SystemProcess
 from settings import SETTINGS, Setting
@@ -285,7 +293,7 @@ def render(result: dict[str, Any]) -> str:
 def _cells(what: str, point: dict[str, Any], *, on_gpu: bool) -> list[str]:
     value = f"{point[what]:,}"
     if what == "ranks":
-        rate = _rate(point["images_per_s"])
+        rate = show_range(point["images_per_s"])
         return [value, str(point["threads_each"]), rate, _megabytes(point["rank_bytes"])]
     trained = _trained_cells(point, on_gpu=on_gpu)
     if what == "view":
@@ -300,11 +308,7 @@ def _trained_cells(point: dict[str, Any], *, on_gpu: bool) -> list[str]:
     by_cpu, own, files = point["images_per_cpu_s"], point["own_bytes"], point["file_bytes"]
     memory = "not known" if own is None else f"{_megabytes(own + files)} ({_megabytes(files)})"
     device = [_megabytes(point["device_bytes"])] if on_gpu else []
-    return [_rate(point["images_per_s"]), _rate(by_cpu) if by_cpu else "not known", memory, *device]
-
-
-def _rate(values: dict[str, float]) -> str:
-    return f"{values['median']:.1f} ({values['min']:.1f}-{values['max']:.1f})"
+    return [show_range(point["images_per_s"]), show_range(by_cpu) if by_cpu else "not known", memory, *device]
 
 
 def _megabytes(count: int | None) -> str:

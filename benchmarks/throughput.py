@@ -31,6 +31,7 @@ from measure import (
     limit_cores,
     machine_lines,
     paired_ratios,
+    show_range,
     spread,
 )
 from pictures import make_files
@@ -44,6 +45,7 @@ from byol.method.kernels import load_kernels
 _OURS = "ours"
 _WARM_UP_STEPS = {"cpu": 2, "cuda": 20}  # after the first
 _START_S, _STEP_S = 900.0, 300.0  # a start, or a step, that takes longer has failed
+_START_SHARE = 0.6  # of the time given: after it no other system is started
 _HEADROOM = 1.3  # of the largest system so far: what must be free before another one is started
 
 
@@ -84,7 +86,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, help="instead of the setting's")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "byol-benchmarks")
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="stop alternating after so long")
+    parser.add_argument(
+        "--limit-s", type=float, default=float("inf"), help="start no other alternation after so long"
+    )
     parser.add_argument("--tiny", action="store_true", help="a smoke test: sizes and times mean nothing")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -114,7 +118,8 @@ class _Running:
 
 
 def _measure(setting: Setting, options: argparse.Namespace, *, threads: int) -> dict[str, Any]:
-    end = time.monotonic() + options.limit_s
+    begin = time.monotonic()
+    last_start, end = begin + _START_SHARE * options.limit_s, begin + options.limit_s
     options.work.mkdir(parents=True, exist_ok=True)
     files = make_files(setting, options.work)
     packs = options.work / f"packs-{setting.name}{'-tiny' if options.tiny else ''}"
@@ -128,6 +133,8 @@ def _measure(setting: Setting, options: argparse.Namespace, *, threads: int) -> 
         for name in options.systems:
             job = Job(name, setting, options.device, threads, options.workers, files, packs)
             reason = _too_little_memory([one.process for one in running.values()])
+            if running and time.monotonic() > last_start:
+                reason = "the time given was up"
             if reason is None:
                 try:
                     running[name] = _start(job, stack, seconds=options.seconds)
@@ -279,7 +286,7 @@ def render(result: dict[str, Any]) -> str:
         lines.append(
             f"Before the measurement, once: ours compiled kernels in {packing['kernels_s']:.1f} s and packed "
             f"{packing['images']} images in {packing['seconds']:.1f} s, at {packing['stored_px']} px "
-            f"({packing['bytes'] / 1e6:.0f} MB, part of the memory of ours)."
+            f"({packing['bytes'] / 1e6:.0f} MB)."
         )
     if result["stopped_early"]:
         lines.append(f"Stopped {result['stopped_early']}.")
@@ -305,11 +312,11 @@ def _row(name: str, one: dict[str, Any], result: dict[str, Any]) -> str:
         return f"| {name} | left out: {one['skipped']} {'| ' * (len(head) - 1)}"
     cells = [
         name,
-        _with_range(one["images_per_s"], "{:.1f}"),
-        _with_range(result["ours_over"].get(name), "{:.2f}"),
+        _range(one["images_per_s"]),
+        _range(result["ours_over"].get(name)),
         "not known" if one["cores_used"] is None else f"{one['cores_used']:.2f}",
-        _with_range(one["images_per_cpu_s"], "{:.1f}"),
-        _with_range(result["ours_over_by_cpu"].get(name), "{:.2f}"),
+        _range(one["images_per_cpu_s"]),
+        _range(result["ours_over_by_cpu"].get(name)),
         f"{_megabytes(one['host_bytes'])} ({_megabytes(one['host_mapped_bytes'])})",
         *([_megabytes(one["device_bytes"])] if "device memory" in head else []),
         f"{one['first_step_s']:.1f} s",
@@ -317,11 +324,8 @@ def _row(name: str, one: dict[str, Any], result: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _with_range(values: dict[str, Any] | None, form: str) -> str:
-    if values is None:
-        return ""
-    median, low, high = (form.format(values[key]) for key in ("median", "min", "max"))
-    return f"{median} ({low}-{high})"
+def _range(values: dict[str, Any] | None) -> str:
+    return "" if values is None else show_range(values)
 
 
 def _megabytes(count: int | None) -> str:
