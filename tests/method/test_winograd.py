@@ -122,6 +122,16 @@ def test_weights_are_packed_once_in_a_block_and_anew_after_it(monkeypatch: pytes
     assert made == ["pack"] * 3
 
 
+def test_weights_in_any_memory_format_are_told_apart() -> None:
+    images, _ = draw(torch.float32)
+    weights = [torch.randn(64, 64, 3, 3) for _ in range(4)]  # planes: each is copied to be packed
+    with torch.no_grad():
+        expected = [convolve(images, weight, padding=1, m=2) for weight in weights]
+        with constant_weights():
+            for weight, one in zip(weights * 2, expected * 2, strict=True):
+                assert torch.equal(convolve(images, weight, padding=1, m=2), one)
+
+
 def test_the_rule_leaves_to_the_library_what_does_not_fit() -> None:
     def choose(channels: int = 64, out: int = 64, side: int = 8, dtype: torch.dtype = torch.float32):
         return choose_tile(channels, out, height=side, width=side, dtype=dtype)

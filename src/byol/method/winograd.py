@@ -58,8 +58,9 @@ def convolve(
     return cast(Tensor, _Winograd.apply(images, weight, padding, m))
 
 
-# Kernels that were packed in this block; None outside of any.
-_packed: dict[tuple[int, int, torch.dtype], Tensor] | None = None
+# Kernels that were packed in this block, with the weights that they are of: as long as these live, their
+# addresses are theirs. None outside of any block.
+_packed: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] | None = None
 
 
 @contextmanager
@@ -77,7 +78,6 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, padding: int, m: int) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
-        weight = weight.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(images, weight)
         ctx.padding, ctx.m = padding, m
         return _convolve(images, _pack(weight, m=m, dtype=images.dtype), len(weight), padding=padding, m=m)
@@ -108,12 +108,13 @@ def _pack(weight: Tensor, *, m: int, dtype: torch.dtype) -> Tensor:
         return _transform(weight, "pack", m=m, dtype=dtype)
     key = (weight.data_ptr(), m, dtype)
     if key not in _packed:
-        _packed[key] = _transform(weight, "pack", m=m, dtype=dtype)
-    return _packed[key]
+        _packed[key] = weight, _transform(weight, "pack", m=m, dtype=dtype)
+    return _packed[key][1]
 
 
 def _transform(weight: Tensor, name: str, *, m: int, dtype: torch.dtype) -> Tensor:
     """U, in the order in which `convolution` of cpp/winograd.cpp reads it."""
+    weight = weight.contiguous(memory_format=torch.channels_last)
     out, channels = weight.shape[:2]
     U = torch.empty((m + 2) ** 2 * out * channels, dtype=dtype)
     _kernels()(f"winograd_{name}_{m}", weight, U, out, channels, dtype=dtype)
