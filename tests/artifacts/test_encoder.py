@@ -21,7 +21,7 @@ from byol.data.packed import pack
 from byol.data.sources import open_source
 from byol.errors import ByolError, CheckpointError, ConfigError, DataError
 from byol.method.networks import build_encoder, count_features
-from byol.method.views import Pixels
+from byol.method.views import Pixels, whole_view
 
 STORED_PX, VIEW_PX = 28, 24
 
@@ -245,6 +245,40 @@ def test_features_depend_neither_on_the_batch_nor_on_the_size_of_blocks(encoder:
     np.testing.assert_allclose(encoder.embed(images, batch_size=3), encoder.embed(images), atol=1e-5)
     assert encoder.embed(images[:0]).shape == (0, 96)
     assert encoder.embed([]).shape == (0, 96)
+
+
+def relative_error(features: NDArray, expected: NDArray) -> float:  # type: ignore[type-arg]
+    """The largest over images, as lengths of vectors."""
+    return float(np.max(np.linalg.norm(features - expected, axis=1) / np.linalg.norm(expected, axis=1)))
+
+
+def test_features_are_the_same_to_rounding_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network whose layers are computed in every way that there is on CPU.
+
+    Not bit by bit: PyTorch's strided convolutions add up a single image in another order.
+    """
+    encoder = make_encoder(replace(make_spec(name="resnet18"), num_features=512, stem="small"))
+    images = draw_images(9)
+    expected = encoder.embed(images)
+    for batch_size in (1, 2, 4, 9):
+        assert relative_error(encoder.embed(images, batch_size=batch_size), expected) < 3e-6
+    sizes: list[int] = []
+    encoder.module.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    monkeypatch.setattr(encoder_file, "_CPU_IMAGES", 4)
+    assert relative_error(encoder.embed(images), expected) < 3e-6
+    assert sizes == [4, 4, 1]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_features_are_those_of_the_plain_network(name: str) -> None:
+    """To rounding, however the layers are computed."""
+    encoder = make_encoder(replace(make_spec(name=name), stem="small"))
+    plain = build_encoder(name, channels=3, view_px=VIEW_PX, stem="small")
+    plain.load_state_dict(encoder.module.state_dict())
+    squares = torch.from_numpy(draw_images(5, px=(STORED_PX, STORED_PX))).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = plain.eval()(whole_view(squares, VIEW_PX, pixels=encoder.spec.pixels))
+    assert relative_error(encoder.encode(squares).numpy(), expected.numpy()) < 1e-5
 
 
 def test_autocast_around_changes_nothing(encoder: Encoder) -> None:

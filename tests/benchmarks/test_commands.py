@@ -77,6 +77,7 @@ def test_ablation(tmp_path: Path) -> None:
 
 def test_ablation_switches_off_what_it_says() -> None:
     import ablation
+
     from byol.method import convolution, networks, normalisation
 
     looked_at = {

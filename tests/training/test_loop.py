@@ -15,6 +15,8 @@ import pytest
 import torch
 import torch.multiprocessing
 from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from byol.config import Config, load_config
 from byol.errors import CollapsedError, DataError, DivergedError, RunMismatchError
@@ -301,6 +303,65 @@ def test_accumulation_takes_every_image_once(
     run(configure(images, "trainer.accumulation_steps=4", "trainer.max_epochs=1"), tmp_path / "run")
     assert rows == [slice(at, at + 2, 1) for at in (0, 2, 4, 6)] * 8
     assert updates == 8
+
+
+class Waits(TorchDispatchMode):
+    """Where the host reads a value that the device computes, step by step; on a GPU it would wait there.
+
+    The images of a batch and the network are on the device; so is what is computed from anything on it. (On a
+    CPU `.cpu()` and `.numpy()` of a tensor call nothing and are not seen: the test on a GPU counts those.)
+    """
+
+    READS = frozenset({"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "_unique2", "masked_select"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[list[str]] = []
+        # All that is on the device, kept so that no memory is used again for something else.
+        self._kept: list[torch.Tensor] = []
+        self._on_device: set[int] = set()
+
+    def add(self, *tensors: torch.Tensor) -> None:
+        self._kept += tensors
+        self._on_device |= {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if self.steps and any(tensor.untyped_storage().data_ptr() in self._on_device for tensor in given):
+            name = func.__name__.partition(".")[0]
+            if name in self.READS:
+                self.steps[-1].append(name)
+            self.add(*(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)))
+        return result
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
+def test_the_host_waits_once_in_a_step_that_does_not_log(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """For the loss, which is looked at in every step on CPU alone."""
+    waits, make_views, make_byol = Waits(), loop.make_views, loop.Byol.of
+
+    def start_step(batch: torch.Tensor, *arguments: object, **others: object) -> object:
+        if others["rows"] == slice(0, 4, 1):
+            waits.steps.append([])
+        waits.add(batch)
+        return make_views(batch, *arguments, **others)  # type: ignore[arg-type]
+
+    def note_network(*arguments: object, **others: object) -> loop.Byol:
+        byol = make_byol(*arguments, **others)  # type: ignore[arg-type]
+        waits.add(*byol.state_dict().values())
+        return byol
+
+    monkeypatch.setattr(loop, "make_views", start_step)
+    monkeypatch.setattr(loop.Byol, "of", note_network)
+    rarely = [f"trainer.{name}_interval=1000" for name in ("log", "health", "checkpoint")]
+    overrides = [*rarely, "trainer.accumulation_steps=2", "trainer.max_epochs=1"]
+    with waits:
+        run(configure(images, *overrides, f"optimizer.name={optimizer}"), tmp_path / "run")
+    assert waits.steps[:-1] == [["_local_scalar_dense"]] * 7
+    assert len(waits.steps[-1]) > 3  # the last one logs
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(

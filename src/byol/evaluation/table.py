@@ -19,6 +19,7 @@ from byol.evaluation import probes
 from byol.evaluation.features import Progress, features_of, pixel_components, trained, untrained
 from byol.evaluation.splits import Splits, open_splits
 from byol.files import write_atomically
+from byol.training.distributed import keep_freed_memory
 
 FORMAT = 1
 FILE_NAME = "eval.json"
@@ -110,6 +111,7 @@ def evaluate(
         DataError: the labelled images cannot be read, or have no or too few labels.
     """
     start = time.perf_counter()
+    keep_freed_memory()
     config = _read_config(run_dir, overrides)
     # "cuda" is where the run was trained, which need not be where it is evaluated.
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")

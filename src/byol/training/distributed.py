@@ -8,7 +8,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -66,6 +66,15 @@ class Ranks:
         _synchronise_on_cpu(module)
         return nn.parallel.DistributedDataParallel(module)
 
+    def exchange(self, network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of one part of a batch: gradients are averaged over ranks at the last.
+
+        Until then each rank adds up its own; averaging each part would send them once a part.
+        """
+        if last or not isinstance(network, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return network.no_sync()
+
     def mean(self, value: Tensor) -> float:
         """The mean of a scalar over ranks. The host waits here."""
         value = value.detach().clone()
@@ -88,12 +97,15 @@ class Ranks:
 
 @contextmanager
 def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
-    """Join the ranks that torchrun started, or be the only one.
+    """Join the ranks that torchrun started, or be the only one. fp32 is then `exact_fp32`.
 
     Raises:
-        ConfigError: a device that is not there, or a batch that the ranks cannot share evenly.
+        ConfigError: a device that is not there, a batch that the ranks cannot share evenly, or WORLD_SIZE
+            without the rest of what torchrun sets.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1:
+        _check_launcher(world_size)
     rank = int(os.environ.get("RANK", "0"))
     device = choose_device(trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     share = world_size * trainer.accumulation_steps
@@ -103,20 +115,30 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
             f"{trainer.accumulation_steps} accumulation steps; use a multiple of {share}"
         )
     dtype = choose_dtype(trainer.precision, device=device)
-    if world_size == 1:
-        yield Ranks(rank, world_size, device, dtype)
-        return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        backend, store=_store(world_size), rank=rank, world_size=world_size, timeout=_TIMEOUT
-    )
-    try:
-        patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
-        yield Ranks(rank, world_size, device, dtype, patient)
-    finally:
-        dist.destroy_process_group()
+    with exact_fp32(device):
+        if world_size == 1:
+            yield Ranks(rank, world_size, device, dtype)
+            return
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            backend, store=_store(world_size), rank=rank, world_size=world_size, timeout=_TIMEOUT
+        )
+        try:
+            patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
+            yield Ranks(rank, world_size, device, dtype, patient)
+        finally:
+            dist.destroy_process_group()
+
+
+def _check_launcher(world_size: int) -> None:
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE={world_size} is in the environment, {' and '.join(missing)} not: start the ranks by "
+            f"torchrun --nproc-per-node={world_size} -m byol train ..., or unset WORLD_SIZE for one process"
+        )
 
 
 def _store(world_size: int) -> Store:
@@ -163,6 +185,24 @@ def choose_dtype(precision: str, *, device: torch.device) -> torch.dtype:
     capabilities = torch.cpu.get_capabilities()
     hardware = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
     return torch.bfloat16 if hardware else torch.float32
+
+
+@contextmanager
+def exact_fp32(device: torch.device) -> Iterator[None]:
+    """Let a GPU compute float32 as such: cuDNN's convolutions otherwise round to 10 bits (TF32)."""
+    if device.type != "cuda":
+        yield
+        return
+    backends: Any = torch.backends  # PyTorch's types leave `conv` out
+    operations = (backends.cudnn.conv, backends.cuda.matmul)
+    before = [operation.fp32_precision for operation in operations]
+    try:
+        for operation in operations:
+            operation.fp32_precision = "ieee"
+        yield
+    finally:
+        for operation, precision in zip(operations, before, strict=True):
+            operation.fp32_precision = precision
 
 
 class StopSignal:

@@ -105,9 +105,10 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
                     )
                     if step == 0 and number == 0:
                         log.add_views(view1, view2)
-                    with ranks.autocast():
-                        part_loss, projection = network(view1, view2)
-                    (part_loss / len(parts)).backward()
+                    with ranks.exchange(network, last=number == len(parts) - 1):
+                        with ranks.autocast():
+                            part_loss, projection = network(view1, view2)
+                        (part_loss / len(parts)).backward()
                     loss += part_loss.detach() / len(parts)
 
                 # Refuse a step that is not finite. Looking is free on CPU; on a GPU the host would wait.
