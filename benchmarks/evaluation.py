@@ -196,23 +196,20 @@ def _measure_classifiers(sizes: Sizes, *, repeats: int) -> dict[str, Any]:
     test, truth = make_features(sizes, sizes.test, seed=2)
     measured = {}
     for name, classify in (("knn", probes.knn), ("logistic regression", probes.logistic_regression)):
-        predictions: list[probes.Prediction] = []
-        seconds = []
+        walls, cpus = [], []
         forget_peak()
         for _ in range(repeats):
-            seconds.append(
-                _time(
-                    lambda classify=classify: predictions.append(classify(train, labels, test=test, seed=0))
-                )
-            )
-            wall_s, cpu_s = seconds[-1]
-            print(f"{name}: {wall_s:.2f} s, {cpu_s:.2f} s of CPU", file=sys.stderr, flush=True)
+            wall, cpu = time.perf_counter(), time.process_time()
+            predicted = classify(train, labels, test=test, seed=0)
+            walls.append(time.perf_counter() - wall)
+            cpus.append(time.process_time() - cpu)
+            print(f"{name}: {walls[-1]:.2f} s, {cpus[-1]:.2f} s of CPU", file=sys.stderr, flush=True)
         measured[name] = {
-            "wall_s": _with_each([wall_s for wall_s, _ in seconds]),
-            "cpu_s": _with_each([cpu_s for _, cpu_s in seconds]),
+            "wall_s": _with_each(walls),
+            "cpu_s": _with_each(cpus),
             "peak_bytes": read_own_peak_bytes(),
-            "top1": float((predictions[0].labels == truth).mean()),
-            "chosen": predictions[0].chosen,
+            "top1": float((predicted.labels == truth).mean()),
+            "chosen": predicted.chosen,
         }
     return measured
 
@@ -252,8 +249,8 @@ def render(result: dict[str, Any]) -> str:
         *machine_lines(result["machine"]),
         f"- {result['date']}, `{result['command']}`",
         "",
-        f"Medians (smallest-largest); ratios within each alternation. Networks on the {result['device']}, features "
-        "in float32 from packed images.",
+        f"Medians (smallest-largest); ratios within each alternation. Networks on the {result['device']}, "
+        "features in float32 from packed images.",
         "",
         "| network | training, images/s | features, images/s | ratio | ratio by CPU time "
         f"| {_NUM_FEATURED:,} features take | peak memory |",

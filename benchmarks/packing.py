@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from byol.config import load_config
 from byol.data import decode
 from byol.data.packed import open_pack, pack
 from byol.data.sources import open_source
+from byol.training.distributed import keep_freed_memory
 
 _WHOLE = 2**16  # no JPEG is so much larger than the stored size that it would be decoded at a fraction
 
@@ -62,7 +63,7 @@ class Case:
 
 _CASES = (
     Case("photographs", 500, 375, ".jpg", 1200, 258),
-    Case("thumbnails", 32, 32, ".png", 30_000, 32),
+    Case("thumbnails", 32, 32, ".png", 50_000, 32),
     Case("large photographs", 2000, 1500, ".jpg", 100, 258, fractions=True),
 )
 _TINY_CASES = (
@@ -140,7 +141,7 @@ def _measure_case(
     peaks = []
     for num_files in (case.num_files // 4, case.num_files):
         part = replace(case, num_files=num_files)
-        measure = functools.partial(_pack, part, _make_files(part, options.work), most)
+        measure = functools.partial(_pack, part, _make_files(part, options.work), most, watch=True)
         peaks.append(processes.run(most, measure, fresh=True))
     return {
         "name": case.name,
@@ -203,8 +204,13 @@ class _Processes:
 
     def _open(self, cores: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn"), initializer=limit_cores, initargs=(cores,)
+            1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(cores,)
         )
+
+
+def _begin(cores: int) -> None:
+    limit_cores(cores)
+    keep_freed_memory()  # as `byol train` does
 
 
 @contextmanager
@@ -227,14 +233,18 @@ def _loop(case: Case, folder: Path, spare: int | None = None) -> dict[str, float
     return {"images_per_s": len(paths) / (time.perf_counter() - start)}
 
 
-def _pack(case: Case, folder: Path, workers: int, spare: int | None = None) -> dict[str, float]:
+def _pack(
+    case: Case, folder: Path, workers: int, spare: int | None = None, *, watch: bool = False
+) -> dict[str, float]:
     target = folder.with_name("packing-target")
     shutil.rmtree(target, ignore_errors=True)
     data = load_config(None, [], preset="default").data
-    with _ChildrenWatch() as children, _spare(spare):
-        before, start = read_own_memory(), time.perf_counter()
+    children = _ChildrenWatch()
+    with children if watch else nullcontext(), _spare(spare):
+        before, source = read_own_memory(), open_source(data, source=str(folder))
+        start = time.perf_counter()
         packed = pack(
-            open_source(data, source=str(folder)),
+            source,
             folder=target,
             stored_px=case.stored_px,
             view_px=case.stored_px,

@@ -224,11 +224,9 @@ def _format_of(stream: Stream) -> Literal["tiff", "npy", "png16", "other"]:
 
 @contextmanager
 def _opened(file: File) -> Iterator[Stream]:
-    if isinstance(file, Path):
+    if isinstance(file, str | Path):
         try:
-            # Readers ask for a few bytes many times, which takes 15 us longer where each goes to the file.
-            small = os.stat(file).st_size < _SMALL_BYTES
-            stream: Stream = BytesIO(file.read_bytes()) if small else file.open("rb")
+            stream = _open(file)
         except FileNotFoundError:
             raise DataError("no such file") from None
         except OSError as error:
@@ -237,6 +235,14 @@ def _opened(file: File) -> Iterator[Stream]:
             yield stream
     else:
         yield BytesIO(file) if isinstance(file, bytes | bytearray | memoryview) else file
+
+
+def _open(path: str | Path) -> Stream:
+    """Small files are read at once: readers ask for a few bytes many times, 15 us in all from a file."""
+    if os.stat(path).st_size >= _SMALL_BYTES:
+        return open(path, "rb")
+    with open(path, "rb", buffering=0) as file:
+        return BytesIO(file.read())
 
 
 @contextmanager

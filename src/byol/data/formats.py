@@ -28,7 +28,7 @@ CHANNELS_OF_MODE = dict.fromkeys(("1", "L", "LA", "La", *DEEP_MODES), 1) | dict.
 ImageArray = UInt[np.ndarray, "_height _width _channels"]  # of any size: not compared with each other
 _RawArray = Shaped[np.ndarray, "_height _width *_channels"]
 Channels = Literal["grey", "rgb"] | list[int] | None  # as data.channels
-File = Path | bytes | bytearray | memoryview | Stream
+File = str | Path | bytes | bytearray | memoryview | Stream  # the first two are paths
 
 _ORIENTATION = 0x0112  # the number of this tag in EXIF and in TIFF
 _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6  # of TIFF's tag "photometric"

@@ -24,7 +24,7 @@ class Images(Protocol):
 
     def names(self, index: int) -> str: ...
 
-    def item(self, index: int) -> Path | ImageArray | Image.Image: ...
+    def item(self, index: int) -> str | Path | ImageArray | Image.Image: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Given:
         item = self.items[index]
         return str(item) if isinstance(item, str | Path) else f"image {index}"
 
-    def item(self, index: int) -> Path | ImageArray | Image.Image:
+    def item(self, index: int) -> str | Path | ImageArray | Image.Image:
         """A path or a Pillow image as it is; the values of an array or a tensor.
 
         Raises:
@@ -48,7 +48,7 @@ class Given:
         """
         match self.items[index]:
             case str() | Path() as path:
-                return Path(path)
+                return path
             case Image.Image() as image:
                 return image
             case Tensor() as tensor:

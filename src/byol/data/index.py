@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -111,8 +110,8 @@ class Source(Protocol):
     def names(self, index: int) -> str:
         """What the image is called; unique, and a path where the image is a file."""
 
-    def item(self, index: int) -> Path | ImageArray:
-        """What `decode.read_square` and `decode.peek` take: a file, or the image if it is in an array."""
+    def item(self, index: int) -> str | ImageArray:
+        """What `decode.read_square` and `decode.peek` take: a path, or the image if it is in an array."""
 
     @property
     def file_bytes(self) -> float:

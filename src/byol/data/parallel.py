@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -26,7 +25,7 @@ from byol.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
-Look = Callable[[Path | ImageArray], R]
+Look = Callable[[str | ImageArray], R]
 
 _PROCESS_FILE_BYTES = 4096  # processes read files that are smaller than this for each of them
 _PROCESS_MIN_IMAGES = 4000  # fewer are read in less time than it takes to start a process
@@ -89,7 +88,7 @@ def _open_lookers(
     def ask(indices: range) -> list[R | DataError]:
         child = idle.get()
         try:
-            return child.ask([str(source.item(index)) for index in indices])
+            return child.ask([source.item(index) for index in indices])
         finally:
             idle.put(child)
 
@@ -127,7 +126,7 @@ class _Child:
         self._input, self._output = self._process.stdin, self._process.stdout
         self._first: Look[Any] | None = look  # sent with the first question: by then the child has started
 
-    def ask(self, paths: Sequence[str]) -> list[Any]:
+    def ask(self, paths: Sequence[str | ImageArray]) -> list[Any]:
         try:
             if self._first is not None:
                 pickle.dump(self._first, self._input)
@@ -158,5 +157,5 @@ def serve() -> None:
         look = pickle.load(questions)
         while True:
             paths = pickle.load(questions)
-            pickle.dump(_look_at(look, map(Path, paths)), answers, protocol=pickle.HIGHEST_PROTOCOL)
+            pickle.dump(_look_at(look, paths), answers, protocol=pickle.HIGHEST_PROTOCOL)
             answers.flush()

@@ -4,12 +4,12 @@ import csv
 import io
 import json
 import os
+import struct
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from io import BufferedRandom
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Int64
@@ -23,7 +23,9 @@ BAD_FILES = "bad_files.csv"
 
 _FORMAT = 1
 _HEADER_BYTES = 128  # of images.npy; written last, when the number of rows is known
+_BUFFER_BYTES = 2**20
 _MARK, _ROWS = "progress.json", "rows.bin"
+_ROW = struct.Struct("<qq")  # of rows.bin: the place in the source; the height above 32 bits of the width
 _FILES = ("images.npy", _ROWS, BAD_FILES, _MARK)
 MARK_FILES = (_ROWS, _MARK)  # of no use once the pack is whole
 
@@ -129,7 +131,7 @@ class PartialPack:
             self.channels, self.itemsize = image.shape[2], image.dtype.itemsize
         assert self.fits(image) and image.nbytes == self.row_bytes
         self._images.write(image.data)
-        self._rows.write(np.array([index, height << 32 | width], dtype="<i8").data)
+        self._rows.write(_ROW.pack(index, height << 32 | width))
         self.num_rows += 1
 
     def append_bad(self, name: str, reason: str) -> None:
@@ -139,7 +141,7 @@ class PartialPack:
     def finish_image(self) -> None:
         """To be called after each image, good or bad: now and then what has been written is saved."""
         self.done += 1
-        if self._saving.done() and time.monotonic() - self._saved_s > SAVE_INTERVAL_S:
+        if time.monotonic() - self._saved_s > SAVE_INTERVAL_S and self._saving.done():
             self.start_saving()
 
     def flush(self) -> None:
@@ -188,9 +190,9 @@ class PartialPack:
         return rows[:, 0].copy(), np.stack([rows[:, 1] >> 32, rows[:, 1] & 0xFFFFFFFF], axis=1)
 
 
-def _open(path: Path) -> BufferedRandom:
+def _open(path: Path) -> BinaryIO:
     """For reading and writing; created if missing, kept as it is if not."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=_BUFFER_BYTES)
 
 
 def _csv_line(*fields: str) -> bytes:

@@ -85,8 +85,8 @@ class FileSource:
     def names(self, index: int) -> str:
         return self.files[index]
 
-    def item(self, index: int) -> Path:
-        return self.folder / self.files[index]
+    def item(self, index: int) -> str:
+        return os.path.join(self.folder, self.files[index])
 
     @property
     def file_bytes(self) -> float:
