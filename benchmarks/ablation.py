@@ -7,21 +7,19 @@ One after another, again and again, in one process and on the same networks.
 """
 
 import argparse
-import json
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from command import new_parser, save_result
 from measure import describe_command, describe_machine, limit_cores, machine_lines, paired_ratios, spread
-from pictures import make_files
+from pictures import make_folders
 from settings import SETTINGS
 from systems import Job
 from systems.ours import System
@@ -61,9 +59,7 @@ def main() -> int:
     threads = limit_cores(options.threads)
     torch.set_num_threads(threads)
     setting = SETTINGS[options.setting].sized(batch=options.batch, tiny=options.tiny)
-    options.work.mkdir(parents=True, exist_ok=True)
-    files = make_files(setting, options.work)
-    packs = options.work / f"packs-{setting.name}{'-tiny' if options.tiny else ''}"
+    files, packs = make_folders(setting, options.work, tiny=options.tiny)
     system = System(Job("ours", setting, "cpu", threads, 0, files, packs))
     system.prepare()
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -88,23 +84,15 @@ def main() -> int:
             if name != "all"
         },
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"ablation-{setting.name}-cpu"
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text(render(result), encoding="utf-8")
-    print(render(result))
+    save_result(result, render(result), options.out / f"ablation-{setting.name}-cpu")
     return 0
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--setting", choices=tuple(SETTINGS), required=True)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, help="instead of the setting's")
     parser.add_argument("--alternations", type=int, default=9)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "byol-benchmarks")
-    parser.add_argument("--tiny", action="store_true", help="a smoke test: the figures mean nothing")
-    parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 

@@ -7,21 +7,19 @@ On a GPU the host waits at the end of each part, so that the parts are longer to
 """
 
 import argparse
-import json
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from command import new_parser, save_result
 from measure import describe_command, describe_machine, limit_cores, machine_lines
-from pictures import make_files
+from pictures import make_folders
 from settings import SETTINGS
 from systems import Job
 from systems.ours import System, configure
@@ -53,9 +51,7 @@ def main() -> int:
     torch.set_num_threads(threads)
     device = torch.device(options.device)
     setting = SETTINGS[options.setting].sized(batch=options.batch, tiny=options.tiny)
-    options.work.mkdir(parents=True, exist_ok=True)
-    files = make_files(setting, options.work)
-    packs = options.work / f"packs-{setting.name}{'-tiny' if options.tiny else ''}"
+    files, packs = make_folders(setting, options.work, tiny=options.tiny)
     job = Job("ours", setting, options.device, threads, 0, files, packs)
     system = System(job)
     system.prepare()
@@ -86,24 +82,16 @@ def main() -> int:
         "product_side": side,
     }
     system.close()
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"breakdown-{setting.name}-{options.device}"
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text(render(result), encoding="utf-8")
-    print(render(result))
+    save_result(result, render(result), options.out / f"breakdown-{setting.name}-{options.device}")
     return 0
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--setting", choices=tuple(SETTINGS), required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, help="instead of the setting's")
     parser.add_argument("--steps", type=int, default=10, help="timed, of each kind; medians are reported")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "byol-benchmarks")
-    parser.add_argument("--tiny", action="store_true", help="a smoke test: the figures mean nothing")
-    parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 

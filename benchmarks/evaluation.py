@@ -10,9 +10,7 @@ of k and temperature, or of the penalty.
 
 import argparse
 import copy
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command import names_of, new_parser, save_result
 from measure import (
     describe_command,
     describe_machine,
@@ -32,7 +31,7 @@ from measure import (
     show_range,
     spread,
 )
-from pictures import make_files
+from pictures import make_folders
 from settings import SETTINGS, Setting
 from systems import Job
 from systems.ours import System
@@ -70,37 +69,21 @@ def main() -> int:
             name: _measure_network(SETTINGS[name], options, threads=threads) for name in options.settings
         },
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"evaluation-{options.device}"
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text(render(result), encoding="utf-8")
-    print(render(result))
+    save_result(result, render(result), options.out / f"evaluation-{options.device}")
     return 0
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--settings", type=_parse_names, default=["a", "b"], help=",".join(SETTINGS))
+    parser = new_parser(__doc__)
+    parser.add_argument("--settings", type=names_of(SETTINGS), default=["a", "b"], help=",".join(SETTINGS))
     parser.add_argument("--alternations", type=int, default=7, help="of training steps and features")
     parser.add_argument("--seconds", type=float, default=3.0, help="of either in one alternation")
     parser.add_argument("--repeats", type=int, default=5, help="of each classifier")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the networks")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "byol-benchmarks")
-    parser.add_argument("--tiny", action="store_true", help="a smoke test: the figures mean nothing")
-    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.tiny:
         options.alternations, options.seconds, options.repeats = 2, 0.0, 1
     return options
-
-
-def _parse_names(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in SETTINGS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(SETTINGS)}")
-    return names
 
 
 # ---- Features
@@ -117,9 +100,7 @@ class Rate:
 def _measure_network(setting: Setting, options: argparse.Namespace, *, threads: int) -> dict[str, Any]:
     """Images a second of training and of features, alternating."""
     setting = setting.sized(batch=None, tiny=options.tiny)
-    options.work.mkdir(parents=True, exist_ok=True)
-    files = make_files(setting, options.work)
-    packs = options.work / f"packs-{setting.name}{'-tiny' if options.tiny else ''}"
+    files, packs = make_folders(setting, options.work, tiny=options.tiny)
     system = System(Job("ours", setting, options.device, threads, 0, files, packs))
     system.prepare()
     encoder = Encoder(

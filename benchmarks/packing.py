@@ -10,12 +10,10 @@ that do nothing else.
 
 import argparse
 import functools
-import json
 import multiprocessing
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import new_parser, save_result
 from measure import (
     describe_command,
     describe_machine,
@@ -91,20 +90,13 @@ def main() -> int:
             "cases": [_measure_case(case, options, processes, workers=workers) for case in cases],
             "opening": _measure_opening(1000 if options.tiny else 1_000_000, options, processes),
         }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "packing.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (options.out / "packing.md").write_text(render(result), encoding="utf-8")
-    print(render(result))
+    save_result(result, render(result), options.out / "packing")
     return 0
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = new_parser(__doc__, threads_help="cores")
     parser.add_argument("--alternations", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2, help="cores")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "byol-benchmarks")
-    parser.add_argument("--tiny", action="store_true", help="a smoke test: the figures mean nothing")
-    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.tiny:
         options.alternations = 2

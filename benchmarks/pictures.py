@@ -28,6 +28,12 @@ def make_files(setting: Setting, work: Path) -> Path:
     return folder
 
 
+def make_folders(setting: Setting, work: Path, *, tiny: bool) -> tuple[Path, Path]:
+    """The folder with the setting's files, and that where ours packs them; `work` is made if missing."""
+    work.mkdir(parents=True, exist_ok=True)
+    return make_files(setting, work), work / f"packs-{setting.name}{'-tiny' if tiny else ''}"
+
+
 def draw_picture(height: int, width: int, *, seed: int) -> np.ndarray:
     """(height, width, 3) uint8, a function of its arguments."""
     random = np.random.default_rng(seed)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import new_parser, save_result
 from measure import (
     describe_command,
     describe_machine,
@@ -33,7 +34,7 @@ from measure import (
     show_range,
     spread,
 )
-from pictures import make_files
+from pictures import make_folders
 from process import SystemFailedError, SystemProcess
 from settings import SETTINGS, Setting
 from systems import Job
@@ -81,24 +82,16 @@ def main() -> int:
         "points": points,
         "stopped_early": stopped_early,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"scaling-{options.what}-{options.device}"
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text(render(result), encoding="utf-8")
-    print(render(result))
+    save_result(result, render(result), options.out / f"scaling-{options.what}-{options.device}")
     return 0
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = new_parser(__doc__, threads_help="cores; ranks share them")
     parser.add_argument("--what", choices=tuple(_POINTS), required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="cores; ranks share them")
     parser.add_argument("--seconds", type=float, default=4.0, help=f"of each of {_CHUNKS} measurements")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="start no other point after this")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "byol-benchmarks")
-    parser.add_argument("--tiny", action="store_true", help="a smoke test: the figures mean nothing")
-    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.tiny:
         options.seconds = 0.0
@@ -177,8 +170,7 @@ _MEASURES = {"rows": _measure_rows, "view": _measure_view, "batch": _measure_bat
 
 
 def _make_job(setting: Setting, options: argparse.Namespace, threads: int) -> Job:
-    files = make_files(setting, options.work)
-    packs = options.work / f"packs-{setting.name}{'-tiny' if options.tiny else ''}"
+    files, packs = make_folders(setting, options.work, tiny=options.tiny)
     return Job("ours", setting, options.device, threads, 0, files, packs)
 
 

@@ -10,13 +10,11 @@ benchmarks/requirements.txt; one that is not installed is left out, and the tabl
 """
 
 import argparse
-import json
 import os
 import shutil
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import names_of, new_parser, save_result
 from measure import (
     available_bytes,
     describe_command,
@@ -34,7 +33,7 @@ from measure import (
     show_range,
     spread,
 )
-from pictures import make_files
+from pictures import make_folders
 from process import Chunk, SystemFailedError, SystemProcess
 from settings import SETTINGS, Setting
 from systems import NAMES, Job
@@ -67,42 +66,26 @@ def main() -> int:
         "machine": describe_machine(threads=threads),
     }
     result |= _measure(setting, options, threads=threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"throughput-{setting.name}-{options.device}"
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text(render(result), encoding="utf-8")
-    print(render(result))
+    save_result(result, render(result), options.out / f"throughput-{setting.name}-{options.device}")
     return 1 if "skipped" in result["systems"].get(_OURS, {}) else 0
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = new_parser(__doc__, threads_help="cores for each system, its workers included")
     parser.add_argument("--setting", choices=tuple(SETTINGS), required=True)
-    parser.add_argument("--systems", type=_parse_names, default=list(NAMES), help=",".join(NAMES))
+    parser.add_argument("--systems", type=names_of(NAMES), default=list(NAMES), help=",".join(NAMES))
     parser.add_argument("--alternations", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="of one system in one alternation")
-    parser.add_argument("--threads", type=int, default=2, help="cores for each system, its workers included")
     parser.add_argument("--workers", type=int, default=2, help="DataLoader processes of the peers")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, help="instead of the setting's")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "byol-benchmarks")
     parser.add_argument(
         "--limit-s", type=float, default=float("inf"), help="start no other alternation after so long"
     )
-    parser.add_argument("--tiny", action="store_true", help="a smoke test: sizes and times mean nothing")
-    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.tiny:
         options.alternations, options.seconds = 2, 0.0
     return options
-
-
-def _parse_names(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(NAMES)}")
-    return names
 
 
 # ---- Measuring
@@ -120,9 +103,7 @@ class _Running:
 def _measure(setting: Setting, options: argparse.Namespace, *, threads: int) -> dict[str, Any]:
     begin = time.monotonic()
     last_start, end = begin + _START_SHARE * options.limit_s, begin + options.limit_s
-    options.work.mkdir(parents=True, exist_ok=True)
-    files = make_files(setting, options.work)
-    packs = options.work / f"packs-{setting.name}{'-tiny' if options.tiny else ''}"
+    files, packs = make_folders(setting, options.work, tiny=options.tiny)
     packing = None
     if any(name.startswith(_OURS) for name in options.systems):
         job = Job(_OURS, setting, options.device, threads, options.workers, files, packs)
