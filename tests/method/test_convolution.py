@@ -193,3 +193,11 @@ def test_trains_under_distributed_data_parallel(tmp_path) -> None:
         torch.distributed.destroy_process_group()
     library(images).square().sum().backward()
     torch.testing.assert_close(layer.weight.grad, library.weight.grad)
+
+
+def test_dtypes_that_differ_are_refused_as_by_the_library() -> None:
+    """Also by a layer that is faster by Winograd's algorithm."""
+    images = torch.randn(2, 64, 8, 8, dtype=torch.bfloat16)
+    for layer in (nn.Conv2d(64, 64, 3, padding=1), accelerate(nn.Conv2d(64, 64, 3, padding=1))):
+        with pytest.raises(RuntimeError, match=r"(?i)type"):
+            layer(images)

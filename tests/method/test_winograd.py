@@ -148,7 +148,8 @@ def test_kernels_of_a_cpu_without_avx512_give_the_same(monkeypatch: pytest.Monke
     found, why = kernels._load("haswell")
     if found is None:
         pytest.skip(why)
-    monkeypatch.setattr(winograd, "load_kernels", lambda: found)
+    for module in (winograd, kernels):
+        monkeypatch.setattr(module, "load_kernels", lambda: found)
     assert not found.has("winograd_convolution_2", torch.bfloat16)
     assert choose_tile(64, 64, height=8, width=8, dtype=torch.bfloat16) is None
     test_equals_the_library_in_every_direction(torch.float32, 4, (7, 10), 1)

@@ -33,24 +33,21 @@ _TIME_LIMIT_S = 300
 class Kernels:
     """The compiled library."""
 
-    library: ctypes.CDLL
+    compiled: ctypes.CDLL
 
-    def __call__(
-        self, name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __call__(self, name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype) -> None:
         """Call the kernel `name` for images of `dtype`, with contiguous tensors and numbers.
 
         PyTorch's number of threads is added as the last argument.
         """
         values = [_to_c(argument) for argument in arguments]
-        self.library[f"{name}_{_NAMES[dtype]}"](*values, ctypes.c_int(torch.get_num_threads()))
+        self.compiled[f"{name}_{_NAMES[dtype]}"](*values, ctypes.c_int(torch.get_num_threads()))
 
     def has(self, name: str, dtype: torch.dtype) -> bool:
         """Whether there is a kernel `name` for images of `dtype` on this CPU."""
-        return dtype in _NAMES and hasattr(self.library, f"{name}_{_NAMES[dtype]}")
+        return dtype in _NAMES and hasattr(self.compiled, f"{name}_{_NAMES[dtype]}")
 
 
-@cache
 def load_kernels() -> Kernels | None:
     """The kernels, or None; `explain_kernels` says why."""
     return _load("native")[0]
@@ -59,6 +56,13 @@ def load_kernels() -> Kernels | None:
 def explain_kernels() -> str:
     """In words, whether there are kernels, and why not."""
     return _load("native")[1]
+
+
+def run_kernel(name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype) -> None:
+    """Call a kernel that the caller knows to be there."""
+    kernels = load_kernels()
+    assert kernels is not None, "whoever chooses the kernel looks first"
+    kernels(name, *arguments, dtype=dtype)
 
 
 @cache
@@ -96,9 +100,8 @@ def _compile(compiler: str, arch: str) -> Path:
             _run(
                 [compiler, "-shared", *(f"{path.stem}.o" for path in sources), "-o", "new.so"], folder=scratch
             )
-            (Path(scratch) / "new.so").replace(
-                made
-            )  # whole or not at all: ranks may do this at the same time
+            # Whole or not at all: ranks may do this at the same time.
+            (Path(scratch) / "new.so").replace(made)
     return made
 
 

@@ -13,7 +13,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from byol.method.kernels import CHANNEL_GROUP, load_kernels
+from byol.method.kernels import CHANNEL_GROUP, load_kernels, run_kernel
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Images = Float[Tensor, "batch channel height width"]
@@ -25,9 +25,9 @@ def fuse_norms(module: ModuleT) -> ModuleT:
     A block falls back to timm's own way where it has something in between (attention, dropout of paths or
     blocks, anti-aliasing), in evaluation, on other devices, and where hooks want to see what is skipped.
     """
+    fused = {BasicBlock: _FusedBasicBlock, Bottleneck: _FusedBottleneck, ResNet: _FusedResNet}
     for layer in module.modules():
         # Only the class is exchanged, as in `convolution.accelerate`.
-        fused = {BasicBlock: _FusedBasicBlock, Bottleneck: _FusedBottleneck, ResNet: _FusedResNet}
         layer.__class__ = fused.get(type(layer), type(layer))
     return module
 
@@ -157,7 +157,7 @@ class _NormRelu(torch.autograd.Function):
         y = torch.empty_like(x)
         mean, inverse_std = torch.empty_like(weight), torch.empty_like(weight)
         tensors = (x, residual, weight, bias, y, mean, inverse_std, running_mean, running_var)
-        _call("norm_forward", *tensors, *_rows(x), eps, momentum, dtype=x.dtype)
+        run_kernel("norm_forward", *tensors, *_rows(x), eps, momentum, dtype=x.dtype)
         ctx.save_for_backward(x, y, weight, mean, inverse_std)
         return y
 
@@ -170,7 +170,7 @@ class _NormRelu(torch.autograd.Function):
         residual_gradient = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
         tensors = (gradient, y, x, weight, mean, inverse_std, dx, residual_gradient, dweight, dbias)
-        _call("norm_backward", *tensors, *_rows(x), dtype=x.dtype)
+        run_kernel("norm_backward", *tensors, *_rows(x), dtype=x.dtype)
         return dx, residual_gradient, dweight, dbias, None, None, None, None
 
 
@@ -192,7 +192,7 @@ class _NormReluPool(torch.autograd.Function):
         winner = torch.empty(y.shape, dtype=torch.uint8)
         mean, inverse_std = torch.empty_like(weight), torch.empty_like(weight)
         tensors = (x, weight, bias, y, winner, mean, inverse_std, running_mean, running_var)
-        _call("pool_forward", *tensors, batch, height, width, channels, eps, momentum, dtype=x.dtype)
+        run_kernel("pool_forward", *tensors, batch, height, width, channels, eps, momentum, dtype=x.dtype)
         ctx.save_for_backward(x, winner, weight, mean, inverse_std)
         return y.permute(0, 3, 1, 2)
 
@@ -204,15 +204,9 @@ class _NormReluPool(torch.autograd.Function):
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         batch, channels, height, width = x.shape
         tensors = (gradient, winner, x, weight, mean, inverse_std, dx, dweight, dbias)
-        _call("pool_backward", *tensors, batch, height, width, channels, dtype=x.dtype)
+        run_kernel("pool_backward", *tensors, batch, height, width, channels, dtype=x.dtype)
         return dx, dweight, dbias, None, None, None, None
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
     return x.numel() // x.shape[1], x.shape[1]
-
-
-def _call(name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype) -> None:
-    kernels = load_kernels()
-    assert kernels is not None, "_can_fuse was not asked"
-    kernels(name, *arguments, dtype=dtype)

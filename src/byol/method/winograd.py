@@ -18,12 +18,17 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from byol.method.kernels import CHANNEL_GROUP, Kernels, load_kernels
+from byol.method.kernels import CHANNEL_GROUP, load_kernels, run_kernel
 
 _CHUNK_BYTES = 2**22  # of V at once, for the weight's gradient: it stays in the cache of the CPU
 # bfloat16, 3x3 of 512 channels, error against double precision (relative, root mean square): library 0.0023,
 # tiles of 2 0.0038, tiles of 3 0.0078. So 3 only where 2 would waste much: a map of 3 pixels.
 _TILES = {torch.float32: (2, 3, 4), torch.bfloat16: (2, 3)}
+
+
+def multiplies_by_amx(dtype: torch.dtype) -> bool:
+    """Whether this CPU has matrix units for `dtype`, so that products cost little."""
+    return dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
 def choose_tile(
@@ -37,9 +42,9 @@ def choose_tile(
     kernels = load_kernels()
     if kernels is None or not kernels.has("winograd_convolution_2", dtype) or min(height, width) < 2:
         return None
-    if dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False):
+    if multiplies_by_amx(dtype):
         return None
-    multiple = max(CHANNEL_GROUP, kernels.library.winograd_outputs())
+    multiple = max(CHANNEL_GROUP, kernels.compiled.winograd_outputs())
     if in_channels % multiple or out_channels % multiple:
         return None
     if dtype == torch.bfloat16:
@@ -97,12 +102,6 @@ class _Winograd(torch.autograd.Function):
         return image_gradient, weight_gradient, None, None
 
 
-def _kernels() -> Kernels:
-    kernels = load_kernels()
-    assert kernels is not None, "choose_tile was not asked"
-    return kernels
-
-
 def _pack(weight: Tensor, *, m: int, dtype: torch.dtype) -> Tensor:
     if _packed is None:
         return _transform(weight, "pack", m=m, dtype=dtype)
@@ -117,7 +116,7 @@ def _transform(weight: Tensor, name: str, *, m: int, dtype: torch.dtype) -> Tens
     weight = weight.contiguous(memory_format=torch.channels_last)
     out, channels = weight.shape[:2]
     U = torch.empty((m + 2) ** 2 * out * channels, dtype=dtype)
-    _kernels()(f"winograd_{name}_{m}", weight, U, out, channels, dtype=dtype)
+    run_kernel(f"winograd_{name}_{m}", weight, U, out, channels, dtype=dtype)
     return U
 
 
@@ -125,7 +124,7 @@ def _convolve(images: Tensor, U: Tensor, out: int, *, padding: int, m: int) -> T
     batch, channels, height, width = images.shape
     output = images.new_empty(batch, height + 2 * padding - 2, width + 2 * padding - 2, out)
     size = (batch, height, width, channels, out, padding)
-    _kernels()(f"winograd_convolution_{m}", images, U, output, *size, dtype=images.dtype)
+    run_kernel(f"winograd_convolution_{m}", images, U, output, *size, dtype=images.dtype)
     return output.permute(0, 3, 1, 2)
 
 
@@ -141,8 +140,8 @@ def _weight_gradient(images: Tensor, gradient: Tensor, *, padding: int, m: int) 
         V = images.new_empty(places, num * tiles, channels)
         dM = images.new_empty(places, num * tiles, out)
         maps, gradients = (num, height, width, channels, padding), (num, out_height, out_width, out)
-        _kernels()(f"winograd_input_{m}", images[first:end], V, *maps, dtype=images.dtype)
-        _kernels()(f"winograd_output_gradient_{m}", gradient[first:end], dM, *gradients, dtype=images.dtype)
+        run_kernel(f"winograd_input_{m}", images[first:end], V, *maps, dtype=images.dtype)
+        run_kernel(f"winograd_output_gradient_{m}", gradient[first:end], dM, *gradients, dtype=images.dtype)
         dU = torch.bmm(dM.mT, V)
-        _kernels()(f"winograd_weight_gradient_{m}", dU, weight_gradient, out, channels, dtype=images.dtype)
+        run_kernel(f"winograd_weight_gradient_{m}", dU, weight_gradient, out, channels, dtype=images.dtype)
     return weight_gradient.permute(0, 3, 1, 2)

@@ -248,16 +248,13 @@ def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done
     stem = resolve_stem(config.network.stem, name=config.network.name, view_px=config.view_px)
     channels = "1 channel" if images.channels == 1 else f"{images.channels} channels"
     precision = "bf16" if ranks.dtype == torch.bfloat16 else "fp32"
+    ranks_text = f", {ranks.world_size} ranks" if ranks.world_size > 1 else ""
+    has_choice = ranks.device.type == "cpu" and config.trainer.convolution == "fast"
+    kernels = f"; {explain_kernels()}" if has_choice else ""
     lines = [
         f"{len(images)} images, {channels}, stored at {images.stored_px} px, views of "
         f"{config.view_px} px (s = {config.data_transforms.s:g})",
-        f"{config.network.name} with the {stem} stem on {ranks.device} in {precision}"
-        + (f", {ranks.world_size} ranks" if ranks.world_size > 1 else "")
-        + (
-            f"; {explain_kernels()}"
-            if ranks.device.type == "cpu" and config.trainer.convolution == "fast"
-            else ""
-        ),
+        f"{config.network.name} with the {stem} stem on {ranks.device} in {precision}{ranks_text}{kernels}",
         f"batch {plan.batch_size}, {plan.steps_per_epoch} steps an epoch, {plan.total_steps} in all",
         *plan.explain(),
     ]
