@@ -21,6 +21,7 @@ from byol.method.kernels import explain_kernels
 from byol.method.networks import Byol, check_name, resolve_stem
 from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views, whole_view
+from byol.method.winograd import constant_weights
 from byol.plan import Plan
 from byol.training import checkpoint, health
 from byol.training.distributed import Ranks, StopSignal, connect, keep_freed_memory
@@ -94,22 +95,26 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
                 torch.manual_seed(plan.key("network", step) + ranks.rank)  # for dropout and the like
                 parts = _split(batch, ranks, config=config)
                 loss = torch.zeros((), device=ranks.device)
-                for number, (images_part, rows) in enumerate(parts):
-                    view1, view2 = make_views(
-                        images_part,
-                        batch.sizes,
-                        config.data_transforms,
-                        key=key,
-                        rows=rows,
-                        pixels=images.pixels,
-                    )
-                    if step == 0 and number == 0:
-                        log.add_views(view1, view2)
-                    with ranks.exchange(network, last=number == len(parts) - 1):
-                        with ranks.autocast():
-                            part_loss, projection = network(view1, view2)
-                        (part_loss / len(parts)).backward()
-                    loss += part_loss.detach() / len(parts)
+                with constant_weights():
+                    for number, (images_part, rows) in enumerate(parts):
+                        view1, view2 = make_views(
+                            images_part,
+                            batch.sizes,
+                            config.data_transforms,
+                            key=key,
+                            rows=rows,
+                            pixels=images.pixels,
+                        )
+                        if step == 0 and number == 0:
+                            log.add_views(view1, view2)
+                        # One direction after the other: activations of one view are in memory at a time.
+                        for view, other in ((view1, view2), (view2, view1)):
+                            last = number == len(parts) - 1 and view is view2
+                            with ranks.exchange(network, last=last):
+                                with ranks.autocast():
+                                    part_loss, projection = network(view, other, symmetric=False)
+                                (part_loss / len(parts)).backward()
+                            loss += part_loss.detach() / len(parts)
 
                 # Refuse a step that is not finite. Looking is free on CPU; on a GPU the host would wait.
                 done = step + 1
