@@ -36,6 +36,7 @@ LEVELS = {
         "data.sources",
         "data.survey",
         "data.tally",
+        "data.value_range",
         "method.networks",
         "method.optim",
         "training.distributed",

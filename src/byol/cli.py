@@ -267,7 +267,10 @@ def _embed(options: argparse.Namespace) -> int:
         bad.append(name)
         print(f"byol: {name}: {error}; left out", file=sys.stderr)
 
-    blocks = list(encoder.embed_source(gather(options.images), on_bad=note))
+    def warn(name: str, found: str) -> None:
+        print(f"byol: {name}: {found}", file=sys.stderr)
+
+    blocks = list(encoder.embed_source(gather(options.images), on_bad=note, on_outside=warn))
     names = [name for block in blocks for name in block.names]
     if not names:
         raise DataError(f"{options.images}: none of its {len(bad)} images can be used")

@@ -165,6 +165,10 @@ class DataConfig(Section):
     stored_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | None = Field(
         description="Side of the packed copies, pixels; null: 1.15 views, at most the largest source side."
     )
+    geometry: Literal["square", "scale"] = Field(
+        description="How packed copies get their side. square: every image is squashed to it, crops keep its "
+        "aspect; scale: images lie on a canvas of that side, not resized; larger ones are shrunk to fit."
+    )
     packs: Text | None = Field(description="Folder of packed copies; null: 'packs' beside the run folder.")
     memory: Literal["auto", "ram", "map", "device"] = Field(
         description="Where the packed copy is read from: RAM, a memory map, the device; auto: by its size."

@@ -26,7 +26,10 @@ from byol.method.views import Pixels, whole_view
 STORED_PX, VIEW_PX = 28, 24
 
 
-def make_spec(channels: int = 3, name: str = "test_resnet", full_scale: float = 255.0) -> EncoderSpec:
+FULL_SCALES = {8: 255.0, 16: 65535.0, 32: 1.0}
+
+
+def make_spec(channels: int = 3, name: str = "test_resnet", bits: int = 8) -> EncoderSpec:
     ones = (1.0,) * channels
     return EncoderSpec(
         name=name,
@@ -35,12 +38,13 @@ def make_spec(channels: int = 3, name: str = "test_resnet", full_scale: float = 
         view_px=VIEW_PX,
         stored_px=STORED_PX,
         num_features=96,
-        pixels=Pixels(low=(0.0,) * channels, high=(full_scale,) * channels, mean=(0.4,) * channels, std=ones),
+        pixels=Pixels((0.0,) * channels, (FULL_SCALES[bits],) * channels, (0.4,) * channels, ones),
         which="online",
         done=7,
         byol_version="0.1.0",
         data_fingerprint="abc",
         data_name="cells",
+        bits=bits,
     )
 
 
@@ -89,7 +93,7 @@ def test_weights_load_in_plain_timm(tmp_path: Path) -> None:
 
 def test_json_says_how_to_use_the_weights(saved: Path, encoder: Encoder) -> None:
     content = json.loads((saved / "encoder.json").read_text())
-    assert content["format"] == 1
+    assert content["format"] == 2
     assert content["pixels"]["mean"] == [0.4, 0.4, 0.4]
     assert {key: content[key] for key in ("name", "channels", "view_px", "done")} == {
         "name": "test_resnet",
@@ -221,7 +225,7 @@ def test_every_form_of_8_bit_images_gives_the_same_features(tmp_path: Path, enco
 
 
 def test_every_form_of_16_bit_grey_images_gives_the_same_features(tmp_path: Path) -> None:
-    encoder = make_encoder(make_spec(channels=1, full_scale=65535.0))
+    encoder = make_encoder(make_spec(channels=1, bits=16))
     images = draw_images(2, channels=1, dtype=np.uint16)
     paths = [tmp_path / f"{index}.png" for index in range(2)]
     for path, image in zip(paths, images, strict=True):
@@ -324,8 +328,11 @@ def test_bad_images_are_told_and_left_out(tmp_path: Path, encoder: Encoder) -> N
     [
         ("missing.png", r"missing\.png"),
         (["missing.png"], r"missing\.png: no such file"),
-        (np.zeros((2, 8, 8, 3)), "image 0: holds float64 values; give uint8 or uint16"),
-        (torch.zeros(3, 8, 8), "image 0: holds float32 values"),
+        (
+            np.zeros((2, 8, 8, 3)),
+            "image 0: holds floating-point values, the encoder was trained on 8-bit values; give values as",
+        ),
+        (torch.zeros(3, 8, 8), "image 0: holds floating-point values"),
         (np.zeros((8, 8, 4), dtype=np.uint8), "image 0: has 4 channels, the encoder was trained on 3"),
         (np.zeros((1, 1, 1, 8, 8), dtype=np.uint8), "image 0: has the shape"),
         (torch.zeros(8, 8, dtype=torch.uint8), "image 0: has the shape"),
@@ -359,8 +366,8 @@ def test_missing_folder_and_files_say_what_to_run(saved: Path, tmp_path: Path) -
     ("content", "message"),
     [
         ("{", r"encoder\.json: cannot be read"),
-        ("[]", r"encoder\.json: has format None, this version of byol reads 1; update byol, or"),
-        ('{"format": 2}', r"encoder\.json: has format 2"),
+        ("[]", r"encoder\.json: has format None, this version of byol reads 1 and 2; update byol, or"),
+        ('{"format": 3}', r"encoder\.json: has format 3"),
         ('{"format": 1}', r"encoder\.json: name: field required"),
     ],
 )

@@ -330,14 +330,14 @@ def test_a_pack_that_does_not_fit_is_made_again(tmp_path: Path, change: str) -> 
     if change == "source":
         source, note = Images(draw(*[(8, 8, 1)] * 3), stamp="2"), note + "the source has changed"
     elif change == "size":
-        stored_px, note = 5, note + "data.stored_px or data.channels differ"
+        stored_px, note = 5, note + "data.stored_px, data.channels or data.geometry differ"
     elif change == "decoder":
         content = json.loads((tmp_path / "p" / "pack.json").read_text())
         del content["recipe"]["decoder"]  # as packs were written at first
         (tmp_path / "p" / "pack.json").write_text(json.dumps(content))
         note += "an earlier version of byol decoded the images in another way"
     elif change == "channels":
-        channels, note = "rgb", note + "data.stored_px or data.channels differ"
+        channels, note = "rgb", note + "data.stored_px, data.channels or data.geometry differ"
     elif change == "damage":
         (tmp_path / "p" / "sizes.npy").write_bytes((tmp_path / "p" / "sizes.npy").read_bytes()[:-1] + b"\7")
         note += f"{tmp_path}/p/sizes.npy: is damaged"

@@ -30,6 +30,7 @@ def config(source: str | Path, *, root: Path | str = "datasets", split: str | No
         download=False,
         channels=None,
         stored_px=None,
+        geometry="square",
         packs=None,
         memory="auto",
         max_bad=0.01,
@@ -249,14 +250,18 @@ def test_labels_that_do_not_fit(tmp_path: Path, content: str, reason: str) -> No
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 8), (6, 5, 8, 2)])
-def test_array_files_are_mapped_with_their_labels(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    images = RNG.integers(0, 65536, shape, dtype=np.uint16)
+@pytest.mark.parametrize("dtype", [np.uint16, np.float64, np.int16])
+def test_array_files_are_mapped_with_their_labels(
+    tmp_path: Path, shape: tuple[int, ...], dtype: type
+) -> None:
+    images = RNG.integers(0, 30_000, shape, dtype=np.uint16).astype(dtype)
     np.save(tmp_path / "cells.npy", images)
     np.save(tmp_path / "cells_labels.npy", np.array([0, 2, 1, 0, -1, 2]))
     source = open_source(config(tmp_path / "cells.npy"))
     assert len(source) == 6 and source.labels.tolist() == [0, 2, 1, 0, -1, 2]
     assert source.class_names == ("0", "1", "2") and source.names(3) == "000003"
     np.testing.assert_array_equal(source.item(3), images.reshape(6, 5, 8, -1)[3])
+    assert source.item(3).dtype == (np.uint16 if dtype is np.uint16 else np.float32)
     before = source.fingerprint()
     os.utime(tmp_path / "cells.npy", ns=(1, 1))
     assert open_source(config(tmp_path / "cells.npy")).fingerprint() != before
@@ -265,7 +270,7 @@ def test_array_files_are_mapped_with_their_labels(tmp_path: Path, shape: tuple[i
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (np.zeros((6, 5, 8, 3), "f4"), r"holds float32 of shape \(6, 5, 8, 3\)"),
+        (np.zeros((6, 5, 8, 3), "c8"), r"holds complex64 of shape \(6, 5, 8, 3\)"),
         (np.zeros((0, 5, 8), "u1"), r"shape \(0, 5, 8\)"),
         (np.zeros((6, 3, 9, 9), "u1"), "move the channels to the end"),
         (np.array([None]), "cannot be read as a NumPy array"),

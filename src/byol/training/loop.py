@@ -263,6 +263,8 @@ def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done
         f"batch {plan.batch_size}, {plan.steps_per_epoch} steps an epoch, {plan.total_steps} in all",
         *plan.explain(),
     ]
+    if config.data.geometry == "scale":
+        lines.insert(1, _explain_scale(images))
     if images.note not in ("packed", "found"):
         lines.insert(0, images.note)
     if images.num_bad:
@@ -275,6 +277,15 @@ def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done
     elif done:
         lines.append(f"continuing at step {done} of {plan.total_steps}")
     return lines
+
+
+def _explain_scale(images: Packed) -> str:
+    if images.num_shrunk == 0:
+        return "no image is resized: each lies on a canvas of that side"
+    return (
+        f"no image is resized but {images.num_shrunk} of {len(images)}, which are larger than the canvas of "
+        f"{images.stored_px} px and shrunk to fit; a larger data.stored_px keeps their scale too"
+    )
 
 
 class _Clock:
