@@ -41,6 +41,7 @@ LEVELS = {
         "training.distributed",
         "training.checkpoint",
         "training.memory",
+        "training.pace",
         "training.runlog",
         "training.health",
         "evaluation.probes",
