@@ -30,6 +30,7 @@ _THE_ENCODER = """the encoder is in {run}:
 _EPILOG = """examples:
   byol demo                                  generated images, then the table; minutes on 2 cores
   byol train IMAGES/ -o runs/cells           no settings, no labels; the same again continues
+  byol train IMAGES/ --hours 2               as good as it gets in two hours
   byol train config.yaml trainer.max_epochs=40
   byol eval runs/cells --labels cells.csv    how good is it, beside pixels and the untrained encoder
   byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
@@ -82,6 +83,9 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
     train.add_argument("--preset", help="classic, paper, default or demo")
+    train.add_argument(
+        "--hours", help="time for the training, such as 2 or 0.5, instead of a number of epochs"
+    )
 
     run = _add(
         commands, "run", _run, "train, then evaluate: what `python run.py` does", "byol run config.yaml"
@@ -89,6 +93,7 @@ def _make_parser() -> argparse.ArgumentParser:
     run.add_argument("source", nargs="?", default="config.yaml", help="configuration file (%(default)s)")
     run.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
     run.add_argument("--preset", help="classic, paper, default or demo")
+    run.add_argument("--hours", help="time for the training, such as 2 or 0.5, instead of a number of epochs")
 
     evaluate = _add(
         commands, "eval", _eval, "how good is a run's encoder", "byol eval runs/cells --labels cells.csv"
@@ -189,12 +194,16 @@ def _eval(options: argparse.Namespace) -> int:
 def _configure(options: argparse.Namespace) -> tuple[Config, Path]:
     """The configuration that the arguments mean, and the run's folder."""
     source = str(options.source)
+    overrides = [
+        *options.overrides,
+        *([] if options.hours is None else [f"trainer.max_hours={options.hours}"]),
+    ]
     if Path(source).suffix.lower() in (".yaml", ".yml"):
-        config = load_config(Path(source), options.overrides, preset=options.preset)
+        config = load_config(Path(source), overrides, preset=options.preset)
         name = Path(source).stem
     else:
         source_override = f"data.source={json.dumps(source)}"
-        config = load_config(None, [source_override, *options.overrides], preset=options.preset or "default")
+        config = load_config(None, [source_override, *overrides], preset=options.preset or "default")
         path = Path(source).resolve()
         name = path.name if path.is_dir() else path.stem
     return config, options.output or Path("runs") / name

@@ -7,6 +7,7 @@ all problems come in one ConfigError. The settings themselves are in `config_sch
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -63,6 +64,7 @@ _NO_PART_OF_A_RUN = (
     "data.max_bad",
     "trainer.num_workers",
     "trainer.device",
+    "trainer.accumulation_steps",
     "trainer.checkpoint_interval",
     "trainer.log_interval",
     "trainer.health_interval",
@@ -88,7 +90,7 @@ def load_config(path: Path | None, overrides: Sequence[str], *, preset: str | No
     if preset is not None and chosen.layer < 2:
         chosen = Given(preset, repr(preset), f"preset {preset!r}", 2)
     if chosen.value in PRESETS:
-        given = _read_preset(str(chosen.value)) | written | {"preset": chosen}
+        given = _settle_length(_read_preset(str(chosen.value)) | written | {"preset": chosen}, problems)
         config = _validate(given, problems)
         if config is not None and not problems:
             return config
@@ -194,6 +196,24 @@ def _collect(
             value = found.value if _is_number_for_text(found, key) else config_text.construct(found)
             given[key] = Given(value, config_text.show(found), where, layer)
     return given
+
+
+def _settle_length(given: dict[str, Given], problems: list[str]) -> dict[str, Given]:
+    """A run is as long as the later layer says, in epochs or in hours; the other is then null.
+
+    So `--hours 2` needs no word on the epochs of a preset or a file.
+    """
+    epochs, hours = given["trainer.max_epochs"], given["trainer.max_hours"]
+    if epochs.value is None or hours.value is None:
+        return given
+    if epochs.layer == hours.layer:
+        problems.append(
+            f"{hours.place}: trainer.max_hours {hours.text} and trainer.max_epochs {epochs.text} are two "
+            "lengths of one run; leave one out"
+        )
+        return given
+    key = "trainer.max_epochs" if epochs.layer < hours.layer else "trainer.max_hours"
+    return given | {key: replace(given[key], value=None, text="null")}
 
 
 # ---- Checks

@@ -189,7 +189,13 @@ class TrainerConfig(Section):
     m_schedule: Literal["constant", "cosine"] = Field(
         description="Tau over the run: constant, or from m to 1 by a cosine (the paper's)."
     )
-    max_epochs: int = Field(ge=1, le=10**6, description="Length of the run, passes over the images.")
+    max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
+        description="Length of the run, passes over the images; null: max_hours decides."
+    )
+    max_hours: Annotated[float, Field(gt=0, le=10**5)] | None = Field(
+        description="Length of the run, hours from first to last step, all starts together; schedules are "
+        "fitted to the measured speed and end in time. null: max_epochs decides."
+    )
     checkpoint_interval: int = Field(ge=1, description="Steps between checkpoints; the end has one as well.")
     num_workers: int = Field(ge=1, le=1024, description="Threads that decode images for the packed copy.")
     log_interval: int = Field(ge=1, description="Steps between log lines.")
@@ -289,7 +295,11 @@ def find_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...],
             f"{batch} {values[batch]} cannot be computed in {parts} {values[parts]} equal parts of 2 or more",
         )
     warmup, epochs = "optimizer.warmup_epochs", "trainer.max_epochs"
-    if has(warmup, epochs) and values[warmup] is not None and values[warmup] > values[epochs]:
+    if (
+        has(warmup, epochs)
+        and None not in (values[warmup], values[epochs])
+        and values[warmup] > values[epochs]
+    ):
         yield (
             (warmup, epochs),
             f"{warmup} {values[warmup]} is longer than the run, {epochs} {values[epochs]}",

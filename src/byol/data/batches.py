@@ -4,6 +4,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from types import TracebackType
 from typing import Literal
 
@@ -66,7 +67,8 @@ class Batches:
             )
         self._sizes = packed.sizes
         self._plan, self._rows = plan, rows
-        self._steps = iter(range(first_step, plan.total_steps))
+        # With a time budget the consumer knows the end.
+        self._steps = count(first_step) if plan.budget_s else iter(range(first_step, plan.total_steps))
         self._ahead: deque[tuple[Future[Tensor], Tensor]] = deque()
         self._threads = ThreadPoolExecutor(_AHEAD, thread_name_prefix="byol-batches")
 
