@@ -9,8 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "byol"
 LEVELS = {
-    0: {"errors"},
-    1: {"config_text", "config_schema", "files", "method.kernels", "method.pixelwise", "data.formats"},
+    0: {"errors", "config_text", "config_schema"},
+    1: {"config_keys", "files", "method.kernels", "method.pixelwise", "data.formats"},
     2: {
         "config",
         "data.decode",

@@ -58,18 +58,18 @@ class Plan:
             DataError: fewer images than a batch.
         """
         trainer, optimizer = config.trainer, config.optimizer
-        if num_images < trainer.batch_size:
+        if num_images < config.batch_size:
             smaller = f", or trainer.batch_size={max(2, num_images // 2)}" if num_images >= 2 else ""
             found = "one image is" if num_images == 1 else f"{num_images} images are"
-            raise DataError(f"{found} fewer than a batch of {trainer.batch_size}; give more images{smaller}")
-        steps_per_epoch = num_images // trainer.batch_size
-        total_steps = steps_per_epoch * trainer.max_epochs
+            raise DataError(f"{found} fewer than a batch of {config.batch_size}; give more images{smaller}")
+        steps_per_epoch = num_images // config.batch_size
+        total_steps = steps_per_epoch * config.max_epochs
         chosen = _choose(config, total_steps=total_steps)
-        base_lr = chosen.lr * (trainer.batch_size / 256 if optimizer.scale_lr else 1.0)
-        scaling = f" x {trainer.batch_size} / 256 = {base_lr:.4g}" if optimizer.scale_lr else ""
+        base_lr = chosen.lr * (config.batch_size / 256 if optimizer.scale_lr else 1.0)
+        scaling = f" x {config.batch_size} / 256 = {base_lr:.4g}" if optimizer.scale_lr else ""
         return cls(
             num_images=num_images,
-            batch_size=trainer.batch_size,
+            batch_size=config.batch_size,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
             seed=trainer.seed,
@@ -172,7 +172,7 @@ class _Derived:
 
 
 def _derive_paper(config: Config, *, total_steps: int) -> _Derived:
-    epochs = config.trainer.max_epochs
+    epochs = config.max_epochs
     row = next((length for length in _PAPER if length >= epochs), max(_PAPER))
     lr, weight_decay, tau = _PAPER[row]
     warmup = min(_PAPER_WARMUP_EPOCHS, epochs / 4)
@@ -185,15 +185,14 @@ def _derive_paper(config: Config, *, total_steps: int) -> _Derived:
 
 
 def _derive_default(config: Config, *, total_steps: int) -> _Derived:
-    trainer = config.trainer
-    lr = min(_LR_PER_IMAGE * trainer.batch_size, _LR_MAX)
-    warmup = min(_WARMUP_SHARE * trainer.max_epochs, _WARMUP_MAX_EPOCHS)
+    lr = min(_LR_PER_IMAGE * config.batch_size, _LR_MAX)
+    warmup = min(_WARMUP_SHARE * config.max_epochs, _WARMUP_MAX_EPOCHS)
     gap = min(_TAU_MAX_GAP, math.sqrt(_TAU_STEPS / total_steps))
     return _Derived(
         (lr, warmup, _WEIGHT_DECAY, 1.0 - gap),
         (
-            f"min({_LR_PER_IMAGE * 64:g} x batch {trainer.batch_size} / 64, {_LR_MAX:g})",
-            f"min({_WARMUP_SHARE:g} x {trainer.max_epochs} epochs, {_WARMUP_MAX_EPOCHS:g})",
+            f"min({_LR_PER_IMAGE * 64:g} x batch {config.batch_size} / 64, {_LR_MAX:g})",
+            f"min({_WARMUP_SHARE:g} x {config.max_epochs} epochs, {_WARMUP_MAX_EPOCHS:g})",
             "fixed",
             f"1 - min({_TAU_MAX_GAP:g}, sqrt({_TAU_STEPS:g} / {total_steps} steps))",
         ),

@@ -62,7 +62,7 @@ def untrained(
     estimated on at most 1,000 of the training images (`rows`), seen whole.
     """
     # The key depends on the seed alone, so that any number of images will do for the plan.
-    key = Plan.of(config, num_images=config.trainer.batch_size).key("init", 0)
+    key = Plan.of(config, num_images=config.batch_size).key("init", 0)
     module = Byol.of(config, channels=spec.channels, seed_key=key).online.encoder
     chosen = rows if len(rows) <= NUM_CALIBRATION else _spread(rows, NUM_CALIBRATION)
 

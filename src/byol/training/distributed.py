@@ -108,12 +108,14 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
         _check_launcher(world_size)
     rank = int(os.environ.get("RANK", "0"))
     device = choose_device(trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
-    share = world_size * trainer.accumulation_steps
-    if trainer.batch_size % share:
-        raise ConfigError(
-            f"trainer.batch_size: {trainer.batch_size} cannot be shared by {world_size} ranks x "
-            f"{trainer.accumulation_steps} accumulation steps; use a multiple of {share}"
-        )
+    if trainer.batch_size is not None:
+        parts = trainer.accumulation_steps or 1  # open ones are chosen to be right
+        share = world_size * parts
+        if trainer.batch_size % share:
+            raise ConfigError(
+                f"trainer.batch_size: {trainer.batch_size} cannot be shared by {world_size} ranks x "
+                f"{parts} accumulation steps; use a multiple of {share}"
+            )
     dtype = choose_dtype(trainer.precision, device=device)
     with exact_fp32(device):
         if world_size == 1:

@@ -71,7 +71,7 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
             console,
             first_step=done,
             total_steps=plan.total_steps,
-            max_epochs=config.trainer.max_epochs,
+            max_epochs=config.max_epochs,
             active=ranks.is_main,
         )
         for note in [*notes, *_introduce(config, images, plan=plan, ranks=ranks, done=done)]:
@@ -193,8 +193,7 @@ def _open_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Consol
 
 def _split(batch: Batch, ranks: Ranks, *, config: Config) -> list[tuple[Tensor, slice]]:
     """This rank's images in `accumulation_steps` parts, each with its rows of the global batch."""
-    trainer = config.trainer
-    size = batch.images.shape[0] // trainer.accumulation_steps
+    size = batch.images.shape[0] // config.accumulation_steps
     step, first = ranks.world_size, ranks.rank
     return [
         (batch.images[at : at + size], slice(first + at * step, first + (at + size) * step, step))
