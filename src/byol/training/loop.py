@@ -4,6 +4,7 @@ import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from byol.artifacts.encoder import EncoderSpec, save_encoder
-from byol.config import Config
+from byol.config import Config, Draft
 from byol.data.batches import Batch, Batches
 from byol.data.images import open_images
 from byol.data.packed import Packed
@@ -23,8 +24,9 @@ from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views, whole_view
 from byol.plan import Plan
 from byol.training import checkpoint, health
-from byol.training.distributed import Ranks, StopSignal, connect, keep_freed_memory
-from byol.training.runlog import Metrics, RunLog
+from byol.training.distributed import Ranks, StopSignal, choose_dtype, connect, keep_freed_memory
+from byol.training.runlog import Metrics, RunLog, say
+from byol.training.start import settle
 
 _PATIENCE = 2  # health checks in a row that say "collapsed" before the run is stopped
 
@@ -38,8 +40,10 @@ class Outcome:
     stopped_by: str | None
 
 
-def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
+def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
     """Train, or go on with the run in `run_dir`, until all steps are done or a signal asks to stop.
+
+    Open settings of a draft are chosen first, or taken from the run.
 
     Raises:
         ConfigError, DataError, CheckpointError, RunMismatchError: see their modules; nothing is damaged.
@@ -47,8 +51,12 @@ def train(config: Config, run_dir: Path, *, console: Console) -> Outcome:
         CollapsedError: the projections of the fixed images have become nearly equal.
     """
     keep_freed_memory()
+    config = given.config if isinstance(given, Draft) else given
     check_name(config.network.name)
     with connect(config.trainer) as ranks, ExitStack() as stack:
+        if isinstance(given, Draft):
+            config = settle(given, run_dir, ranks=ranks, say=partial(say, console))
+            ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
         images = _open_images(config, run_dir, ranks=ranks, console=console)
         # Packing is interrupted at once, and can be continued; from here on signals wait for a checkpoint.
         stop = stack.enter_context(StopSignal().listen())

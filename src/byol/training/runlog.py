@@ -110,7 +110,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """One line for the person."""
         if self._active:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            say(self._console, text)
 
     def _show(self, metrics: Metrics) -> None:
         text = (
@@ -125,6 +125,11 @@ class RunLog:
         if now - self._last_line_s >= _PLAIN_INTERVAL_S or metrics.done == self._total_steps:
             self._last_line_s = now
             self.say(f"step {metrics.done}/{self._total_steps}  {text}")
+
+
+def say(console: Console, text: str) -> None:
+    """One line for the person, as it is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def read_metrics(run_dir: Path) -> list[Metrics]:
