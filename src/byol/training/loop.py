@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from byol.artifacts.encoder import EncoderSpec, save_encoder
 from byol.config import Config, Draft
-from byol.data.batches import Batch, Batches
+from byol.data.batches import Batches
 from byol.data.images import open_images
 from byol.data.packed import Packed
 from byol.data.partial import BAD_FILES
@@ -27,6 +27,7 @@ from byol.training import checkpoint, health
 from byol.training.distributed import Ranks, StopSignal, choose_dtype, connect, keep_freed_memory
 from byol.training.runlog import Metrics, RunLog, say
 from byol.training.start import settle
+from byol.training.step import compute_gradients
 
 _PATIENCE = 2  # health checks in a row that say "collapsed" before the run is stopped
 
@@ -100,31 +101,28 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
                 # Views, loss and gradient of each part of the batch; one part unless memory asks for more.
                 key = plan.key("views", step)
                 torch.manual_seed(plan.key("network", step) + ranks.rank)  # for dropout and the like
-                parts = _split(batch, ranks, config=config)
-                loss = torch.zeros((), device=ranks.device)
-                for number, (images_part, rows) in enumerate(parts):
-                    view1, view2 = make_views(
-                        images_part,
-                        batch.sizes,
-                        config.data_transforms,
-                        key=key,
-                        rows=rows,
-                        pixels=images.pixels,
-                    )
-                    if step == 0 and number == 0:
-                        log.add_views(view1, view2)
-                    with ranks.exchange(network, last=number == len(parts) - 1):
-                        with ranks.autocast():
-                            part_loss, projection = network(view1, view2)
-                        (part_loss / len(parts)).backward()
-                    loss += part_loss.detach() / len(parts)
+                make = partial(
+                    make_views,
+                    sizes=batch.sizes,
+                    transforms=config.data_transforms,
+                    key=key,
+                    pixels=images.pixels,
+                )
+                computed = compute_gradients(
+                    network,
+                    batch.images,
+                    make=make,
+                    show=log.add_views if step == 0 else None,
+                    num_parts=config.accumulation_steps,
+                    ranks=ranks,
+                )
 
                 # Refuse a step that is not finite. Looking is free on CPU; on a GPU the host would wait.
                 done = step + 1
                 stopping = _asked_to_stop(stop, ranks, done=done)
                 looking = stopping or plan.log_at(done) or plan.health_at(done) or plan.save_at(done)
                 if looking or ranks.device.type == "cpu":
-                    mean_loss = ranks.mean(loss)
+                    mean_loss = ranks.mean(computed.loss)
                     _check_finite(
                         mean_loss,
                         optimizer,
@@ -153,7 +151,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
                             loss=mean_loss,
                             lr=plan.lr(step),
                             tau=plan.tau(step),
-                            feature_std=ranks.mean(health.measure_feature_std(projection)),
+                            feature_std=ranks.mean(health.measure_feature_std(computed.projection)),
                             images_per_s=images_per_s,
                             data_wait=data_wait,
                             verdict=status.verdict,
@@ -197,16 +195,6 @@ def _open_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Consol
             f"state {images.channels}, or choose with data.channels"
         )
     return images
-
-
-def _split(batch: Batch, ranks: Ranks, *, config: Config) -> list[tuple[Tensor, slice]]:
-    """This rank's images in `accumulation_steps` parts, each with its rows of the global batch."""
-    size = batch.images.shape[0] // config.accumulation_steps
-    step, first = ranks.world_size, ranks.rank
-    return [
-        (batch.images[at : at + size], slice(first + at * step, first + (at + size) * step, step))
-        for at in range(0, batch.images.shape[0], size)
-    ]
 
 
 def _check_finite(

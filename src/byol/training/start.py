@@ -94,7 +94,9 @@ def _choose(draft: Draft, look: Survey, *, world_size: int) -> Chosen:
     return choose(
         draft,
         look,
-        machine=Machine("cuda" if device.type == "cuda" else "cpu", "bf16" if is_bf16 else "fp32", world_size),
+        machine=Machine(
+            "cuda" if device.type == "cuda" else "cpu", "bf16" if is_bf16 else "fp32", world_size
+        ),
         is_dicom=source.names(0).lower().endswith(_DICOM_SUFFIXES),
         measure=partial(_measure, look=look),
     )

@@ -1,0 +1,102 @@
+"""How much memory there is, how much a process has had, and whether an error says that it ran out."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
+# What errors say: PyTorch's own on a CPU (Linux, other systems), oneDNN's, and those of libraries on a GPU.
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a primitive",
+    "CUDA out of memory",
+    "ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of a step says that memory ran out, on a CPU or a GPU.
+
+    On Linux a process may also be ended by the system before anything is raised: nobody can catch that.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+def available_bytes() -> int:
+    """Host memory to be had without swapping, within a container's limit."""
+    try:
+        available = _read_fields(Path("/proc/meminfo"))["MemAvailable"]
+    except (OSError, KeyError):  # not Linux: all there is, as nothing says what others have taken
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    room = [limit - used for limit, used in map(_read_cgroup, _list_cgroups()) if limit is not None]
+    return max(0, min([available, *room]))
+
+
+def peak_bytes() -> int:
+    """The highest resident memory of this process, libraries included."""
+    try:
+        return _read_fields(Path("/proc/self/status"))["VmHWM"]
+    except (OSError, KeyError):  # on Linux this one counts what the parent had before the start as well
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def limit_memory(num_bytes: int) -> None:
+    """Let this process fail to allocate more than so much, where the system can: Linux.
+
+    There a step that is too large is then an error, instead of the end of this or another process.
+    """
+    if sys.platform == "linux":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        soft = num_bytes if hard == resource.RLIM_INFINITY else min(num_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _list_cgroups() -> list[Path]:
+    """The folders that may limit this process's memory: its own and those above, of either version."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            inside = (_CGROUP / controllers).joinpath(path.lstrip("/"))
+            root = _CGROUP / controllers
+            folders += [folder for folder in (inside, *inside.parents) if folder.is_relative_to(root)]
+    return folders
+
+
+def _read_cgroup(folder: Path) -> tuple[int | None, int]:
+    """Limit (None: there is none) and use, bytes; files that the system can drop do not count as used."""
+    for limit_name, used_name, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit, used = int((folder / limit_name).read_text()), int((folder / used_name).read_text())
+            lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return limit, used - {name: int(value) for name, value in lines}.get(cache, 0)
+        except (OSError, ValueError):  # ValueError: "max", no limit
+            continue
+    return None, 0
+
+
+def _read_fields(path: Path) -> dict[str, int]:
+    """The lines "Name: NUMBER kB" of a file of /proc, in bytes."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {
+        words[0].removesuffix(":"): int(words[1]) * 1024
+        for words in lines
+        if len(words) == 3 and words[2] == "kB"
+    }
