@@ -9,8 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "byol"
 LEVELS = {
-    0: {"errors"},
-    1: {"config_text", "config_schema", "files", "method.kernels", "method.pixelwise", "data.formats"},
+    0: {"errors", "config_text", "config_schema"},
+    1: {"config_keys", "files", "method.kernels", "method.pixelwise", "data.formats"},
     2: {
         "config",
         "data.decode",
@@ -51,9 +51,11 @@ LEVELS = {
     5: {"data.packed", "training.step"},
     6: {"data.batches", "data.images", "artifacts.encoder"},
     7: {"evaluation.features", "evaluation.splits", "training.probe"},
-    8: {"training.loop", "evaluation.table"},
-    9: {"cli", "__init__"},
-    10: {"__main__"},
+    8: {"choices", "evaluation.table"},
+    9: {"training.settle"},
+    10: {"training.loop"},
+    11: {"cli", "__init__"},
+    12: {"__main__"},
 }
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
 

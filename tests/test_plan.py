@@ -11,7 +11,8 @@ from byol.plan import Plan
 
 
 def make_plan(*overrides: str, preset: str = "default", num_images: int = 1000) -> Plan:
-    return Plan.of(load_config(None, overrides, preset=preset), num_images=num_images)
+    chosen = ("trainer.batch_size=64", "trainer.max_epochs=100") if preset == "default" else ()
+    return Plan.of(load_config(None, [*chosen, *overrides], preset=preset), num_images=num_images)
 
 
 def test_steps_drop_the_incomplete_batch() -> None:

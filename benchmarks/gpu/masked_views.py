@@ -3,7 +3,7 @@
 Every operation is applied to the whole batch, with numbers that change nothing where it was not drawn, so
 that shapes are the same in every step and the operations can be compiled. The views are those of
 `byol.method.views.make_views`, to rounding, as far as the presets `default`, `paper` and `classic` go: RGB,
-without rotation, vertical flip, gamma, noise, inversion or channel drop.
+without rotation, vertical flip, turn, gamma, noise, inversion or channel drop.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ class MaskedViews:
 
     def _send(self, draws: Draws) -> Float[Tensor, "number batch 1 1"]:
         """All numbers in one copy: box, flip, colours, grey, sigma, solarize."""
-        unused = (draws.angle, draws.noise, draws.invert, draws.drop, draws.vertical_flip)
+        unused = (draws.angle, draws.noise, draws.invert, draws.drop, draws.vertical_flip, draws.turn)
         assert not any(bool((number != 0).any()) for number in unused) and "gamma" not in draws.order
         neutral = [
             torch.where(draws.jitter, getattr(draws, name)[:, 0], float(name != "hue")) for name in _COLOURS

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from byol import __version__
-from byol.config import Config, dump_config, json_schema, load_config
+from byol.config import Draft, json_schema, load_draft
 from byol.errors import ByolError, ConfigError, DataError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*|--[A-Za-z_][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
@@ -29,6 +29,7 @@ _THE_ENCODER = """the encoder is in {run}:
 """
 _EPILOG = """examples:
   byol demo                                  generated images, then the table; minutes on 2 cores
+  byol train IMAGES/ -n                      what would be chosen, and how long it takes
   byol train IMAGES/ -o runs/cells           no settings, no labels; the same again continues
   byol train IMAGES/ --hours 2               as good as it gets in two hours
   byol train config.yaml trainer.max_epochs=40
@@ -85,6 +86,12 @@ def _make_parser() -> argparse.ArgumentParser:
     train.add_argument("--preset", help="classic, paper, default or demo")
     train.add_argument(
         "--hours", help="time for the training, such as 2 or 0.5, instead of a number of epochs"
+    )
+    train.add_argument(
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="print what is chosen, and how long it takes; write nothing",
     )
 
     run = _add(
@@ -171,18 +178,18 @@ def _take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    config = load_config(None, options.overrides, preset="demo")
-    return _train_and_evaluate(config, options.output)
+    draft = load_draft(None, options.overrides, preset="demo")
+    return _train_and_evaluate(draft, options.output)
 
 
 def _train(options: argparse.Namespace) -> int:
-    config, run_dir = _configure(options)
-    return _train_run(config, run_dir)
+    draft, run_dir = _configure(options)
+    return _preview(draft, run_dir) if options.dry_run else _train_run(draft, run_dir)
 
 
 def _run(options: argparse.Namespace) -> int:
-    config, run_dir = _configure(options)
-    return _train_and_evaluate(config, run_dir)
+    draft, run_dir = _configure(options)
+    return _train_and_evaluate(draft, run_dir)
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -191,7 +198,7 @@ def _eval(options: argparse.Namespace) -> int:
     return _print_table(options.run, overrides=overrides)
 
 
-def _configure(options: argparse.Namespace) -> tuple[Config, Path]:
+def _configure(options: argparse.Namespace) -> tuple[Draft, Path]:
     """The configuration that the arguments mean, and the run's folder."""
     source = str(options.source)
     overrides = [
@@ -199,22 +206,30 @@ def _configure(options: argparse.Namespace) -> tuple[Config, Path]:
         *([] if options.hours is None else [f"trainer.max_hours={options.hours}"]),
     ]
     if Path(source).suffix.lower() in (".yaml", ".yml"):
-        config = load_config(Path(source), overrides, preset=options.preset)
+        draft = load_draft(Path(source), overrides, preset=options.preset)
         name = Path(source).stem
     else:
         source_override = f"data.source={json.dumps(source)}"
-        config = load_config(None, [source_override, *overrides], preset=options.preset or "default")
+        draft = load_draft(None, [source_override, *overrides], preset=options.preset or "default")
         path = Path(source).resolve()
         name = path.name if path.is_dir() else path.stem
-    return config, options.output or Path("runs") / name
+    return draft, options.output or Path("runs") / name
 
 
-def _train_run(config: Config, run_dir: Path) -> int:
+def _preview(draft: Draft, run_dir: Path) -> int:
+    from byol.training.settle import preview
+
+    if _is_main_rank():
+        preview(draft, run_dir, say=print)
+    return 0
+
+
+def _train_run(draft: Draft, run_dir: Path) -> int:
     from rich.console import Console
 
     from byol.training.loop import train
 
-    outcome = train(config, run_dir, console=Console())
+    outcome = train(draft, run_dir, console=Console())
     if outcome.stopped_by is not None:
         if _is_main_rank():
             print(
@@ -227,12 +242,12 @@ def _train_run(config: Config, run_dir: Path) -> int:
     return 0
 
 
-def _train_and_evaluate(config: Config, run_dir: Path) -> int:
-    code = _train_run(config, run_dir)
+def _train_and_evaluate(draft: Draft, run_dir: Path) -> int:
+    code = _train_run(draft, run_dir)
     if code or not _is_main_rank():
         return code
     # The run's own file keeps what its first start said; how to evaluate is for this start to say.
-    chosen = config.evaluation.model_dump().items()
+    chosen = draft.config.evaluation.model_dump().items()
     return _print_table(run_dir, overrides=[f"evaluation.{key}={json.dumps(value)}" for key, value in chosen])
 
 
@@ -293,5 +308,5 @@ def _config(options: argparse.Namespace) -> int:
     if options.schema:
         print(json_schema())
     else:
-        print(dump_config(load_config(options.file, options.overrides, preset=options.preset)), end="")
+        print(load_draft(options.file, options.overrides, preset=options.preset).dump(), end="")
     return 0

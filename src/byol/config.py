@@ -1,13 +1,14 @@
-"""The configuration of a run: preset < YAML file < `section.key=value`, checked before anything is opened.
+"""The configuration of a run: preset < domain < YAML file < `section.key=value`, checked before all else.
 
 A setting that is refused is named with its place, what was given, what is allowed and the nearest valid key;
-all problems come in one ConfigError. The settings themselves are in `config_schema.py`.
+all problems come in one ConfigError. The settings themselves are in `config_schema.py`. Some may be open: a
+`Draft` is what is known before they are chosen. It keeps the layers, so that a domain can be put in between.
 """
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from byol import config_text
+from byol import config_keys, config_text
 from byol.config_schema import (
+    OPEN,
     Config,
     DataConfig,
     DataTransforms,
@@ -26,7 +28,6 @@ from byol.config_schema import (
     OptimizerConfig,
     OptimizerParams,
     ProjectionHead,
-    Section,
     TrainerConfig,
     View,
     find_conflicts,
@@ -38,6 +39,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DataTransforms",
+    "Draft",
     "EvaluationConfig",
     "NetworkConfig",
     "OptimizerConfig",
@@ -49,13 +51,24 @@ __all__ = [
     "dump_config",
     "json_schema",
     "load_config",
+    "load_draft",
 ]
 
-MIN_LIKENESS = 1.2  # of a key to the one suggested, of 2
 PRESETS = ("classic", "paper", "default", "demo")
+DOMAINS = ("photo", "grey", "microscopy", "satellite", "medical", "industrial")
+_DOMAIN_KEY = "data_transforms.domain"
+# Layers, later ones over earlier ones; what is chosen gives way to what a person has written.
+_PRESET, _DOMAIN, _CHOSEN, _FILE, _OVERRIDE = range(5)
+# Chosen with the open ones, where they are at this value, though a run can do without.
+_ALSO_FREE: dict[str, str | None] = {
+    "network.stem": "auto",
+    "trainer.precision": "auto",
+    "data.channels": None,
+}
 # What may differ between two starts of one run: labels of settings, where things lie, what is looked at when.
 _NO_PART_OF_A_RUN = (
     "preset",
+    _DOMAIN_KEY,
     "evaluation.",
     "data.root",
     "data.download",
@@ -71,8 +84,76 @@ _NO_PART_OF_A_RUN = (
 )
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A configuration that may have open settings, with where each of its values comes from."""
+
+    config: Config
+    layers: Mapping[str, Given]
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The settings that must be chosen before a run, in the order of `OPEN`."""
+        found = [key for key, value in OPEN.items() if self.layers[key].value == value]
+        if self.layers["trainer.max_hours"].value is not None:  # a length of its own
+            found = [key for key in found if key != "trainer.max_epochs"]
+        return tuple(found)
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """What a choice may set: the open settings and those that go with them; () if none is open."""
+        if not self.open:
+            return ()
+        also = [key for key, value in _ALSO_FREE.items() if self.layers[key].value == value]
+        if self.is_given("data.channels"):  # null is then what the person wants
+            also = [key for key in also if key != "data.channels"]
+        views = _list_views() if _DOMAIN_KEY in self.open else ()
+        return (*self.open, *also, *(key for key in views if not self.is_given(key)))
+
+    def is_given(self, key: str) -> bool:
+        """Whether the file or an override says it, be it open or not."""
+        return self.layers[key].layer >= _FILE
+
+    def settle(self, values: Mapping[str, object]) -> "Draft":
+        """With these values where they are free; the others are passed over. Keys may be short forms.
+
+        Raises:
+            ConfigError: a chosen value goes against one that was given.
+        """
+        free, layers = self.free, dict(self.layers)
+        for written, value in config_keys.flatten(values):
+            for key in config_keys.expand(written):
+                if key in free:
+                    layers[key] = Given(value, str(value), f"chosen: {written}", _CHOSEN)
+        problems: list[str] = []
+        layers = _put_domain(layers)
+        config = _validate(layers, problems)
+        if config is None or problems:
+            raise ConfigError("\n".join(dict.fromkeys(problems)))
+        return Draft(config, layers)
+
+    def values_of(self, config: Config) -> dict[str, object]:
+        """For `settle`: what another configuration has where this one is free."""
+        values = dict(config_keys.flatten(config.model_dump()))
+        return {key: values[key] for key in self.free}
+
+    def dump(self) -> str:
+        """As YAML, which `load_draft` reads back to one with the same open settings.
+
+        While the domain is open, of the views only what was given is told: all else is the domain's.
+        """
+        values = dict(config_keys.flatten(self.config.model_dump()))
+        hidden = set(_list_views()) & set(self.free)
+        return config_text.write(config_keys.nest({k: v for k, v in values.items() if k not in hidden}))
+
+
 def load_config(path: Path | None, overrides: Sequence[str], *, preset: str | None) -> Config:
-    """Read `path` over its preset, and `overrides` ("section.key=value") over both.
+    """As `load_draft`, without the layers."""
+    return load_draft(path, overrides, preset=preset).config
+
+
+def load_draft(path: Path | None, overrides: Sequence[str], *, preset: str | None) -> Draft:
+    """Read `path` over its preset and domain, and `overrides` ("section.key=value") over all.
 
     The preset is the first given of: an override, `preset`, the key `preset` of the file; else `classic` for
     a file and `default` without one.
@@ -86,14 +167,15 @@ def load_config(path: Path | None, overrides: Sequence[str], *, preset: str | No
         written |= _read_file(path, problems)
     for override in overrides:
         written |= _read_override(override, problems)
-    chosen = written.get("preset", Given("default" if path is None else "classic", "", "", 0))
-    if preset is not None and chosen.layer < 2:
-        chosen = Given(preset, repr(preset), f"preset {preset!r}", 2)
+    chosen = written.get("preset", Given("default" if path is None else "classic", "", "", _PRESET))
+    if preset is not None and chosen.layer < _OVERRIDE:
+        chosen = Given(preset, repr(preset), f"preset {preset!r}", _OVERRIDE)
     if chosen.value in PRESETS:
-        given = _settle_length(_read_preset(str(chosen.value)) | written | {"preset": chosen}, problems)
-        config = _validate(given, problems)
+        written = _settle_length(_read_preset(str(chosen.value)) | written | {"preset": chosen}, problems)
+        layers = _put_domain(written)
+        config = _validate(layers, problems)
         if config is not None and not problems:
-            return config
+            return Draft(config, layers)
     else:
         problems.append(_refuse(chosen, "preset"))
     raise ConfigError("\n".join(dict.fromkeys(problems)))
@@ -109,8 +191,8 @@ def diff_configs(old: Config | dict[str, Any], new: Config) -> list[str]:
 
     Left out is what changes no number of the training: evaluation, logging, where files and packs lie.
     """
-    before = dict(_flatten(old.model_dump() if isinstance(old, Config) else old))
-    after = dict(_flatten(new.model_dump()))
+    before = _flat_values(old.model_dump() if isinstance(old, Config) else old)
+    after = _flat_values(new.model_dump())
     keys = [key for key in dict.fromkeys([*after, *before]) if not key.startswith(_NO_PART_OF_A_RUN)]
     return [
         f"{key}: {_show(before, key)} -> {_show(after, key)}"
@@ -122,6 +204,8 @@ def diff_configs(old: Config | dict[str, Any], new: Config) -> list[str]:
 def json_schema() -> str:
     """The JSON schema of a configuration file, for editors. No key is required: presets fill the rest."""
     schema = Config.model_json_schema()
+    transforms = schema["$defs"]["DataTransforms"]["properties"]
+    transforms["view"] = transforms["view1"] | {"description": "Short form: sets both views."}
     for section in [schema, *schema["$defs"].values()]:
         section.pop("required", None)
         for name, setting in section["properties"].items():
@@ -133,13 +217,15 @@ def json_schema() -> str:
     return json.dumps(schema, indent=2)
 
 
-# ---- The three layers
+# ---- The layers
 
 
 def _read_file(path: Path, problems: list[str]) -> dict[str, Given]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        return _collect(config_text.read_mapping(text, name=str(path)), problems, place=str(path), layer=1)
+        return _collect(
+            config_text.read_mapping(text, name=str(path)), problems, place=str(path), layer=_FILE
+        )
     except UnicodeDecodeError as error:
         problems.append(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8")
     except FileNotFoundError:
@@ -165,7 +251,7 @@ def _read_override(override: str, problems: list[str]) -> dict[str, Given]:
     except UnreadableError as error:
         problems.append(f"{place}: {error}")
         return {}
-    return _collect(node, problems, place=place, layer=2, prefix=key)
+    return _collect(node, problems, place=place, layer=_OVERRIDE, prefix=key)
 
 
 @cache
@@ -173,29 +259,59 @@ def _read_preset(name: str) -> dict[str, Given]:
     text = (resources.files("byol") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     problems: list[str] = []
     place = f"preset {name}"
-    given = _collect(config_text.read_mapping(text, name=place), problems, place=place, layer=0)
-    missing = set(_leaves()) - set(given)
+    given = _collect(config_text.read_mapping(text, name=place), problems, place=place, layer=_PRESET)
+    missing = set(config_keys.leaves()) - set(given)
     assert not problems and not missing, f"{problems} {missing}"
     return given
+
+
+@cache
+def _read_domain(name: str) -> dict[str, Given]:
+    text = (resources.files("byol") / "presets" / "views" / f"{name}.yaml").read_text(encoding="utf-8")
+    problems: list[str] = []
+    node = config_text.read_mapping(text, name=f"domain {name}")
+    given = _collect(node, problems, place=f"domain {name}", layer=_DOMAIN, prefix="data_transforms")
+    assert not problems and set(given) == set(_list_views()), f"{problems} {given.keys()}"
+    return given
+
+
+def _put_domain(layers: Mapping[str, Given]) -> dict[str, Given]:
+    """The layers with the table of the domain that they name, if one, over the preset."""
+    name = layers[_DOMAIN_KEY].value
+    table = _read_domain(str(name)) if name in DOMAINS else {}
+    return {key: table.get(key, item) if item.layer <= _DOMAIN else item for key, item in layers.items()}
+
+
+@cache
+def _list_views() -> tuple[str, ...]:
+    """The settings of both views."""
+    return tuple(key for key in config_keys.leaves() if key.startswith(config_keys.VIEWS))
 
 
 def _collect(
     node: yaml.Node, problems: list[str], *, place: str, layer: int, prefix: str = ""
 ) -> dict[str, Given]:
-    """The settings below a node by dotted key; adds what is wrong with their names to `problems`."""
-    given = {}
-    for key, line, found in config_text.walk(node, prefix=prefix, sections=_sections()):
-        where = f"{place}: {key}" if layer == 2 and key != prefix else place
-        where = where if layer == 2 else f"{place}:{line}: {key}"
+    """The settings below a node by dotted key; adds what is wrong with their names to `problems`.
+
+    Short forms are written out; beside one, what is said of a single view counts.
+    """
+    given: dict[str, Given] = {}
+    of_both: dict[str, Given] = {}
+    for key, line, found in config_text.walk(node, prefix=prefix, sections=config_keys.sections()):
+        where = f"{place}: {key}" if layer == _OVERRIDE and key != prefix else place
+        where = where if layer == _OVERRIDE else f"{place}:{line}: {key}"
+        meant = config_keys.expand(key)
         if isinstance(found, str):
             problems.append(f"{where}: {found}")
-        elif key not in _leaves():
-            problems.append(f"{where}: unknown key{_nearest_key(key)}")
+        elif not meant:
+            problems.append(f"{where}: unknown key{config_keys.suggest(key)}")
         else:
             # A folder named 2024 needs no quotes.
-            value = found.value if _is_number_for_text(found, key) else config_text.construct(found)
-            given[key] = Given(value, config_text.show(found), where, layer)
-    return given
+            as_text = config_keys.is_number_for_text(found, meant[0])
+            value = found.value if as_text else config_text.construct(found)
+            item = Given(value, config_text.show(found), where, layer)
+            (given if meant == (key,) else of_both).update(dict.fromkeys(meant, item))
+    return of_both | given
 
 
 def _settle_length(given: dict[str, Given], problems: list[str]) -> dict[str, Given]:
@@ -219,29 +335,29 @@ def _settle_length(given: dict[str, Given], problems: list[str]) -> dict[str, Gi
 # ---- Checks
 
 
-def _validate(given: Mapping[str, Given], problems: list[str]) -> Config | None:
+def _validate(layers: Mapping[str, Given], problems: list[str]) -> Config | None:
     refused: dict[str, str | None] = {}
     config = None
     try:
-        config = Config.model_validate(_nest(given))
+        config = Config.model_validate(config_keys.nest({key: item.value for key, item in layers.items()}))
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            key = _leaf_of(detail["loc"])
+            key = config_keys.leaf_of(detail["loc"])
             # Of a choice between kinds, each kind complains; our own checks have the best words.
             reason = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else None
             refused[key] = reason or refused.get(key)
-    problems += [_refuse(given[key], key, allowed=reason) for key, reason in refused.items()]
-    values = {key: item.value for key, item in given.items() if key not in refused}
+    problems += [_refuse(layers[key], key, allowed=reason) for key, reason in refused.items()]
+    values = {key: item.value for key, item in layers.items() if key not in refused}
     for keys, reason in find_conflicts(values):
         # The place is that of the latest layer: a preset is never what has to change.
-        place = max((given[key] for key in keys), key=lambda item: item.layer).place
+        place = max((layers[key] for key in keys), key=lambda item: item.layer).place
         problems.append(f"{place}: {reason}")
     return config
 
 
 def _refuse(item: Given, key: str, *, allowed: str | None = None) -> str:
     """One line: where, what was given, what is allowed, and the nearest of the allowed values."""
-    schema = _leaves()[key]
+    schema = config_keys.leaves()[key]
     choices = {
         str(choice): str(choice) for part in config_text.parts(schema) for choice in part.get("enum", [])
     }
@@ -252,95 +368,10 @@ def _refuse(item: Given, key: str, *, allowed: str | None = None) -> str:
     return f"{item.place}: got {item.text}, allowed: {allowed or config_text.describe(schema)}{hint}"
 
 
-# ---- The schema, by dotted key
-
-
-@cache
-def _sections() -> dict[str, tuple[str, ...]]:
-    """The keys of each section; "" is the whole configuration."""
-    return {prefix: tuple(section.model_fields) for prefix, section in _list_sections("", Config)}
-
-
-def _list_sections(prefix: str, section: type[Section]) -> Iterator[tuple[str, type[Section]]]:
-    yield prefix, section
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _list_sections(_join(prefix, name), field.annotation)
-
-
-@cache
-def _leaves() -> dict[str, dict[str, Any]]:
-    """The JSON schema of each setting."""
-    sections = dict(_list_sections("", Config))
-    return {
-        key: setting
-        for prefix, section in sections.items()
-        for name, setting in section.model_json_schema()["properties"].items()
-        if (key := _join(prefix, name)) not in sections
-    }
-
-
-def _leaf_of(location: tuple[int | str, ...]) -> str:
-    """The setting that an error of pydantic is about; behind its name follow positions and kinds."""
-    return next(
-        key
-        for end in range(1, len(location) + 1)
-        if (key := ".".join(str(part) for part in location[:end])) in _leaves()
-    )
-
-
-def _nearest_key(key: str) -> str:
-    """Over all sections: `batch_size` is near `trainer.batch_size`, whatever stands before it."""
-
-    def likeness(candidate: str) -> float:
-        ends = difflib.SequenceMatcher(None, key.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return ends + difflib.SequenceMatcher(None, key, candidate).ratio()
-
-    best = max([*_leaves(), *filter(None, _sections())], key=likeness)
-    if likeness(best) >= MIN_LIKENESS:
-        return f"; did you mean {best!r}?"
-    section = key.rpartition(".")[0]
-    while section not in _sections():
-        section = section.rpartition(".")[0]
-    return (
-        f"; allowed in {section!r}: {', '.join(_sections()[section])}"
-        if section
-        else (f"; sections are {', '.join(_sections()[''])}")
-    )
-
-
-def _is_number_for_text(node: yaml.Node, key: str) -> bool:
-    is_text = {part.get("type") for part in config_text.parts(_leaves()[key]) if "enum" not in part} <= {
-        "string",
-        "null",
-    }
-    return is_text and isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
-
-
-# ---- Between nested and dotted
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
-def _nest(given: Mapping[str, Given]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, item in given.items():
-        *sections, name = key.split(".")
-        inside = nested
-        for section in sections:
-            inside = inside.setdefault(section, {})
-        inside[name] = item.value
-    return nested
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, _join(prefix, name))
-        else:
-            yield _join(prefix, name), tuple(value) if isinstance(value, list) else value
+def _flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key, with tuples for lists: what compares equal is equal."""
+    flat = config_keys.flatten(values)
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in flat}
 
 
 def _show(values: Mapping[str, Any], key: str) -> str:

@@ -4,12 +4,22 @@ Strict: an integer may stand for a number, nothing else is converted. `config.py
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MIN_VIEW_PX, MAX_VIEW_PX = 8, 4096
 MAX_HUE = 0.5  # turns: every colour is reached
+
+# Settings that may be left open, and the value that says so; `choices.py` chooses from images and machine.
+OPEN: dict[str, str | None] = {
+    "network.name": "auto",
+    "data_transforms.domain": "auto",
+    "data_transforms.input_shape": None,
+    "trainer.batch_size": None,
+    "trainer.accumulation_steps": None,
+    "trainer.max_epochs": None,
+}
 
 
 class Section(BaseModel):
@@ -89,10 +99,11 @@ class ProjectionHead(Section):
 class NetworkConfig(Section):
     """The encoder and the heads on top of it."""
 
-    name: Text = Field(description="Encoder: the name of a timm or torchvision model.")
+    name: Text = Field(description="Encoder: the name of a timm or torchvision model; auto: by the device.")
     stem: Literal["auto", "standard", "small", "strided"] = Field(
         description="First layers of a ResNet. standard: the model's own; small: 3x3 stride 1, no max-pool; "
-        "strided: 3x3 stride 2, no max-pool; auto: small for views of at most 64 px, else standard."
+        "strided: 3x3 stride 2, no max-pool; auto: small for views of at most 64 px, else standard; with "
+        "an automatic name, chosen with it."
     )
     projection_head: ProjectionHead = Field(description="Sizes of projector and predictor.")
     fine_tune_from: Text | None = Field(
@@ -107,6 +118,7 @@ class View(Section):
     crop_aspect: AspectRange = Field(description="Width / height of the crop, [low, high].")
     flip: Probability = Field(description="Probability of a left-right flip.")
     vertical_flip: Probability = Field(description="Probability of an up-down flip.")
+    turn: Probability = Field(description="Probability of a quarter turn: by 90, 180 or 270 degrees, exact.")
     rotation: float = Field(
         ge=0, le=180, description="Rotation, degrees, uniform in [-rotation, rotation]; edges are reflected."
     )
@@ -138,14 +150,25 @@ class View(Section):
 class DataTransforms(Section):
     """How two views are made of each image."""
 
+    domain: Literal["auto", "photo", "grey", "microscopy", "satellite", "medical", "industrial"] | None = (
+        Field(
+            description="Table of view numbers for a kind of images; auto: by the images; null: the preset's."
+        )
+    )
     s: float = Field(
         ge=0, le=10, description="Factor on brightness, contrast, saturation and hue of both views."
     )
-    input_shape: Shape = Field(
-        description="Height, width (pixels, equal) and channels of a view; channels null: as the data has."
+    input_shape: Shape | None = Field(
+        description="Height, width (pixels, equal) and channels of a view; channels null: as the data has. "
+        "null: the side is chosen from the images and the device."
     )
     view1: View = Field(description="Distribution of the first view.")
     view2: View = Field(description="Distribution of the second view.")
+
+    @property
+    def view_px(self) -> int:
+        """Side of a view, pixels; it must have been chosen."""
+        return _known(self.input_shape)[0]
 
 
 class DataConfig(Section):
@@ -160,7 +183,8 @@ class DataConfig(Section):
     )
     download: bool = Field(description="Whether missing official files are downloaded into data.root.")
     channels: Literal["grey", "rgb"] | ChannelList | None = Field(
-        description="Channels to use: grey, rgb or their numbers from 0; null: as the files are."
+        description="Channels to use: grey, rgb or their numbers from 0; null: as the files are (grey with "
+        "data_transforms.domain auto if all are grey saved as RGB)."
     )
     stored_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | None = Field(
         description="Side of the packed copies, pixels; null: 1.15 views, at most the largest source side."
@@ -179,9 +203,11 @@ class DataConfig(Section):
 class TrainerConfig(Section):
     """Length, batch, average and house-keeping of the training."""
 
-    batch_size: int = Field(ge=2, le=2**20, description="Images of one step, over all ranks (paper 4096).")
-    accumulation_steps: int = Field(
-        ge=1, le=2**16, description="Parts that a batch is computed in, one after another, to save memory."
+    batch_size: Annotated[int, Field(ge=2, le=2**20)] | None = Field(
+        description="Images of one step, over all ranks (paper 4096); null: by device and number of images."
+    )
+    accumulation_steps: Annotated[int, Field(ge=1, le=2**16)] | None = Field(
+        description="Parts that a batch is computed in, one by one, to save memory; null: as few as fit."
     )
     m: Probability | None = Field(
         description="Base tau, the share of the old target that a step keeps; null: by optimizer.derive."
@@ -190,7 +216,8 @@ class TrainerConfig(Section):
         description="Tau over the run: constant, or from m to 1 by a cosine (the paper's)."
     )
     max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
-        description="Length of the run, passes over the images; null: max_hours decides."
+        description="Length of the run, passes over the images; null: max_hours decides, or if that is null "
+        "number of images, device and speed."
     )
     max_hours: Annotated[float, Field(gt=0, le=10**5)] | None = Field(
         description="Length of the run, hours from first to last step, all starts together; schedules are "
@@ -268,12 +295,33 @@ class Config(Section):
     @property
     def channels(self) -> int | None:
         """Channels that the configuration states; None: as the data has."""
-        return self.data_transforms.input_shape[2]
+        shape = self.data_transforms.input_shape
+        return None if shape is None else shape[2]
+
+    # What may be left open is read here: by then it must have been chosen.
 
     @property
     def view_px(self) -> int:
         """Side of a view, pixels."""
-        return self.data_transforms.input_shape[0]
+        return self.data_transforms.view_px
+
+    @property
+    def batch_size(self) -> int:
+        """Images of one step, over all ranks."""
+        return _known(self.trainer.batch_size)
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Parts that a batch is computed in."""
+        return _known(self.trainer.accumulation_steps)
+
+
+_Value = TypeVar("_Value")
+
+
+def _known(value: _Value | None) -> _Value:
+    assert value is not None, "an open setting is read before it is chosen"
+    return value
 
 
 # ---- Relations between settings
@@ -286,7 +334,7 @@ def find_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...],
     """
 
     def has(*keys: str) -> bool:
-        return all(key in values for key in keys)
+        return all(values.get(key) is not None for key in keys)
 
     batch, parts = "trainer.batch_size", "trainer.accumulation_steps"
     if has(batch, parts) and (values[batch] % values[parts] or values[batch] < 2 * values[parts]):
@@ -295,11 +343,7 @@ def find_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...],
             f"{batch} {values[batch]} cannot be computed in {parts} {values[parts]} equal parts of 2 or more",
         )
     warmup, epochs = "optimizer.warmup_epochs", "trainer.max_epochs"
-    if (
-        has(warmup, epochs)
-        and None not in (values[warmup], values[epochs])
-        and values[warmup] > values[epochs]
-    ):
+    if has(warmup, epochs) and values[warmup] > values[epochs]:
         yield (
             (warmup, epochs),
             f"{warmup} {values[warmup]} is longer than the run, {epochs} {values[epochs]}",
@@ -332,7 +376,7 @@ def _find_derivation_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tupl
 
 def _find_image_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     shape, stored, select = "data_transforms.input_shape", "data.stored_px", "data.channels"
-    view_px, _, channels = _read_tuple(values[shape]) if shape in values else (0, 0, None)
+    view_px, _, channels = _read_tuple(values.get(shape)) or (0, 0, None)
     if values.get(stored) is not None and values[stored] < view_px:
         yield (stored, shape), f"{stored} {values[stored]} is below the {view_px} px of a view ({shape})"
     selected = {"grey": 1, "rgb": 3}.get(str(values.get(select)))

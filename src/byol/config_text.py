@@ -21,7 +21,7 @@ class Given:
     value: object
     text: str
     place: str
-    layer: int  # later layers win: preset 0, file 1, override 2
+    layer: int  # later layers win; config.py has their numbers
 
 
 class UnreadableError(Exception):

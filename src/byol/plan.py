@@ -66,11 +66,11 @@ class Plan:
             ConfigError: neither epochs nor hours are given, or the warm-up is longer than the time.
         """
         trainer, optimizer = config.trainer, config.optimizer
-        if num_images < trainer.batch_size:
+        if num_images < config.batch_size:
             smaller = f", or trainer.batch_size={max(2, num_images // 2)}" if num_images >= 2 else ""
             found = "one image is" if num_images == 1 else f"{num_images} images are"
-            raise DataError(f"{found} fewer than a batch of {trainer.batch_size}; give more images{smaller}")
-        steps_per_epoch = num_images // trainer.batch_size
+            raise DataError(f"{found} fewer than a batch of {config.batch_size}; give more images{smaller}")
+        steps_per_epoch = num_images // config.batch_size
         total_steps, epochs = _choose_length(trainer, steps_per_epoch, expected_steps=expected_steps)
         chosen = _choose(config, total_steps=total_steps, epochs=epochs)
         if chosen.warmup_epochs > epochs:
@@ -78,11 +78,11 @@ class Plan:
                 f"optimizer.warmup_epochs: {chosen.warmup_epochs:g} is longer than the run, about "
                 f"{epochs:.3g} epochs in trainer.max_hours {trainer.max_hours}; set a shorter one, or null"
             )
-        base_lr = chosen.lr * (trainer.batch_size / 256 if optimizer.scale_lr else 1.0)
-        scaling = f" x {trainer.batch_size} / 256 = {base_lr:.4g}" if optimizer.scale_lr else ""
+        base_lr = chosen.lr * (config.batch_size / 256 if optimizer.scale_lr else 1.0)
+        scaling = f" x {config.batch_size} / 256 = {base_lr:.4g}" if optimizer.scale_lr else ""
         return cls(
             num_images=num_images,
-            batch_size=trainer.batch_size,
+            batch_size=config.batch_size,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
             budget_s=None if trainer.max_hours is None else trainer.max_hours * 3600.0,
@@ -218,14 +218,13 @@ def _derive_paper(config: Config, *, total_steps: int, epochs: float) -> _Derive
 
 
 def _derive_default(config: Config, *, total_steps: int, epochs: float) -> _Derived:
-    trainer = config.trainer
-    lr = min(_LR_PER_IMAGE * trainer.batch_size, _LR_MAX)
+    lr = min(_LR_PER_IMAGE * config.batch_size, _LR_MAX)
     warmup = min(_WARMUP_SHARE * epochs, _WARMUP_MAX_EPOCHS)
     gap = min(_TAU_MAX_GAP, math.sqrt(_TAU_STEPS / total_steps))
     return _Derived(
         (lr, warmup, _WEIGHT_DECAY, 1.0 - gap),
         (
-            f"min({_LR_PER_IMAGE * 64:g} x batch {trainer.batch_size} / 64, {_LR_MAX:g})",
+            f"min({_LR_PER_IMAGE * 64:g} x batch {config.batch_size} / 64, {_LR_MAX:g})",
             f"min({_WARMUP_SHARE:g} x {epochs:.7g} epochs, {_WARMUP_MAX_EPOCHS:g})",
             "fixed",
             f"1 - min({_TAU_MAX_GAP:g}, sqrt({_TAU_STEPS:g} / {total_steps} steps))",

@@ -17,6 +17,7 @@ PLAIN = View(  # the whole image, nothing done to it
     crop_aspect=(1.0, 1.0),
     flip=0.0,
     vertical_flip=0.0,
+    turn=0.0,
     rotation=0.0,
     jitter=0.0,
     brightness=0.4,
@@ -37,6 +38,7 @@ EVERYTHING = {
     "crop_aspect": (0.75, 4 / 3),
     "flip": 0.5,
     "vertical_flip": 0.5,
+    "turn": 0.75,
     "jitter": 0.8,
     "grey": 0.2,
     "blur": 0.5,
@@ -58,7 +60,7 @@ def view_fields() -> list[str]:
 
 
 def transforms(px: int, view1: View = PLAIN, view2: View = PLAIN, *, s: float = 1.0) -> DataTransforms:
-    return DataTransforms(s=s, input_shape=(px, px, 3), view1=view1, view2=view2)
+    return DataTransforms(domain=None, s=s, input_shape=(px, px, 3), view1=view1, view2=view2)
 
 
 def identity(channels: int, full: float = 255.0) -> Pixels:
@@ -182,6 +184,42 @@ def test_rotation_is_rigid_in_the_original_geometry() -> None:
     out = apply_view(disc, turned, view_px=32, pixels=identity(1))
     assert out.max() > 0.24
     torch.testing.assert_close(out[0], out[1], atol=0.02, rtol=0)
+
+
+# ---- Quarter turns
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3])
+@pytest.mark.parametrize(("height", "width"), [(96.0, 96.0), (40.0, 120.0)])
+def test_turns_equal_rot90_of_the_view(angle: float, height: float, width: float) -> None:
+    """Whatever the crop, the flips, the rotation and the shape of the original: a view is a square."""
+    table = view(crop_area=(0.2, 1.0), crop_aspect=(0.5, 2.0), flip=0.5, vertical_flip=0.5)
+    batch = 16
+    draws, _ = draw_views(4, sizes=sizes(batch, height, width), transforms=transforms(24, table), channels=3)
+    plain = dataclasses.replace(draws, angle=torch.full((batch,), angle))
+    turn, atol = torch.arange(batch) // 2 % 4, 1e-5 if angle else 1e-6
+    x = smooth(batch)
+    before = apply_view(x, plain, view_px=24, pixels=identity(3))
+    after = apply_view(x, dataclasses.replace(plain, turn=turn), view_px=24, pixels=identity(3))
+    for i in range(batch):
+        torch.testing.assert_close(after[i], before[i].rot90(int(turn[i]), dims=(1, 2)), atol=atol, rtol=0)
+
+
+def test_turns_are_drawn_as_stated_and_change_no_other_draw() -> None:
+    def drawn(probability: float) -> tuple[Draws, Draws]:
+        tables = view(turn=probability), view(turn=probability)
+        return draw_views(2, sizes=sizes(4000), transforms=transforms(32, *tables), channels=3)
+
+    never, often = drawn(0.0), drawn(0.75)
+    assert not never[0].turn.any() and not never[1].turn.any()
+    for draws in often:
+        shares = torch.bincount(draws.turn, minlength=4) / 4000
+        torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.03, rtol=0)
+    assert not torch.equal(often[0].turn, often[1].turn)
+    for one, other in zip(never, often, strict=True):
+        for field in dataclasses.fields(Draws):
+            if field.name not in ("turn", "order"):
+                assert torch.equal(getattr(one, field.name), getattr(other, field.name))
 
 
 # ---- Colour

@@ -23,6 +23,9 @@ TINY = [
     "data_transforms.input_shape=[16,16,null]",
     "trainer.device=cpu",
     "trainer.precision=fp32",
+    "trainer.batch_size=64",
+    "trainer.accumulation_steps=1",
+    "trainer.max_epochs=1",
 ]
 IMAGES = {"channels": 3, "stored_px": 20, "bits": 8}
 

@@ -96,6 +96,11 @@ class Packed:
         return bits_of_dtype(self.images.dtype)
 
 
+def find_limit_px(view_px: int) -> int:
+    """The stored side, px, where images are large enough: 1.15 x `view_px`, rounded up."""
+    return -(-115 * view_px // 100)
+
+
 def pack(
     source: Source,
     *,
@@ -123,7 +128,7 @@ def pack(
         DataError: more than the share `max_bad` of the images, or all, cannot be read; they differ in
             channels or depth; the folder cannot be written, or holds something else.
     """
-    limit_px = -(-115 * view_px // 100) if stored_px is None else None
+    limit_px = find_limit_px(view_px) if stored_px is None else None
     recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER)
     partial = folder.with_name(f"{folder.name}.partial")
     with locked(folder, while_waiting=lambda: _report_other(partial, progress)):

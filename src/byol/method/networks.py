@@ -168,14 +168,14 @@ def build_encoder(name: str, *, channels: int, view_px: int, stem: str) -> nn.Mo
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is none of a model, before anything is made for it.
+    """Refuse a name that is none of a model and not "auto", before anything is made for it.
 
     Raises:
         ConfigError: with the nearest name.
     """
     import timm
 
-    if not timm.is_model(name) and name not in _torchvision_names():
+    if name != "auto" and not timm.is_model(name) and name not in _torchvision_names():
         raise ConfigError(f"network.name: '{name}' is unknown to timm and torchvision{_guess(name)}")
 
 

@@ -3,7 +3,7 @@
 `draw_views` draws all numbers of the global batch on the host, from a generator keyed by the step: the views
 depend neither on the device, nor on workers, nor on how many ranks share the batch. `apply_view` applies:
 
-    crop + flip (+ rotation) -> gamma, then colour jitter in an order drawn for the batch
+    crop + flip (+ rotation) + quarter turn -> gamma, then colour jitter in an order drawn for the batch
     -> grey or channel drop -> blur -> noise -> solarize -> invert -> (x - mean) / std
 
 With other than 3 channels, brightness, contrast and gamma have a factor per channel, saturation and hue do
@@ -52,6 +52,7 @@ class Draws:
     sizes: Float[Tensor, "batch 2"]  # original height, width; any unit
     flip: Bool[Tensor, " batch"]
     vertical_flip: Bool[Tensor, " batch"]
+    turn: Int64[Tensor, " batch"]  # quarter turns counter-clockwise, 0..3
     angle: Float[Tensor, " batch"]  # radians
     jitter: Bool[Tensor, " batch"]
     brightness: Float[Tensor, "batch factor"]
@@ -90,7 +91,7 @@ def make_views(
     `images` are the `rows` of a global batch whose original (height, width) are `sizes`, on the host. Each
     image was stored as a square, whatever its shape: crops are drawn in its original geometry.
     """
-    channels, view_px = images.shape[1], transforms.input_shape[0]
+    channels, view_px = images.shape[1], transforms.view_px
     draws1, draws2 = draw_views(key, sizes=sizes, transforms=transforms, channels=channels)
     assert len(draws1.flip[rows]) == len(images)
     unit = _to_unit(images, pixels)
@@ -122,8 +123,11 @@ def draw_views(
 ) -> tuple[Draws, Draws]:
     """The random numbers of both views of a batch, independent of each other, all from one seed."""
     generator = torch.Generator().manual_seed(key)
-    draw1 = _draw(generator, transforms.view1, sizes=sizes, s=transforms.s, channels=channels)
-    return draw1, _draw(generator, transforms.view2, sizes=sizes, s=transforms.s, channels=channels)
+    tables = (transforms.view1, transforms.view2)
+    draws = [_draw(generator, view, sizes=sizes, s=transforms.s, channels=channels) for view in tables]
+    # Last of all, so that views without turns are those from before there were any.
+    turns = [_draw_turns(generator, view, batch=len(sizes)) for view in tables]
+    return replace(draws[0], turn=turns[0]), replace(draws[1], turn=turns[1])
 
 
 def _draw(
@@ -151,6 +155,7 @@ def _draw(
         sizes=sizes.float(),
         flip=happens(view.flip),
         vertical_flip=happens(view.vertical_flip),
+        turn=torch.zeros(batch, dtype=torch.int64),
         angle=uniform(-angle, angle),
         jitter=happens(view.jitter),
         brightness=strength(view.brightness, factors),
@@ -168,6 +173,12 @@ def _draw(
         solarize=happens(view.solarize),
         invert=happens(view.invert),
     )
+
+
+def _draw_turns(generator: torch.Generator, view: View, *, batch: int) -> Int64[Tensor, " batch"]:
+    """0 with probability 1 - view.turn, else 1, 2 or 3, equally likely."""
+    happens = torch.rand(batch, generator=generator) < view.turn
+    return happens * torch.randint(1, 4, (batch,), generator=generator)
 
 
 def _draw_order(generator: torch.Generator, view: View, *, s: float, channels: int) -> tuple[Jitter, ...]:
@@ -221,7 +232,7 @@ def apply_view(
 
     An operation is applied to the images that drew it; which ones is known on the host, so nothing waits.
     """
-    x = _crop(unit, draws, view_px=view_px)
+    x = _crop_and_turn(unit, draws, view_px=view_px)
     jitter = partial(pixelwise.jitter_, order=draws.order)
     factors = (draws.gamma, draws.brightness, draws.contrast, draws.saturation, draws.hue)
     if draws.order:
@@ -233,6 +244,18 @@ def apply_view(
     _on(x, draws.solarize, pixelwise.solarize_)
     _on(x, draws.invert, pixelwise.invert_)
     return _normalise(x, pixels)
+
+
+def _crop_and_turn(unit: Tensor, draws: Draws, *, view_px: int) -> Tensor:
+    """A turn is flips, which the crop makes for nothing, and for 90 and 270 degrees a transposition."""
+    flip = draws.flip ^ ((draws.turn == 1) | (draws.turn == 2))
+    vertical_flip = draws.vertical_flip ^ (draws.turn >= 2)
+    x = _crop(unit, replace(draws, flip=flip, vertical_flip=vertical_flip), view_px=view_px)
+    odd = (draws.turn % 2).nonzero()[:, 0]
+    if len(odd):
+        on_device = _send(odd, x.device)
+        x.index_copy_(0, on_device, x[on_device].transpose(2, 3))
+    return x
 
 
 def _crop(unit: Tensor, draws: Draws, *, view_px: int) -> Tensor:

@@ -42,11 +42,22 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
                 "go back to its values, or choose another folder with -o"
             )
         return
+    check_run_folder(run_dir)
+    write_atomically(path, dump_config(config).encode())
+
+
+def check_run_folder(run_dir: Path) -> None:
+    """Refuse a folder that holds something that is not a run.
+
+    Raises:
+        CheckpointError: it is a file, or holds other things.
+    """
+    if list_checkpoints(run_dir) and (run_dir / "config.yaml").exists():
+        return
     if run_dir.exists() and not run_dir.is_dir():
         raise CheckpointError(f"{run_dir}: is a file, a run is a folder; choose another name with -o")
     if run_dir.exists() and any(run_dir.iterdir()) and not _is_young_run(run_dir):
         raise CheckpointError(f"{run_dir}: is not empty and not a run; choose another folder with -o")
-    write_atomically(path, dump_config(config).encode())
 
 
 def _is_young_run(run_dir: Path) -> bool:

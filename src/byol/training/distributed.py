@@ -116,7 +116,8 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
         _check_launcher(world_size)
     rank = int(os.environ.get("RANK", "0"))
     device = choose_device(trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
-    check_share(trainer.batch_size, world_size=world_size, num_parts=trainer.accumulation_steps)
+    if trainer.batch_size is not None:  # an open one is chosen to be right
+        check_share(trainer.batch_size, world_size=world_size, num_parts=trainer.accumulation_steps or 1)
     dtype = choose_dtype(trainer.precision, device=device)
     with exact_fp32(device):
         if world_size == 1:

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from byol.artifacts.encoder import EncoderSpec, save_encoder
-from byol.config import Config
+from byol.config import Config, Draft
 from byol.data.batches import Batches
 from byol.data.images import open_images
 from byol.data.packed import Packed
@@ -25,10 +25,18 @@ from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views, whole_view
 from byol.plan import Plan
 from byol.training import checkpoint, health
-from byol.training.distributed import Ranks, StopSignal, check_share, connect, keep_freed_memory
+from byol.training.distributed import (
+    Ranks,
+    StopSignal,
+    check_share,
+    choose_dtype,
+    connect,
+    keep_freed_memory,
+)
 from byol.training.pace import Pace
 from byol.training.probe import probe_step
-from byol.training.runlog import Metrics, RunLog, format_time
+from byol.training.runlog import Metrics, RunLog, format_time, say
+from byol.training.settle import settle
 from byol.training.step import compute_within_memory
 
 _PATIENCE = 2  # health checks in a row that say "collapsed" before the run is stopped
@@ -43,11 +51,10 @@ class Outcome:
     stopped_by: str | None
 
 
-def train(config: Config, run_dir: Path, *, console: Console, step_s: float | None = None) -> Outcome:
+def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
     """Train, or go on with the run in `run_dir`, until all steps are done or a signal asks to stop.
 
-    `step_s` is what a step is expected to take, seconds, where a probe has said so; without it a run with a
-    time budget probes.
+    Open settings of a draft are chosen first, or taken from the run.
 
     Raises:
         ConfigError, DataError, CheckpointError, RunMismatchError: see their modules; nothing is damaged.
@@ -55,8 +62,12 @@ def train(config: Config, run_dir: Path, *, console: Console, step_s: float | No
         CollapsedError: the projections of the fixed images have become nearly equal.
     """
     keep_freed_memory()
+    config, step_s = given.config if isinstance(given, Draft) else given, None
     check_name(config.network.name)
     with connect(config.trainer) as ranks, ExitStack() as stack:
+        if isinstance(given, Draft):
+            config, step_s = settle(given, run_dir, ranks=ranks, say=partial(say, console))
+            ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
         images = _open_images(config, run_dir, ranks=ranks, console=console)
         state, notes = checkpoint.read_latest(run_dir)
         plan = _make_plan(config, images, state, step_s=step_s, ranks=ranks, console=console)
@@ -211,17 +222,17 @@ def _make_plan(
         return Plan.of(config, num_images=len(images), expected_steps=state["pace"]["total_steps"])
     if step_s is None and ranks.is_main:
         console.print("measuring how long a step takes", highlight=False)
-        bits = 8 * images.images.itemsize
-        step_s = probe_step(config, channels=images.channels, stored_px=images.stored_px, bits=bits).step_s
+        step_s = probe_step(
+            config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
+        ).step_s
     step_s = ranks.from_main(step_s or 0.0)
     return Plan.of(config, num_images=len(images), expected_steps=max(1, round(3600.0 * hours / step_s)))
 
 
 def _choose_parts(config: Config, state: dict[str, Any] | None, *, ranks: Ranks) -> int:
     """Parts of a batch: as the configuration says, or more where the run has run out of memory before."""
-    trainer = config.trainer
-    num_parts = max(trainer.accumulation_steps, 0 if state is None else state.get("num_parts", 1))
-    check_share(trainer.batch_size, world_size=ranks.world_size, num_parts=num_parts)
+    num_parts = max(config.accumulation_steps, 0 if state is None else state.get("num_parts", 1))
+    check_share(config.batch_size, world_size=ranks.world_size, num_parts=num_parts)
     return num_parts
 
 

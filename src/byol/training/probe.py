@@ -65,10 +65,9 @@ def probe_step(config: Config, *, channels: int, stored_px: int, bits: int) -> P
     """
     probe = _try(config, channels=channels, stored_px=stored_px, bits=bits)
     if probe is None:
-        trainer = config.trainer
         raise ConfigError(
-            f"trainer.batch_size: a step of {trainer.batch_size} images in {trainer.accumulation_steps} "
-            f"part(s) runs out of memory; set trainer.accumulation_steps={2 * trainer.accumulation_steps}"
+            f"trainer.batch_size: a step of {config.batch_size} images in {config.accumulation_steps} "
+            f"part(s) runs out of memory; set trainer.accumulation_steps={2 * config.accumulation_steps}"
         )
     return probe
 
@@ -81,7 +80,7 @@ def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, 
     Raises:
         ConfigError: the smallest part does not fit either, or the networks cannot be made.
     """
-    num_parts = config.trainer.accumulation_steps
+    num_parts = config.accumulation_steps
     while True:
         trainer = config.trainer.model_copy(update={"batch_size": wanted, "accumulation_steps": num_parts})
         tried = config.model_copy(update={"trainer": trainer})
@@ -125,8 +124,7 @@ def _try(config: Config, *, channels: int, stored_px: int, bits: int) -> Probe |
     answer = _ask_child(job)
     if answer is None:
         return None
-    trainer = config.trainer
-    return Probe(trainer.batch_size, trainer.accumulation_steps, **answer, limit_bytes=int(_SHARE * limit))
+    return Probe(config.batch_size, config.accumulation_steps, **answer, limit_bytes=int(_SHARE * limit))
 
 
 def _try_on_gpu(config: Config, images: "_Images") -> Probe | None:
@@ -145,8 +143,7 @@ def _try_on_gpu(config: Config, images: "_Images") -> Probe | None:
     torch.cuda.empty_cache()
     if step_s is None:
         return None
-    trainer = config.trainer
-    return Probe(trainer.batch_size, trainer.accumulation_steps, step_s, peak, int(_GPU_SHARE * free))
+    return Probe(config.batch_size, config.accumulation_steps, step_s, peak, int(_GPU_SHARE * free))
 
 
 def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
@@ -206,8 +203,8 @@ def _measure(config: Config, images: _Images, *, device: torch.device) -> float:
     trainer = config.trainer
     # A rank's part of the batch, without the exchange.
     ranks = Ranks(0, _world_size(), device, choose_dtype(trainer.precision, device=device))
-    num_parts = min(_MEASURED_PARTS, trainer.accumulation_steps)
-    part = trainer.batch_size // (trainer.accumulation_steps * ranks.world_size)
+    num_parts = min(_MEASURED_PARTS, config.accumulation_steps)
+    part = config.batch_size // (config.accumulation_steps * ranks.world_size)
     with exact_fp32(device):
         step = _make_step(config, images, ranks=ranks, num_images=part * num_parts, num_parts=num_parts)
         step()
@@ -216,7 +213,7 @@ def _measure(config: Config, images: _Images, *, device: torch.device) -> float:
         while not times or (len(times) < _ENOUGH_STEPS and time.perf_counter() - start < _ENOUGH_S):
             times.append(step())
     gradients_s, update_s = (statistics.median(column) for column in zip(*times, strict=True))
-    return float(gradients_s * trainer.accumulation_steps / num_parts + update_s)
+    return float(gradients_s * config.accumulation_steps / num_parts + update_s)
 
 
 def _make_step(
@@ -224,7 +221,7 @@ def _make_step(
 ) -> Callable[[], tuple[float, float]]:
     """A function that makes a step and says how long gradients and update took, seconds."""
     # Rates change neither time nor memory; with a time budget any number of steps will do.
-    plan = Plan.of(config, num_images=config.trainer.batch_size, expected_steps=10**6)
+    plan = Plan.of(config, num_images=config.batch_size, expected_steps=10**6)
     byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
     byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(byol, config.optimizer, plan=plan)

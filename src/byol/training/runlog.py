@@ -111,7 +111,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """One line for the person."""
         if self._active:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            say(self._console, text)
 
     def _show(self, metrics: Metrics, *, end: int, left: str) -> None:
         epochs = f"{end / self._steps_per_epoch:.1f}".removesuffix(".0")
@@ -128,6 +128,11 @@ class RunLog:
         if now - self._last_line_s >= _PLAIN_INTERVAL_S or metrics.done == end:
             self._last_line_s = now
             self.say(f"step {metrics.done}/{end}  {text}")
+
+
+def say(console: Console, text: str) -> None:
+    """One line for the person, as it is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def read_metrics(run_dir: Path) -> list[Metrics]:

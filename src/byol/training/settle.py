@@ -1,0 +1,130 @@
+"""From what a person gave to a configuration that can run: the rest is chosen, or taken from the run."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from byol.choices import Chosen, Machine, choose, count_usable
+from byol.config import Config, Draft, load_config
+from byol.data.packed import find_limit_px
+from byol.data.sources import open_source
+from byol.data.survey import Survey, survey
+from byol.method.networks import check_name
+from byol.plan import Plan
+from byol.training import checkpoint
+from byol.training.distributed import Ranks, choose_device, choose_dtype
+from byol.training.probe import Probe, choose_batch, probe_step
+
+_LOOK_AT = 1000  # images
+_DICOM_SUFFIXES = (".dcm", ".dicom")
+
+
+def settle(
+    draft: Draft, run_dir: Path, *, ranks: Ranks, say: Callable[[str], None]
+) -> tuple[Config, float | None]:
+    """The configuration of the run in `run_dir`, which is claimed if something had to be chosen.
+
+    And what a step takes, seconds, if that was measured on the way.
+
+    A run that has begun is asked for what is open. Else the first rank chooses, says what and why, and writes
+    it down for the others.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: see `choose`; nothing is written then.
+    """
+    if not draft.open:
+        return draft.config, None
+    step_s = None
+    if ranks.is_main and not _has_begun(run_dir):
+        checkpoint.check_run_folder(run_dir)
+        look = _look(draft)
+        chosen = _choose(draft, look, world_size=ranks.world_size)
+        for choice in chosen.choices:
+            say(str(choice))
+        checkpoint.claim_run_folder(run_dir, chosen.config)
+        step_s = None if chosen.probe is None else chosen.probe.step_s
+    ranks.wait()
+    return _ask_run(draft, run_dir).config, step_s
+
+
+def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
+    """Say all that `settle` would choose, the schedule and how long it takes; nothing is written.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as training would.
+    """
+    check_name(draft.config.network.name)
+    checkpoint.check_run_folder(run_dir)
+    look = _look(draft)
+    if draft.open and _has_begun(run_dir):
+        say(f"{run_dir} holds a run, which is continued: what is open is taken from it")
+        draft = _ask_run(draft, run_dir)
+    chosen = _choose(draft, look, world_size=1)
+    for choice in chosen.choices:
+        say(str(choice))
+    config = chosen.config
+    probe = chosen.probe or _measure(config, False, look=look)
+    hours = config.trainer.max_hours
+    expected = None if hours is None else max(1, round(3600.0 * hours / probe.step_s))
+    plan = Plan.of(config, num_images=count_usable(look), expected_steps=expected)
+    for line in plan.explain():
+        say(line)
+    say(
+        f"about {_in_words(plan.total_steps * probe.step_s)}: {plan.total_steps:,} steps of "
+        f"{probe.step_s:.2g} s, {plan.batch_size / probe.step_s:.0f} images/s"
+    )
+    say("nothing was written; the same command without -n trains")
+
+
+def _has_begun(run_dir: Path) -> bool:
+    return (run_dir / "config.yaml").exists() and bool(checkpoint.list_checkpoints(run_dir))
+
+
+def _ask_run(draft: Draft, run_dir: Path) -> Draft:
+    return draft.settle(draft.values_of(load_config(run_dir / "config.yaml", [], preset=None)))
+
+
+# ---- What choices are made from
+
+
+def _look(draft: Draft) -> Survey:
+    data = draft.config.data
+    workers = draft.config.trainer.num_workers
+    return survey(open_source(data), most=_LOOK_AT, channels=data.channels, num_workers=workers)
+
+
+def _choose(draft: Draft, look: Survey, *, world_size: int) -> Chosen:
+    trainer, source = draft.config.trainer, open_source(draft.config.data)
+    device = choose_device(trainer.device)
+    is_bf16 = choose_dtype("auto", device=device) == torch.bfloat16
+    return choose(
+        draft,
+        look,
+        machine=Machine(
+            "cuda" if device.type == "cuda" else "cpu", "bf16" if is_bf16 else "fp32", world_size
+        ),
+        is_dicom=source.names(0).lower().endswith(_DICOM_SUFFIXES),
+        measure=partial(_measure, look=look),
+    )
+
+
+def _measure(config: Config, in_parts: bool, *, look: Survey) -> Probe:
+    """The step of a run, in as many parts as memory asks for if `in_parts`."""
+    select = config.data.channels
+    channels = (
+        len(select) if isinstance(select, list) else {"grey": 1, "rgb": 3}.get(select or "", look.channels)
+    )
+    stored_px = config.data.stored_px or min(find_limit_px(config.view_px), look.sides[3])
+    if in_parts:
+        return choose_batch(
+            config, wanted=config.batch_size, channels=channels, stored_px=stored_px, bits=look.bits
+        )
+    return probe_step(config, channels=channels, stored_px=stored_px, bits=look.bits)
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
