@@ -58,7 +58,7 @@ def test_counts_of_8_bit_values(channels: int) -> None:
 def test_what_goes_wrong_in_the_thread_is_raised_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(images: np.ndarray) -> np.ndarray:
+    def fail(images: np.ndarray, *, out: np.ndarray) -> np.ndarray:
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(module, "count_values", fail)
