@@ -33,13 +33,21 @@ class ChannelStatistics:
     largest: tuple[float, ...]
 
 
-def count_levels(dtype: np.dtype[Any]) -> int:
-    """How many kinds of values are told apart."""
-    return _LEVELS[dtype.itemsize]
+def no_counts(channels: int, dtype: np.dtype[Any]) -> Int64[np.ndarray, "channels levels"]:
+    """The counts of no values of this type."""
+    return np.zeros((channels, _LEVELS[dtype.itemsize]), dtype=np.int64)
 
 
-def count_values(images: Real[np.ndarray, "n height width channels"]) -> Int64[np.ndarray, "channels levels"]:
-    """How often each channel takes each of the 256 or 65,536 values, or of the 262,144 kinds of float32."""
+def count_values(
+    images: Real[np.ndarray, "n height width channels"],
+    *,
+    out: Int64[np.ndarray, "channels levels"] | None = None,
+) -> Int64[np.ndarray, "channels levels"]:
+    """How often each channel takes each of the 256 or 65,536 values, or of the 262,144 kinds of float32.
+
+    `out` are counts so far, to which these are added.
+    """
+    out = no_counts(images.shape[3], images.dtype) if out is None else out
     if images.dtype == np.uint8:
         rows = images.reshape(-1, *images.shape[2:])  # one image below the other
         # Pillow counts 5 times as fast as np.bincount, which makes 8 bytes of each value first.
@@ -49,16 +57,25 @@ def count_values(images: Real[np.ndarray, "n height width channels"]) -> Int64[n
             else [np.ascontiguousarray(plane) for plane in np.moveaxis(rows, 2, 0)]
         )
         counts = [Image.fromarray(part).histogram() for part in flat]
-        return np.array(counts, dtype=np.int64).reshape(images.shape[3], 256)
-    planes = np.moveaxis(images, 3, 0)
-    levels = count_levels(images.dtype)
-    return np.stack([np.bincount(_keys(plane.ravel()), minlength=levels) for plane in planes])
+        out += np.array(counts, dtype=np.int64).reshape(images.shape[3], 256)
+        return out
+    for total, plane in zip(out, _planes(images), strict=True):
+        keys = _keys(plane)
+        first = int(keys.min())  # most of the levels are not used: they need not be added
+        counted = np.bincount(keys - keys.dtype.type(first))
+        total[first : first + len(counted)] += counted
+    return out
 
 
 def find_extremes(images: Real[np.ndarray, "n height width channels"]) -> Float[np.ndarray, "2 channels"]:
     """The smallest and the largest value of each channel."""
-    flat = images.reshape(-1, images.shape[3])
-    return np.stack([flat.min(axis=0), flat.max(axis=0)]).astype(np.float64)
+    planes = _planes(images)
+    return np.stack([planes.min(axis=1), planes.max(axis=1)]).astype(np.float64)
+
+
+def _planes(images: Real[np.ndarray, "n height width channels"]) -> Real[np.ndarray, "channels values"]:
+    """The values of each channel side by side, which is worth the copy."""
+    return np.ascontiguousarray(images.reshape(-1, images.shape[3]).T)
 
 
 def summarise(
@@ -117,9 +134,10 @@ def _keys(values: Real[np.ndarray, " n"]) -> Real[np.ndarray, " n"]:
     """
     if values.dtype != np.float32:
         return values
-    bits = values.view(np.uint32)
-    ordered: UInt32[np.ndarray, " n"] = np.where(bits & _SIGN, ~bits, bits | _SIGN)
-    return ordered >> _DROPPED
+    bits: UInt32[np.ndarray, " n"] = values.view(np.uint32)
+    is_negative = (values.view(np.int32) >> np.int32(31)).view(np.uint32)  # all bits set, or none
+    keys: UInt32[np.ndarray, " n"] = (bits ^ (is_negative | _SIGN)) >> _DROPPED
+    return keys
 
 
 def _values(keys: Int64[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:

@@ -7,7 +7,7 @@ from types import TracebackType
 import numpy as np
 
 from byol.data.partial import PartialPack
-from byol.data.statistics import ChannelStatistics, count_levels, count_values, find_extremes, summarise
+from byol.data.statistics import ChannelStatistics, count_values, find_extremes, no_counts, summarise
 
 _CHUNK_BYTES = 2**21  # looked at in one go, while other threads that need the interpreter wait 1 ms
 
@@ -44,7 +44,7 @@ class Tally:
             self._guess = writer.head(writer.mark.num_images - writer.num_bad)
             self._file.seek(len(self._guess))
             self._digest = hashlib.blake2b(self._guess, digest_size=16)
-            self._counts = np.zeros((writer.channels, count_levels(writer.dtype)), dtype=np.int64)
+            self._counts = no_counts(writer.channels, writer.dtype)
             self._extremes = np.outer([np.inf, -np.inf], np.ones(writer.channels))
             self._last.set_result(None)
         writer.flush()
@@ -74,7 +74,7 @@ class Tally:
             count = min(most, num_rows - first)
             rows = np.fromfile(self._file, dtype, count=count * int(np.prod(shape))).reshape(count, *shape)
             hashed = self._hasher.submit(self._digest.update, rows.data)
-            self._counts += count_values(rows)
+            count_values(rows, out=self._counts)
             if rows.dtype == np.float32:
                 smallest, largest = find_extremes(rows)
                 np.minimum(self._extremes[0], smallest, out=self._extremes[0])
