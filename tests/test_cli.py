@@ -20,15 +20,19 @@ from safetensors.torch import load_file, save_file
 
 import byol
 from byol.cli import main
-from byol.training import checkpoint, loop
+from byol.config import Config
+from byol.training import checkpoint, loop, start
+from byol.training.probe import Probe
 
 TINY = [
     "network.name=test_resnet",
     "network.projection_head.mlp_hidden_size=8",
     "network.projection_head.projection_size=4",
     "network.stem=standard",
+    "data_transforms.domain=null",
     "data_transforms.input_shape=[16,16,null]",
     "trainer.batch_size=8",
+    "trainer.accumulation_steps=1",
     "trainer.max_epochs=2",
     "trainer.precision=fp32",
     "trainer.num_workers=1",
@@ -102,6 +106,42 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 # ---- Every command
+
+
+def test_a_dry_run_then_the_run(capsys: Capture, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody says anything but the folder (and sizes, to be fast): all is chosen, told, kept."""
+
+    def probe(config: Config, *, wanted: int = 0, **images: int) -> Probe:
+        return Probe(config.batch_size, 1, 100.0, 10**9, 2 * 10**9)
+
+    monkeypatch.setattr(start, "choose_batch", probe)
+    monkeypatch.setattr(start, "probe_step", probe)
+    write_images(Path("images"))
+    few = [*TINY[:4], "trainer.device=cpu", "trainer.num_workers=1"]
+    said = succeed(capsys, "train", "images", "-o", "runs/a", *few, "-n")
+    assert [path.name for path in place.iterdir()] == ["images"]
+    lines = said.splitlines()
+    assert lines[0] == "views: photo (8 bit, 3 channels)"
+    for line in ("view size 32 px (median side 16 px; at least 32)", "batch 8 (at most half of 20 images)"):
+        assert line in lines
+    assert lines[-2].startswith("about 43 min: 26 steps of 100 s")
+
+    trained = succeed(capsys, "train", "images", "-o", "runs/a", *few, "trainer.max_epochs=1").splitlines()
+    assert trained[:4] == lines[:4] and "batch 8, 2 steps an epoch, 2 in all" in trained
+    said = succeed(capsys, "train", "images", "-o", "runs/a", *few)
+    assert said.splitlines()[0].startswith("20 images, 3 channels, stored at")
+    assert "finished before: all 2 steps are done" in said
+    said = fail(capsys, "train", "images", "-o", "runs/a", *few, "trainer.batch_size=4")
+    assert "holds a run of another configuration (trainer.batch_size: 8 -> 4)" in said
+    written = yaml.safe_load(Path("runs/a/config.yaml").read_text())
+    assert written["data_transforms"]["domain"] == "photo"
+    assert written["data_transforms"]["input_shape"] == [32, 32, None]
+
+
+def test_an_open_configuration_is_printed_as_such(capsys: Capture) -> None:
+    printed = yaml.safe_load(succeed(capsys, "config", "--preset", "default"))
+    assert printed["network"]["name"] == printed["data_transforms"]["domain"] == "auto"
+    assert printed["trainer"]["batch_size"] is None and "view1" not in printed["data_transforms"]
 
 
 def test_train_eval_embed_load(capsys: Capture) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from byol.config import Config, diff_configs, dump_config, json_schema, load_config
+from byol.config import Config, diff_configs, dump_config, json_schema, load_config, load_draft
 from byol.errors import ConfigError
 
 PRESETS = ("classic", "paper", "default", "demo")
@@ -165,6 +165,107 @@ def test_a_section_with_every_key_commented_out(tmp_path: Path) -> None:
 def test_anchors(tmp_path: Path) -> None:
     text = "data_transforms:\n  view1: &view {blur: 0.25}\n  view2: *view\n"
     assert load_config(write(tmp_path, text), [], preset=None).data_transforms.view2.blur == 0.25
+
+
+# ---- Domains and open settings
+
+DOMAINS = ("photo", "grey", "microscopy", "satellite", "medical", "industrial")
+
+
+def test_preset_then_domain_then_file_then_overrides(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "preset: default\ndata_transforms:\n  domain: medical\n  view: {noise: 0.5, blur: 0.25}\n"
+        "  view1: {blur: 0.75}\n",
+    )
+    transforms = load_config(path, ["data_transforms.view.gamma=0.1"], preset=None).data_transforms
+    view1, view2 = transforms.view1, transforms.view2
+    assert (transforms.domain, view1.rotation, view2.rotation) == ("medical", 10.0, 10.0)
+    # Beside the short form, the view that is named counts, wherever it stands.
+    assert (view1.noise, view1.blur, view2.noise, view2.blur) == (0.5, 0.75, 0.5, 0.25)
+    assert (view1.gamma, view2.gamma) == (0.1, 0.1)
+    later = ["data_transforms.view1.blur=0.1", "data_transforms.view.blur=0.2"]
+    assert load_config(path, later, preset=None).data_transforms.view1.blur == 0.2
+
+
+def test_views_of_the_domain_photo_are_those_of_the_default_preset() -> None:
+    default = load_config(None, [], preset="default").data_transforms
+    photo = load_config(None, ["data_transforms.domain=photo"], preset="classic").data_transforms
+    assert (photo.view1, photo.view2) == (default.view1, default.view2)
+    assert photo.input_shape == (96, 96, 3)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_domains_are_complete_and_say_why(domain: str) -> None:
+    config = load_config(None, [f"data_transforms.domain={domain}"], preset="default")
+    assert config.data_transforms.domain == domain
+    folder = Path(sys.modules["byol.config"].__file__ or "").parent / "presets" / "views"
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(DOMAINS)
+    text = (folder / f"{domain}.yaml").read_text()
+    assert text.startswith("# ") and set(yaml.safe_load(text)) <= {"view", "view1", "view2"}
+
+
+def test_refused_domains_and_short_forms(tmp_path: Path) -> None:
+    assert problems(None, "data_transforms.domain=micrscopy") == [
+        "override 'data_transforms.domain=micrscopy': got 'micrscopy', allowed: one of auto, photo, grey, "
+        "microscopy, satellite, medical, industrial or none; did you mean 'microscopy'?"
+    ]
+    text = "data_transforms:\n  view:\n    blur: 2\n    blurr: 1\n  view1: {blur: 3}\n"
+    assert problems(write(tmp_path, text)) == [
+        "my.yaml:4: data_transforms.view.blurr: unknown key; did you mean 'data_transforms.view.blur'?",
+        "my.yaml:5: data_transforms.view1.blur: got 3, allowed: a number from 0 to 1",
+        "my.yaml:3: data_transforms.view.blur: got 2, allowed: a number from 0 to 1",
+    ]
+
+
+def test_only_the_default_preset_is_open() -> None:
+    for preset in ("classic", "paper", "demo"):
+        draft = load_draft(None, [], preset=preset)
+        assert draft.open == draft.free == () and draft.settle({"trainer.batch_size": 3}) == draft
+    draft = load_draft(None, ["trainer.batch_size=8"], preset="default")
+    assert draft.open == (
+        "network.name",
+        "data_transforms.domain",
+        "data_transforms.input_shape",
+        "trainer.accumulation_steps",
+        "trainer.max_epochs",
+    )
+
+
+def test_what_is_given_stays_when_the_rest_is_settled(tmp_path: Path) -> None:
+    given = ["data_transforms.view1.turn=0.1", "trainer.batch_size=8", "network.stem=standard"]
+    draft = load_draft(None, given, preset="default")
+    chosen = {
+        "network": {"name": "resnet18", "stem": "small"},
+        "data_transforms.domain": "microscopy",
+        "data_transforms.view": {"turn": 0.5, "noise": 0.25},
+        "data_transforms.input_shape": (32, 32, None),
+        "trainer": {"batch_size": 64, "accumulation_steps": 2, "max_epochs": 3},
+    }
+    settled = draft.settle(chosen)
+    assert settled.open == ()
+    config = settled.config
+    assert (config.network.name, config.network.stem, config.batch_size) == ("resnet18", "standard", 8)
+    view1, view2 = config.data_transforms.view1, config.data_transforms.view2
+    assert (view1.turn, view2.turn, view1.noise, view1.crop_area) == (0.1, 0.5, 0.25, (0.5, 1.0))
+    assert (config.view_px, config.accumulation_steps, config.max_epochs) == (32, 2, 3)
+    # It reads back equal, and gives another draft the same values.
+    assert load_config(write(tmp_path, dump_config(config)), [], preset=None) == config
+    assert draft.settle(draft.values_of(config)).config == config
+    with pytest.raises(ConfigError, match=r"^override 'trainer\.batch_size=8': .* in .* 8 equal parts"):
+        draft.settle(chosen | {"trainer": {"accumulation_steps": 8, "max_epochs": 3}})
+
+
+def test_an_open_configuration_is_written_without_the_numbers_of_its_domain(tmp_path: Path) -> None:
+    """Else they would all be given when it is read, and a domain that is chosen could change nothing."""
+    draft = load_draft(None, ["data_transforms.view.blur=0.9"], preset="default")
+    text = draft.dump()
+    written = yaml.safe_load(text)["data_transforms"]
+    assert written["domain"] == "auto" and written["input_shape"] is None
+    assert written["view1"] == written["view2"] == {"blur": 0.9}
+    read = load_draft(write(tmp_path, text), [], preset=None)
+    assert (read.config, read.open) == (draft.config, draft.open)
+    assert read.settle({"data_transforms.domain": "medical"}).config.data_transforms.view1.rotation == 10.0
 
 
 # ---- Refusals

@@ -32,7 +32,9 @@ def configure(job: Job) -> Config:
         f"network.projection_head.mlp_hidden_size={setting.hidden_size}",
         f"network.projection_head.projection_size={setting.projection_size}",
         f"data_transforms.input_shape=[{setting.view_px},{setting.view_px},3]",
+        "data_transforms.domain=null",
         f"trainer.batch_size={setting.batch}",
+        "trainer.accumulation_steps=1",
         f"trainer.device={job.device}",
         "trainer.max_epochs=100000",  # longer than any measurement
     ]

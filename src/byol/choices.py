@@ -204,14 +204,15 @@ def _choose_batch(draft: Draft, *, num_images: int, machine: Machine) -> list[Ch
         )
     wanted = BATCHES[machine.device]
     share = machine.world_size * (draft.config.trainer.accumulation_steps or 1)
-    batch = min(wanted, 2 ** int(math.log2(num_images // 2)))
-    batch = max(batch // share, 2) * share
+    most = min(wanted, 2 ** int(math.log2(num_images // 2)))
+    batch = max(most // share, 2) * share
     if batch > num_images // 2:
         raise ConfigError(
             f"trainer.batch_size: {num_images} images are too few for {share} ranks x parts; use fewer"
         )
     half = f"at most half of {num_images} images"
-    reason = half if batch < wanted else f"on {_DEVICE_NAMES[machine.device]}"
+    reason = half if most < wanted else f"on {_DEVICE_NAMES[machine.device]}"
+    reason += f"; a multiple of {share}" if batch != most else ""
     return [Choice("trainer.batch_size", batch, f"batch {batch}", reason)]
 
 
@@ -241,6 +242,6 @@ def _choose_length(
         affordable = int(hours * 3600 / probe.step_s / steps_per_epoch)
         if affordable < epochs:
             epochs = max(1, affordable)
-            reason = f"at most {hours:g} hours on {_DEVICE_NAMES[device]}, {probe.step_s:.2g} s a step"
+            reason = f"at most {hours:g} hours on {_DEVICE_NAMES[device]}, {probe.step_s:.3g} s a step"
     words = f"{epochs} epoch{'s' if epochs > 1 else ''}, {epochs * steps_per_epoch:,} steps"
     return [Choice("trainer.max_epochs", epochs, words, reason)]

@@ -33,7 +33,10 @@ def configure(source: str | Path, *overrides: str) -> Config:
         "network.projection_head.mlp_hidden_size=8",
         "network.projection_head.projection_size=4",
         f"data_transforms.input_shape=[{PX}, {PX}, 3]",
+        "data_transforms.domain=null",
         "trainer.batch_size=4",
+        "trainer.accumulation_steps=1",
+        "trainer.max_epochs=100",
         "trainer.num_workers=1",
         "evaluation.num_bootstrap=200",
     ]

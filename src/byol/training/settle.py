@@ -73,7 +73,7 @@ def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
         say(line)
     say(
         f"about {_in_words(plan.total_steps * probe.step_s)}: {plan.total_steps:,} steps of "
-        f"{probe.step_s:.2g} s, {plan.batch_size / probe.step_s:.0f} images/s"
+        f"{probe.step_s:.3g} s, {plan.batch_size / probe.step_s:.3g} images/s"
     )
     say("nothing was written; the same command without -n trains")
 
@@ -126,5 +126,5 @@ def _measure(config: Config, in_parts: bool, *, look: Survey) -> Probe:
 
 def _in_words(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
