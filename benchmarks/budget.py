@@ -1,6 +1,6 @@
 """Does a run with a time budget end on time, its schedules complete? `byol train motifs --hours H`, for real.
 
-The clock starts with the first step, which is when the command has printed what it is about to do.
+Every step is logged, and time counts from the line of the first to the line that says that all is saved.
 """
 
 import os
@@ -18,7 +18,7 @@ from measure import describe_command, describe_machine, limit_cores, machine_lin
 
 from byol.training.runlog import Metrics, read_metrics
 
-_FIRST_STEPS_SOON = re.compile(r"base tau \(m\) ")  # begins the last line before the first step
+_FIRST_STEP, _SAVED = re.compile(r"step 1/"), re.compile(r"the encoder is in ")
 
 
 def run(hours: float, run_dir: Path, *, overrides: list[str], threads: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def run(hours: float, run_dir: Path, *, overrides: list[str], threads: int) -> d
     command = [sys.executable, "-u", "-m", "byol", "train", "motifs", "--hours", f"{hours:g}"]
     start = time.perf_counter()
     process = subprocess.Popen(
-        [*command, *overrides, "-o", str(run_dir)],
+        [*command, "trainer.log_interval=1", *overrides, "-o", str(run_dir)],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
@@ -36,11 +36,13 @@ def run(hours: float, run_dir: Path, *, overrides: list[str], threads: int) -> d
     lines = [(time.perf_counter() - start, line.rstrip()) for line in process.stdout]
     if process.wait():
         raise SystemExit(f"byol train ended with exit code {process.returncode}")
-    first_s = next(at for at, line in reversed(lines) if _FIRST_STEPS_SOON.match(line))
+    first_s, saved_s = (
+        next(at for at, line in lines if pattern.match(line)) for pattern in (_FIRST_STEP, _SAVED)
+    )
     return {
         "budget_s": hours * 3600.0,
         "before_s": first_s,
-        "training_s": time.perf_counter() - start - first_s,
+        "training_s": saved_s - first_s,
         "said": [f"{at - first_s:8.1f} s  {line.replace(str(run_dir), 'RUN')}" for at, line in lines],
     }
 
@@ -51,7 +53,7 @@ def _describe(result: dict[str, Any], metrics: list[Metrics]) -> str:
     rows = [
         f"- budget {result['budget_s']:.0f} s; ended {result['training_s']:.1f} s after the first step "
         f"({result['training_s'] / result['budget_s'] - 1.0:+.1%}); {result['before_s']:.1f} s before it "
-        "(generating and packing images, the probe)",
+        "(images, probe, first step)",
         f"- {last.done} steps, {last.epoch:.2f} epochs; in the last step the learning rate was "
         f"{last.lr:.2g} (highest {highest:.2g}), tau {last.tau:.6f}",
         *machine_lines(result["machine"]),
