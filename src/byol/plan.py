@@ -225,7 +225,7 @@ def _derive_default(config: Config, *, total_steps: int, epochs: float) -> _Deri
         (lr, warmup, _WEIGHT_DECAY, 1.0 - gap),
         (
             f"min({_LR_PER_IMAGE * 64:g} x batch {config.batch_size} / 64, {_LR_MAX:g})",
-            f"min({_WARMUP_SHARE:g} x {epochs:.7g} epochs, {_WARMUP_MAX_EPOCHS:g})",
+            f"min({_WARMUP_SHARE:g} x {round(epochs, 2):.10g} epochs, {_WARMUP_MAX_EPOCHS:g})",
             "fixed",
             f"1 - min({_TAU_MAX_GAP:g}, sqrt({_TAU_STEPS:g} / {total_steps} steps))",
         ),

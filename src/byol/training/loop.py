@@ -101,7 +101,10 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
         introduction = _introduce(config, images, plan=plan, pace=pace, step_s=step_s, ranks=ranks, done=done)
         for note in [*notes, *introduction]:
             log.say(note)
+        before = pace.now()
         status = fixed_images.judge(byol, ranks=ranks)
+        # At the end it is judged once more, and saving takes about as long.
+        pace.keep_for_end(2.0 * (pace.now() - before))
         collapsed_checks = 0
         clock = _Clock(done)
         source = Batches(
