@@ -38,6 +38,7 @@ LEVELS = {
         "data.tally",
         "method.networks",
         "method.optim",
+        "method.pretrained",
         "training.distributed",
         "training.checkpoint",
         "training.runlog",
@@ -46,11 +47,12 @@ LEVELS = {
         "artifacts.feature_file",
     },
     5: {"data.packed"},
-    6: {"data.batches", "data.images", "artifacts.encoder"},
-    7: {"evaluation.features", "evaluation.splits"},
-    8: {"training.loop", "evaluation.table"},
-    9: {"cli", "__init__"},
-    10: {"__main__"},
+    6: {"data.batches", "data.images", "artifacts.encoder", "training.fixed_images"},
+    7: {"evaluation.features", "evaluation.splits", "training.start"},
+    8: {"training.alarms", "evaluation.table"},
+    9: {"training.loop"},
+    10: {"cli", "__init__"},
+    11: {"__main__"},
 }
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
 

@@ -30,6 +30,7 @@ _THE_ENCODER = """the encoder is in {run}:
 _EPILOG = """examples:
   byol demo                                  generated images, then the table; minutes on 2 cores
   byol train IMAGES/ -o runs/cells           no settings, no labels; the same again continues
+  byol train IMAGES/ --init runs/cells       from existing weights, with new heads where need be
   byol train config.yaml trainer.max_epochs=40
   byol eval runs/cells --labels cells.csv    how good is it, beside pixels and the untrained encoder
   byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
@@ -82,6 +83,12 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
     train.add_argument("--preset", help="classic, paper, default or demo")
+    train.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="start from the folder of an earlier run, a .safetensors, .pth or .pt file, or timm:MODEL if "
+        "it is on this machine (short for network.fine_tune_from=WEIGHTS)",
+    )
 
     run = _add(
         commands, "run", _run, "train, then evaluate: what `python run.py` does", "byol run config.yaml"
@@ -171,6 +178,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.init is not None:
+        options.overrides = [f"network.fine_tune_from={json.dumps(options.init)}", *options.overrides]
     config, run_dir = _configure(options)
     return _train_run(config, run_dir)
 

@@ -28,6 +28,10 @@ _WARMUP_SHARE, _WARMUP_MAX_EPOCHS = 0.05, 10.0
 _WEIGHT_DECAY = 5e-4
 _TAU_STEPS = 2.0  # 1 - base tau = min(_TAU_MAX_GAP, sqrt(_TAU_STEPS / steps)): 0.99 up to 20,000 steps
 _TAU_MAX_GAP = 0.01
+_ADAMW_LR = 0.0005  # for a batch of 256; DINO's, arXiv 2104.14294, section 3.2
+
+# A run that goes wrong mostly does so in its first steps, long before a health interval is over.
+_EARLY_CHECKS = (20, 50, 100, 200)
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,8 @@ class Plan:
         return done % self.log_interval == 0 or done == self.total_steps
 
     def health_at(self, done: int) -> bool:
-        """Whether to judge the network's health after `done` steps; always after the last."""
-        return done % self.health_interval == 0 or done == self.total_steps
+        """Whether to judge health after `done` steps; more often early on, and after the last."""
+        return done % self.health_interval == 0 or done == self.total_steps or done in _EARLY_CHECKS
 
     def save_at(self, done: int) -> bool:
         """Whether to save after `done` steps; always after the last."""
@@ -126,6 +130,18 @@ class Plan:
     def explain(self) -> list[str]:
         """One line for each of lr, warm-up, weight decay and base tau: its value and where it comes from."""
         return list(self.reasons)
+
+
+def reference_lr(config: Config, *, total_steps: int) -> float:
+    """The optimizer.params.lr that suits this optimizer and batch, for comparing a given one with."""
+    share = config.trainer.batch_size / 256
+    if config.optimizer.name == "sgd":
+        lr = _derive_default(config, total_steps=total_steps).values[0]
+    elif config.optimizer.name == "lars":
+        lr = _derive_paper(config, total_steps=total_steps).values[0] * share
+    else:
+        lr = _ADAMW_LR * share
+    return lr / share if config.optimizer.scale_lr else lr
 
 
 @functools.lru_cache(maxsize=2)
