@@ -1,7 +1,7 @@
 """Does a run with a time budget end on time, its schedules complete? `byol train motifs --hours H`, for real.
 
-Every step is logged; time counts from the beginning of the first (when its line is printed, less what it took)
-to the line that says that all is saved. Further arguments are those of `byol train`.
+Every step is logged; time counts from the beginning of the first (when its line is printed, less what it
+took) to the line that says that all is saved. Further arguments are those of `byol train`.
 """
 
 import os
@@ -55,7 +55,7 @@ def _describe(result: dict[str, Any], metrics: list[Metrics]) -> str:
     last = metrics[-1]
     highest = max(line.lr for line in metrics)
     rows = [
-        f"- budget {result['budget_s']:.0f} s; ended {result['training_s']:.1f} s after the beginning of the first step "
+        f"- budget {result['budget_s']:.0f} s; ended {result['training_s']:.1f} s after the first step began "
         f"({result['training_s'] / result['budget_s'] - 1.0:+.1%}); {result['before_s']:.1f} s before it "
         "(images, probe)",
         f"- {last.done} steps, {last.epoch:.2f} epochs; in the last step the learning rate was "
