@@ -21,10 +21,10 @@ from command import new_parser, save_result
 from measure import describe_command, describe_machine, limit_cores, machine_lines, paired_ratios, spread
 from pictures import make_folders
 from settings import SETTINGS
-from systems import Job
+from systems import Job, ours
 from systems.ours import System
 
-from byol.method import convolution, networks, normalisation
+from byol.method import convolution, normalisation
 
 Switch = Callable[[System], Any]  # a context in which one optimisation is off
 
@@ -45,7 +45,7 @@ SWITCHES: dict[str, Switch] = {
     "all": lambda system: nullcontext(),
     "bfloat16": _in_float32,
     "Winograd's convolution": lambda system: patch.object(convolution, "choose_tile", _never),
-    "kernels packed once a pass": lambda system: patch.object(networks, "constant_weights", nullcontext),
+    "kernels packed once a pass": lambda system: patch.object(ours, "constant_weights", nullcontext),
     "products for narrow maps": lambda system: patch.object(
         convolution, "_choose_ways", lambda *_: convolution._LIBRARY
     ),

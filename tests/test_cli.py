@@ -334,6 +334,43 @@ def test_mixed_sizes_and_modes(capsys: Capture) -> None:
     assert said.startswith("9 images, 1 channel,")
 
 
+def test_deep_images_and_others_that_are_embedded_by_their_encoder(capsys: Capture) -> None:
+    """Floats in two channels; then a file of another depth, one of another scale, and one of NaN."""
+    rng = np.random.default_rng(0)
+    Path("images").mkdir()
+    for index in range(12):
+        np.save(f"images/{index:02d}.npy", rng.normal(300.0, 10.0, (16, 16, 2)))
+    assert "12 images, 2 channels" in succeed(capsys, "train", "images", "-o", "runs/a", *TINY)
+    np.save("images/celsius.npy", rng.normal(27.0, 10.0, (16, 16, 2)))
+    np.save("images/counts.npy", rng.integers(250, 350, (16, 16, 2), dtype=np.uint16))
+    np.save("images/gaps.npy", np.full((16, 16, 2), np.nan))
+    assert main(["embed", "runs/a", "images", "-o", "f.csv"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "13 images x 96 features in f.csv, 2 left out\n"
+    lines = err.splitlines()
+    assert lines[0].startswith("byol: celsius.npy: channel 0: the values lie in ")
+    assert lines[1].startswith("byol: counts.npy: holds 16-bit values, the encoder was trained on floating")
+    assert lines[2] == (
+        "byol: gaps.npy: holds 512 values that are NaN, infinite or beyond float32; fill them; left out"
+    )
+    assert len(lines) == 3
+
+
+def test_images_at_their_own_scale(capsys: Capture) -> None:
+    rng = np.random.default_rng(0)
+    Path("images").mkdir()
+    for index in range(9):
+        image = rng.integers(0, 255, (6 + 2 * index, 8, 3), dtype=np.uint8)
+        Image.fromarray(image).save(f"images/{index}.png")
+    said = succeed(capsys, "train", "images", "-o", "runs/a", *TINY, "data.geometry=scale")
+    assert "9 images, 3 channels, stored at 19 px" in said
+    assert "no image is resized but 2 of 9, which are larger than the canvas of 19 px and shrunk" in said
+    larger = [*TINY, "data.geometry=scale", "data.stored_px=22"]
+    said = succeed(capsys, "train", "images", "-o", "runs/b", *larger)
+    assert "no image is resized: each lies on a canvas of that side" in said
+    assert json.loads(Path("runs/b/encoder.json").read_text())["geometry"] == "scale"
+
+
 # ---- Labels
 
 

@@ -407,6 +407,15 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
             "trainer.max_epochs 100",
         ),
         (
+            "trainer={max_epochs: 3, max_hours: 2}",
+            "override 'trainer={max_epochs: 3, max_hours: 2}': trainer.max_hours: trainer.max_hours 2 and "
+            "trainer.max_epochs 3 are two lengths of one run; leave one out",
+        ),
+        (
+            "trainer.max_hours=0",
+            "override 'trainer.max_hours=0': got 0, allowed: a number above 0 to 100000 or none",
+        ),
+        (
             "data.stored_px=95",
             "override 'data.stored_px=95': data.stored_px 95 is below the 96 px of a view "
             "(data_transforms.input_shape)",
@@ -430,6 +439,25 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 )
 def test_refused_overrides(override: str, expected: str) -> None:
     assert problems(None, *SETTLED, override) == [expected]
+
+
+def test_the_later_layer_says_how_long(tmp_path: Path) -> None:
+    def length(path: Path | None, *overrides: str) -> tuple[int | None, float | None]:
+        trainer = load_config(path, overrides, preset=None).trainer
+        return trainer.max_epochs, trainer.max_hours
+
+    epochs, hours = (f"trainer:\n  {line}\n" for line in ("max_epochs: 3", "max_hours: 2"))
+    assert length(None, "trainer.max_hours=0.05") == (None, 0.05)
+    assert length(write(tmp_path, hours)) == (None, 2)
+    assert length(write(tmp_path, hours), "trainer.max_epochs=5") == (5, None)
+    assert length(write(tmp_path, epochs), "trainer.max_hours=1.5") == (None, 1.5)
+    assert length(write(tmp_path, epochs), "trainer.max_hours=null") == (3, None)
+    config = load_config(None, ["trainer.max_hours=2"], preset="demo")
+    assert load_config(write(tmp_path, dump_config(config)), [], preset=None) == config
+    assert diff_configs(load_config(None, [], preset="demo"), config) == [
+        "trainer.max_epochs: 8 -> null",
+        "trainer.max_hours: null -> 2.0",
+    ]
 
 
 def test_nulls_need_a_rule() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from byol.config import load_config
-from byol.errors import DataError
+from byol.errors import ConfigError, DataError
 from byol.plan import Plan
 
 
@@ -80,9 +80,9 @@ def test_moments() -> None:
         "trainer.checkpoint_interval=6",
     )
     moments = range(1, plan.total_steps + 1)
-    assert [done for done in moments if plan.log_at(done)] == [4, 8, 12, 15]
-    assert [done for done in moments if plan.health_at(done)] == [5, 10, 15]
-    assert [done for done in moments if plan.save_at(done)] == [6, 12, 15]
+    assert [done for done in moments if plan.log_at(done, last=done == 15)] == [4, 8, 12, 15]
+    assert [done for done in moments if plan.health_at(done, last=done == 15)] == [5, 10, 15]
+    assert [done for done in moments if plan.save_at(done, last=done == 14)] == [6, 12, 14]
 
 
 @pytest.mark.parametrize(
@@ -116,3 +116,38 @@ def test_derived_tau_grows_with_the_number_of_steps() -> None:
 def test_fewer_images_than_a_batch() -> None:
     with pytest.raises(DataError, match=r"20 images are fewer than a batch of 64; .*trainer\.batch_size=10"):
         make_plan(num_images=20)
+
+
+# ---- A time budget
+
+
+def test_a_budget_is_planned_for_the_expected_steps() -> None:
+    config = load_config(None, ["trainer.max_hours=0.5"], preset="default")
+    plan = Plan.of(config, num_images=1000, expected_steps=60)
+    assert (plan.total_steps, plan.budget_s, plan.steps_per_epoch) == (60, 1800.0, 15)
+    assert plan.warmup_steps == 3 and "min(0.05 x 4 epochs, 10)" in plan.explain()[1]
+    same = make_plan("trainer.max_epochs=4")
+    assert [plan.lr(step) for step in range(60)] == [same.lr(step) for step in range(60)]
+    assert [plan.tau(step) for step in range(60)] == [same.tau(step) for step in range(60)]
+    assert same.budget_s is None
+
+
+def test_rates_between_two_steps() -> None:
+    plan = make_plan("trainer.max_epochs=10", "optimizer.warmup_epochs=2", "optimizer.params.lr=0.5")
+    assert plan.lr(14.5) == pytest.approx(0.5 * 15.5 / 30)
+    assert plan.lr(29.5) == 0.5  # never above the highest
+    assert plan.lr(100) > plan.lr(100.5) > plan.lr(101)
+    assert plan.tau(100) < plan.tau(100.5) < plan.tau(101)
+
+
+def test_a_warmup_longer_than_the_time() -> None:
+    config = load_config(None, ["trainer.max_hours=0.1", "optimizer.warmup_epochs=5"], preset="default")
+    with pytest.raises(
+        ConfigError, match=r"warmup_epochs: 5 is longer .*about 2 epochs in trainer\.max_hours 0\.1"
+    ):
+        Plan.of(config, num_images=1000, expected_steps=30)
+
+
+def test_a_run_needs_a_length() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.max_epochs: it and trainer\.max_hours are null"):
+        make_plan("trainer.max_epochs=null")

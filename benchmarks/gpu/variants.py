@@ -220,15 +220,18 @@ class Learner:
         self._plan, self._device = plan, device
         self._dtype = choose_dtype(config.trainer.precision, device=device)
         self.byol = Byol.of(config, channels=3, seed_key=0).to(device, memory_format=torch.channels_last)
-        self.network: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.byol
+        self.network: Callable[..., tuple[Tensor, Tensor]] = self.byol
         self._optimizer = build_optimizer(self.byol, config.optimizer, plan=plan)
 
     def _backward(self, view1: Tensor, view2: Tensor) -> Tensor:
         enabled = self._dtype != torch.float32
-        with torch.autocast(self._device.type, self._dtype, enabled=enabled):
-            loss, _ = self.network(view1, view2)
-        loss.backward()
-        return loss.detach()
+        total = torch.zeros((), device=self._device)
+        for view, other in ((view1, view2), (view2, view1)):
+            with torch.autocast(self._device.type, self._dtype, enabled=enabled):
+                loss, _ = self.network(view, other, symmetric=False)
+            loss.backward()
+            total += loss.detach()
+        return total
 
     def step(self, view1: Tensor, view2: Tensor) -> Tensor:
         """As the training loop."""

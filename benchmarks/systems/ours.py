@@ -15,6 +15,7 @@ from byol.method.kernels import explain_kernels
 from byol.method.networks import Byol
 from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views
+from byol.method.winograd import constant_weights
 from byol.plan import Plan
 from byol.training.distributed import connect, keep_freed_memory
 from systems import Job
@@ -95,11 +96,13 @@ class System:
             pixels=self.images.pixels,
         )
         mark("views")
-        with self.ranks.autocast():
-            loss, _ = self.network(view1, view2)
-        mark("loss")
-        loss.backward()
-        mark("backward")
+        with constant_weights():
+            for view, other in ((view1, view2), (view2, view1)):
+                with self.ranks.autocast():
+                    loss, _ = self.network(view, other, symmetric=False)
+                mark("loss")
+                loss.backward()
+                mark("backward")
         set_lr(self.optimizer, self.plan.lr(self.done))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from byol.artifacts.encoder import Encoder as Encoder
     from byol.artifacts.encoder import load as load
+    from byol.errors import ValueRangeWarning as ValueRangeWarning
     from byol.method.networks import Byol as Byol
 
 try:
@@ -23,9 +24,10 @@ except PackageNotFoundError:  # run from the source folder, not installed
 _PUBLIC = {
     "Byol": "byol.method.networks",
     "Encoder": "byol.artifacts.encoder",
+    "ValueRangeWarning": "byol.errors",
     "load": "byol.artifacts.encoder",
 }
-__all__ = ["Byol", "Encoder", "__version__", "load"]
+__all__ = ["Byol", "Encoder", "ValueRangeWarning", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,8 +16,10 @@ from byol.training.probe import Probe
 
 # Views. `upright` below this: a look at brightness can hardly tell an image from the same one turned.
 UPRIGHT_FROM = 0.6
-TURNED = {"vertical_flip": 0.5, "turn": 0.75}
+CUT_OUT_UPRIGHT_FROM = 0.75  # of things cut out on an empty background: chance hangs them unevenly, too
+TURNED = {"vertical_flip": 0.5, "rotation": 180.0}
 MANY_CHANNELS = 10  # bands of a satellite; a microscope has fewer stains
+LARGER = 1.1  # times the median side that a view may be
 VIEW_SIDES = (32, 40, 48, 64, 96, 128, 160, 224)  # px
 
 # Network and length by device. Steps of a batch are never fewer than two an epoch.
@@ -28,7 +30,7 @@ BATCHES = {"cpu": 64, "cuda": 256}
 FEWEST_IMAGES = 16
 PASSES = {"cpu": 400_000, "cuda": 4_000_000}  # images seen, at least
 PASSES_PER_IMAGE = {"cpu": 40, "cuda": 200}
-DEFAULT_HOURS = {"cpu": 0.75, "cuda": 8.0}  # at most, at the measured speed
+DEFAULT_HOURS = {"cpu": 0.85, "cuda": 8.0}  # at most, at the measured speed
 
 _DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU"}
 
@@ -134,11 +136,12 @@ def _choose_turns(draft: Draft, domain: str, survey: Survey) -> list[Choice]:
     free = [name for name in TURNED if not draft.is_given(f"data_transforms.view1.{name}")]
     if not free:
         return []
-    can = survey.upright >= UPRIGHT_FROM
+    can = survey.upright >= (CUT_OUT_UPRIGHT_FROM if survey.is_cut_out else UPRIGHT_FROM)
     reason = f"orientation {'can' if can else 'cannot'} be told: {survey.upright:.0%}"
+    reason += ", on an empty background" if survey.is_cut_out else ""
     view = draft.settle({"data_transforms.domain": domain}).config.data_transforms.view1
     values = {name: getattr(view, name) if can else TURNED[name] for name in free}
-    words = {"vertical_flip": "flips", "turn": "quarter turns"}
+    words = {"vertical_flip": "flips", "rotation": "rotation"}
     if any(values.values()):
         reason += f", but {domain} has no up and down" if can else ""
         chosen = " and ".join(words[name] for name in free)
@@ -160,7 +163,7 @@ def _choose_side(draft: Draft, survey: Survey, *, machine: Machine) -> list[Choi
         return []
     median, most = survey.sides[1], MOST_VIEW_PX[machine.device]
     stored = draft.config.data.stored_px
-    limit = min(median, most, median if stored is None else stored)
+    limit = min(int(LARGER * median), most, most if stored is None else stored)
     side = max((side for side in VIEW_SIDES if side <= limit), default=VIEW_SIDES[0])
     reason = f"median side {median} px"
     if median > most and limit == most:

@@ -31,6 +31,7 @@ _EPILOG = """examples:
   byol demo                                  generated images, then the table; minutes on 2 cores
   byol train IMAGES/ -n                      what would be chosen, and how long it takes
   byol train IMAGES/ -o runs/cells           no settings, no labels; the same again continues
+  byol train IMAGES/ --hours 2               as good as it gets in two hours
   byol train config.yaml trainer.max_epochs=40
   byol eval runs/cells --labels cells.csv    how good is it, beside pixels and the untrained encoder
   byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
@@ -84,6 +85,9 @@ def _make_parser() -> argparse.ArgumentParser:
     train.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
     train.add_argument("--preset", help="classic, paper, default or demo")
     train.add_argument(
+        "--hours", help="time for the training, such as 2 or 0.5, instead of a number of epochs"
+    )
+    train.add_argument(
         "-n",
         "--dry-run",
         action="store_true",
@@ -96,6 +100,7 @@ def _make_parser() -> argparse.ArgumentParser:
     run.add_argument("source", nargs="?", default="config.yaml", help="configuration file (%(default)s)")
     run.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
     run.add_argument("--preset", help="classic, paper, default or demo")
+    run.add_argument("--hours", help="time for the training, such as 2 or 0.5, instead of a number of epochs")
 
     evaluate = _add(
         commands, "eval", _eval, "how good is a run's encoder", "byol eval runs/cells --labels cells.csv"
@@ -196,19 +201,23 @@ def _eval(options: argparse.Namespace) -> int:
 def _configure(options: argparse.Namespace) -> tuple[Draft, Path]:
     """The configuration that the arguments mean, and the run's folder."""
     source = str(options.source)
+    overrides = [
+        *options.overrides,
+        *([] if options.hours is None else [f"trainer.max_hours={options.hours}"]),
+    ]
     if Path(source).suffix.lower() in (".yaml", ".yml"):
-        draft = load_draft(Path(source), options.overrides, preset=options.preset)
+        draft = load_draft(Path(source), overrides, preset=options.preset)
         name = Path(source).stem
     else:
         source_override = f"data.source={json.dumps(source)}"
-        draft = load_draft(None, [source_override, *options.overrides], preset=options.preset or "default")
+        draft = load_draft(None, [source_override, *overrides], preset=options.preset or "default")
         path = Path(source).resolve()
         name = path.name if path.is_dir() else path.stem
     return draft, options.output or Path("runs") / name
 
 
 def _preview(draft: Draft, run_dir: Path) -> int:
-    from byol.training.start import preview
+    from byol.training.settle import preview
 
     if _is_main_rank():
         preview(draft, run_dir, say=print)
@@ -282,7 +291,10 @@ def _embed(options: argparse.Namespace) -> int:
         bad.append(name)
         print(f"byol: {name}: {error}; left out", file=sys.stderr)
 
-    blocks = list(encoder.embed_source(gather(options.images), on_bad=note))
+    def warn(name: str, found: str) -> None:
+        print(f"byol: {name}: {found}", file=sys.stderr)
+
+    blocks = list(encoder.embed_source(gather(options.images), on_bad=note, on_outside=warn))
     names = [name for block in blocks for name in block.names]
     if not names:
         raise DataError(f"{options.images}: none of its {len(bad)} images can be used")

@@ -8,7 +8,7 @@ all problems come in one ConfigError. The settings themselves are in `config_sch
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -77,6 +77,7 @@ _NO_PART_OF_A_RUN = (
     "data.max_bad",
     "trainer.num_workers",
     "trainer.device",
+    "trainer.accumulation_steps",
     "trainer.checkpoint_interval",
     "trainer.log_interval",
     "trainer.health_interval",
@@ -93,7 +94,10 @@ class Draft:
     @property
     def open(self) -> tuple[str, ...]:
         """The settings that must be chosen before a run, in the order of `OPEN`."""
-        return tuple(key for key, value in OPEN.items() if self.layers[key].value == value)
+        found = [key for key, value in OPEN.items() if self.layers[key].value == value]
+        if self.layers["trainer.max_hours"].value is not None:  # a length of its own
+            found = [key for key in found if key != "trainer.max_epochs"]
+        return tuple(found)
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -167,7 +171,8 @@ def load_draft(path: Path | None, overrides: Sequence[str], *, preset: str | Non
     if preset is not None and chosen.layer < _OVERRIDE:
         chosen = Given(preset, repr(preset), f"preset {preset!r}", _OVERRIDE)
     if chosen.value in PRESETS:
-        layers = _put_domain(_read_preset(str(chosen.value)) | written | {"preset": chosen})
+        written = _settle_length(_read_preset(str(chosen.value)) | written | {"preset": chosen}, problems)
+        layers = _put_domain(written)
         config = _validate(layers, problems)
         if config is not None and not problems:
             return Draft(config, layers)
@@ -307,6 +312,24 @@ def _collect(
             item = Given(value, config_text.show(found), where, layer)
             (given if meant == (key,) else of_both).update(dict.fromkeys(meant, item))
     return of_both | given
+
+
+def _settle_length(given: dict[str, Given], problems: list[str]) -> dict[str, Given]:
+    """A run is as long as the later layer says, in epochs or in hours; the other is then null.
+
+    So `--hours 2` needs no word on the epochs of a preset or a file.
+    """
+    epochs, hours = given["trainer.max_epochs"], given["trainer.max_hours"]
+    if epochs.value is None or hours.value is None:
+        return given
+    if epochs.layer == hours.layer:
+        problems.append(
+            f"{hours.place}: trainer.max_hours {hours.text} and trainer.max_epochs {epochs.text} are two "
+            "lengths of one run; leave one out"
+        )
+        return given
+    key = "trainer.max_epochs" if epochs.layer < hours.layer else "trainer.max_hours"
+    return given | {key: replace(given[key], value=None, text="null")}
 
 
 # ---- Checks

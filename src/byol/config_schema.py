@@ -189,6 +189,10 @@ class DataConfig(Section):
     stored_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | None = Field(
         description="Side of the packed copies, pixels; null: 1.15 views, at most the largest source side."
     )
+    geometry: Literal["square", "scale"] = Field(
+        description="How packed copies get their side. square: every image is squashed to it, crops keep its "
+        "aspect; scale: images lie on a canvas of that side, not resized; larger ones are shrunk to fit."
+    )
     packs: Text | None = Field(description="Folder of packed copies; null: 'packs' beside the run folder.")
     memory: Literal["auto", "ram", "map", "device"] = Field(
         description="Where the packed copy is read from: RAM, a memory map, the device; auto: by its size."
@@ -212,7 +216,12 @@ class TrainerConfig(Section):
         description="Tau over the run: constant, or from m to 1 by a cosine (the paper's)."
     )
     max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
-        description="Length of the run, passes over the images; null: by number of images, device and speed."
+        description="Length of the run, passes over the images; null: max_hours decides, or if that is null "
+        "number of images, device and speed."
+    )
+    max_hours: Annotated[float, Field(gt=0, le=10**5)] | None = Field(
+        description="Length of the run, hours from first to last step, all starts together; schedules are "
+        "fitted to the measured speed and end in time. null: max_epochs decides."
     )
     checkpoint_interval: int = Field(ge=1, description="Steps between checkpoints; the end has one as well.")
     num_workers: int = Field(ge=1, le=1024, description="Threads that decode images for the packed copy.")
@@ -305,11 +314,6 @@ class Config(Section):
     def accumulation_steps(self) -> int:
         """Parts that a batch is computed in."""
         return _known(self.trainer.accumulation_steps)
-
-    @property
-    def max_epochs(self) -> int:
-        """Length of the run, passes over the images."""
-        return _known(self.trainer.max_epochs)
 
 
 _Value = TypeVar("_Value")

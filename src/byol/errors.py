@@ -8,6 +8,8 @@ ByolError                   exit code 1
 ├── DivergedError           the loss stopped being a finite number
 └── CollapsedError          every image gets (nearly) the same projection
 
+ValueRangeWarning           not a failure: an image unlike those of the training
+
 A message says what happened, where (path, line, key or image) and what to do next.
 """
 
@@ -42,3 +44,7 @@ class DivergedError(ByolError):
 
 class CollapsedError(ByolError):
     """The projections of different images have become (nearly) equal."""
+
+
+class ValueRangeWarning(UserWarning):
+    """An image was embedded whose values lie outside of the range of the encoder's training images."""

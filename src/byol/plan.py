@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from byol.config import Config
-from byol.errors import DataError
+from byol.config import Config, TrainerConfig
+from byol.errors import ConfigError, DataError
 
 # The paper's recipes by length in epochs (appendix; lr is for a batch of 256): lr, weight decay, base tau.
 _PAPER: dict[int, tuple[float, float, float]] = {
@@ -32,12 +32,17 @@ _TAU_MAX_GAP = 0.01
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's schedule. `step` counts from 0 and is the one about to be made; `done` steps are finished."""
+    """A run's schedule. `step` counts from 0 and is the one about to be made; `done` steps are finished.
+
+    With a time budget `total_steps` is what was expected at the start, the length that rates are chosen for;
+    how the steps that there are go through the schedules is for `training/pace.py` to say.
+    """
 
     num_images: int
     batch_size: int
     steps_per_epoch: int
     total_steps: int
+    budget_s: float | None  # seconds of training; None: total_steps is the end
     seed: int
     base_lr: float  # the highest, already scaled by the batch
     warmup_steps: int
@@ -51,11 +56,14 @@ class Plan:
     reasons: tuple[str, ...]
 
     @classmethod
-    def of(cls, config: Config, *, num_images: int) -> "Plan":
+    def of(cls, config: Config, *, num_images: int, expected_steps: int | None = None) -> "Plan":
         """The plan of a configuration for so many images; null values are derived.
+
+        A run with a time budget (`trainer.max_hours`) needs `expected_steps`; others have no use for it.
 
         Raises:
             DataError: fewer images than a batch.
+            ConfigError: neither epochs nor hours are given, or the warm-up is longer than the time.
         """
         trainer, optimizer = config.trainer, config.optimizer
         if num_images < config.batch_size:
@@ -63,8 +71,13 @@ class Plan:
             found = "one image is" if num_images == 1 else f"{num_images} images are"
             raise DataError(f"{found} fewer than a batch of {config.batch_size}; give more images{smaller}")
         steps_per_epoch = num_images // config.batch_size
-        total_steps = steps_per_epoch * config.max_epochs
-        chosen = _choose(config, total_steps=total_steps)
+        total_steps, epochs = _choose_length(trainer, steps_per_epoch, expected_steps=expected_steps)
+        chosen = _choose(config, total_steps=total_steps, epochs=epochs)
+        if chosen.warmup_epochs > epochs:
+            raise ConfigError(
+                f"optimizer.warmup_epochs: {chosen.warmup_epochs:g} is longer than the run, about "
+                f"{epochs:.3g} epochs in trainer.max_hours {trainer.max_hours}; set a shorter one, or null"
+            )
         base_lr = chosen.lr * (config.batch_size / 256 if optimizer.scale_lr else 1.0)
         scaling = f" x {config.batch_size} / 256 = {base_lr:.4g}" if optimizer.scale_lr else ""
         return cls(
@@ -72,6 +85,7 @@ class Plan:
             batch_size=config.batch_size,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
+            budget_s=None if trainer.max_hours is None else trainer.max_hours * 3600.0,
             seed=trainer.seed,
             base_lr=base_lr,
             warmup_steps=round(chosen.warmup_epochs * steps_per_epoch),
@@ -85,25 +99,27 @@ class Plan:
             reasons=(chosen.reasons[0] + scaling, *chosen.reasons[1:]),
         )
 
-    def lr(self, step: int) -> float:
-        """Linear from base_lr / warmup_steps to base_lr, then constant, or a cosine that ends near 0."""
-        if step < self.warmup_steps:
-            return self.base_lr * (step + 1) / self.warmup_steps
+    def lr(self, position: int | float) -> float:
+        """Linear from base_lr / warmup_steps to base_lr, then constant, or a cosine that ends near 0.
+
+        `position` is the step, or with a time budget what `Pace.position` makes of it.
+        """
+        if position < self.warmup_steps:
+            return self.base_lr * min(position + 1, self.warmup_steps) / self.warmup_steps
         if self.lr_schedule == "constant":
             return self.base_lr
-        share = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        share = (position - self.warmup_steps) / (self.total_steps - self.warmup_steps)
         return self.base_lr * 0.5 * (1.0 + math.cos(math.pi * share))
 
-    def tau(self, step: int) -> float:
-        """1 - (1 - base_tau) (1 + cos(pi step / total_steps)) / 2, the paper's section 3.2; or constant."""
+    def tau(self, position: int | float) -> float:
+        """1 - (1 - base_tau) (1 + cos(pi position / total_steps)) / 2, section 3.2; or constant."""
         if self.tau_schedule == "constant":
             return self.base_tau
-        return 1.0 - (1.0 - self.base_tau) * (1.0 + math.cos(math.pi * step / self.total_steps)) / 2.0
+        return 1.0 - (1.0 - self.base_tau) * (1.0 + math.cos(math.pi * position / self.total_steps)) / 2.0
 
     def key(self, stream: str, index: int) -> int:
         """A 63-bit seed for the `index`-th use of a kind of randomness."""
-        text = f"{self.seed}/{stream}/{index}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+        return make_key(self.seed, stream, index=index)
 
     def indices(self, step: int) -> Int64[np.ndarray, " batch"]:
         """The images of the global batch: an epoch is a fresh permutation without its partial last batch."""
@@ -111,21 +127,27 @@ class Plan:
         order = _permute(self.num_images, self.key("order", epoch))
         return order[number * self.batch_size : (number + 1) * self.batch_size]
 
-    def log_at(self, done: int) -> bool:
+    def log_at(self, done: int, *, last: bool) -> bool:
         """Whether to log after `done` steps; always after the last."""
-        return done % self.log_interval == 0 or done == self.total_steps
+        return done % self.log_interval == 0 or last
 
-    def health_at(self, done: int) -> bool:
+    def health_at(self, done: int, *, last: bool) -> bool:
         """Whether to judge the network's health after `done` steps; always after the last."""
-        return done % self.health_interval == 0 or done == self.total_steps
+        return done % self.health_interval == 0 or last
 
-    def save_at(self, done: int) -> bool:
+    def save_at(self, done: int, *, last: bool) -> bool:
         """Whether to save after `done` steps; always after the last."""
-        return done % self.checkpoint_interval == 0 or done == self.total_steps
+        return done % self.checkpoint_interval == 0 or last
 
     def explain(self) -> list[str]:
         """One line for each of lr, warm-up, weight decay and base tau: its value and where it comes from."""
         return list(self.reasons)
+
+
+def make_key(seed: int, stream: str, *, index: int) -> int:
+    """A 63-bit seed for the `index`-th use of a kind of randomness in a run of this seed."""
+    text = f"{seed}/{stream}/{index}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
 @functools.lru_cache(maxsize=2)
@@ -138,6 +160,18 @@ def _permute(num_images: int, key: int) -> Int64[np.ndarray, " image"]:
 # ---- Values that the configuration leaves open
 
 
+def _choose_length(
+    trainer: TrainerConfig, steps_per_epoch: int, *, expected_steps: int | None
+) -> tuple[int, float]:
+    """Steps and epochs of the run."""
+    if trainer.max_hours is not None:
+        assert expected_steps is not None and expected_steps > 0
+        return expected_steps, expected_steps / steps_per_epoch
+    if trainer.max_epochs is None:
+        raise ConfigError("trainer.max_epochs: it and trainer.max_hours are null; give one of them")
+    return steps_per_epoch * trainer.max_epochs, float(trainer.max_epochs)
+
+
 @dataclass(frozen=True)
 class _Chosen:
     lr: float
@@ -147,10 +181,10 @@ class _Chosen:
     reasons: tuple[str, ...]
 
 
-def _choose(config: Config, *, total_steps: int) -> _Chosen:
+def _choose(config: Config, *, total_steps: int, epochs: float) -> _Chosen:
     """Given values as they are, open ones by the configuration's rule, each with its reason."""
     rule = _derive_paper if config.optimizer.derive == "paper" else _derive_default
-    derived = rule(config, total_steps=total_steps)
+    derived = rule(config, total_steps=total_steps, epochs=epochs)
     params = config.optimizer.params
     given = (params.lr, config.optimizer.warmup_epochs, params.weight_decay, config.trainer.m)
     lr, warmup_epochs, weight_decay, tau = values = [
@@ -171,8 +205,7 @@ class _Derived:
     reasons: tuple[str, str, str, str]
 
 
-def _derive_paper(config: Config, *, total_steps: int) -> _Derived:
-    epochs = config.max_epochs
+def _derive_paper(config: Config, *, total_steps: int, epochs: float) -> _Derived:
     row = next((length for length in _PAPER if length >= epochs), max(_PAPER))
     lr, weight_decay, tau = _PAPER[row]
     warmup = min(_PAPER_WARMUP_EPOCHS, epochs / 4)
@@ -184,15 +217,15 @@ def _derive_paper(config: Config, *, total_steps: int) -> _Derived:
     )
 
 
-def _derive_default(config: Config, *, total_steps: int) -> _Derived:
+def _derive_default(config: Config, *, total_steps: int, epochs: float) -> _Derived:
     lr = min(_LR_PER_IMAGE * config.batch_size, _LR_MAX)
-    warmup = min(_WARMUP_SHARE * config.max_epochs, _WARMUP_MAX_EPOCHS)
+    warmup = min(_WARMUP_SHARE * epochs, _WARMUP_MAX_EPOCHS)
     gap = min(_TAU_MAX_GAP, math.sqrt(_TAU_STEPS / total_steps))
     return _Derived(
         (lr, warmup, _WEIGHT_DECAY, 1.0 - gap),
         (
             f"min({_LR_PER_IMAGE * 64:g} x batch {config.batch_size} / 64, {_LR_MAX:g})",
-            f"min({_WARMUP_SHARE:g} x {config.max_epochs} epochs, {_WARMUP_MAX_EPOCHS:g})",
+            f"min({_WARMUP_SHARE:g} x {epochs:.7g} epochs, {_WARMUP_MAX_EPOCHS:g})",
             "fixed",
             f"1 - min({_TAU_MAX_GAP:g}, sqrt({_TAU_STEPS:g} / {total_steps} steps))",
         ),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.datasets
+import tifffile
 import timm
 import torch
 from numpy.typing import NDArray
@@ -14,19 +15,25 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import byol
 from byol.artifacts import encoder as encoder_file
 from byol.artifacts.encoder import Encoder, EncoderSpec, load, save_encoder
 from byol.config import load_config
+from byol.data.formats import Geometry
+from byol.data.images import open_images
 from byol.data.packed import pack
-from byol.data.sources import open_source
-from byol.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.data.sources import ArraySource, Part, open_source
+from byol.errors import ByolError, CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.method.networks import build_encoder, count_features
 from byol.method.views import Pixels, whole_view
 
 STORED_PX, VIEW_PX = 28, 24
 
 
-def make_spec(channels: int = 3, name: str = "test_resnet", full_scale: float = 255.0) -> EncoderSpec:
+FULL_SCALES = {8: 255.0, 16: 65535.0, 32: 1.0}
+
+
+def make_spec(channels: int = 3, name: str = "test_resnet", bits: int = 8) -> EncoderSpec:
     ones = (1.0,) * channels
     return EncoderSpec(
         name=name,
@@ -35,12 +42,13 @@ def make_spec(channels: int = 3, name: str = "test_resnet", full_scale: float = 
         view_px=VIEW_PX,
         stored_px=STORED_PX,
         num_features=96,
-        pixels=Pixels(low=(0.0,) * channels, high=(full_scale,) * channels, mean=(0.4,) * channels, std=ones),
+        pixels=Pixels((0.0,) * channels, (FULL_SCALES[bits],) * channels, (0.4,) * channels, ones),
         which="online",
         done=7,
         byol_version="0.1.0",
         data_fingerprint="abc",
         data_name="cells",
+        bits=bits,
     )
 
 
@@ -60,7 +68,7 @@ def draw_images(
     rng = np.random.default_rng(0)
     small = rng.random((num, 5, 4, channels))
     large = np.kron(small, np.ones((1, 8, 9, 1)))[:, : px[0], : px[1]]
-    return (large * np.iinfo(dtype).max).astype(dtype)
+    return (large * FULL_SCALES[8 * np.dtype(dtype).itemsize]).astype(dtype)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +97,7 @@ def test_weights_load_in_plain_timm(tmp_path: Path) -> None:
 
 def test_json_says_how_to_use_the_weights(saved: Path, encoder: Encoder) -> None:
     content = json.loads((saved / "encoder.json").read_text())
-    assert content["format"] == 1
+    assert content["format"] == 2
     assert content["pixels"]["mean"] == [0.4, 0.4, 0.4]
     assert {key: content[key] for key in ("name", "channels", "view_px", "done")} == {
         "name": "test_resnet",
@@ -220,24 +228,75 @@ def test_every_form_of_8_bit_images_gives_the_same_features(tmp_path: Path, enco
         np.testing.assert_allclose(encoder.embed(single), expected[1:2], atol=1e-6)
 
 
-def test_every_form_of_16_bit_grey_images_gives_the_same_features(tmp_path: Path) -> None:
-    encoder = make_encoder(make_spec(channels=1, full_scale=65535.0))
-    images = draw_images(2, channels=1, dtype=np.uint16)
-    paths = [tmp_path / f"{index}.png" for index in range(2)]
-    for path, image in zip(paths, images, strict=True):
-        Image.fromarray(image[..., 0]).save(path)
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_form_of_deep_images_gives_the_same_features(
+    tmp_path: Path, dtype: type, channels: int
+) -> None:
+    bits = 8 * np.dtype(dtype).itemsize
+    encoder = make_encoder(make_spec(channels=channels, bits=bits))
+    images = draw_images(3, channels=channels, dtype=dtype)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, image in enumerate(images):
+        tifffile.imwrite(folder / f"{index}.tif", np.moveaxis(image, 2, 0), photometric="minisblack")
+        np.save(tmp_path / f"{index}.npy", image)
+    np.save(tmp_path / "all.npy", images)
+    (tmp_path / "list.txt").write_text("".join(f"images/{index}.tif\n" for index in range(3)))
     expected = encoder.embed(images)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
-    for form in (
-        tmp_path,
-        paths,
-        [Image.open(path) for path in paths],
-        tensor,
-        [image[..., 0] for image in images],
-    ):
-        np.testing.assert_allclose(encoder.embed(form), expected, atol=1e-6)  # type: ignore[arg-type]
-    eight_bit = make_encoder(make_spec(channels=1))
-    np.testing.assert_allclose(eight_bit.embed((images >> 8).astype(np.uint8)), expected, atol=0.02)
+    forms = {
+        "folder": folder,
+        "list of paths": sorted(folder.iterdir()),
+        "list file": tmp_path / "list.txt",
+        "array files": [tmp_path / f"{index}.npy" for index in range(3)],
+        "array file": tmp_path / "all.npy",
+        "arrays": list(images),
+        "tensor": tensor,
+        "tensors": list(tensor),
+    }
+    if channels == 1:
+        forms["Pillow images"] = [Image.fromarray(image[..., 0]) for image in images]
+        forms["flat arrays"] = [image[..., 0] for image in images]
+    if dtype is np.float32:
+        forms["doubles"] = images.astype(np.float64)
+        forms["double tensor"] = tensor.double()
+        np.save(tmp_path / "doubles.npy", images.astype(np.float64))
+        forms["array file of doubles"] = tmp_path / "doubles.npy"
+    for name, form in forms.items():
+        np.testing.assert_allclose(encoder(form), expected, atol=1e-6, err_msg=name)  # type: ignore[arg-type]
+
+
+def test_the_scale_of_the_features_does_not_depend_on_the_depth() -> None:
+    deep = draw_images(2, dtype=np.uint16)
+    expected = make_encoder(make_spec(bits=16)).embed(deep)
+    for bits, images, atol in ((8, (deep >> 8).astype(np.uint8), 0.02), (32, deep / 65535, 1e-4)):
+        np.testing.assert_allclose(make_encoder(make_spec(bits=bits)).embed(images), expected, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("geometry", ["square", "scale"])
+def test_inference_is_evaluation(tmp_path: Path, dtype: type, geometry: Geometry) -> None:
+    """Features of files are those of the pack that the encoder was trained on, scaled as that is."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, px in enumerate([(40, 33), (24, 24), (28, 9), (1, 2), (31, 36)]):
+        image = (draw_images(1, channels=2, dtype=dtype, px=px)[0] / 3).astype(dtype)
+        tifffile.imwrite(folder / f"{index}.tif", np.moveaxis(image, 2, 0), photometric="minisblack")
+    overrides = ["network.name=test_resnet", "network.stem=standard", "data_transforms.input_shape=[24,24,2]"]
+    overrides += [f"data.source={folder}", f"data.geometry={geometry}"]
+    config = load_config(None, overrides, preset="default")
+    packed = open_images(config, tmp_path / "runs" / "a", console=None)
+    spec = EncoderSpec.of(config, packed, which="online", done=1)
+    assert (spec.bits, spec.geometry) == (8 * np.dtype(dtype).itemsize, geometry)
+    encoder = make_encoder(spec)
+    save_encoder(tmp_path / "run", encoder.module, spec)
+    loaded = load(tmp_path / "run", device="cpu")
+    assert loaded.spec == spec and len(spec.pixels.largest) == 2
+    np.testing.assert_allclose(loaded.embed(folder), encoder.embed_packed(packed), atol=1e-6)
+    other = make_encoder(replace(spec, geometry="square" if geometry == "scale" else "scale"))
+    assert np.abs(other.embed(folder) - loaded.embed(folder)).max() > 1e-3
 
 
 def test_features_depend_neither_on_the_batch_nor_on_the_size_of_blocks(encoder: Encoder) -> None:
@@ -324,8 +383,11 @@ def test_bad_images_are_told_and_left_out(tmp_path: Path, encoder: Encoder) -> N
     [
         ("missing.png", r"missing\.png"),
         (["missing.png"], r"missing\.png: no such file"),
-        (np.zeros((2, 8, 8, 3)), "image 0: holds float64 values; give uint8 or uint16"),
-        (torch.zeros(3, 8, 8), "image 0: holds float32 values"),
+        (
+            np.zeros((2, 8, 8, 3)),
+            "image 0: holds floating-point values, the encoder was trained on 8-bit values; give values as",
+        ),
+        (torch.zeros(3, 8, 8), "image 0: holds floating-point values"),
         (np.zeros((8, 8, 4), dtype=np.uint8), "image 0: has 4 channels, the encoder was trained on 3"),
         (np.zeros((1, 1, 1, 8, 8), dtype=np.uint8), "image 0: has the shape"),
         (torch.zeros(8, 8, dtype=torch.uint8), "image 0: has the shape"),
@@ -336,6 +398,70 @@ def test_images_that_cannot_be_embedded(encoder: Encoder, images: object, messag
     with pytest.raises(DataError, match=message) as caught:
         encoder.embed(images)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+# ---- Images unlike those of the training
+
+
+def make_deep_encoder() -> Encoder:
+    """Trained on 12-bit data in 16-bit files."""
+    spec = make_spec(channels=1, bits=16)
+    pixels = Pixels((104.0,), (2304.0,), (0.2,), (0.1,), smallest=(92.0,), largest=(4095.0,))
+    return make_encoder(replace(spec, pixels=pixels))
+
+
+def test_values_outside_of_the_training_are_a_warning_with_the_name(tmp_path: Path) -> None:
+    encoder = make_deep_encoder()
+    usual = np.linspace(100, 3000, 40 * 40).astype(np.uint16).reshape(40, 40)
+    for name, values in (("usual", usual), ("shifted", usual * 16), ("dark", usual // 16)):
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    assert encoder.embed(tmp_path / "usual.png").shape == (1, 96)  # warnings are errors in tests
+    for name, where in (("shifted", "the values lie in"), ("dark", "most values are clipped")):
+        with pytest.warns(ValueRangeWarning, match=rf"{name}\.png: channel 0: {where}.* 92 \.\. 4095"):
+            encoder.embed(tmp_path / f"{name}.png")
+    with pytest.warns(byol.ValueRangeWarning, match=r"image 1: channel 0"):
+        encoder.embed(np.stack([usual, usual * 16])[..., None])
+    told: dict[str, str] = {}
+    blocks = list(encoder.embed_source(encoder_file.gather(tmp_path), on_outside=told.__setitem__))
+    assert len(blocks[0].names) == 3 and [Path(name).name for name in told] == ["dark.png", "shifted.png"]
+
+
+def test_another_depth_is_refused_with_the_name(tmp_path: Path) -> None:
+    """8-bit values would all be black to an encoder whose black is 104."""
+    encoder, image = make_deep_encoder(), draw_images(1, channels=1)[0]
+    Image.fromarray(image[..., 0]).save(tmp_path / "8bit.png")
+    reason = "holds 8-bit values, the encoder was trained on 16-bit values; give values as"
+    with pytest.raises(DataError, match=rf"8bit\.png: {reason}"):
+        encoder.embed(tmp_path / "8bit.png")
+    for form in (image, torch.from_numpy(image).permute(2, 0, 1), Image.fromarray(image[..., 0])):
+        with pytest.raises(DataError, match=f"image 0: {reason}"):
+            encoder.embed(form)
+    with pytest.raises(DataError, match="holds 16-bit values, the encoder was trained on 8-bit values"):
+        make_encoder(make_spec(channels=1)).embed(image.astype(np.uint16))
+
+
+def test_packs_unlike_the_training_are_told_once_or_refused(tmp_path: Path) -> None:
+    encoder = make_deep_encoder()
+    packs = {}
+    for name, factor, dtype in (("usual", 1, np.uint16), ("shifted", 16, np.uint16), ("8bit", 1, np.uint8)):
+        images = (draw_images(3, channels=1)[..., 0].astype(dtype) * factor)[..., None]
+        images += 92 if dtype is np.uint16 else 0
+        source = ArraySource(name, (Part("", images),), np.full(3, -1), ())
+        packs[name] = pack(
+            source,
+            folder=tmp_path / name,
+            stored_px=STORED_PX,
+            view_px=VIEW_PX,
+            channels=None,
+            max_bad=0.0,
+            num_workers=1,
+        )
+    with pytest.warns(ValueRangeWarning, match="^2 of 3 images are outside .*, the first is 000000: chan"):
+        encoder.embed_packed(packs["shifted"])
+    with pytest.raises(DataError, match="8bit: holds 8-bit values, the encoder was trained on 16-bit values"):
+        encoder.embed_packed(packs["8bit"])
+    own = replace(encoder.spec, data_fingerprint=packs["shifted"].fingerprint)
+    Encoder(own, encoder.module).embed_packed(packs["shifted"])  # what it was trained on is not outside
 
 
 # ---- Damaged artefacts
@@ -359,8 +485,8 @@ def test_missing_folder_and_files_say_what_to_run(saved: Path, tmp_path: Path) -
     ("content", "message"),
     [
         ("{", r"encoder\.json: cannot be read"),
-        ("[]", r"encoder\.json: has format None, this version of byol reads 1; update byol, or"),
-        ('{"format": 2}', r"encoder\.json: has format 2"),
+        ("[]", r"encoder\.json: has format None, this version of byol reads 1 and 2; update byol, or"),
+        ('{"format": 3}', r"encoder\.json: has format 3"),
         ('{"format": 1}', r"encoder\.json: name: field required"),
     ],
 )
@@ -374,6 +500,13 @@ def test_damaged_json(saved: Path, content: str, message: str) -> None:
     [
         ("view_px", "big", r"encoder\.json: view_px: input should be a valid integer"),
         ("channels", 1, r"pixels: not one value for each of 1 channels"),
+        (
+            "pixels",
+            asdict(Pixels((0.0,) * 3, (9.0,) * 3, (0.4,) * 3, (1.0,) * 3, (0.0,), (9.0,))),
+            r"pixels: not one value for each of 3 channels",
+        ),
+        ("bits", 12, r"encoder\.json: bits: input should be 8, 16 or 32"),
+        ("geometry", "round", r"encoder\.json: geometry: input should be 'square' or 'scale'"),
         ("name", "resnet_of_tomorrow", r"encoder\.json: network\.name: 'resnet_of_tomorrow' is unknown"),
         ("which", "teacher", r"encoder\.json: which: input should be 'online' or 'target'"),
     ],
@@ -382,6 +515,18 @@ def test_json_with_a_wrong_value(saved: Path, key: str, value: object, message: 
     content = json.loads((saved / "encoder.json").read_text())
     (saved / "encoder.json").write_text(json.dumps(content | {key: value}))
     check_refused(saved, message)
+
+
+@pytest.mark.parametrize(("low", "high", "bits"), [(0.0, 255.0, 8), (483.0, 9000.0, 16)])
+def test_encoders_of_the_first_format(saved: Path, low: float, high: float, bits: int) -> None:
+    """Neither depth nor geometry was written, nor the extremes of the values: there was no choice of them."""
+    content = json.loads((saved / "encoder.json").read_text())
+    for key in ("bits", "geometry"):
+        del content[key]
+    pixels = {"low": [low] * 3, "high": [high] * 3, "mean": [0.4] * 3, "std": [0.2] * 3}
+    (saved / "encoder.json").write_text(json.dumps(content | {"format": 1, "pixels": pixels}))
+    spec = load(saved, device="cpu").spec
+    assert (spec.bits, spec.geometry, spec.pixels.largest) == (bits, "square", ())
 
 
 def test_weights_that_are_not_those_of_the_network(saved: Path) -> None:

@@ -34,7 +34,7 @@ def running() -> list[str]:
 
 
 @pytest.mark.parametrize("memory", ["auto", "ram", "map", "device"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_the_rows_of_the_plan_in_order(tmp_path: Path, memory: str, dtype: type) -> None:
     packed, plan = make(tmp_path / "p", num_images=18, dtype=dtype)
     with Batches(packed, plan, rows=slice(0, 4), device=CPU, first_step=0, memory=memory) as source:
@@ -45,7 +45,7 @@ def test_the_rows_of_the_plan_in_order(tmp_path: Path, memory: str, dtype: type)
         expected = packed.images[indices].transpose(0, 3, 1, 2)
         np.testing.assert_array_equal(batch.images.numpy(), expected)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
-        assert batch.images.dtype == (torch.uint8 if dtype == np.uint8 else torch.uint16)
+        assert batch.images.dtype == torch.from_numpy(np.empty(0, dtype)).dtype
         np.testing.assert_array_equal(batch.sizes.numpy(), packed.sizes[indices])
         assert batch.sizes.dtype == torch.float32
 
@@ -145,7 +145,7 @@ def test_where_the_images_are_kept_is_said(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("memory", ["auto", "ram", "map"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_on_a_gpu(tmp_path: Path, memory: str, dtype: type) -> None:
     packed, plan = make(tmp_path / "p", num_images=18, dtype=dtype)
     device = torch.device("cuda")
@@ -177,7 +177,7 @@ def test_a_batch_on_a_busy_gpu_is_not_overwritten_by_a_later_one(tmp_path: Path,
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("memory", ["device", "ram", "map"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_on_a_gpu_the_host_does_not_wait_for_batches(tmp_path: Path, memory: str, dtype: type) -> None:
     packed, plan = make(tmp_path / "p", num_images=40, dtype=dtype)
     with Batches(

@@ -19,6 +19,8 @@ from byol.errors import DataError
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (7, 5, 1), dtype=np.uint8)
 RGB = RNG.integers(0, 256, (7, 5, 3), dtype=np.uint8)
+FLOAT = RNG.normal(300.0, 20.0, (7, 5, 3)).astype(np.float32)
+SIGNED = RNG.integers(-2000, 3000, (7, 5, 3), dtype=np.int16)
 RGBA = RNG.integers(0, 256, (7, 5, 4), dtype=np.uint8)
 DEEP = RNG.integers(0, 65536, (7, 5, 3), dtype=np.uint16)
 
@@ -80,6 +82,26 @@ FILES: dict[str, tuple[bytes, np.ndarray]] = {
     "16 bit pgm": (b"P5 5 7 65535\n" + DEEP[..., 0].astype(">u2").tobytes(), DEEP[..., :1]),
     "npy": (npy(GREY[..., 0]), GREY),
     "npy 16 bit, big-endian": (npy(DEEP.astype(">u2")), DEEP),
+    "npy half": (npy(FLOAT.astype("f2")), FLOAT.astype("f2").astype("f4")),
+    "npy float": (npy(FLOAT), FLOAT),
+    "npy double, big-endian": (npy(FLOAT.astype(">f8")), FLOAT),
+    "npy signed": (npy(SIGNED), SIGNED.astype("f4")),
+    "npy 64 bit": (npy(SIGNED.astype("i8") * 5000), SIGNED.astype("f4") * 5000),
+    "npy 32 bit of small values": (npy(GREY.astype("u4")), GREY.astype("f4")),
+    "tiff float": (tiff(FLOAT[..., 0], photometric="minisblack"), FLOAT[..., :1]),
+    "tiff float pages": (tiff(np.moveaxis(FLOAT, 2, 0), photometric="minisblack"), FLOAT),
+    "tiff double": (tiff(FLOAT[..., 0].astype("f8"), photometric="minisblack"), FLOAT[..., :1]),
+    "tiff float white is zero": (tiff(FLOAT[..., 0], photometric="miniswhite"), -FLOAT[..., :1]),
+    "tiff signed": (tiff(SIGNED[..., 0], photometric="minisblack"), SIGNED[..., :1].astype("f4")),
+    "tiff 32 bit": (tiff(DEEP.astype("u4")[..., 0], photometric="minisblack"), DEEP[..., :1].astype("f4")),
+    "tiff lzw float": (
+        encode(Image.fromarray(FLOAT[..., 0]), "tiff", compression="tiff_lzw"),
+        FLOAT[..., :1],
+    ),
+    "tiff lzw 32 bit": (
+        encode(Image.fromarray(SIGNED[..., 0].astype("i4")), "tiff", compression="tiff_lzw"),
+        SIGNED[..., :1].astype("f4"),
+    ),
     "npy bool": (npy(GREY > 99), np.where(GREY > 99, 255, 0).astype(np.uint8)),
     "tiff grey": (tiff(GREY[..., 0], photometric="minisblack"), GREY),
     "tiff 16 bit, big-endian": (tiff(DEEP[..., 0], photometric="minisblack", byteorder=">"), DEEP[..., :1]),
@@ -177,6 +199,17 @@ def test_only_the_first_frame_of_an_animation() -> None:
     np.testing.assert_array_equal(decode(file), np.asarray(frames[0].convert("RGB")))
 
 
+WITH_NAN = np.where(np.indices((7, 5)).sum(0) == 1, np.nan, 1).astype(np.float32)
+
+
+def wrapped_tiff() -> bytes:
+    """Unsigned values of 32 bits in a compression that Pillow alone reads, as signed ones."""
+    file = encode(Image.fromarray(np.full((7, 5), -5, dtype=np.int32)), "tiff", compression="tiff_lzw")
+    with tifffile.TiffFile(io.BytesIO(file)) as opened:
+        tag = opened.pages[0].tags["SampleFormat"]
+        return file[: tag.valueoffset] + struct.pack("<H", 1) + file[tag.valueoffset + 2 :]
+
+
 JPEG = encode(Image.fromarray(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)), "jpeg")
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
@@ -195,14 +228,19 @@ BAD: dict[str, tuple[bytes, str]] = {
         tiff(np.zeros((2, 3, 7, 5), "u1"), imagej=True),
         "has the axes Z 2 x C 3 x Y 7 x X 5",
     ),
-    "tiff float": (tiff(np.zeros((7, 5), "f4")), "holds float32 values"),
-    "tiff signed": (tiff(np.zeros((7, 5), "i2")), "holds int16 values"),
+    "tiff nan": (tiff(WITH_NAN), "holds 2 values that are NaN, infinite or beyond float32; fill them"),
+    "tiff beyond 2^24": (tiff(np.full((7, 5), 2**24 + 1, "i4")), "whole numbers beyond 16,777,216"),
+    "tiff lzw beyond 2^31": (wrapped_tiff(), "whole numbers beyond 16,777,216"),
+    "tiff complex": (tiff(np.zeros((7, 5), "c8")), "holds complex64 values"),
     "tiff page sizes": (
         encode(Image.new("L", (5, 7)), "tiff", save_all=True, append_images=[Image.new("L", (6, 7))]),
         "pages of different sizes",
     ),
     "npy cut": (FILES["npy"][0][:-3], "damaged or cut short"),
-    "npy float": (npy(np.zeros((7, 5))), "holds float64 values"),
+    "npy nan": (npy(WITH_NAN.astype("f8")), "holds 2 values that are NaN"),
+    "npy beyond float32": (npy(np.full((7, 5), 1e300)), "holds 35 values that are NaN, infinite or beyond"),
+    "npy half beyond": (npy(np.full((7, 5), np.inf, "f2")), "holds 35 values that are NaN"),
+    "npy complex": (npy(np.zeros((7, 5), "c16")), "holds complex128 values"),
     "npy 4 axes": (npy(np.zeros((2, 7, 5, 3), "u1")), r"has the shape \(2, 7, 5, 3\)"),
     "npy pickle": (npy(np.array([[None]])), "holds object values"),
     "npy no pixels": (npy(np.zeros((0, 5), "u1")), "has no pixels"),
@@ -212,7 +250,6 @@ BAD: dict[str, tuple[bytes, str]] = {
         "more than the 178,956,970",
     ),
     "png bomb": (png16(DEEP, claimed=(20_000, 10_000)), "more than the 178,956,970"),
-    "float image": (encode(Image.new("F", (5, 7)), "tiff"), "holds float32 values"),
 }
 
 
@@ -232,11 +269,15 @@ def test_a_path_that_cannot_be_opened(tmp_path: Path) -> None:
             read(tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["F", "LAB", "I"])
-def test_pillow_images_of_other_modes_are_refused(mode: str) -> None:
-    image = Image.new(mode, (2, 2), 70_000) if mode == "I" else Image.new(mode, (2, 2))
-    with pytest.raises(DataError, match=r"32-bit values|mode"):
-        read_square(image, px=2, channels=None)
+def test_pillow_images_of_other_modes_are_refused() -> None:
+    with pytest.raises(DataError, match="Pillow's mode LAB is not read"):
+        read_square(Image.new("LAB", (2, 2)), px=2, channels=None)
+
+
+@pytest.mark.parametrize(("mode", "value"), [("I", 70_000), ("I", 7), ("I", -7), ("F", 0.5)])
+def test_pillow_images_of_32_bits_are_floats_whatever_their_values(mode: str, value: float) -> None:
+    square = read_square(Image.new(mode, (2, 2), value), px=2, channels=None).pixels
+    np.testing.assert_array_equal(square, np.full((2, 2, 1), value, dtype=np.float32), strict=True)
 
 
 def test_large_but_allowed_images_do_not_warn_and_threads_leave_the_filters_as_they_were(monkeypatch) -> None:
@@ -423,3 +464,56 @@ def test_grey_of_rgb_is_luma_at_8_and_16_bit() -> None:
 def test_channels_that_are_not_there_are_refused(channels: object, image: np.ndarray) -> None:
     with pytest.raises(DataError, match=f"has {image.shape[2]} channels"):
         select_channels(image, channels)
+
+
+def test_grey_of_floats_is_luma_and_keeps_its_fractions() -> None:
+    grey = select_channels(FLOAT, "grey")
+    assert grey.dtype == np.float32
+    np.testing.assert_allclose(grey[..., 0], FLOAT @ np.array([0.299, 0.587, 0.114]), rtol=1e-6)
+
+
+# ---- At their own scale
+
+
+def disc(height: int, width: int, radius: float, *, channels: int = 1, dtype: type = np.uint8) -> np.ndarray:
+    """White, in the middle, on grey."""
+    rows, columns = np.indices((height, width))
+    inside = (rows - (height - 1) / 2) ** 2 + (columns - (width - 1) / 2) ** 2 < radius**2
+    return np.repeat(np.where(inside, 200, 50)[..., None], channels, axis=2).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("shape", [(1, 1), (20, 11), (7, 32), (32, 32)])
+def test_on_a_canvas_pixels_stay_as_they_are(shape: tuple[int, int], channels: int, dtype: type) -> None:
+    image = RNG.integers(0, 200, (*shape, channels)).astype(dtype)
+    image[[0, -1]] = image[:, [0, -1]] = np.arange(channels) + 7
+    square = read_square(image, px=32, channels=None, geometry="scale")
+    assert (square.height, square.width) == shape and square.pixels.dtype == dtype
+    top, left = ((32 - side) // 2 for side in shape)
+    middle = (slice(top, top + shape[0]), slice(left, left + shape[1]))
+    np.testing.assert_array_equal(square.pixels[middle], image)
+    around = np.ones((32, 32), dtype=bool)
+    around[middle] = False
+    assert (square.pixels[around] == np.arange(channels) + 7).all()  # the border's median
+
+
+@pytest.mark.parametrize("shape", [(60, 180), (180, 60), (500, 1), (1, 500)])
+def test_what_is_larger_than_the_canvas_is_shrunk_and_keeps_its_aspect(shape: tuple[int, int]) -> None:
+    square = read_square(disc(*shape, radius=27.0), px=60, channels=None, geometry="scale")
+    assert square.pixels.shape == (60, 60, 1) and (square.height, square.width) == shape
+    if min(shape) == 60:
+        inside = square.pixels[..., 0] > 125
+        assert abs(int(inside.any(0).sum()) - 18) <= 1 and abs(int(inside.any(1).sum()) - 18) <= 1
+
+
+@pytest.mark.parametrize("name", ["rgb", "rgba drops alpha", "palette", "tiff pages", "tiff float", "npy"])
+def test_a_canvas_is_the_same_from_file_array_and_pillow_image(name: str) -> None:
+    file, expected = FILES[name]
+    canvas = read_square(expected, px=6, channels=None, geometry="scale").pixels
+    np.testing.assert_array_equal(read_square(file, px=6, channels=None, geometry="scale").pixels, canvas)
+    if name in ("rgb", "rgba drops alpha", "palette"):
+        image = Image.open(io.BytesIO(file))
+        np.testing.assert_array_equal(
+            read_square(image, px=6, channels=None, geometry="scale").pixels, canvas
+        )

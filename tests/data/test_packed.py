@@ -11,12 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
+from byol.config import load_config
 from byol.data import packed as module
 from byol.data import partial, place, tally
-from byol.data.decode import fit
-from byol.data.formats import ImageArray
+from byol.data.decode import fit, place_on_canvas
+from byol.data.formats import Geometry, ImageArray
+from byol.data.images import open_images
+from byol.data.index import Source
 from byol.data.packed import Packed, open_pack, pack, verify
+from byol.data.sources import open_source
 from byol.data.statistics import count_values, summarise
 from byol.errors import DataError
 
@@ -61,12 +67,13 @@ def draw(*shapes: tuple[int, ...], dtype: type = np.uint8) -> list[ImageArray]:
 
 def pack_into(
     folder: Path,
-    source: Images,
+    source: Source,
     *,
     stored_px: int | None = None,
     view_px: int = 8,
     channels: object = None,
     max_bad: float = 0.5,
+    geometry: Geometry = "square",
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
     return pack(
@@ -77,6 +84,7 @@ def pack_into(
         channels=channels,
         max_bad=max_bad,
         num_workers=2,
+        geometry=geometry,
         progress=progress,
     )
 
@@ -178,16 +186,99 @@ def test_statistics_of_16_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     pixels = pack_into(tmp_path / "p", Images(list(images))).pixels
     flat = images.reshape(-1, 2).astype(float)
     low, high = np.percentile(flat, [0.1, 99.9], axis=0, method="inverted_cdf")
+    assert pixels.smallest == tuple(flat.min(0)) and pixels.largest == tuple(flat.max(0))
     assert pixels.low == tuple(low) and pixels.high == tuple(high) and max(high) < 4096
     x = ((flat - low) / (high - low)).clip(0, 1)
     np.testing.assert_allclose(pixels.mean, x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(pixels.std, x.std(0), rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("centre", "spread"), [(0.0, 1.0), (-1000.0, 30.0), (300.0, 20.0), (1e-20, 1e-21), (3e30, 1e29)]
+)
+def test_statistics_of_floats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, centre: float, spread: float
+) -> None:
+    """To 1 part in 512 of the values, wherever they lie; the smallest and the largest exactly."""
+    monkeypatch.setattr(tally, "_CHUNK_BYTES", 2000)
+    images = RNG.normal(centre, spread, (60, 8, 8, 2)).astype(np.float32)
+    images[3, 1, 1, 0] = centre + 1e4 * spread
+    packed = pack_into(tmp_path / "p", Images(list(images)))
+    np.testing.assert_array_equal(packed.images, images)
+    assert packed.images.dtype == np.float32 and packed.bits == 32
+    pixels, flat = packed.pixels, images.reshape(-1, 2).astype(float)
+    assert pixels.smallest == tuple(flat.min(0)) and pixels.largest == tuple(flat.max(0))
+    low, high = np.percentile(flat, [0.1, 99.9], axis=0, method="inverted_cdf")
+    np.testing.assert_allclose(pixels.low, low, rtol=1 / 512)
+    np.testing.assert_allclose(pixels.high, high, rtol=1 / 512)
+    assert (pixels.low <= low).all() and (high <= pixels.high).all()
+    x = ((flat - pixels.low) / (np.array(pixels.high) - pixels.low)).clip(0, 1)
+    error = max(1.0, abs(centre / spread)) / 512 / 5
+    np.testing.assert_allclose(pixels.mean, x.mean(0), atol=error)
+    np.testing.assert_allclose(pixels.std, x.std(0), atol=error)
+
+
+def test_floats_that_hardly_differ_keep_their_range(tmp_path: Path) -> None:
+    """All of one kind by their first bits: the exact extremes are the range."""
+    images = np.linspace(1000.25, 1000.75, 4 * 64, dtype=np.float32).reshape(4, 8, 8, 1)
+    pixels = pack_into(tmp_path / "p", Images(list(images))).pixels
+    assert (pixels.low, pixels.high) == ((1000.25,), (1000.75,))
+    constant = pack_into(tmp_path / "c", Images([np.full((8, 8, 1), -3e9, dtype=np.float32)])).pixels
+    assert (constant.low, constant.high, constant.mean, constant.std) == ((-3e9,), (-3e9 + 1,), (0,), (1,))
+
+
 def test_a_constant_16_bit_channel_has_a_range_and_a_spread() -> None:
     statistics = summarise(count_values(np.full((2, 4, 4, 1), 700, dtype=np.uint16)))
     assert (statistics.low, statistics.high) == ((700.0,), (701.0,))
     assert (statistics.mean, statistics.std) == ((0.0,), (1.0,))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 13])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("geometry", ["square", "scale"])
+def test_files_of_any_channels_and_depth(
+    tmp_path: Path, channels: int, dtype: type, geometry: Geometry
+) -> None:
+    images = RNG.integers(0, 250, (3, 8, 8, channels)).astype(dtype)
+    (tmp_path / "set").mkdir()
+    for number, image in enumerate(images):
+        pages = np.moveaxis(image, 2, 0)
+        tifffile.imwrite(tmp_path / "set" / f"{number}.tif", pages, photometric="minisblack")
+    source = open_source(load_config(None, [], preset="default").data, source=str(tmp_path / "set"))
+    packed = pack_into(tmp_path / "p", source, geometry=geometry)
+    np.testing.assert_array_equal(packed.images, images, strict=True)
+    assert packed.channels == channels and len(packed.pixels.low) == channels
+
+
+# ---- At their own scale
+
+
+def test_on_canvases_sizes_are_those_of_the_canvas_and_shrunk_images_are_counted(tmp_path: Path) -> None:
+    source = Images([*draw((8, 5, 1), (3, 3, 1), (1, 1, 1), (1, 500, 1), (30, 20, 1)), "broken"])
+    packed = pack_into(tmp_path / "p", source, geometry="scale")
+    assert packed.stored_px == 10 and packed.num_shrunk == 2
+    assert packed.sizes.tolist() == [[10, 10]] * 5
+    expected = [place_on_canvas(image, 10) for image in source.items[:5]]
+    np.testing.assert_array_equal(packed.images, np.stack(expected))
+    assert open_pack(tmp_path / "p").num_shrunk == 2
+    whole = pack_into(tmp_path / "whole", source, geometry="scale", stored_px=500)
+    assert whole.num_shrunk == 0 and whole.stored_px == 500
+    squashed = pack_into(tmp_path / "p", source)
+    assert squashed.note == "packed again: data.stored_px, data.channels or data.geometry differ"
+    assert squashed.num_shrunk == 0 and squashed.sizes.tolist()[4] == [30, 20]
+
+
+def test_the_geometry_of_the_configuration_is_that_of_the_pack(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    Image.fromarray(np.eye(12, 9, dtype=np.uint8) * 255).save(tmp_path / "set" / "1.png")
+    packs = {}
+    for geometry in ("square", "scale"):
+        overrides = [f"data.source={tmp_path / 'set'}", f"data.geometry={geometry}"]
+        config = load_config(None, overrides, preset="default")
+        packs[geometry] = open_images(config, tmp_path / "runs" / "a", console=None)
+    assert packs["square"].folder != packs["scale"].folder
+    assert packs["square"].sizes.tolist() == [[12, 9]] and packs["scale"].sizes.tolist() == [[12, 12]]
+    np.testing.assert_array_equal(packs["scale"].images[0, :, 1:10, 0], np.eye(12, 9) * 255)
 
 
 # ---- Kinds of images
@@ -227,6 +318,11 @@ def test_channels(tmp_path: Path, channels: object, shapes: list[tuple[int, ...]
             [*draw(*[(8, 8, 1)] * 3), *draw((8, 8, 1), dtype=np.uint16)],
             "grey",
             r"3 of 8 bit, 1 of 16 bit, of these the first is '日本/3.*convert the files of one kind",
+        ),
+        (
+            [*draw(*[(8, 8, 1)] * 3, dtype=np.uint16), np.zeros((8, 8, 1), dtype=np.float32)],
+            None,
+            r"3 of 16 bit, 1 of 32 bit, of these the first is '日本/3.*convert the files of one kind",
         ),
     ],
 )
@@ -330,14 +426,14 @@ def test_a_pack_that_does_not_fit_is_made_again(tmp_path: Path, change: str) -> 
     if change == "source":
         source, note = Images(draw(*[(8, 8, 1)] * 3), stamp="2"), note + "the source has changed"
     elif change == "size":
-        stored_px, note = 5, note + "data.stored_px or data.channels differ"
+        stored_px, note = 5, note + "data.stored_px, data.channels or data.geometry differ"
     elif change == "decoder":
         content = json.loads((tmp_path / "p" / "pack.json").read_text())
         del content["recipe"]["decoder"]  # as packs were written at first
         (tmp_path / "p" / "pack.json").write_text(json.dumps(content))
         note += "an earlier version of byol decoded the images in another way"
     elif change == "channels":
-        channels, note = "rgb", note + "data.stored_px or data.channels differ"
+        channels, note = "rgb", note + "data.stored_px, data.channels or data.geometry differ"
     elif change == "damage":
         (tmp_path / "p" / "sizes.npy").write_bytes((tmp_path / "p" / "sizes.npy").read_bytes()[:-1] + b"\7")
         note += f"{tmp_path}/p/sizes.npy: is damaged"

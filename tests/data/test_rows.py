@@ -12,7 +12,7 @@ from byol.errors import DataError
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_rows_are_those_of_the_map(tmp_path: Path, dtype: type) -> None:
     images = RNG.integers(0, 250, (40, 5, 5, 3)).astype(dtype)
     np.save(tmp_path / "x.npy", images)

@@ -8,7 +8,7 @@ import pytest
 
 from byol.data import tally as module
 from byol.data.partial import Mark, PartialPack, Recipe
-from byol.data.statistics import count_values, summarise
+from byol.data.statistics import count_values, find_extremes, summarise
 from byol.data.tally import Tally
 
 RNG = np.random.default_rng(0)
@@ -19,14 +19,14 @@ def open_writer(folder: Path, *, num_images: int) -> PartialPack:
     return PartialPack(folder, Mark(recipe, 6, 0, 0, num_images, done=0, num_rows=0, num_bad=0, bad_bytes=0))
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize("bad", [(), (0,), (4, 11)])
 def test_statistics_and_checksum_are_those_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type, channels: int, bad: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr(module, "_CHUNK_BYTES", 500)
-    images = RNG.integers(0, np.iinfo(dtype).max, (12, 6, 6, channels)).astype(dtype)
+    images = RNG.integers(0, 250 if dtype is np.uint8 else 60_000, (12, 6, 6, channels)).astype(dtype)
     writer = open_writer(tmp_path / "p", num_images=12)
     with Tally(writer) as tally:
         for index, image in enumerate(images):
@@ -41,7 +41,10 @@ def test_statistics_and_checksum_are_those_of_the_file(
     writer.close()
     good = np.delete(images, bad, axis=0)
     np.testing.assert_array_equal(np.load(tmp_path / "p" / "images.npy"), good)
-    assert statistics == summarise(count_values(good))
+    extremes = find_extremes(good) if dtype is np.float32 else None
+    assert statistics == summarise(count_values(good), extremes)
+    assert statistics.smallest == tuple(good.min((0, 1, 2)))
+    assert statistics.largest == tuple(good.max((0, 1, 2)))
     assert digest == hashlib.blake2b((tmp_path / "p" / "images.npy").read_bytes(), digest_size=16).hexdigest()
 
 
@@ -55,7 +58,7 @@ def test_counts_of_8_bit_values(channels: int) -> None:
 def test_what_goes_wrong_in_the_thread_is_raised_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(images: np.ndarray) -> np.ndarray:
+    def fail(images: np.ndarray, *, out: np.ndarray) -> np.ndarray:
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(module, "count_values", fail)

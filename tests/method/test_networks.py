@@ -110,6 +110,25 @@ def test_forward_equals_the_networks_called_by_hand_each_view_alone() -> None:
     assert not torch.allclose(mixed, projection, atol=1e-2), "statistics of both views would differ"
 
 
+def test_two_directions_with_a_backward_pass_each_equal_the_symmetric_loss() -> None:
+    learner = tiny_byol().double()
+    view1, view2 = images(0).double(), images(1).double()
+    loss, projection = learner(view1, view2)
+    loss.backward()
+    wanted = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
+    learner.zero_grad()
+    first, projection1 = learner(view1, view2, symmetric=False)
+    first.backward()
+    second, _ = learner(view2, view1, symmetric=False)
+    second.backward()
+    torch.testing.assert_close(first + second, loss)
+    torch.testing.assert_close(projection1, projection)
+    assert wanted
+    for name, parameter in learner.named_parameters():
+        if name in wanted:
+            torch.testing.assert_close(parameter.grad, wanted[name])
+
+
 def test_gradients_reach_online_and_predictor_only() -> None:
     byol = tiny_byol()
     loss, projection = byol(images(0), images(1))

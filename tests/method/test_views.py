@@ -383,6 +383,30 @@ def test_stored_values_are_clipped_to_their_range_and_normalised() -> None:
     torch.testing.assert_close(out[0, 1, 0], torch.tensor([0, 100, 150, 200, 65535]) / 65535 / 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_one_range_whatever_the_depth_and_the_images_stay_as_they_are(dtype: torch.dtype) -> None:
+    images = (stored(4, 2, 20) // 2).to(dtype)
+    before = images.clone()
+    pixels = Pixels(low=(10.0, 20.0), high=(100.0, 120.0), mean=(0.4, 0.5), std=(0.2, 0.3))
+    args = {"key": 3, "rows": slice(0, 4), "pixels": pixels}
+    made = make_views(images, sizes(4), transforms(16, view(**EVERYTHING), view(**EVERYTHING)), **args)
+    deep = make_views(
+        (stored(4, 2, 20) // 2).to(torch.uint16),
+        sizes(4),
+        transforms(16, view(**EVERYTHING), view(**EVERYTHING)),
+        **args,
+    )
+    assert torch.equal(images, before) and images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(made[0], deep[0]) and torch.equal(made[1], deep[1])
+
+
+def test_floats_of_any_range_are_scaled() -> None:
+    images = torch.tensor([-1024.0, 0.0, 976.0, 9000.0]).expand(1, 1, 4, 4).contiguous()
+    pixels = Pixels(low=(-1024.0,), high=(976.0,), mean=(0.0,), std=(1.0,))
+    out = whole_view(images, 4, pixels=pixels)[0, 0, 0]
+    torch.testing.assert_close(out, torch.tensor([0.0, 0.512, 1.0, 1.0]))
+
+
 # ---- The whole
 
 

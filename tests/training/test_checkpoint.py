@@ -26,7 +26,24 @@ def train_step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def save(run_dir: Path, done: int, network: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-    return checkpoint.save(run_dir, done, byol=network, optimizer=optimizer, data_fingerprint="abc")
+    return checkpoint.save(
+        run_dir,
+        done,
+        byol=network,
+        optimizer=optimizer,
+        data_fingerprint="abc",
+        num_parts=2,
+        pace={"elapsed_s": 1.5},
+    )
+
+
+def restore(
+    run_dir: Path, network: nn.Module, optimizer: torch.optim.Optimizer, *, fingerprint: str = "abc"
+) -> tuple[int, list[str]]:
+    state, notes = checkpoint.read_latest(run_dir)
+    assert state is not None and (state["num_parts"], state["pace"]) == (2, {"elapsed_s": 1.5})
+    done = checkpoint.restore(run_dir, state, byol=network, optimizer=optimizer, data_fingerprint=fingerprint)
+    return done, notes
 
 
 def state_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -39,7 +56,7 @@ def test_restore_is_exact(tmp_path: Path) -> None:
     train_step(network, optimizer)
     save(tmp_path, 7, network, optimizer)
     other, other_optimizer = make_network()
-    done, notes = checkpoint.restore(tmp_path, other, optimizer=other_optimizer, data_fingerprint="abc")
+    done, notes = restore(tmp_path, other, other_optimizer)
     assert done == 7 and notes == []
     for _ in range(3):
         train_step(network, optimizer)
@@ -48,9 +65,8 @@ def test_restore_is_exact(tmp_path: Path) -> None:
         assert torch.equal(one, two)
 
 
-def test_an_empty_folder_starts_at_0(tmp_path: Path) -> None:
-    network, optimizer = make_network()
-    assert checkpoint.restore(tmp_path, network, optimizer=optimizer, data_fingerprint="abc") == (0, [])
+def test_an_empty_folder_has_none(tmp_path: Path) -> None:
+    assert checkpoint.read_latest(tmp_path) == (None, [])
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
@@ -77,7 +93,7 @@ def test_a_damaged_newest_is_passed_over(tmp_path: Path, damage: str) -> None:
         newest.write_bytes(data[:1000] + bytes([data[1000] ^ 1]) + data[1001:])
     else:
         newest.with_name(newest.name + ".sha256").unlink()
-    done, notes = checkpoint.restore(tmp_path, network, optimizer=optimizer, data_fingerprint="abc")
+    done, notes = restore(tmp_path, network, optimizer)
     assert done == 5 and len(notes) == 1 and newest.name in notes[0] and "going on from" in notes[0]
     for got, wanted in zip(network.state_dict().values(), expected, strict=True):
         assert torch.equal(got, wanted)
@@ -87,7 +103,7 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     network, optimizer = make_network()
     save(tmp_path, 5, network, optimizer).write_bytes(b"half")
     with pytest.raises(CheckpointError, match=r"step-00000005\.pt: is damaged .*; start again"):
-        checkpoint.restore(tmp_path, network, optimizer=optimizer, data_fingerprint="abc")
+        restore(tmp_path, network, optimizer)
 
 
 def test_an_unknown_format_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +112,7 @@ def test_an_unknown_format_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     save(tmp_path, 5, network, optimizer)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="format 99"):
-        checkpoint.restore(tmp_path, network, optimizer=optimizer, data_fingerprint="abc")
+        restore(tmp_path, network, optimizer)
 
 
 def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path) -> None:
@@ -120,7 +136,7 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
     network, optimizer = make_network()
     save(tmp_path, 5, network, optimizer)
     with pytest.raises(RunMismatchError, match="its images have changed"):
-        checkpoint.restore(tmp_path, network, optimizer=optimizer, data_fingerprint="other")
+        restore(tmp_path, network, optimizer, fingerprint="other")
 
 
 def test_another_configuration_is_refused_with_the_keys(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from byol.config import Config, load_config
 from byol.errors import ConfigError
 from byol.training import probe
-from byol.training.probe import MIN_PART, Probe, can_halve, choose_batch, probe_step
+from byol.training.probe import Probe, choose_batch, probe_step
 
 TINY = [
     "network.name=test_resnet",
@@ -97,13 +97,6 @@ def test_a_batch_that_cannot_be_halved(tried: list[Config]) -> None:
 def test_the_step_of_a_probe_that_fails_names_the_key(tried: list[Config]) -> None:
     with pytest.raises(ConfigError, match=r"128 images in 1 part.*set trainer\.accumulation_steps=2"):
         probe_step(configure("trainer.batch_size=128"), **IMAGES)
-
-
-def test_smallest_parts() -> None:
-    assert can_halve(2 * MIN_PART, num_parts=1, world_size=1)
-    assert not can_halve(2 * MIN_PART, num_parts=2, world_size=1)
-    assert not can_halve(2 * MIN_PART, num_parts=1, world_size=2)
-    assert not can_halve(90, num_parts=2, world_size=1)
 
 
 def test_a_child_that_may_not_allocate_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

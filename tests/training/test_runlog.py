@@ -10,7 +10,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from byol.errors import CheckpointError
-from byol.training.runlog import Metrics, RunLog, read_metrics, tile_views
+from byol.training.runlog import Metrics, RunLog, format_time, read_metrics, tile_views
 
 
 def make_metrics(done: int) -> Metrics:
@@ -32,12 +32,16 @@ def make_log(
     run_dir: Path, *, first_step: int = 0, active: bool = True, output: io.StringIO | None = None
 ) -> RunLog:
     console = Console(file=output or io.StringIO(), width=200)
-    return RunLog(run_dir, console, first_step=first_step, total_steps=30, max_epochs=3, active=active)
+    return RunLog(run_dir, console, first_step=first_step, steps_per_epoch=10, active=active)
+
+
+def write(log: RunLog, done: int, *, end: int = 30) -> None:
+    log.write(make_metrics(done), end=end, left_s=30.0 - done)
 
 
 def test_lines_have_the_documented_fields(tmp_path: Path) -> None:
     with make_log(tmp_path) as log:
-        log.write(make_metrics(10))
+        write(log, 10)
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     fields = json.loads(line)
     wanted = "format done epoch loss lr tau feature_std images_per_s data_wait verdict rank"
@@ -48,19 +52,19 @@ def test_lines_have_the_documented_fields(tmp_path: Path) -> None:
 def test_a_continued_run_drops_what_it_repeats(tmp_path: Path) -> None:
     with make_log(tmp_path) as log:
         for done in (10, 20, 30):
-            log.write(make_metrics(done))
+            write(log, done)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"format": 1, "done": 4')  # cut short by a kill
     with make_log(tmp_path, first_step=20) as log:
-        log.write(make_metrics(30))
+        write(log, 30)
     assert [metrics.done for metrics in read_metrics(tmp_path)] == [10, 20, 30]
 
 
 def test_tensorboard_has_the_same_curves_and_the_views(tmp_path: Path) -> None:
     with make_log(tmp_path) as log:
         log.add_views(torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8))
-        log.write(make_metrics(10))
-        log.write(make_metrics(20))
+        write(log, 10)
+        write(log, 20)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     tags = events.Tags()
@@ -72,26 +76,37 @@ def test_tensorboard_has_the_same_curves_and_the_views(tmp_path: Path) -> None:
 def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     output = io.StringIO()
     with make_log(tmp_path, output=output) as log:
-        log.write(make_metrics(10))
-        log.write(make_metrics(20))  # too soon after the first
-        log.write(make_metrics(30))  # the last is always shown
+        write(log, 10)
+        write(log, 20)  # too soon after the first
+        write(log, 30)  # the last is always shown
     first, last = output.getvalue().splitlines()
     assert first.startswith("step 10/30  epoch 1.0/3  loss 1.500") and first.endswith("healthy")
-    assert last.startswith("step 30/30")
+    assert last.startswith("step 30/30") and "0:20 left" in first and "0:00 left" in last
+
+
+def test_the_end_may_move(tmp_path: Path) -> None:
+    output = io.StringIO()
+    with make_log(tmp_path, output=output) as log:
+        write(log, 10, end=25)
+    assert output.getvalue().startswith("step 10/25  epoch 1.0/2.5  loss")
+
+
+def test_times() -> None:
+    assert [format_time(s) for s in (0.4, 65.2, 3599.6, 7265.0)] == ["0:00", "1:05", "1:00:00", "2:01:05"]
 
 
 def test_progress_on_a_terminal(tmp_path: Path) -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=160)
-    with RunLog(tmp_path, console, first_step=0, total_steps=30, max_epochs=3, active=True) as log:
-        log.write(make_metrics(30))
+    with RunLog(tmp_path, console, first_step=0, steps_per_epoch=10, active=True) as log:
+        write(log, 30)
     assert "30/30" in output.getvalue() and "healthy" in output.getvalue()
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     output = io.StringIO()
     with make_log(tmp_path, active=False, output=output) as log:
-        log.write(make_metrics(10))
+        write(log, 10)
         log.say("hello")
         log.add_views(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4))
     assert list(tmp_path.iterdir()) == [] and output.getvalue() == ""

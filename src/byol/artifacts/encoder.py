@@ -11,15 +11,16 @@ Nothing here reads pickled code.
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, UInt
+from jaxtyping import Float, Float32, Int64, Real
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
@@ -30,11 +31,12 @@ from torch import Tensor, nn
 
 from byol.config import Config, load_config
 from byol.data.decode import fit, read_square
-from byol.data.formats import ImageArray
+from byol.data.formats import Bits, Geometry, ImageArray, bits_of_dtype
 from byol.data.given import Given, Images, OneImage
 from byol.data.packed import Packed
 from byol.data.sources import open_source
-from byol.errors import CheckpointError, ConfigError, DataError
+from byol.data.value_range import check_bits, describe_outside
+from byol.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.files import write_atomically
 from byol.method.convolution import accelerate
 from byol.method.networks import build_encoder, count_features, resolve_stem
@@ -42,7 +44,7 @@ from byol.method.views import Pixels, whole_view
 from byol.method.winograd import constant_weights
 from byol.training.distributed import exact_fp32
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS_NAME = "encoder.safetensors"
 SPEC_NAME = "encoder.json"
 
@@ -59,7 +61,7 @@ class EncoderSpec:
     stem: str  # "standard", "small" or "strided"
     channels: int
     view_px: int  # side of what the encoder sees
-    stored_px: int  # side of the square that an image is first squashed to
+    stored_px: int  # side of the square that an image is first made
     num_features: int
     pixels: Pixels
     which: Literal["online", "target"]
@@ -68,6 +70,8 @@ class EncoderSpec:
     data_fingerprint: str  # of the packed training images
     data_name: str
     select: Literal["grey", "rgb"] | tuple[int, ...] | None = None  # as data.channels
+    bits: Bits = 8  # of a value of the training images
+    geometry: Geometry = "square"  # as data.geometry
 
     @classmethod
     def of(
@@ -93,6 +97,8 @@ class EncoderSpec:
             data_fingerprint=images.fingerprint,
             data_name=Path(config.data.source).name,
             select=tuple(select) if isinstance(select, list) else select,
+            bits=images.bits,
+            geometry=config.data.geometry,
         )
 
 
@@ -122,10 +128,12 @@ class Encoder:
         Pillow     an image
         sequence   single images of these kinds
 
-        Arrays and tensors hold uint8 or uint16, as files do: scaling is part of the encoder.
+        Arrays and tensors hold the values that files do: scaling is part of the encoder. An image whose
+        values lie outside of the range of the training is a `ValueRangeWarning` with its name.
 
         Raises:
-            DataError: names the first image that cannot be read or has other channels than the encoder takes.
+            DataError: names the first image that cannot be read, or has other channels or another depth than
+                the encoder takes.
         """
         blocks = self.embed_source(gather(images), batch_size=batch_size)
         return _join([block.features for block in blocks], self.spec.num_features)
@@ -138,10 +146,13 @@ class Encoder:
         *,
         batch_size: int = 256,
         on_bad: Callable[[str, DataError], None] | None = None,
+        on_outside: Callable[[str, str], None] | None = None,
     ) -> Iterator[Block]:
         """Names and features, block by block: memory does not grow with the number of images.
 
         `on_bad` is told the name and the reason for each image that cannot be used, which is then left out.
+        `on_outside` is told the name of each image whose values lie outside of the range of the training, and
+        how far; without it a `ValueRangeWarning` is.
 
         Raises:
             DataError: an image cannot be used, and there is no `on_bad`; the message names it.
@@ -161,6 +172,8 @@ class Encoder:
                     square = future.result()
                     if not isinstance(square, DataError):
                         names.append(images.names(index))
+                        if (found := describe_outside(square, self.spec.pixels)) is not None:
+                            (on_outside or _warn)(images.names(index), found)
                         squares.append(square)
                     elif on_bad is not None:
                         on_bad(images.names(index), square)
@@ -180,18 +193,34 @@ class Encoder:
         """Features of packed images, or of some in the order of `rows`; `progress` hears done, of all.
 
         The values are scaled as this encoder's training images were, whatever the pack measured of its own.
+        Images of another pack than the training's that lie outside of the range of the training are a
+        `ValueRangeWarning` with their number and the first's name.
+
+        Raises:
+            DataError: the images have another depth than those of the training.
         """
+        try:
+            check_bits(images.bits, self.spec.bits)
+        except DataError as error:
+            raise DataError(f"{images.folder}: {error}") from None
         rows = np.arange(len(images)) if rows is None else rows
-        blocks = []
+        blocks, outside = [], dict[int, str]()
         for first in range(0, len(rows), batch_size):
             chosen = images.read(rows[first : first + batch_size])
+            if images.fingerprint != self.spec.data_fingerprint:
+                found = (describe_outside(image, self.spec.pixels) for image in chosen)
+                outside |= {first + i: text for i, text in enumerate(found) if text is not None}
             blocks.append(self._embed_squares([fit(image, self.spec.stored_px) for image in chosen]))
             if progress is not None:
                 progress(min(first + batch_size, len(rows)), len(rows))
+        if outside:
+            place, text = next(iter(outside.items()))
+            count = f"{len(outside)} of {len(rows)} images are outside of the training's range, the first is "
+            _warn(f"{count}{images.names[int(rows[place])]}", text)
         return _join(blocks, self.spec.num_features)
 
     @torch.inference_mode()
-    def encode(self, squares: UInt[Tensor, "image channel stored stored"]) -> Float[Tensor, "image feature"]:
+    def encode(self, squares: Real[Tensor, "image channel stored stored"]) -> Float[Tensor, "image feature"]:
         """Representations y of stored squares, on the encoder's device; float32 whatever autocast says."""
         views = whole_view(squares.to(self.device), self.spec.view_px, pixels=self.spec.pixels)
         parts = torch.split(views, _CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
@@ -210,12 +239,14 @@ class Encoder:
         try:
             spec = self.spec
             channels = list(spec.select) if isinstance(spec.select, tuple) else spec.select
-            square = read_square(images.item(index), px=spec.stored_px, channels=channels).pixels
+            item = images.item(index)
+            square = read_square(item, px=spec.stored_px, channels=channels, geometry=spec.geometry).pixels
             if square.shape[2] != spec.channels:
                 raise DataError(
                     f"has {square.shape[2]} channels, the encoder was trained on {spec.channels}; "
                     "give images like those of the training"
                 )
+            check_bits(bits_of_dtype(square.dtype), spec.bits)
             return square
         except DataError as error:
             return error
@@ -237,6 +268,10 @@ def gather(images: ManyImages) -> Images:
     if isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
         return Given([images])
     return Given(list(images))
+
+
+def _warn(name: str, what: str) -> None:
+    warnings.warn(f"{name}: {what}", ValueRangeWarning, stacklevel=3)
 
 
 def _join(blocks: list[np.ndarray], num_features: int) -> Float32[np.ndarray, "image feature"]:
@@ -316,18 +351,21 @@ def _read_spec(path: Path) -> EncoderSpec:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
+    if found not in (1, FORMAT):
         raise CheckpointError(
-            f"{path}: has format {found}, this version of byol reads {FORMAT}; update byol, or {_AGAIN}"
+            f"{path}: has format {found}, this version of byol reads 1 and {FORMAT}; update byol, or {_AGAIN}"
         )
     try:
         spec = TypeAdapter(EncoderSpec).validate_json(to_json(content))
+        if found == 1 and (set(spec.pixels.low), set(spec.pixels.high)) != ({0.0}, {255.0}):
+            spec = replace(spec, bits=16)  # there were two depths, and it was not written
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"{path}: {where}: {first['msg'].lower()}; {_AGAIN}") from None
     pixels = spec.pixels
-    if {len(pixels.low), len(pixels.high), len(pixels.mean), len(pixels.std)} != {spec.channels}:
+    lengths = {len(pixels.low), len(pixels.high), len(pixels.mean), len(pixels.std)}
+    if lengths | ({len(pixels.smallest), len(pixels.largest)} - {0}) != {spec.channels}:
         raise CheckpointError(f"{path}: pixels: not one value for each of {spec.channels} channels; {_AGAIN}")
     return spec
 

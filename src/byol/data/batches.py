@@ -4,12 +4,13 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from types import TracebackType
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt
+from jaxtyping import Float, Int64, Real
 from torch import Tensor
 
 from byol.data.packed import Packed
@@ -19,6 +20,7 @@ from byol.plan import Plan
 _AHEAD = 2  # batches that are made before they are asked for, each by a thread of its own
 _CHUNK_BYTES = 2**26
 _GPU_SHARE = 0.3  # of its free memory that images may take without being asked
+_DTYPES = {1: torch.uint8, 2: torch.uint16, 4: torch.float32}  # of stored images, by the bytes of a value
 
 Memory = Literal["auto", "ram", "map", "device"]
 
@@ -27,7 +29,7 @@ Memory = Literal["auto", "ram", "map", "device"]
 class Batch:
     """The images of one step."""
 
-    images: UInt[Tensor, "batch channel stored stored"]  # this rank's rows, channels_last, on the device
+    images: Real[Tensor, "batch channel stored stored"]  # this rank's rows, channels_last, on the device
     sizes: Float[
         Tensor, "global_batch 2"
     ]  # of all ranks' rows: height, width before packing, px, on the host
@@ -65,7 +67,8 @@ class Batches:
             )
         self._sizes = packed.sizes
         self._plan, self._rows = plan, rows
-        self._steps = iter(range(first_step, plan.total_steps))
+        # With a time budget the consumer knows the end.
+        self._steps = count(first_step) if plan.budget_s else iter(range(first_step, plan.total_steps))
         self._ahead: deque[tuple[Future[Tensor], Tensor]] = deque()
         self._threads = ThreadPoolExecutor(_AHEAD, thread_name_prefix="byol-batches")
 
@@ -97,12 +100,12 @@ class Batches:
 class _HostStore:
     """Images in RAM or in a file: threads gather the rows, the consumer sends them."""
 
-    def __init__(self, images: UInt[np.ndarray, "n px px channels"] | RowFile, device: torch.device) -> None:
+    def __init__(self, images: Real[np.ndarray, "n px px channels"] | RowFile, device: torch.device) -> None:
         self._images, self._device = images, device
         like = images.map if isinstance(images, RowFile) else images
-        self._row_shape, self._dtype = like.shape[1:], torch.uint8 if like.itemsize == 1 else torch.uint16
+        self._row_shape, self._dtype = like.shape[1:], _DTYPES[like.itemsize]
 
-    def prepare(self, indices: Int64[np.ndarray, " batch"]) -> UInt[Tensor, "batch px px channels"]:
+    def prepare(self, indices: Int64[np.ndarray, " batch"]) -> Real[Tensor, "batch px px channels"]:
         shape = (len(indices), *self._row_shape)
         rows = torch.empty(shape, dtype=self._dtype, pin_memory=self._device.type == "cuda")
         if isinstance(self._images, RowFile):
@@ -111,7 +114,7 @@ class _HostStore:
             np.take(self._images, indices, axis=0, out=rows.numpy(), mode="clip")
         return rows
 
-    def deliver(self, prepared: UInt[Tensor, "batch px px channels"]) -> UInt[Tensor, "batch px px channels"]:
+    def deliver(self, prepared: Real[Tensor, "batch px px channels"]) -> Real[Tensor, "batch px px channels"]:
         """In the consumer's stream: what is computed after it finds the images there."""
         return prepared.to(self._device, non_blocking=True)
 
@@ -120,7 +123,7 @@ class _DeviceStore:
     """All images on the GPU: only indices are sent."""
 
     def __init__(self, packed: Packed, device: torch.device) -> None:
-        dtype = torch.uint8 if packed.images.dtype == np.uint8 else torch.uint16
+        dtype = _DTYPES[packed.images.itemsize]
         self._images = torch.empty(packed.images.shape, dtype=dtype, device=device)
         num_rows = max(1, _CHUNK_BYTES // packed.images[0].nbytes)
         for first in range(0, len(packed), num_rows):  # by parts: the host never holds a second copy
@@ -131,7 +134,7 @@ class _DeviceStore:
         sent = torch.from_numpy(indices.copy())  # the plan's own are not to be written
         return sent.pin_memory() if self._images.is_cuda else sent
 
-    def deliver(self, prepared: Int64[Tensor, " batch"]) -> UInt[Tensor, "batch px px channels"]:
+    def deliver(self, prepared: Int64[Tensor, " batch"]) -> Real[Tensor, "batch px px channels"]:
         indices = prepared.to(self._images.device, non_blocking=True)
         if self._images.dtype == torch.uint16:  # few operations know uint16; the bits are the same
             return self._images.view(torch.int16)[indices].view(torch.uint16)

@@ -1,4 +1,4 @@
-"""One image file -> array (height, width, channels), uint8 or uint16, as it was stored.
+"""One image file -> array (height, width, channels), uint8, uint16 or float32, as it was stored.
 
 What a file holds decides the channels and the depth; its suffix decides nothing.
 
@@ -7,12 +7,17 @@ What a file holds decides the channels and the depth; its suffix decides nothing
     with alpha                     the alpha is dropped, the colours under it kept (no blending)
     CMYK, YCbCr                    3 channels, converted to RGB
     1 bit a pixel                  1 channel of 0 and 255
-    16-bit PNG and TIFF            uint16, every bit kept
+    8 and 16 bit without sign      uint8 and uint16, every bit kept
+    float 16, 32, 64               float32; refused with a value that is NaN, infinite or beyond float32
+    with sign, or 32 and 64 bit    float32; refused with a value beyond 2^24, which would not be exact
     TIFF with several pages or samples    one channel each
     .npy                           (height, width) or (height, width, channels)
     animation                      the first frame
+    DICOM (pip install byol[dicom])    rescaled by slope and intercept to float32, where there are any;
+                                       MONOCHROME1 inverted; colours as RGB; frames of a grey image: channels
 
-The orientation that a camera recorded (EXIF) is applied. Other depths (float, 32 bit) are refused.
+The depth is decided by the type of the values, never by the values, so that the images of a set have one. The
+orientation that a camera recorded (EXIF) is applied.
 
 Everything that the networks see goes through `read_square`, in packing and afterwards: the same file gives
 the same values.
@@ -30,17 +35,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import Real
 from PIL import Image, UnidentifiedImageError
 
 from byol.data import formats
-from byol.data.formats import CHANNELS_OF_MODE, MAX_PIXELS, Channels, File, ImageArray, Kind, Stream
+from byol.data.formats import CHANNELS_OF_MODE, MAX_PIXELS, Channels, File, Geometry, ImageArray, Kind, Stream
 from byol.errors import DataError
 
-DECODER = 2  # goes up when the same file gives other values: packs of other numbers are made again
+DECODER = 3  # goes up when the same file gives other values: packs of other numbers are made again
 
 IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"
+    ".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"
 )  # fmt: skip
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -51,24 +56,31 @@ _SPARE = 2  # a JPEG is not decoded at fewer pixels than this many times the wan
 
 @dataclass(frozen=True)
 class Square:
-    """An image squashed to a square, and its size before, upright, in px."""
+    """An image made a square, and its size before, upright, in px."""
 
     pixels: ImageArray
     height: int
     width: int
 
 
-def read_square(item: File | ImageArray | Image.Image, *, px: int, channels: Channels) -> Square:
+def read_square(
+    item: File | ImageArray | Image.Image, *, px: int, channels: Channels, geometry: Geometry = "square"
+) -> Square:
     """An image, wherever it is, with its chosen channels at `px` x `px`: by the rules above, and `fit`.
 
-    A JPEG file of at least 4 times `px` along both sides is decoded at 1/2, 1/4 or 1/8 of its size, the
-    least that is still at least 2 times `px` (libjpeg leaves out the high frequencies of each block), and
-    fitted from there. On four photographs, at 26 to 111 px, the result differs from full decoding by 0.1
-    to 1.6 of 255 in the mean and by 13 at most, less than half of what another resampling window does.
+    `geometry` "square" squashes it, "scale" leaves its pixels as they are: see `place_on_canvas`.
+
+    To be squashed, a JPEG file of at least 4 times `px` along both sides is decoded at 1/2, 1/4 or 1/8 of its
+    size, the least that is still at least 2 times `px` (libjpeg leaves out the high frequencies of each
+    block), and fitted from there. On four photographs, at 26 to 111 px, the result differs from full decoding
+    by 0.1 to 1.6 of 255 in the mean and by 13 at most, less than half of what another resampling window does.
 
     Raises:
         DataError: the reason alone, in plain words; the caller knows the name.
     """
+    if geometry == "scale":
+        image = select_channels(_whole(item), channels)
+        return Square(place_on_canvas(image, px), *image.shape[:2])
     if isinstance(item, np.ndarray):
         return _squash(item, px=px, channels=channels)
     if isinstance(item, Image.Image):
@@ -78,6 +90,15 @@ def read_square(item: File | ImageArray | Image.Image, *, px: int, channels: Cha
         if _format_of(stream) == "other":
             return _squash_pillow(Image.open(stream), px=px, channels=channels, may_draft=True)
         return _squash(decode(stream), px=px, channels=channels)
+
+
+def _whole(item: File | ImageArray | Image.Image) -> ImageArray:
+    if isinstance(item, np.ndarray):
+        return item
+    if isinstance(item, Image.Image):
+        with _reasons():
+            return formats.read_pillow(item)
+    return decode(item)
 
 
 def decode(file: File) -> ImageArray:
@@ -94,6 +115,8 @@ def decode(file: File) -> ImageArray:
                 image = formats.read_npy(stream)
             case "png16":
                 image = formats.read_png_16_bit_colour(stream)
+            case "dicom":
+                image = formats.read_dicom(stream)
             case "other":
                 image = formats.read_pillow(Image.open(stream))
     return image
@@ -111,15 +134,14 @@ def peek(item: File | ImageArray) -> Kind:
         if _format_of(stream) == "other":
             image = Image.open(stream)
             if image.mode in CHANNELS_OF_MODE:
-                bits = 16 if image.mode in formats.DEEP_MODES else 8
-                return Kind(max(image.size), CHANNELS_OF_MODE[image.mode], bits)
+                return Kind(max(image.size), CHANNELS_OF_MODE[image.mode], formats.bits_of(image))
         stream.seek(0)
         return kind_of(decode(stream))
 
 
 def kind_of(image: ImageArray) -> Kind:
     """The kind of a decoded image."""
-    return Kind(max(image.shape[:2]), image.shape[2], 8 * image.dtype.itemsize)
+    return Kind(max(image.shape[:2]), image.shape[2], formats.bits_of_dtype(image.dtype))
 
 
 # ---- The square of the wanted size, and the wanted channels
@@ -154,26 +176,53 @@ def _squash_pillow(image: Image.Image, *, px: int, channels: Channels, may_draft
     return Square(select_channels(pixels, channels), height=whole[1], width=whole[0])
 
 
-def fit(image: UInt[np.ndarray, "height width channels"], px: int) -> UInt[np.ndarray, "{px} {px} channels"]:
+def fit(image: Real[np.ndarray, "height width channels"], px: int) -> Real[np.ndarray, "{px} {px} channels"]:
     """Squash to a square of `px` x `px`, each channel by itself; an image of that size is returned as it is.
 
     Antialiased with weights that are never negative (a Hamming window where both sides shrink, a triangle
     otherwise), so that no value leaves the image's own range. Exact to rounding for 8 and 16 bit.
     """
-    if image.shape[:2] == (px, px):
+    return _resize(image, px, px)
+
+
+def place_on_canvas(
+    image: Real[np.ndarray, "height width channels"], px: int
+) -> Real[np.ndarray, "{px} {px} channels"]:
+    """In the middle of a canvas of `px` x `px`, not resized; a larger one is shrunk to fit, aspect kept.
+
+    The rest is filled with the median of the image's border, for each channel.
+    """
+    height, width, channels = image.shape
+    longest = max(height, width)
+    if longest > px:
+        height, width = (max(1, round(side * px / longest)) for side in (height, width))
+        image = _resize(image, height, width)
+    border = np.concatenate([image[[0, -1]].reshape(-1, channels), image[:, [0, -1]].reshape(-1, channels)])
+    fill = np.median(border, axis=0)
+    canvas = np.empty((px, px, channels), dtype=image.dtype)
+    canvas[:] = fill if image.dtype == np.float32 else np.rint(fill)
+    top, left = (px - height) // 2, (px - width) // 2
+    canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def _resize(image: ImageArray, height: int, width: int) -> ImageArray:
+    if image.shape[:2] == (height, width):
         return image
-    resample = _resampling(float(min(image.shape[:2])), px)
+    size, shrinks = (width, height), image.shape[0] >= height and image.shape[1] >= width
+    resample = Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR
     if image.dtype == np.uint8 and image.shape[2] == 3:
-        return np.asarray(Image.fromarray(image).resize((px, px), resample))  # one call for three channels
-    fitted = np.empty((px, px, image.shape[2]), dtype=image.dtype)
+        return np.asarray(Image.fromarray(image).resize(size, resample))  # one call for three channels
+    resized = np.empty((height, width, image.shape[2]), dtype=image.dtype)
     for channel in range(image.shape[2]):
         plane = image[..., channel]
         if image.dtype == np.uint8:
-            fitted[..., channel] = Image.fromarray(plane).resize((px, px), resample)
+            resized[..., channel] = Image.fromarray(plane).resize(size, resample)
         else:
-            values = np.asarray(Image.fromarray(plane.astype(np.float32)).resize((px, px), resample))
-            fitted[..., channel] = np.rint(values).clip(0, 65535)
-    return fitted
+            values = np.asarray(Image.fromarray(plane.astype(np.float32)).resize(size, resample))
+            values = values if image.dtype == np.float32 else np.rint(values)
+            resized[..., channel] = values.clip(plane.min(), plane.max())
+    return resized
 
 
 def _resampling(shortest_side: float, px: int) -> Image.Resampling:
@@ -199,16 +248,17 @@ def select_channels(image: ImageArray, channels: Channels) -> ImageArray:
     if channels == "rgb" and count == 1:
         return np.repeat(image, 3, axis=2)
     if channels == "grey" and count == 3:
-        grey: ImageArray = np.rint(image @ np.array([0.299, 0.587, 0.114])).astype(image.dtype)
-        return grey[..., None]
+        grey = image @ np.array([0.299, 0.587, 0.114])
+        grey = grey if image.dtype == np.float32 else np.rint(grey)
+        return np.asarray(grey[..., None], dtype=image.dtype)
     raise DataError(f"has {count} channels; data.channels={channels} takes images of 1 or 3")
 
 
 # ---- From an open file to a reader, and from an exception to a reason
 
 
-def _format_of(stream: Stream) -> Literal["tiff", "npy", "png16", "other"]:
-    head = stream.read(26)
+def _format_of(stream: Stream) -> Literal["tiff", "npy", "png16", "dicom", "other"]:
+    head = stream.read(132)
     stream.seek(0)
     if not head:
         raise DataError("the file is empty")
@@ -216,6 +266,8 @@ def _format_of(stream: Stream) -> Literal["tiff", "npy", "png16", "other"]:
         return "tiff"
     if head[:6] == b"\x93NUMPY":
         return "npy"
+    if head[128:] == b"DICM":
+        return "dicom"
     # Byte 24 of a PNG is the bit depth, byte 25 is 0 for grey without alpha. Pillow cuts others to 8 bit.
     if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10" and head[25:26] != b"\0":
         return "png16"
@@ -267,7 +319,7 @@ def _reasons() -> Iterator[None]:
 
 
 class _Quiet:
-    """No warnings from Pillow and tifffile while any thread is inside.
+    """No warnings from Pillow, tifffile and pydicom while any thread is inside.
 
     `warnings.catch_warnings` alone restores the wrong filters when threads overlap, so the first thread in
     sets the filter and the last one out takes it away.
@@ -281,7 +333,7 @@ class _Quiet:
             if self._inside == 0:
                 self._catch = warnings.catch_warnings()
                 self._catch.__enter__()
-                warnings.filterwarnings("ignore", module=r"(PIL|tifffile)\.")
+                warnings.filterwarnings("ignore", module=r"(PIL|tifffile|pydicom)\.")
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
@@ -292,4 +344,5 @@ class _Quiet:
 
 
 quiet = _Quiet()
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its complaints else go to stderr
+for _name in ("tifffile", "pydicom"):  # their complaints else go to stderr
+    logging.getLogger(_name).addHandler(logging.NullHandler())

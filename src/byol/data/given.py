@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from byol.data.formats import ImageArray
+from byol.data.formats import ImageArray, as_image
 from byol.errors import DataError
 
 OneImage = str | Path | Image.Image | NDArray[Any] | Tensor
@@ -56,18 +56,10 @@ class Given:
                     raise DataError(
                         f"has the shape {tuple(tensor.shape)}; (channel, height, width) is wanted"
                     )
-                return _check_values(tensor.detach().cpu().numpy().transpose(1, 2, 0))
+                tensor = tensor.detach().cpu()
+                tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has none
+                return as_image(tensor.numpy().transpose(1, 2, 0))
             case array:
                 if array.ndim not in (2, 3):
                     raise DataError(f"has the shape {array.shape}; (height, width, channel) is wanted")
-                return _check_values(array if array.ndim == 3 else array[..., None])
-
-
-def _check_values(image: NDArray[Any]) -> ImageArray:
-    if image.dtype not in (np.uint8, np.uint16):
-        raise DataError(
-            f"holds {image.dtype} values; give uint8 or uint16 as in the file, scaling is done here"
-        )
-    if 0 in image.shape:
-        raise DataError(f"has no pixels {image.shape}")
-    return np.ascontiguousarray(image)
+                return as_image(array)

@@ -37,6 +37,8 @@ def open_images(
     if data.channels is not None:  # else runs that choose others would take each other's place
         numbers = data.channels if isinstance(data.channels, list) else [data.channels]
         slug += "-" + "-".join(map(str, numbers))
+    if data.geometry != "square":
+        slug += f"-{data.geometry}"
     folder = packs / f"{slug}-{px or 'auto'}-{view_px}px-{opened.fingerprint()[:8]}"
     bar = None
     if console is not None:  # disabled, it prints nothing; else it ends with an empty line in a log file
@@ -54,6 +56,7 @@ def open_images(
             stored_px=px,
             view_px=view_px,
             channels=data.channels,
+            geometry=data.geometry,
             max_bad=data.max_bad,
             num_workers=config.trainer.num_workers,
             progress=show,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt
+from jaxtyping import Int64, Real, UInt8
 
 from byol.errors import DataError
 
@@ -20,7 +20,7 @@ class Part:
     """Images that are named `prefix` and their number."""
 
     prefix: str
-    images: UInt[np.ndarray, "n height width *channels"]
+    images: Real[np.ndarray, "n height width *channels"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _load_cifar(dataset: Any, name: str, split: str, root: Path, *, download: bo
     return Collection((Part(f"{split}/", loaded.data),), labels, tuple(loaded.classes), ())
 
 
-def _map_stl10_images(path: Path) -> UInt[np.ndarray, "n 96 96 3"]:
+def _map_stl10_images(path: Path) -> UInt8[np.ndarray, "n 96 96 3"]:
     size_bytes = path.stat().st_size
     if size_bytes == 0 or size_bytes % (3 * _STL10_PX * _STL10_PX):
         raise DataError(

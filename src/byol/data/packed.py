@@ -1,7 +1,7 @@
 """The packed copy of a source: every image once at one size, in one array that is mapped, not read.
 
-    images.npy        (N, P, P, C) uint8 or uint16
-    sizes.npy         (N, 2) int32: height and width before packing, px
+    images.npy        (N, P, P, C) uint8, uint16 or float32
+    sizes.npy         (N, 2) int32: height and width before packing, px; P and P on canvases (data.geometry)
     kept.npy          (N,) int64: the place in the source
     labels.npy        (N,) int64: index into the class names, -1 where not known
     names.npy, name_offsets.npy      the names as one block of UTF-8, and where each begins
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt
+from jaxtyping import Int32, Int64, Real
 
 from byol.data.decode import DECODER, Square, read_square
-from byol.data.formats import Channels
+from byol.data.formats import Bits, Channels, Geometry, bits_of_dtype
 from byol.data.index import Names, Source
 from byol.data.parallel import read_ahead
 from byol.data.partial import (
@@ -68,17 +68,18 @@ class Packed:
     pixels: Pixels
     fingerprint: str  # of the packed values alone: the same wherever the files lie
     num_bad: int
+    num_shrunk: int  # on canvases: images that were larger, and have lost their scale
     note: str  # "packed", "found", or "packed again" with the reason
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
-    def images(self) -> UInt[np.ndarray, "n px px channels"]:
+    def images(self) -> Real[np.ndarray, "n px px channels"]:
         """As a map. Few images of many are better had by `read`: they do not stay in memory."""
         return self.file.map
 
-    def read(self, rows: Int64[np.ndarray, " batch"]) -> UInt[np.ndarray, "batch px px channels"]:
+    def read(self, rows: Int64[np.ndarray, " batch"]) -> Real[np.ndarray, "batch px px channels"]:
         """Copies of these images."""
         return self.file.read(rows)
 
@@ -89,6 +90,10 @@ class Packed:
     @property
     def channels(self) -> int:
         return int(self.images.shape[3])
+
+    @property
+    def bits(self) -> Bits:
+        return bits_of_dtype(self.images.dtype)
 
 
 def find_limit_px(view_px: int) -> int:
@@ -105,13 +110,16 @@ def pack(
     channels: Channels,
     max_bad: float,
     num_workers: int,
+    geometry: Geometry = "square",
     progress: Progress | None = None,
 ) -> Packed:
     """Pack `source` into `folder`, or continue a packing that was stopped, or find the pack that is there.
 
     The side P of the packed images is `stored_px`; without it 1.15 x `view_px`, rounded up, but not more
-    than the largest side in the source: a set of one square size up to that is kept exactly. A pack is
-    found if its source has not changed and P and `channels` are the same; labels are the source's of now.
+    than the largest side in the source: a set of one square size up to that is kept exactly. Images are
+    squashed to P x P, or put on a canvas of that side (`geometry`, see `decode.read_square`). A pack is found
+    if its source has not changed and P, `channels` and `geometry` are the same; labels are the source's of
+    now.
 
     `num_workers` threads or processes read. If another process is packing into the folder, this one waits
     and reports that one's progress (images done, images in all).
@@ -121,7 +129,7 @@ def pack(
             channels or depth; the folder cannot be written, or holds something else.
     """
     limit_px = find_limit_px(view_px) if stored_px is None else None
-    recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, DECODER)
+    recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER)
     partial = folder.with_name(f"{folder.name}.partial")
     with locked(folder, while_waiting=lambda: _report_other(partial, progress)):
         packed, note = _find(folder, recipe)
@@ -162,6 +170,7 @@ def open_pack(folder: Path) -> Packed:
         pixels=Pixels(**{key: tuple(values) for key, values in content["pixels"].items()}),
         fingerprint=content["files"]["images.npy"]["blake2b"],
         num_bad=content["num_bad"],
+        num_shrunk=content.get("num_shrunk", 0),  # before there were canvases it was not written
         note="found",
     )
 
@@ -197,7 +206,7 @@ def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
     if before.decoder != recipe.decoder:
         return None, "packed again: an earlier version of byol decoded the images in another way"
     if before != recipe:
-        return None, "packed again: data.stored_px or data.channels differ"
+        return None, "packed again: data.stored_px, data.channels or data.geometry differ"
     return packed, "found"
 
 
@@ -304,7 +313,7 @@ def _append_all(
     progress: Progress | None,
 ) -> None:
     px = writer.mark.px
-    read = partial_function(read_square, px=px, channels=recipe.channels)
+    read = partial_function(read_square, px=px, channels=recipe.channels, geometry=recipe.geometry)
     indices = range(writer.done, len(source))
     ahead = read_ahead(read, source, indices, num_workers=num_workers, result_bytes=3 * px * px)
     with closing(ahead) as images:
@@ -348,6 +357,10 @@ def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, tally: Tal
     """The head of the images, the small arrays and `pack.json`."""
     partial = writer.folder
     places, sizes = writer.complete_images()
+    num_shrunk = 0
+    if recipe.geometry == "scale":  # crops are drawn on the canvas
+        num_shrunk = int((sizes > writer.mark.px).any(axis=1).sum())
+        sizes = np.full_like(sizes, writer.mark.px)
     names = Names.of(source.names(int(place)) for place in places)
     arrays = (sizes.astype(np.int32), places, source.labels[places], names.blob, names.offsets)
     for name, array in zip(_ARRAYS, arrays, strict=True):
@@ -361,6 +374,7 @@ def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, tally: Tal
         "source": source.name,
         "num_images": len(places),
         "num_bad": writer.num_bad,
+        "num_shrunk": num_shrunk,
         "recipe": asdict(recipe),
         "class_names": source.class_names,
         "pixels": asdict(statistics),

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Int64
 
-from byol.data.formats import Channels, ImageArray
+from byol.data.formats import Channels, Geometry, ImageArray
 from byol.data.place import remove_files
 from byol.files import write_atomically
 
@@ -38,6 +38,7 @@ class Recipe:
     stored_px: int | None
     limit_px: int | None  # where stored_px is None: the largest side that may be chosen
     channels: Channels
+    geometry: Geometry = "square"
     decoder: int = 1  # `decode.DECODER` when it was made; packs that do not say it are of the first
 
 
@@ -108,8 +109,8 @@ class PartialPack:
         return self.mark.px, self.mark.px, self.channels
 
     @property
-    def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
-        return np.dtype(np.uint8 if self.itemsize == 1 else np.uint16)
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype({1: np.uint8, 2: np.uint16, 4: np.float32}[self.itemsize])
 
     def head(self, num_rows: int) -> bytes:
         """What `images.npy` begins with if it has so many rows."""

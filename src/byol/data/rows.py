@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, UInt
+from jaxtyping import Int64, Real
 
 from byol.errors import DataError
 
@@ -19,7 +19,7 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.map: UInt[np.ndarray, "n px px channels"] = np.load(path, mmap_mode="r")
+        self.map: Real[np.ndarray, "n px px channels"] = np.load(path, mmap_mode="r")
         self._offset, self._row_bytes = int(self.map.offset), self.map[0].nbytes
         self._handle = os.open(path, os.O_RDONLY)
 
@@ -31,8 +31,8 @@ class RowFile:
         self,
         rows: Int64[np.ndarray, " batch"],
         *,
-        out: UInt[np.ndarray, "batch px px channels"] | None = None,
-    ) -> UInt[np.ndarray, "batch px px channels"]:
+        out: Real[np.ndarray, "batch px px channels"] | None = None,
+    ) -> Real[np.ndarray, "batch px px channels"]:
         """Copies of these rows, into `out` if it is given.
 
         Raises:

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from byol.config import DataConfig
 from byol.data.decode import IMAGE_SUFFIXES
-from byol.data.formats import ImageArray
+from byol.data.formats import ImageArray, as_image
 from byol.data.index import Names, Source
 from byol.data.labels import encode_labels, match_labels, read_list
 from byol.data.motifs import CLASS_NAMES, load_motifs
@@ -118,8 +118,7 @@ class ArraySource:
 
     def item(self, index: int) -> ImageArray:
         part, row = self._find(index)
-        image = part.images[row].reshape(*part.images.shape[1:3], -1)
-        return np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("="))
+        return as_image(part.images[row].reshape(*part.images.shape[1:3], -1))
 
     @property
     def file_bytes(self) -> float:
@@ -280,10 +279,10 @@ def _open_array(path: Path) -> ArraySource | None:
     images = _load_map(path)
     if images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4 < images.shape[0]):
         return None
-    if images.ndim not in (3, 4) or images.dtype not in (np.uint8, np.uint16) or images.size == 0:
+    if images.ndim not in (3, 4) or images.dtype.kind not in "buif" or images.size == 0:
         raise DataError(
             f"{path}: holds {images.dtype} of shape {images.shape}; "
-            "uint8 or uint16 of shape (N, height, width) or (N, height, width, channels) is read"
+            "numbers of shape (N, height, width) or (N, height, width, channels) are read"
         )
     if images.ndim == 4 and images.shape[1] <= 4 < images.shape[3]:
         raise DataError(

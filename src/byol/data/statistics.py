@@ -1,26 +1,53 @@
-"""Range, mean and spread of each channel of a set of images, exact, from counts of its values."""
+"""Range, mean and spread of each channel of a set of images, from counts of its values.
+
+8- and 16-bit values are counted one by one: what is said of them is exact. float32 values are counted by the
+first 18 of their 32 bits, put in the order of the values: sign, exponent and 9 bits of the mantissa, so that
+percentiles, mean and std are those of values rounded to 1 part in 512. Smallest and largest are exact.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt
+from jaxtyping import Float, Int64, Real, UInt32
 from PIL import Image
 
-_LOW, _HIGH = 0.001, 0.999  # the share of a 16-bit channel's values at or below its black, and its white
+_LOW, _HIGH = 0.001, 0.999  # the share of a deep channel's values at or below its black, and its white
+_LEVELS = {1: 2**8, 2: 2**16, 4: 2**18}  # by the bytes of a value
+_DROPPED = np.uint32(32 - 18)  # bits of a float32 that are not counted by
+_SIGN = np.uint32(2**31)
 
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Per channel, of x = clip((v - low) / (high - low), 0, 1) for stored values v: the mean and std of x."""
+    """Per channel, of x = clip((v - low) / (high - low), 0, 1) for stored values v: the mean and std of x.
+
+    `smallest` and `largest` are the extremes of v.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    smallest: tuple[float, ...]
+    largest: tuple[float, ...]
 
 
-def count_values(images: UInt[np.ndarray, "n height width channels"]) -> Int64[np.ndarray, "channels levels"]:
-    """How often each channel takes each of the 256 or 65,536 values."""
+def no_counts(channels: int, dtype: np.dtype[Any]) -> Int64[np.ndarray, "channels levels"]:
+    """The counts of no values of this type."""
+    return np.zeros((channels, _LEVELS[dtype.itemsize]), dtype=np.int64)
+
+
+def count_values(
+    images: Real[np.ndarray, "n height width channels"],
+    *,
+    out: Int64[np.ndarray, "channels levels"] | None = None,
+) -> Int64[np.ndarray, "channels levels"]:
+    """How often each channel takes each of the 256 or 65,536 values, or of the 262,144 kinds of float32.
+
+    `out` are counts so far, to which these are added.
+    """
+    out = no_counts(images.shape[3], images.dtype) if out is None else out
     if images.dtype == np.uint8:
         rows = images.reshape(-1, *images.shape[2:])  # one image below the other
         # Pillow counts 5 times as fast as np.bincount, which makes 8 bytes of each value first.
@@ -30,34 +57,92 @@ def count_values(images: UInt[np.ndarray, "n height width channels"]) -> Int64[n
             else [np.ascontiguousarray(plane) for plane in np.moveaxis(rows, 2, 0)]
         )
         counts = [Image.fromarray(part).histogram() for part in flat]
-        return np.array(counts, dtype=np.int64).reshape(images.shape[3], 256)
-    planes = np.moveaxis(images, 3, 0)
-    return np.stack([np.bincount(plane.ravel(), minlength=65536) for plane in planes])
+        out += np.array(counts, dtype=np.int64).reshape(images.shape[3], 256)
+        return out
+    for total, plane in zip(out, _planes(images), strict=True):
+        keys = _keys(plane)
+        first = int(keys.min())  # most of the levels are not used: they need not be added
+        counted = np.bincount(keys - keys.dtype.type(first))
+        total[first : first + len(counted)] += counted
+    return out
 
 
-def summarise(counts: Int64[np.ndarray, "channels levels"]) -> ChannelStatistics:
+def find_extremes(images: Real[np.ndarray, "n height width channels"]) -> Float[np.ndarray, "2 channels"]:
+    """The smallest and the largest value of each channel."""
+    planes = _planes(images)
+    return np.stack([planes.min(axis=1), planes.max(axis=1)]).astype(np.float64)
+
+
+def _planes(images: Real[np.ndarray, "n height width channels"]) -> Real[np.ndarray, "channels values"]:
+    """The values of each channel side by side, which is worth the copy."""
+    return np.ascontiguousarray(images.reshape(-1, images.shape[3]).T)
+
+
+def summarise(
+    counts: Int64[np.ndarray, "channels levels"], extremes: Float[np.ndarray, "2 channels"] | None = None
+) -> ChannelStatistics:
     """Statistics of the values that were counted; counts of several batches add up.
 
-    8 bit: low and high are 0 and 255. 16 bit: the values at 0.1 % and 99.9 % of the channel, since cameras
+    8 bit: low and high are 0 and 255. Deeper: the values at 0.1 % and 99.9 % of the channel, since cameras
     use a part of the 16 bits and a few stray pixels are not the white. A channel of one value has std 1.
+    `extremes` are needed for float32; counts of whole numbers tell them.
     """
-    ranges = [_range(channel) for channel in counts]
-    moments = [_moments(channel, *limits) for channel, limits in zip(counts, ranges, strict=True)]
-    low, high = zip(*ranges, strict=True)
-    mean, std = zip(*moments, strict=True)
-    return ChannelStatistics(low, high, mean, std)
+    num_levels = counts.shape[1]
+    if extremes is None:
+        assert num_levels < _LEVELS[4]
+        used = [np.flatnonzero(channel) for channel in counts]
+        extremes = np.array([[levels[0] for levels in used], [levels[-1] for levels in used]], dtype=float)
+    channels = [_summarise(channel, *ends) for channel, ends in zip(counts, extremes.T.tolist(), strict=True)]
+    low, high, mean, std = zip(*channels, strict=True)
+    return ChannelStatistics(low, high, mean, std, *(tuple(row) for row in extremes.tolist()))
 
 
-def _range(counts: Int64[np.ndarray, " levels"]) -> tuple[float, float]:
-    if len(counts) == 256:
-        return 0.0, 255.0
+def _summarise(
+    counts: Int64[np.ndarray, " levels"], smallest: float, largest: float
+) -> tuple[float, float, float, float]:
+    """Low, high, mean and std of one channel."""
+    num_levels, levels = len(counts), np.flatnonzero(counts)
+    counts = counts[levels]
+    if num_levels == _LEVELS[4]:
+        first, last = (values.clip(smallest, largest) for values in _values(levels))
+    else:
+        first = last = levels.astype(np.float64)
+    low, high = (0.0, 255.0) if num_levels == _LEVELS[1] else _range(counts, first, last)
+    x = (((first + last) / 2 - low) / (high - low)).clip(0.0, 1.0)
+    mean = float(counts @ x / counts.sum())
+    std = float(np.sqrt(counts @ (x - mean) ** 2 / counts.sum()))
+    return low, high, mean, std if std > 0.0 else 1.0
+
+
+def _range(
+    counts: Int64[np.ndarray, " levels"],
+    first: Float[np.ndarray, " levels"],
+    last: Float[np.ndarray, " levels"],
+) -> tuple[float, float]:
     shares = np.cumsum(counts) / counts.sum()
-    low, high = (int(np.searchsorted(shares, share)) for share in (_LOW, _HIGH))
-    return float(low), float(max(high, low + 1))
+    low, high = float(first[np.searchsorted(shares, _LOW)]), float(last[np.searchsorted(shares, _HIGH)])
+    return low, high if high > low else low + 1.0
 
 
-def _moments(counts: Int64[np.ndarray, " levels"], low: float, high: float) -> tuple[float, float]:
-    values = ((np.arange(len(counts)) - low) / (high - low)).clip(0.0, 1.0)
-    mean = float(counts @ values / counts.sum())
-    std = float(np.sqrt(counts @ (values - mean) ** 2 / counts.sum()))
-    return mean, std if std > 0.0 else 1.0
+# ---- float32 values in 262,144 kinds
+
+
+def _keys(values: Real[np.ndarray, " n"]) -> Real[np.ndarray, " n"]:
+    """The kinds of float32 values, in their order; whole numbers as they are.
+
+    The bits of positive floats are in the order of the values, those of negative ones in the opposite order.
+    """
+    if values.dtype != np.float32:
+        return values
+    bits: UInt32[np.ndarray, " n"] = values.view(np.uint32)
+    is_negative = (values.view(np.int32) >> np.int32(31)).view(np.uint32)  # all bits set, or none
+    keys: UInt32[np.ndarray, " n"] = (bits ^ (is_negative | _SIGN)) >> _DROPPED
+    return keys
+
+
+def _values(keys: Int64[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """The smallest and the largest value of each kind."""
+    first = keys.astype(np.uint32) << _DROPPED
+    both = first, first | np.uint32(2 ** int(_DROPPED) - 1)
+    smallest, largest = (np.where(bits & _SIGN, bits ^ _SIGN, ~bits).view(np.float32) for bits in both)
+    return smallest.astype(np.float64), largest.astype(np.float64)

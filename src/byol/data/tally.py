@@ -7,7 +7,7 @@ from types import TracebackType
 import numpy as np
 
 from byol.data.partial import PartialPack
-from byol.data.statistics import ChannelStatistics, count_values, summarise
+from byol.data.statistics import ChannelStatistics, count_values, find_extremes, no_counts, summarise
 
 _CHUNK_BYTES = 2**21  # looked at in one go, while other threads that need the interpreter wait 1 ms
 
@@ -44,7 +44,8 @@ class Tally:
             self._guess = writer.head(writer.mark.num_images - writer.num_bad)
             self._file.seek(len(self._guess))
             self._digest = hashlib.blake2b(self._guess, digest_size=16)
-            self._counts = np.zeros((writer.channels, 2 ** (8 * writer.itemsize)), dtype=np.int64)
+            self._counts = no_counts(writer.channels, writer.dtype)
+            self._extremes = np.outer([np.inf, -np.inf], np.ones(writer.channels))
             self._last.set_result(None)
         writer.flush()
         self._last = self._reader.submit(self._look, self._last, num_new)
@@ -62,7 +63,8 @@ class Tally:
         if self._guess != self._writer.head(self._writer.num_rows):  # some images could not be read
             self._file.seek(0)
             digest = hashlib.file_digest(self._file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        return summarise(self._counts), digest
+        is_float = self._writer.dtype == np.float32
+        return summarise(self._counts, self._extremes if is_float else None), digest
 
     def _look(self, before: "Future[None]", num_rows: int) -> None:
         before.result()  # what went wrong there is wrong here
@@ -72,5 +74,9 @@ class Tally:
             count = min(most, num_rows - first)
             rows = np.fromfile(self._file, dtype, count=count * int(np.prod(shape))).reshape(count, *shape)
             hashed = self._hasher.submit(self._digest.update, rows.data)
-            self._counts += count_values(rows)
+            count_values(rows, out=self._counts)
+            if rows.dtype == np.float32:
+                smallest, largest = find_extremes(rows)
+                np.minimum(self._extremes[0], smallest, out=self._extremes[0])
+                np.maximum(self._extremes[1], largest, out=self._extremes[1])
             hashed.result()

@@ -25,7 +25,7 @@ from byol.evaluation.probes import fit_pca
 from byol.files import write_atomically
 from byol.method.networks import Byol
 from byol.method.views import whole_view
-from byol.plan import Plan
+from byol.plan import make_key
 
 FORMAT = 1
 NUM_CALIBRATION = 1000  # training images that the norms of an untrained encoder see
@@ -61,8 +61,7 @@ def untrained(
     BatchNorm's running statistics would be 0 and 1, which no network in training ever sees. They are
     estimated on at most 1,000 of the training images (`rows`), seen whole.
     """
-    # The key depends on the seed alone, so that any number of images will do for the plan.
-    key = Plan.of(config, num_images=config.batch_size).key("init", 0)
+    key = make_key(config.trainer.seed, "init", index=0)
     module = Byol.of(config, channels=spec.channels, seed_key=key).online.encoder
     chosen = rows if len(rows) <= NUM_CALIBRATION else _spread(rows, NUM_CALIBRATION)
 

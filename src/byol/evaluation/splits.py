@@ -22,6 +22,7 @@ from byol.data.images import open_images
 from byol.data.labels import read_list
 from byol.data.packed import Packed
 from byol.data.sources import splits_of
+from byol.data.value_range import check_bits
 from byol.errors import DataError
 from byol.evaluation.probes import check_classes
 
@@ -101,6 +102,10 @@ def _open(config: Config, run_dir: Path, *, source: str, split: str | None, spec
             f"{_short(source)}: has {images.channels} channels, the encoder was trained on {spec.channels}; "
             "give images like those of the training"
         )
+    try:
+        check_bits(images.bits, spec.bits)
+    except DataError as error:
+        raise DataError(f"{_short(source)}: {error}") from None
     return images
 
 

@@ -19,7 +19,6 @@ from byol.config import Config
 from byol.errors import ConfigError
 from byol.method.convolution import accelerate
 from byol.method.normalisation import fuse_norms
-from byol.method.winograd import constant_weights
 
 SMALL_VIEW_PX = 64  # at most: "auto" gives a ResNet the small stem, as its standard one divides the size by 4
 # ResNets: timm starts a block's last norm at gamma 0. After 14,500 CIFAR-10 images BYOL then had kNN 26.7 %
@@ -99,18 +98,24 @@ class Byol(nn.Module):
         self,
         view1: Float[Tensor, "batch channel height width"],
         view2: Float[Tensor, "batch channel height width"],
+        *,
+        symmetric: bool = True,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch dim"]]:
         """The symmetric loss, eq. 2 in both directions, mean over images (0..8); the projection z of view1.
 
-        Both are float32, the projection without gradient. Each view passes each network on its own, so that
-        BatchNorm sees one view at a time.
+        Not `symmetric`: one direction alone, view2 predicted from view1 (0..4). The other one is had by
+        exchanging the views; both add up to the same loss and gradients, and with a backward pass after each
+        the activations of one view are in memory at a time.
+        Both values are float32, the projection without gradient. Each view passes each network on its own, so
+        that BatchNorm sees one view at a time.
         """
-        with torch.no_grad(), constant_weights():  # first: online's activations do not wait in memory
-            target1, target2 = self.target(view1), self.target(view2)
-        with constant_weights():
-            projection1, projection2 = self.online(view1), self.online(view2)
-        prediction1, prediction2 = self.predictor(projection1), self.predictor(projection2)
-        loss = byol_loss(prediction1, target2) + byol_loss(prediction2, target1)
+        with torch.no_grad():  # first: online's activations do not wait in memory
+            target1 = self.target(view1) if symmetric else None
+            target2 = self.target(view2)
+        projection1 = self.online(view1)
+        loss = byol_loss(self.predictor(projection1), target2)
+        if target1 is not None:
+            loss = loss + byol_loss(self.predictor(self.online(view2)), target1)
         return loss.mean(), projection1.detach().float()
 
     @torch.no_grad()

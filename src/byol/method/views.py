@@ -17,7 +17,7 @@ from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, UInt
+from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
 from byol.config import DataTransforms, View
@@ -25,17 +25,23 @@ from byol.method import pixelwise
 from byol.method.pixelwise import Jitter
 
 SIGMA_PX = 224  # the view size at which blur_sigma counts in pixels
+_FULL_SCALES = {torch.uint8: 255.0, torch.uint16: 65535.0}
 CROP_TRIES = 10  # boxes drawn per image before the fallback, as torchvision's RandomResizedCrop
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Per channel: x = clip((v - low) / (high - low), 0, 1) of a stored v; normalised (x - mean) / std."""
+    """Per channel: x = clip((v - low) / (high - low), 0, 1) of a stored v; normalised (x - mean) / std.
+
+    `smallest` and `largest` are the extremes of v in training; () where an earlier version wrote none.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    smallest: tuple[float, ...] = ()
+    largest: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Draws:
 
 
 def make_views(
-    images: UInt[Tensor, "batch channel stored stored"],
+    images: Real[Tensor, "batch channel stored stored"],
     sizes: Float[Tensor, "global_batch 2"],
     transforms: DataTransforms,
     *,
@@ -96,7 +102,7 @@ def make_views(
 
 
 def whole_view(
-    images: UInt[Tensor, "batch channel stored stored"], view_px: int, *, pixels: Pixels
+    images: Real[Tensor, "batch channel stored stored"], view_px: int, *, pixels: Pixels
 ) -> Float[Tensor, "batch channel view view"]:
     """The whole image at `view_px`, antialiased as torchvision's resize, and normalised; for evaluation."""
     x = _to_unit(images, pixels)
@@ -298,10 +304,10 @@ def _on(x: Tensor, which: Tensor, operation: Callable[..., None], *numbers: Tens
 def _to_unit(images: Tensor, pixels: Pixels) -> Tensor:
     """Stored values to [0, 1], float32, channels_last as they are stored."""
     low, high = pixels.low, pixels.high
-    x = images.to(torch.float32)
-    largest = torch.iinfo(images.dtype).max
-    if set(low) == {0} and set(high) == {largest}:
-        return x.div_(largest)
+    x = images.to(torch.float32, copy=True)  # float32 too: the images themselves are not to be changed
+    full_scale = _FULL_SCALES.get(images.dtype)
+    if set(low) == {0} and set(high) == {full_scale}:
+        return x.div_(high[0])
     span = tuple(upper - lower for lower, upper in zip(low, high, strict=True))
     return x.sub_(_per_channel(low, x.device)).div_(_per_channel(span, x.device)).clamp_(0.0, 1.0)
 

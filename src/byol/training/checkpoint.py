@@ -1,7 +1,8 @@
 """What a run needs to go on: written whole or not at all, checked when read, never unpickled code.
 
 `checkpoints/step-00005000.pt` holds networks (with BatchNorm statistics), optimizer, number of finished steps
-and what images the run has; `step-00005000.pt.sha256` its checksum. All else is a function of the step.
+and what images the run has; `step-00005000.pt.sha256` its checksum. All else is a function of the step, but
+for what the machine had to say: the parts that a batch is computed in, and the pace of a run by the clock.
 """
 
 import hashlib
@@ -72,9 +73,18 @@ def _is_young_run(run_dir: Path) -> bool:
 
 
 def save(
-    run_dir: Path, done: int, *, byol: nn.Module, optimizer: torch.optim.Optimizer, data_fingerprint: str
+    run_dir: Path,
+    done: int,
+    *,
+    byol: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data_fingerprint: str,
+    num_parts: int,
+    pace: dict[str, Any] | None,
 ) -> Path:
     """Write the state after `done` steps and drop all but the last KEEP checkpoints.
+
+    `num_parts` is what batches are computed in by now, `pace` the `Pace.state()` of a run with a time budget.
 
     Raises:
         CheckpointError: it cannot be written; the earlier checkpoints are as they were.
@@ -85,6 +95,8 @@ def save(
         "byol": byol.state_dict(),
         "optimizer": optimizer.state_dict(),
         "data_fingerprint": data_fingerprint,
+        "num_parts": num_parts,
+        "pace": pace,
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -133,7 +145,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_latest(run_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest readable checkpoint (None if there is none), and a line for each damaged one passed over.
+    """The newest readable checkpoint (None: there is none), and a line for each damaged one passed over.
 
     Raises:
         CheckpointError: there are checkpoints, and every one is damaged.
@@ -141,26 +153,31 @@ def read_latest(run_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
     problems: list[str] = []
     for path in list_checkpoints(run_dir):
         try:
-            return read(path), problems
+            state = read(path)
         except CheckpointError as error:
             problems.append(str(error))
+            continue
+        return state, [
+            f"{problem}; going on from the one before, step {state['done']}" for problem in problems
+        ]
     if problems:
         raise CheckpointError(f"{'; '.join(problems)}; start again in another folder with -o")
     return None, problems
 
 
 def restore(
-    run_dir: Path, byol: nn.Module, *, optimizer: torch.optim.Optimizer, data_fingerprint: str
-) -> tuple[int, list[str]]:
-    """Load the newest good checkpoint in place; the number of finished steps (0: none yet), and warnings.
+    run_dir: Path,
+    state: dict[str, Any],
+    *,
+    byol: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data_fingerprint: str,
+) -> int:
+    """Load what `read_latest` found in `run_dir`, in place; the number of finished steps.
 
     Raises:
-        CheckpointError: no checkpoint is readable.
         RunMismatchError: the run was made with other images.
     """
-    state, problems = read_latest(run_dir)
-    if state is None:
-        return 0, []
     if state["data_fingerprint"] != data_fingerprint:
         raise RunMismatchError(
             f"{run_dir}: its images have changed since it started; put the old ones back, or choose another "
@@ -168,8 +185,7 @@ def restore(
         )
     byol.load_state_dict(state["byol"])
     optimizer.load_state_dict(state["optimizer"])
-    warnings = [f"{problem}; going on from the one before, step {state['done']}" for problem in problems]
-    return int(state["done"]), warnings
+    return int(state["done"])
 
 
 def start_from(run_dir: Path, byol: nn.Module) -> int:

@@ -83,6 +83,14 @@ class Ranks:
             value /= self.world_size
         return float(value)
 
+    def from_main(self, value: float) -> float:
+        """The first rank's value, on every rank. All ranks wait here."""
+        if self.world_size == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, 0)
+        return float(shared)
+
     def any(self, flag: bool) -> bool:
         """True if it is true on any rank. All ranks wait here."""
         if self.world_size == 1:
@@ -108,14 +116,8 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
         _check_launcher(world_size)
     rank = int(os.environ.get("RANK", "0"))
     device = choose_device(trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
-    if trainer.batch_size is not None:
-        parts = trainer.accumulation_steps or 1  # open ones are chosen to be right
-        share = world_size * parts
-        if trainer.batch_size % share:
-            raise ConfigError(
-                f"trainer.batch_size: {trainer.batch_size} cannot be shared by {world_size} ranks x "
-                f"{parts} accumulation steps; use a multiple of {share}"
-            )
+    if trainer.batch_size is not None:  # an open one is chosen to be right
+        check_share(trainer.batch_size, world_size=world_size, num_parts=trainer.accumulation_steps or 1)
     dtype = choose_dtype(trainer.precision, device=device)
     with exact_fp32(device):
         if world_size == 1:
@@ -132,6 +134,20 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
             yield Ranks(rank, world_size, device, dtype, patient)
         finally:
             dist.destroy_process_group()
+
+
+def check_share(batch_size: int, *, world_size: int, num_parts: int) -> None:
+    """Refuse a batch that cannot be shared evenly.
+
+    Raises:
+        ConfigError: with what it must be a multiple of.
+    """
+    share = world_size * num_parts
+    if batch_size % share:
+        raise ConfigError(
+            f"trainer.batch_size: {batch_size} cannot be shared by {world_size} ranks x "
+            f"{num_parts} accumulation steps; use a multiple of {share}"
+        )
 
 
 def _check_launcher(world_size: int) -> None:

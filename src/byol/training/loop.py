@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,10 +25,19 @@ from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views, whole_view
 from byol.plan import Plan
 from byol.training import checkpoint, health
-from byol.training.distributed import Ranks, StopSignal, choose_dtype, connect, keep_freed_memory
-from byol.training.runlog import Metrics, RunLog, say
-from byol.training.start import settle
-from byol.training.step import compute_gradients
+from byol.training.distributed import (
+    Ranks,
+    StopSignal,
+    check_share,
+    choose_dtype,
+    connect,
+    keep_freed_memory,
+)
+from byol.training.pace import Pace
+from byol.training.probe import probe_step
+from byol.training.runlog import Metrics, RunLog, format_time, say
+from byol.training.settle import settle
+from byol.training.step import compute_within_memory
 
 _PATIENCE = 2  # health checks in a row that say "collapsed" before the run is stopped
 
@@ -37,7 +47,7 @@ class Outcome:
     """How far a run has come, and the signal that stopped it, if one did."""
 
     done: int
-    total_steps: int
+    total_steps: int  # with a time budget, of a stopped run: as expected then
     stopped_by: str | None
 
 
@@ -52,22 +62,28 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
         CollapsedError: the projections of the fixed images have become nearly equal.
     """
     keep_freed_memory()
-    config = given.config if isinstance(given, Draft) else given
+    config, step_s = given.config if isinstance(given, Draft) else given, None
     check_name(config.network.name)
     with connect(config.trainer) as ranks, ExitStack() as stack:
         if isinstance(given, Draft):
-            config = settle(given, run_dir, ranks=ranks, say=partial(say, console))
+            config, step_s = settle(given, run_dir, ranks=ranks, say=partial(say, console))
             ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
         images = _open_images(config, run_dir, ranks=ranks, console=console)
+        state, notes = checkpoint.read_latest(run_dir)
+        plan = _make_plan(config, images, state, step_s=step_s, ranks=ranks, console=console)
         # Packing is interrupted at once, and can be continued; from here on signals wait for a checkpoint.
         stop = stack.enter_context(StopSignal().listen())
-        plan = Plan.of(config, num_images=len(images))
         byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
         byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = build_optimizer(byol, config.optimizer, plan=plan)
-        done, notes = checkpoint.restore(
-            run_dir, byol, optimizer=optimizer, data_fingerprint=images.fingerprint
-        )
+        pace = Pace(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main)
+        num_parts = _choose_parts(config, state, ranks=ranks)
+        done = 0
+        if state is not None:
+            done = checkpoint.restore(
+                run_dir, state, byol=byol, optimizer=optimizer, data_fingerprint=images.fingerprint
+            )
+        del state
         if done == 0 and config.network.fine_tune_from is not None:
             earlier = checkpoint.start_from(Path(config.network.fine_tune_from), byol)
             notes = [f"starting from the networks of {config.network.fine_tune_from}, step {earlier}"]
@@ -79,11 +95,11 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
             run_dir,
             console,
             first_step=done,
-            total_steps=plan.total_steps,
-            max_epochs=config.max_epochs,
+            steps_per_epoch=plan.steps_per_epoch,
             active=ranks.is_main,
         )
-        for note in [*notes, *_introduce(config, images, plan=plan, ranks=ranks, done=done)]:
+        introduction = _introduce(config, images, plan=plan, pace=pace, step_s=step_s, ranks=ranks, done=done)
+        for note in [*notes, *introduction]:
             log.say(note)
         status = fixed_images.judge(byol, ranks=ranks)
         collapsed_checks = 0
@@ -96,11 +112,12 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
             first_step=done,
             memory=config.data.memory,
         )
+        pace.start()
         with log, source:
-            for step, batch in enumerate(source, start=done):
+            while not pace.is_last(done):
+                step, batch, position = done, next(source), pace.position(done)
                 # Views, loss and gradient of each part of the batch; one part unless memory asks for more.
                 key = plan.key("views", step)
-                torch.manual_seed(plan.key("network", step) + ranks.rank)  # for dropout and the like
                 make = partial(
                     make_views,
                     sizes=batch.sizes,
@@ -108,19 +125,25 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
                     key=key,
                     pixels=images.pixels,
                 )
-                computed = compute_gradients(
+                computed = compute_within_memory(
                     network,
                     batch.images,
                     make=make,
                     show=log.add_views if step == 0 else None,
-                    num_parts=config.accumulation_steps,
+                    num_parts=num_parts,
                     ranks=ranks,
+                    seed=plan.key("network", step) + ranks.rank,
+                    say=log.say,
                 )
+                num_parts = computed.num_parts
 
                 # Refuse a step that is not finite. Looking is free on CPU; on a GPU the host would wait.
                 done = step + 1
+                last = pace.is_last(done)
+                logging, checking = plan.log_at(done, last=last), plan.health_at(done, last=last)
                 stopping = _asked_to_stop(stop, ranks, done=done)
-                looking = stopping or plan.log_at(done) or plan.health_at(done) or plan.save_at(done)
+                saving = stopping or plan.save_at(done, last=last)
+                looking = logging or checking or saving
                 if looking or ranks.device.type == "cpu":
                     mean_loss = ranks.mean(computed.loss)
                     _check_finite(
@@ -129,47 +152,88 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
                         config=config,
                         plan=plan,
                         step=step,
+                        lr=plan.lr(position),
                         gradients_too=looking,
                     )
 
                 # Online network: one gradient step. Target network: moving average of the online one.
-                set_lr(optimizer, plan.lr(step))
+                set_lr(optimizer, plan.lr(position))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                byol.update_target(plan.tau(step))
+                byol.update_target(plan.tau(position))
 
                 # Now and then (the host waits here): judge health, log, save; on a signal save and stop.
-                if plan.health_at(done):
+                if checking:
                     status = fixed_images.judge(byol, ranks=ranks)
                     collapsed_checks = collapsed_checks + 1 if status.verdict == "collapsed" else 0
-                if plan.log_at(done):
+                if logging:
                     images_per_s, data_wait = clock.lap(done, plan.batch_size, wait_s=source.wait_s)
                     log.write(
                         Metrics(
                             done=done,
                             epoch=done / plan.steps_per_epoch,
                             loss=mean_loss,
-                            lr=plan.lr(step),
-                            tau=plan.tau(step),
+                            lr=plan.lr(position),
+                            tau=plan.tau(position),
                             feature_std=ranks.mean(health.measure_feature_std(computed.projection)),
                             images_per_s=images_per_s,
                             data_wait=data_wait,
                             verdict=status.verdict,
                             rank=status.rank,
-                        )
+                        ),
+                        end=pace.end,
+                        left_s=pace.left_s(done, step_s=plan.batch_size / images_per_s),
                     )
                 if collapsed_checks >= _PATIENCE:
                     raise _collapsed(run_dir, status, done=done)
-                if (plan.save_at(done) or stopping) and ranks.is_main:
+                pace.follow(done)
+                if saving and ranks.is_main:
                     checkpoint.save(
-                        run_dir, done, byol=byol, optimizer=optimizer, data_fingerprint=images.fingerprint
+                        run_dir,
+                        done,
+                        byol=byol,
+                        optimizer=optimizer,
+                        data_fingerprint=images.fingerprint,
+                        num_parts=num_parts,
+                        pace=pace.state(),
                     )
                     save_encoders(run_dir, byol, config=config, images=images, done=done)
                 if stopping:
                     break
         ranks.wait()
         # The signal may have reached another rank only.
-        return Outcome(done, plan.total_steps, (stop.name or "SIGTERM") if done < plan.total_steps else None)
+        return Outcome(done, pace.end, None if pace.is_last(done) else stop.name or "SIGTERM")
+
+
+def _make_plan(
+    config: Config,
+    images: Packed,
+    state: dict[str, Any] | None,
+    *,
+    step_s: float | None,
+    ranks: Ranks,
+    console: Console,
+) -> Plan:
+    """With a time budget for the number of steps that a probe expects; a continued run keeps to its own."""
+    hours = config.trainer.max_hours
+    if hours is None:
+        return Plan.of(config, num_images=len(images))
+    if state is not None:
+        return Plan.of(config, num_images=len(images), expected_steps=state["pace"]["total_steps"])
+    if step_s is None and ranks.is_main:
+        console.print("measuring how long a step takes", highlight=False)
+        step_s = probe_step(
+            config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
+        ).step_s
+    step_s = ranks.from_main(step_s or 0.0)
+    return Plan.of(config, num_images=len(images), expected_steps=max(1, round(3600.0 * hours / step_s)))
+
+
+def _choose_parts(config: Config, state: dict[str, Any] | None, *, ranks: Ranks) -> int:
+    """Parts of a batch: as the configuration says, or more where the run has run out of memory before."""
+    num_parts = max(config.accumulation_steps, 0 if state is None else state.get("num_parts", 1))
+    check_share(config.batch_size, world_size=ranks.world_size, num_parts=num_parts)
+    return num_parts
 
 
 def save_encoders(run_dir: Path, byol: Byol, *, config: Config, images: Packed, done: int) -> None:
@@ -204,6 +268,7 @@ def _check_finite(
     config: Config,
     plan: Plan,
     step: int,
+    lr: float,
     gradients_too: bool,
 ) -> None:
     finite = math.isfinite(loss)
@@ -216,7 +281,7 @@ def _check_finite(
         # The setting, not the rate of this step: warm-up and schedule come on top of it.
         setting = plan.base_lr / (plan.batch_size / 256 if config.optimizer.scale_lr else 1.0)
         raise DivergedError(
-            f"loss or gradient is not finite at step {step} (lr {plan.lr(step):.3g}); the step was not "
+            f"loss or gradient is not finite at step {step} (lr {lr:.3g}); the step was not "
             f"applied and the last checkpoint is kept; start again in another folder with a lower rate, such "
             f"as optimizer.params.lr={setting / 3:.2g}"
         )
@@ -238,7 +303,16 @@ def _asked_to_stop(stop: StopSignal, ranks: Ranks, *, done: int) -> bool:
     return False
 
 
-def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done: int) -> list[str]:
+def _introduce(
+    config: Config,
+    images: Packed,
+    *,
+    plan: Plan,
+    pace: Pace,
+    step_s: float | None,
+    ranks: Ranks,
+    done: int,
+) -> list[str]:
     """What is about to happen, in a few lines."""
     stem = resolve_stem(config.network.stem, name=config.network.name, view_px=config.view_px)
     channels = "1 channel" if images.channels == 1 else f"{images.channels} channels"
@@ -250,9 +324,11 @@ def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done
         f"{len(images)} images, {channels}, stored at {images.stored_px} px, views of "
         f"{config.view_px} px (s = {config.data_transforms.s:g})",
         f"{config.network.name} with the {stem} stem on {ranks.device} in {precision}{ranks_text}{kernels}",
-        f"batch {plan.batch_size}, {plan.steps_per_epoch} steps an epoch, {plan.total_steps} in all",
+        f"batch {plan.batch_size}, {plan.steps_per_epoch} steps an epoch, {_describe_length(plan, step_s)}",
         *plan.explain(),
     ]
+    if config.data.geometry == "scale":
+        lines.insert(1, _explain_scale(images))
     if images.note not in ("packed", "found"):
         lines.insert(0, images.note)
     if images.num_bad:
@@ -260,11 +336,33 @@ def _introduce(config: Config, images: Packed, *, plan: Plan, ranks: Ranks, done
         lines.insert(
             0, f"unreadable and left out: {images.num_bad} of {num_images} images, listed in {listed}"
         )
-    if done == plan.total_steps:
+    if pace.is_last(done):
         lines.append(f"finished before: all {done} steps are done")
     elif done:
-        lines.append(f"continuing at step {done} of {plan.total_steps}")
+        used = f", {format_time(pace.elapsed_s)} of the time used" if plan.budget_s is not None else ""
+        lines.append(f"continuing at step {done} of {pace.end}{used}")
     return lines
+
+
+def _explain_scale(images: Packed) -> str:
+    if images.num_shrunk == 0:
+        return "no image is resized: each lies on a canvas of that side"
+    return (
+        f"no image is resized but {images.num_shrunk} of {len(images)}, which are larger than the canvas of "
+        f"{images.stored_px} px and shrunk to fit; a larger data.stored_px keeps their scale too"
+    )
+
+
+def _describe_length(plan: Plan, step_s: float | None) -> str:
+    """Steps and time, as far as they are known before the start."""
+    steps = plan.total_steps
+    if plan.budget_s is not None:
+        epochs = f"{steps / plan.steps_per_epoch:.3g} epochs"
+        speed = f"{plan.budget_s / steps:.3g} s a step"
+        return f"about {steps} ({epochs}) in {format_time(plan.budget_s)} at {speed}, as measured on the way"
+    if step_s is None:
+        return f"{steps} in all"
+    return f"{steps} in all, about {format_time(steps * step_s)} at {step_s:.3g} s a step"
 
 
 class _Clock:

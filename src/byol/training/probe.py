@@ -28,9 +28,8 @@ from byol.method.views import Pixels, make_views
 from byol.plan import Plan
 from byol.training.distributed import Ranks, choose_device, choose_dtype, exact_fp32, keep_freed_memory
 from byol.training.memory import available_bytes, is_out_of_memory, limit_memory, peak_bytes
-from byol.training.step import compute_gradients
+from byol.training.step import can_halve, compute_gradients
 
-MIN_PART = 8  # images: BatchNorm's statistics of fewer are hardly any
 _SHARE = 0.8  # of the memory that is free now
 # Of a GPU's: `data.memory=auto` may have put images into 30 % of what is free.
 _GPU_SHARE = 0.56
@@ -96,12 +95,6 @@ def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, 
                 "or a batch that is a power of two"
             )
         num_parts *= 2
-
-
-def can_halve(batch_size: int, *, num_parts: int, world_size: int) -> bool:
-    """Whether a batch can be computed in twice as many equal parts of at least MIN_PART images each."""
-    share = 2 * num_parts * world_size
-    return batch_size % share == 0 and batch_size // share >= MIN_PART
 
 
 def _describe(probe: Probe | None) -> str:
@@ -227,7 +220,8 @@ def _make_step(
     config: Config, images: _Images, *, ranks: Ranks, num_images: int, num_parts: int
 ) -> Callable[[], tuple[float, float]]:
     """A function that makes a step and says how long gradients and update took, seconds."""
-    plan = Plan.of(config, num_images=config.batch_size)
+    # Rates change neither time nor memory; with a time budget any number of steps will do.
+    plan = Plan.of(config, num_images=config.batch_size, expected_steps=10**6)
     byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
     byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(byol, config.optimizer, plan=plan)

@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Float, UInt8
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -52,12 +52,11 @@ class RunLog:
         console: Console,
         *,
         first_step: int,
-        total_steps: int,
-        max_epochs: int,
+        steps_per_epoch: int,
         active: bool,
     ) -> None:
         self._console, self._active = console, active
-        self._first_step, self._total_steps, self._max_epochs = first_step, total_steps, max_epochs
+        self._first_step, self._steps_per_epoch = first_step, steps_per_epoch
         if not active:
             return
         self._path = run_dir / FILE_NAME
@@ -71,7 +70,7 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         if self._active and self._progress is not None:
             self._progress.start()
-            self._task = self._progress.add_task("", total=self._total_steps, completed=self._first_step)
+            self._task = self._progress.add_task("", total=None, completed=self._first_step)
         return self
 
     def __exit__(
@@ -84,8 +83,10 @@ class RunLog:
         self._file.close()
         self._board.close()
 
-    def write(self, metrics: Metrics) -> None:
+    def write(self, metrics: Metrics, *, end: int, left_s: float) -> None:
         """One line in the file, a point on each TensorBoard curve, and the display brought up to date.
+
+        The run is shown as one of `end` steps that takes `left_s` more; both may change on the way.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -100,7 +101,7 @@ class RunLog:
                     self._board.add_scalar(name, value, metrics.done)
         except OSError as error:
             raise CheckpointError(f"{self._path}: cannot be written ({error.strerror}); free space") from None
-        self._show(metrics)
+        self._show(metrics, end=end, left=format_time(left_s))
 
     def add_views(self, view1: Float[Tensor, "b c s s"], view2: Float[Tensor, "b c s s"]) -> None:
         """A grid of the first images' two views, one above the other, for TensorBoard."""
@@ -112,19 +113,21 @@ class RunLog:
         if self._active:
             say(self._console, text)
 
-    def _show(self, metrics: Metrics) -> None:
+    def _show(self, metrics: Metrics, *, end: int, left: str) -> None:
+        epochs = f"{end / self._steps_per_epoch:.1f}".removesuffix(".0")
         text = (
-            f"epoch {metrics.epoch:.1f}/{self._max_epochs}  loss {metrics.loss:.3f}  "
+            f"epoch {metrics.epoch:.1f}/{epochs}  loss {metrics.loss:.3f}  "
             f"rank {metrics.rank:.0f}  "
-            f"{metrics.images_per_s:.0f} images/s  data wait {metrics.data_wait:.0%}  {metrics.verdict}"
+            f"{metrics.images_per_s:.0f} images/s  data wait {metrics.data_wait:.0%}  "
+            f"{left} left  {metrics.verdict}"
         )
         if self._progress is not None:
-            self._progress.update(self._task, completed=metrics.done, description=text)
+            self._progress.update(self._task, completed=metrics.done, total=end, description=text)
             return
         now = time.monotonic()
-        if now - self._last_line_s >= _PLAIN_INTERVAL_S or metrics.done == self._total_steps:
+        if now - self._last_line_s >= _PLAIN_INTERVAL_S or metrics.done == end:
             self._last_line_s = now
-            self.say(f"step {metrics.done}/{self._total_steps}  {text}")
+            self.say(f"step {metrics.done}/{end}  {text}")
 
 
 def say(console: Console, text: str) -> None:
@@ -171,6 +174,13 @@ def tile_views(
     return np.concatenate(rows)
 
 
+def format_time(seconds: float) -> str:
+    """1:05 (minutes and seconds) or 2:01:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def _to_line(metrics: Metrics) -> str:
     return json.dumps({"format": FORMAT, **asdict(metrics)}) + "\n"
 
@@ -180,6 +190,5 @@ def _make_progress(console: Console) -> Progress:
         BarColumn(bar_width=20),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.description}"),
-        TimeRemainingColumn(),
         console=console,
     )

@@ -1,4 +1,8 @@
-"""Loss and gradient of one batch, computed in parts, one after another, to save memory."""
+"""Loss and gradient of one batch, computed in parts, one after another, to save memory.
+
+If memory runs out all the same, the step is computed again in twice as many parts: the same images, views and
+batch, but BatchNorm then sees half as many images at a time.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +11,12 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from byol.errors import ConfigError
+from byol.method.winograd import constant_weights
 from byol.training.distributed import Ranks
+from byol.training.memory import is_out_of_memory
+
+MIN_PART = 8  # images: BatchNorm's statistics of fewer are hardly any
 
 MakeViews = Callable[..., tuple[Tensor, Tensor]]  # (images, rows=their rows of the global batch)
 ShowViews = Callable[[Tensor, Tensor], None]
@@ -18,7 +27,83 @@ class Computed:
     """What a batch gave; the gradients are in the parameters."""
 
     loss: Float[Tensor, ""]  # of this rank's images, their mean
-    projection: Float[Tensor, "part dim"]  # of the last part's first view, without gradient
+    projection: Float[Tensor, "part dim"]  # of the last part's second view, without gradient
+    num_parts: int
+
+
+def can_halve(batch_size: int, *, num_parts: int, world_size: int) -> bool:
+    """Whether a batch can be computed in twice as many equal parts of at least MIN_PART images each."""
+    share = 2 * num_parts * world_size
+    return batch_size % share == 0 and batch_size // share >= MIN_PART
+
+
+def compute_within_memory(
+    network: nn.Module,
+    images: Num[Tensor, "batch channel stored stored"],
+    *,
+    make: MakeViews,
+    show: ShowViews | None,
+    num_parts: int,
+    ranks: Ranks,
+    seed: int,
+    say: Callable[[str], None],
+) -> Computed:
+    """`compute_gradients`; if memory runs out, the failed attempt is undone and made in twice as many parts.
+
+    `seed` is that of PyTorch's generators, for dropout and the like; `say` is told of each new number.
+
+    Raises:
+        ConfigError: the smallest part does not fit, or one of several ranks has too little memory: the others
+            are waiting for it, and cannot be told.
+    """
+    undo = _Undo(network)
+    while True:
+        torch.manual_seed(seed)
+        try:
+            return compute_gradients(network, images, make=make, show=show, num_parts=num_parts, ranks=ranks)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Not in the handler: the error holds on to all that the attempt has allocated.
+        undo()
+        part = images.shape[0] // num_parts
+        if ranks.world_size > 1:
+            raise ConfigError(
+                f"trainer.accumulation_steps: rank {ranks.rank} ran out of memory on {part} images at once; "
+                f"the same command with trainer.accumulation_steps={2 * num_parts} continues"
+            )
+        if not can_halve(images.shape[0], num_parts=num_parts, world_size=1):
+            raise ConfigError(
+                f"trainer.batch_size: out of memory on {part} images at a time, and a batch of "
+                f"{images.shape[0]} has no smaller equal parts of at least {MIN_PART}; set a smaller "
+                "network.name or data_transforms.input_shape, or a batch that is a power of two"
+            )
+        num_parts *= 2
+        say(
+            f"out of memory: this step again, and all others, in {num_parts} parts of {part // 2} images; "
+            f"BatchNorm sees one part at a time; trainer.accumulation_steps={num_parts} starts so"
+        )
+
+
+class _Undo:
+    """Of what an attempt changes: BatchNorm's buffers; and gradients, of which there are none before it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        # By type: PyTorch copies a list of one type at once, of several each on its own.
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in network.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        self._pairs = [(buffers, [torch.empty_like(b) for b in buffers]) for buffers in by_type.values()]
+        for buffers, copies in self._pairs:
+            torch._foreach_copy_(copies, buffers)
+
+    def __call__(self) -> None:
+        for buffers, copies in self._pairs:
+            torch._foreach_copy_(buffers, copies)
+        self._network.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def compute_gradients(
@@ -36,16 +121,19 @@ def compute_gradients(
     """
     parts = _split(images, ranks, num_parts=num_parts)
     loss = torch.zeros((), device=ranks.device)
-    for number, (part, rows) in enumerate(parts):
-        view1, view2 = make(part, rows=rows)
-        if show is not None and number == 0:
-            show(view1, view2)
-        with ranks.exchange(network, last=number == num_parts - 1):
-            with ranks.autocast():
-                part_loss, projection = network(view1, view2)
-            (part_loss / num_parts).backward()
-        loss += part_loss.detach() / num_parts
-    return Computed(loss, projection)
+    with constant_weights():
+        for number, (part, rows) in enumerate(parts):
+            view1, view2 = make(part, rows=rows)
+            if show is not None and number == 0:
+                show(view1, view2)
+            # One direction after the other: the activations of one view are in memory at a time.
+            for view, other in ((view1, view2), (view2, view1)):
+                with ranks.exchange(network, last=number == num_parts - 1 and view is view2):
+                    with ranks.autocast():
+                        part_loss, projection = network(view, other, symmetric=False)
+                    (part_loss / num_parts).backward()
+                loss += part_loss.detach() / num_parts
+    return Computed(loss, projection, num_parts)
 
 
 def _split(images: Tensor, ranks: Ranks, *, num_parts: int) -> list[tuple[Tensor, slice]]:

@@ -21,8 +21,12 @@ _LOOK_AT = 1000  # images
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 
 
-def settle(draft: Draft, run_dir: Path, *, ranks: Ranks, say: Callable[[str], None]) -> Config:
+def settle(
+    draft: Draft, run_dir: Path, *, ranks: Ranks, say: Callable[[str], None]
+) -> tuple[Config, float | None]:
     """The configuration of the run in `run_dir`, which is claimed if something had to be chosen.
+
+    And what a step takes, seconds, if that was measured on the way.
 
     A run that has begun is asked for what is open. Else the first rank chooses, says what and why, and writes
     it down for the others.
@@ -31,7 +35,8 @@ def settle(draft: Draft, run_dir: Path, *, ranks: Ranks, say: Callable[[str], No
         ConfigError, DataError, CheckpointError: see `choose`; nothing is written then.
     """
     if not draft.open:
-        return draft.config
+        return draft.config, None
+    step_s = None
     if ranks.is_main and not _has_begun(run_dir):
         checkpoint.check_run_folder(run_dir)
         look = _look(draft)
@@ -39,8 +44,9 @@ def settle(draft: Draft, run_dir: Path, *, ranks: Ranks, say: Callable[[str], No
         for choice in chosen.choices:
             say(str(choice))
         checkpoint.claim_run_folder(run_dir, chosen.config)
+        step_s = None if chosen.probe is None else chosen.probe.step_s
     ranks.wait()
-    return _ask_run(draft, run_dir).config
+    return _ask_run(draft, run_dir).config, step_s
 
 
 def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
@@ -59,8 +65,10 @@ def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
     for choice in chosen.choices:
         say(str(choice))
     config = chosen.config
-    plan = Plan.of(config, num_images=count_usable(look))
     probe = chosen.probe or _measure(config, False, look=look)
+    hours = config.trainer.max_hours
+    expected = None if hours is None else max(1, round(3600.0 * hours / probe.step_s))
+    plan = Plan.of(config, num_images=count_usable(look), expected_steps=expected)
     for line in plan.explain():
         say(line)
     say(
