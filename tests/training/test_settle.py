@@ -12,7 +12,7 @@ from rich.console import Console
 from byol.config import Config, Draft, load_config, load_draft
 from byol.data.survey import Survey
 from byol.errors import CheckpointError, ConfigError, RunMismatchError
-from byol.training import start
+from byol.training import settle
 from byol.training.distributed import Ranks
 from byol.training.loop import Outcome, train
 from byol.training.probe import Probe
@@ -38,6 +38,7 @@ LOOK = Survey(
     low=(0.0, 0.0),
     high=(4095.0, 4095.0),
     blank=0.0,
+    is_cut_out=False,
     upright=0.5,
 )
 
@@ -62,9 +63,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(f"{'batch' if wanted else 'step'} {channels} {stored_px} {bits}")
         return Probe(config.batch_size, 2 if wanted else 1, 0.5, 10**9, 2 * 10**9)
 
-    monkeypatch.setattr(start, "survey", survey)
-    monkeypatch.setattr(start, "choose_batch", probe)
-    monkeypatch.setattr(start, "probe_step", probe)
+    monkeypatch.setattr(settle, "survey", survey)
+    monkeypatch.setattr(settle, "choose_batch", probe)
+    monkeypatch.setattr(settle, "probe_step", probe)
     return seen
 
 
@@ -83,7 +84,7 @@ def test_the_same_again_continues_without_a_look(images: Path, tmp_path: Path, a
     assert outcome.done == 2 and asked == ["survey", "batch 2 34 16"]
     assert said[:3] == [
         "views: microscopy (16 bit, 2 channels)",
-        "flips and quarter turns (orientation cannot be told: 50%)",
+        "flips and rotation (orientation cannot be told: 50%)",
         "view size 32 px (median side 34 px)",
     ]
     written = load_config(tmp_path / "run" / "config.yaml", [], preset=None)
@@ -96,7 +97,7 @@ def test_the_same_again_continues_without_a_look(images: Path, tmp_path: Path, a
 
 def test_other_ranks_read_what_the_first_has_chosen(images: Path, tmp_path: Path, asked: list[str]) -> None:
     configs = [
-        start.settle(
+        settle.settle(
             configure(images),
             tmp_path / "run",
             ranks=Ranks(rank, 1, torch.device("cpu"), torch.float32),  # a world of 1, so that none waits
@@ -104,7 +105,8 @@ def test_other_ranks_read_what_the_first_has_chosen(images: Path, tmp_path: Path
         )
         for rank in (0, 1)
     ]
-    assert configs[0] == configs[1] and asked.count("survey") == 1
+    assert configs[0][0] == configs[1][0] and asked.count("survey") == 1
+    assert (configs[0][1], configs[1][1]) == (0.5, None)  # seconds of a step, where it was measured
 
 
 def test_what_is_given_is_compared_with_the_run(images: Path, tmp_path: Path, asked: list[str]) -> None:
@@ -113,14 +115,16 @@ def test_what_is_given_is_compared_with_the_run(images: Path, tmp_path: Path, as
     before = (run_dir / "config.yaml").read_bytes()
     same = [
         "trainer.batch_size=16",
-        "data_transforms.view.turn=0.75",
+        "data_transforms.view.noise=0.02",
         "data_transforms.input_shape=[32,32,null]",
     ]
     assert run(configure(images, *same), run_dir)[0].done == 2
     with pytest.raises(RunMismatchError, match=r"\(trainer\.batch_size: 16 -> 8\); go back"):
         run(configure(images, "trainer.batch_size=8"), run_dir)
-    with pytest.raises(RunMismatchError, match=r"view1\.turn: 0\.75 -> 0\.0; .*view2\.turn: 0\.75 -> 0\.0\)"):
-        run(configure(images, "data_transforms.view.turn=0.0"), run_dir)
+    with pytest.raises(
+        RunMismatchError, match=r"view1\.noise: 0\.02 -> 0\.0; .*view2\.noise: 0\.02 -> 0\.0\)"
+    ):
+        run(configure(images, "data_transforms.view.noise=0.0"), run_dir)
     assert (run_dir / "config.yaml").read_bytes() == before and len(asked) == 2
 
 
@@ -142,7 +146,7 @@ def test_mistakes_are_found_before_the_look(images: Path, tmp_path: Path, asked:
     with pytest.raises(CheckpointError, match="not empty and not a run"):
         run(configure(images), tmp_path)
     with pytest.raises(CheckpointError, match="not empty and not a run"):
-        start.preview(configure(images), tmp_path, say=print)
+        settle.preview(configure(images), tmp_path, say=print)
     assert asked == []
 
 
@@ -152,7 +156,7 @@ def test_a_preview_says_all_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
     say: Callable[[str], None] = said.append
-    start.preview(configure(images), Path("run"), say=say)
+    settle.preview(configure(images), Path("run"), say=say)
     assert list(tmp_path.iterdir()) == []
     assert "batch 16 (at most half of 40 images)" in said
     assert any(line.startswith("learning rate 0.015, ") for line in said)
@@ -162,11 +166,11 @@ def test_a_preview_says_all_and_writes_nothing(
     ]
     run(configure(images), Path("run"))
     said.clear()
-    start.preview(configure(images), Path("run"), say=say)
+    settle.preview(configure(images), Path("run"), say=say)
     assert said[0] == "run holds a run, which is continued: what is open is taken from it"
     assert not any(line.startswith("views: ") for line in said)
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(80.0, "80 s"), (1800.0, "30 min"), (9000.0, "2.5 h")])
 def test_time_in_words(seconds: float, words: str) -> None:
-    assert start._in_words(seconds) == words
+    assert settle._in_words(seconds) == words
