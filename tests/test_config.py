@@ -413,8 +413,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         ),
         (
             "trainer={max_epochs: null, max_hours: 0}",
-            "override 'trainer={max_epochs: null, max_hours: 0}': trainer.max_hours: got 0, allowed: a number "
-            "above 0 to 100000 or none",
+            "override 'trainer={max_epochs: null, max_hours: 0}': trainer.max_hours: got 0, allowed: a "
+            "number above 0 to 100000 or none",
         ),
         (
             "data.stored_px=95",
