@@ -412,6 +412,11 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
             "trainer.max_epochs 3 are two lengths of one run; leave one out",
         ),
         (
+            "trainer={max_epochs: null, max_hours: 0}",
+            "override 'trainer={max_epochs: null, max_hours: 0}': trainer.max_hours: got 0, allowed: a "
+            "number above 0 to 100000 or none",
+        ),
+        (
             "data.stored_px=95",
             "override 'data.stored_px=95': data.stored_px 95 is below the 96 px of a view "
             "(data_transforms.input_shape)",
@@ -435,11 +440,6 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 )
 def test_refused_overrides(override: str, expected: str) -> None:
     assert problems(None, *SETTLED, override) == [expected]
-
-
-def test_no_time_is_refused() -> None:
-    expected = "override 'trainer.max_hours=0': got 0, allowed: a number above 0 to 100000 or none"
-    assert problems(None, "trainer.max_hours=0") == [expected]
 
 
 def test_the_later_layer_says_how_long(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ LOOK = Survey(
     low=(0.0, 0.0),
     high=(4095.0, 4095.0),
     blank=0.0,
+    is_cut_out=False,
     upright=0.5,
 )
 
@@ -83,7 +84,7 @@ def test_the_same_again_continues_without_a_look(images: Path, tmp_path: Path, a
     assert outcome.done == 2 and asked == ["survey", "batch 2 34 16"]
     assert said[:3] == [
         "views: microscopy (16 bit, 2 channels)",
-        "flips and quarter turns (orientation cannot be told: 50%)",
+        "flips and rotation (orientation cannot be told: 50%)",
         "view size 32 px (median side 34 px)",
     ]
     written = load_config(tmp_path / "run" / "config.yaml", [], preset=None)
@@ -104,7 +105,8 @@ def test_other_ranks_read_what_the_first_has_chosen(images: Path, tmp_path: Path
         )
         for rank in (0, 1)
     ]
-    assert configs[0] == configs[1] and asked.count("survey") == 1
+    assert configs[0][0] == configs[1][0] and asked.count("survey") == 1
+    assert (configs[0][1], configs[1][1]) == (0.5, None)  # seconds of a step, where it was measured
 
 
 def test_what_is_given_is_compared_with_the_run(images: Path, tmp_path: Path, asked: list[str]) -> None:
@@ -113,14 +115,16 @@ def test_what_is_given_is_compared_with_the_run(images: Path, tmp_path: Path, as
     before = (run_dir / "config.yaml").read_bytes()
     same = [
         "trainer.batch_size=16",
-        "data_transforms.view.turn=0.75",
+        "data_transforms.view.noise=0.02",
         "data_transforms.input_shape=[32,32,null]",
     ]
     assert run(configure(images, *same), run_dir)[0].done == 2
     with pytest.raises(RunMismatchError, match=r"\(trainer\.batch_size: 16 -> 8\); go back"):
         run(configure(images, "trainer.batch_size=8"), run_dir)
-    with pytest.raises(RunMismatchError, match=r"view1\.turn: 0\.75 -> 0\.0; .*view2\.turn: 0\.75 -> 0\.0\)"):
-        run(configure(images, "data_transforms.view.turn=0.0"), run_dir)
+    with pytest.raises(
+        RunMismatchError, match=r"view1\.noise: 0\.02 -> 0\.0; .*view2\.noise: 0\.02 -> 0\.0\)"
+    ):
+        run(configure(images, "data_transforms.view.noise=0.0"), run_dir)
     assert (run_dir / "config.yaml").read_bytes() == before and len(asked) == 2
 
 
