@@ -122,7 +122,7 @@ def test_fewer_images_than_a_batch() -> None:
 
 
 def test_a_budget_is_planned_for_the_expected_steps() -> None:
-    config = load_config(None, ["trainer.max_hours=0.5"], preset="default")
+    config = load_config(None, ["trainer.max_hours=0.5", "trainer.batch_size=64"], preset="default")
     plan = Plan.of(config, num_images=1000, expected_steps=60)
     assert (plan.total_steps, plan.budget_s, plan.steps_per_epoch) == (60, 1800.0, 15)
     assert plan.warmup_steps == 3 and "min(0.05 x 4 epochs, 10)" in plan.explain()[1]
@@ -141,7 +141,8 @@ def test_rates_between_two_steps() -> None:
 
 
 def test_a_warmup_longer_than_the_time() -> None:
-    config = load_config(None, ["trainer.max_hours=0.1", "optimizer.warmup_epochs=5"], preset="default")
+    overrides = ["trainer.max_hours=0.1", "trainer.batch_size=64", "optimizer.warmup_epochs=5"]
+    config = load_config(None, overrides, preset="default")
     with pytest.raises(
         ConfigError, match=r"warmup_epochs: 5 is longer .*about 2 epochs in trainer\.max_hours 0\.1"
     ):

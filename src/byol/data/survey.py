@@ -36,7 +36,6 @@ class Survey:
     low: tuple[float, ...]  # of each channel: 0.1 % of its values are below, 99.9 % for `high`
     high: tuple[float, ...]
     blank: float  # share of images that show nothing
-    is_cut_out: bool  # most images are things on a background of one value
     upright: float  # 0.5..1, see `upright.py`
 
 
@@ -77,7 +76,6 @@ class _Look:
     smallest: Float32[np.ndarray, " channel"]
     largest: Float32[np.ndarray, " channel"]
     std: Float32[np.ndarray, " channel"]
-    border_std: Float32[np.ndarray, " channel"]
     values: Float32[np.ndarray, "channel value"]
     thumbnail: Float32[np.ndarray, "side side channel"]
 
@@ -97,16 +95,9 @@ def _look_at(item: str | ImageArray, *, channels: Channels) -> _Look:
         smallest=planes.min(axis=1).astype(np.float32),
         largest=planes.max(axis=1).astype(np.float32),
         std=planes.std(axis=1, dtype=np.float32),
-        border_std=_border(image).std(axis=0, dtype=np.float32),
         values=planes[:, np.linspace(0, planes.shape[1] - 1, _VALUES).astype(np.int64)].astype(np.float32),
         thumbnail=fit(image, THUMBNAIL_PX).astype(np.float32),
     )
-
-
-def _border(image: ImageArray) -> np.ndarray:
-    """The outermost pixels, (pixels, channels)."""
-    edges = image[0], image[-1], image[:, 0], image[:, -1]
-    return np.concatenate(edges)
 
 
 def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
@@ -132,7 +123,6 @@ def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         blank=float(np.mean([(look.std / span < BLANK_STD).all() for look in looks])),
-        is_cut_out=float(np.mean([(look.border_std / span < BLANK_STD).all() for look in looks])) > 0.5,
         upright=measure_upright(thumbnails.mean(axis=3)),
     )
 
