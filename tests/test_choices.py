@@ -194,15 +194,15 @@ def test_parts_and_length_by_the_measured_step() -> None:
     trainer = chosen.config.trainer
     assert trainer.accumulation_steps == 4 and chosen.probe is not None
     assert "batch in 4 parts (3.0 GB of 4.0 GB that may be used)" in lines(chosen)
-    # 0.75 h of 0.9 s are 3,000 steps, of 312 an epoch.
-    assert trainer.max_epochs == 9
-    assert lines(chosen)[-1] == "9 epochs, 2,808 steps (at most 0.75 hours on a CPU, 0.9 s a step)"
+    # 0.85 h of 0.9 s are 3,400 steps, of 312 an epoch.
+    assert trainer.max_epochs == 10
+    assert lines(chosen)[-1] == "10 epochs, 3,120 steps (at most 0.85 hours on a CPU, 0.9 s a step)"
     assert decide(step_s=1000.0).config.trainer.max_epochs == 1
     fast = decide(step_s=0.001)
     assert lines(fast)[-1] == "40 epochs, 12,480 steps (800,000 image passes)"
     assert decide(num_images=1000).config.trainer.max_epochs == round(400_000 / 960)
     given = decide("trainer.accumulation_steps=2", "trainer.max_epochs=3", step_s=0.9)
-    assert (given.config.accumulation_steps, given.config.max_epochs, given.probe) == (2, 3, None)
+    assert (given.config.accumulation_steps, given.config.trainer.max_epochs, given.probe) == (2, 3, None)
 
 
 def test_every_choice_can_be_given_and_leaves_nothing_open() -> None:
@@ -237,4 +237,4 @@ def test_the_rules_are_numbers_at_the_top(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(choices, "UPRIGHT_FROM", 0.9)
     chosen = decide()
     assert (chosen.config.batch_size, chosen.config.view_px) == (16, 96)
-    assert chosen.config.data_transforms.view1.turn == 0.75
+    assert chosen.config.data_transforms.view1.rotation == 180.0
