@@ -591,6 +591,24 @@ def test_a_full_disk(capsys: Capture, finished: Path, monkeypatch: pytest.Monkey
     assert "continuing at step 2 of 4" in succeed(capsys, *arguments)
 
 
+def test_a_number_of_hours(capsys: Capture, finished: Path) -> None:
+    """An override like any other: a mistake is told as one; epochs on the same line are one too many."""
+    images = str(finished / "images")
+    said = fail(capsys, "train", images, "--hours", "two", code=2)
+    assert said.startswith("override 'trainer.max_hours=two': got 'two', allowed: a number above 0")
+    said = fail(capsys, "train", images, "--hours", "2", "trainer.max_epochs=3", code=2)
+    assert "trainer.max_hours 2 and trainer.max_epochs 3 are two lengths of one run; leave one out" in said
+
+
+def test_training_for_a_second(capsys: Capture, finished: Path) -> None:
+    """With the real clock and the real probe; how long it takes is not judged."""
+    settings = [setting for setting in TINY if "max_epochs" not in setting]
+    said = succeed(capsys, "train", finished / "images", "-o", "runs/c", "--hours", "0.0003", *settings)
+    assert "measuring how long a step takes" in said and "in 0:01 at" in said and "0:00 left" in said
+    config = yaml.safe_load(Path("runs/c/config.yaml").read_text())
+    assert (config["trainer"]["max_hours"], config["trainer"]["max_epochs"]) == (0.0003, None)
+
+
 # ---- Stopping
 
 

@@ -292,7 +292,7 @@ def test_all_problems_come_in_one_error_with_their_lines(tmp_path: Path) -> None
     assert sorted(problems(write(tmp_path, text), "trainer.m=2", "batch_size=3")) == sorted(
         [
             "my.yaml:1: network: got 'resnet18', expected a section with name, stem, "
-            "projection_head, fine_tune_from",
+            "projection_head, fine_tune_from, warm_heads, encoder_lr",
             "my.yaml:3: trainer.batch_sise: unknown key; did you mean 'trainer.batch_size'?",
             "my.yaml:4: trainer.max_epochs: got 'forty', allowed: an integer from 1 to 1000000 or none",
             "my.yaml:5: trainer.batch_size: got -4, allowed: an integer from 2 to 1048576 or none",
