@@ -1,6 +1,7 @@
 """Does a run with a time budget end on time, its schedules complete? `byol train motifs --hours H`, for real.
 
-Every step is logged, and time counts from the line of the first to the line that says that all is saved.
+Every step is logged; time counts from the beginning of the first (when its line is printed, less what it
+took) to the line that says that all is saved. Further arguments are those of `byol train`.
 """
 
 import os
@@ -18,6 +19,7 @@ from measure import describe_command, describe_machine, limit_cores, machine_lin
 
 from byol.training.runlog import Metrics, read_metrics
 
+_NUM_IMAGES = 5000  # of motifs; an epoch leaves out an incomplete batch, 2 % at most
 _FIRST_STEP, _SAVED = re.compile(r"step 1/"), re.compile(r"the encoder is in ")
 
 
@@ -39,6 +41,8 @@ def run(hours: float, run_dir: Path, *, overrides: list[str], threads: int) -> d
     first_s, saved_s = (
         next(at for at, line in lines if pattern.match(line)) for pattern in (_FIRST_STEP, _SAVED)
     )
+    metrics = read_metrics(run_dir)
+    first_s -= metrics[0].epoch * _NUM_IMAGES / metrics[0].images_per_s
     return {
         "budget_s": hours * 3600.0,
         "before_s": first_s,
@@ -51,9 +55,9 @@ def _describe(result: dict[str, Any], metrics: list[Metrics]) -> str:
     last = metrics[-1]
     highest = max(line.lr for line in metrics)
     rows = [
-        f"- budget {result['budget_s']:.0f} s; ended {result['training_s']:.1f} s after the first step "
+        f"- budget {result['budget_s']:.0f} s; ended {result['training_s']:.1f} s after the first step began "
         f"({result['training_s'] / result['budget_s'] - 1.0:+.1%}); {result['before_s']:.1f} s before it "
-        "(images, probe, first step)",
+        "(images, probe)",
         f"- {last.done} steps, {last.epoch:.2f} epochs; in the last step the learning rate was "
         f"{last.lr:.2g} (highest {highest:.2g}), tau {last.tau:.6f}",
         *machine_lines(result["machine"]),
@@ -66,6 +70,7 @@ def _describe(result: dict[str, Any], metrics: list[Metrics]) -> str:
 
 def main() -> None:
     parser = new_parser(__doc__)
+    parser.allow_abbrev = False
     parser.add_argument("--hours", type=float, default=0.05)
     options, overrides = parser.parse_known_args()
     limit_cores(options.threads)

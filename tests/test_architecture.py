@@ -31,6 +31,7 @@ LEVELS = {
         "data.partial",
         "data.rows",
         "data.statistics",
+        "data.upright",
     },
     4: {
         "data.sources",

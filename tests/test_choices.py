@@ -27,7 +27,6 @@ PHOTOS = Survey(
     low=(0.0,) * 3,
     high=(255.0,) * 3,
     blank=0.0,
-    is_cut_out=False,
     upright=0.83,
 )
 
@@ -87,16 +86,6 @@ def test_domain(facts: dict[str, Any], domain: str, line: str) -> None:
         ({"upright": 0.83}, False, "no up-down flips (orientation can be told: 83%)"),
         ({"upright": 0.51}, True, "flips and rotation (orientation cannot be told: 51%)"),
         ({"upright": 0.7}, False, "no up-down flips (orientation can be told: 70%)"),
-        (
-            {"upright": 0.7, "is_cut_out": True},
-            True,
-            "flips and rotation (orientation cannot be told: 70%, on an empty background)",
-        ),
-        (
-            {"upright": 0.9, "is_cut_out": True},
-            False,
-            "no up-down flips (orientation can be told: 90%, on an empty background)",
-        ),
         (
             {"upright": 0.7, "bits": 16},
             True,

@@ -474,6 +474,45 @@ def test_a_run_of_another_configuration_or_of_other_images(capsys: Capture, copi
     assert contents(copied) == before
 
 
+# ---- From existing weights, and alarms
+
+
+def test_init_is_short_for_fine_tune_from(capsys: Capture, finished: Path) -> None:
+    weights = finished / "runs" / "a" / "encoder.safetensors"
+    said = succeed(capsys, "train", finished / "images", "-o", "run", *TINY, "--init", weights)
+    assert f"starting from the encoder of {weights}, with new heads" in said
+    assert "since step 0: views found again " in said
+    assert f"fine_tune_from: {weights}" in Path("run/config.yaml").read_text()
+    said = fail(capsys, "train", finished / "images", "-o", "b", *TINY, "--init", "timm:test_vit")
+    assert "network.fine_tune_from: " in said and "test_vit" in said
+
+
+def write_array(images: np.ndarray) -> str:
+    np.save("images.npy", images.astype(np.uint8))
+    return "images.npy"
+
+
+def test_alarms_name_the_cause_and_one_setting(capsys: Capture) -> None:
+    rng = np.random.default_rng(0)
+    grey = write_array(np.full((32, 16, 16, 3), 128))
+    assert "there is nothing to learn" in fail(capsys, "train", grey, "-o", "a", *TINY)
+
+    objects = np.full((32, 32, 32, 1), 20)
+    objects[:, 4:10, 4:10] = rng.integers(100, 255, (32, 6, 6, 1))
+    crop = "data_transforms.view1.crop_area=[0.001,0.01]"
+    said = fail(capsys, "train", write_array(objects), "-o", "b", *TINY, crop)
+    assert "of its views are blank, and crop_area=[0.001,0.01] is why" in said
+    assert said.endswith("set data_transforms.view1.crop_area=[0.2,1.0]\n")
+
+    noise = write_array(rng.integers(0, 256, (64, 16, 16, 3)))
+    capsys.readouterr()
+    overrides = [*TINY, "optimizer.params.lr=7.5", "trainer.max_epochs=25"]
+    assert main(["train", noise, "-o", "c", *overrides]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(("byol: collapsed at step ", "byol: loss or gradient is not"))
+    assert "times what suits this optimizer and batch" in said and "optimizer.params.lr=0.0075\n" in said
+
+
 # ---- Configuration
 
 

@@ -16,7 +16,6 @@ from byol.training.probe import Probe
 
 # Views. `upright` below this: a look at brightness can hardly tell an image from the same one turned.
 UPRIGHT_FROM = 0.6
-CUT_OUT_UPRIGHT_FROM = 0.75  # of things cut out on an empty background: chance hangs them unevenly, too
 TURNED = {"vertical_flip": 0.5, "rotation": 180.0}
 MANY_CHANNELS = 10  # bands of a satellite; a microscope has fewer stains
 LARGER = 1.1  # times the median side that a view may be
@@ -137,9 +136,8 @@ def _choose_turns(draft: Draft, domain: str, survey: Survey) -> list[Choice]:
     free = [name for name in TURNED if not draft.is_given(f"data_transforms.view1.{name}")]
     if not free:
         return []
-    can = survey.upright >= (CUT_OUT_UPRIGHT_FROM if survey.is_cut_out else UPRIGHT_FROM)
+    can = survey.upright >= UPRIGHT_FROM
     reason = f"orientation {'can' if can else 'cannot'} be told: {survey.upright:.0%}"
-    reason += ", on an empty background" if survey.is_cut_out else ""
     view = draft.settle({"data_transforms.domain": domain}).config.data_transforms.view1
     values = {name: getattr(view, name) if can else TURNED[name] for name in free}
     done = [words for name, words in _TURN_WORDS.items() if values.get(name, getattr(view, name))]

@@ -66,8 +66,12 @@ class Measures:
 def measure_retrieval(
     features1: Float[Tensor, "image feature"], features2: Float[Tensor, "image feature"]
 ) -> Float[Tensor, ""]:
-    """Share of images whose second view has, by cosine, their own first view as the nearest of all first."""
-    unit1, unit2 = (torch.nn.functional.normalize(x.float(), dim=1) for x in (features1, features2))
+    """Share of images whose second view has their own first view as the nearest of all first.
+
+    By the cosine of representations without the mean of their kind of views: else that would be most of it.
+    """
+    centred = (x.float() - x.float().mean(dim=0) for x in (features1, features2))
+    unit1, unit2 = (torch.nn.functional.normalize(x, dim=1) for x in centred)
     nearest = (unit2 @ unit1.T).argmax(dim=1)
     return (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean()
 
@@ -92,11 +96,16 @@ def compare(now: Measures, before: Measures) -> str:
     """A line for the end of a run: each measure at step 0 and now."""
     parts = [
         f"views found again {before.retrieval:.0%} -> {now.retrieval:.0%}",
-        f"rank of the encoder {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
+        f"encoder's rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
     ]
     if before.knn is not None and now.knn is not None:
         parts.append(f"kNN {before.knn:.0%} -> {now.knn:.0%}")
-    return f"since step 0, of the fixed images: {', '.join(parts)}"
+    return f"since step 0: {', '.join(parts)}"
+
+
+def has_lost_rank(now: Measures, before: Measures) -> bool:
+    """Whether the encoder's representations have less than half the rank that they had."""
+    return now.encoder_rank < _WORSE_RANK * before.encoder_rank
 
 
 def describe_loss(now: Measures, before: Measures) -> str | None:
@@ -108,7 +117,7 @@ def describe_loss(now: Measures, before: Measures) -> str | None:
     least = min(before.retrieval * _WORSE_RETRIEVAL, before.retrieval - _WORSE_RETRIEVAL_BY)
     if now.retrieval < least:
         return f"views found {before.retrieval:.0%} -> {now.retrieval:.0%}"
-    if now.encoder_rank < _WORSE_RANK * before.encoder_rank:
+    if has_lost_rank(now, before):
         return f"rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}"
     return None
 
