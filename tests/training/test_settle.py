@@ -38,7 +38,6 @@ LOOK = Survey(
     low=(0.0, 0.0),
     high=(4095.0, 4095.0),
     blank=0.0,
-    is_cut_out=False,
     upright=0.5,
 )
 
