@@ -431,7 +431,7 @@ def test_alarms_name_the_cause_and_one_setting(capsys: Capture) -> None:
     overrides = [*TINY, "optimizer.params.lr=7.5", "trainer.max_epochs=25"]
     assert main(["train", noise, "-o", "c", *overrides]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("byol: collapsed at step ") or said.startswith("byol: loss or gradient is not")
+    assert said.startswith(("byol: collapsed at step ", "byol: loss or gradient is not"))
     assert "times what suits this optimizer and batch" in said and "optimizer.params.lr=0.0075\n" in said
 
 
