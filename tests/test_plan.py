@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from byol.config import load_config
+<<<<<<< HEAD
 from byol.errors import ConfigError, DataError
 from byol.plan import Plan
+=======
+from byol.errors import DataError
+from byol.plan import Plan, reference_lr
+>>>>>>> init
 
 
 def make_plan(*overrides: str, preset: str = "default", num_images: int = 1000) -> Plan:
@@ -111,6 +116,25 @@ def test_open_values_are_derived_and_given_ones_kept() -> None:
 def test_derived_tau_grows_with_the_number_of_steps() -> None:
     taus = [make_plan(num_images=n).base_tau for n in (100, 1_000, 10_000, 100_000)]
     assert taus == sorted(taus) and 0.9 < taus[0] < taus[-1] < 1.0
+
+
+def test_health_is_checked_early() -> None:
+    plan = make_plan("trainer.health_interval=300", "trainer.max_epochs=50")
+    assert [done for done in range(1, 650) if plan.health_at(done)] == [20, 50, 100, 200, 300, 600]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer.batch_size=64"], 0.06),
+        (["trainer.batch_size=64", "optimizer.params.lr=1", "optimizer.scale_lr=true"], 0.24),
+        (["trainer.batch_size=64", "optimizer.name=lars", "optimizer.params.lr=1"], 0.45 / 4),
+        (["trainer.batch_size=64", "optimizer.name=adamw", "optimizer.params.lr=1"], 0.0005 / 4),
+    ],
+)
+def test_the_rate_that_suits_optimizer_and_batch(overrides: list[str], expected: float) -> None:
+    config = load_config(None, overrides, preset="default")
+    assert reference_lr(config, total_steps=1000) == pytest.approx(expected)
 
 
 def test_fewer_images_than_a_batch() -> None:
