@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 
 from byol.config import load_config
-<<<<<<< HEAD
 from byol.errors import ConfigError, DataError
-from byol.plan import Plan
-=======
-from byol.errors import DataError
 from byol.plan import Plan, reference_lr
->>>>>>> init
 
 
 def make_plan(*overrides: str, preset: str = "default", num_images: int = 1000) -> Plan:
@@ -120,7 +115,14 @@ def test_derived_tau_grows_with_the_number_of_steps() -> None:
 
 def test_health_is_checked_early() -> None:
     plan = make_plan("trainer.health_interval=300", "trainer.max_epochs=50")
-    assert [done for done in range(1, 650) if plan.health_at(done)] == [20, 50, 100, 200, 300, 600]
+    assert [done for done in range(1, 650) if plan.health_at(done, last=False)] == [
+        20,
+        50,
+        100,
+        200,
+        300,
+        600,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -133,8 +135,8 @@ def test_health_is_checked_early() -> None:
     ],
 )
 def test_the_rate_that_suits_optimizer_and_batch(overrides: list[str], expected: float) -> None:
-    config = load_config(None, overrides, preset="default")
-    assert reference_lr(config, total_steps=1000) == pytest.approx(expected)
+    config = load_config(None, [*overrides, "trainer.max_epochs=10"], preset="default")
+    assert reference_lr(config, Plan.of(config, num_images=6400)) == pytest.approx(expected)
 
 
 def test_fewer_images_than_a_batch() -> None:
