@@ -10,10 +10,11 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "byol"
 LEVELS = {
     0: {"errors", "config_text", "config_schema"},
-    1: {"config_keys", "files", "method.kernels", "method.pixelwise", "data.formats"},
+    1: {"artifacts.page", "config_keys", "files", "method.kernels", "method.pixelwise", "data.formats"},
     2: {
         "config",
         "data.decode",
+        "data.duplicates",
         "data.index",
         "data.motifs",
         "data.place",
@@ -48,12 +49,12 @@ LEVELS = {
         "evaluation.probes",
         "artifacts.feature_file",
     },
-    5: {"data.packed", "training.step"},
-    6: {"data.batches", "data.images", "artifacts.encoder"},
+    5: {"artifacts.sheets", "data.doctor", "data.packed", "training.step"},
+    6: {"data.findings", "data.batches", "data.images", "artifacts.encoder"},
     7: {"evaluation.features", "evaluation.splits", "training.probe"},
     8: {"choices", "evaluation.table"},
     9: {"training.settle"},
-    10: {"training.loop"},
+    10: {"check", "training.loop"},
     11: {"cli", "__init__"},
     12: {"__main__"},
 }
