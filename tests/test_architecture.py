@@ -54,9 +54,10 @@ LEVELS = {
     7: {"evaluation.features", "evaluation.splits", "training.probe"},
     8: {"choices", "evaluation.table"},
     9: {"training.settle"},
-    10: {"check", "training.loop"},
-    11: {"cli", "__init__"},
-    12: {"__main__"},
+    10: {"check_report", "training.loop"},
+    11: {"check"},
+    12: {"cli", "__init__"},
+    13: {"__main__"},
 }
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
 

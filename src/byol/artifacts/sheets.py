@@ -194,5 +194,5 @@ def _arrange(rows: Sequence[Sequence[Image.Image]], *, gap: int = _GAP_PX) -> Im
 
 def _png(image: Image.Image) -> bytes:
     file = BytesIO()
-    image.save(file, "PNG", optimize=True)
+    image.save(file, "PNG")
     return file.getvalue()
