@@ -80,7 +80,8 @@ def describe_copies(found: Examined, alike: Alike) -> str:
 
 
 def _share(number: int, found: Examined) -> str:
-    return f" ({number / len(found):.1%})" if number else ""
+    share = number / len(found)
+    return f" ({share:.1%})" if share >= 0.001 else ""
 
 
 # ---- Problems
