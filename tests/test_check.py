@@ -160,12 +160,15 @@ def test_views_that_are_mostly_blank(capsys: Capture) -> None:
     Path("images").mkdir()
     for number in range(20):
         image = np.full((60, 60, 3), 255, np.uint8)
-        image[:9, :9] = draw(number)[:9, :9]
+        image[:20, :20] = draw(number)[:20, :20]
         Image.fromarray(image).save(f"images/{number:02d}.png")
-    wanted = "data_transforms.view.crop_area=[0.2,1]"
-    lines = check(capsys, "images", "data_transforms.view.crop_area=[0.05,0.1]")
-    (line,) = (line for line in lines if "views are blank" in line)
-    assert line.startswith("warning: ") and line.endswith(wanted)
+    large = "data_transforms.view1.crop_area=[0.9,1]"
+    lines = check(capsys, "images", large, "data_transforms.view2.crop_area=[0.05,0.1]", code=1)
+    (line,) = (line for line in lines if line.startswith("problem"))
+    assert line.startswith("problem: data_transforms.view2: ") and "views are blank" in line
+    lines = check(capsys, "images", large, "data_transforms.view2.crop_area=[0.3,0.4]")
+    (line,) = (line for line in lines if line.startswith("warning: data_transforms"))
+    assert "data_transforms.view2.crop_area=[0.6,1.0] (views.png)" in line
 
 
 @pytest.mark.parametrize("kind", ["few", "blank", "mixed", "unreadable"])

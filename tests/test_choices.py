@@ -84,30 +84,35 @@ def test_domain(facts: dict[str, Any], domain: str, line: str) -> None:
     ("facts", "turned", "line"),
     [
         ({"upright": 0.83}, False, "no up-down flips (orientation can be told: 83%)"),
-        ({"upright": 0.51}, True, "flips and quarter turns (orientation cannot be told: 51%)"),
+        ({"upright": 0.51}, True, "flips and rotation (orientation cannot be told: 51%)"),
+        ({"upright": 0.7}, False, "no up-down flips (orientation can be told: 70%)"),
         (
             {"upright": 0.7, "bits": 16},
             True,
-            "flips and quarter turns (orientation can be told: 70%, but microscopy has no up and down)",
+            "flips and rotation (orientation can be told: 70%, but microscopy has no up and down)",
         ),
     ],
 )
 def test_turns(facts: dict[str, Any], turned: bool, line: str) -> None:
     chosen = decide(**facts)
     for view in (chosen.config.data_transforms.view1, chosen.config.data_transforms.view2):
-        assert (view.vertical_flip, view.turn) == ((0.5, 0.75) if turned else (0.0, 0.0))
+        assert (view.vertical_flip, view.rotation) == ((0.5, 180.0) if turned else (0.0, 0.0))
     assert lines(chosen)[1] == line
 
 
 def test_given_numbers_of_views_stay() -> None:
-    chosen = decide("data_transforms.view.turn=0", "data_transforms.view2.blur=0.9", upright=0.5, bits=16)
+    chosen = decide("data_transforms.view.rotation=0", "data_transforms.view2.blur=0.9", upright=0.5, bits=16)
     transforms = chosen.config.data_transforms
-    assert (transforms.view1.turn, transforms.view1.vertical_flip, transforms.view2.blur) == (0.0, 0.5, 0.9)
+    assert (transforms.view1.rotation, transforms.view1.vertical_flip, transforms.view2.blur) == (
+        0.0,
+        0.5,
+        0.9,
+    )
     assert "flips (orientation cannot be told: 50%)" in lines(chosen)
-    chosen = decide("data_transforms.view={turn: 0, vertical_flip: 0.1}", upright=0.5)
+    chosen = decide("data_transforms.view={rotation: 0, vertical_flip: 0.1}", upright=0.5)
     assert not any("orientation" in line for line in lines(chosen))
     chosen = decide("data_transforms.domain=medical", upright=0.5)  # a person's word on all numbers
-    assert chosen.config.data_transforms.view1.turn == 0.0
+    assert chosen.config.data_transforms.view1.rotation == 10.0
     assert not any("orientation" in line or "views: " in line for line in lines(chosen))
 
 
@@ -125,6 +130,7 @@ def test_grey_saved_as_rgb_is_read_as_grey() -> None:
     ("median", "machine", "overrides", "side", "reason"),
     [
         (56, CPU, (), 48, "median side 56 px"),
+        (60, CPU, (), 64, "median side 60 px"),
         (64, CPU, (), 64, "median side 64 px"),
         (320, CPU, (), 64, "median side 320 px; on a CPU at most 64"),
         (320, GPU, (), 128, "median side 320 px; on a GPU at most 128"),
@@ -188,15 +194,15 @@ def test_parts_and_length_by_the_measured_step() -> None:
     trainer = chosen.config.trainer
     assert trainer.accumulation_steps == 4 and chosen.probe is not None
     assert "batch in 4 parts (3.0 GB of 4.0 GB that may be used)" in lines(chosen)
-    # 0.75 h of 0.9 s are 3,000 steps, of 312 an epoch.
-    assert trainer.max_epochs == 9
-    assert lines(chosen)[-1] == "9 epochs, 2,808 steps (at most 0.75 hours on a CPU, 0.9 s a step)"
+    # 0.85 h of 0.9 s are 3,400 steps, of 312 an epoch.
+    assert trainer.max_epochs == 10
+    assert lines(chosen)[-1] == "10 epochs, 3,120 steps (at most 0.85 hours on a CPU, 0.9 s a step)"
     assert decide(step_s=1000.0).config.trainer.max_epochs == 1
     fast = decide(step_s=0.001)
     assert lines(fast)[-1] == "40 epochs, 12,480 steps (800,000 image passes)"
     assert decide(num_images=1000).config.trainer.max_epochs == round(400_000 / 960)
     given = decide("trainer.accumulation_steps=2", "trainer.max_epochs=3", step_s=0.9)
-    assert (given.config.accumulation_steps, given.config.max_epochs, given.probe) == (2, 3, None)
+    assert (given.config.accumulation_steps, given.config.trainer.max_epochs, given.probe) == (2, 3, None)
 
 
 def test_every_choice_can_be_given_and_leaves_nothing_open() -> None:
@@ -231,4 +237,4 @@ def test_the_rules_are_numbers_at_the_top(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(choices, "UPRIGHT_FROM", 0.9)
     chosen = decide()
     assert (chosen.config.batch_size, chosen.config.view_px) == (16, 96)
-    assert chosen.config.data_transforms.view1.turn == 0.75
+    assert chosen.config.data_transforms.view1.rotation == 180.0

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import byol
 from byol.cli import main
 from byol.config import Config
-from byol.training import checkpoint, loop, start
+from byol.training import checkpoint, loop, settle
 from byol.training.probe import Probe
 
 TINY = [
@@ -114,8 +114,8 @@ def test_a_dry_run_then_the_run(capsys: Capture, place: Path, monkeypatch: pytes
     def probe(config: Config, *, wanted: int = 0, **images: int) -> Probe:
         return Probe(config.batch_size, 1, 100.0, 10**9, 2 * 10**9)
 
-    monkeypatch.setattr(start, "choose_batch", probe)
-    monkeypatch.setattr(start, "probe_step", probe)
+    monkeypatch.setattr(settle, "choose_batch", probe)
+    monkeypatch.setattr(settle, "probe_step", probe)
     write_images(Path("images"))
     few = [*TINY[:4], "trainer.device=cpu", "trainer.num_workers=1"]
     said = succeed(capsys, "train", "images", "-o", "runs/a", *few, "-n")
@@ -124,10 +124,11 @@ def test_a_dry_run_then_the_run(capsys: Capture, place: Path, monkeypatch: pytes
     assert lines[0] == "views: photo (8 bit, 3 channels)"
     for line in ("view size 32 px (median side 16 px; at least 32)", "batch 8 (at most half of 20 images)"):
         assert line in lines
-    assert lines[-2].startswith("about 43 min: 26 steps of 100 s")
+    assert lines[-2].startswith("about 50 min: 30 steps of 100 s")
 
     trained = succeed(capsys, "train", "images", "-o", "runs/a", *few, "trainer.max_epochs=1").splitlines()
-    assert trained[:4] == lines[:4] and "batch 8, 2 steps an epoch, 2 in all" in trained
+    assert trained[:4] == lines[:4]
+    assert any(line.startswith("batch 8, 2 steps an epoch, 2 in all") for line in trained)
     said = succeed(capsys, "train", "images", "-o", "runs/a", *few)
     assert said.splitlines()[0].startswith("20 images, 3 channels, stored at")
     assert "finished before: all 2 steps are done" in said
@@ -473,6 +474,45 @@ def test_a_run_of_another_configuration_or_of_other_images(capsys: Capture, copi
     assert contents(copied) == before
 
 
+# ---- From existing weights, and alarms
+
+
+def test_init_is_short_for_fine_tune_from(capsys: Capture, finished: Path) -> None:
+    weights = finished / "runs" / "a" / "encoder.safetensors"
+    said = succeed(capsys, "train", finished / "images", "-o", "run", *TINY, "--init", weights)
+    assert f"starting from the encoder of {weights}, with new heads" in said
+    assert "since step 0: views found again " in said
+    assert f"fine_tune_from: {weights}" in Path("run/config.yaml").read_text()
+    said = fail(capsys, "train", finished / "images", "-o", "b", *TINY, "--init", "timm:test_vit")
+    assert "network.fine_tune_from: " in said and "test_vit" in said
+
+
+def write_array(images: np.ndarray) -> str:
+    np.save("images.npy", images.astype(np.uint8))
+    return "images.npy"
+
+
+def test_alarms_name_the_cause_and_one_setting(capsys: Capture) -> None:
+    rng = np.random.default_rng(0)
+    grey = write_array(np.full((32, 16, 16, 3), 128))
+    assert "there is nothing to learn" in fail(capsys, "train", grey, "-o", "a", *TINY)
+
+    objects = np.full((32, 32, 32, 1), 20)
+    objects[:, 4:10, 4:10] = rng.integers(100, 255, (32, 6, 6, 1))
+    crop = "data_transforms.view1.crop_area=[0.001,0.01]"
+    said = fail(capsys, "train", write_array(objects), "-o", "b", *TINY, crop)
+    assert "of its views are blank, and crop_area=[0.001,0.01] is why" in said
+    assert said.endswith("set data_transforms.view1.crop_area=[0.2,1.0]\n")
+
+    noise = write_array(rng.integers(0, 256, (64, 16, 16, 3)))
+    capsys.readouterr()
+    overrides = [*TINY, "optimizer.params.lr=7.5", "trainer.max_epochs=25"]
+    assert main(["train", noise, "-o", "c", *overrides]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(("byol: collapsed at step ", "byol: loss or gradient is not"))
+    assert "times what suits this optimizer and batch" in said and "optimizer.params.lr=0.0075\n" in said
+
+
 # ---- Configuration
 
 
@@ -588,6 +628,24 @@ def test_a_full_disk(capsys: Capture, finished: Path, monkeypatch: pytest.Monkey
     assert [path.name for path in checkpoint.list_checkpoints(Path("runs/c"))] == ["step-00000002.pt"]
     assert not [path for path in Path("runs").rglob(".*") if path.suffix != ".lock"]
     assert "continuing at step 2 of 4" in succeed(capsys, *arguments)
+
+
+def test_a_number_of_hours(capsys: Capture, finished: Path) -> None:
+    """An override like any other: a mistake is told as one; epochs on the same line are one too many."""
+    images = str(finished / "images")
+    said = fail(capsys, "train", images, "--hours", "two", code=2)
+    assert said.startswith("override 'trainer.max_hours=two': got 'two', allowed: a number above 0")
+    said = fail(capsys, "train", images, "--hours", "2", "trainer.max_epochs=3", code=2)
+    assert "trainer.max_hours 2 and trainer.max_epochs 3 are two lengths of one run; leave one out" in said
+
+
+def test_training_for_a_second(capsys: Capture, finished: Path) -> None:
+    """With the real clock and the real probe; how long it takes is not judged."""
+    settings = [setting for setting in TINY if "max_epochs" not in setting]
+    said = succeed(capsys, "train", finished / "images", "-o", "runs/c", "--hours", "0.0003", *settings)
+    assert "measuring how long a step takes" in said and "in 0:01 at" in said and "0:00 left" in said
+    config = yaml.safe_load(Path("runs/c/config.yaml").read_text())
+    assert (config["trainer"]["max_hours"], config["trainer"]["max_epochs"]) == (0.0003, None)
 
 
 # ---- Stopping

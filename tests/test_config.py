@@ -248,7 +248,7 @@ def test_what_is_given_stays_when_the_rest_is_settled(tmp_path: Path) -> None:
     assert (config.network.name, config.network.stem, config.batch_size) == ("resnet18", "standard", 8)
     view1, view2 = config.data_transforms.view1, config.data_transforms.view2
     assert (view1.turn, view2.turn, view1.noise, view1.crop_area) == (0.1, 0.5, 0.25, (0.5, 1.0))
-    assert (config.view_px, config.accumulation_steps, config.max_epochs) == (32, 2, 3)
+    assert (config.view_px, config.accumulation_steps, config.trainer.max_epochs) == (32, 2, 3)
     # It reads back equal, and gives another draft the same values.
     assert load_config(write(tmp_path, dump_config(config)), [], preset=None) == config
     assert draft.settle(draft.values_of(config)).config == config
@@ -292,7 +292,7 @@ def test_all_problems_come_in_one_error_with_their_lines(tmp_path: Path) -> None
     assert sorted(problems(write(tmp_path, text), "trainer.m=2", "batch_size=3")) == sorted(
         [
             "my.yaml:1: network: got 'resnet18', expected a section with name, stem, "
-            "projection_head, fine_tune_from",
+            "projection_head, fine_tune_from, warm_heads, encoder_lr",
             "my.yaml:3: trainer.batch_sise: unknown key; did you mean 'trainer.batch_size'?",
             "my.yaml:4: trainer.max_epochs: got 'forty', allowed: an integer from 1 to 1000000 or none",
             "my.yaml:5: trainer.batch_size: got -4, allowed: an integer from 2 to 1048576 or none",
@@ -412,8 +412,9 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
             "trainer.max_epochs 3 are two lengths of one run; leave one out",
         ),
         (
-            "trainer.max_hours=0",
-            "override 'trainer.max_hours=0': got 0, allowed: a number above 0 to 100000 or none",
+            "trainer={max_epochs: null, max_hours: 0}",
+            "override 'trainer={max_epochs: null, max_hours: 0}': trainer.max_hours: got 0, allowed: a "
+            "number above 0 to 100000 or none",
         ),
         (
             "data.stored_px=95",

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from byol.config import load_config
+<<<<<<< HEAD
 from byol.errors import ConfigError, DataError
 from byol.plan import Plan
+=======
+from byol.errors import DataError
+from byol.plan import Plan, reference_lr
+>>>>>>> init
 
 
 def make_plan(*overrides: str, preset: str = "default", num_images: int = 1000) -> Plan:
@@ -113,6 +118,25 @@ def test_derived_tau_grows_with_the_number_of_steps() -> None:
     assert taus == sorted(taus) and 0.9 < taus[0] < taus[-1] < 1.0
 
 
+def test_health_is_checked_early() -> None:
+    plan = make_plan("trainer.health_interval=300", "trainer.max_epochs=50")
+    assert [done for done in range(1, 650) if plan.health_at(done)] == [20, 50, 100, 200, 300, 600]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer.batch_size=64"], 0.06),
+        (["trainer.batch_size=64", "optimizer.params.lr=1", "optimizer.scale_lr=true"], 0.24),
+        (["trainer.batch_size=64", "optimizer.name=lars", "optimizer.params.lr=1"], 0.45 / 4),
+        (["trainer.batch_size=64", "optimizer.name=adamw", "optimizer.params.lr=1"], 0.0005 / 4),
+    ],
+)
+def test_the_rate_that_suits_optimizer_and_batch(overrides: list[str], expected: float) -> None:
+    config = load_config(None, overrides, preset="default")
+    assert reference_lr(config, total_steps=1000) == pytest.approx(expected)
+
+
 def test_fewer_images_than_a_batch() -> None:
     with pytest.raises(DataError, match=r"20 images are fewer than a batch of 64; .*trainer\.batch_size=10"):
         make_plan(num_images=20)
@@ -122,7 +146,7 @@ def test_fewer_images_than_a_batch() -> None:
 
 
 def test_a_budget_is_planned_for_the_expected_steps() -> None:
-    config = load_config(None, ["trainer.max_hours=0.5"], preset="default")
+    config = load_config(None, ["trainer.max_hours=0.5", "trainer.batch_size=64"], preset="default")
     plan = Plan.of(config, num_images=1000, expected_steps=60)
     assert (plan.total_steps, plan.budget_s, plan.steps_per_epoch) == (60, 1800.0, 15)
     assert plan.warmup_steps == 3 and "min(0.05 x 4 epochs, 10)" in plan.explain()[1]
@@ -141,7 +165,8 @@ def test_rates_between_two_steps() -> None:
 
 
 def test_a_warmup_longer_than_the_time() -> None:
-    config = load_config(None, ["trainer.max_hours=0.1", "optimizer.warmup_epochs=5"], preset="default")
+    overrides = ["trainer.max_hours=0.1", "trainer.batch_size=64", "optimizer.warmup_epochs=5"]
+    config = load_config(None, overrides, preset="default")
     with pytest.raises(
         ConfigError, match=r"warmup_epochs: 5 is longer .*about 2 epochs in trainer\.max_hours 0\.1"
     ):

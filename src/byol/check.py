@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from byol.artifacts.sheets import Sample, measure_blank_views
+from byol.artifacts.sheets import Sample
 from byol.check_report import REPORT, Leaks, Report
 from byol.choices import FEWEST_IMAGES
-from byol.config import DataTransforms, Draft
+from byol.config import Draft
 from byol.data.decode import read_square
 from byol.data.doctor import Examined, Progress, examine, find_duplicates
 from byol.data.duplicates import find_leaks
@@ -18,13 +19,12 @@ from byol.data.findings import Problem, find_leaks_problems, find_problems
 from byol.data.formats import Channels, Geometry
 from byol.data.sources import open_source, splits_of
 from byol.errors import ConfigError, DataError
+from byol.training.alarms import check_images, check_views
+from byol.training.fixed_images import FixedImages
 from byol.training.settle import Forecast, forecast, look_at_some
 
 _SAMPLE, _SAMPLE_BYTES, _FEWEST = 256, 2**25, 16  # images that are stored and looked at closely
 _PX = 96  # side at which they are stored where training could not say
-_MANY_BLANK_VIEWS = 0.2  # share
-# Settings that can leave a view blank, each with a value that cannot.
-_HARMLESS: dict[str, object] = {"crop_area": (1.0, 1.0), "contrast": 0.0, "brightness": 0.0}
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def check(
     if isinstance(failure, ConfigError) or (failure is not None and not is_unfit):
         problems += [Problem(line, is_fatal=True) for line in str(failure).splitlines()]
     sample = _take_sample(found, draft, ahead)
-    if sample is not None and ahead is not None:
-        problems += _judge_views(sample, ahead.config.data_transforms, seed=ahead.config.trainer.seed)
+    if sample is not None and ahead is not None and not is_unfit:
+        problems += _judge_views(sample, ahead, source=data.source)
     report = Report(draft, found, alike, leaks, ahead, sample, tuple(problems))
     report.write(folder)
     code = 2 if isinstance(failure, ConfigError) and not is_unfit else 1 if report.is_refused else 0
@@ -122,27 +122,19 @@ def _read(
     return Sample.of(names, np.stack(squares), np.array(sizes, np.int32)) if squares else None
 
 
-def _judge_views(sample: Sample, transforms: DataTransforms, *, seed: int) -> Iterator[Problem]:
-    """A problem if many views of images that show something are blank, with the setting that does it."""
-    share = max(measure_blank_views(sample, transforms, seed=seed))
-    if share <= _MANY_BLANK_VIEWS:
-        return
-    left = {
-        setting: max(measure_blank_views(sample, _without(transforms, setting), seed=seed))
-        for setting in _HARMLESS
-    }
-    culprit = min(left, key=lambda setting: left[setting])
-    low = min(0.9, max(0.2, 2.0 * transforms.view1.crop_area[0]))
-    milder = getattr(transforms.view1, culprit) / 2 if culprit != "crop_area" else 0.0
-    better = f"[{low:.2g},1]" if culprit == "crop_area" else f"{milder:.2g}"
-    yield Problem(
-        f"{share:.0%} of the views are blank though the image is not; look at views.png, and try "
-        f"data_transforms.view.{culprit}={better}"
+def _judge_views(sample: Sample, ahead: Forecast, *, source: str) -> Iterator[Problem]:
+    """What training would say of these images and their views."""
+    fixed = FixedImages(
+        sample.images,
+        torch.from_numpy(sample.sizes.astype(np.float32)),
+        torch.full((len(sample),), -1),
+        sample.pixels,
+        ahead.config.data_transforms,
+        ahead.plan.key("health", 1),
     )
-
-
-def _without(transforms: DataTransforms, setting: str) -> DataTransforms:
-    harmless = {setting: _HARMLESS[setting]}
-    return transforms.model_copy(
-        update={name: getattr(transforms, name).model_copy(update=harmless) for name in ("view1", "view2")}
-    )
+    try:
+        check_images(fixed, source=source)
+        for line in check_views(fixed):
+            yield Problem(f"{line.removeprefix('warning: ')} (views.png)")
+    except DataError as error:
+        yield Problem(str(error), is_fatal=True)

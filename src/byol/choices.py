@@ -16,7 +16,6 @@ from byol.training.probe import Probe
 
 # Views. `upright` below this: a look at brightness can hardly tell an image from the same one turned.
 UPRIGHT_FROM = 0.6
-CUT_OUT_UPRIGHT_FROM = 0.75  # of things cut out on an empty background: chance hangs them unevenly, too
 TURNED = {"vertical_flip": 0.5, "rotation": 180.0}
 MANY_CHANNELS = 10  # bands of a satellite; a microscope has fewer stains
 LARGER = 1.1  # times the median side that a view may be
@@ -32,6 +31,7 @@ PASSES = {"cpu": 400_000, "cuda": 4_000_000}  # images seen, at least
 PASSES_PER_IMAGE = {"cpu": 40, "cuda": 200}
 DEFAULT_HOURS = {"cpu": 0.85, "cuda": 8.0}  # at most, at the measured speed
 
+_TURN_WORDS = {"vertical_flip": "flips", "rotation": "rotation", "turn": "quarter turns"}
 _DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU"}
 
 
@@ -136,18 +136,13 @@ def _choose_turns(draft: Draft, domain: str, survey: Survey) -> list[Choice]:
     free = [name for name in TURNED if not draft.is_given(f"data_transforms.view1.{name}")]
     if not free:
         return []
-    can = survey.upright >= (CUT_OUT_UPRIGHT_FROM if survey.is_cut_out else UPRIGHT_FROM)
+    can = survey.upright >= UPRIGHT_FROM
     reason = f"orientation {'can' if can else 'cannot'} be told: {survey.upright:.0%}"
-    reason += ", on an empty background" if survey.is_cut_out else ""
     view = draft.settle({"data_transforms.domain": domain}).config.data_transforms.view1
     values = {name: getattr(view, name) if can else TURNED[name] for name in free}
-    words = {"vertical_flip": "flips", "rotation": "rotation"}
-    if any(values.values()):
-        reason += f", but {domain} has no up and down" if can else ""
-        chosen = " and ".join(words[name] for name in free)
-    else:
-        chosen = "no up-down flips"
-    return [Choice("data_transforms.view", values, chosen, reason)]
+    done = [words for name, words in _TURN_WORDS.items() if values.get(name, getattr(view, name))]
+    reason += f", but {domain} has no up and down" if can and done else ""
+    return [Choice("data_transforms.view", values, " and ".join(done) or "no up-down flips", reason)]
 
 
 def _choose_channels(draft: Draft, survey: Survey) -> list[Choice]:

@@ -33,6 +33,7 @@ _EPILOG = """examples:
   byol train IMAGES/ -n                      what would be chosen, and how long it takes
   byol train IMAGES/ -o runs/cells           no settings, no labels; the same again continues
   byol train IMAGES/ --hours 2               as good as it gets in two hours
+  byol train IMAGES/ --init runs/cells       from existing weights, with new heads where need be
   byol train config.yaml trainer.max_epochs=40
   byol eval runs/cells --labels cells.csv    how good is it, beside pixels and the untrained encoder
   byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
@@ -100,6 +101,12 @@ def _make_parser() -> argparse.ArgumentParser:
     train.add_argument("--preset", help="classic, paper, default or demo")
     train.add_argument(
         "--hours", help="time for the training, such as 2 or 0.5, instead of a number of epochs"
+    )
+    train.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="start from the folder of an earlier run, a .safetensors, .pth or .pt file, or timm:MODEL if "
+        "it is on this machine (short for network.fine_tune_from=WEIGHTS)",
     )
     train.add_argument(
         "-n",
@@ -216,6 +223,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.init is not None:
+        options.overrides = [f"network.fine_tune_from={json.dumps(options.init)}", *options.overrides]
     draft, run_dir = _configure(options)
     return _preview(draft, run_dir) if options.dry_run else _train_run(draft, run_dir)
 

@@ -315,10 +315,7 @@ def _collect(
 
 
 def _settle_length(given: dict[str, Given], problems: list[str]) -> dict[str, Given]:
-    """A run is as long as the later layer says, in epochs or in hours; the other is then null.
-
-    So `--hours 2` needs no word on the epochs of a preset or a file.
-    """
+    """A run is as long as the later layer says, in epochs or in hours; the other is then null."""
     epochs, hours = given["trainer.max_epochs"], given["trainer.max_hours"]
     if epochs.value is None or hours.value is None:
         return given

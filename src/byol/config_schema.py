@@ -107,7 +107,16 @@ class NetworkConfig(Section):
     )
     projection_head: ProjectionHead = Field(description="Sizes of projector and predictor.")
     fine_tune_from: Text | None = Field(
-        description="Folder of an earlier run whose networks this one starts from; null: random weights."
+        description="Weights to start from: folder of an earlier run, .safetensors, .pth or .pt file of an "
+        "encoder, or timm:MODEL if on this machine; null: random."
+    )
+    warm_heads: Annotated[int, Field(ge=0)] | None = Field(
+        description="First steps, in which the heads learn and the encoder stays; null: 5 % of the run, at "
+        "most 500, for new heads on a trained encoder, else 0."
+    )
+    encoder_lr: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="Learning rate of the encoder, share of the heads'; null: 0.3 for new heads on a trained "
+        "encoder, else 1."
     )
 
 

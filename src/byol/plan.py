@@ -28,6 +28,10 @@ _WARMUP_SHARE, _WARMUP_MAX_EPOCHS = 0.05, 10.0
 _WEIGHT_DECAY = 5e-4
 _TAU_STEPS = 2.0  # 1 - base tau = min(_TAU_MAX_GAP, sqrt(_TAU_STEPS / steps)): 0.99 up to 20,000 steps
 _TAU_MAX_GAP = 0.01
+_ADAMW_LR = 0.0005  # for a batch of 256; DINO's, arXiv 2104.14294, section 3.2
+
+# A run that goes wrong mostly does so in its first steps, long before a health interval is over.
+_EARLY_CHECKS = (20, 50, 100, 200)
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,8 @@ class Plan:
         return done % self.log_interval == 0 or last
 
     def health_at(self, done: int, *, last: bool) -> bool:
-        """Whether to judge the network's health after `done` steps; always after the last."""
-        return done % self.health_interval == 0 or last
+        """Whether to judge health after `done` steps; more often early on, and after the last."""
+        return done % self.health_interval == 0 or last or done in _EARLY_CHECKS
 
     def save_at(self, done: int, *, last: bool) -> bool:
         """Whether to save after `done` steps; always after the last."""
@@ -148,6 +152,19 @@ def make_key(seed: int, stream: str, *, index: int) -> int:
     """A 63-bit seed for the `index`-th use of a kind of randomness in a run of this seed."""
     text = f"{seed}/{stream}/{index}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+
+
+def reference_lr(config: Config, plan: Plan) -> float:
+    """The optimizer.params.lr that suits this optimizer and batch, for comparing a given one with."""
+    share = config.batch_size / 256
+    epochs = plan.total_steps / plan.steps_per_epoch
+    if config.optimizer.name == "sgd":
+        lr = _derive_default(config, total_steps=plan.total_steps, epochs=epochs).values[0]
+    elif config.optimizer.name == "lars":
+        lr = _derive_paper(config, total_steps=plan.total_steps, epochs=epochs).values[0] * share
+    else:
+        lr = _ADAMW_LR * share
+    return lr / share if config.optimizer.scale_lr else lr
 
 
 @functools.lru_cache(maxsize=2)
@@ -225,7 +242,7 @@ def _derive_default(config: Config, *, total_steps: int, epochs: float) -> _Deri
         (lr, warmup, _WEIGHT_DECAY, 1.0 - gap),
         (
             f"min({_LR_PER_IMAGE * 64:g} x batch {config.batch_size} / 64, {_LR_MAX:g})",
-            f"min({_WARMUP_SHARE:g} x {epochs:.7g} epochs, {_WARMUP_MAX_EPOCHS:g})",
+            f"min({_WARMUP_SHARE:g} x {round(epochs, 2):.10g} epochs, {_WARMUP_MAX_EPOCHS:g})",
             "fixed",
             f"1 - min({_TAU_MAX_GAP:g}, sqrt({_TAU_STEPS:g} / {total_steps} steps))",
         ),

@@ -268,6 +268,13 @@ def test_every_form_of_deep_images_gives_the_same_features(
         np.testing.assert_allclose(encoder(form), expected, atol=1e-6, err_msg=name)  # type: ignore[arg-type]
 
 
+def test_tensors_of_half_precision_are_floats() -> None:
+    encoder = make_encoder(make_spec(bits=32))
+    tensor = torch.from_numpy(draw_images(2, dtype=np.float32)).permute(0, 3, 1, 2)
+    for half in (tensor.bfloat16(), tensor.half()):
+        np.testing.assert_array_equal(encoder.embed(half), encoder.embed(half.float()))
+
+
 def test_the_scale_of_the_features_does_not_depend_on_the_depth() -> None:
     deep = draw_images(2, dtype=np.uint16)
     expected = make_encoder(make_spec(bits=16)).embed(deep)

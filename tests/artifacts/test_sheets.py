@@ -1,4 +1,4 @@
-"""Pictures of a set: tiles for any number of channels, views as they are made, blank views counted."""
+"""Pictures of a set: tiles for any number of channels, views as they are made."""
 
 from io import BytesIO
 
@@ -13,7 +13,6 @@ from byol.artifacts.sheets import (
     draw_contact,
     draw_histograms,
     draw_views,
-    measure_blank_views,
 )
 from byol.config import DataTransforms, load_config
 
@@ -76,15 +75,3 @@ def test_views_are_eight_of_each_image() -> None:
         assert np.abs(shown - sample.squares[1]).max() <= 1
     assert draw_views(sample, make_transforms(), seed=0) == draw_views(sample, make_transforms(), seed=0)
     assert draw_views(sample, make_transforms(), seed=0) != draw_views(sample, make_transforms(), seed=1)
-
-
-def test_blank_views_of_images_that_are_not() -> None:
-    values = np.full((20, 32, 32, 1), 255, np.uint8)
-    values[:10, :5, :5] = np.random.default_rng(0).integers(0, 256, (10, 5, 5, 1))  # something in a corner
-    sample = Sample.of(["x"] * 20, values, np.full((20, 2), 32, np.int32))
-    plain = [f"view.{key}=0" for key in ("jitter", "blur", "solarize")]
-    whole, small = (make_transforms(*plain, f"view.crop_area={area}") for area in ("[1,1]", "[0.05,0.1]"))
-    assert measure_blank_views(sample, whole, seed=0) == (0.0, 0.0)
-    assert min(measure_blank_views(sample, small, seed=0)) > 0.5
-    blank = Sample.of(["x"], values[10:11], np.full((1, 2), 32, np.int32))
-    assert measure_blank_views(blank, small, seed=0) == (0.0, 0.0)

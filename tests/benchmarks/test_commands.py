@@ -143,3 +143,10 @@ def states(group: int) -> list[str]:
         if int(fields[2]) == group and fields[0] != "Z":  # a worker that has ended is nobody's to wait for
             found.append(fields[0])
     return found
+
+
+def test_budget(tmp_path: Path) -> None:
+    """What it says of the end; not whether that was in time."""
+    result = run("budget", tmp_path)
+    assert result["budget_s"] == 3.6 and result["training_s"] > 0.0 and result["before_s"] > 0.0
+    assert result["last"]["tau"] > 0.99 and any("measuring how long" in line for line in result["said"])

@@ -235,17 +235,14 @@ def test_a_constant_16_bit_channel_has_a_range_and_a_spread() -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 13])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("geometry", ["square", "scale"])
-def test_files_of_any_channels_and_depth(
-    tmp_path: Path, channels: int, dtype: type, geometry: Geometry
-) -> None:
+def test_files_of_any_channels_and_depth(tmp_path: Path, channels: int, dtype: type) -> None:
     images = RNG.integers(0, 250, (3, 8, 8, channels)).astype(dtype)
     (tmp_path / "set").mkdir()
     for number, image in enumerate(images):
         pages = np.moveaxis(image, 2, 0)
         tifffile.imwrite(tmp_path / "set" / f"{number}.tif", pages, photometric="minisblack")
     source = open_source(load_config(None, [], preset="default").data, source=str(tmp_path / "set"))
-    packed = pack_into(tmp_path / "p", source, geometry=geometry)
+    packed = pack_into(tmp_path / "p", source)
     np.testing.assert_array_equal(packed.images, images, strict=True)
     assert packed.channels == channels and len(packed.pixels.low) == channels
 

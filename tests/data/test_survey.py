@@ -1,4 +1,4 @@
-"""A look at some images: what is said of kinds, ranges, content and orientation."""
+"""A look at some images: what is said of kinds, ranges and content."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 from byol.config import load_draft
 from byol.data.sources import open_source
-from byol.data.survey import Survey, measure_upright, survey
+from byol.data.survey import Survey, survey
 from byol.errors import DataError
 
 
@@ -32,48 +32,13 @@ def save(folder: Path, *images: np.ndarray, first: int = 0) -> Path:
     return folder
 
 
-# ---- Orientation
-
-
-def thumbnails(num: int, channels: int = 1) -> np.ndarray:
-    return np.random.default_rng(0).normal(0.5, 0.1, (num, 8, 8, channels)).astype(np.float32)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_images_with_a_bright_top_are_told(channels: int) -> None:
-    images = thumbnails(200, channels)
-    images[:, :3] += 0.2
-    assert measure_upright(images) > 0.9
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_noise_has_no_orientation(channels: int) -> None:
-    assert measure_upright(thumbnails(400, channels)) < 0.58
-
-
-def test_what_looks_the_same_from_all_sides_has_no_orientation() -> None:
-    images = thumbnails(400)
-    images[:, 2:6, 2:6] += 0.3  # a blob in the middle
-    assert measure_upright(images) < 0.58
-
-
-def test_of_few_images_nothing_is_said_and_the_seed_decides() -> None:
-    images = thumbnails(200)
-    images[:, :3] += 0.2
-    assert measure_upright(images[:40]) == 0.5
-    assert measure_upright(images, seed=1) == measure_upright(images, seed=1)
-
-
-# ---- Facts
-
-
 def test_sizes_ranges_and_numbers(tmp_path: Path) -> None:
     found = look(save(tmp_path, *(noise(seed, 20, 20 + seed, 3) for seed in range(21))))
     assert (found.num_images, found.num_looked_at, found.num_bad) == (21, 21, 0)
     assert (found.channels, found.bits, found.used_bits, found.is_grey) == (3, 8, 8, False)
     assert found.sides == (20, 30, 39, 40) and not found.one_size
     assert max(found.low) < 5 and min(found.high) > 250
-    assert (found.blank, found.is_cut_out, found.upright) == (0.0, False, 0.5)
+    assert (found.blank, found.upright) == (0.0, 0.5)
 
 
 def test_at_most_so_many_are_looked_at_in_even_steps(tmp_path: Path) -> None:
@@ -97,12 +62,6 @@ def test_grey_saved_as_rgb(tmp_path: Path) -> None:
     assert look(tmp_path, "data.channels=grey").channels == 1
     save(tmp_path, noise(9, 9, 9, 3), first=4)
     assert not look(tmp_path).is_grey
-
-
-def test_things_on_an_empty_background(tmp_path: Path) -> None:
-    images = np.full((10, 20, 20), 200, np.uint8)
-    images[:, 5:15, 5:15] = noise(0, 10, 10, 10)
-    assert look(save(tmp_path, *images)).is_cut_out
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])

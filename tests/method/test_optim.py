@@ -89,3 +89,27 @@ def test_lars_leaves_a_kernel_of_zeros_to_plain_sgd() -> None:
     network.weight.grad = torch.ones(2, 2)
     optimizer.step()
     torch.testing.assert_close(network.weight.detach(), torch.full((2, 2), -LR))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_a_part_set_apart_has_its_share_of_the_rate(name: str) -> None:
+    """A share of 0 leaves it as it was; every parameter is in one group, decayed as without."""
+    network = make_network()
+    config = load_config(
+        None, [f"optimizer.name={name}", f"optimizer.params.lr={LR}", "optimizer.derive=paper"], preset="demo"
+    )
+    plan = Plan.of(config, num_images=100)
+    optimizer = build_optimizer(network, config.optimizer, plan=plan, apart=network[0])
+    groups = optimizer.param_groups
+    wanted = [p for p in network.parameters() if p.requires_grad]
+    assert sorted(map(id, wanted)) == sorted(id(p) for group in groups for p in group["params"])
+    assert [group.get("apart", False) for group in groups] == [False, False, True, True]
+    assert [group["weight_decay"] > 0 for group in groups] == [True, False, True, False]
+    before = [p.detach().clone() for p in network[0].parameters()]
+    for parameter in wanted:
+        parameter.grad = torch.ones_like(parameter)
+    set_lr(optimizer, 0.1, apart=0.0)
+    optimizer.step()
+    assert all(map(torch.equal, before, network[0].parameters()))
+    set_lr(optimizer, 0.1, apart=0.5)
+    assert [group["lr"] for group in groups] == [0.1, 0.1, 0.05, 0.05]

@@ -21,6 +21,12 @@ def test_noise_is_gaussian_and_different_in_every_image_and_channel() -> None:
     assert torch.equal(noisy[2], x[2])
 
 
+def test_noise_does_not_brighten_a_dark_background() -> None:
+    x = torch.zeros(1, 1, 96, 96)
+    pixelwise.add_noise_(x, torch.tensor([0.1]), torch.tensor([11]))
+    assert x.mean().abs() < 0.004
+
+
 @pytest.mark.parametrize(("num_in", "num_out"), [(5, 5), (37, 32), (32, 37), (200, 8)])
 def test_resampling_keeps_a_constant_and_reads_only_the_interval(num_in: int, num_out: int) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -159,30 +159,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_start_from_another_run(tmp_path: Path) -> None:
-    network, optimizer = make_network()
-    train_step(network, optimizer)
-    save(tmp_path, 5, network, optimizer)
-    other, _ = make_network()
-    assert checkpoint.start_from(tmp_path, other) == 5
-    assert torch.equal(other[0].weight, network[0].weight)  # type: ignore[index]
-
-
-def test_start_from_what_does_not_fit(tmp_path: Path) -> None:
-    network, optimizer = make_network()
-    with pytest.raises(CheckpointError, match="is not a folder"):
-        checkpoint.start_from(tmp_path / "none", network)
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoint.start_from(tmp_path, network)
-    save(tmp_path, 5, network, optimizer)
-    with pytest.raises(
-        CheckpointError, match=r"another architecture \(0\.weight is \(4, 4\) in the run, \(4, 5\)"
-    ):
-        checkpoint.start_from(tmp_path, nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)))
-    with pytest.raises(CheckpointError, match=r"1\.weight is only in the run"):
-        checkpoint.start_from(tmp_path, nn.Sequential(nn.Linear(4, 4)))
-
-
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")

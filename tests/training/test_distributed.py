@@ -41,10 +41,11 @@ def run_rank(rank: int, folder: str) -> None:
     loss = loss_of(wrapped, make_batch()[ranks.rows(12)])
     loss.backward()
     mean_loss, any_flag = ranks.mean(loss), ranks.any(rank == 1)
+    from_main = ranks.from_main(1.1 + rank)
     network = wrapped.module
     if rank == 0:
         gradients = {name: p.grad for name, p in network.named_parameters()}
-        torch.save({"loss": mean_loss, "any": any_flag, "gradients": gradients,
+        torch.save({"loss": mean_loss, "any": any_flag, "from_main": from_main, "gradients": gradients,
                     "state": network.state_dict()}, f"{folder}/result.pt")  # fmt: skip
     dist.destroy_process_group()
 
@@ -57,6 +58,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     loss = loss_of(network, make_batch())
     loss.backward()
     assert result["loss"] == pytest.approx(loss.item(), abs=1e-6) and result["any"] is True
+    assert result["from_main"] == 1.1
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(result["gradients"][name], parameter.grad, atol=1e-6, rtol=1e-4)

@@ -1,11 +1,20 @@
-"""Health: closed-form values of std and rank, and the word for each kind of projections."""
+"""Health: closed-form values of each measure, and the word for each kind of projections."""
 
 import math
 
 import pytest
 import torch
 
-from byol.training.health import judge, measure_feature_std, measure_rank
+from byol.training.health import (
+    Measures,
+    compare,
+    describe_loss,
+    judge,
+    measure_feature_std,
+    measure_knn,
+    measure_rank,
+    measure_retrieval,
+)
 
 
 def test_feature_std_of_even_directions_is_one_over_root_d() -> None:
@@ -59,3 +68,42 @@ def test_the_word(spread: float, dimensions: int, verdict: str) -> None:
 def test_equal_projections_are_collapsed() -> None:
     health = judge(torch.ones(32, 8))
     assert health.verdict == "collapsed" and health.feature_std == pytest.approx(0.0, abs=1e-6)
+
+
+def test_retrieval_is_the_share_of_views_found() -> None:
+    torch.manual_seed(0)
+    first = torch.randn(40, 16)
+    second = 3.0 * first + 0.01 * torch.randn(40, 16)  # lengths do not matter
+    assert float(measure_retrieval(first, second)) == 1.0
+    second[:10] = second[:10].roll(1, dims=0)
+    assert float(measure_retrieval(first, second)) == pytest.approx(0.75)
+
+
+def test_knn_is_that_of_scikit_learn() -> None:
+    from sklearn.model_selection import LeaveOneOut, cross_val_predict
+    from sklearn.neighbors import KNeighborsClassifier
+
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 2  # of two classes five votes are never equal
+    features = torch.randn(60, 8) + labels[:, None]
+    classifier = KNeighborsClassifier(5, metric="cosine")
+    predicted = cross_val_predict(classifier, features.numpy(), labels.numpy(), cv=LeaveOneOut())
+    unknown = torch.cat([labels, torch.full((7,), -1)])
+    found = measure_knn(torch.cat([features, torch.randn(7, 8)]), unknown)
+    assert found == pytest.approx(float((predicted == labels.numpy()).mean()))
+
+
+def test_knn_needs_two_classes() -> None:
+    assert measure_knn(torch.randn(6, 4), torch.tensor([-1, -1, -1, 0, 0, 0])) is None
+    assert measure_knn(torch.randn(6, 4), torch.tensor([0, 0, 0, 0, 0, 1])) is None
+
+
+def test_worse_and_better_than_before() -> None:
+    before = Measures(0.5, 40.0, 0.3)
+    assert describe_loss(Measures(0.39, 40.0, None), before) == "views found 50% -> 39%"
+    assert describe_loss(Measures(0.5, 19.0, None), before) == "rank 40.0 -> 19.0"
+    assert describe_loss(Measures(0.41, 21.0, 0.0), before) is None  # labels do not count
+    assert describe_loss(Measures(0.01, 40.0, None), Measures(0.05, 40.0, None)) is None
+    text = "views found again 50% -> 75%, encoder's rank 40.0 -> 41.0, kNN 30% -> 60%"
+    assert compare(Measures(0.75, 41.0, 0.6), before).endswith(text)
+    assert "kNN" not in compare(Measures(0.75, 41.0, None), before)

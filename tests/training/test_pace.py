@@ -113,7 +113,18 @@ def test_the_first_ranks_clock_decides() -> None:
     pace.start()
     for done in range(1, 5):
         pace.follow(done)
-    assert told == [0.0] and pace.end == 4 + round(170.0 / 2.5)
+    # 10 s have gone by, 20 are kept for the end.
+    assert told == [0.0, 0.0] and pace.end == 4 + round(150.0 / 2.5)
+
+
+def test_time_is_kept_for_what_comes_after_the_last_step() -> None:
+    plan, clock = make_plan(expected_steps=360), Clock()
+    pace = Pace(plan, saved=None, now=clock)
+    pace.keep_for_end(12.0)
+    pace.start()
+    clock.now_s += 2.0
+    pace.follow(4)
+    assert pace.end == 4 + round((180.0 - 12.0 - 2.0) / 0.5)
 
 
 def test_without_a_budget_a_position_is_a_step() -> None:

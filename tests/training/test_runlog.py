@@ -45,8 +45,17 @@ def test_lines_have_the_documented_fields(tmp_path: Path) -> None:
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     fields = json.loads(line)
     wanted = "format done epoch loss lr tau feature_std images_per_s data_wait verdict rank"
-    assert list(fields) == wanted.split() and fields["format"] == 1
+    assert list(fields) == [*wanted.split(), "retrieval", "encoder_rank", "knn"] and fields["format"] == 1
     assert read_metrics(tmp_path) == [make_metrics(10)]
+
+
+def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """They lack what is measured of the encoder."""
+    with make_log(tmp_path) as log:
+        log.write(make_metrics(10))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace(', "retrieval": null, "encoder_rank": null, "knn": null', ""))
+    assert "retrieval" not in path.read_text() and read_metrics(tmp_path) == [make_metrics(10)]
 
 
 def test_a_continued_run_drops_what_it_repeats(tmp_path: Path) -> None:

@@ -1,172 +1,195 @@
-"""Open settings: chosen once, then taken from the run; the given is compared; a preview writes nothing."""
+"""How a run begins: which heads come along, how long the encoder stays, and that it is continued exactly."""
 
 import io
-from collections.abc import Callable
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
-from byol.config import Config, Draft, load_config, load_draft
-from byol.data.survey import Survey
-from byol.errors import CheckpointError, ConfigError, RunMismatchError
-from byol.training import start
-from byol.training.distributed import Ranks
-from byol.training.loop import Outcome, train
-from byol.training.probe import Probe
+from byol.config import Config, load_config
+from byol.errors import CheckpointError
+from byol.plan import Plan
+from byol.training import checkpoint, loop, start
+from byol.training.start import Start
 
-SMALL = [
+TINY = [
     "network.name=test_resnet",
+    "network.stem=standard",
     "network.projection_head.mlp_hidden_size=8",
     "network.projection_head.projection_size=4",
-    "trainer.max_epochs=1",
-    "trainer.device=cpu",
+    "data_transforms.input_shape=[16,16,null]",
+    "data.stored_px=16",
+    "trainer.batch_size=8",
+    "trainer.max_epochs=2",
+    "trainer.precision=fp32",
     "trainer.num_workers=1",
+    "trainer.log_interval=1",
 ]
-LOOK = Survey(
-    num_images=40,
-    num_looked_at=40,
-    num_bad=0,
-    channels=2,
-    bits=16,
-    used_bits=12,
-    is_grey=False,
-    sides=(34, 34, 34, 34),
-    one_size=True,
-    low=(0.0, 0.0),
-    high=(4095.0, 4095.0),
-    blank=0.0,
-    upright=0.5,
-)
+
+
+def configure(folder: Path, *overrides: str, channels: int = 3) -> Config:
+    path = folder / f"images{channels}.npy"
+    if not path.exists():
+        np.save(path, np.random.default_rng(0).integers(0, 256, (16, 16, 16, channels), dtype=np.uint8))
+    return load_config(None, [f"data.source={path}", *TINY, *overrides], preset="default")
+
+
+def run(config: Config, run_dir: Path) -> str:
+    said = io.StringIO()
+    loop.train(config, run_dir, console=Console(file=said, width=500))
+    return said.getvalue()
+
+
+def state_of(run_dir: Path) -> dict[str, torch.Tensor]:
+    state, _ = checkpoint.read_latest(run_dir)
+    assert state is not None
+    return dict(state["byol"])
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("images") / "images.npy"
-    np.save(path, np.random.default_rng(0).integers(0, 4096, (40, 34, 34, 2), dtype=np.uint16))
-    return path
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    run(configure(folder), folder / "run")
+    return folder / "run"
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is asked of images and machine, in order."""
-    seen: list[str] = []
-
-    def survey(*arguments: object, **others: object) -> Survey:
-        seen.append("survey")
-        return LOOK
-
-    def probe(config: Config, *, channels: int, stored_px: int, bits: int, wanted: int = 0) -> Probe:
-        seen.append(f"{'batch' if wanted else 'step'} {channels} {stored_px} {bits}")
-        return Probe(config.batch_size, 2 if wanted else 1, 0.5, 10**9, 2 * 10**9)
-
-    monkeypatch.setattr(start, "survey", survey)
-    monkeypatch.setattr(start, "choose_batch", probe)
-    monkeypatch.setattr(start, "probe_step", probe)
-    return seen
+def is_same(key: str, one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return torch.equal(one[key], two[key])
 
 
-def configure(images: Path, *overrides: str) -> Draft:
-    return load_draft(None, [f"data.source={images}", *SMALL, *overrides], preset="default")
+@pytest.mark.parametrize(
+    ("overrides", "heads", "expected"),
+    [
+        ([], "random", (0, 1.0)),
+        ([], "kept", (0, 1.0)),
+        ([], "new", (2, 0.3)),
+        (["trainer.max_epochs=100000"], "new", (500, 0.3)),
+        (["network.warm_heads=7", "network.encoder_lr=0.5"], "kept", (7, 0.5)),
+    ],
+)
+def test_open_values(tmp_path: Path, overrides: list[str], heads: str, expected: tuple[int, float]) -> None:
+    config = configure(tmp_path, "trainer.max_epochs=20", *overrides)
+    begun = Start.of(config.network, heads=heads, plan=Plan.of(config, num_images=16))  # type: ignore[arg-type]
+    assert (begun.warm_steps, begun.encoder_lr) == expected
 
 
-def run(draft: Draft, run_dir: Path) -> tuple[Outcome, list[str]]:
-    said = io.StringIO()
-    outcome = train(draft, run_dir, console=Console(file=said, width=200))
-    return outcome, said.getvalue().splitlines()
+def test_the_encoder_stays_then_rises_to_its_share() -> None:
+    begun = Start("new", warm_steps=4, encoder_lr=0.4)
+    shares = [begun.encoder_share(step) for step in range(10)]
+    assert shares == pytest.approx([0, 0, 0, 0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+    assert Start("new", warm_steps=0, encoder_lr=0.4).encoder_share(0) == 0.4
 
 
-def test_the_same_again_continues_without_a_look(images: Path, tmp_path: Path, asked: list[str]) -> None:
-    outcome, said = run(configure(images), tmp_path / "run")
-    assert outcome.done == 2 and asked == ["survey", "batch 2 34 16"]
-    assert said[:3] == [
-        "views: microscopy (16 bit, 2 channels)",
-        "flips and quarter turns (orientation cannot be told: 50%)",
-        "view size 32 px (median side 34 px)",
-    ]
-    written = load_config(tmp_path / "run" / "config.yaml", [], preset=None)
-    assert (written.data_transforms.domain, written.view_px) == ("microscopy", 32)
-    assert (written.batch_size, written.accumulation_steps) == (16, 2)
-    outcome, said = run(configure(images), tmp_path / "run")
-    assert outcome.done == 2 and "finished before: all 2 steps are done" in said
-    assert not any(line.startswith("views: ") for line in said) and len(asked) == 2
+def test_all_networks_of_a_run_come_along(finished: Path, tmp_path: Path) -> None:
+    said = run(
+        configure(tmp_path, f"network.fine_tune_from={finished}", "optimizer.params.lr=1e-12"), tmp_path / "b"
+    )
+    assert f"starting from the networks of {finished}, step 4" in said
+    before, after = state_of(finished), state_of(tmp_path / "b")
+    torch.testing.assert_close(
+        before["predictor.0.weight"], after["predictor.0.weight"], atol=1e-8, rtol=1e-6
+    )
 
 
-def test_other_ranks_read_what_the_first_has_chosen(images: Path, tmp_path: Path, asked: list[str]) -> None:
-    configs = [
-        start.settle(
-            configure(images),
-            tmp_path / "run",
-            ranks=Ranks(rank, 1, torch.device("cpu"), torch.float32),  # a world of 1, so that none waits
-            say=lambda line: None,
-        )
-        for rank in (0, 1)
-    ]
-    assert configs[0] == configs[1] and asked.count("survey") == 1
+@pytest.mark.parametrize("form", ["heads", "channels", "folder", "file"])
+def test_the_encoder_alone_and_new_heads(finished: Path, tmp_path: Path, form: str) -> None:
+    """While the heads are warmed nothing of the encoder changes, BatchNorm's statistics included."""
+    source, channels = finished, 5 if form == "channels" else 3
+    overrides = ["network.projection_head.projection_size=6"] if form == "heads" else []
+    if form in ("folder", "file"):
+        source = tmp_path / "export"
+        source.mkdir()
+        for name in ("encoder.safetensors", "encoder.json"):
+            (source / name).write_bytes((finished / name).read_bytes())
+        source = source / "encoder.safetensors" if form == "file" else source
+    config = configure(
+        tmp_path, f"network.fine_tune_from={source}", "network.warm_heads=9", *overrides, channels=channels
+    )
+    said = run(config, tmp_path / "b")
+    assert f"starting from the encoder of {source}, with new heads" in said
+    assert "the first 9 steps train the heads alone (network.warm_heads)" in said
+    assert ("fitted from 3 to 5 channels" in said) == (form == "channels")
+    given, after = load_file(finished / "encoder.safetensors"), state_of(tmp_path / "b")
+    skipped = "conv1" if form == "channels" else "num_batches_tracked"
+    for branch in ("online", "target"):
+        for key, value in given.items():
+            if "num_batches_tracked" not in key and not (form == "channels" and key.startswith(skipped)):
+                assert torch.equal(after[f"{branch}.encoder.{key}"], value), key
+    assert not torch.equal(after["online.projector.0.weight"], after["target.projector.0.weight"])
 
 
-def test_what_is_given_is_compared_with_the_run(images: Path, tmp_path: Path, asked: list[str]) -> None:
-    run_dir = tmp_path / "run"
-    run(configure(images), run_dir)
-    before = (run_dir / "config.yaml").read_bytes()
-    same = [
-        "trainer.batch_size=16",
-        "data_transforms.view.turn=0.75",
-        "data_transforms.input_shape=[32,32,null]",
-    ]
-    assert run(configure(images, *same), run_dir)[0].done == 2
-    with pytest.raises(RunMismatchError, match=r"\(trainer\.batch_size: 16 -> 8\); go back"):
-        run(configure(images, "trainer.batch_size=8"), run_dir)
-    with pytest.raises(RunMismatchError, match=r"view1\.turn: 0\.75 -> 0\.0; .*view2\.turn: 0\.75 -> 0\.0\)"):
-        run(configure(images, "data_transforms.view.turn=0.0"), run_dir)
-    assert (run_dir / "config.yaml").read_bytes() == before and len(asked) == 2
+def test_afterwards_the_encoder_learns_by_its_rate(finished: Path, tmp_path: Path) -> None:
+    states = []
+    for number, rate in enumerate(("1.0", "1.0e-12")):
+        overrides = [
+            f"network.fine_tune_from={finished}",
+            "network.warm_heads=1",
+            f"network.encoder_lr={rate}",
+        ]
+        run(configure(tmp_path, *overrides), tmp_path / f"{number}")
+        states.append(state_of(tmp_path / f"{number}"))
+    key, before = "online.encoder.layer1.0.conv1.weight", state_of(finished)
+    assert not torch.allclose(states[0][key], before[key], atol=1e-6)
+    torch.testing.assert_close(states[1][key], before[key], atol=1e-8, rtol=1e-6)
+    statistics = "online.encoder.bn1.running_mean"
+    assert not is_same(statistics, states[1], before)  # they move again
 
 
-def test_a_run_without_a_checkpoint_is_chosen_for_anew(
-    images: Path, tmp_path: Path, asked: list[str]
+def test_stopped_in_the_warming_and_continued_without_the_weights(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_dir = tmp_path / "run"
-    with pytest.raises(ConfigError):  # found when the networks are made
-        run(configure(images, "network.stem=small", "network.name=mobilenetv3_small_050"), run_dir)
-    assert load_config(run_dir / "config.yaml", [], preset=None).batch_size == 16
-    assert run(configure(images, "trainer.batch_size=8"), run_dir)[0].done == 5
-    assert asked.count("survey") == 2
+    """What the run began with is in `start.json`; the weights may be gone."""
+    source = tmp_path / "encoder.safetensors"
+    weights = (finished / source.name).read_bytes()
+    source.write_bytes(weights)
+    config = configure(tmp_path, f"network.fine_tune_from={source}", "network.warm_heads=2")
+    run(config, tmp_path / "whole")
+    original, calls = loop.set_lr, 0
+
+    def stop_in_the_first(optimizer: torch.optim.Optimizer, lr: float, *, apart: float) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(optimizer, lr, apart=apart)
+
+    monkeypatch.setattr(loop, "set_lr", stop_in_the_first)
+    run(config, tmp_path / "stopped")
+    source.unlink()
+    run(config, tmp_path / "stopped")
+    one, two = state_of(tmp_path / "whole"), state_of(tmp_path / "stopped")
+    assert [key for key in one if not torch.equal(one[key], two[key])] == []
+    plan = Plan.of(config, num_images=16)
+    begun = start.read(tmp_path / "whole", config=config, plan=plan)
+    assert begun == start.read(tmp_path / "stopped", config=config, plan=plan)
+    assert begun.heads == "new" and begun.measures is not None
 
 
-def test_mistakes_are_found_before_the_look(images: Path, tmp_path: Path, asked: list[str]) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'resnet18'"):
-        run(configure(images, "network.name=resnet19"), tmp_path / "run")
-    (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="not empty and not a run"):
-        run(configure(images), tmp_path)
-    with pytest.raises(CheckpointError, match="not empty and not a run"):
-        start.preview(configure(images), tmp_path, say=print)
-    assert asked == []
+def test_a_run_of_an_earlier_version_and_a_damaged_file(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    plan = Plan.of(config, num_images=16)
+    assert start.read(tmp_path, config=config, plan=plan) == Start("random", 0, 1.0)
+    for text in ('{"format": 2}', "{", '{"format": 1}'):
+        (tmp_path / "start.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"start\.json: cannot be read .*; start again"):
+            start.read(tmp_path, config=config, plan=plan)
 
 
-def test_a_preview_says_all_and_writes_nothing(
-    images: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    said: list[str] = []
-    say: Callable[[str], None] = said.append
-    start.preview(configure(images), Path("run"), say=say)
-    assert list(tmp_path.iterdir()) == []
-    assert "batch 16 (at most half of 40 images)" in said
-    assert any(line.startswith("learning rate 0.015, ") for line in said)
-    assert said[-2:] == [
-        "about 1 s: 2 steps of 0.5 s, 32 images/s",
-        "nothing was written; the same command without -n trains",
-    ]
-    run(configure(images), Path("run"))
-    said.clear()
-    start.preview(configure(images), Path("run"), say=say)
-    assert said[0] == "run holds a run, which is continued: what is open is taken from it"
-    assert not any(line.startswith("views: ") for line in said)
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(80.0, "80 s"), (1800.0, "30 min"), (9000.0, "2.5 h")])
-def test_time_in_words(seconds: float, words: str) -> None:
-    assert start._in_words(seconds) == words
+def test_what_cannot_be_started_from(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source, reason in (
+        (tmp_path / "none", "neither a folder nor a file of weights"),
+        (tmp_path / "empty", "holds neither a checkpoint nor an encoder; name an earlier run's folder"),
+    ):
+        with pytest.raises(CheckpointError, match=f"network.fine_tune_from: .*{reason}"):
+            run(configure(tmp_path, f"network.fine_tune_from={source}"), tmp_path / "b")
+    other = configure(tmp_path, f"network.fine_tune_from={finished}", "network.name=resnet10t")
+    with pytest.raises(
+        CheckpointError, match=r"does not fit the encoder: .* choose its model with network\.name"
+    ):
+        run(other, tmp_path / "b")

@@ -11,18 +11,15 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int32, Real
+from jaxtyping import Float, Float32, Int32, Real
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from byol.config import DataTransforms
 from byol.data.statistics import count_values, find_extremes, summarise
-from byol.method.views import Pixels, make_views, whole_view
+from byol.method.views import Pixels, make_views
 
 MOST_CHANNELS = 16
-BLANK_STD = (
-    0.05  # of an image or a view, in units of the set's std: below, in every channel, it shows nothing
-)
 NUM_IMAGES, NUM_VIEWS = 8, 8  # rows and columns of the sheet of views
 _LEAST_PX, _MOST_PX = 64, 128  # side of a tile of one, or of three channels
 _SHEET_PX = 1100  # width of the contact sheet, about
@@ -122,16 +119,6 @@ def draw_histograms(sample: Sample) -> bytes:
     return _png(sheet)
 
 
-def measure_blank_views(sample: Sample, transforms: DataTransforms, *, seed: int) -> tuple[float, float]:
-    """Of the images that show something, the share whose first, and whose second view shows nothing."""
-    whole = whole_view(sample.images, transforms.view_px, pixels=sample.pixels)
-    shown = ~_is_blank(whole)
-    if not bool(shown.any()):
-        return 0.0, 0.0
-    first, second = _make_views(sample, transforms, key=seed, num=len(sample))
-    return float(_is_blank(first)[shown].float().mean()), float(_is_blank(second)[shown].float().mean())
-
-
 def _make_views(
     sample: Sample, transforms: DataTransforms, *, key: int, num: int
 ) -> tuple[Float[Tensor, "n channels view view"], Float[Tensor, "n channels view view"]]:
@@ -143,10 +130,6 @@ def _make_views(
         rows=slice(None),
         pixels=sample.pixels,
     )
-
-
-def _is_blank(images: Float[Tensor, "n channels height width"]) -> Bool[Tensor, " n"]:
-    return images.flatten(2).std(dim=2, correction=0).amax(dim=1) < BLANK_STD
 
 
 def _unnormalise(

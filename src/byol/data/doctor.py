@@ -70,7 +70,9 @@ def look_at(item: str | ImageArray, *, channels: Channels) -> Look:
 def _as_grey(image: ImageArray) -> Float32[np.ndarray, "side side"]:
     """Colours by luma, which JPEG keeps best; of other channels the mean."""
     channels = image.shape[2]
-    weights = _LUMA if channels == 3 and image.dtype == np.uint8 else np.full(channels, 1.0 / channels, np.float32)
+    weights = (
+        _LUMA if channels == 3 and image.dtype == np.uint8 else np.full(channels, 1.0 / channels, np.float32)
+    )
     grey: Float32[np.ndarray, "side side"] = image.astype(np.float32) @ weights
     return grey
 

@@ -63,7 +63,7 @@ class Packed:
     file: RowFile
     sizes: Int32[np.ndarray, "n 2"]  # height, width in px
     names: Names
-    labels: Int64[np.ndarray, " n"]  # -1: not known. Training never reads them.
+    labels: Int64[np.ndarray, " n"]  # -1: not known. Training reports on them only.
     class_names: tuple[str, ...]
     pixels: Pixels
     fingerprint: str  # of the packed values alone: the same wherever the files lie

@@ -12,12 +12,10 @@ from byol.data.decode import decode, fit, peek, select_channels
 from byol.data.formats import Bits, Channels, ImageArray, Kind, bits_of_dtype
 from byol.data.index import Source
 from byol.data.parallel import read_ahead
+from byol.data.upright import THUMBNAIL_PX, measure_upright
 from byol.errors import DataError
 
 BLANK_STD = 0.01  # of an image's values, scaled to 0..1: below, in every channel, it shows nothing
-_THUMBNAIL_PX = 8
-_FEWEST_FOR_UPRIGHT = 50  # images; of fewer nothing is said
-_TURNS = (0, 1, 0, 2, 0, 3)  # quarter turns of the images that are judged, one after the other
 _VALUES = 256  # of each channel of an image, kept for the percentiles
 _LOW, _HIGH = 0.1, 99.9  # percentiles
 
@@ -38,8 +36,7 @@ class Survey:
     low: tuple[float, ...]  # of each channel: 0.1 % of its values are below, 99.9 % for `high`
     high: tuple[float, ...]
     blank: float  # share of images that show nothing
-    is_cut_out: bool  # most images are things on a background of one value
-    upright: float  # 0.5..1, see `measure_upright`
+    upright: float  # 0.5..1, see `upright.py`
 
 
 def survey(source: Source, *, most: int, channels: Channels, num_workers: int) -> Survey:
@@ -68,42 +65,6 @@ def survey(source: Source, *, most: int, channels: Channels, num_workers: int) -
     return _summarise(looks, num_images=len(source), num_bad=len(indices) - len(looks))
 
 
-def measure_upright(thumbnails: Float32[np.ndarray, "image side side channel"], *, seed: int = 0) -> float:
-    """How well images can be told from the same images turned, by pixels alone: 0.5 not at all, 1 always.
-
-    A logistic regression on the values of small thumbnails (the mean of each channel removed) and their
-    squares learns on one half of the images, each as it is and turned by 90, 180 and 270 degrees, which are
-    turned. It is judged on the other half, each as it is or turned, and the other way round: the mean of the
-    two balanced accuracies.
-    """
-    if len(thumbnails) < _FEWEST_FOR_UPRIGHT:
-        return 0.5
-    order = np.random.default_rng(seed).permutation(len(thumbnails))
-    halves = thumbnails[order[::2]], thumbnails[order[1::2]]
-    accuracies = [_tell_turned(*halves), _tell_turned(*halves[::-1])]
-    return max(0.5, sum(accuracies) / 2)
-
-
-def _tell_turned(train: np.ndarray, test: np.ndarray) -> float:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import balanced_accuracy_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    all_ways = np.concatenate([np.rot90(train, turns, axes=(1, 2)) for turns in range(4)])
-    turned = np.arange(len(all_ways)) >= len(train)
-    logistic = LogisticRegression(C=0.01, max_iter=300, class_weight="balanced")
-    model = make_pipeline(StandardScaler(), logistic).fit(_describe(all_ways), turned)
-    shown = np.stack([np.rot90(image, _TURNS[at % len(_TURNS)]) for at, image in enumerate(test)])
-    truth = np.resize(np.array(_TURNS) > 0, len(test))
-    return float(balanced_accuracy_score(truth, model.predict(_describe(shown))))
-
-
-def _describe(thumbnails: np.ndarray) -> Float32[np.ndarray, "image value"]:
-    centred = thumbnails - thumbnails.mean(axis=(1, 2), keepdims=True)
-    return np.concatenate([centred, centred**2], axis=3).reshape(len(thumbnails), -1)
-
-
 @dataclass(frozen=True, eq=False)
 class _Look:
     """One image, in a few numbers."""
@@ -115,7 +76,6 @@ class _Look:
     smallest: Float32[np.ndarray, " channel"]
     largest: Float32[np.ndarray, " channel"]
     std: Float32[np.ndarray, " channel"]
-    border_std: Float32[np.ndarray, " channel"]
     values: Float32[np.ndarray, "channel value"]
     thumbnail: Float32[np.ndarray, "side side channel"]
 
@@ -135,16 +95,9 @@ def _look_at(item: str | ImageArray, *, channels: Channels) -> _Look:
         smallest=planes.min(axis=1).astype(np.float32),
         largest=planes.max(axis=1).astype(np.float32),
         std=planes.std(axis=1, dtype=np.float32),
-        border_std=_border(image).std(axis=0, dtype=np.float32),
         values=planes[:, np.linspace(0, planes.shape[1] - 1, _VALUES).astype(np.int64)].astype(np.float32),
-        thumbnail=fit(image, _THUMBNAIL_PX).astype(np.float32),
+        thumbnail=fit(image, THUMBNAIL_PX).astype(np.float32),
     )
-
-
-def _border(image: ImageArray) -> np.ndarray:
-    """The outermost pixels, (pixels, channels)."""
-    edges = image[0], image[-1], image[:, 0], image[:, -1]
-    return np.concatenate(edges)
 
 
 def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
@@ -155,8 +108,6 @@ def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
     low, high = np.percentile(values, (_LOW, _HIGH), axis=1).astype(np.float32)
     span = np.maximum(high - low, 1e-6) if bits > 8 else np.full(channels, 255.0, np.float32)
     thumbnails = np.stack([(look.thumbnail - low) / span for look in looks])
-    if channels > 3:
-        thumbnails = thumbnails.mean(axis=3, keepdims=True)
     sides = np.array([max(look.height, look.width) for look in looks])
     largest = max(float(look.largest.max()) for look in looks)
     return Survey(
@@ -172,8 +123,7 @@ def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         blank=float(np.mean([(look.std / span < BLANK_STD).all() for look in looks])),
-        is_cut_out=float(np.mean([(look.border_std / span < BLANK_STD).all() for look in looks])) > 0.5,
-        upright=measure_upright(thumbnails),
+        upright=measure_upright(thumbnails.mean(axis=3)),
     )
 
 

@@ -206,7 +206,11 @@ def add_noise_(
     std: Float[Tensor, " batch"],
     seed: Int64[Tensor, " batch"],
 ) -> None:
-    """Gaussian noise, a hash of (seed, place): the same on every device and in whatever batch; clipped."""
+    """Gaussian noise, a hash of (seed, place): the same on every device and in whatever batch.
+
+    Not clipped: on a dark background that would brighten the image, by as much as there is noise. Where
+    brightness is what tells cells apart, such noise hides it.
+    """
     place = torch.arange(x[0].numel(), device=x.device)
     bits = (seed[:, None] + place * 0x9E3779B1) & 0xFFFFFFFF
     # The finaliser of MurmurHash3, 32 bits in an int64 (which may wrap: the low bits are right).
@@ -215,4 +219,4 @@ def add_noise_(
     bits = (bits ^ (bits >> 16)) >> 9
     symmetric = (bits.float() * 2.0 + 1.0) / 2**23 - 1.0  # odd multiples of 2^-23 in (-1, 1), exact
     normal = symmetric.erfinv_().mul_(math.sqrt(2.0)).view_as(x)
-    x.add_(normal.mul_(std[:, None, None, None])).clamp_(0.0, 1.0)
+    x.add_(normal.mul_(std[:, None, None, None]))

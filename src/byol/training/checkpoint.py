@@ -8,12 +8,11 @@ for what the machine had to say: the parts that a batch is computed in, and the 
 import hashlib
 import io
 import pickle
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from byol.config import Config, diff_configs, dump_config, load_config
 from byol.errors import CheckpointError, ConfigError, RunMismatchError
@@ -64,7 +63,10 @@ def _is_young_run(run_dir: Path) -> bool:
     """Nothing but what a run has before its first checkpoint; a `config.yaml` by hand is somebody's work."""
     names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
     path = run_dir / "config.yaml"
-    if not names <= {path.name, "metrics.jsonl", "tensorboard", "checkpoints"} or not path.is_file():
+    if (
+        not names <= {path.name, "start.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+        or not path.is_file()
+    ):
         return False
     try:
         return path.read_bytes() == dump_config(load_config(path, [], preset=None)).encode()
@@ -186,43 +188,6 @@ def restore(
     byol.load_state_dict(state["byol"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["done"])
-
-
-def start_from(run_dir: Path, byol: nn.Module) -> int:
-    """Load another run's online network, target and predictor (`network.fine_tune_from`); its finished steps.
-
-    Raises:
-        CheckpointError: no readable checkpoint there, or one of another architecture; a key is named.
-    """
-    if not run_dir.is_dir():
-        raise CheckpointError(
-            f"network.fine_tune_from: {run_dir} is not a folder; name an earlier run's folder"
-        )
-    state, _ = read_latest(run_dir)
-    if state is None:
-        raise CheckpointError(
-            f"network.fine_tune_from: {run_dir} holds no checkpoint; name an earlier run's folder"
-        )
-    problem = _compare_shapes(state["byol"], byol.state_dict())
-    if problem is not None:
-        raise CheckpointError(
-            f"network.fine_tune_from: {run_dir} is of another architecture ({problem}); "
-            "use its network section, input channels and stem"
-        )
-    byol.load_state_dict(state["byol"])
-    return int(state["done"])
-
-
-def _compare_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
-    """The first difference between two state dicts, or None."""
-    keys: Iterable[str] = [*wanted, *(key for key in found if key not in wanted)]
-    for key in keys:
-        there, here = found.get(key), wanted.get(key)
-        if there is None or here is None:
-            return f"{key} is only in {'this network' if there is None else 'the run'}"
-        if there.shape != here.shape:
-            return f"{key} is {tuple(there.shape)} in the run, {tuple(here.shape)} here"
-    return None
 
 
 def _checksum_path(path: Path) -> Path:

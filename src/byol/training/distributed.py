@@ -137,11 +137,7 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
 
 
 def check_share(batch_size: int, *, world_size: int, num_parts: int) -> None:
-    """Refuse a batch that cannot be shared evenly.
-
-    Raises:
-        ConfigError: with what it must be a multiple of.
-    """
+    """Raises ConfigError for a batch that cannot be shared evenly, with what it must be a multiple of."""
     share = world_size * num_parts
     if batch_size % share:
         raise ConfigError(

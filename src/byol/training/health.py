@@ -1,13 +1,14 @@
 """Is it learning or has it collapsed? Measured on projections of a fixed set of images, in one word.
 
-The loss cannot tell: it is lowest when every image gets the same projection.
+The loss cannot tell: it is lowest when every image gets the same projection. And is the encoder better than
+at step 0? Measured on its representations of the same images, without labels: can a view be found again?
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 Verdict = Literal["healthy", "weak", "collapsing", "collapsed"]
@@ -19,10 +20,9 @@ _BOUNDS: tuple[tuple[Verdict, float, float], ...] = (
     ("collapsing", 0.15, 0.015),
     ("weak", 0.40, 0.03),
 )
-ADVICE = (
-    "try a lower learning rate (optimizer.params.lr), a larger trainer.m, or views that keep more of the "
-    "image (data_transforms.view1.crop_area)"
-)
+_NEIGHBOURS = 5
+# An encoder is worse than at step 0 below these shares of what it had; views found, by 5 points at least.
+_WORSE_RETRIEVAL, _WORSE_RETRIEVAL_BY, _WORSE_RANK = 0.8, 0.05, 0.5
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,74 @@ def measure_rank(projection: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     values = torch.linalg.svdvals(normalised - normalised.mean(dim=0))
     share = values / values.sum().clamp_min(1e-12)
     return torch.exp(-(share * torch.log(share.clamp_min(1e-12))).sum())
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the encoder's representations of the fixed images are good for, nothing being trained on them."""
+
+    retrieval: float  # share of images whose second view is nearest to their first, of all first views; 0..1
+    encoder_rank: float  # effective rank of the representations, 1..features
+    knn: float | None  # share whose label that of most neighbours is; None without labels of two kinds
+
+
+def measure_retrieval(
+    features1: Float[Tensor, "image feature"], features2: Float[Tensor, "image feature"]
+) -> Float[Tensor, ""]:
+    """Share of images whose second view has their own first view as the nearest of all first.
+
+    By the cosine of representations without the mean of their kind of views: else that would be most of it.
+    """
+    centred = (x.float() - x.float().mean(dim=0) for x in (features1, features2))
+    unit1, unit2 = (torch.nn.functional.normalize(x, dim=1) for x in centred)
+    nearest = (unit2 @ unit1.T).argmax(dim=1)
+    return (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean()
+
+
+def measure_knn(features: Float[Tensor, "image feature"], labels: Int64[Tensor, " image"]) -> float | None:
+    """Share of labelled images that the 5 nearest others by cosine (most votes) label right. The host waits.
+
+    `labels` are -1 where not known. None if fewer than two classes are known of 2 or more images each.
+    """
+    known = labels >= 0
+    classes, counts = labels[known].unique(return_counts=True)  # type: ignore[no-untyped-call]
+    if int((counts >= 2).sum()) < 2:
+        return None
+    unit, targets = torch.nn.functional.normalize(features[known].float(), dim=1), labels[known]
+    likeness = (unit @ unit.T).fill_diagonal_(-2.0)
+    nearest = targets[likeness.topk(min(_NEIGHBOURS, len(unit) - 1), dim=1).indices]
+    votes = (nearest[:, :, None] == classes).sum(dim=1)
+    return float((classes[votes.argmax(dim=1)] == targets).float().mean())
+
+
+def compare(now: Measures, before: Measures) -> str:
+    """A line for the end of a run: each measure at step 0 and now."""
+    parts = [
+        f"views found again {before.retrieval:.0%} -> {now.retrieval:.0%}",
+        f"encoder's rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
+    ]
+    if before.knn is not None and now.knn is not None:
+        parts.append(f"kNN {before.knn:.0%} -> {now.knn:.0%}")
+    return f"since step 0: {', '.join(parts)}"
+
+
+def has_lost_rank(now: Measures, before: Measures) -> bool:
+    """Whether the encoder's representations have less than half the rank that they had."""
+    return now.encoder_rank < _WORSE_RANK * before.encoder_rank
+
+
+def describe_loss(now: Measures, before: Measures) -> str | None:
+    """In what the encoder is clearly worse than before, in words; None if in nothing. Labels are not used.
+
+    Clearly: it finds fewer than 0.8 of the views that it found, and 5 points of all fewer, or its rank is
+    below half.
+    """
+    least = min(before.retrieval * _WORSE_RETRIEVAL, before.retrieval - _WORSE_RETRIEVAL_BY)
+    if now.retrieval < least:
+        return f"views found {before.retrieval:.0%} -> {now.retrieval:.0%}"
+    if has_lost_rank(now, before):
+        return f"rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}"
+    return None
 
 
 def judge(projection: Float[Tensor, "batch dim"]) -> Health:

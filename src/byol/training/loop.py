@@ -3,14 +3,14 @@
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from byol.artifacts.encoder import EncoderSpec, save_encoder
 from byol.config import Config, Draft
@@ -18,13 +18,13 @@ from byol.data.batches import Batches
 from byol.data.images import open_images
 from byol.data.packed import Packed
 from byol.data.partial import BAD_FILES
-from byol.errors import CollapsedError, DataError, DivergedError
+from byol.errors import DataError
 from byol.method.kernels import explain_kernels
 from byol.method.networks import Byol, check_name, resolve_stem
 from byol.method.optim import build_optimizer, set_lr
-from byol.method.views import make_views, whole_view
+from byol.method.views import make_views
 from byol.plan import Plan
-from byol.training import checkpoint, health
+from byol.training import alarms, checkpoint, health, start
 from byol.training.distributed import (
     Ranks,
     StopSignal,
@@ -33,13 +33,12 @@ from byol.training.distributed import (
     connect,
     keep_freed_memory,
 )
+from byol.training.fixed_images import FixedImages
 from byol.training.pace import Pace
 from byol.training.probe import probe_step
 from byol.training.runlog import Metrics, RunLog, format_time, say
 from byol.training.settle import settle
 from byol.training.step import compute_within_memory
-
-_PATIENCE = 2  # health checks in a row that say "collapsed" before the run is stopped
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,8 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
     Raises:
         ConfigError, DataError, CheckpointError, RunMismatchError: see their modules; nothing is damaged.
         DivergedError: loss or gradient is not finite; the step was not applied.
-        CollapsedError: the projections of the fixed images have become nearly equal.
+        CollapsedError: the projections of the fixed images have become nearly equal, or much alike at far too
+            high a learning rate.
     """
     keep_freed_memory()
     config, step_s = given.config if isinstance(given, Draft) else given, None
@@ -74,8 +74,10 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
         # Packing is interrupted at once, and can be continued; from here on signals wait for a checkpoint.
         stop = stack.enter_context(StopSignal().listen())
         byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
+        begun, origin = start.begin(run_dir, byol, config=config, plan=plan)
         byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = build_optimizer(byol, config.optimizer, plan=plan)
+        apart = byol.online.encoder if begun.parts_encoder else None
+        optimizer = build_optimizer(byol, config.optimizer, plan=plan, apart=apart)
         pace = Pace(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main)
         num_parts = _choose_parts(config, state, ranks=ranks)
         done = 0
@@ -84,13 +86,14 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
                 run_dir, state, byol=byol, optimizer=optimizer, data_fingerprint=images.fingerprint
             )
         del state
-        if done == 0 and config.network.fine_tune_from is not None:
-            earlier = checkpoint.start_from(Path(config.network.fine_tune_from), byol)
-            notes = [f"starting from the networks of {config.network.fine_tune_from}, step {earlier}"]
         if done and ranks.is_main:  # they may be older than the checkpoint, missing or damaged
             save_encoders(run_dir, byol, config=config, images=images, done=done)
         network = ranks.wrap(byol)
-        fixed_images = _FixedImages.of(images, plan, view_px=config.view_px, ranks=ranks)
+        fixed_images = FixedImages.of(images, plan, transforms=config.data_transforms, ranks=ranks)
+        blank: list[str] = []
+        if done == 0:
+            alarms.check_images(fixed_images, source=config.data.source)
+            blank = alarms.check_views(fixed_images)
         log = RunLog(
             run_dir,
             console,
@@ -99,10 +102,19 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
             active=ranks.is_main,
         )
         introduction = _introduce(config, images, plan=plan, pace=pace, step_s=step_s, ranks=ranks, done=done)
-        for note in [*notes, *introduction]:
+        rate = alarms.describe_rate(config, plan)
+        for note in [*notes, *introduction, *origin, *begun.explain(), *blank, *rate]:
             log.say(note)
-        status = fixed_images.judge(byol, ranks=ranks)
-        collapsed_checks = 0
+        before = pace.now()
+        status, measures = fixed_images.look(byol, ranks=ranks)
+        # At the end it is looked at once more, and saving takes about as long.
+        pace.keep_for_end(2.0 * (pace.now() - before))
+        if done == 0:
+            begun = replace(begun, measures=measures)
+            if ranks.is_main:
+                start.write(run_dir, begun)
+        watch = alarms.Watch(config, plan, start=begun)
+        statistics = start.Statistics((byol.online.encoder, byol.target.encoder))
         clock = _Clock(done)
         source = Batches(
             images,
@@ -116,6 +128,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
         with log, source:
             while not pace.is_last(done):
                 step, batch, position = done, next(source), pace.position(done)
+                statistics.hold(step < begun.warm_steps)
                 # Views, loss and gradient of each part of the batch; one part unless memory asks for more.
                 key = plan.key("views", step)
                 make = partial(
@@ -157,15 +170,17 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
                     )
 
                 # Online network: one gradient step. Target network: moving average of the online one.
-                set_lr(optimizer, plan.lr(position))
+                set_lr(optimizer, plan.lr(position), apart=begun.encoder_share(step))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 byol.update_target(plan.tau(position))
 
                 # Now and then (the host waits here): judge health, log, save; on a signal save and stop.
                 if checking:
-                    status = fixed_images.judge(byol, ranks=ranks)
-                    collapsed_checks = collapsed_checks + 1 if status.verdict == "collapsed" else 0
+                    status, measures = fixed_images.look(byol, ranks=ranks)
+                    warning = watch.note(status, measures, done=done)
+                    if warning is not None:
+                        log.say(warning)
                 if logging:
                     images_per_s, data_wait = clock.lap(done, plan.batch_size, wait_s=source.wait_s)
                     log.write(
@@ -180,12 +195,16 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
                             data_wait=data_wait,
                             verdict=status.verdict,
                             rank=status.rank,
+                            **asdict(measures),
                         ),
                         end=pace.end,
                         left_s=pace.left_s(done, step_s=plan.batch_size / images_per_s),
                     )
-                if collapsed_checks >= _PATIENCE:
-                    raise _collapsed(run_dir, status, done=done)
+                if watch.is_over:
+                    kept = _name_kept(run_dir)
+                    raise alarms.explain_collapse(
+                        config, plan, health=status, done=done, kept=kept, views=blank
+                    )
                 pace.follow(done)
                 if saving and ranks.is_main:
                     checkpoint.save(
@@ -200,6 +219,8 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
                     save_encoders(run_dir, byol, config=config, images=images, done=done)
                 if stopping:
                     break
+            if pace.is_last(done) and begun.measures is not None:
+                log.say(health.compare(measures, begun.measures))
         ranks.wait()
         # The signal may have reached another rank only.
         return Outcome(done, pace.end, None if pace.is_last(done) else stop.name or "SIGTERM")
@@ -278,22 +299,12 @@ def _check_finite(
         ]
         finite = math.isfinite(float(nn.utils.get_total_norm(gradients)))
     if not finite:
-        # The setting, not the rate of this step: warm-up and schedule come on top of it.
-        setting = plan.base_lr / (plan.batch_size / 256 if config.optimizer.scale_lr else 1.0)
-        raise DivergedError(
-            f"loss or gradient is not finite at step {step} (lr {lr:.3g}); the step was not "
-            f"applied and the last checkpoint is kept; start again in another folder with a lower rate, such "
-            f"as optimizer.params.lr={setting / 3:.2g}"
-        )
+        raise alarms.explain_divergence(config, plan, step=step, lr=lr)
 
 
-def _collapsed(run_dir: Path, status: health.Health, *, done: int) -> CollapsedError:
+def _name_kept(run_dir: Path) -> str:
     kept = checkpoint.list_checkpoints(run_dir)
-    last = f"the last checkpoint is {kept[0].name}" if kept else "no checkpoint had been written yet"
-    return CollapsedError(
-        f"collapsed at step {done}: all images get nearly the same projection (feature std "
-        f"{status.feature_std:.4f}, rank {status.rank:.1f}); {last}; {health.ADVICE}"
-    )
+    return f"the last checkpoint is {kept[0].name}" if kept else "no checkpoint had been written yet"
 
 
 def _asked_to_stop(stop: StopSignal, ranks: Ranks, *, done: int) -> bool:
@@ -377,27 +388,3 @@ class _Clock:
         rates = (done - self._done) * batch_size / elapsed, min((wait_s - self._wait_s) / elapsed, 1.0)
         self._done, self._time_s, self._wait_s = done, now, wait_s
         return rates
-
-
-@dataclass(frozen=True)
-class _FixedImages:
-    """The same whole images at every health check, on the device."""
-
-    views: Tensor
-
-    @classmethod
-    def of(cls, images: Packed, plan: Plan, *, view_px: int, ranks: Ranks) -> "_FixedImages":
-        generator = torch.Generator().manual_seed(plan.key("health", 0))
-        chosen = torch.randperm(len(images), generator=generator)[: health.NUM_IMAGES].sort().values.numpy()
-        pixels = torch.from_numpy(images.images[chosen]).permute(0, 3, 1, 2).to(ranks.device)
-        return cls(whole_view(pixels, view_px, pixels=images.pixels))
-
-    @torch.no_grad()
-    def judge(self, byol: Byol, *, ranks: Ranks) -> health.Health:
-        """In train mode, as the loss sees the network, but on copies of its buffers: nothing changes."""
-        online = byol.online
-        buffers = {name: buffer.clone() for name, buffer in online.named_buffers()}
-        parts = self.views.tensor_split(math.ceil(len(self.views) / 64))
-        with ranks.autocast():
-            projections = [torch.func.functional_call(online, buffers, (part,)) for part in parts]
-        return health.judge(torch.cat(projections))

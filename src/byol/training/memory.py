@@ -18,10 +18,12 @@ _WORDS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of a step says that memory ran out, on a CPU or a GPU.
+    """Whether an error, or the one behind it, says that memory ran out, on a CPU or a GPU.
 
     On Linux a process may also be ended by the system before anything is raised: nobody can catch that.
     """
+    if error.__cause__ is not None:
+        return is_out_of_memory(error.__cause__)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)

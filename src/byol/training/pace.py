@@ -44,7 +44,8 @@ class Pace:
 
         `agree` is given a rank's seconds and returns the first rank's; all ranks call it at the same steps.
         """
-        self._plan, self._agree, self._now = plan, agree, now
+        self._plan, self._agree, self.now = plan, agree, now
+        self._ending_s = 0.0
         self._elapsed_s = 0.0 if saved is None else float(saved["elapsed_s"])
         self._start_s: float | None = None
         self._fit: Fit | None = None
@@ -55,9 +56,13 @@ class Pace:
             due = self._next_fit(0, step_s=step_s, end=plan.total_steps)
             self._fit = Fit(0, 0.0, plan.total_steps, step_s, 0.0, due)
 
+    def keep_for_end(self, seconds: float) -> None:
+        """What comes after the last step takes about so long, and is to lie within the budget."""
+        self._ending_s = seconds
+
     def start(self) -> None:
         """From now on the time is the budget's."""
-        self._start_s = self._now()
+        self._start_s = self.now()
 
     @property
     def end(self) -> int:
@@ -80,18 +85,18 @@ class Pace:
         fit, budget_s = self._fit, self._plan.budget_s
         if fit is None or budget_s is None or done < fit.due or done == fit.end:
             return
-        elapsed_s = self._agree(self.elapsed_s)
+        elapsed_s, ending_s = self._agree(self.elapsed_s), self._agree(self._ending_s)
         measured_s = max(elapsed_s - fit.elapsed_s, 1e-9) / (done - fit.step)
         memory = min(_MEMORY, fit.step / done)
         step_s = memory * fit.step_s + (1.0 - memory) * measured_s
-        end = done + max(1, round((budget_s - elapsed_s) / step_s))
+        end = done + max(1, round((budget_s - ending_s - elapsed_s) / step_s))
         due = self._next_fit(done, step_s=step_s, end=end)
         self._fit = Fit(done, self.position(done), end, step_s, elapsed_s, due)
 
     @property
     def elapsed_s(self) -> float:
         """Seconds of training so far, those of earlier starts included."""
-        return self._elapsed_s + (0.0 if self._start_s is None else self._now() - self._start_s)
+        return self._elapsed_s + (0.0 if self._start_s is None else self.now() - self._start_s)
 
     def left_s(self, done: int, *, step_s: float) -> float:
         """Seconds that are left after `done` steps: of the budget, else at `step_s` a step."""

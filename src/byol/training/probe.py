@@ -15,13 +15,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import byol
 from byol.config import Config
-from byol.errors import ConfigError, DataError
+from byol.errors import ConfigError
 from byol.method.networks import Byol
 from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import Pixels, make_views
@@ -136,7 +138,7 @@ def _try_on_gpu(config: Config, images: "_Images") -> Probe | None:
     step_s = None
     try:
         step_s = _measure(config, images, device=device)
-    except (RuntimeError, MemoryError) as error:
+    except (ConfigError, RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     peak = torch.cuda.max_memory_reserved(device) - before
@@ -148,8 +150,11 @@ def _try_on_gpu(config: Config, images: "_Images") -> Probe | None:
 
 def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
     """What the child measured; None if it ran out of memory, or the system ended it because of that."""
+    # This same package, wherever the person is; -P: no file there is taken for a module.
+    paths = [str(Path(byol.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     child = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "byol.training.probe"],
+        [sys.executable, "-P", "-W", "ignore", "-m", "byol.training.probe"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -222,9 +227,9 @@ def _make_step(
     """A function that makes a step and says how long gradients and update took, seconds."""
     # Rates change neither time nor memory; with a time budget any number of steps will do.
     plan = Plan.of(config, num_images=config.batch_size, expected_steps=10**6)
-    byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
-    byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(byol, config.optimizer, plan=plan)
+    networks = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
+    networks = networks.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(networks, config.optimizer, plan=plan)
     batch = images.make(num_images, device=ranks.device)
     sizes = torch.full((plan.batch_size, 2), float(images.stored_px))
     make = partial(make_views, sizes=sizes, transforms=config.data_transforms, key=0, pixels=images.pixels)
@@ -236,12 +241,12 @@ def _make_step(
 
     def step() -> tuple[float, float]:
         start = wait()
-        compute_gradients(byol, batch, make=make, show=None, num_parts=num_parts, ranks=ranks)
+        compute_gradients(networks, batch, make=make, show=None, num_parts=num_parts, ranks=ranks)
         middle = wait()
         set_lr(optimizer, plan.lr(0))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        byol.update_target(plan.tau(0))
+        networks.update_target(plan.tau(0))
         return middle - start, wait() - middle
 
     return step
@@ -258,12 +263,13 @@ def _main() -> None:
         config = Config.model_validate_json(job["config"])
         step_s = _measure(config, _Images(**job["images"]), device=torch.device("cpu"))
         answer = {"step_s": step_s, "peak_bytes": peak_bytes()}
-    except (ConfigError, DataError) as error:
-        answer = {"refused": str(error)}
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except (ConfigError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            answer = {"failed": _OUT_OF_MEMORY}
+        elif isinstance(error, ConfigError):
+            answer = {"refused": str(error)}
+        else:
             raise
-        answer = {"failed": _OUT_OF_MEMORY}
     print(json.dumps(answer))
 
 

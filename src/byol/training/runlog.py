@@ -41,6 +41,10 @@ class Metrics:
     data_wait: float  # share of the time spent waiting for images, 0..1
     verdict: str  # of the latest health check
     rank: float  # effective rank at the latest health check, 1..D
+    # Of the encoder at the latest health check, as in `health.Measures`; earlier versions had none of them.
+    retrieval: float | None = None  # share of fixed images whose second view finds the first, 0..1
+    encoder_rank: float | None = None  # effective rank of representations, 1..features
+    knn: float | None = None  # share of fixed images that their neighbours label right, 0..1
 
 
 class RunLog:
@@ -97,7 +101,7 @@ class RunLog:
             self._file.write(_to_line(metrics))
             self._file.flush()
             for name, value in asdict(metrics).items():
-                if name not in ("done", "verdict"):
+                if name not in ("done", "verdict") and value is not None:
                     self._board.add_scalar(name, value, metrics.done)
         except OSError as error:
             raise CheckpointError(f"{self._path}: cannot be written ({error.strerror}); free space") from None

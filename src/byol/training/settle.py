@@ -18,7 +18,7 @@ from byol.training import checkpoint
 from byol.training.distributed import Ranks, choose_device, choose_dtype
 from byol.training.probe import Probe, choose_batch, probe_step
 
-_LOOK_AT = 1000  # images
+_LOOK_AT = 2000  # images
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 
 

@@ -1,0 +1,102 @@
+"""The same images at every health check: measured whole and in two views, and what views leave of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from byol.config import DataTransforms
+from byol.data.packed import Packed
+from byol.method.networks import Byol
+from byol.method.views import Pixels, make_views, whole_view
+from byol.plan import Plan
+from byol.training import health
+from byol.training.distributed import Ranks
+
+_PART = 64  # images that the network sees at once
+
+
+@dataclass(frozen=True)
+class FixedImages:
+    """Some images of the run, in random order, on the device; their labels are only reported on."""
+
+    stored: Tensor
+    sizes: Tensor
+    labels: Tensor
+    pixels: Pixels
+    transforms: DataTransforms
+    key: int  # of the random numbers of their views
+
+    @classmethod
+    def of(cls, images: Packed, plan: Plan, *, transforms: DataTransforms, ranks: Ranks) -> "FixedImages":
+        """At most `health.NUM_IMAGES` images, a function of the seed."""
+        generator = torch.Generator().manual_seed(plan.key("health", 0))
+        # Not sorted: BatchNorm is to see a mixture, and files of a class often follow each other.
+        chosen = torch.randperm(len(images), generator=generator)[: health.NUM_IMAGES].numpy()
+        stored = torch.from_numpy(images.read(chosen)).permute(0, 3, 1, 2)
+        return cls(
+            stored.to(ranks.device),
+            torch.from_numpy(images.sizes[chosen].astype(np.float32)),
+            torch.from_numpy(images.labels[chosen]).to(ranks.device),
+            images.pixels,
+            transforms,
+            plan.key("health", 1),
+        )
+
+    def whole(self, rows: slice = slice(None)) -> Float[Tensor, "image channel view view"]:
+        """The whole images as the network is to see them."""
+        return whole_view(self.stored[rows], self.transforms.view_px, pixels=self.pixels)
+
+    def views(
+        self, rows: slice = slice(None), *, transforms: DataTransforms | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Two random views of each image, the same at every call; `transforms`: by other settings."""
+        return make_views(
+            self.stored[rows],
+            self.sizes,
+            transforms or self.transforms,
+            key=self.key,
+            rows=rows,
+            pixels=self.pixels,
+        )
+
+    @torch.no_grad()
+    def look(self, byol: Byol, *, ranks: Ranks) -> tuple[health.Health, health.Measures]:
+        """The health of projections, and measures of representations. The host waits here.
+
+        In train mode, as the loss sees the network, but on copies of its buffers: nothing changes. First and
+        second views pass it in other company, so that what BatchNorm knows of the batch helps to find none.
+        """
+        num_parts = -(-len(self.stored) // _PART)
+        size = -(-len(self.stored) // num_parts)
+        stretches = [slice(at, at + size) for at in range(0, len(self.stored), size)]
+        combs = [slice(at, None, num_parts) for at in range(num_parts)]
+        encoder, projector = (_Frozen(part) for part in (byol.online.encoder, byol.online.projector))
+        with ranks.autocast():
+            whole = [encoder(self.whole(rows)) for rows in stretches]
+            projections = torch.cat([projector(features) for features in whole])
+            first = torch.cat([encoder(self.views(rows)[0]) for rows in stretches])
+            second = torch.empty_like(first)
+            for rows in combs:
+                second[rows] = encoder(self.views(rows)[1])
+        features = torch.cat(whole)
+        measures = health.Measures(
+            float(health.measure_retrieval(first, second)),
+            float(health.measure_rank(features)),
+            health.measure_knn(features, self.labels),
+        )
+        return health.judge(projections), measures
+
+
+class _Frozen:
+    """A module whose buffers are copied for the calls, so that they leave no trace."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(self._module, self._buffers, (x,))
+        return result

@@ -1,0 +1,199 @@
+"""How a run begins: with random weights, the networks of an earlier run, or a trained encoder and new heads.
+
+New heads on a trained encoder would spoil it with the gradients of their first steps. So at first the heads
+learn alone: the encoder's learning rate is 0 and its BatchNorm statistics stay. Then it rises in as many
+steps to its share. All of it is a function of the step and of what `start.json` says, written at step 0.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from byol.artifacts import encoder as encoder_files
+from byol.config import Config, NetworkConfig
+from byol.errors import CheckpointError
+from byol.files import write_atomically
+from byol.method.networks import Byol
+from byol.method.pretrained import (
+    KEY,
+    SUFFIXES,
+    TIMM,
+    State,
+    compare_states,
+    find_timm,
+    fit_weights,
+    read_weights,
+)
+from byol.plan import Plan
+from byol.training import checkpoint
+from byol.training.health import Measures
+
+FORMAT = 1
+FILE_NAME = "start.json"
+_WARM_SHARE, _WARM_MAX_STEPS = 0.05, 500
+_ENCODER_LR = 0.3  # of the heads' rate, for a trained encoder below new heads
+
+Heads = Literal["random", "new", "kept"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run began with, the contents of `start.json`."""
+
+    heads: Heads  # random: the encoder as well; new: on a trained encoder; kept: those of the earlier run
+    warm_steps: int  # first steps, in which the encoder does not learn
+    encoder_lr: float  # the encoder's learning rate afterwards, as a share of the heads'
+    measures: Measures | None = None  # of the fixed images at step 0; None: not known
+
+    @classmethod
+    def of(cls, network: NetworkConfig, *, heads: Heads, plan: Plan) -> "Start":
+        """The configuration's values; null ones are for new heads on a trained encoder alone."""
+        warm = min(_WARM_MAX_STEPS, round(_WARM_SHARE * plan.total_steps)) if heads == "new" else 0
+        rate = _ENCODER_LR if heads == "new" else 1.0
+        return cls(
+            heads,
+            warm if network.warm_heads is None else network.warm_heads,
+            rate if network.encoder_lr is None else network.encoder_lr,
+        )
+
+    @property
+    def parts_encoder(self) -> bool:
+        """Whether the encoder's learning rate ever differs from the heads'."""
+        return self.warm_steps > 0 or self.encoder_lr != 1.0
+
+    def encoder_share(self, step: int) -> float:
+        """The encoder's learning rate in a step, as a share of the heads'."""
+        if self.warm_steps == 0:
+            return self.encoder_lr
+        return self.encoder_lr * min(max(step + 1 - self.warm_steps, 0) / self.warm_steps, 1.0)
+
+    def explain(self) -> list[str]:
+        """A line if encoder and heads are treated differently."""
+        if not self.parts_encoder:
+            return []
+        warm = f"the first {self.warm_steps} steps train the heads alone (network.warm_heads); "
+        rate = f"the encoder's learning rate is {self.encoder_lr:g} of theirs (network.encoder_lr)"
+        return [(warm if self.warm_steps else "") + rate]
+
+
+def begin(run_dir: Path, byol: Byol, *, config: Config, plan: Plan) -> tuple[Start, list[str]]:
+    """Load the weights to start from into `byol`; or, for a run with checkpoints, read how it had begun.
+
+    Raises:
+        ConfigError, CheckpointError: what `network.fine_tune_from` names cannot be used, or `start.json` is
+            damaged.
+    """
+    if checkpoint.list_checkpoints(run_dir):
+        return read(run_dir, config=config, plan=plan), []
+    source = config.network.fine_tune_from
+    heads: Heads = "random"
+    notes: list[str] = []
+    if source is not None:
+        heads, notes = _load(source, byol, name=config.network.name)
+    return Start.of(config.network, heads=heads, plan=plan), notes
+
+
+def read(run_dir: Path, *, config: Config, plan: Plan) -> Start:
+    """How a run began. One of an earlier version has no `start.json`, and had no warming of heads.
+
+    Raises:
+        CheckpointError: the file is damaged or of another format.
+    """
+    path = run_dir / FILE_NAME
+    if not path.exists():
+        heads: Heads = "random" if config.network.fine_tune_from is None else "kept"
+        return Start.of(config.network, heads=heads, plan=plan)
+    try:
+        fields = json.loads(path.read_bytes())
+        if fields.pop("format") != FORMAT:
+            raise ValueError(f"format is not {FORMAT}")
+        measures = fields.pop("measures")
+        return Start(**fields, measures=None if measures is None else Measures(**measures))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); start again in another folder with -o"
+        ) from None
+
+
+def write(run_dir: Path, start: Start) -> None:
+    """Write `start.json`.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    content = json.dumps({"format": FORMAT, **asdict(start)}, indent=1)
+    write_atomically(run_dir / FILE_NAME, content.encode() + b"\n")
+
+
+@dataclass
+class Statistics:
+    """The BatchNorm statistics of some networks, which move with each batch unless they are held."""
+
+    networks: tuple[nn.Module, ...]
+    _momenta: dict[_BatchNorm, float | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        layers = (layer for network in self.networks for layer in network.modules())
+        self._momenta = {layer: layer.momentum for layer in layers if isinstance(layer, _BatchNorm)}
+
+    def hold(self, held: bool) -> None:
+        """Whether they stay as they are in the steps to come; normalising is by the batch either way."""
+        for layer, momentum in self._momenta.items():
+            layer.momentum = 0.0 if held else momentum
+
+
+# ---- Where weights come from
+
+
+def _load(source: str, byol: Byol, *, name: str) -> tuple[Heads, list[str]]:
+    """Fill `byol` from a run's folder, a file or timm's cache; whether the heads came along, and notes."""
+    path = Path(source)
+    if source.startswith(TIMM):
+        model = source.removeprefix(TIMM)
+        found = read_weights(find_timm(model))
+        if model.partition(".")[0] != name.partition(".")[0]:
+            raise CheckpointError(
+                f"{KEY}: {source} is another model than network.name {name}; "
+                f"set network.name={model.partition('.')[0]}"
+            )
+        return "new", _load_encoder(found, byol, where=source)
+    if path.is_dir():
+        return _load_run(path, byol)
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        return "new", _load_encoder(read_weights(path), byol, where=source)
+    raise CheckpointError(
+        f"{KEY}: {source} is neither a folder nor a file of weights ({', '.join(SUFFIXES)}); "
+        "name an earlier run's folder, such a file, or timm:MODEL"
+    )
+
+
+def _load_run(folder: Path, byol: Byol) -> tuple[Heads, list[str]]:
+    """All networks of an earlier run if they fit, else its encoder; or a folder with an encoder alone."""
+    state, _ = checkpoint.read_latest(folder)
+    if state is None:
+        if not (folder / encoder_files.SPEC_NAME).is_file():
+            raise CheckpointError(
+                f"{KEY}: {folder} holds neither a checkpoint nor an encoder; name an earlier run's folder"
+            )
+        encoder = encoder_files.load(folder, device="cpu")
+        return "new", _load_encoder(encoder.module.state_dict(), byol, where=str(folder))
+    problem = compare_states(state["byol"], byol.state_dict(), there="the run")
+    if problem is None:
+        byol.load_state_dict(state["byol"])
+        return "kept", [f"starting from the networks of {folder}, step {state['done']}"]
+    prefix = "online.encoder."
+    found = {key.removeprefix(prefix): value for key, value in state["byol"].items() if prefix in key}
+    notes = _load_encoder(found, byol, where=str(folder))
+    return "new", [*notes, f"its heads are left out, since {problem}"]
+
+
+def _load_encoder(found: State, byol: Byol, *, where: str) -> list[str]:
+    """Fill both branches' encoders; the heads are as they were drawn, the same in both branches."""
+    state, notes = fit_weights(found, byol.online.encoder, where=where)
+    for branch in (byol.online, byol.target):
+        branch.encoder.load_state_dict(state)
+    return [f"starting from the encoder of {where}, with new heads", *notes]

@@ -1,0 +1,132 @@
+"""A step's gradients: parts, and what happens when memory runs out in the middle."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from byol.errors import ConfigError
+from byol.method.networks import Byol
+from byol.training.distributed import Ranks
+from byol.training.memory import available_bytes, is_out_of_memory, peak_bytes
+from byol.training.step import MIN_PART, Computed, can_halve, compute_gradients, compute_within_memory
+
+ALONE = Ranks(0, 1, torch.device("cpu"), torch.float32)
+IMAGES = torch.randint(0, 256, (32, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+FAILURES = [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+]
+
+
+def make_byol() -> Byol:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+    return Byol(encoder, num_features=8, hidden_size=8, projection_size=4)
+
+
+class MakeViews:
+    """Views that are a function of the rows; the calls `fail_on` raise."""
+
+    def __init__(self, *fail_on: int, error: Exception | None = None) -> None:
+        self.rows: list[slice] = []
+        self._fail_on, self._error = fail_on, error or MemoryError()
+
+    def __call__(self, images: Tensor, *, rows: slice) -> tuple[Tensor, Tensor]:
+        self.rows.append(rows)
+        if len(self.rows) in self._fail_on:
+            raise self._error
+        factors = torch.arange(32.0)[rows].view(-1, 1, 1, 1) / 32.0
+        return images / 255.0 * factors, images / 255.0 + factors
+
+
+def compute(byol: Byol, make: MakeViews, *, num_parts: int, said: list[str] | None = None) -> Computed:
+    say = print if said is None else said.append
+    return compute_within_memory(
+        byol, IMAGES, make=make, show=None, num_parts=num_parts, ranks=ALONE, seed=3, say=say
+    )
+
+
+def state(byol: Byol) -> dict[str, Tensor]:
+    gradients = {f"{name}.grad": p.grad for name, p in byol.named_parameters() if p.grad is not None}
+    return copy.deepcopy({**byol.state_dict(), **gradients})
+
+
+def test_parts_have_the_mean_loss_and_the_sum_of_gradients() -> None:
+    byol, make = make_byol(), MakeViews()
+    shown: list[Tensor] = []
+    torch.manual_seed(3)
+    computed = compute_gradients(
+        byol, IMAGES, make=make, show=lambda one, two: shown.extend((one, two)), num_parts=4, ranks=ALONE
+    )
+    assert make.rows == [slice(at, at + 8, 1) for at in (0, 8, 16, 24)]
+    assert computed.projection.shape == (8, 4) and computed.num_parts == 4
+    assert [view.shape for view in shown] == [(8, 1, 4, 4)] * 2
+    other = make_byol()
+    torch.manual_seed(3)
+    losses = [other(*MakeViews()(IMAGES[rows], rows=rows))[0] / 4 for rows in make.rows]
+    torch.stack(losses).sum().backward()
+    torch.testing.assert_close(computed.loss, torch.stack(losses).sum().detach())
+    for name, value in state(other).items():
+        torch.testing.assert_close(state(byol)[name], value, msg=name)
+
+
+@pytest.mark.parametrize("error", FAILURES)
+def test_out_of_memory_leaves_no_trace(error: Exception) -> None:
+    """At the second part of two, when gradients and statistics have changed: equal to four parts at once."""
+    byol, said = make_byol(), list[str]()
+    computed = compute(byol, MakeViews(2, error=error), num_parts=2, said=said)
+    wanted = make_byol()
+    expected = compute(wanted, MakeViews(), num_parts=4)
+    assert computed.num_parts == 4 and torch.equal(computed.loss, expected.loss)
+    assert [name for name, value in state(wanted).items() if not torch.equal(value, state(byol)[name])] == []
+    (line,) = said
+    assert "in 4 parts of 8 images" in line and "BatchNorm" in line and "trainer.accumulation_steps=4" in line
+
+
+def test_halved_as_often_as_need_be() -> None:
+    said: list[str] = []
+    assert compute(make_byol(), MakeViews(1, 2), num_parts=1, said=said).num_parts == 4 and len(said) == 2
+
+
+def test_the_smallest_part() -> None:
+    with pytest.raises(
+        ConfigError, match=r"trainer\.batch_size: out of memory on 8 images at a time.*network\.name"
+    ):
+        compute(make_byol(), MakeViews(1), num_parts=4)
+
+
+def test_one_of_several_ranks() -> None:
+    """The others wait in the middle of the step, and cannot be told: the run ends, and says what to do."""
+    ranks = Ranks(1, 2, torch.device("cpu"), torch.float32)
+    with pytest.raises(
+        ConfigError, match=r"rank 1 ran out of memory on 32 images.*accumulation_steps=2 continues"
+    ):
+        compute_within_memory(
+            make_byol(), IMAGES, make=MakeViews(1), show=None, num_parts=1, ranks=ranks, seed=3, say=print
+        )
+
+
+def test_other_errors_are_not_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        compute(make_byol(), MakeViews(1, error=RuntimeError("shapes cannot be multiplied")), num_parts=1)
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
+
+
+def test_pytorchs_own_error_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+def test_smallest_parts() -> None:
+    assert can_halve(2 * MIN_PART, num_parts=1, world_size=1)
+    assert not can_halve(2 * MIN_PART, num_parts=2, world_size=1)
+    assert not can_halve(2 * MIN_PART, num_parts=1, world_size=2)
+    assert not can_halve(90, num_parts=2, world_size=1)
+
+
+def test_memory_of_machine_and_process() -> None:
+    assert peak_bytes() > 10**7 and 10**7 < available_bytes() < 10**15
