@@ -29,7 +29,7 @@ _THE_ENCODER = """the encoder is in {run}:
 """
 _EPILOG = """examples:
   byol demo                                  generated images, then the table; minutes on 2 cores
-  byol check IMAGES/                         are they fit to train on? a report with pictures, about a minute
+  byol check IMAGES/                         are they fit to train on? a report with pictures
   byol train IMAGES/ -n                      what would be chosen, and how long it takes
   byol train IMAGES/ -o runs/cells           no settings, no labels; the same again continues
   byol train IMAGES/ --hours 2               as good as it gets in two hours
@@ -80,7 +80,7 @@ def _make_parser() -> argparse.ArgumentParser:
         commands,
         "check",
         _check,
-        "look at all images: what they are, what is wrong, what training would do; a report with pictures",
+        "look at all images, say what is wrong and what training would do",
         "byol check IMAGES/ --test TEST/",
     )
     check.add_argument("source", help="images or a configuration file, as for train")
