@@ -10,10 +10,11 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "byol"
 LEVELS = {
     0: {"errors", "config_text", "config_schema"},
-    1: {"config_keys", "files", "method.kernels", "method.pixelwise", "data.formats"},
+    1: {"artifacts.page", "config_keys", "files", "method.kernels", "method.pixelwise", "data.formats"},
     2: {
         "config",
         "data.decode",
+        "data.duplicates",
         "data.index",
         "data.motifs",
         "data.place",
@@ -50,14 +51,15 @@ LEVELS = {
         "evaluation.probes",
         "artifacts.feature_file",
     },
-    5: {"data.packed", "training.step"},
-    6: {"data.batches", "data.images", "artifacts.encoder", "training.fixed_images"},
+    5: {"artifacts.sheets", "data.doctor", "data.packed", "training.step"},
+    6: {"data.findings", "data.batches", "data.images", "artifacts.encoder", "training.fixed_images"},
     7: {"evaluation.features", "evaluation.splits", "training.probe", "training.start"},
     8: {"choices", "evaluation.table", "training.alarms"},
     9: {"training.settle"},
-    10: {"training.loop"},
-    11: {"cli", "__init__"},
-    12: {"__main__"},
+    10: {"check_report", "training.loop"},
+    11: {"check"},
+    12: {"cli", "__init__"},
+    13: {"__main__"},
 }
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
 

@@ -29,6 +29,7 @@ _THE_ENCODER = """the encoder is in {run}:
 """
 _EPILOG = """examples:
   byol demo                                  generated images, then the table; minutes on 2 cores
+  byol check IMAGES/                         are they fit to train on? a report with pictures
   byol train IMAGES/ -n                      what would be chosen, and how long it takes
   byol train IMAGES/ -o runs/cells           no settings, no labels; the same again continues
   byol train IMAGES/ --hours 2               as good as it gets in two hours
@@ -74,6 +75,19 @@ def _make_parser() -> argparse.ArgumentParser:
 
     demo = _add(commands, "demo", _demo, "train on generated images, evaluate, print the table")
     demo.add_argument("-o", "--output", type=Path, default=Path("runs/demo"), help="run folder (%(default)s)")
+
+    check = _add(
+        commands,
+        "check",
+        _check,
+        "look at all images, say what is wrong and what training would do",
+        "byol check IMAGES/ --test TEST/",
+    )
+    check.add_argument("source", help="images or a configuration file, as for train")
+    check.add_argument("--test", help="images that training must not see: are they in IMAGES/, too?")
+    check.add_argument("-o", "--output", type=Path, help="folder of the report (check/NAME)")
+    check.add_argument("--preset", help="classic, paper, default or demo")
+    check.add_argument("--hours", help="time for the training, as for train")
 
     train = _add(
         commands, "train", _train, "train an encoder, or continue a run", "byol train IMAGES/ -o runs/cells"
@@ -189,6 +203,25 @@ def _demo(options: argparse.Namespace) -> int:
     return _train_and_evaluate(draft, options.output)
 
 
+def _check(options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from byol.check import check
+
+    draft, folder = _configure(options, place="check")
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("looking at images", total=None)
+        verdict = check(
+            draft,
+            folder,
+            test=options.test,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for line in verdict.lines:
+        print(line)
+    return verdict.exit_code
+
+
 def _train(options: argparse.Namespace) -> int:
     if options.init is not None:
         options.overrides = [f"network.fine_tune_from={json.dumps(options.init)}", *options.overrides]
@@ -207,8 +240,8 @@ def _eval(options: argparse.Namespace) -> int:
     return _print_table(options.run, overrides=overrides)
 
 
-def _configure(options: argparse.Namespace) -> tuple[Draft, Path]:
-    """The configuration that the arguments mean, and the run's folder."""
+def _configure(options: argparse.Namespace, *, place: str = "runs") -> tuple[Draft, Path]:
+    """The configuration that the arguments mean, and the folder to write to, in `place` if not given."""
     source = str(options.source)
     overrides = [
         *options.overrides,
@@ -222,7 +255,7 @@ def _configure(options: argparse.Namespace) -> tuple[Draft, Path]:
         draft = load_draft(None, [source_override, *overrides], preset=options.preset or "default")
         path = Path(source).resolve()
         name = path.name if path.is_dir() else path.stem
-    return draft, options.output or Path("runs") / name
+    return draft, options.output or Path(place) / name
 
 
 def _preview(draft: Draft, run_dir: Path) -> int:

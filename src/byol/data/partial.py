@@ -91,7 +91,7 @@ class PartialPack:
             file.truncate(end)
             file.seek(end)
         if mark.done == 0:
-            self._bad.write(_csv_line("file", "reason"))
+            self._bad.write(csv_line("file", "reason"))
         self._saver, self._saving = ThreadPoolExecutor(1), Future[None]()
         self._saving.set_result(None)
         self._saved_s = time.monotonic()
@@ -136,7 +136,7 @@ class PartialPack:
         self.num_rows += 1
 
     def append_bad(self, name: str, reason: str) -> None:
-        self._bad.write(_csv_line(name, reason))
+        self._bad.write(csv_line(name, reason))
         self.num_bad += 1
 
     def finish_image(self) -> None:
@@ -196,7 +196,8 @@ def _open(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=_BUFFER_BYTES)
 
 
-def _csv_line(*fields: str) -> bytes:
+def csv_line(*fields: str) -> bytes:
+    """A line of a CSV file; names in any encoding are kept as they are."""
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\n").writerow(fields)
     return line.getvalue().encode("utf-8", "surrogateescape")

@@ -1,12 +1,13 @@
 """From what a person gave to a configuration that can run: the rest is chosen, or taken from the run."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from byol.choices import Chosen, Machine, choose, count_usable
+from byol.choices import Choice, Chosen, Machine, choose, count_usable
 from byol.config import Config, Draft, load_config
 from byol.data.packed import find_limit_px
 from byol.data.sources import open_source
@@ -39,7 +40,7 @@ def settle(
     step_s = None
     if ranks.is_main and not _has_begun(run_dir):
         checkpoint.check_run_folder(run_dir)
-        look = _look(draft)
+        look = look_at_some(draft)
         chosen = _choose(draft, look, world_size=ranks.world_size)
         for choice in chosen.choices:
             say(str(choice))
@@ -57,25 +58,51 @@ def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
     """
     check_name(draft.config.network.name)
     checkpoint.check_run_folder(run_dir)
-    look = _look(draft)
+    look = look_at_some(draft)
     if draft.open and _has_begun(run_dir):
         say(f"{run_dir} holds a run, which is continued: what is open is taken from it")
         draft = _ask_run(draft, run_dir)
-    chosen = _choose(draft, look, world_size=1)
-    for choice in chosen.choices:
+    found = forecast(draft, look)
+    for choice in found.choices:
         say(str(choice))
+    for line in (*found.plan.explain(), found.describe_time()):
+        say(line)
+    say("nothing was written; the same command without -n trains")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would be."""
+
+    config: Config
+    choices: tuple[Choice, ...]
+    probe: Probe
+    plan: Plan
+    stored_px: int
+
+    def describe_time(self) -> str:
+        """How long it takes, a line."""
+        plan, step_s = self.plan, self.probe.step_s
+        return (
+            f"about {_in_words(plan.total_steps * step_s)}: {plan.total_steps:,} steps of "
+            f"{step_s:.3g} s, {plan.batch_size / step_s:.3g} images/s"
+        )
+
+
+def forecast(draft: Draft, look: Survey) -> Forecast:
+    """All that `settle` would choose on one device, and the time that a step takes here.
+
+    Raises:
+        ConfigError, DataError: as training would.
+    """
+    check_name(draft.config.network.name)
+    chosen = _choose(draft, look, world_size=1)
     config = chosen.config
     probe = chosen.probe or _measure(config, False, look=look)
     hours = config.trainer.max_hours
     expected = None if hours is None else max(1, round(3600.0 * hours / probe.step_s))
     plan = Plan.of(config, num_images=count_usable(look), expected_steps=expected)
-    for line in plan.explain():
-        say(line)
-    say(
-        f"about {_in_words(plan.total_steps * probe.step_s)}: {plan.total_steps:,} steps of "
-        f"{probe.step_s:.3g} s, {plan.batch_size / probe.step_s:.3g} images/s"
-    )
-    say("nothing was written; the same command without -n trains")
+    return Forecast(config, chosen.choices, probe, plan, _find_stored_px(config, look))
 
 
 def _has_begun(run_dir: Path) -> bool:
@@ -89,7 +116,12 @@ def _ask_run(draft: Draft, run_dir: Path) -> Draft:
 # ---- What choices are made from
 
 
-def _look(draft: Draft) -> Survey:
+def look_at_some(draft: Draft) -> Survey:
+    """What choices are made from.
+
+    Raises:
+        DataError: as `survey`.
+    """
     data = draft.config.data
     workers = draft.config.trainer.num_workers
     return survey(open_source(data), most=_LOOK_AT, channels=data.channels, num_workers=workers)
@@ -116,12 +148,17 @@ def _measure(config: Config, in_parts: bool, *, look: Survey) -> Probe:
     channels = (
         len(select) if isinstance(select, list) else {"grey": 1, "rgb": 3}.get(select or "", look.channels)
     )
-    stored_px = config.data.stored_px or min(find_limit_px(config.view_px), look.sides[3])
+    stored_px = _find_stored_px(config, look)
     if in_parts:
         return choose_batch(
             config, wanted=config.batch_size, channels=channels, stored_px=stored_px, bits=look.bits
         )
     return probe_step(config, channels=channels, stored_px=stored_px, bits=look.bits)
+
+
+def _find_stored_px(config: Config, look: Survey) -> int:
+    """As packing would choose it, as far as the images looked at tell."""
+    return config.data.stored_px or min(find_limit_px(config.view_px), look.sides[3])
 
 
 def _in_words(seconds: float) -> str:
