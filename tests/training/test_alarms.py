@@ -22,6 +22,7 @@ TINY = [
     "network.projection_head.projection_size=16",
     "data_transforms.input_shape=[16,16,null]",
     "trainer.batch_size=16",
+    "trainer.accumulation_steps=1",
     "trainer.max_epochs=1",
     "trainer.precision=fp32",
     "trainer.num_workers=1",

@@ -22,7 +22,7 @@ class Clock:
 
 
 def make_plan(*, expected_steps: int, hours: float = 0.05) -> Plan:
-    config = load_config(None, [f"trainer.max_hours={hours}"], preset="default")
+    config = load_config(None, [f"trainer.max_hours={hours}", "trainer.batch_size=64"], preset="default")
     return Plan.of(config, num_images=640, expected_steps=expected_steps)
 
 
@@ -128,7 +128,9 @@ def test_time_is_kept_for_what_comes_after_the_last_step() -> None:
 
 
 def test_without_a_budget_a_position_is_a_step() -> None:
-    plan = Plan.of(load_config(None, ["trainer.max_epochs=3"], preset="default"), num_images=640)
+    plan = Plan.of(
+        load_config(None, ["trainer.max_epochs=3", "trainer.batch_size=64"], preset="default"), num_images=640
+    )
     pace = Pace(plan, saved=None)
     pace.start()
     for done in range(plan.total_steps):

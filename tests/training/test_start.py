@@ -25,6 +25,7 @@ TINY = [
     "data_transforms.input_shape=[16,16,null]",
     "data.stored_px=16",
     "trainer.batch_size=8",
+    "trainer.accumulation_steps=1",
     "trainer.max_epochs=2",
     "trainer.precision=fp32",
     "trainer.num_workers=1",

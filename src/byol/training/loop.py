@@ -50,10 +50,11 @@ class Outcome:
     stopped_by: str | None
 
 
-def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
+def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: float | None = None) -> Outcome:
     """Train, or go on with the run in `run_dir`, until all steps are done or a signal asks to stop.
 
-    Open settings of a draft are chosen first, or taken from the run.
+    Open settings of a draft are chosen first, or taken from the run. `step_s` is what a step is expected to
+    take, seconds, where that is known; without it a run with a time budget probes.
 
     Raises:
         ConfigError, DataError, CheckpointError, RunMismatchError: see their modules; nothing is damaged.
@@ -62,11 +63,12 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console) -> Outcome:
             high a learning rate.
     """
     keep_freed_memory()
-    config, step_s = given.config if isinstance(given, Draft) else given, None
+    config = given.config if isinstance(given, Draft) else given
     check_name(config.network.name)
     with connect(config.trainer) as ranks, ExitStack() as stack:
         if isinstance(given, Draft):
-            config, step_s = settle(given, run_dir, ranks=ranks, say=partial(say, console))
+            config, measured_s = settle(given, run_dir, ranks=ranks, say=partial(say, console))
+            step_s = step_s or measured_s
             ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
         images = _open_images(config, run_dir, ranks=ranks, console=console)
         state, notes = checkpoint.read_latest(run_dir)
