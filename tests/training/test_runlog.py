@@ -121,6 +121,20 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [] and output.getvalue() == ""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, the disk that is always full")
+def test_a_full_disk_is_one_line_also_when_the_files_are_closed(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    with (
+        pytest.raises(
+            CheckpointError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"
+        ),
+        log,
+    ):
+        log._file.close()
+        log._file = Path("/dev/full").open("a", encoding="utf-8")
+        write(log, 10)
+
+
 def test_a_foreign_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"format": 2, "done": 1}\n')
     with pytest.raises(

@@ -84,8 +84,12 @@ class RunLog:
             return
         if self._progress is not None:
             self._progress.stop()
-        self._file.close()
-        self._board.close()
+        for close in (self._file.close, self._board.close):  # they write what they still hold
+            try:
+                close()
+            except OSError as failure:
+                if error is None:
+                    raise self._unwritable(failure) from None
 
     def write(self, metrics: Metrics, *, end: int, left_s: float) -> None:
         """One line in the file, a point on each TensorBoard curve, and the display brought up to date.
@@ -104,7 +108,7 @@ class RunLog:
                 if name not in ("done", "verdict") and value is not None:
                     self._board.add_scalar(name, value, metrics.done)
         except OSError as error:
-            raise CheckpointError(f"{self._path}: cannot be written ({error.strerror}); free space") from None
+            raise self._unwritable(error) from None
         self._show(metrics, end=end, left=format_time(left_s))
 
     def add_views(self, view1: Float[Tensor, "b c s s"], view2: Float[Tensor, "b c s s"]) -> None:
@@ -116,6 +120,9 @@ class RunLog:
         """One line for the person."""
         if self._active:
             say(self._console, text)
+
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"{self._path}: cannot be written ({error.strerror}); free space")
 
     def _show(self, metrics: Metrics, *, end: int, left: str) -> None:
         epochs = f"{end / self._steps_per_epoch:.1f}".removesuffix(".0")
