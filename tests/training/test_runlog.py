@@ -52,7 +52,7 @@ def test_lines_have_the_documented_fields(tmp_path: Path) -> None:
 def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:
     """They lack what is measured of the encoder."""
     with make_log(tmp_path) as log:
-        log.write(make_metrics(10))
+        write(log, 10)
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text().replace(', "retrieval": null, "encoder_rank": null, "knn": null', ""))
     assert "retrieval" not in path.read_text() and read_metrics(tmp_path) == [make_metrics(10)]
@@ -131,7 +131,7 @@ def test_a_full_disk_is_one_line_also_when_the_files_are_closed(tmp_path: Path) 
         log,
     ):
         log._file.close()
-        log._file = Path("/dev/full").open("a", encoding="utf-8")
+        log._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
         write(log, 10)
 
 
