@@ -247,7 +247,7 @@ def test_what_is_given_stays_when_the_rest_is_settled(tmp_path: Path) -> None:
     config = settled.config
     assert (config.network.name, config.network.stem, config.batch_size) == ("resnet18", "standard", 8)
     view1, view2 = config.data_transforms.view1, config.data_transforms.view2
-    assert (view1.turn, view2.turn, view1.noise, view1.crop_area) == (0.1, 0.5, 0.25, (0.5, 1.0))
+    assert (view1.turn, view2.turn, view1.noise, view1.crop_area) == (0.1, 0.5, 0.25, (0.7, 0.7))
     assert (config.view_px, config.accumulation_steps, config.trainer.max_epochs) == (32, 2, 3)
     # It reads back equal, and gives another draft the same values.
     assert load_config(write(tmp_path, dump_config(config)), [], preset=None) == config

@@ -271,7 +271,7 @@ def test_the_geometry_of_the_configuration_is_that_of_the_pack(tmp_path: Path) -
     packs = {}
     for geometry in ("square", "scale"):
         overrides = [f"data.source={tmp_path / 'set'}", f"data.geometry={geometry}"]
-        config = load_config(None, overrides, preset="default")
+        config = load_config(None, overrides, preset="classic")
         packs[geometry] = open_images(config, tmp_path / "runs" / "a", console=None)
     assert packs["square"].folder != packs["scale"].folder
     assert packs["square"].sizes.tolist() == [[12, 9]] and packs["scale"].sizes.tolist() == [[12, 12]]

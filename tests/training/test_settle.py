@@ -114,16 +114,14 @@ def test_what_is_given_is_compared_with_the_run(images: Path, tmp_path: Path, as
     before = (run_dir / "config.yaml").read_bytes()
     same = [
         "trainer.batch_size=16",
-        "data_transforms.view.noise=0.02",
+        "data_transforms.view.blur=0.3",
         "data_transforms.input_shape=[32,32,null]",
     ]
     assert run(configure(images, *same), run_dir)[0].done == 2
     with pytest.raises(RunMismatchError, match=r"\(trainer\.batch_size: 16 -> 8\); go back"):
         run(configure(images, "trainer.batch_size=8"), run_dir)
-    with pytest.raises(
-        RunMismatchError, match=r"view1\.noise: 0\.02 -> 0\.0; .*view2\.noise: 0\.02 -> 0\.0\)"
-    ):
-        run(configure(images, "data_transforms.view.noise=0.0"), run_dir)
+    with pytest.raises(RunMismatchError, match=r"view1\.blur: 0\.3 -> 0\.0; .*view2\.blur: 0\.3 -> 0\.0\)"):
+        run(configure(images, "data_transforms.view.blur=0.0"), run_dir)
     assert (run_dir / "config.yaml").read_bytes() == before and len(asked) == 2
 
 
