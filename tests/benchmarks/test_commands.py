@@ -78,11 +78,11 @@ def test_ablation(tmp_path: Path) -> None:
 def test_ablation_switches_off_what_it_says() -> None:
     import ablation
 
-    from byol.method import convolution, networks, normalisation
+    from byol.method import convolution, normalisation
 
     looked_at = {
         "Winograd's convolution": lambda: convolution.choose_tile,
-        "kernels packed once a pass": lambda: networks.constant_weights,
+        "kernels packed once a pass": lambda: systems.ours.constant_weights,
         "products for narrow maps": lambda: convolution._choose_ways,
         "norm, addition and ReLU in one": lambda: normalisation._can_fuse,
         "norm, ReLU and pooling in one": lambda: normalisation._is_plain_pool,
