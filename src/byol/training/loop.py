@@ -65,6 +65,8 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
     keep_freed_memory()
     config = given.config if isinstance(given, Draft) else given
     check_name(config.network.name)
+    if config.network.fine_tune_from is not None and not checkpoint.list_checkpoints(run_dir):
+        start.check_source(config.network.fine_tune_from)
     with connect(config.trainer) as ranks, ExitStack() as stack:
         if isinstance(given, Draft):
             config, measured_s = settle(given, run_dir, ranks=ranks, say=partial(say, console))

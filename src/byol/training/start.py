@@ -97,6 +97,23 @@ def begin(run_dir: Path, byol: Byol, *, config: Config, plan: Plan) -> tuple[Sta
     return Start.of(config.network, heads=heads, plan=plan), notes
 
 
+def check_source(source: str) -> None:
+    """Refuse what cannot hold weights, before anything is looked at or packed.
+
+    Raises:
+        ConfigError, CheckpointError: it is no folder, no file of weights and no model of timm's here.
+    """
+    if source.startswith(TIMM):
+        find_timm(source.removeprefix(TIMM))
+        return
+    path = Path(source)
+    if not path.is_dir() and not (path.suffix.lower() in SUFFIXES and path.is_file()):
+        raise CheckpointError(
+            f"{KEY}: {source} is neither a folder nor a file of weights ({', '.join(SUFFIXES)}); "
+            "name an earlier run's folder, such a file, or timm:MODEL"
+        )
+
+
 def read(run_dir: Path, *, config: Config, plan: Plan) -> Start:
     """How a run began. One of an earlier version has no `start.json`, and had no warming of heads.
 
@@ -151,6 +168,7 @@ class Statistics:
 
 def _load(source: str, byol: Byol, *, name: str) -> tuple[Heads, list[str]]:
     """Fill `byol` from a run's folder, a file or timm's cache; whether the heads came along, and notes."""
+    check_source(source)
     path = Path(source)
     if source.startswith(TIMM):
         model = source.removeprefix(TIMM)
@@ -163,12 +181,7 @@ def _load(source: str, byol: Byol, *, name: str) -> tuple[Heads, list[str]]:
         return "new", _load_encoder(found, byol, where=source)
     if path.is_dir():
         return _load_run(path, byol)
-    if path.suffix.lower() in SUFFIXES and path.is_file():
-        return "new", _load_encoder(read_weights(path), byol, where=source)
-    raise CheckpointError(
-        f"{KEY}: {source} is neither a folder nor a file of weights ({', '.join(SUFFIXES)}); "
-        "name an earlier run's folder, such a file, or timm:MODEL"
-    )
+    return "new", _load_encoder(read_weights(path), byol, where=source)
 
 
 def _load_run(folder: Path, byol: Byol) -> tuple[Heads, list[str]]:
