@@ -114,20 +114,6 @@ def _read_stat(process: Path) -> list[str]:
     return (process / "stat").read_text().rpartition(")")[2].split()
 
 
-def available_bytes() -> int | None:
-    """Memory to be had without swapping, within a container's limit; None where the system does not tell."""
-    try:
-        available = _read_fields(Path("/proc/meminfo"))["MemAvailable"]
-    except OSError:
-        return None
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # ValueError: "max", no limit
-        return available
-    return min(available, max(0, limit - used))
-
-
 def _read_fields(path: Path) -> dict[str, int]:
     """The lines "Name: NUMBER kB" of a file of /proc, in bytes."""
     lines = (line.split() for line in path.read_text().splitlines())

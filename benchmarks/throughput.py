@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from command import names_of, new_parser, save_result
 from measure import (
-    available_bytes,
     describe_command,
     describe_machine,
     limit_cores,
@@ -40,6 +39,7 @@ from systems import NAMES, Job
 from systems.ours import pack_files
 
 from byol.method.kernels import load_kernels
+from byol.training.memory import available_bytes
 
 _OURS = "ours"
 _WARM_UP_STEPS = {"cpu": 2, "cuda": 20}  # after the first
@@ -175,7 +175,7 @@ def _too_little_memory(running: list[SystemProcess]) -> str | None:
     """Why another system should not be started beside those that are, if so."""
     largest = max((process.memory.all_bytes for process in running if process.memory), default=0)
     available = available_bytes()
-    if available is None or available > _HEADROOM * largest:
+    if available > _HEADROOM * largest:
         return None
     return f"only {available / 1e9:.1f} GB of memory left, the largest so far took {largest / 1e9:.1f} GB"
 
