@@ -20,7 +20,7 @@ from byol.data.duplicates import THUMBNAIL_PX, Alike, find_alike, hash_thumbnail
 from byol.data.formats import Bits, Channels, ImageArray, bits_of_dtype
 from byol.data.index import Source
 from byol.data.parallel import read_ahead
-from byol.data.survey import BLANK_STD
+from byol.data.survey import BLANK_STD, count_used_bits, summarise_sides
 
 Progress = Callable[[int, int], None]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -137,14 +137,12 @@ class Examined:
     def used_bits(self) -> int:
         """12 of 12-bit data in 16-bit files; otherwise the bits of a stored value."""
         _, bits = next(iter(self.kinds))
-        return max(8, int(max(self.largest)).bit_length()) if bits == 16 else bits
+        return count_used_bits(bits, max(self.largest))
 
     @property
     def sides(self) -> tuple[int, int, int, int]:
         """Of the longest sides: least, median, 95th percentile, largest, px."""
-        longest = self.sizes.max(axis=1)
-        least, median, high, most = (int(np.percentile(longest, share)) for share in (0, 50, 95, 100))
-        return least, median, high, most
+        return summarise_sides(self.sizes.max(axis=1))
 
     @property
     def one_size(self) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from byol.data.doctor import Examined
 from byol.data.duplicates import Alike
+from byol.data.partial import BAD_FILES
 from byol.data.survey import describe_mixture
 
 BLANK_FILES, DUPLICATES, LEAKS = "blank_files.csv", "duplicates.csv", "leaks.csv"
@@ -101,7 +102,7 @@ def _judge_bad(found: Examined, *, max_bad: float) -> Iterator[Problem]:
         return
     name, reason = found.bad[0]
     number, total = len(found.bad), len(found.source)
-    which = f"{number:,} of {total:,} files cannot be read (bad_files.csv), the first is {name!r}: {reason}"
+    which = f"{number:,} of {total:,} files cannot be read ({BAD_FILES}), the first is {name!r}: {reason}"
     if number == total:
         yield Problem(f"{which}; look at what these files are, and give others", is_fatal=True)
     elif number > max_bad * total:

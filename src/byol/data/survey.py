@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Integer
 
 from byol.data.decode import decode, fit, peek, select_channels
 from byol.data.formats import Bits, Channels, ImageArray, Kind, bits_of_dtype
@@ -116,15 +116,26 @@ def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
         num_bad=num_bad,
         channels=channels,
         bits=bits,
-        used_bits=max(8, int(largest).bit_length()) if bits == 16 else bits,
+        used_bits=count_used_bits(bits, largest),
         is_grey=channels == 1 or (channels == 3 and all(look.has_equal_channels for look in looks)),
-        sides=tuple(int(np.percentile(sides, share)) for share in (0, 50, 95, 100)),  # type: ignore[arg-type]
+        sides=summarise_sides(sides),
         one_size=len({(look.height, look.width) for look in looks}) == 1,
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         blank=float(np.mean([(look.std / span < BLANK_STD).all() for look in looks])),
         upright=measure_upright(thumbnails.mean(axis=3)),
     )
+
+
+def count_used_bits(bits: int, largest: float) -> int:
+    """Of a stored value, up to the largest there is: 12 of 12-bit data in 16-bit files."""
+    return max(8, int(largest).bit_length()) if bits == 16 else bits
+
+
+def summarise_sides(longest: Integer[np.ndarray, " n"]) -> tuple[int, int, int, int]:
+    """Of the longest sides of images: least, median, 95th percentile, largest, px."""
+    least, median, high, most = (int(np.percentile(longest, share)) for share in (0, 50, 95, 100))
+    return least, median, high, most
 
 
 def find_largest_side(source: Source, *, limit_px: int, most: int, num_workers: int) -> int:
