@@ -171,6 +171,10 @@ class DataTransforms(Section):
         description="Height, width (pixels, equal) and channels of a view; channels null: as the data has. "
         "null: the side is chosen from the images and the device."
     )
+    whole_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | Literal["auto"] | None = Field(
+        description="Side at which the trained encoder sees whole images, pixels; null: that of a view; "
+        "auto: so large that things look as large as in the mean crop, for models that take any size."
+    )
     view1: View = Field(description="Distribution of the first view.")
     view2: View = Field(description="Distribution of the second view.")
 

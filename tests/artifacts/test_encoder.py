@@ -17,8 +17,9 @@ from torch import nn
 
 import byol
 from byol.artifacts import encoder as encoder_file
-from byol.artifacts.encoder import Encoder, EncoderSpec, load, save_encoder
-from byol.config import load_config
+from byol.artifacts.encoder import Encoder, EncoderSpec, choose_whole_px, load, save_encoder
+from byol.config import Config, load_config
+from byol.data.decode import fit
 from byol.data.formats import Geometry
 from byol.data.images import open_images
 from byol.data.packed import pack
@@ -148,6 +149,43 @@ def test_the_choice_of_channels_comes_back(tmp_path: Path, select: str | tuple[i
     assert load(tmp_path).spec == spec
 
 
+def test_whole_images_are_seen_at_their_own_size() -> None:
+    small = make_encoder(make_spec())
+    large = make_encoder(replace(make_spec(), whole_px=40))
+    images = draw_images(2)
+    squares = torch.from_numpy(np.stack([fit(image, STORED_PX) for image in images])).permute(0, 3, 1, 2)
+    views = whole_view(squares, 40, pixels=large.spec.pixels)
+    with torch.no_grad():
+        expected = large.module(views).numpy()
+    np.testing.assert_allclose(large.embed(images), expected, atol=1e-5)
+    assert np.abs(small.embed(images) - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "name, wanted, expected",
+    [
+        ("test_resnet", "auto", 32),
+        ("test_resnet", "null", None),
+        ("test_resnet", "30", 30),
+        ("test_vit", "auto", None),
+    ],
+)
+def test_size_of_whole_images(name: str, wanted: str, expected: int | None) -> None:
+    config = size_config(name, wanted)
+    assert choose_whole_px(config, channels=3, stem="standard") == expected
+
+
+def test_a_model_of_one_size_refuses_another() -> None:
+    with pytest.raises(ConfigError, match=r"whole_px: test_vit does not take images of 40 px"):
+        choose_whole_px(size_config("test_vit", "40"), channels=3, stem="standard")
+
+
+def size_config(name: str, wanted: str) -> Config:
+    side = 32 if "vit" in name else VIEW_PX
+    keys = (f"network.name={name}", f"data_transforms.input_shape=[{side},{side},3]")
+    return load_config(None, [*keys, f"data_transforms.whole_px={wanted}"], preset="default")
+
+
 def test_spec_of_a_configuration(tmp_path: Path) -> None:
     config = load_config(
         None,
@@ -171,6 +209,7 @@ def test_spec_of_a_configuration(tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     assert (spec.name, spec.stem, spec.which, spec.done) == ("test_resnet", "small", "target", 3)
     assert (spec.channels, spec.view_px, spec.stored_px) == (3, VIEW_PX, STORED_PX)
+    assert spec.seen_px == spec.whole_px == 32  # 24 / sqrt(0.6), to a multiple of 8
     module = build_encoder(spec.name, channels=3, view_px=VIEW_PX, stem=spec.stem)
     assert spec.num_features == count_features(module, channels=3, view_px=VIEW_PX) == 96
     # Packed images give the features of the images they were packed from.

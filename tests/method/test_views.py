@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from byol.config import DataTransforms, View
-from byol.method.views import Draws, Pixels, apply_view, draw_views, make_views, whole_view
+from byol.method.views import Draws, Pixels, apply_view, draw_views, find_whole_px, make_views, whole_view
 
 PLAIN = View(  # the whole image, nothing done to it
     crop_area=(1.0, 1.0),
@@ -513,3 +513,9 @@ def test_on_a_gpu_the_host_does_not_wait_for_views() -> None:
             views(key)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_whole_images_are_as_large_as_their_mean_crop() -> None:
+    assert find_whole_px(transforms(64, view(crop_area=(0.2, 1.0)))) == 80  # 64 / sqrt(0.6) = 82.6
+    assert find_whole_px(transforms(40, view(crop_area=(0.7, 0.7)))) == 48
+    assert find_whole_px(transforms(32, view(crop_area=(1.0, 1.0)))) == 32

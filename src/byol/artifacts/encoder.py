@@ -3,7 +3,7 @@
 The weights have the plain key names of timm or torchvision. Preprocessing is part of the artefact: whatever
 form images come in, they go the same way, and the same image gives the same features:
 
-    file, array, Pillow image or tensor -> chosen channels -> square of stored_px -> view of view_px
+    file, array, Pillow image or tensor -> chosen channels -> square of stored_px -> whole image of seen_px
     -> features
 
 Nothing here reads pickled code.
@@ -40,7 +40,7 @@ from byol.errors import CheckpointError, ConfigError, DataError, ValueRangeWarni
 from byol.files import write_atomically
 from byol.method.convolution import accelerate
 from byol.method.networks import build_encoder, count_features, resolve_stem
-from byol.method.views import Pixels, whole_view
+from byol.method.views import Pixels, find_whole_px, whole_view
 from byol.method.winograd import constant_weights
 from byol.training.distributed import exact_fp32
 
@@ -60,7 +60,7 @@ class EncoderSpec:
     name: str  # of a timm or torchvision model
     stem: str  # "standard", "small" or "strided"
     channels: int
-    view_px: int  # side of what the encoder sees
+    view_px: int  # side of what the encoder saw in training
     stored_px: int  # side of the square that an image is first made
     num_features: int
     pixels: Pixels
@@ -72,6 +72,12 @@ class EncoderSpec:
     select: Literal["grey", "rgb"] | tuple[int, ...] | None = None  # as data.channels
     bits: Bits = 8  # of a value of the training images
     geometry: Geometry = "square"  # as data.geometry
+    whole_px: int | None = None  # side of what the encoder sees; None: as in training
+
+    @property
+    def seen_px(self) -> int:
+        """Side of a whole image as the encoder sees it, pixels."""
+        return self.view_px if self.whole_px is None else self.whole_px
 
     @classmethod
     def of(
@@ -99,6 +105,7 @@ class EncoderSpec:
             select=tuple(select) if isinstance(select, list) else select,
             bits=images.bits,
             geometry=config.data.geometry,
+            whole_px=choose_whole_px(config, channels=images.channels, stem=stem),
         )
 
 
@@ -222,7 +229,7 @@ class Encoder:
     @torch.inference_mode()
     def encode(self, squares: Real[Tensor, "image channel stored stored"]) -> Float[Tensor, "image feature"]:
         """Representations y of stored squares, on the encoder's device; float32 whatever autocast says."""
-        views = whole_view(squares.to(self.device), self.spec.view_px, pixels=self.spec.pixels)
+        views = whole_view(squares.to(self.device), self.spec.seen_px, pixels=self.spec.pixels)
         parts = torch.split(views, _CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
         with torch.autocast(self.device.type, enabled=False), exact_fp32(self.device), constant_weights():
             return torch.cat([self.module(part) for part in parts]).float()
@@ -292,6 +299,32 @@ def _count_features(name: str, *, channels: int, view_px: int, stem: str) -> int
 
 
 # ---- Files
+
+
+def choose_whole_px(config: Config, *, channels: int, stem: str) -> int | None:
+    """`data_transforms.whole_px`; auto is None where the model takes images of its own size alone."""
+    wanted = config.data_transforms.whole_px
+    if wanted is None:
+        return None
+    name, view_px = config.network.name, config.view_px
+    px = find_whole_px(config.data_transforms) if wanted == "auto" else wanted
+    if _takes(name, channels=channels, view_px=view_px, stem=stem, whole_px=px):
+        return px
+    if wanted == "auto":
+        return None
+    raise ConfigError(f"data_transforms.whole_px: {name} does not take images of {px} px; leave it out")
+
+
+@functools.cache
+def _takes(name: str, *, channels: int, view_px: int, stem: str, whole_px: int) -> bool:
+    """Whether the model, made for `view_px`, also takes images of `whole_px`."""
+    with torch.device("meta"):
+        encoder = build_encoder(name, channels=channels, view_px=view_px, stem=stem)
+    try:
+        count_features(encoder, channels=channels, view_px=whole_px)
+    except ConfigError:
+        return False
+    return True
 
 
 def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:

@@ -89,7 +89,7 @@ def features_of(
         CheckpointError: the cache folder cannot be written.
     """
     spec = encoder.spec
-    seen = (spec.view_px, spec.stored_px, asdict(spec.pixels))
+    seen = (spec.seen_px, spec.stored_px, asdict(spec.pixels))
     key = _hash("encoder", encoder.identity, repr(seen), _identify(images, rows))
 
     def make() -> Features:
@@ -173,7 +173,7 @@ def _estimate_norms(module: nn.Module, images: Packed, *, rows: Rows, spec: Enco
         norm.train()
     # Even parts: a part of one image has no variance.
     for part in np.array_split(rows, -(-len(rows) // _BATCH)) if norms else []:
-        module(whole_view(_squares(images, part), spec.view_px, pixels=spec.pixels))
+        module(whole_view(_squares(images, part), spec.seen_px, pixels=spec.pixels))
     module.eval()
 
 
