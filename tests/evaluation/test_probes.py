@@ -133,11 +133,10 @@ def test_strong_overfitting_still_converges(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_nothing_that_chooses_or_fits_has_a_parameter_for_test_labels() -> None:
     for choose in (probes.choose_knn, probes.choose_logistic):
-        assert list(inspect.signature(choose).parameters) == ["train", "labels", "seed"]
-    assert list(inspect.signature(probes.knn).parameters) == ["train", "labels", "test", "seed"]
-    assert list(inspect.signature(probes.logistic_regression).parameters) == [
-        "train", "labels", "test", "seed", "scale"
-    ]  # fmt: skip
+        assert list(inspect.signature(choose).parameters) == ["train", "labels", "seed", "groups"]
+    for classify in (probes.knn, probes.logistic_regression):
+        parameters = [name for name in inspect.signature(classify).parameters if name != "scale"]
+        assert parameters == ["train", "labels", "test", "seed", "groups"]
 
 
 @pytest.mark.parametrize("classify", [probes.knn, probes.logistic_regression])

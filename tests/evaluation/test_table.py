@@ -12,7 +12,8 @@ from runs import PX, make_run, write_images
 from byol.artifacts.encoder import Encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, DataError
 from byol.evaluation import table as table_file
-from byol.evaluation.table import Row, Table, evaluate
+from byol.evaluation.rows import Row
+from byol.evaluation.table import Confusion, Table, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +58,24 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
     content = json.loads((run_dir / "eval.json").read_text())
-    assert content["format"] == 1 and content["split"] == "images: every fifth image of a class is held out"
+    assert content["format"] == 2 and content["split"] == "images: every fifth image of a class is held out"
     assert content.keys() == {
-        "format", "split", "num_train", "num_test", "num_classes", "num_unlabelled", "done", "seconds", "rows"
+        "format", "split", "protocol", "num_train", "num_test", "num_classes", "class_names",
+        "num_unlabelled", "done", "seconds", "rows", "confusion",
     }  # fmt: skip
     assert content["rows"][1].keys() == {
-        "features", "transform", "classifier", "dimensions", "top1", "low95", "high95", "balanced", "chosen",
-        "seconds",
+        "features", "transform", "classifier", "dimensions", "top1", "low95", "high95", "top5", "balanced",
+        "balanced_low95", "balanced_high95", "chosen", "seconds",
     }  # fmt: skip
     assert content["rows"][1]["chosen"].keys() == {"k", "temperature"}
-    assert content["rows"][0]["chosen"].keys() == {"C"}
+    assert content["rows"][0]["chosen"].keys() == {"C"} and content["rows"][0]["top5"] is None
+    assert content["protocol"] == "test part" and content["class_names"] == ["dark", "light", "red"]
+    confusion = content["confusion"]
+    assert (confusion["features"], confusion["classifier"]) == ("byol online", "logistic regression")
+    counts = np.array(confusion["counts"])
+    assert counts.sum(axis=1).tolist() == [2, 2, 2]  # test images of each class
+    right = by_name["byol online", "logistic regression"].top1
+    assert np.trace(counts) / 6 == pytest.approx(right)
 
 
 def test_without_a_target_there_is_no_row_for_it(tmp_path: Path) -> None:
@@ -121,7 +130,10 @@ def make_row(features: str, classifier: str, top1: float, *, half: float = 0.02)
         top1=top1,
         low95=top1 - half,
         high95=top1 + half,
+        top5=None,
         balanced=top1,
+        balanced_low95=top1 - half,
+        balanced_high95=top1 + half,
         chosen={"C": 0.01} if classifier == "logistic regression" else {"k": 20, "temperature": 0.07},
         seconds=0.5,
     )
@@ -134,7 +146,19 @@ def make_table(pixels: float, untrained: float, byol: float, *, half: float = 0.
         for features, share in shares.items()
         for classifier in ("logistic regression", "knn")
     ]
-    return Table("cells: every fifth", 80, 20, 3, 0, 500, 1.0, tuple(rows))
+    return Table(
+        split="cells: every fifth",
+        protocol="test part",
+        num_train=80,
+        num_test=20,
+        num_classes=3,
+        class_names=("a", "b", "c"),
+        num_unlabelled=0,
+        done=500,
+        seconds=1.0,
+        rows=tuple(rows),
+        confusion=Confusion("byol online", "logistic regression", ((6, 1, 0), (1, 6, 0), (0, 0, 6))),
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,10 +188,13 @@ def test_the_table_in_words() -> None:
     lines = make_table(0.236, 0.572, 0.844).render().splitlines()
     assert lines[0] == "cells: every fifth; 80 training and 20 test images, 3 classes"
     assert lines[2].split() == [
-        "features", "transform", "classifier", "dims", "top-1", "95", "%", "interval", "balanced", "chosen"
+        "features", "transform", "classifier", "dims", "top-1", "95", "%", "interval", "balanced",
+        "95", "%", "interval", "chosen",
     ]  # fmt: skip
     (row,) = (line for line in lines if line.startswith("byol online  none       knn "))
-    assert " ".join(row.split()[4:]) == "96 84.4 % 82.4 to 86.4 84.4 % k = 20, temperature = 0.07"
+    assert (
+        " ".join(row.split()[4:]) == "96 84.4 % 82.4 to 86.4 84.4 % 82.4 to 86.4 k = 20, temperature = 0.07"
+    )
     assert lines[-1].startswith("BYOL helps: knn 84.4 %")
 
 
