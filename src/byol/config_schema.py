@@ -295,7 +295,13 @@ class EvaluationConfig(Section):
     groups: Text | None = Field(
         description="What must not lie in two folds: a column of labels, or 'folder'; null: nothing."
     )
-    seed: Seed = Field(description="Seed of folds, validation parts and intervals.")
+    sgd_above: int = Field(
+        ge=0, description="Training images, count, above which the linear classifier is fitted by SGD."
+    )
+    num_draws: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+        description="Draws of a few images of each class behind the low-shot curve, count; null: no curve."
+    )
+    seed: Seed = Field(description="Seed of folds, validation parts, draws and intervals.")
     num_bootstrap: int = Field(ge=10, le=10**6, description="Resamples behind a 95 % interval, count.")
 
 

@@ -12,6 +12,7 @@ from runs import PX, make_run, write_images
 from byol.artifacts.encoder import Encoder
 from byol.errors import ByolError, CheckpointError, ConfigError, DataError
 from byol.evaluation import table as table_file
+from byol.evaluation.low_shot import LowShot
 from byol.evaluation.rows import Row
 from byol.evaluation.table import Confusion, Table, evaluate
 
@@ -61,7 +62,7 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert content["format"] == 2 and content["split"] == "images: every fifth image of a class is held out"
     assert content.keys() == {
         "format", "split", "protocol", "num_train", "num_test", "num_classes", "class_names",
-        "num_unlabelled", "done", "seconds", "rows", "confusion",
+        "num_unlabelled", "done", "seconds", "rows", "low_shot", "confusion",
     }  # fmt: skip
     assert content["rows"][1].keys() == {
         "features", "transform", "classifier", "dimensions", "top1", "low95", "high95", "top5", "balanced",
@@ -70,12 +71,32 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert content["rows"][1]["chosen"].keys() == {"k", "temperature"}
     assert content["rows"][0]["chosen"].keys() == {"C"} and content["rows"][0]["top5"] is None
     assert content["protocol"] == "test part" and content["class_names"] == ["dark", "light", "red"]
+    points = [(point["features"], point["per_class"], point["num_draws"]) for point in content["low_shot"]]
+    assert points == [
+        (features, per_class, 5)
+        for features in ("pixels", "untrained", "byol online")
+        for per_class in (1, 2, 5)
+    ]
+    assert content["low_shot"][2]["mean"] == 1.0  # 5 of 8 images of each colour
     confusion = content["confusion"]
     assert (confusion["features"], confusion["classifier"]) == ("byol online", "logistic regression")
     counts = np.array(confusion["counts"])
     assert counts.sum(axis=1).tolist() == [2, 2, 2]  # test images of each class
     right = by_name["byol online", "logistic regression"].top1
     assert np.trace(counts) / 6 == pytest.approx(right)
+
+
+def test_each_protocol_setting_changes_the_table(run_dir: Path) -> None:
+    table = evaluate(run_dir, overrides=["evaluation.folds=2", "evaluation.num_draws=3"])
+    assert (table.protocol, table.split) == ("2 folds", "images: 2 folds")
+    assert (table.num_train, table.num_test) == (15, 30)
+    assert {point.num_draws for point in table.low_shot} == {3}
+    assert sum(map(sum, table.confusion.counts)) == 30
+    assert "images: 2 folds; 30 images, each predicted once, 3 classes" in table.render()
+    table = evaluate(run_dir, overrides=["evaluation.sgd_above=23", "evaluation.num_draws=null"])
+    assert {row.classifier for row in table.rows} == {"sgd", "knn"} and table.low_shot == ()
+    assert table.confusion.classifier == "sgd" and table.verdict().count("\n") == 1
+    assert table.rows[0].chosen.keys() == {"lr"} and table.rows[0].top1 == 1.0
 
 
 def test_without_a_target_there_is_no_row_for_it(tmp_path: Path) -> None:
@@ -157,6 +178,7 @@ def make_table(pixels: float, untrained: float, byol: float, *, half: float = 0.
         done=500,
         seconds=1.0,
         rows=tuple(rows),
+        low_shot=(LowShot("untrained", 1, 5, 0.3, 0.02), LowShot("untrained", 10, 5, 0.5, 0.013)),
         confusion=Confusion("byol online", "logistic regression", ((6, 1, 0), (1, 6, 0), (0, 0, 6))),
     )
 
@@ -196,6 +218,19 @@ def test_the_table_in_words() -> None:
         " ".join(row.split()[4:]) == "96 84.4 % 82.4 to 86.4 84.4 % 82.4 to 86.4 k = 20, temperature = 0.07"
     )
     assert lines[-1].startswith("BYOL helps: knn 84.4 %")
+    assert lines[11:16] == [
+        "logistic regression on few labels: top-1, mean ± std of 5 draws",
+        "",
+        "training images a class             1            10",
+        "-----------------------  ------------  ------------",
+        "untrained                30.0 % ± 2.0  50.0 % ± 1.3",
+    ]
+    without = replace(make_table(0.2, 0.5, 0.8), low_shot=()).render()
+    assert "few labels" not in without and "\n\n\n" not in without
+    rows = tuple(replace(row, top5=0.93) for row in make_table(0.2, 0.5, 0.8).rows)
+    assert "93.0 %" in replace(make_table(0.2, 0.5, 0.8), rows=rows).render()
+    rows = tuple(replace(row, chosen={"C": [0.1, 0.01]}) for row in rows)
+    assert "C = 0.01 to 0.1" in replace(make_table(0.2, 0.5, 0.8), rows=rows).render()
 
 
 # ---- What it refuses

@@ -35,7 +35,7 @@ _MAX_ITERATIONS = 10_000  # of L-BFGS; hundreds are usual
 Train = Float32[np.ndarray, "train feature"]
 Test = Float32[np.ndarray, "test feature"]
 Labels = Int64[np.ndarray, " train"]
-Scaled = tuple[Train, Test]
+Scaler = Callable[[Train, Test], tuple[Train, Test]]  # shifts and scales features by the training images
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ def fit_pca(train: Train, *, dimensions: int, seed: int) -> PCA:
     Above 10,000 images, 10,000 of them are used, drawn from `seed`.
     """
     if len(train) > _PCA_ROWS:
-        train = train[_draw(len(train), _PCA_ROWS, seed=seed)]
+        train = train[draw(len(train), _PCA_ROWS, seed=seed)]
     components = min(dimensions, *train.shape)
     return PCA(components, svd_solver="randomized", random_state=seed).fit(train)
 
 
-def _draw(num: int, wanted: int, *, seed: int) -> Indices:
+def draw(num: int, wanted: int, *, seed: int) -> Indices:
     """`wanted` different indices below `num`, ascending."""
     return np.sort(np.random.default_rng(seed).choice(num, wanted, replace=False))
 
@@ -207,7 +207,7 @@ def logistic_regression(
     test: Test,
     seed: int,
     groups: Labels | None = None,
-    scale: Callable[[Train, Test], Scaled] = standardise,
+    scale: Scaler = standardise,
 ) -> Prediction:
     """Multinomial logistic regression (L2 penalty, L-BFGS) on features that `scale` brings to a common size.
 
@@ -246,7 +246,7 @@ def choose_logistic(train: Train, labels: Labels, *, seed: int, groups: Labels |
     from `seed` serve for fitting and validation together.
     """
     if len(train) > _SWEEP_ROWS:
-        drawn = _draw(len(train), _SWEEP_ROWS, seed=seed)
+        drawn = draw(len(train), _SWEEP_ROWS, seed=seed)
         train, labels = train[drawn], labels[drawn]
         groups = None if groups is None else groups[drawn]
     part = Validation.of(labels, seed=seed, groups=groups)

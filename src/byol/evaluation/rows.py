@@ -17,10 +17,11 @@ from byol.evaluation.features import Progress, features_of, pixel_components, tr
 from byol.evaluation.folds import Fold
 from byol.evaluation.kept import Arrays, keep, make_key
 from byol.evaluation.scores import score
+from byol.evaluation.sgd import sgd
 from byol.evaluation.splits import Split, Splits
 from byol.evaluation.weights import name_weights, open_weights
 
-LINEAR, KNN = "logistic regression", "knn"
+LINEAR, SGD, KNN = "logistic regression", "sgd", "knn"
 PCA_DIMENSIONS = 256
 
 Features = Float32[np.ndarray, "image feature"]
@@ -36,7 +37,7 @@ class Row:
 
     features: str  # "pixels", "untrained", "byol online", "byol target", "weights NAME"
     transform: str  # "none", "pca-256"
-    classifier: str  # "logistic regression", "knn"
+    classifier: str  # "logistic regression" or "sgd", "knn"
     dimensions: int
     top1: float
     low95: float  # bootstrap over the test images, or over their groups
@@ -56,6 +57,11 @@ class Candidate:
     name: str
     transform: str
     of_fold: Callable[[Fold], Pair]  # of training and of test images
+
+    @property
+    def scale(self) -> probes.Scaler:
+        """What brings its features to a common size."""
+        return probes.standardise if self.transform == "none" else probes.rescale
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def _select(train: Train, test: Test) -> Callable[[Fold], Pair]:
     return lambda fold: (_take(train, fold.train), _take(test, fold.test))
 
 
-def _take(features: Features, places: Int64[np.ndarray, " image"]) -> Features:
+def _take(features: Features, places: Int64[np.ndarray, " some"]) -> Float32[np.ndarray, "some feature"]:
     # All of them are in their order; not copied.
     return features if len(places) == len(features) else features[places]
 
@@ -148,9 +154,8 @@ def _fit(
     """`known` are the training images with their labels; of the test images there are features alone."""
     start = time.perf_counter()
     classify = probes.knn
-    if classifier == LINEAR:
-        scale = probes.standardise if candidate.transform == "none" else probes.rescale
-        classify = partial(probes.logistic_regression, scale=scale)
+    if classifier != KNN:
+        classify = partial(probes.logistic_regression if classifier == LINEAR else sgd, scale=candidate.scale)
     found = classify(train, known.labels, test=test, seed=seed, groups=known.group_numbers)
     seconds = np.array(time.perf_counter() - start)
     return {"ranked": found.ranked, "chosen": np.array(json.dumps(found.chosen)), "seconds": seconds}

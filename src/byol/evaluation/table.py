@@ -13,7 +13,18 @@ from byol.artifacts.encoder import load
 from byol.config import Config, diff_configs, load_config
 from byol.errors import CheckpointError, ConfigError
 from byol.evaluation.features import Progress
-from byol.evaluation.rows import KNN, LINEAR, Candidate, Predicted, Row, make_candidates, make_row, predict
+from byol.evaluation.low_shot import LowShot, measure_low_shot
+from byol.evaluation.rows import (
+    KNN,
+    LINEAR,
+    SGD,
+    Candidate,
+    Predicted,
+    Row,
+    make_candidates,
+    make_row,
+    predict,
+)
 from byol.evaluation.scores import count_confusions
 from byol.evaluation.splits import Splits, open_splits
 from byol.files import write_atomically
@@ -57,6 +68,7 @@ class Table:
     done: int  # training steps of the encoder
     seconds: float
     rows: tuple[Row, ...]
+    low_shot: tuple[LowShot, ...]
     confusion: Confusion
 
     def render(self) -> str:
@@ -64,9 +76,8 @@ class Table:
         about = f"{self.split}; {self.num_train} training and {self.num_test} test images, "
         if self.protocol != "test part":
             about = f"{self.split}; {self.num_test} images, each predicted once, "
-        return "\n".join(
-            [f"{about}{self.num_classes} classes", "", *_render_rows(self.rows), "", self.verdict()]
-        )
+        lines = [f"{about}{self.num_classes} classes", "", *_render_rows(self.rows), ""]
+        return "\n".join([*lines, *_render_low_shot(self.low_shot), self.verdict()])
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all.
@@ -108,12 +119,23 @@ def evaluate(
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     splits = open_splits(config, run_dir, spec=online.spec, say=say)
     rows: list[Row] = []
+    low_shot: list[LowShot] = []
     confusions: list[Confusion] = []
+    cache_folder = run_dir / "features"
     for candidate in make_candidates(config, run_dir, splits=splits, online=online, progress=progress):
-        judged = list(_judge_all(candidate, splits, config=config, cache_folder=run_dir / "features"))
+        judged = list(_judge_all(candidate, splits, config=config, cache_folder=cache_folder))
         rows += [row for row, _ in judged]
         if candidate.name == _ONLINE:
             confusions.append(_confuse(judged[0], splits))
+        num_draws = config.evaluation.num_draws
+        if candidate.name in (_ONLINE, *_BASELINES) and num_draws is not None:
+            low_shot += measure_low_shot(
+                candidate,
+                splits,
+                num_draws=num_draws,
+                seed=config.evaluation.seed,
+                cache_folder=cache_folder,
+            )
         if say is not None:
             say(f"{candidate.name}: " + ", ".join(_describe(row, found) for row, found in judged))
     table = Table(
@@ -127,6 +149,7 @@ def evaluate(
         done=online.spec.done,
         seconds=round(time.perf_counter() - start, 2),
         rows=tuple(rows),
+        low_shot=tuple(low_shot),
         confusion=confusions[0],
     )
     table.save(run_dir / FILE_NAME)
@@ -136,9 +159,9 @@ def evaluate(
 def _judge_all(
     candidate: Candidate, splits: Splits, *, config: Config, cache_folder: Path
 ) -> Iterator[tuple[Row, Predicted]]:
-    """A row for each classifier, logistic regression first."""
+    """A row for each classifier, the linear one first."""
     seed, num_bootstrap = config.evaluation.seed, config.evaluation.num_bootstrap
-    for name in (LINEAR, KNN):
+    for name in (SGD if splits.num_train > config.evaluation.sgd_above else LINEAR, KNN):
         found = predict(candidate, splits, classifier=name, seed=seed, cache_folder=cache_folder)
         row = make_row(
             candidate, found, splits=splits, classifier=name, num_bootstrap=num_bootstrap, seed=seed
@@ -185,10 +208,25 @@ def _render_rows(rows: Sequence[Row]) -> list[str]:
     """The head, a line below it, and a line a row."""
     kept = [at for at, name in enumerate(_HEADINGS) if name != "top-5" or rows[0].top5 is not None]
     cells = [[row[at] for at in kept] for row in (_HEADINGS, *map(_to_cells, rows))]
-    return render_columns(cells, left=[name in _TO_THE_LEFT for name in cells[0]])
+    return _render_columns(cells, left=[name in _TO_THE_LEFT for name in cells[0]])
 
 
-def render_columns(cells: Sequence[Sequence[str]], *, left: Sequence[bool]) -> list[str]:
+def _render_low_shot(points: Sequence[LowShot]) -> list[str]:
+    """Features downwards, images of each class to the right; empty without points."""
+    if not points:
+        return []
+    counts = dict.fromkeys(point.per_class for point in points)
+    cells = [["training images a class", *map(str, counts)]]
+    for name in dict.fromkeys(point.features for point in points):
+        shares = [
+            f"{_percent(point.mean)} ± {100.0 * point.std:.1f}" for point in points if point.features == name
+        ]
+        cells.append([name, *shares])
+    about = f"logistic regression on few labels: top-1, mean ± std of {points[0].num_draws} draws"
+    return [about, "", *_render_columns(cells, left=[True, *(False for _ in counts)]), ""]
+
+
+def _render_columns(cells: Sequence[Sequence[str]], *, left: Sequence[bool]) -> list[str]:
     """Lines of columns, the first a heading with a rule below it; names to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
