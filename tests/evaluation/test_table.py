@@ -10,10 +10,13 @@ import torch
 from runs import PX, make_run, write_images
 
 from byol.artifacts.encoder import Encoder
+from byol.data.packed import Packed
 from byol.errors import ByolError, CheckpointError, ConfigError, DataError
 from byol.evaluation import table as table_file
+from byol.evaluation.folds import Groups, make_folds
 from byol.evaluation.low_shot import LowShot
-from byol.evaluation.rows import Row
+from byol.evaluation.rows import Candidate, Predicted, Row, predict
+from byol.evaluation.splits import Split, Splits
 from byol.evaluation.table import Confusion, Table, evaluate
 
 
@@ -128,6 +131,8 @@ def test_the_test_labels_change_no_prediction_and_no_choice(
 ) -> None:
     chosen = [row.chosen for row in evaluate(run_dir).rows]
     open_splits = table_file.open_splits
+    for folder in (run_dir / "features").glob("*.npz"):
+        folder.unlink()  # every classifier is fitted anew, beside the garbage
 
     def spoil(*arguments: object, **named: object) -> object:
         splits = open_splits(*arguments, **named)  # type: ignore[arg-type]
@@ -137,6 +142,29 @@ def test_the_test_labels_change_no_prediction_and_no_choice(
     spoilt = evaluate(run_dir)
     assert [row.chosen for row in spoilt.rows] == chosen
     assert spoilt.rows[0].top1 == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("classifier", ["logistic regression", "sgd", "knn"])
+def test_a_fold_knows_nothing_of_the_labels_it_is_tested_on(tmp_path: Path, classifier: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = (rng.normal(size=(60, 5)) + labels[:, None]).astype(np.float32)
+    candidate = Candidate("byol online", "none", lambda fold: (features[fold.train], features[fold.test]))
+    groups = Groups("plate", np.arange(60) // 4, tuple(map(str, range(15))))
+    folds = make_folds(labels, num=3, seed=0, groups=groups)
+    settings = {"classifier": classifier, "seed": 0}
+
+    def predict_first(labels: np.ndarray, name: str) -> Predicted:
+        part = Split(object.__new__(Packed), np.arange(60), labels, groups)
+        splits = Splits(part, part, ("a", "b", "c"), "", 0, "3 folds by plate", folds[:1])
+        return predict(candidate, splits, cache_folder=tmp_path / name, **settings)  # type: ignore[arg-type]
+
+    garbage = labels.copy()
+    garbage[folds[0].test] = rng.integers(0, 3, len(folds[0].test))
+    one, other = predict_first(labels, "one"), predict_first(garbage, "other")
+    assert one.chosen == other.chosen and not other.reused
+    np.testing.assert_array_equal(one.ranked, other.ranked)
+    assert (one.ranked[folds[0].test, 0] == labels[folds[0].test]).mean() > 0.5
 
 
 # ---- Words

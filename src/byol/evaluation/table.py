@@ -119,6 +119,7 @@ def evaluate(
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     splits = open_splits(config, run_dir, spec=online.spec, say=say)
     rows: list[Row] = []
+    num_reused = 0
     low_shot: list[LowShot] = []
     confusions: list[Confusion] = []
     cache_folder = run_dir / "features"
@@ -137,7 +138,13 @@ def evaluate(
                 cache_folder=cache_folder,
             )
         if say is not None:
-            say(f"{candidate.name}: " + ", ".join(_describe(row, found) for row, found in judged))
+            say(
+                f"{candidate.name}: "
+                + ", ".join(f"{row.classifier} {_percent(row.top1)}" for row, _ in judged)
+            )
+        num_reused += sum(found.reused for _, found in judged)
+    if say is not None and num_reused:
+        say(f"not fitted again, but kept in {cache_folder}: {num_reused} of {len(rows)} rows")
     table = Table(
         split=splits.description,
         protocol=splits.protocol,
@@ -198,10 +205,6 @@ def _read_config(run_dir: Path, overrides: Sequence[str]) -> Config:
 
 def _percent(share: float) -> str:
     return f"{100.0 * share:.1f} %"
-
-
-def _describe(row: Row, found: Predicted) -> str:
-    return f"{row.classifier} {_percent(row.top1)}{' (known)' if found.reused else ''}"
 
 
 def _render_rows(rows: Sequence[Row]) -> list[str]:
