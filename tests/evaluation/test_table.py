@@ -12,6 +12,8 @@ from runs import PX, make_run, write_images
 from byol.artifacts.encoder import Encoder
 from byol.data.packed import Packed
 from byol.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.evaluation import low_shot as low_shot_file
+from byol.evaluation import rows as rows_file
 from byol.evaluation import table as table_file
 from byol.evaluation.folds import Groups, make_folds
 from byol.evaluation.low_shot import LowShot
@@ -51,15 +53,20 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for classifier in ("logistic regression", "knn"):
         online, target = by_name["byol online", classifier], by_name["byol target", classifier]
         assert replace(online, features="", seconds=0.0) == replace(target, features="", seconds=0.0)
-    assert len(said) == 4 and said[0].startswith("pixels: logistic regression 100.0 %, knn ")
+    assert len(said) == 5 and said[0].startswith("pixels: logistic regression 100.0 %, knn ")
+    assert said[4].endswith("features: 2 of 8 rows")  # those of target
     assert heard == [(24, 24), (6, 6)] * 2  # untrained and online; target has the weights of online
 
     # The second time no encoder is asked, and the numbers are the same.
     monkeypatch.setattr(Encoder, "encode", None)
-    again = evaluate(run_dir)
-    assert [replace(row, seconds=0.0) for row in again.rows] == [
-        replace(row, seconds=0.0) for row in table.rows
-    ]
+    # Nor is a classifier fitted.
+    monkeypatch.setattr(rows_file, "_fit", lambda: None)
+    monkeypatch.setattr(low_shot_file, "_fit", lambda: None)
+    del said[:]
+    again = evaluate(run_dir, say=said.append)
+    assert said[-1] == f"not fitted again, but kept in {run_dir / 'features'}: 8 of 8 rows"
+    assert again.rows == table.rows
+    assert again.low_shot == table.low_shot and again.confusion == table.confusion
 
     content = json.loads((run_dir / "eval.json").read_text())
     assert content["format"] == 2 and content["split"] == "images: every fifth image of a class is held out"
