@@ -11,7 +11,7 @@ from torch import Tensor
 from byol.evaluation.folds import Validation
 from byol.evaluation.probes import Labels, Prediction, Scaler, Test, Train, draw, rank, standardise
 
-LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)  # for batches of 256
+LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # for batches of 256
 
 _EPOCHS = 20
 _BATCH = 256
