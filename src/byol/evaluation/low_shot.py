@@ -16,7 +16,7 @@ from byol.evaluation.splits import Splits
 
 PER_CLASS = (1, 2, 5, 10, 50)
 # One image a class leaves none to choose a penalty on, so it is fixed. On plankton it is within a point of
-# the best of 1e-4 to 1 at each number of images up to 10, trained and untrained.
+# the best of 1e-4 to 1 (docs/decisions.md).
 INVERSE_PENALTY = 0.1
 MAX_IMAGES = 10_000  # of a draw: bounds the time of many classes
 
