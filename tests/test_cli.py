@@ -163,6 +163,10 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
     assert "images: every fifth image of a class is held out; 16 training and 4 test images" in said
     assert "\n\n\n" not in said and "saved in runs/a/eval.json" in said
     assert len(json.loads(Path("runs/a/eval.json").read_text())["rows"]) == 8
+    assert "logistic regression on few labels: top-1, mean ± std of 5 draws" in said
+    again = succeed(capsys, "eval", "runs/a")
+    assert "kept in runs/a/features: 8 of 8 rows" in again
+    assert said.partition("\n\n")[2] == again.partition("\n\n")[2]  # the tables
 
     for name in ("f.csv", "f.npz", "f.parquet"):
         said = succeed(capsys, "embed", "runs/a", "images", "-o", name)
@@ -411,6 +415,16 @@ def test_labels(capsys: Capture, finished: Path) -> None:
         "left out, of no image here: 1 of the 11 labels in labels.csv\n"
     )
     assert "8 training and 2 test images, 2 classes" in said
+
+    lines = [f"{name},{label},{index % 3}" for index, (name, label) in enumerate(partial.items())]
+    Path("plates.csv").write_text("\n".join(["file,label,plate", *lines]) + "\n")
+    said = succeed(capsys, "eval", "runs/a", "--labels", "plates.csv", "--groups", "plate", "--folds", "3")
+    assert "images: 3 folds by plate; 10 images, each predicted once, 2 classes" in said
+    assert json.loads(Path("runs/a/eval.json").read_text())["protocol"] == "3 folds by plate"
+    said = fail(capsys, "eval", "runs/a", "--labels", "plates.csv", "--folds", "1", code=2)
+    assert "evaluation.folds" in said
+    said = succeed(capsys, "eval", "runs/a", "--labels", "plates.csv", "--weights", "runs/a/target")
+    assert "\nweights target  none " in said
 
 
 def test_evaluation_that_would_mean_nothing(capsys: Capture, finished: Path) -> None:

@@ -132,6 +132,13 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--test", help="labelled images to test on (default: a fifth, or the set's test split)"
     )
+    evaluate.add_argument("--weights", help="a row for other weights: a run's folder, a file, or timm:MODEL")
+    evaluate.add_argument("--folds", help="without a test part: test on every image once, in so many folds")
+    evaluate.add_argument(
+        "--groups",
+        metavar="COLUMN",
+        help="column of the labels (or folder) that no two folds share, as plate",
+    )
 
     embed = _add(
         commands,
@@ -235,8 +242,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    chosen = {"labels": options.labels, "train": options.train, "test": options.test}
-    overrides = [*options.overrides, *(f"evaluation.{key}={value}" for key, value in chosen.items() if value)]
+    keys = ("labels", "train", "test", "weights", "folds", "groups")
+    chosen = ((key, getattr(options, key)) for key in keys)
+    overrides = [*options.overrides, *(f"evaluation.{key}={value}" for key, value in chosen if value)]
     return _print_table(options.run, overrides=overrides)
 
 

@@ -288,7 +288,24 @@ class EvaluationConfig(Section):
         description="Labelled images to test on, as data.source; null: held out of train."
     )
     labels: Text | None = Field(description="CSV with the columns file,label; null: labels of the source.")
-    seed: Seed = Field(description="Seed of validation parts and intervals.")
+    weights: Text | None = Field(
+        description="Weights to compare with: folder of a run, .safetensors, .pth or .pt file of this run's "
+        "kind of network, or timm:MODEL if on this machine; null: none."
+    )
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+        description="Folds where there is no test part, count: every labelled image is tested on once; null: "
+        "a fifth is held out (5 with groups)."
+    )
+    groups: Text | None = Field(
+        description="What must not lie in two folds: a column of labels, or 'folder'; null: nothing."
+    )
+    sgd_above: int = Field(
+        ge=0, description="Training images, count, above which the linear classifier is fitted by SGD."
+    )
+    num_draws: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+        description="Draws of a few images of each class behind the low-shot curve, count; null: no curve."
+    )
+    seed: Seed = Field(description="Seed of folds, validation parts, draws and intervals.")
     num_bootstrap: int = Field(ge=10, le=10**6, description="Resamples behind a 95 % interval, count.")
 
 

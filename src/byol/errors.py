@@ -3,6 +3,7 @@
 ByolError                   exit code 1
 ├── ConfigError             exit code 2: a key, a value or a command-line argument
 ├── DataError               images, labels or folders that cannot be read or used
+│   └── NoLabelsError       no image has a label: what needs none can still be done
 ├── CheckpointError         a run folder, checkpoint or encoder that cannot be read or written
 │   └── RunMismatchError    the run folder belongs to another configuration or other data
 ├── DivergedError           the loss stopped being a finite number
@@ -28,6 +29,10 @@ class ConfigError(ByolError):
 
 class DataError(ByolError):
     """Images, labels or folders that cannot be read or used."""
+
+
+class NoLabelsError(DataError):
+    """No image has a label."""
 
 
 class CheckpointError(ByolError):

@@ -11,7 +11,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from byol.errors import DataError
 from byol.evaluation import probes
+from byol.evaluation import sgd as sgd_file
 from byol.evaluation.probes import Validation
+from byol.evaluation.sgd import choose_sgd, sgd
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -128,19 +130,91 @@ def test_strong_overfitting_still_converges(monkeypatch: pytest.MonkeyPatch) -> 
     assert np.mean(predicted.labels == labels) == 1.0
 
 
+def test_accuracy_is_that_of_scikit_learn() -> None:
+    """Within 0.3 points of a reference that is fitted to a far smaller tolerance, on 3,000 test images."""
+    (train, labels), (test, truth) = make_features(1000, seed=0), make_features(3000, seed=1)
+    predicted = probes.logistic_regression(train, labels, test=test, seed=0)
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    reference = LogisticRegression(C=predicted.chosen["C"], max_iter=10_000, tol=1e-8)
+    expected = reference.fit((train - mean) / std, labels).score((test - mean) / std, truth)
+    assert np.mean(predicted.labels == truth) == pytest.approx(expected, abs=0.003)
+
+
+def test_five_classes_are_named_in_the_order_of_their_scores() -> None:
+    (train, labels), (test, _) = make_features(400, seed=0, num_classes=8), make_features(50, seed=1)
+    labels = labels * 10
+    model = LogisticRegression(C=0.01, max_iter=1000).fit(train, labels)
+    ranked = probes.fit_logistic(train, labels, test=test, inverse_penalty=0.01)
+    expected = model.classes_[np.argsort(-model.predict_proba(test), axis=1)[:, :5]]
+    assert ranked.shape == (50, 5) and np.mean(ranked == expected) > 0.99
+    two = labels % 20
+    ranked = probes.fit_logistic(train, two, test=test, inverse_penalty=0.01)
+    model = LogisticRegression(C=0.01, max_iter=1000).fit(train, two)
+    np.testing.assert_array_equal(ranked[:, 0], model.predict(test))
+    np.testing.assert_array_equal(ranked.sum(axis=1), 10)
+
+
+def test_knn_names_only_classes_with_a_vote() -> None:
+    train = np.array([[1, 0], [1, 0.1], [0.9, 0.5], [0, 1]], dtype=np.float32)
+    labels, test = np.array([7, 3, 7, 5]), np.array([[1, 0.05], [0, 1]], dtype=np.float32)
+    ranked = probes.knn_rank(train, labels, test=test, k=3, temperature=0.1)
+    assert ranked.tolist() == [[7, 3, -1], [5, 7, 3]]
+
+
+# ---- Linear by SGD
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+def test_sgd_agrees_with_logistic_regression(spread: float) -> None:
+    """Within a point on 3,000 test images, for classes well apart and for classes that overlap a lot."""
+    (train, labels), (test, truth) = (
+        make_features(num, seed=seed, num_classes=8, spread=spread) for num, seed in ((4000, 0), (3000, 1))
+    )
+    shares = [
+        np.mean(classify(train, labels, test=test, seed=0).labels == truth)
+        for classify in (sgd, probes.logistic_regression)
+    ]
+    assert shares[0] == pytest.approx(shares[1], abs=0.01)
+
+
+def test_sgd_rates_trained_side_by_side_are_those_trained_alone() -> None:
+    train, labels = make_features(300, seed=0)
+    several = sgd_file._train(train, labels, lrs=(0.01, 0.1), num_classes=5, seed=3)
+    alone = sgd_file._train(train, labels, lrs=(0.1,), num_classes=5, seed=3)
+    for one, other in zip(several, alone, strict=True):
+        np.testing.assert_allclose(one[1:], other, rtol=1e-4, atol=1e-5)
+
+
+def test_sgd_choice_is_the_best_on_the_validation_part_of_a_bounded_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sgd_file, "_SWEEP_ROWS", 300)
+    train, labels = make_features(500, seed=0)
+    drawn = probes.draw(500, 300, seed=0)
+    train300, labels300 = train[drawn], labels[drawn]
+    part = Validation.of(labels300, seed=0)
+    right = {}
+    for lr in sgd_file.LEARNING_RATES:
+        weights, biases = sgd_file._train(
+            train300[part.fit], labels300[part.fit], lrs=(lr,), num_classes=5, seed=0
+        )
+        scores = train300[part.held_out] @ weights[0].numpy().T + biases[0].numpy()
+        right[lr] = np.mean(scores.argmax(axis=1) == labels300[part.held_out])
+    assert right[choose_sgd(train, labels, seed=0)] == max(right.values())
+
+
 # ---- Choosing without the test split
 
 
 def test_nothing_that_chooses_or_fits_has_a_parameter_for_test_labels() -> None:
-    for choose in (probes.choose_knn, probes.choose_logistic):
-        assert list(inspect.signature(choose).parameters) == ["train", "labels", "seed"]
-    assert list(inspect.signature(probes.knn).parameters) == ["train", "labels", "test", "seed"]
-    assert list(inspect.signature(probes.logistic_regression).parameters) == [
-        "train", "labels", "test", "seed", "scale"
-    ]  # fmt: skip
+    for choose in (probes.choose_knn, probes.choose_logistic, choose_sgd):
+        assert list(inspect.signature(choose).parameters) == ["train", "labels", "seed", "groups"]
+    for classify in (probes.knn, probes.logistic_regression, sgd):
+        parameters = [name for name in inspect.signature(classify).parameters if name != "scale"]
+        assert parameters == ["train", "labels", "test", "seed", "groups"]
 
 
-@pytest.mark.parametrize("classify", [probes.knn, probes.logistic_regression])
+@pytest.mark.parametrize("classify", [probes.knn, probes.logistic_regression, sgd])
 def test_what_is_chosen_does_not_depend_on_the_test_images(classify: object) -> None:
     assert callable(classify)
     train, labels = make_features(200, seed=0)
@@ -160,7 +234,7 @@ def test_validation_holds_out_a_fifth_of_each_class() -> None:
     assert not np.array_equal(part.held_out, other.held_out)
 
 
-@pytest.mark.parametrize("classify", [probes.knn, probes.logistic_regression])
+@pytest.mark.parametrize("classify", [probes.knn, probes.logistic_regression, sgd])
 def test_a_class_with_one_image_is_no_obstacle(classify: object) -> None:
     assert callable(classify)
     train, labels = make_features(40, seed=0, num_classes=3)

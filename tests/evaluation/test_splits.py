@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from runs import PX, configure, make_spec, write_images
 
-from byol.errors import DataError
+from byol.errors import ConfigError, DataError
 from byol.evaluation.splits import Splits, open_splits
 
 
@@ -86,6 +86,68 @@ def test_a_set_with_splits_is_tested_on_its_test_split(
     assert splits.train.images.stored_px == PX
 
 
+# ---- Folds
+
+
+def write_table(folder: Path, lines: list[str], *, head: str = "file,label,plate") -> str:
+    (folder / "labels.csv").write_text("\n".join([head, *lines]) + "\n")
+    return f"evaluation.labels={folder / 'labels.csv'}"
+
+
+def test_folds_predict_every_labelled_image(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", num=4)
+    splits = open_in(tmp_path, tmp_path / "images", "evaluation.folds=4")
+    assert splits.test is splits.train and (splits.protocol, splits.description) == (
+        "4 folds", "images: 4 folds"
+    )  # fmt: skip
+    assert sorted(np.concatenate([fold.test for fold in splits.folds])) == list(range(12))
+    assert [len(fold.test) for fold in splits.folds] == [3] * 4 and splits.num_train == 9
+
+
+def test_groups_are_a_column_of_the_labels(tmp_path: Path) -> None:
+    """Partial labels; five folds unless another number is given."""
+    write_images(tmp_path / "images", num=10, classes=("dark", "red"))
+    lines = [f"{kind}/00{i}.png,{kind},p{i // 2}" for kind in ("dark", "red") for i in range(10)]
+    override = write_table(tmp_path, lines[:-1])
+    said: list[str] = []
+    splits = open_in(tmp_path, tmp_path / "images", override, "evaluation.groups=plate", said=said)
+    assert splits.protocol == "5 folds by plate" and len(splits.folds) == 5
+    assert splits.train.groups is not None and splits.train.groups.names == ("p0", "p1", "p2", "p3", "p4")
+    for fold in splits.folds:
+        assert {name.split("/")[1] for name in (splits.train.images.names[int(row)] for row in fold.test)}
+        tested, known = (splits.train.take(places).group_numbers for places in (fold.test, fold.train))
+        assert tested is not None and known is not None and not set(tested) & set(known)
+    assert said == ["left out, without a label: 1 of 20 images"]
+
+
+def test_groups_are_folders(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", num=6)
+    lines = [f"{folder}/00{i}.png,{'ab'[i % 2]}" for folder in ("dark", "light", "red") for i in range(6)]
+    labels = write_table(tmp_path, lines, head="file,label")
+    splits = open_in(tmp_path, tmp_path / "images", labels, "evaluation.groups=folder", "evaluation.folds=3")
+    assert splits.protocol == "3 folds by folder"
+    tested = [{names_of(splits, "test")[place].split("/")[0] for place in fold.test} for fold in splits.folds]
+    assert sorted(map(len, tested)) == [1, 1, 1] and set.union(*tested) == {"dark", "light", "red"}
+
+
+def test_classes_that_cannot_be_right_are_named(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", num=10, classes=("dark", "red"))
+    lines = [f"{kind}/00{i}.png,{kind},p{i % 3}" for kind in ("dark", "red") for i in range(9)]
+    override = write_table(tmp_path, [*lines, "dark/009.png,rare,p0"])
+    said: list[str] = []
+    open_in(tmp_path, tmp_path / "images", override, said=said)
+    assert said[1:] == ["classes with one training image only: rare; label more of their images"]
+    open_in(tmp_path, tmp_path / "images", override, "evaluation.folds=3", said=said)
+    assert said[3] == (
+        "classes with labels for one image only, never learnt before they are tested on: rare; "
+        "label more of their images"
+    )
+    open_in(
+        tmp_path, tmp_path / "images", override, "evaluation.folds=3", "evaluation.groups=plate", said=said
+    )
+    assert "for images of one plate only, never learnt" in said[5]
+
+
 # ---- What cannot be evaluated
 
 
@@ -134,6 +196,41 @@ def test_test_classes_must_be_known_from_training(tmp_path: Path) -> None:
         tmp_path / "train",
         f"evaluation.test={tmp_path / 'test'}",
         message="test: no training image is of the test class 'blue'; give both splits the same class names",
+    )
+
+
+def test_folds_beside_a_test_part_and_groups_that_are_none(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", num=5)
+    images = tmp_path / "images"
+    for key in ("folds=3", "groups=folder"):
+        name = key.partition("=")[0]
+        with pytest.raises(ConfigError, match=f"{name}: folds are for images without a test part.*--{name}"):
+            open_in(tmp_path, images, f"evaluation.{key}", f"evaluation.test={images}")
+    with pytest.raises(
+        ConfigError, match=r"groups: 'plate' is a column of a file of labels.*--groups folder"
+    ):
+        open_in(tmp_path, images, "evaluation.groups=plate")
+    check_refused(tmp_path, images, "evaluation.groups=folder", message="folder: 3 group.* --folds 3")
+    check_refused(
+        tmp_path,
+        images,
+        *("evaluation.groups=folder", "evaluation.folds=3"),
+        message="folder: every class lies within one group",
+    )
+    labels = write_table(tmp_path, [f"dark/00{i}.png,{'ab'[i % 2]},{'p' if i else ''}" for i in range(5)])
+    check_refused(
+        tmp_path,
+        images,
+        labels,
+        "evaluation.groups=day",
+        message=r"no column 'day', only label, plate; name one",
+    )
+    check_refused(
+        tmp_path,
+        images,
+        labels,
+        "evaluation.groups=plate",
+        message=r"1 labelled images have no plate, the first is dark/000.png; fill in the column 'plate'",
     )
 
 

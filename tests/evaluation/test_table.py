@@ -10,9 +10,16 @@ import torch
 from runs import PX, make_run, write_images
 
 from byol.artifacts.encoder import Encoder
+from byol.data.packed import Packed
 from byol.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.evaluation import low_shot as low_shot_file
+from byol.evaluation import rows as rows_file
 from byol.evaluation import table as table_file
-from byol.evaluation.table import Row, Table, evaluate
+from byol.evaluation.folds import Groups, make_folds
+from byol.evaluation.low_shot import LowShot
+from byol.evaluation.rows import Candidate, Predicted, Row, predict
+from byol.evaluation.splits import Split, Splits
+from byol.evaluation.table import Confusion, Table, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -46,27 +53,60 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for classifier in ("logistic regression", "knn"):
         online, target = by_name["byol online", classifier], by_name["byol target", classifier]
         assert replace(online, features="", seconds=0.0) == replace(target, features="", seconds=0.0)
-    assert len(said) == 4 and said[0].startswith("pixels: logistic regression 100.0 %, knn ")
+    assert len(said) == 5 and said[0].startswith("pixels: logistic regression 100.0 %, knn ")
+    assert said[4].endswith("features: 2 of 8 rows")  # those of target
     assert heard == [(24, 24), (6, 6)] * 2  # untrained and online; target has the weights of online
 
     # The second time no encoder is asked, and the numbers are the same.
     monkeypatch.setattr(Encoder, "encode", None)
-    again = evaluate(run_dir)
-    assert [replace(row, seconds=0.0) for row in again.rows] == [
-        replace(row, seconds=0.0) for row in table.rows
-    ]
+    # Nor is a classifier fitted.
+    monkeypatch.setattr(rows_file, "_fit", lambda: None)
+    monkeypatch.setattr(low_shot_file, "_fit", lambda: None)
+    del said[:]
+    again = evaluate(run_dir, say=said.append)
+    assert said[-1] == f"not fitted again, but kept in {run_dir / 'features'}: 8 of 8 rows"
+    assert again.rows == table.rows
+    assert again.low_shot == table.low_shot and again.confusion == table.confusion
 
     content = json.loads((run_dir / "eval.json").read_text())
-    assert content["format"] == 1 and content["split"] == "images: every fifth image of a class is held out"
+    assert content["format"] == 2 and content["split"] == "images: every fifth image of a class is held out"
     assert content.keys() == {
-        "format", "split", "num_train", "num_test", "num_classes", "num_unlabelled", "done", "seconds", "rows"
+        "format", "split", "protocol", "num_train", "num_test", "num_classes", "class_names",
+        "num_unlabelled", "done", "seconds", "rows", "low_shot", "confusion",
     }  # fmt: skip
     assert content["rows"][1].keys() == {
-        "features", "transform", "classifier", "dimensions", "top1", "low95", "high95", "balanced", "chosen",
-        "seconds",
+        "features", "transform", "classifier", "dimensions", "top1", "low95", "high95", "top5", "balanced",
+        "balanced_low95", "balanced_high95", "chosen", "seconds",
     }  # fmt: skip
     assert content["rows"][1]["chosen"].keys() == {"k", "temperature"}
-    assert content["rows"][0]["chosen"].keys() == {"C"}
+    assert content["rows"][0]["chosen"].keys() == {"C"} and content["rows"][0]["top5"] is None
+    assert content["protocol"] == "test part" and content["class_names"] == ["dark", "light", "red"]
+    points = [(point["features"], point["per_class"], point["num_draws"]) for point in content["low_shot"]]
+    assert points == [
+        (features, per_class, 5)
+        for features in ("pixels", "untrained", "byol online")
+        for per_class in (1, 2, 5)
+    ]
+    assert content["low_shot"][2]["mean"] == 1.0  # 5 of 8 images of each colour
+    confusion = content["confusion"]
+    assert (confusion["features"], confusion["classifier"]) == ("byol online", "logistic regression")
+    counts = np.array(confusion["counts"])
+    assert counts.sum(axis=1).tolist() == [2, 2, 2]  # test images of each class
+    right = by_name["byol online", "logistic regression"].top1
+    assert np.trace(counts) / 6 == pytest.approx(right)
+
+
+def test_each_protocol_setting_changes_the_table(run_dir: Path) -> None:
+    table = evaluate(run_dir, overrides=["evaluation.folds=2", "evaluation.num_draws=3"])
+    assert (table.protocol, table.split) == ("2 folds", "images: 2 folds")
+    assert (table.num_train, table.num_test) == (15, 30)
+    assert {point.num_draws for point in table.low_shot} == {3}
+    assert sum(map(sum, table.confusion.counts)) == 30
+    assert "images: 2 folds; 30 images, each predicted once, 3 classes" in table.render()
+    table = evaluate(run_dir, overrides=["evaluation.sgd_above=23", "evaluation.num_draws=null"])
+    assert {row.classifier for row in table.rows} == {"sgd", "knn"} and table.low_shot == ()
+    assert table.confusion.classifier == "sgd" and table.verdict().count("\n") == 1
+    assert table.rows[0].chosen.keys() == {"lr"} and table.rows[0].top1 == 1.0
 
 
 def test_without_a_target_there_is_no_row_for_it(tmp_path: Path) -> None:
@@ -98,6 +138,8 @@ def test_the_test_labels_change_no_prediction_and_no_choice(
 ) -> None:
     chosen = [row.chosen for row in evaluate(run_dir).rows]
     open_splits = table_file.open_splits
+    for folder in (run_dir / "features").glob("*.npz"):
+        folder.unlink()  # every classifier is fitted anew, beside the garbage
 
     def spoil(*arguments: object, **named: object) -> object:
         splits = open_splits(*arguments, **named)  # type: ignore[arg-type]
@@ -107,6 +149,29 @@ def test_the_test_labels_change_no_prediction_and_no_choice(
     spoilt = evaluate(run_dir)
     assert [row.chosen for row in spoilt.rows] == chosen
     assert spoilt.rows[0].top1 == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("classifier", ["logistic regression", "sgd", "knn"])
+def test_a_fold_knows_nothing_of_the_labels_it_is_tested_on(tmp_path: Path, classifier: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = (rng.normal(size=(60, 5)) + labels[:, None]).astype(np.float32)
+    candidate = Candidate("byol online", "none", lambda fold: (features[fold.train], features[fold.test]))
+    groups = Groups("plate", np.arange(60) // 4, tuple(map(str, range(15))))
+    folds = make_folds(labels, num=3, seed=0, groups=groups)
+    settings = {"classifier": classifier, "seed": 0}
+
+    def predict_first(labels: np.ndarray, name: str) -> Predicted:
+        part = Split(object.__new__(Packed), np.arange(60), labels, groups)
+        splits = Splits(part, part, ("a", "b", "c"), "", 0, "3 folds by plate", folds[:1])
+        return predict(candidate, splits, cache_folder=tmp_path / name, **settings)  # type: ignore[arg-type]
+
+    garbage = labels.copy()
+    garbage[folds[0].test] = rng.integers(0, 3, len(folds[0].test))
+    one, other = predict_first(labels, "one"), predict_first(garbage, "other")
+    assert one.chosen == other.chosen and not other.reused
+    np.testing.assert_array_equal(one.ranked, other.ranked)
+    assert (one.ranked[folds[0].test, 0] == labels[folds[0].test]).mean() > 0.5
 
 
 # ---- Words
@@ -121,7 +186,10 @@ def make_row(features: str, classifier: str, top1: float, *, half: float = 0.02)
         top1=top1,
         low95=top1 - half,
         high95=top1 + half,
+        top5=None,
         balanced=top1,
+        balanced_low95=top1 - half,
+        balanced_high95=top1 + half,
         chosen={"C": 0.01} if classifier == "logistic regression" else {"k": 20, "temperature": 0.07},
         seconds=0.5,
     )
@@ -134,7 +202,20 @@ def make_table(pixels: float, untrained: float, byol: float, *, half: float = 0.
         for features, share in shares.items()
         for classifier in ("logistic regression", "knn")
     ]
-    return Table("cells: every fifth", 80, 20, 3, 0, 500, 1.0, tuple(rows))
+    return Table(
+        split="cells: every fifth",
+        protocol="test part",
+        num_train=80,
+        num_test=20,
+        num_classes=3,
+        class_names=("a", "b", "c"),
+        num_unlabelled=0,
+        done=500,
+        seconds=1.0,
+        rows=tuple(rows),
+        low_shot=(LowShot("untrained", 1, 5, 0.3, 0.02), LowShot("untrained", 10, 5, 0.5, 0.013)),
+        confusion=Confusion("byol online", "logistic regression", ((6, 1, 0), (1, 6, 0), (0, 0, 6))),
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,11 +245,27 @@ def test_the_table_in_words() -> None:
     lines = make_table(0.236, 0.572, 0.844).render().splitlines()
     assert lines[0] == "cells: every fifth; 80 training and 20 test images, 3 classes"
     assert lines[2].split() == [
-        "features", "transform", "classifier", "dims", "top-1", "95", "%", "interval", "balanced", "chosen"
+        "features", "transform", "classifier", "dims", "top-1", "95", "%", "interval", "balanced",
+        "95", "%", "interval", "chosen",
     ]  # fmt: skip
     (row,) = (line for line in lines if line.startswith("byol online  none       knn "))
-    assert " ".join(row.split()[4:]) == "96 84.4 % 82.4 to 86.4 84.4 % k = 20, temperature = 0.07"
+    assert (
+        " ".join(row.split()[4:]) == "96 84.4 % 82.4 to 86.4 84.4 % 82.4 to 86.4 k = 20, temperature = 0.07"
+    )
     assert lines[-1].startswith("BYOL helps: knn 84.4 %")
+    assert lines[11:16] == [
+        "logistic regression on few labels: top-1, mean ± std of 5 draws",
+        "",
+        "training images a class             1            10",
+        "-----------------------  ------------  ------------",
+        "untrained                30.0 % ± 2.0  50.0 % ± 1.3",
+    ]
+    without = replace(make_table(0.2, 0.5, 0.8), low_shot=()).render()
+    assert "few labels" not in without and "\n\n\n" not in without
+    rows = tuple(replace(row, top5=0.93) for row in make_table(0.2, 0.5, 0.8).rows)
+    assert "93.0 %" in replace(make_table(0.2, 0.5, 0.8), rows=rows).render()
+    rows = tuple(replace(row, chosen={"C": [0.1, 0.01]}) for row in rows)
+    assert "C = 0.01 to 0.1" in replace(make_table(0.2, 0.5, 0.8), rows=rows).render()
 
 
 # ---- What it refuses

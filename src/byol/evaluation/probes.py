@@ -18,13 +18,15 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from byol.errors import DataError
+from byol.errors import DataError, NoLabelsError
+from byol.evaluation.folds import Indices
+from byol.evaluation.folds import Validation as Validation
 
+NUM_RANKED = 5  # classes that a classifier names for an image
 NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.03, 0.07, 0.1, 0.2, 0.5)
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
-_VALIDATION_SHARE = 0.2
 _SWEEP_ROWS = 10_000  # images the penalty is chosen on: bounds the time, and it hardly depends on more
 _PCA_ROWS = 10_000
 _BLOCK = 2**25  # similarities held at once, 128 MB
@@ -33,26 +35,34 @@ _MAX_ITERATIONS = 10_000  # of L-BFGS; hundreds are usual
 Train = Float32[np.ndarray, "train feature"]
 Test = Float32[np.ndarray, "test feature"]
 Labels = Int64[np.ndarray, " train"]
-Indices = NDArray[np.int64]
-Scaled = tuple[Train, Test]
+Scaler = Callable[[Train, Test], tuple[Train, Test]]  # shifts and scales features by the training images
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What a classifier says of each test image, and the settings that were chosen for it."""
 
-    labels: Int64[np.ndarray, " test"]
+    ranked: Int64[np.ndarray, "test rank"]  # up to 5 classes, the likeliest first; -1: no further one
     chosen: dict[str, int | float]
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " test"]:
+        """The likeliest class."""
+        return self.ranked[:, 0]
 
 
 def check_classes(labels: Labels, class_names: Sequence[str]) -> None:
     """Refuse labels (indices into `class_names`) that no classifier can be trained and chosen on.
 
-    Raises: DataError if there are fewer than two classes, or no class with two images.
+    Raises:
+        NoLabelsError: there are none.
+        DataError: fewer than two classes, or no class with two images.
     """
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) == 0:
-        raise DataError("no image has a label: give them by --labels FILE.csv with the columns file,label")
+        raise NoLabelsError(
+            "no image has a label: give them by --labels FILE.csv with the columns file,label"
+        )
     if len(classes) == 1:
         raise DataError(
             f"labels have one class only ({class_names[classes[0]]!r}, {counts[0]} images): "
@@ -99,35 +109,12 @@ def fit_pca(train: Train, *, dimensions: int, seed: int) -> PCA:
     Above 10,000 images, 10,000 of them are used, drawn from `seed`.
     """
     if len(train) > _PCA_ROWS:
-        train = train[_draw(len(train), _PCA_ROWS, seed=seed)]
+        train = train[draw(len(train), _PCA_ROWS, seed=seed)]
     components = min(dimensions, *train.shape)
     return PCA(components, svd_solver="randomized", random_state=seed).fit(train)
 
 
-# ---- The validation part
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Two disjoint sets of training images: settings are fitted on the one and compared on the other."""
-
-    fit: Indices
-    held_out: Indices
-
-    @classmethod
-    def of(cls, labels: Labels, *, seed: int) -> "Validation":
-        """Hold out a fifth of each class, at least one image; of a class with one image, none."""
-        rng = np.random.default_rng(seed)
-        held_out = np.zeros(len(labels), dtype=bool)
-        for label in np.unique(labels):
-            members = rng.permutation(np.flatnonzero(labels == label))
-            num = max(1, round(_VALIDATION_SHARE * len(members))) if len(members) > 1 else 0
-            held_out[members[:num]] = True
-        assert held_out.any(), "check_classes was not called"
-        return cls(np.flatnonzero(~held_out), np.flatnonzero(held_out))
-
-
-def _draw(num: int, wanted: int, *, seed: int) -> Indices:
+def draw(num: int, wanted: int, *, seed: int) -> Indices:
     """`wanted` different indices below `num`, ascending."""
     return np.sort(np.random.default_rng(seed).choice(num, wanted, replace=False))
 
@@ -135,16 +122,16 @@ def _draw(num: int, wanted: int, *, seed: int) -> Indices:
 # ---- k nearest neighbours
 
 
-def knn(train: Train, labels: Labels, *, test: Test, seed: int) -> Prediction:
-    """`knn_predict` with the k and temperature that are best on a validation part of the training images."""
-    k, temperature = choose_knn(train, labels, seed=seed)
-    predicted = knn_predict(train, labels, test=test, k=k, temperature=temperature)
-    return Prediction(predicted, {"k": k, "temperature": temperature})
+def knn(train: Train, labels: Labels, *, test: Test, seed: int, groups: Labels | None = None) -> Prediction:
+    """`knn_rank` with the k and temperature that are best on a validation part of the training images."""
+    k, temperature = choose_knn(train, labels, seed=seed, groups=groups)
+    ranked = knn_rank(train, labels, test=test, k=k, temperature=temperature)
+    return Prediction(ranked, {"k": k, "temperature": temperature})
 
 
-def choose_knn(train: Train, labels: Labels, *, seed: int) -> tuple[int, float]:
+def choose_knn(train: Train, labels: Labels, *, seed: int, groups: Labels | None = None) -> tuple[int, float]:
     """The k and temperature with the highest top-1 on the validation part; the smallest of equals."""
-    part = Validation.of(labels, seed=seed)
+    part = Validation.of(labels, seed=seed, groups=groups)
     classes, index = np.unique(labels, return_inverse=True)
     ks = [k for k in NEIGHBOURS if k <= len(part.fit)]
     fit_index, truth = torch.from_numpy(index[part.fit]), torch.from_numpy(index[part.held_out])
@@ -167,21 +154,31 @@ def choose_knn(train: Train, labels: Labels, *, seed: int) -> tuple[int, float]:
 def knn_predict(
     train: Train, labels: Labels, *, test: Test, k: int, temperature: float
 ) -> Int64[np.ndarray, " test"]:
-    """Class of each test image by vote of its k most similar training images.
+    """Class of each test image by vote of its k most similar training images: the first of `knn_rank`."""
+    return knn_rank(train, labels, test=test, k=k, temperature=temperature)[:, 0]
+
+
+def knn_rank(
+    train: Train, labels: Labels, *, test: Test, k: int, temperature: float
+) -> Int64[np.ndarray, "test rank"]:
+    """Up to 5 classes of each test image, by vote of its k most similar training images; -1: no vote left.
 
     Similarity s is the cosine; a vote weighs exp(s / temperature). Exact, in blocks: memory does not grow
     with the number of test images. A k above the number of training images means all of them.
     """
     classes, index = np.unique(labels, return_inverse=True)
     train_index = torch.from_numpy(index)
-    predicted = np.empty(len(test), dtype=np.int64)
+    ranked = np.empty((len(test), min(NUM_RANKED, len(classes))), dtype=np.int64)
     first = 0
     for similarity, neighbour in _nearest(train, test, k=min(k, len(train))):
         weight = _weigh(similarity, temperature=temperature)
         votes = weight.new_zeros(len(weight), len(classes)).scatter_add_(1, train_index[neighbour], weight)
-        predicted[first : first + len(votes)] = classes[votes.argmax(dim=1).numpy()]
+        # Stable: of equal votes the first class wins, whatever the number of classes.
+        sums, order = (part[:, : ranked.shape[1]] for part in votes.sort(dim=1, descending=True, stable=True))
+        named = np.where(sums.numpy() > 0.0, classes[order.numpy()], -1)
+        ranked[first : first + len(votes)] = named
         first += len(votes)
-    return predicted
+    return ranked
 
 
 def _nearest(train: Train, test: Test, *, k: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -209,7 +206,8 @@ def logistic_regression(
     *,
     test: Test,
     seed: int,
-    scale: Callable[[Train, Test], Scaled] = standardise,
+    groups: Labels | None = None,
+    scale: Scaler = standardise,
 ) -> Prediction:
     """Multinomial logistic regression (L2 penalty, L-BFGS) on features that `scale` brings to a common size.
 
@@ -217,21 +215,41 @@ def logistic_regression(
     fitted anew on all of them. 4 to 8 s at 50,000 images of 512 features and 10 classes on one core.
     """
     train, test = scale(train, test)
-    inverse_penalty = choose_logistic(train, labels, seed=seed)
+    inverse_penalty = choose_logistic(train, labels, seed=seed, groups=groups)
+    ranked = fit_logistic(train, labels, test=test, inverse_penalty=inverse_penalty)
+    return Prediction(ranked, {"C": inverse_penalty})
+
+
+def fit_logistic(
+    train: Train, labels: Labels, *, test: Test, inverse_penalty: float
+) -> Int64[np.ndarray, "test rank"]:
+    """Up to 5 classes of each test image, the likeliest first, by a logistic regression of this penalty."""
     model = _fit_logistic(_new_logistic(inverse_penalty), train, labels)
-    return Prediction(model.predict(test), {"C": inverse_penalty})
+    scores = model.decision_function(test)
+    if scores.ndim == 1:  # two classes have one score
+        scores = np.stack([-scores, scores], axis=1)
+    return rank(scores, model.classes_)
 
 
-def choose_logistic(train: Train, labels: Labels, *, seed: int) -> float:
+def rank(
+    scores: Float[np.ndarray, "test klass"], classes: NDArray[np.int64]
+) -> Int64[np.ndarray, "test rank"]:
+    """The (up to 5) classes of the highest scores, the highest first; of equal ones the first class."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :NUM_RANKED]
+    return classes[order].astype(np.int64)
+
+
+def choose_logistic(train: Train, labels: Labels, *, seed: int, groups: Labels | None = None) -> float:
     """The inverse penalty C with the highest top-1 on the validation part; the smallest of equals.
 
     Goes upwards and stops after two values below the best so far. Above 10,000 training images, 10,000 drawn
     from `seed` serve for fitting and validation together.
     """
     if len(train) > _SWEEP_ROWS:
-        drawn = _draw(len(train), _SWEEP_ROWS, seed=seed)
+        drawn = draw(len(train), _SWEEP_ROWS, seed=seed)
         train, labels = train[drawn], labels[drawn]
-    part = Validation.of(labels, seed=seed)
+        groups = None if groups is None else groups[drawn]
+    part = Validation.of(labels, seed=seed, groups=groups)
     best, best_right, num_below = INVERSE_PENALTIES[0], -1, 0
     model = _new_logistic(best)
     model.warm_start = True  # from one penalty's solution to the next: a third of the iterations

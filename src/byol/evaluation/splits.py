@@ -5,11 +5,13 @@
     folder, list, array               none             four of five           every fifth of a class, by name
     anything                          given            all that have a label  all that have a label
 
-Images without a label are left out.
+With `evaluation.folds`, where there are no test images, each labelled image is tested on once. Images without
+a label are left out.
 """
 
+import posixpath
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,35 +20,62 @@ from numpy.typing import NDArray
 
 from byol.artifacts.encoder import EncoderSpec
 from byol.config import Config
+from byol.config_schema import EvaluationConfig
 from byol.data.images import open_images
-from byol.data.labels import read_list
+from byol.data.labels import encode_labels, match_columns, read_list
 from byol.data.packed import Packed
 from byol.data.sources import splits_of
 from byol.data.value_range import check_bits
-from byol.errors import DataError
+from byol.errors import ConfigError, DataError
+from byol.evaluation.folds import DEFAULT_FOLDS, Fold, Groups, find_unlearnt, make_folds
 from byol.evaluation.probes import check_classes
+
+FOLDER = "folder"  # instead of a column: images of a folder are a group
 
 _TEST_EVERY = 5
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images of a pack: their rows there, and their classes."""
+    """Labelled images of a pack: their rows there, their classes, and perhaps their groups."""
 
     images: Packed
     rows: Int64[np.ndarray, " image"]
     labels: Int64[np.ndarray, " image"]  # indices into `Splits.class_names`
+    groups: Groups | None = None
+
+    @property
+    def group_numbers(self) -> Int64[np.ndarray, " image"] | None:
+        return None if self.groups is None else self.groups.numbers
+
+    def take(self, places: Int64[np.ndarray, " some"]) -> "Split":
+        """Some of the images."""
+        groups = self.groups
+        groups = None if groups is None else replace(groups, numbers=groups.numbers[places])
+        return Split(self.images, self.rows[places], self.labels[places], groups)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Two disjoint sets of labelled images."""
+    """Two disjoint sets of labelled images; or, with folds, the same set twice."""
 
     train: Split
     test: Split
     class_names: tuple[str, ...]
     description: str
     num_unlabelled: int  # images left out
+    protocol: str  # "test part", "5 folds", "5 folds by plate"
+    folds: tuple[Fold, ...]  # places in `train` and in `test`; each test image is in one
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that occur."""
+        return len(np.unique(self.train.labels))
+
+    @property
+    def num_train(self) -> int:
+        """Images that a classifier is trained on: of folds the mean."""
+        return round(sum(len(fold.train) for fold in self.folds) / len(self.folds))
 
 
 def open_splits(
@@ -57,34 +86,61 @@ def open_splits(
     They are stored as `spec` says that the encoder takes them. `say` hears what is left out.
 
     Raises:
-        DataError: images cannot be read, or have other channels than the encoder takes; labels are missing or
-            too few; a test class is unknown in training.
+        NoLabelsError: no image to fit on has a label.
+        DataError: images cannot be read, or have other channels than the encoder takes; labels or groups are
+            missing or too few; a test class is unknown in training.
+        ConfigError: folds are asked for although there are test images.
     """
     evaluation = config.evaluation
     source = evaluation.train if evaluation.train is not None else config.data.source
     has_splits = "test" in splits_of(source)
+    has_test = evaluation.test is not None or has_splits
+    if has_test and (evaluation.folds is not None or evaluation.groups is not None):
+        name = "folds" if evaluation.folds is not None else "groups"
+        raise ConfigError(
+            f"evaluation.{name}: folds are for images without a test part, and there is one "
+            f"({_short(evaluation.test or source)}); leave out --{name}, or give other images by --train"
+        )
     train = _open(config, run_dir, source=source, split="train" if has_splits else None, spec=spec)
-    if evaluation.test is None and not has_splits:
-        splits = _hold_out(train, name=_short(source))
-    else:
+    if has_test:
         target = evaluation.test if evaluation.test is not None else source
         split = "test" if "test" in splits_of(target) else None
         test = _open(config, run_dir, source=target, split=split, spec=spec)
         splits = _pair(train, test, names=(_short(source), _short(target)))
+    elif evaluation.folds is not None or evaluation.groups is not None:
+        splits = _fold(train, evaluation, name=_short(source))
+    else:
+        splits = _hold_out(train, name=_short(source))
     if say is not None:
-        for line in _describe_left_out(splits, evaluation.labels):
+        for line in (*_describe_left_out(splits, evaluation.labels), *_describe_unlearnt(splits)):
             say(line)
     return splits
 
 
 def _describe_left_out(splits: Splits, labels: str | None) -> Iterator[str]:
-    used, unlabelled = len(splits.train.rows) + len(splits.test.rows), splits.num_unlabelled
+    used, unlabelled = len(splits.test.rows), splits.num_unlabelled
+    if splits.test is not splits.train:
+        used += len(splits.train.rows)
     if unlabelled:
         yield f"left out, without a label: {unlabelled} of {used + unlabelled} images"
     if labels is not None:
         given = sum(label != "" for label in read_list(Path(labels))[1])
         if used < given:
             yield f"left out, of no image here: {given - used} of the {given} labels in {labels}"
+
+
+def _describe_unlearnt(splits: Splits) -> Iterator[str]:
+    """Classes that are counted but cannot be right."""
+    if splits.test is splits.train:
+        rare = find_unlearnt(splits.train.labels, splits.train.groups)
+        where = "one image" if splits.train.groups is None else f"images of one {splits.train.groups.column}"
+        what = f"with labels for {where} only, never learnt before they are tested on"
+    else:
+        classes, counts = np.unique(splits.train.labels, return_counts=True)
+        rare, what = classes[counts < 2], "with one training image only"
+    if len(rare):
+        others = f" (and {len(rare) - 1} more)" if len(rare) > 1 else ""
+        yield f"classes {what}: {splits.class_names[rare[0]]}{others}; label more of their images"
 
 
 def _open(config: Config, run_dir: Path, *, source: str, split: str | None, spec: EncoderSpec) -> Packed:
@@ -128,13 +184,65 @@ def _hold_out(images: Packed, *, name: str) -> Splits:
             f"{name}: no class has {_TEST_EVERY} labelled images, so none can be held out for testing; "
             "label more images, or give others by --test"
         )
-    return Splits(
+    return _whole(
         Split(images, train_rows, images.labels[train_rows]),
         Split(images, test_rows, images.labels[test_rows]),
-        tuple(images.class_names),
-        f"{name}: every fifth image of a class is held out",
-        len(images) - len(labelled),
+        description=f"{name}: every fifth image of a class is held out",
+        num_unlabelled=len(images) - len(labelled),
     )
+
+
+def _whole(train: Split, test: Split, *, description: str, num_unlabelled: int) -> Splits:
+    """One fold: train on the one set, test on the other."""
+    fold = Fold(np.arange(len(train.rows)), np.arange(len(test.rows)))
+    class_names = tuple(train.images.class_names)
+    return Splits(train, test, class_names, description, num_unlabelled, "test part", (fold,))
+
+
+def _fold(images: Packed, evaluation: EvaluationConfig, *, name: str) -> Splits:
+    """All labelled images, divided into folds by class, and so that no group lies in two of them."""
+    rows = np.flatnonzero(images.labels >= 0)
+    labels = images.labels[rows]
+    check_classes(labels, images.class_names)
+    groups = None
+    if evaluation.groups is not None:
+        groups = _find_groups(images, rows, column=evaluation.groups, labels=evaluation.labels)
+    num = evaluation.folds or DEFAULT_FOLDS
+    both = Split(images, rows, labels, groups)
+    protocol = f"{num} folds" + ("" if groups is None else f" by {groups.column}")
+    return Splits(
+        both,
+        both,
+        tuple(images.class_names),
+        f"{name}: {protocol}",
+        len(images) - len(rows),
+        protocol,
+        make_folds(labels, num=num, seed=evaluation.seed, groups=groups),
+    )
+
+
+def _find_groups(images: Packed, rows: NDArray[np.int64], *, column: str, labels: str | None) -> Groups:
+    """Groups of the images: the folders they lie in, or a column of the file of labels."""
+    key = "evaluation.groups"
+    if column == FOLDER:
+        numbers, names = encode_labels(posixpath.dirname(name) or "." for name in images.names)
+    elif labels is None:
+        raise ConfigError(
+            f"{key}: {column!r} is a column of a file of labels, and there is none; give --labels FILE.csv, "
+            f"or --groups {FOLDER}"
+        )
+    else:
+        columns = match_columns(Path(labels), images.names)
+        if column not in columns:
+            raise DataError(f"{key}: {labels} has no column {column!r}, only {', '.join(columns)}; name one")
+        numbers, names = columns[column]
+    missing = rows[numbers[rows] < 0]
+    if len(missing):
+        raise DataError(
+            f"{key}: {len(missing)} labelled images have no {column}, the first is "
+            f"{images.names[int(missing[0])]}; fill in the column {column!r} of {labels}"
+        )
+    return Groups(column, numbers[rows], names)
 
 
 def _pair(train: Packed, test: Packed, *, names: tuple[str, str]) -> Splits:
@@ -152,12 +260,11 @@ def _pair(train: Packed, test: Packed, *, names: tuple[str, str]) -> Splits:
             "give them by --labels FILE.csv with the columns file,label"
         )
     description = f"{names[0]}: its training and test split" if names[0] == names[1] else " / ".join(names)
-    return Splits(
+    return _whole(
         Split(train, train_rows, train.labels[train_rows]),
         Split(test, test_rows, _translate(train, test, labels=test.labels[test_rows], name=names[1])),
-        tuple(train.class_names),
-        description,
-        len(train) - len(train_rows) + len(test) - len(test_rows),
+        description=description,
+        num_unlabelled=len(train) - len(train_rows) + len(test) - len(test_rows),
     )
 
 

@@ -9,25 +9,36 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float32
-
-from byol.artifacts.encoder import SPEC_NAME, Encoder, load
+from byol.artifacts.encoder import load
 from byol.config import Config, diff_configs, load_config
 from byol.errors import CheckpointError, ConfigError
-from byol.evaluation import probes
-from byol.evaluation.features import Progress, features_of, pixel_components, trained, untrained
+from byol.evaluation.features import Progress
+from byol.evaluation.low_shot import LowShot, measure_low_shot
+from byol.evaluation.rows import (
+    KNN,
+    LINEAR,
+    SGD,
+    Candidate,
+    Predicted,
+    Row,
+    make_candidates,
+    make_row,
+    predict,
+)
+from byol.evaluation.scores import count_confusions
 from byol.evaluation.splits import Splits, open_splits
 from byol.files import write_atomically
 from byol.training.distributed import keep_freed_memory
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "eval.json"
-PCA_DIMENSIONS = 256
 
-_CLASSIFIERS = ("logistic regression", "knn")
-_HEADINGS = ("features", "transform", "classifier", "dims", "top-1", "95 % interval", "balanced", "chosen")
-_BASELINES = ("untrained", "pixels")
+_ONLINE, _BASELINES = "byol online", ("untrained", "pixels")
+_HEADINGS = (
+    "features", "transform", "classifier", "dims", "top-1", "95 % interval", "top-5", "balanced",
+    "95 % interval", "chosen",
+)  # fmt: skip
+_TO_THE_LEFT = ("features", "transform", "classifier", "chosen")
 # What an evaluation may set differently from the run: its own section, and where the images lie.
 _MAY_CHANGE = ("evaluation.", "data.source:", "data.root:", "data.packs:", "data.download:", "data.memory:")
 
@@ -35,19 +46,12 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One classifier on one kind of features; accuracies are shares of the test images, 0..1."""
+class Confusion:
+    """Of one row: how many images of each class (first index) were taken for each class (second)."""
 
-    features: str  # "pixels", "untrained", "byol online", "byol target"
-    transform: str  # "none", "pca-256"
-    classifier: str  # "logistic regression", "knn"
-    dimensions: int
-    top1: float
-    low95: float  # bootstrap over the test images
-    high95: float
-    balanced: float  # mean over classes of the share that is right
-    chosen: dict[str, int | float]  # settings, chosen on a part of the training images
-    seconds: float  # to choose, fit and predict; without the features
+    features: str
+    classifier: str
+    counts: tuple[tuple[int, ...], ...]  # in the order of `Table.class_names`
 
 
 @dataclass(frozen=True)
@@ -55,29 +59,25 @@ class Table:
     """What `eval.json` holds."""
 
     split: str
-    num_train: int
+    protocol: str  # "test part", "5 folds", "5 folds by plate"
+    num_train: int  # of folds the mean
     num_test: int
-    num_classes: int
+    num_classes: int  # that occur
+    class_names: tuple[str, ...]
     num_unlabelled: int
     done: int  # training steps of the encoder
     seconds: float
     rows: tuple[Row, ...]
+    low_shot: tuple[LowShot, ...]
+    confusion: Confusion
 
     def render(self) -> str:
         """The rows as plain text for a terminal, and the verdict below them."""
-        cells = [_HEADINGS, *map(_to_cells, self.rows)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADINGS))]
-        # Names to the left, numbers to the right.
-        lines = [
-            "  ".join(
-                text.ljust(width) if column in (0, 1, 2, 7) else text.rjust(width)
-                for column, (text, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
         about = f"{self.split}; {self.num_train} training and {self.num_test} test images, "
-        return "\n".join([f"{about}{self.num_classes} classes", "", *lines, "", self.verdict()])
+        if self.protocol != "test part":
+            about = f"{self.split}; {self.num_test} images, each predicted once, "
+        lines = [f"{about}{self.num_classes} classes", "", *_render_rows(self.rows), ""]
+        return "\n".join([*lines, *_render_low_shot(self.low_shot), self.verdict()])
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all.
@@ -85,12 +85,14 @@ class Table:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        content = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
-        write_atomically(path, content.encode() + b"\n")
+        content = {"format": FORMAT, **asdict(self)}
+        lines = ",\n".join(f"  {json.dumps(key)}: {_dump(value)}" for key, value in content.items())
+        write_atomically(path, f"{{\n{lines}\n}}\n".encode())
 
     def verdict(self) -> str:
         """A sentence a classifier: is the online encoder above both baselines, and the intervals apart?"""
-        return "\n".join(_judge(self.rows, classifier=classifier) for classifier in _CLASSIFIERS)
+        classifiers = dict.fromkeys(row.classifier for row in self.rows)
+        return "\n".join(_judge(self.rows, classifier=classifier) for classifier in classifiers)
 
 
 def evaluate(
@@ -117,23 +119,67 @@ def evaluate(
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     splits = open_splits(config, run_dir, spec=online.spec, say=say)
     rows: list[Row] = []
-    for candidate in _make_candidates(config, run_dir, splits=splits, online=online, progress=progress):
-        new = [_probe(candidate, splits, config=config, classifier=name) for name in _CLASSIFIERS]
-        rows += new
+    num_reused = 0
+    low_shot: list[LowShot] = []
+    confusions: list[Confusion] = []
+    cache_folder = run_dir / "features"
+    for candidate in make_candidates(config, run_dir, splits=splits, online=online, progress=progress):
+        judged = list(_judge_all(candidate, splits, config=config, cache_folder=cache_folder))
+        rows += [row for row, _ in judged]
+        if candidate.name == _ONLINE:
+            confusions.append(_confuse(judged[0], splits))
+        num_draws = config.evaluation.num_draws
+        if candidate.name in (_ONLINE, *_BASELINES) and num_draws is not None:
+            low_shot += measure_low_shot(
+                candidate,
+                splits,
+                num_draws=num_draws,
+                seed=config.evaluation.seed,
+                cache_folder=cache_folder,
+            )
         if say is not None:
-            say(f"{candidate.name}: " + ", ".join(f"{row.classifier} {_percent(row.top1)}" for row in new))
+            say(
+                f"{candidate.name}: "
+                + ", ".join(f"{row.classifier} {_percent(row.top1)}" for row, _ in judged)
+            )
+        num_reused += sum(found.reused for _, found in judged)
+    if say is not None and num_reused:
+        say(f"not fitted again, but kept in {cache_folder}: {num_reused} of {len(rows)} rows")
     table = Table(
         split=splits.description,
-        num_train=len(splits.train.rows),
+        protocol=splits.protocol,
+        num_train=splits.num_train,
         num_test=len(splits.test.rows),
-        num_classes=len(np.unique(splits.train.labels)),
+        num_classes=splits.num_classes,
+        class_names=splits.class_names,
         num_unlabelled=splits.num_unlabelled,
         done=online.spec.done,
         seconds=round(time.perf_counter() - start, 2),
         rows=tuple(rows),
+        low_shot=tuple(low_shot),
+        confusion=confusions[0],
     )
     table.save(run_dir / FILE_NAME)
     return table
+
+
+def _judge_all(
+    candidate: Candidate, splits: Splits, *, config: Config, cache_folder: Path
+) -> Iterator[tuple[Row, Predicted]]:
+    """A row for each classifier, the linear one first."""
+    seed, num_bootstrap = config.evaluation.seed, config.evaluation.num_bootstrap
+    for name in (SGD if splits.num_train > config.evaluation.sgd_above else LINEAR, KNN):
+        found = predict(candidate, splits, classifier=name, seed=seed, cache_folder=cache_folder)
+        row = make_row(
+            candidate, found, splits=splits, classifier=name, num_bootstrap=num_bootstrap, seed=seed
+        )
+        yield row, found
+
+
+def _confuse(judged: tuple[Row, Predicted], splits: Splits) -> Confusion:
+    row, found = judged
+    counts = count_confusions(found.ranked[:, 0], splits.test.labels, num_classes=len(splits.class_names))
+    return Confusion(row.features, row.classifier, tuple(map(tuple, counts.tolist())))
 
 
 # ---- Configuration
@@ -154,80 +200,6 @@ def _read_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     return config
 
 
-# ---- Features and rows
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """One kind of features of both splits."""
-
-    name: str
-    transform: str
-    train: Float32[np.ndarray, "train feature"]
-    test: Float32[np.ndarray, "test feature"]
-
-
-def _make_candidates(
-    config: Config, run_dir: Path, *, splits: Splits, online: Encoder, progress: Progress | None
-) -> Iterator[_Candidate]:
-    """Baselines first, so that what BYOL has to beat is known when its rows come."""
-    train, test, cache_folder = splits.train, splits.test, run_dir / "features"
-    pixels = pixel_components(
-        train.images,
-        test.images,
-        train_rows=train.rows,
-        test_rows=test.rows,
-        spec=online.spec,
-        dimensions=PCA_DIMENSIONS,
-        seed=config.evaluation.seed,
-        cache_folder=cache_folder,
-    )
-    yield _Candidate("pixels", f"pca-{PCA_DIMENSIONS}", *pixels)
-    encoders = {
-        "untrained": untrained(
-            config, online.spec, images=train.images, rows=train.rows, device=str(online.device)
-        ),
-        "byol online": trained(online),
-    }
-    if (run_dir / "target" / SPEC_NAME).is_file():
-        encoders["byol target"] = trained(load(run_dir / "target", device=online.device.type))
-    for name, encoder in encoders.items():
-        train_features, test_features = (
-            features_of(
-                split.images, split.rows, encoder=encoder, cache_folder=cache_folder, progress=progress
-            )
-            for split in (train, test)
-        )
-        yield _Candidate(name, "none", train_features, test_features)
-
-
-def _probe(candidate: _Candidate, splits: Splits, *, config: Config, classifier: str) -> Row:
-    """The one place where predictions meet the labels of the test images."""
-    start = time.perf_counter()
-    train, labels, test, seed = candidate.train, splits.train.labels, candidate.test, config.evaluation.seed
-    if classifier == "knn":
-        predicted = probes.knn(train, labels, test=test, seed=seed)
-    else:
-        scale = probes.standardise if candidate.transform == "none" else probes.rescale
-        predicted = probes.logistic_regression(train, labels, test=test, seed=seed, scale=scale)
-    seconds = time.perf_counter() - start
-    truth = splits.test.labels
-    correct = predicted.labels == truth
-    low, high = probes.bootstrap_interval(correct, seed=seed, num=config.evaluation.num_bootstrap)
-    return Row(
-        features=candidate.name,
-        transform=candidate.transform,
-        classifier=classifier,
-        dimensions=candidate.train.shape[1],
-        top1=float(correct.mean()),
-        low95=low,
-        high95=high,
-        balanced=probes.balanced_accuracy(predicted.labels, truth),
-        chosen=predicted.chosen,
-        seconds=round(seconds, 2),
-    )
-
-
 # ---- Words
 
 
@@ -235,17 +207,76 @@ def _percent(share: float) -> str:
     return f"{100.0 * share:.1f} %"
 
 
+def _render_rows(rows: Sequence[Row]) -> list[str]:
+    """The head, a line below it, and a line a row."""
+    kept = [at for at, name in enumerate(_HEADINGS) if name != "top-5" or rows[0].top5 is not None]
+    cells = [[row[at] for at in kept] for row in (_HEADINGS, *map(_to_cells, rows))]
+    return _render_columns(cells, left=[name in _TO_THE_LEFT for name in cells[0]])
+
+
+def _render_low_shot(points: Sequence[LowShot]) -> list[str]:
+    """Features downwards, images of each class to the right; empty without points."""
+    if not points:
+        return []
+    counts = dict.fromkeys(point.per_class for point in points)
+    cells = [["training images a class", *map(str, counts)]]
+    for name in dict.fromkeys(point.features for point in points):
+        shares = [
+            f"{_percent(point.mean)} ± {100.0 * point.std:.1f}" for point in points if point.features == name
+        ]
+        cells.append([name, *shares])
+    about = f"logistic regression on few labels: top-1, mean ± std of {points[0].num_draws} draws"
+    return [about, "", *_render_columns(cells, left=[True, *(False for _ in counts)]), ""]
+
+
+def _render_columns(cells: Sequence[Sequence[str]], *, left: Sequence[bool]) -> list[str]:
+    """Lines of columns, the first a heading with a rule below it; names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            text.ljust(width) if is_left else text.rjust(width)
+            for text, width, is_left in zip(row, widths, left, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
 def _to_cells(row: Row) -> tuple[str, ...]:
-    interval = f"{100.0 * row.low95:.1f} to {100.0 * row.high95:.1f}"
-    chosen = ", ".join(f"{name} = {value:g}" for name, value in row.chosen.items())
-    accuracy = _percent(row.top1), interval, _percent(row.balanced)
-    return (row.features, row.transform, row.classifier, str(row.dimensions), *accuracy, chosen)
+    chosen = ", ".join(f"{name} = {_show(value)}" for name, value in row.chosen.items())
+    return (
+        row.features,
+        row.transform,
+        row.classifier,
+        str(row.dimensions),
+        _percent(row.top1),
+        _interval(row.low95, row.high95),
+        "" if row.top5 is None else _percent(row.top5),
+        _percent(row.balanced),
+        _interval(row.balanced_low95, row.balanced_high95),
+        chosen,
+    )
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{100.0 * low:.1f} to {100.0 * high:.1f}"
+
+
+def _show(value: int | float | list[int | float]) -> str:
+    return f"{min(value):g} to {max(value):g}" if isinstance(value, list) else f"{value:g}"
+
+
+def _dump(value: object) -> str:
+    """JSON with a line an element of a list of objects."""
+    if isinstance(value, Sequence) and value and isinstance(value[0], dict):
+        return "[\n" + ",\n".join(f"    {json.dumps(element)}" for element in value) + "\n  ]"
+    return json.dumps(value)
 
 
 def _judge(rows: Sequence[Row], *, classifier: str) -> str:
     """Is the online encoder above both baselines by this classifier?"""
     by_features = {row.features: row for row in rows if row.classifier == classifier}
-    byol = by_features["byol online"]
+    byol = by_features[_ONLINE]
     baselines = [by_features[name] for name in _BASELINES]
     best = max(baselines, key=lambda row: row.top1)
     overlapping = [row.features for row in baselines if row.high95 >= byol.low95]

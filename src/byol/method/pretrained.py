@@ -30,8 +30,10 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 State = dict[str, Tensor]
 
 
-def read_weights(path: Path) -> State:
+def read_weights(path: Path, *, key: str = KEY) -> State:
     """The tensors of a `.safetensors` file, or of a state dict that `torch.save` wrote, on the CPU.
+
+    Messages name the setting `key`, also below.
 
     Raises:
         CheckpointError: the file cannot be read, or holds something else than tensors by name.
@@ -43,18 +45,18 @@ def read_weights(path: Path) -> State:
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(
-            f"{KEY}: {path} cannot be read ({reason}); give a file of tensors by name (state dict)"
+            f"{key}: {path} cannot be read ({reason}); give a file of tensors by name (state dict)"
         ) from None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         found = ", ".join(map(str, list(state)[:3])) if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(
-            f"{KEY}: {path} holds {found or 'nothing'}, not tensors by name; "
+            f"{key}: {path} holds {found or 'nothing'}, not tensors by name; "
             "save the model's state_dict() alone"
         )
     return state
 
 
-def find_timm(name: str) -> Path:
+def find_timm(name: str, *, key: str = KEY) -> Path:
     """The file of timm's weights for a model, `resnet18` or `resnet18.a1_in1k`, if it is on this machine.
 
     Looked for where Hugging Face and torch.hub keep what they have downloaded; the network is not asked.
@@ -68,7 +70,7 @@ def find_timm(name: str) -> Path:
 
     given: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if given is None or not given.has_weights:
-        raise ConfigError(f"{KEY}: timm has no weights of '{name}'; `timm.list_pretrained()` lists the names")
+        raise ConfigError(f"{key}: timm has no weights of '{name}'; `timm.list_pretrained()` lists the names")
     if given.hf_hub_id:
         files = dict.fromkeys((given.hf_hub_filename or _HUB_FILES[0], *_HUB_FILES))
         for file in files:
@@ -79,12 +81,12 @@ def find_timm(name: str) -> Path:
     if given.url and (path := downloads / Path(given.url).name).is_file():
         return path
     raise CheckpointError(
-        f"{KEY}: the weights {given.hf_hub_id or given.url} of '{name}' are not on this machine (looked in "
+        f"{key}: the weights {given.hf_hub_id or given.url} of '{name}' are not on this machine (looked in "
         f"{constants.HF_HUB_CACHE} and {downloads}); download them there, or give a .safetensors file"
     )
 
 
-def fit_weights(found: State, encoder: nn.Module, *, where: str) -> tuple[State, list[str]]:
+def fit_weights(found: State, encoder: nn.Module, *, where: str, key: str = KEY) -> tuple[State, list[str]]:
     """`found` as a state dict of `encoder`, and in words what was done to it.
 
     A classifier is left out, the first convolution fitted to the encoder's channels (`fit_channels`); of all
@@ -94,11 +96,11 @@ def fit_weights(found: State, encoder: nn.Module, *, where: str) -> tuple[State,
         CheckpointError: names the first key that does not agree, and for the stem the setting to change.
     """
     wanted = encoder.state_dict()
-    left_out = [key for key in found if key not in wanted and key.startswith(_HEADS)]
-    state = {key: value for key, value in found.items() if key not in left_out}
-    for key, value in wanted.items():
-        if key.endswith("num_batches_tracked"):
-            state.setdefault(key, value)
+    left_out = [name for name in found if name not in wanted and name.startswith(_HEADS)]
+    state = {name: value for name, value in found.items() if name not in left_out}
+    for name, value in wanted.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, value)
     notes = [f"its classifier ({', '.join(left_out)}) is left out"] if left_out else []
     stem = _first_convolution(encoder)
     if stem in state and stem in wanted and state[stem].ndim == 4:
@@ -106,7 +108,7 @@ def fit_weights(found: State, encoder: nn.Module, *, where: str) -> tuple[State,
         if given[2:] != shape[2:]:
             setting = "standard" if given[2] > shape[2] else "small"
             raise CheckpointError(
-                f"{KEY}: {where} has a first convolution ({stem}) of {given[2]}x{given[3]}, this network of "
+                f"{key}: {where} has a first convolution ({stem}) of {given[2]}x{given[3]}, this network of "
                 f"{shape[2]}x{shape[3]}; set network.stem={setting}"
             )
         if given[1] != shape[1] and given[0] == shape[0]:
@@ -115,7 +117,7 @@ def fit_weights(found: State, encoder: nn.Module, *, where: str) -> tuple[State,
     problem = compare_states(state, wanted, there=where)
     if problem is not None:
         raise CheckpointError(
-            f"{KEY}: {where} does not fit the encoder: {problem}; choose its model with network.name"
+            f"{key}: {where} does not fit the encoder: {problem}; choose its model with network.name"
         )
     return state, notes
 

@@ -1,0 +1,96 @@
+"""The low-shot curve: how good logistic regression is when there are only a few labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from byol.evaluation.folds import Indices, Labels
+from byol.evaluation.kept import Arrays, keep, make_key
+from byol.evaluation.probes import Test, Train, fit_logistic
+from byol.evaluation.rows import Candidate
+from byol.evaluation.splits import Splits
+
+PER_CLASS = (1, 2, 5, 10, 50)
+# One image a class leaves none to choose a penalty on, so it is fixed. On plankton it is within a point of
+# the best of 1e-4 to 1 (docs/decisions.md).
+INVERSE_PENALTY = 0.1
+MAX_IMAGES = 10_000  # of a draw: bounds the time of many classes
+
+_CLASS_SHARE = 0.5  # of the classes must have as many images
+
+
+@dataclass(frozen=True)
+class LowShot:
+    """Top-1 with a few training images of each class, 0..1, over draws of them."""
+
+    features: str
+    per_class: int
+    num_draws: int
+    mean: float
+    std: float  # between draws
+
+
+def choose_counts(splits: Splits) -> tuple[int, ...]:
+    """The numbers of images that at least half of the classes have, in every fold."""
+    counts = []
+    for per_class in PER_CLASS:
+        sizes = [np.unique(splits.train.labels[fold.train], return_counts=True)[1] for fold in splits.folds]
+        enough = all((size >= per_class).mean() >= _CLASS_SHARE for size in sizes)
+        if enough and max(size.clip(max=per_class).sum() for size in sizes) <= MAX_IMAGES:
+            counts.append(per_class)
+    return tuple(counts)
+
+
+def draw_images(labels: Labels, *, per_class: int, seed: int, draw: int) -> Indices:
+    """So many images of each class, of a smaller class all; of one draw, more contain the fewer."""
+    rng = np.random.default_rng([seed, draw])
+    members = (rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels))
+    return np.sort(np.concatenate([places[:per_class] for places in members]))
+
+
+def measure_low_shot(
+    candidate: Candidate, splits: Splits, *, num_draws: int, seed: int, cache_folder: Path
+) -> list[LowShot]:
+    """A point of the curve for each usable number of images; all features get the same draws.
+
+    A draw takes its images from one fold's training part and is tested on that fold's test images; draws go
+    round the folds.
+    """
+    counts = choose_counts(splits)
+    top1 = np.zeros((num_draws, len(counts)))
+    for number, fold in enumerate(splits.folds[:num_draws]):
+        draws = range(number, num_draws, len(splits.folds))
+        known = splits.train.take(fold.train)
+        features = candidate.of_fold(fold)
+        key = make_key("low-shot", candidate.transform, seed, *counts, "of", *draws, *features, known.labels)
+        fit = partial(_fit, candidate, *features, labels=known.labels, counts=counts, draws=draws, seed=seed)
+        predicted = keep(cache_folder / f"{key}.npz", fit)[0]["predicted"]
+        top1[draws] = (predicted == splits.test.labels[fold.test]).mean(axis=2)
+    return [
+        LowShot(candidate.name, per_class, num_draws, float(shares.mean()), float(shares.std(ddof=1)))
+        for per_class, shares in zip(counts, top1.T, strict=True)
+    ]
+
+
+def _fit(
+    candidate: Candidate,
+    train: Train,
+    test: Test,
+    *,
+    labels: Labels,
+    counts: Sequence[int],
+    draws: Sequence[int],
+    seed: int,
+) -> Arrays:
+    """Classes of the test images for each draw and each number of training images."""
+    predicted = np.empty((len(draws), len(counts), len(test)), dtype=np.int64)
+    for at, (draw, per_class) in enumerate(product(draws, counts)):
+        rows = draw_images(labels, per_class=per_class, seed=seed, draw=draw)
+        few, scaled = candidate.scale(train[rows], test)
+        ranked = fit_logistic(few, labels[rows], test=scaled, inverse_penalty=INVERSE_PENALTY)
+        predicted[divmod(at, len(counts))] = ranked[:, 0]
+    return {"predicted": predicted}

@@ -1,0 +1,196 @@
+"""The rows of the table: each kind of features, judged by each classifier, over all folds."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from byol.artifacts.encoder import SPEC_NAME, Encoder, load
+from byol.config import Config
+from byol.evaluation import probes
+from byol.evaluation.features import Progress, features_of, pixel_components, trained, untrained
+from byol.evaluation.folds import Fold
+from byol.evaluation.kept import Arrays, keep, make_key
+from byol.evaluation.scores import score
+from byol.evaluation.sgd import sgd
+from byol.evaluation.splits import Split, Splits
+from byol.evaluation.weights import name_weights, open_weights
+
+LINEAR, SGD, KNN = "logistic regression", "sgd", "knn"
+PCA_DIMENSIONS = 256
+
+Features = Float32[np.ndarray, "image feature"]
+Train = Float32[np.ndarray, "train feature"]
+Test = Float32[np.ndarray, "test feature"]
+Pair = tuple[Train, Test]
+Chosen = dict[str, int | float | list[int | float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One classifier on one kind of features; accuracies are shares of the test images, 0..1."""
+
+    features: str  # "pixels", "untrained", "byol online", "byol target", "weights NAME"
+    transform: str  # "none", "pca-256"
+    classifier: str  # "logistic regression" or "sgd", "knn"
+    dimensions: int
+    top1: float
+    low95: float  # bootstrap over the test images, or over their groups
+    high95: float
+    top5: float | None  # None below six classes
+    balanced: float  # mean over classes of the share that is right
+    balanced_low95: float  # bootstrap over the images of each class, or over groups
+    balanced_high95: float
+    chosen: Chosen  # settings, chosen on a part of the training images; a list if folds differ
+    seconds: float  # to choose, fit and predict; without the features
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One kind of features."""
+
+    name: str
+    transform: str
+    of_fold: Callable[[Fold], Pair]  # of training and of test images
+
+    @property
+    def scale(self) -> probes.Scaler:
+        """What brings its features to a common size."""
+        return probes.standardise if self.transform == "none" else probes.rescale
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a classifier says of all test images."""
+
+    ranked: Int64[np.ndarray, "image 5"]  # classes, the likeliest first; -1: no further one
+    chosen: Chosen
+    dimensions: int
+    seconds: float
+    reused: bool  # all of it was known from an earlier evaluation
+
+
+# ---- Features
+
+
+def make_candidates(
+    config: Config, run_dir: Path, *, splits: Splits, online: Encoder, progress: Progress | None
+) -> Iterator[Candidate]:
+    """Baselines first, so that what BYOL has to beat is known when its rows come."""
+    train, test, cache_folder = splits.train, splits.test, run_dir / "features"
+
+    def pixels(fold: Fold) -> Pair:
+        return pixel_components(
+            train.images,
+            test.images,
+            train_rows=train.rows[fold.train],
+            test_rows=test.rows[fold.test],
+            spec=online.spec,
+            dimensions=PCA_DIMENSIONS,
+            seed=config.evaluation.seed,
+            cache_folder=cache_folder,
+        )
+
+    yield Candidate("pixels", f"pca-{PCA_DIMENSIONS}", pixels)
+    device = online.device.type
+    encoders = {
+        "untrained": untrained(config, online.spec, images=train.images, rows=train.rows, device=device)
+    }
+    if (source := config.evaluation.weights) is not None:
+        encoders[name_weights(source)] = open_weights(source, spec=online.spec, device=device)
+    encoders["byol online"] = trained(online)
+    if (run_dir / "target" / SPEC_NAME).is_file():
+        encoders["byol target"] = trained(load(run_dir / "target", device=device))
+    for name, encoder in encoders.items():
+        parts = [train] if test is train else [train, test]
+        features = [
+            features_of(part.images, part.rows, encoder=encoder, cache_folder=cache_folder, progress=progress)
+            for part in parts
+        ]
+        yield Candidate(name, "none", _select(features[0], features[-1]))
+
+
+def _select(train: Train, test: Test) -> Callable[[Fold], Pair]:
+    return lambda fold: (_take(train, fold.train), _take(test, fold.test))
+
+
+def _take(features: Features, places: Int64[np.ndarray, " some"]) -> Float32[np.ndarray, "some feature"]:
+    # All of them are in their order; not copied.
+    return features if len(places) == len(features) else features[places]
+
+
+# ---- Predictions
+
+
+def predict(
+    candidate: Candidate, splits: Splits, *, classifier: str, seed: int, cache_folder: Path
+) -> Predicted:
+    """Choose, fit and predict for each fold, or take that from an earlier evaluation of the same."""
+    ranked = np.full((len(splits.test.rows), probes.NUM_RANKED), -1)
+    chosen: list[dict[str, int | float]] = []
+    seconds, reused, dimensions = 0.0, True, 0
+    for fold in splits.folds:
+        features = candidate.of_fold(fold)
+        known = splits.train.take(fold.train)
+        key = make_key(classifier, candidate.transform, seed, *features, known.labels, known.group_numbers)
+        fit = partial(_fit, candidate, *features, known=known, classifier=classifier, seed=seed)
+        fitted, was_kept = keep(cache_folder / f"{key}.npz", fit)
+        ranked[fold.test, : fitted["ranked"].shape[1]] = fitted["ranked"]
+        chosen.append(json.loads(str(fitted["chosen"])))
+        seconds += float(fitted["seconds"])
+        reused &= was_kept
+        dimensions = features[0].shape[1]
+    return Predicted(ranked, _join(chosen), dimensions, round(seconds, 2), reused)
+
+
+def _fit(
+    candidate: Candidate, train: Train, test: Test, *, known: Split, classifier: str, seed: int
+) -> Arrays:
+    """`known` are the training images with their labels; of the test images there are features alone."""
+    start = time.perf_counter()
+    classify = probes.knn
+    if classifier != KNN:
+        classify = partial(probes.logistic_regression if classifier == LINEAR else sgd, scale=candidate.scale)
+    found = classify(train, known.labels, test=test, seed=seed, groups=known.group_numbers)
+    seconds = np.array(time.perf_counter() - start)
+    return {"ranked": found.ranked, "chosen": np.array(json.dumps(found.chosen)), "seconds": seconds}
+
+
+def _join(chosen: Sequence[dict[str, int | float]]) -> Chosen:
+    """One value for each setting where the folds agree, else those of all folds."""
+    values = {name: [one[name] for one in chosen] for name in chosen[0]}
+    return {name: each[0] if len(set(each)) == 1 else each for name, each in values.items()}
+
+
+def make_row(
+    candidate: Candidate,
+    predicted: Predicted,
+    *,
+    splits: Splits,
+    classifier: str,
+    num_bootstrap: int,
+    seed: int,
+) -> Row:
+    """Compare the predictions with the labels of the test images."""
+    scores = score(
+        predicted.ranked,
+        splits.test.labels,
+        num_classes=splits.num_classes,
+        seed=seed,
+        num_bootstrap=num_bootstrap,
+        groups=splits.test.group_numbers,
+    )
+    return Row(
+        features=candidate.name,
+        transform=candidate.transform,
+        classifier=classifier,
+        dimensions=predicted.dimensions,
+        chosen=predicted.chosen,
+        seconds=predicted.seconds,
+        **asdict(scores),
+    )

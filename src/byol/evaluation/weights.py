@@ -1,0 +1,86 @@
+"""Weights that others have trained, for one more row of the table; with their own preprocessing if known."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from byol.artifacts.encoder import SPEC_NAME, WEIGHTS_NAME, Encoder, EncoderSpec, load
+from byol.errors import CheckpointError
+from byol.evaluation.features import FrozenEncoder, trained
+from byol.method.networks import build_encoder, count_features
+from byol.method.pretrained import SUFFIXES, TIMM, State, find_timm, fit_weights, read_weights
+
+KEY = "evaluation.weights"
+
+
+def open_weights(source: str, *, spec: EncoderSpec, device: str) -> FrozenEncoder:
+    """The encoder that `source` names, for images like those of the run's encoder (`spec`).
+
+        timm:MODEL           that model, with the mean and std it was trained with, if it is on this machine
+        folder of a run      its encoder, with all of its preprocessing if it takes as many channels
+        .safetensors, .pth   a state dict of the run's own kind of network, with the run's preprocessing
+
+    Of other channels each gets the same share of the first convolution (`fit_channels`).
+
+    Raises:
+        CheckpointError, ConfigError: nothing is there, it cannot be read, or is of another network.
+    """
+    if source.startswith(TIMM):
+        model = source.removeprefix(TIMM)
+        found = read_weights(find_timm(model, key=KEY), key=KEY)
+        return _fit(found, _as_timm(spec, model), where=source, device=device)
+    path = Path(source)
+    folder = path.parent if path.name == WEIGHTS_NAME else path
+    if (folder / SPEC_NAME).is_file():
+        encoder = load(folder, device=device)
+        if encoder.spec.channels == spec.channels:
+            return trained(encoder)
+        theirs = replace(spec, name=encoder.spec.name, stem=encoder.spec.stem)
+        return _fit(encoder.module.state_dict(), theirs, where=source, device=device)
+    if not (path.suffix.lower() in SUFFIXES and path.is_file()):
+        raise CheckpointError(
+            f"{KEY}: {source} is neither a folder with an encoder nor a file of weights "
+            f"({', '.join(SUFFIXES)}); name a run's folder, such a file, or timm:MODEL"
+        )
+    return _fit(read_weights(path, key=KEY), spec, where=source, device=device)
+
+
+def name_weights(source: str) -> str:
+    """What the row is called."""
+    path = Path(source)
+    if source.startswith(TIMM) or path.name != WEIGHTS_NAME:
+        return f"weights {source if source.startswith(TIMM) else path.name or source}"
+    return f"weights {path.resolve().parent.name}"
+
+
+def _fit(found: State, spec: EncoderSpec, *, where: str, device: str) -> FrozenEncoder:
+    size = {"channels": spec.channels, "view_px": spec.view_px}
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
+        module = build_encoder(spec.name, stem=spec.stem, **size)
+    try:
+        state, _ = fit_weights(found, module, where=where, key=KEY)
+    except CheckpointError as error:  # its advice is for training, whose network can be chosen
+        problem = str(error).rpartition("; ")[0]
+        raise CheckpointError(
+            f"{problem}; give weights of {spec.name}, a folder with {SPEC_NAME}, or timm:MODEL"
+        ) from None
+    module.load_state_dict(state)
+    spec = replace(spec, num_features=count_features(module, **size), done=0)
+    return trained(Encoder(spec, module, device=device))
+
+
+def _as_timm(spec: EncoderSpec, model: str) -> EncoderSpec:
+    """The run's images as the model has seen its own: values 0..1 less its mean, over its std."""
+    import timm
+
+    given: Any = timm.get_pretrained_cfg(model)
+
+    def per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
+        if len(values) == spec.channels:
+            return tuple(values)
+        return (sum(values) / len(values),) * spec.channels
+
+    pixels = replace(spec.pixels, mean=per_channel(given.mean), std=per_channel(given.std))
+    return replace(spec, name=model, stem="standard", pixels=pixels)
