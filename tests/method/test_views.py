@@ -516,6 +516,10 @@ def test_on_a_gpu_the_host_does_not_wait_for_views() -> None:
 
 
 def test_whole_images_are_as_large_as_their_mean_crop() -> None:
-    assert find_whole_px(transforms(64, view(crop_area=(0.2, 1.0)))) == 80  # 64 / sqrt(0.6) = 82.6
-    assert find_whole_px(transforms(40, view(crop_area=(0.7, 0.7)))) == 48
-    assert find_whole_px(transforms(32, view(crop_area=(1.0, 1.0)))) == 32
+    def whole_px(view_px: int, *areas: tuple[float, float]) -> int:
+        return find_whole_px(transforms(view_px, *(view(crop_area=area) for area in areas)))
+
+    assert whole_px(64, (0.2, 1.0), (0.2, 1.0)) == 80  # 64 / sqrt(0.6) = 82.6
+    assert whole_px(64, (0.2, 1.0), (1.0, 1.0)) == 72  # 64 / sqrt(0.8) = 71.6
+    assert whole_px(40, (0.7, 0.7), (0.7, 0.7)) == 48
+    assert whole_px(32, (1.0, 1.0), (1.0, 1.0)) == 32
