@@ -61,7 +61,7 @@ LEVELS = {
         "training.introduction",
     },
     7: {"evaluation.features", "evaluation.splits", "training.probe", "training.start"},
-    8: {"choices", "evaluation.table", "training.alarms"},
+    8: {"choices", "evaluation.table", "training.alarms", "training.opening"},
     9: {"training.settle"},
     10: {"check_report", "training.loop"},
     11: {"check"},

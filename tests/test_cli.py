@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import byol
 from byol.cli import main
 from byol.config import Config
-from byol.training import checkpoint, loop, settle
+from byol.training import checkpoint, loop, opening, settle
 from byol.training.probe import Probe
 
 TINY = [
@@ -677,19 +677,19 @@ def test_ctrl_c_while_training(capsys: Capture, finished: Path, monkeypatch: pyt
 def test_ctrl_c_while_packing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packing can take an hour: it is left at once, and continued by the same command."""
     write_images(Path("images"))
-    pack = loop.open_images
+    pack = opening.open_images
 
     def press(*arguments: object, **others: object) -> object:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
         return pack(*arguments, **others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "open_images", press)
+    monkeypatch.setattr(opening, "open_images", press)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         said = fail(capsys, "train", "images", "-o", "runs/c", *TINY, code=130)
     finally:
         signal.signal(signal.SIGINT, before)
     assert said == "interrupted; the same command goes on from what is saved\n"
-    monkeypatch.setattr(loop, "open_images", pack)
+    monkeypatch.setattr(opening, "open_images", pack)
     assert "step 4/4" in succeed(capsys, "train", "images", "-o", "runs/c", *TINY)

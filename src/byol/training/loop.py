@@ -1,40 +1,32 @@
 """The training loop: a run is a function of (configuration, step)."""
 
-import math
-import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from byol.artifacts.encoder import EncoderSpec, save_encoder
 from byol.config import Config, Draft
 from byol.data.batches import Batches
-from byol.data.images import open_images
 from byol.data.packed import Packed
-from byol.errors import DataError
 from byol.method.networks import Byol, check_name
 from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views
-from byol.plan import Plan
 from byol.training import alarms, checkpoint, health, start
 from byol.training.distributed import (
     Ranks,
     StopSignal,
-    check_share,
     choose_dtype,
     connect,
     keep_freed_memory,
 )
 from byol.training.fixed_images import FixedImages
 from byol.training.introduction import introduce
-from byol.training.pace import Pace
-from byol.training.probe import probe_step
+from byol.training.opening import choose_parts, make_plan, open_run_images
+from byol.training.pace import Clock, Pace
 from byol.training.runlog import Metrics, RunLog, say
 from byol.training.settle import settle
 from byol.training.step import compute_within_memory
@@ -71,9 +63,9 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
             config, measured_s = settle(given, run_dir, ranks=ranks, say=partial(say, console))
             step_s = step_s or measured_s
             ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
-        images = _open_images(config, run_dir, ranks=ranks, console=console)
+        images = open_run_images(config, run_dir, ranks=ranks, console=console)
         state, notes = checkpoint.read_latest(run_dir)
-        plan = _make_plan(config, images, state, step_s=step_s, ranks=ranks, console=console)
+        plan = make_plan(config, images, state, step_s=step_s, ranks=ranks, console=console)
         # Packing is interrupted at once, and can be continued; from here on signals wait for a checkpoint.
         stop = stack.enter_context(StopSignal().listen())
         byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
@@ -82,7 +74,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         apart = byol.online.encoder if begun.parts_encoder else None
         optimizer = build_optimizer(byol, config.optimizer, plan=plan, apart=apart)
         pace = Pace(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main)
-        num_parts = _choose_parts(config, state, ranks=ranks)
+        num_parts = choose_parts(config, state, ranks=ranks)
         done = 0
         if state is not None:
             done = checkpoint.restore(
@@ -118,7 +110,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
                 start.write(run_dir, begun)
         watch = alarms.Watch(config, plan, start=begun)
         statistics = start.Statistics((byol.online.encoder, byol.target.encoder))
-        clock = _Clock(done)
+        clock = Clock(done)
         source = Batches(
             images,
             plan,
@@ -162,7 +154,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
                 looking = logging or checking or saving
                 if looking or ranks.device.type == "cpu":
                     mean_loss = ranks.mean(computed.loss)
-                    _check_finite(
+                    alarms.check_finite(
                         mean_loss,
                         optimizer,
                         config=config,
@@ -229,80 +221,11 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         return Outcome(done, pace.end, None if pace.is_last(done) else stop.name or "SIGTERM")
 
 
-def _make_plan(
-    config: Config,
-    images: Packed,
-    state: dict[str, Any] | None,
-    *,
-    step_s: float | None,
-    ranks: Ranks,
-    console: Console,
-) -> Plan:
-    """With a time budget for the number of steps that a probe expects; a continued run keeps to its own."""
-    hours = config.trainer.max_hours
-    if hours is None:
-        return Plan.of(config, num_images=len(images))
-    if state is not None:
-        return Plan.of(config, num_images=len(images), expected_steps=state["pace"]["total_steps"])
-    if step_s is None and ranks.is_main:
-        console.print("measuring how long a step takes", highlight=False)
-        step_s = probe_step(
-            config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
-        ).step_s
-    step_s = ranks.from_main(step_s or 0.0)
-    return Plan.of(config, num_images=len(images), expected_steps=max(1, round(3600.0 * hours / step_s)))
-
-
-def _choose_parts(config: Config, state: dict[str, Any] | None, *, ranks: Ranks) -> int:
-    """Parts of a batch: as the configuration says, or more where the run has run out of memory before."""
-    num_parts = max(config.accumulation_steps, 0 if state is None else state.get("num_parts", 1))
-    check_share(config.batch_size, world_size=ranks.world_size, num_parts=num_parts)
-    return num_parts
-
-
 def save_encoders(run_dir: Path, byol: Byol, *, config: Config, images: Packed, done: int) -> None:
     """The online encoder into the run folder, the target's into `target/` below it."""
     online = EncoderSpec.of(config, images, which="online", done=done)
     save_encoder(run_dir, byol.online.encoder, online)
     save_encoder(run_dir / "target", byol.target.encoder, replace(online, which="target"))
-
-
-def _open_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Console) -> Packed:
-    """Claim the run folder and pack the images on the first rank; the others then find both done."""
-    if ranks.is_main:
-        checkpoint.claim_run_folder(run_dir, config)
-        images = open_images(config, run_dir, console=console)
-        ranks.wait()
-    else:
-        ranks.wait()
-        images = open_images(config, run_dir, console=None)
-    stated = config.channels
-    if stated is not None and stated != images.channels:
-        raise DataError(
-            f"data_transforms.input_shape: says {stated} channels, the images have {images.channels}; "
-            f"state {images.channels}, or choose with data.channels"
-        )
-    return images
-
-
-def _check_finite(
-    loss: float,
-    optimizer: torch.optim.Optimizer,
-    *,
-    config: Config,
-    plan: Plan,
-    step: int,
-    lr: float,
-    gradients_too: bool,
-) -> None:
-    finite = math.isfinite(loss)
-    if finite and gradients_too:
-        gradients = [
-            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        finite = math.isfinite(float(nn.utils.get_total_norm(gradients)))
-    if not finite:
-        raise alarms.explain_divergence(config, plan, step=step, lr=lr)
 
 
 def _name_kept(run_dir: Path) -> str:
@@ -315,17 +238,3 @@ def _asked_to_stop(stop: StopSignal, ranks: Ranks, *, done: int) -> bool:
     if ranks.device.type == "cpu" or ranks.world_size == 1 or done % 10 == 0:
         return ranks.any(stop.name is not None)
     return False
-
-
-class _Clock:
-    """Images a second and share of waiting since the last lap."""
-
-    def __init__(self, done: int) -> None:
-        self._done, self._time_s, self._wait_s = done, time.perf_counter(), 0.0
-
-    def lap(self, done: int, batch_size: int, *, wait_s: float) -> tuple[float, float]:
-        now = time.perf_counter()
-        elapsed = max(now - self._time_s, 1e-9)
-        rates = (done - self._done) * batch_size / elapsed, min((wait_s - self._wait_s) / elapsed, 1.0)
-        self._done, self._time_s, self._wait_s = done, now, wait_s
-        return rates
