@@ -83,7 +83,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "config.yaml", "start.json", "metrics.jsonl", "tensorboard", "checkpoints", "target",
-        "encoder.safetensors", "encoder.json",
+        "encoder.safetensors", "encoder.json", "best", "best.json", "environment.json",
     }  # fmt: skip
     assert [metrics.done for metrics in read_metrics(finished)] == list(range(1, TOTAL_STEPS + 1))
     assert all(0.0 <= metrics.loss <= 8.0 for metrics in read_metrics(finished))

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from byol import config_keys
 from byol.artifacts.encoder import EncoderSpec, save_encoder
 from byol.config import Config, Draft
 from byol.data.batches import Batches
@@ -15,7 +16,8 @@ from byol.data.packed import Packed
 from byol.method.networks import Byol, check_name
 from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views
-from byol.training import alarms, checkpoint, health, start
+from byol.training import alarms, checkpoint, environment, health, start
+from byol.training.best import Marker
 from byol.training.distributed import (
     Ranks,
     StopSignal,
@@ -25,6 +27,7 @@ from byol.training.distributed import (
 )
 from byol.training.fixed_images import FixedImages
 from byol.training.introduction import introduce
+from byol.training.loggers import Logger, Run, check_loggers, open_loggers
 from byol.training.opening import choose_parts, make_plan, open_run_images
 from byol.training.pace import Clock, Pace
 from byol.training.runlog import Metrics, RunLog, say
@@ -56,6 +59,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
     keep_freed_memory()
     config = given.config if isinstance(given, Draft) else given
     check_name(config.network.name)
+    check_loggers(config.trainer.loggers)
     if config.network.fine_tune_from is not None and not checkpoint.list_checkpoints(run_dir):
         start.check_source(config.network.fine_tune_from)
     with connect(config.trainer) as ranks, ExitStack() as stack:
@@ -75,6 +79,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         optimizer = build_optimizer(byol, config.optimizer, plan=plan, apart=apart)
         pace = Pace(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main)
         num_parts = choose_parts(config, state, ranks=ranks)
+        best_before = None if state is None else state.get("best")
         done = 0
         if state is not None:
             done = checkpoint.restore(
@@ -89,12 +94,17 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         if done == 0:
             alarms.check_images(fixed_images, source=config.data.source)
             blank = alarms.check_views(fixed_images)
+        record = environment.begin(run_dir, first_step=done, ranks=ranks)
+        training = not pace.is_last(done) and ranks.is_main
         log = RunLog(
             run_dir,
             console,
             first_step=done,
             steps_per_epoch=plan.steps_per_epoch,
             active=ranks.is_main,
+            loggers=_open_loggers(config, run_dir, done=done, key=record.run, console=console)
+            if training
+            else (),
         )
         introduction = introduce(config, images, plan=plan, pace=pace, step_s=step_s, ranks=ranks, done=done)
         rate = alarms.describe_rate(config, plan)
@@ -108,7 +118,16 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
             begun = replace(begun, measures=measures)
             if ranks.is_main:
                 start.write(run_dir, begun)
+        if training:
+            environment.write(run_dir, record, done=done)
         watch = alarms.Watch(config, plan, start=begun)
+        marker = Marker(
+            run_dir,
+            plan,
+            saved=best_before,
+            warm_steps=begun.warm_steps,
+            save=partial(_save_online, byol=byol, config=config, images=images) if ranks.is_main else None,
+        )
         statistics = start.Statistics((byol.online.encoder, byol.target.encoder))
         clock = Clock(done)
         source = Batches(
@@ -174,8 +193,9 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
                 if checking:
                     status, measures = fixed_images.look(byol, ranks=ranks)
                     warning = watch.note(status, measures, done=done)
-                    if warning is not None:
-                        log.say(warning)
+                    flat = marker.note(status, measures, done=done, position=pace.position(done), last=last)
+                    for line in filter(None, (warning, flat)):
+                        log.say(line)
                 if logging:
                     images_per_s, data_wait = clock.lap(done, plan.batch_size, wait_s=source.wait_s)
                     log.write(
@@ -210,12 +230,16 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
                         data_fingerprint=images.fingerprint,
                         num_parts=num_parts,
                         pace=pace.state(),
+                        best=marker.best.state(),
                     )
                     save_encoders(run_dir, byol, config=config, images=images, done=done)
+                    environment.write(run_dir, record, done=done)
                 if stopping:
                     break
             if pace.is_last(done) and begun.measures is not None:
                 log.say(health.compare(measures, begun.measures))
+            if log.has_loggers and pace.is_last(done):
+                log.keep_embedding(fixed_images.embed(byol, done=done, ranks=ranks))
         ranks.wait()
         # The signal may have reached another rank only.
         return Outcome(done, pace.end, None if pace.is_last(done) else stop.name or "SIGTERM")
@@ -223,9 +247,20 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
 
 def save_encoders(run_dir: Path, byol: Byol, *, config: Config, images: Packed, done: int) -> None:
     """The online encoder into the run folder, the target's into `target/` below it."""
-    online = EncoderSpec.of(config, images, which="online", done=done)
-    save_encoder(run_dir, byol.online.encoder, online)
-    save_encoder(run_dir / "target", byol.target.encoder, replace(online, which="target"))
+    _save_online(run_dir, done, byol=byol, config=config, images=images)
+    target = EncoderSpec.of(config, images, which="target", done=done)
+    save_encoder(run_dir / "target", byol.target.encoder, target)
+
+
+def _save_online(folder: Path, done: int, *, byol: Byol, config: Config, images: Packed) -> None:
+    spec = EncoderSpec.of(config, images, which="online", done=done)
+    save_encoder(folder, byol.online.encoder, spec)
+
+
+def _open_loggers(config: Config, run_dir: Path, *, done: int, key: str, console: Console) -> list[Logger]:
+    settings = dict(config_keys.flatten(config.model_dump()))
+    run = Run(run_dir, key, done, settings)
+    return open_loggers(config.trainer.loggers, run, say=partial(say, console))
 
 
 def _name_kept(run_dir: Path) -> str:
