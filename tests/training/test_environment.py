@@ -15,15 +15,20 @@ from byol.training.distributed import Ranks
 RANKS = Ranks(0, 1, torch.device("cpu"), torch.float32)
 
 
+def begin(run_dir: Path, *, first_step: int) -> environment.Environment:
+    return environment.begin(run_dir, num_images=40, num_bad=2, first_step=first_step, ranks=RANKS)
+
+
 def test_each_start_is_recorded(tmp_path: Path) -> None:
-    first = environment.begin(tmp_path, first_step=0, ranks=RANKS)
+    first = begin(tmp_path, first_step=0)
     assert environment.read(tmp_path) is None
     environment.write(tmp_path, first, done=0)
     environment.write(tmp_path, first, done=7)
-    second = environment.begin(tmp_path, first_step=7, ranks=RANKS)
+    second = begin(tmp_path, first_step=7)
     environment.write(tmp_path, second, done=9)
     known = environment.read(tmp_path)
     assert known is not None and known.run == first.run and len(known.run) == 32
+    assert (known.num_images, known.num_bad) == (40, 2)
     assert [(start.first_step, start.done) for start in known.starts] == [(0, 7), (7, 9)]
     start = known.starts[0]
     assert (start.byol, start.torch) == (byol.__version__, torch.__version__)
@@ -32,14 +37,14 @@ def test_each_start_is_recorded(tmp_path: Path) -> None:
 
 
 def test_a_run_that_begins_again_is_another_run(tmp_path: Path) -> None:
-    first = environment.begin(tmp_path, first_step=0, ranks=RANKS)
+    first = begin(tmp_path, first_step=0)
     environment.write(tmp_path, first, done=0)
-    again = environment.begin(tmp_path, first_step=0, ranks=RANKS)
+    again = begin(tmp_path, first_step=0)
     assert again.run != first.run and len(again.starts) == 1
 
 
 def test_time_is_that_of_all_starts(tmp_path: Path) -> None:
-    environment.write(tmp_path, environment.begin(tmp_path, first_step=0, ranks=RANKS), done=1)
+    environment.write(tmp_path, begin(tmp_path, first_step=0), done=1)
     path = tmp_path / "environment.json"
     fields = json.loads(path.read_text())
     one = fields["starts"][0] | {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T01:00:00+00:00"}

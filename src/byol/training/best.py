@@ -154,5 +154,5 @@ def read(run_dir: Path) -> Marked | None:
         if fields.pop("format") != FORMAT:
             raise ValueError(f"format is not {FORMAT}")
         return Marked(**fields)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); remove it, it only marks a step") from None

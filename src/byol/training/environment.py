@@ -40,9 +40,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Environment:
-    """All starts of a run, oldest first."""
+    """What a run was made of and with; all its starts, oldest first."""
 
     run: str  # 32 hex digits, drawn at the first start: names the run for trackers
+    num_images: int  # trained on
+    num_bad: int  # left out, since they cannot be read
     starts: tuple[Start, ...]
 
     @property
@@ -54,7 +56,7 @@ class Environment:
         )
 
 
-def begin(run_dir: Path, *, first_step: int, ranks: Ranks) -> Environment:
+def begin(run_dir: Path, *, num_images: int, num_bad: int, first_step: int, ranks: Ranks) -> Environment:
     """What is known of the run, with this start added. Nothing is written yet."""
     from byol import __version__
 
@@ -75,9 +77,8 @@ def begin(run_dir: Path, *, first_step: int, ranks: Ranks) -> Environment:
         num_ranks=ranks.world_size,
         precision="bf16" if ranks.dtype == torch.bfloat16 else "fp32",
     )
-    return Environment(
-        uuid.uuid4().hex if known is None else known.run, (*(known.starts if known else ()), start)
-    )
+    run, starts = (uuid.uuid4().hex, ()) if known is None else (known.run, known.starts)
+    return Environment(run, num_images, num_bad, (*starts, start))
 
 
 def write(run_dir: Path, environment: Environment, *, done: int) -> None:
@@ -88,7 +89,7 @@ def write(run_dir: Path, environment: Environment, *, done: int) -> None:
     """
     *earlier, latest = environment.starts
     starts = (*earlier, replace(latest, ended=_now(), done=done))
-    content = {"format": FORMAT, "run": environment.run, "starts": [asdict(start) for start in starts]}
+    content = {"format": FORMAT, **asdict(replace(environment, starts=starts))}
     write_atomically(run_dir / FILE_NAME, json.dumps(content, indent=1).encode() + b"\n")
 
 
@@ -103,10 +104,10 @@ def read(run_dir: Path) -> Environment | None:
         return None
     try:
         fields = json.loads(path.read_bytes())
-        if fields["format"] != FORMAT:
+        if fields.pop("format") != FORMAT:
             raise ValueError(f"format is not {FORMAT}")
-        return Environment(fields["run"], tuple(Start(**start) for start in fields["starts"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return Environment(**fields | {"starts": tuple(Start(**start) for start in fields["starts"])})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); remove it, it is only a record") from None
 
 

@@ -94,7 +94,9 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         if done == 0:
             alarms.check_images(fixed_images, source=config.data.source)
             blank = alarms.check_views(fixed_images)
-        record = environment.begin(run_dir, first_step=done, ranks=ranks)
+        record = environment.begin(
+            run_dir, num_images=len(images), num_bad=images.num_bad, first_step=done, ranks=ranks
+        )
         training = not pace.is_last(done) and ranks.is_main
         log = RunLog(
             run_dir,
