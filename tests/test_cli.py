@@ -180,6 +180,19 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
     assert table["file"].to_pylist() == names == saved["names"].tolist()
 
 
+def test_compare_and_card(capsys: Capture, copied: Path) -> None:
+    """Of two finished runs, and the best of one is an encoder like any other."""
+    said = succeed(capsys, "compare", "runs/a", "runs/b").splitlines()
+    assert said[0].split() == ["a", "b"] and any(line.startswith("fixed images: alignment") for line in said)
+    assert said[-2:] == [f"runs/{name} has not been evaluated: byol eval runs/{name}" for name in "ab"]
+    said = succeed(capsys, "card", "runs/b")
+    assert said.startswith("# b\n") and said.endswith("\nsaved in runs/b/card.md\n")
+    assert said.startswith(Path("runs/b/card.md").read_text())
+    best = json.loads(Path("runs/b/best.json").read_text())
+    encoder = byol.load("runs/b/best")
+    assert encoder.spec.done == best["done"] and encoder.embed("images").shape == (20, 96)
+
+
 def test_demo_and_run(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both train and print the table; the demo's own images would take minutes, so it gets a folder."""
     write_images(Path("images"))
@@ -456,6 +469,8 @@ def test_folders_that_are_no_run(capsys: Capture, finished: Path) -> None:
     images = finished / "images"
     said = fail(capsys, "eval", images)
     assert "holds no run (no config.yaml); name a run's folder, or train one: byol train IMAGES/" in said
+    for arguments in (["card", images], ["compare", images, finished / "runs" / "a"]):
+        assert "holds no run (no config.yaml); name a run's folder" in fail(capsys, *arguments)
     assert "has no encoder.json; name a run's folder" in fail(capsys, "embed", images, images, "-o", "f.csv")
     assert "nowhere: no such folder" in fail(capsys, "embed", "nowhere", images, "-o", "f.csv")
     for folder in ("nowhere", str(images)):
@@ -555,6 +570,9 @@ def test_arguments_that_are_refused(capsys: Capture, finished: Path, place: Path
     assert "f.xyz: features are written as .parquet, .npz, .csv" in said
     said = fail(capsys, "embed", run, images, "-o", "f.csv", "trainer.m=1", code=2)
     assert "override 'trainer.m=1': embedding has no settings" in said
+    for command in (["card", run], ["compare", run, run]):
+        assert "has no settings; leave it out" in fail(capsys, *command, "trainer.m=1", code=2)
+    assert "compare: name two or more different runs" in fail(capsys, "compare", run, code=2)
     assert list(place.iterdir()) == []
 
 

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from byol.config import load_config
+from byol.config import diff_configs, load_config, load_draft
 from byol.errors import ConfigError
-from byol.training import loggers, loop
+from byol.training import loggers, loop, settle
 from byol.training.loggers import Embedding, Run, check_loggers, open_loggers
 from byol.training.runlog import read_metrics
 
@@ -198,13 +198,15 @@ def test_a_service_that_fails_is_said_once_and_left_out(
 
 
 def test_a_service_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeWandb("wandb")
+    fake, earlier = FakeWandb("wandb"), FakeTrackio("trackio")
     fake.fails = True
     install(monkeypatch, fake)
+    install(monkeypatch, earlier)
     with pytest.raises(
         ConfigError, match=r"^trainer\.loggers: wandb does not start \(no network\); set it up"
     ):
-        open_loggers(["wandb"], make_run(tmp_path), say=print)
+        open_loggers(["trackio", "wandb"], make_run(tmp_path), say=print)
+    assert earlier.calls[-1] == ("finish",)
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
@@ -212,9 +214,12 @@ def test_a_missing_package_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda package: None)
-    config = load_config(None, [f"trainer.loggers=[{name}]", "data.source=nowhere"], preset="demo")
+    overrides = [f"trainer.loggers=[{name}]", "data.source=nowhere"]
+    config = load_config(None, overrides, preset="demo")
     with pytest.raises(ConfigError) as caught:
         loop.train(config, tmp_path / "run", console=Console(file=io.StringIO()))
+    with pytest.raises(ConfigError, match="is not installed"):
+        settle.preview(load_draft(None, overrides, preset="demo"), tmp_path / "run", say=print)
     assert str(caught.value) == (
         f'trainer.loggers: {name} is not installed; pip install "byol[{name}]", or leave it out: '
         "trainer.loggers=[tensorboard]"
@@ -265,8 +270,6 @@ def test_none_at_all(tmp_path: Path) -> None:
 
 
 def test_loggers_are_no_part_of_what_a_run_is() -> None:
-    from byol.config import diff_configs
-
     one, other = (
         load_config(None, [f"trainer.loggers={names}"], preset="demo") for names in ("[]", "[wandb]")
     )

@@ -84,6 +84,8 @@ def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Callable[[str], 
         try:
             logger = _SERVICES[name](run)
         except Exception as error:  # whatever a foreign package raises, it is about its service
+            for opened in loggers:
+                opened.end(None)
             raise ConfigError(
                 f"trainer.loggers: {name} does not start ({_first_line(error)}); set it up, or leave it out: "
                 "trainer.loggers=[tensorboard]"
