@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import byol
 from byol.cli import main
 from byol.config import Config
-from byol.training import checkpoint, loop, settle
+from byol.training import checkpoint, loop, opening, settle
 from byol.training.probe import Probe
 
 TINY = [
@@ -40,7 +40,7 @@ TINY = [
 ]
 COLOURS = {"dark": (40, 40, 40), "red": (200, 40, 40)}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(byol.__file__).parents[1])}
-COMMANDS = ("demo", "check", "train", "run", "eval", "embed", "config")
+COMMANDS = ("demo", "check", "train", "run", "eval", "compare", "card", "embed", "config")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -182,6 +182,19 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
     np.testing.assert_array_equal(saved["features"], features)
     table = pyarrow.parquet.read_table("f.parquet")
     assert table["file"].to_pylist() == names == saved["names"].tolist()
+
+
+def test_compare_and_card(capsys: Capture, copied: Path) -> None:
+    """Of two finished runs, and the best of one is an encoder like any other."""
+    said = succeed(capsys, "compare", "runs/a", "runs/b").splitlines()
+    assert said[0].split() == ["a", "b"] and any(line.startswith("fixed images: alignment") for line in said)
+    assert said[-2:] == [f"runs/{name} has not been evaluated: byol eval runs/{name}" for name in "ab"]
+    said = succeed(capsys, "card", "runs/b")
+    assert said.startswith("# b\n") and said.endswith("\nsaved in runs/b/card.md\n")
+    assert said.startswith(Path("runs/b/card.md").read_text())
+    best = json.loads(Path("runs/b/best.json").read_text())
+    encoder = byol.load("runs/b/best")
+    assert encoder.spec.done == best["done"] and encoder.embed("images").shape == (20, 96)
 
 
 def test_demo_and_run(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,6 +483,8 @@ def test_folders_that_are_no_run(capsys: Capture, finished: Path) -> None:
     images = finished / "images"
     said = fail(capsys, "eval", images)
     assert "holds no run (no config.yaml); name a run's folder, or train one: byol train IMAGES/" in said
+    for arguments in (["card", images], ["compare", images, finished / "runs" / "a"]):
+        assert "holds no run (no config.yaml); name a run's folder" in fail(capsys, *arguments)
     assert "has no encoder.json; name a run's folder" in fail(capsys, "embed", images, images, "-o", "f.csv")
     assert "nowhere: no such folder" in fail(capsys, "embed", "nowhere", images, "-o", "f.csv")
     for folder in ("nowhere", str(images)):
@@ -569,6 +584,9 @@ def test_arguments_that_are_refused(capsys: Capture, finished: Path, place: Path
     assert "f.xyz: features are written as .parquet, .npz, .csv" in said
     said = fail(capsys, "embed", run, images, "-o", "f.csv", "trainer.m=1", code=2)
     assert "override 'trainer.m=1': embedding has no settings" in said
+    for command in (["card", run], ["compare", run, run]):
+        assert "has no settings; leave it out" in fail(capsys, *command, "trainer.m=1", code=2)
+    assert "compare: name two or more different runs" in fail(capsys, "compare", run, code=2)
     assert list(place.iterdir()) == []
 
 
@@ -691,19 +709,19 @@ def test_ctrl_c_while_training(capsys: Capture, finished: Path, monkeypatch: pyt
 def test_ctrl_c_while_packing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packing can take an hour: it is left at once, and continued by the same command."""
     write_images(Path("images"))
-    pack = loop.open_images
+    pack = opening.open_images
 
     def press(*arguments: object, **others: object) -> object:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
         return pack(*arguments, **others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "open_images", press)
+    monkeypatch.setattr(opening, "open_images", press)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         said = fail(capsys, "train", "images", "-o", "runs/c", *TINY, code=130)
     finally:
         signal.signal(signal.SIGINT, before)
     assert said == "interrupted; the same command goes on from what is saved\n"
-    monkeypatch.setattr(loop, "open_images", pack)
+    monkeypatch.setattr(opening, "open_images", pack)
     assert "step 4/4" in succeed(capsys, "train", "images", "-o", "runs/c", *TINY)

@@ -36,6 +36,8 @@ _EPILOG = """examples:
   byol train IMAGES/ --init runs/cells       from existing weights, with new heads where need be
   byol train config.yaml trainer.max_epochs=40
   byol eval runs/cells --labels cells.csv    how good is it, beside pixels and the untrained encoder
+  byol compare runs/a runs/b                 results side by side, and the settings that differ
+  byol card runs/cells                       a model card: method, results, limits, how to repeat it
   byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
   byol config config.yaml                    the whole configuration, every value filled in
 """
@@ -139,6 +141,24 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="COLUMN",
         help="column of the labels (or folder) that no two folds share, as plate",
     )
+
+    compare = _add(
+        commands,
+        "compare",
+        _compare,
+        "runs side by side, and the settings that differ",
+        "byol compare runs/a runs/b",
+    )
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, two or more")
+
+    card = _add(
+        commands,
+        "card",
+        _card,
+        "a model card: methods, results, limits, how to repeat it",
+        "byol card runs/cells",
+    )
+    card.add_argument("run", type=Path, help="run folder; the card is written into it")
 
     embed = _add(
         commands,
@@ -325,14 +345,34 @@ def _print_table(run_dir: Path, *, overrides: list[str]) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from byol.artifacts.compare import compare
+
+    _refuse_overrides(options, "comparing")
+    print(compare(options.runs))
+    return 0
+
+
+def _card(options: argparse.Namespace) -> int:
+    from byol.artifacts.card import FILE_NAME, write_card
+
+    _refuse_overrides(options, "a card")
+    print(f"{write_card(options.run)}\nsaved in {options.run / FILE_NAME}")
+    return 0
+
+
+def _refuse_overrides(options: argparse.Namespace, what: str) -> None:
+    if options.overrides:
+        raise ConfigError(f"override '{options.overrides[0]}': {what} has no settings; leave it out")
+
+
 def _embed(options: argparse.Namespace) -> int:
     import numpy as np
 
     from byol.artifacts.encoder import gather, load
     from byol.artifacts.feature_file import check_feature_path, write_features
 
-    if options.overrides:
-        raise ConfigError(f"override '{options.overrides[0]}': embedding has no settings; leave it out")
+    _refuse_overrides(options, "embedding")
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
     bad: list[str] = []

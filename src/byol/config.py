@@ -24,6 +24,7 @@ from byol.config_schema import (
     DataConfig,
     DataTransforms,
     EvaluationConfig,
+    LoggerName,
     NetworkConfig,
     OptimizerConfig,
     OptimizerParams,
@@ -41,6 +42,7 @@ __all__ = [
     "DataTransforms",
     "Draft",
     "EvaluationConfig",
+    "LoggerName",
     "NetworkConfig",
     "OptimizerConfig",
     "OptimizerParams",
@@ -81,6 +83,7 @@ _NO_PART_OF_A_RUN = (
     "trainer.checkpoint_interval",
     "trainer.log_interval",
     "trainer.health_interval",
+    "trainer.loggers",
 )
 
 

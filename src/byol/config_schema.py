@@ -69,6 +69,12 @@ def _check_distinct(value: list[int]) -> list[int]:
     return value
 
 
+def _check_once(value: list[str]) -> list[str]:
+    if len(set(value)) != len(value):
+        raise ValueError("loggers, each once")
+    return value
+
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, le=2)]
 Text = Annotated[str, Field(min_length=1)]
@@ -84,6 +90,9 @@ Shape = Annotated[tuple[int, int, Annotated[int, Field(ge=1)] | None], _AsTuple,
 ChannelList = Annotated[
     list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_check_distinct)
 ]
+
+
+LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 # ---- Sections
@@ -240,6 +249,9 @@ class TrainerConfig(Section):
     num_workers: int = Field(ge=1, le=1024, description="Threads that decode images for the packed copy.")
     log_interval: int = Field(ge=1, description="Steps between log lines.")
     health_interval: int = Field(ge=1, description="Steps between checks for collapse.")
+    loggers: Annotated[list[LoggerName], AfterValidator(_check_once)] = Field(
+        description="Where curves go besides metrics.jsonl; all but tensorboard are packages to install."
+    )
     seed: Seed = Field(description="Seed of weights, order and views.")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU where there is one.")
     precision: Literal["auto", "bf16", "fp32"] = Field(

@@ -34,6 +34,7 @@ def save(run_dir: Path, done: int, network: nn.Module, optimizer: torch.optim.Op
         data_fingerprint="abc",
         num_parts=2,
         pace={"elapsed_s": 1.5},
+        best={"done": 5},
     )
 
 
@@ -41,7 +42,11 @@ def restore(
     run_dir: Path, network: nn.Module, optimizer: torch.optim.Optimizer, *, fingerprint: str = "abc"
 ) -> tuple[int, list[str]]:
     state, notes = checkpoint.read_latest(run_dir)
-    assert state is not None and (state["num_parts"], state["pace"]) == (2, {"elapsed_s": 1.5})
+    assert state is not None and (state["num_parts"], state["pace"], state["best"]) == (
+        2,
+        {"elapsed_s": 1.5},
+        {"done": 5},
+    )
     done = checkpoint.restore(run_dir, state, byol=network, optimizer=optimizer, data_fingerprint=fingerprint)
     return done, notes
 

@@ -10,10 +10,12 @@ from byol.training.health import (
     compare,
     describe_loss,
     judge,
+    measure_alignment,
     measure_feature_std,
     measure_knn,
     measure_rank,
     measure_retrieval,
+    measure_uniformity,
 )
 
 
@@ -77,6 +79,19 @@ def test_retrieval_is_the_share_of_views_found() -> None:
     assert float(measure_retrieval(first, second)) == 1.0
     second[:10] = second[:10].roll(1, dims=0)
     assert float(measure_retrieval(first, second)) == pytest.approx(0.75)
+
+
+def test_alignment_is_the_squared_distance_of_the_views() -> None:
+    first = torch.eye(4)
+    assert float(measure_alignment(first, 3.0 * first)) == 0.0  # lengths do not matter
+    assert float(measure_alignment(first, -first)) == pytest.approx(4.0)
+    assert float(measure_alignment(first, first.roll(1, dims=0))) == pytest.approx(2.0)
+
+
+def test_uniformity_of_a_simplex_and_of_one_point() -> None:
+    """Every pair of corners is at a squared distance of 2: log exp(-4)."""
+    assert float(measure_uniformity(torch.eye(5))) == pytest.approx(-4.0)
+    assert float(measure_uniformity(torch.ones(5, 3))) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_knn_is_that_of_scikit_learn() -> None:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from byol.config import Config, load_config
 from byol.errors import CollapsedError, DataError, DivergedError, RunMismatchError
-from byol.training import checkpoint, fixed_images, loop
+from byol.training import checkpoint, environment, fixed_images, loop
 from byol.training.loop import train
 from byol.training.runlog import read_metrics
 
@@ -83,7 +83,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "config.yaml", "start.json", "metrics.jsonl", "tensorboard", "checkpoints", "target",
-        "encoder.safetensors", "encoder.json",
+        "encoder.safetensors", "encoder.json", "best", "best.json", "environment.json",
     }  # fmt: skip
     assert [metrics.done for metrics in read_metrics(finished)] == list(range(1, TOTAL_STEPS + 1))
     assert all(0.0 <= metrics.loss <= 8.0 for metrics in read_metrics(finished))
@@ -109,10 +109,12 @@ def test_what_changes_no_numbers_may_change(finished: Path, images: Path, tmp_pa
         "trainer.health_interval=3",
         "trainer.checkpoint_interval=100",
         "trainer.num_workers=2",
+        "trainer.loggers=[]",
         "data.memory=map",
     )
     run(other, tmp_path / "run")
     assert_same(final_state(finished), final_state(tmp_path / "run"))
+    assert not (tmp_path / "run" / "tensorboard").exists()
 
 
 def test_another_seed_changes_them(finished: Path, images: Path, tmp_path: Path) -> None:
@@ -141,6 +143,11 @@ def test_stopped_by_a_signal_and_continued(
     assert run(configure(images), run_dir) == loop.Outcome(TOTAL_STEPS, TOTAL_STEPS, None)
     assert_same(final_state(finished), final_state(run_dir))
     assert [metrics.done for metrics in read_metrics(run_dir)] == list(range(1, TOTAL_STEPS + 1))
+    for name in ("best.json", "best/encoder.safetensors", "best/encoder.json"):
+        assert (run_dir / name).read_bytes() == (finished / name).read_bytes()
+    known = environment.read(run_dir)
+    assert known is not None and known.num_images == 67
+    assert [(start.first_step, start.done) for start in known.starts] == [(0, 5), (5, 18), (18, TOTAL_STEPS)]
 
 
 def test_a_network_with_dropout_continues_exactly(

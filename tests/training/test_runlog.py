@@ -10,7 +10,10 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from byol.errors import CheckpointError
+from byol.training.loggers import Run, TensorBoard
 from byol.training.runlog import Metrics, RunLog, format_time, read_metrics, tile_views
+
+OF_THE_ENCODER = ("retrieval", "encoder_rank", "knn", "alignment", "uniformity")
 
 
 def make_metrics(done: int) -> Metrics:
@@ -32,7 +35,8 @@ def make_log(
     run_dir: Path, *, first_step: int = 0, active: bool = True, output: io.StringIO | None = None
 ) -> RunLog:
     console = Console(file=output or io.StringIO(), width=200)
-    return RunLog(run_dir, console, first_step=first_step, steps_per_epoch=10, active=active)
+    loggers = [TensorBoard(Run(run_dir, "0", first_step, {}))] if active else []
+    return RunLog(run_dir, console, first_step=first_step, steps_per_epoch=10, active=active, loggers=loggers)
 
 
 def write(log: RunLog, done: int, *, end: int = 30) -> None:
@@ -45,7 +49,7 @@ def test_lines_have_the_documented_fields(tmp_path: Path) -> None:
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     fields = json.loads(line)
     wanted = "format done epoch loss lr tau feature_std images_per_s data_wait verdict rank"
-    assert list(fields) == [*wanted.split(), "retrieval", "encoder_rank", "knn"] and fields["format"] == 1
+    assert list(fields) == [*wanted.split(), *OF_THE_ENCODER] and fields["format"] == 1
     assert read_metrics(tmp_path) == [make_metrics(10)]
 
 
@@ -54,7 +58,7 @@ def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:
     with make_log(tmp_path) as log:
         write(log, 10)
     path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text().replace(', "retrieval": null, "encoder_rank": null, "knn": null', ""))
+    path.write_text(path.read_text().replace("".join(f', "{name}": null' for name in OF_THE_ENCODER), ""))
     assert "retrieval" not in path.read_text() and read_metrics(tmp_path) == [make_metrics(10)]
 
 

@@ -1,7 +1,10 @@
 """What is wrong with a run, by its likeliest cause, with ONE setting to change; before and in training."""
 
+import math
+
+import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from byol.config import Config, DataTransforms, View
 from byol.errors import CollapsedError, DataError, DivergedError
@@ -128,6 +131,31 @@ class Watch:
     def is_over(self) -> bool:
         """Whether the run is beyond hope."""
         return self._ill >= PATIENCE
+
+
+def check_finite(
+    loss: float,
+    optimizer: torch.optim.Optimizer,
+    *,
+    config: Config,
+    plan: Plan,
+    step: int,
+    lr: float,
+    gradients_too: bool,
+) -> None:
+    """Refuse a step whose loss, or with `gradients_too` gradient, is not finite. Then the host waits here.
+
+    Raises:
+        DivergedError: one of them is not.
+    """
+    finite = math.isfinite(loss)
+    if finite and gradients_too:
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        finite = math.isfinite(float(nn.utils.get_total_norm(gradients)))
+    if not finite:
+        raise explain_divergence(config, plan, step=step, lr=lr)
 
 
 def explain_collapse(

@@ -2,7 +2,8 @@
 
 `checkpoints/step-00005000.pt` holds networks (with BatchNorm statistics), optimizer, number of finished steps
 and what images the run has; `step-00005000.pt.sha256` its checksum. All else is a function of the step, but
-for what the machine had to say: the parts that a batch is computed in, and the pace of a run by the clock.
+for what the machine had to say (the parts that a batch is computed in, the pace of a run by the clock) and
+which encoder health checks have found to be the best.
 """
 
 import hashlib
@@ -21,6 +22,17 @@ from byol.files import write_atomically
 FORMAT = 1
 KEEP = 2  # the newest, and one before it in case the newest is damaged
 _PATTERN = "step-*.pt"
+# What may lie in a run folder before the first one.
+_BEFORE_A_CHECKPOINT = (
+    "start.json",
+    "environment.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "wandb",
+    "best",
+    "best.json",
+    "checkpoints",
+)
 
 
 def claim_run_folder(run_dir: Path, config: Config) -> None:
@@ -63,10 +75,7 @@ def _is_young_run(run_dir: Path) -> bool:
     """Nothing but what a run has before its first checkpoint; a `config.yaml` by hand is somebody's work."""
     names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
     path = run_dir / "config.yaml"
-    if (
-        not names <= {path.name, "start.json", "metrics.jsonl", "tensorboard", "checkpoints"}
-        or not path.is_file()
-    ):
+    if not names <= {path.name, *_BEFORE_A_CHECKPOINT} or not path.is_file():
         return False
     try:
         return path.read_bytes() == dump_config(load_config(path, [], preset=None)).encode()
@@ -83,10 +92,12 @@ def save(
     data_fingerprint: str,
     num_parts: int,
     pace: dict[str, Any] | None,
+    best: dict[str, Any],
 ) -> Path:
     """Write the state after `done` steps and drop all but the last KEEP checkpoints.
 
-    `num_parts` is what batches are computed in by now, `pace` the `Pace.state()` of a run with a time budget.
+    `num_parts` is what batches are computed in by now, `pace` the `Pace.state()` of a run with a time budget,
+    `best` what `training/best.py` has found.
 
     Raises:
         CheckpointError: it cannot be written; the earlier checkpoints are as they were.
@@ -99,6 +110,7 @@ def save(
         "data_fingerprint": data_fingerprint,
         "num_parts": num_parts,
         "pace": pace,
+        "best": best,
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)

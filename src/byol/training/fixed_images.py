@@ -14,8 +14,11 @@ from byol.method.views import Pixels, make_views, whole_view
 from byol.plan import Plan
 from byol.training import health
 from byol.training.distributed import Ranks
+from byol.training.loggers import Embedding
+from byol.training.runlog import stretch
 
 _PART = 64  # images that the network sees at once
+_THUMBNAIL_PX = 32
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class FixedImages:
     pixels: Pixels
     transforms: DataTransforms
     key: int  # of the random numbers of their views
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, images: Packed, plan: Plan, *, transforms: DataTransforms, ranks: Ranks) -> "FixedImages":
@@ -43,6 +47,7 @@ class FixedImages:
             images.pixels,
             transforms,
             plan.key("health", 1),
+            tuple(images.names[int(index)] for index in chosen),
         )
 
     def whole(self, rows: slice = slice(None)) -> Float[Tensor, "image channel view view"]:
@@ -69,10 +74,8 @@ class FixedImages:
         In train mode, as the loss sees the network, but on copies of its buffers: nothing changes. First and
         second views pass it in other company, so that what BatchNorm knows of the batch helps to find none.
         """
-        num_parts = -(-len(self.stored) // _PART)
-        size = -(-len(self.stored) // num_parts)
-        stretches = [slice(at, at + size) for at in range(0, len(self.stored), size)]
-        combs = [slice(at, None, num_parts) for at in range(num_parts)]
+        stretches = self._stretches()
+        combs = [slice(at, None, len(stretches)) for at in range(len(stretches))]
         encoder, projector = (_Frozen(part) for part in (byol.online.encoder, byol.online.projector))
         with ranks.autocast():
             whole = [encoder(self.whole(rows)) for rows in stretches]
@@ -86,8 +89,26 @@ class FixedImages:
             float(health.measure_retrieval(first, second)),
             float(health.measure_rank(features)),
             health.measure_knn(features, self.labels),
+            float(health.measure_alignment(first, second)),
+            float(health.measure_uniformity(first)),
         )
         return health.judge(projections), measures
+
+    @torch.no_grad()
+    def embed(self, byol: Byol, *, done: int, ranks: Ranks) -> Embedding:
+        """Representations of the whole images after `done` steps, as `look` has them, and small pictures."""
+        encoder = _Frozen(byol.online.encoder)
+        with ranks.autocast():
+            features = torch.cat([encoder(self.whole(rows)) for rows in self._stretches()])
+        side = min(_THUMBNAIL_PX, self.transforms.view_px)
+        small = whole_view(self.stored, side, pixels=self.pixels)
+        return Embedding(done, features.float().cpu(), stretch(small), self.names)
+
+    def _stretches(self) -> list[slice]:
+        """Rows that the network sees at once, of nearly equal number."""
+        num_parts = -(-len(self.stored) // _PART)
+        size = -(-len(self.stored) // num_parts)
+        return [slice(at, at + size) for at in range(0, len(self.stored), size)]
 
 
 class _Frozen:

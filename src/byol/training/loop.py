@@ -1,42 +1,36 @@
 """The training loop: a run is a function of (configuration, step)."""
 
-import math
-import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
+from byol import config_keys
 from byol.artifacts.encoder import EncoderSpec, save_encoder
 from byol.config import Config, Draft
 from byol.data.batches import Batches
-from byol.data.images import open_images
 from byol.data.packed import Packed
-from byol.data.partial import BAD_FILES
-from byol.errors import DataError
-from byol.method.kernels import explain_kernels
-from byol.method.networks import Byol, check_name, resolve_stem
+from byol.method.networks import Byol, check_name
 from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views
-from byol.plan import Plan
-from byol.training import alarms, checkpoint, health, start
+from byol.training import alarms, checkpoint, environment, health, start
+from byol.training.best import Marker
 from byol.training.distributed import (
     Ranks,
     StopSignal,
-    check_share,
     choose_dtype,
     connect,
     keep_freed_memory,
 )
 from byol.training.fixed_images import FixedImages
-from byol.training.pace import Pace
-from byol.training.probe import probe_step
-from byol.training.runlog import Metrics, RunLog, format_time, say
+from byol.training.introduction import introduce
+from byol.training.loggers import Logger, Run, check_loggers, open_loggers
+from byol.training.opening import choose_parts, make_plan, open_run_images
+from byol.training.pace import Clock, Pace
+from byol.training.runlog import Metrics, RunLog, say
 from byol.training.settle import settle
 from byol.training.step import compute_within_memory
 
@@ -65,6 +59,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
     keep_freed_memory()
     config = given.config if isinstance(given, Draft) else given
     check_name(config.network.name)
+    check_loggers(config.trainer.loggers)
     if config.network.fine_tune_from is not None and not checkpoint.list_checkpoints(run_dir):
         start.check_source(config.network.fine_tune_from)
     with connect(config.trainer) as ranks, ExitStack() as stack:
@@ -72,9 +67,9 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
             config, measured_s = settle(given, run_dir, ranks=ranks, say=partial(say, console))
             step_s = step_s or measured_s
             ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
-        images = _open_images(config, run_dir, ranks=ranks, console=console)
+        images = open_run_images(config, run_dir, ranks=ranks, console=console)
         state, notes = checkpoint.read_latest(run_dir)
-        plan = _make_plan(config, images, state, step_s=step_s, ranks=ranks, console=console)
+        plan = make_plan(config, images, state, step_s=step_s, ranks=ranks, console=console)
         # Packing is interrupted at once, and can be continued; from here on signals wait for a checkpoint.
         stop = stack.enter_context(StopSignal().listen())
         byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
@@ -83,7 +78,8 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         apart = byol.online.encoder if begun.parts_encoder else None
         optimizer = build_optimizer(byol, config.optimizer, plan=plan, apart=apart)
         pace = Pace(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main)
-        num_parts = _choose_parts(config, state, ranks=ranks)
+        num_parts = choose_parts(config, state, ranks=ranks)
+        best_before = None if state is None else state.get("best")
         done = 0
         if state is not None:
             done = checkpoint.restore(
@@ -98,14 +94,21 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         if done == 0:
             alarms.check_images(fixed_images, source=config.data.source)
             blank = alarms.check_views(fixed_images)
+        record = environment.begin(
+            run_dir, num_images=len(images), num_bad=images.num_bad, first_step=done, ranks=ranks
+        )
+        training = not pace.is_last(done) and ranks.is_main
         log = RunLog(
             run_dir,
             console,
             first_step=done,
             steps_per_epoch=plan.steps_per_epoch,
             active=ranks.is_main,
+            loggers=_open_loggers(config, run_dir, done=done, key=record.run, console=console)
+            if training
+            else (),
         )
-        introduction = _introduce(config, images, plan=plan, pace=pace, step_s=step_s, ranks=ranks, done=done)
+        introduction = introduce(config, images, plan=plan, pace=pace, step_s=step_s, ranks=ranks, done=done)
         rate = alarms.describe_rate(config, plan)
         for note in [*notes, *introduction, *origin, *begun.explain(), *blank, *rate]:
             log.say(note)
@@ -117,9 +120,18 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
             begun = replace(begun, measures=measures)
             if ranks.is_main:
                 start.write(run_dir, begun)
+        if training:
+            environment.write(run_dir, record, done=done)
         watch = alarms.Watch(config, plan, start=begun)
+        marker = Marker(
+            run_dir,
+            plan,
+            saved=best_before,
+            warm_steps=begun.warm_steps,
+            save=partial(_save_online, byol=byol, config=config, images=images) if ranks.is_main else None,
+        )
         statistics = start.Statistics((byol.online.encoder, byol.target.encoder))
-        clock = _Clock(done)
+        clock = Clock(done)
         source = Batches(
             images,
             plan,
@@ -163,7 +175,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
                 looking = logging or checking or saving
                 if looking or ranks.device.type == "cpu":
                     mean_loss = ranks.mean(computed.loss)
-                    _check_finite(
+                    alarms.check_finite(
                         mean_loss,
                         optimizer,
                         config=config,
@@ -183,8 +195,9 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
                 if checking:
                     status, measures = fixed_images.look(byol, ranks=ranks)
                     warning = watch.note(status, measures, done=done)
-                    if warning is not None:
-                        log.say(warning)
+                    flat = marker.note(status, measures, done=done, position=pace.position(done), last=last)
+                    for line in filter(None, (warning, flat)):
+                        log.say(line)
                 if logging:
                     images_per_s, data_wait = clock.lap(done, plan.batch_size, wait_s=source.wait_s)
                     log.write(
@@ -219,91 +232,37 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
                         data_fingerprint=images.fingerprint,
                         num_parts=num_parts,
                         pace=pace.state(),
+                        best=marker.best.state(),
                     )
                     save_encoders(run_dir, byol, config=config, images=images, done=done)
+                    environment.write(run_dir, record, done=done)
                 if stopping:
                     break
             if pace.is_last(done) and begun.measures is not None:
                 log.say(health.compare(measures, begun.measures))
+            if log.has_loggers and pace.is_last(done):
+                log.keep_embedding(fixed_images.embed(byol, done=done, ranks=ranks))
         ranks.wait()
         # The signal may have reached another rank only.
         return Outcome(done, pace.end, None if pace.is_last(done) else stop.name or "SIGTERM")
 
 
-def _make_plan(
-    config: Config,
-    images: Packed,
-    state: dict[str, Any] | None,
-    *,
-    step_s: float | None,
-    ranks: Ranks,
-    console: Console,
-) -> Plan:
-    """With a time budget for the number of steps that a probe expects; a continued run keeps to its own."""
-    hours = config.trainer.max_hours
-    if hours is None:
-        return Plan.of(config, num_images=len(images))
-    if state is not None:
-        return Plan.of(config, num_images=len(images), expected_steps=state["pace"]["total_steps"])
-    if step_s is None and ranks.is_main:
-        console.print("measuring how long a step takes", highlight=False)
-        step_s = probe_step(
-            config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
-        ).step_s
-    step_s = ranks.from_main(step_s or 0.0)
-    return Plan.of(config, num_images=len(images), expected_steps=max(1, round(3600.0 * hours / step_s)))
-
-
-def _choose_parts(config: Config, state: dict[str, Any] | None, *, ranks: Ranks) -> int:
-    """Parts of a batch: as the configuration says, or more where the run has run out of memory before."""
-    num_parts = max(config.accumulation_steps, 0 if state is None else state.get("num_parts", 1))
-    check_share(config.batch_size, world_size=ranks.world_size, num_parts=num_parts)
-    return num_parts
-
-
 def save_encoders(run_dir: Path, byol: Byol, *, config: Config, images: Packed, done: int) -> None:
     """The online encoder into the run folder, the target's into `target/` below it."""
-    online = EncoderSpec.of(config, images, which="online", done=done)
-    save_encoder(run_dir, byol.online.encoder, online)
-    save_encoder(run_dir / "target", byol.target.encoder, replace(online, which="target"))
+    _save_online(run_dir, done, byol=byol, config=config, images=images)
+    target = EncoderSpec.of(config, images, which="target", done=done)
+    save_encoder(run_dir / "target", byol.target.encoder, target)
 
 
-def _open_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Console) -> Packed:
-    """Claim the run folder and pack the images on the first rank; the others then find both done."""
-    if ranks.is_main:
-        checkpoint.claim_run_folder(run_dir, config)
-        images = open_images(config, run_dir, console=console)
-        ranks.wait()
-    else:
-        ranks.wait()
-        images = open_images(config, run_dir, console=None)
-    stated = config.channels
-    if stated is not None and stated != images.channels:
-        raise DataError(
-            f"data_transforms.input_shape: says {stated} channels, the images have {images.channels}; "
-            f"state {images.channels}, or choose with data.channels"
-        )
-    return images
+def _save_online(folder: Path, done: int, *, byol: Byol, config: Config, images: Packed) -> None:
+    spec = EncoderSpec.of(config, images, which="online", done=done)
+    save_encoder(folder, byol.online.encoder, spec)
 
 
-def _check_finite(
-    loss: float,
-    optimizer: torch.optim.Optimizer,
-    *,
-    config: Config,
-    plan: Plan,
-    step: int,
-    lr: float,
-    gradients_too: bool,
-) -> None:
-    finite = math.isfinite(loss)
-    if finite and gradients_too:
-        gradients = [
-            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        finite = math.isfinite(float(nn.utils.get_total_norm(gradients)))
-    if not finite:
-        raise alarms.explain_divergence(config, plan, step=step, lr=lr)
+def _open_loggers(config: Config, run_dir: Path, *, done: int, key: str, console: Console) -> list[Logger]:
+    settings = dict(config_keys.flatten(config.model_dump()))
+    run = Run(run_dir, key, done, settings)
+    return open_loggers(config.trainer.loggers, run, say=partial(say, console))
 
 
 def _name_kept(run_dir: Path) -> str:
@@ -316,79 +275,3 @@ def _asked_to_stop(stop: StopSignal, ranks: Ranks, *, done: int) -> bool:
     if ranks.device.type == "cpu" or ranks.world_size == 1 or done % 10 == 0:
         return ranks.any(stop.name is not None)
     return False
-
-
-def _introduce(
-    config: Config,
-    images: Packed,
-    *,
-    plan: Plan,
-    pace: Pace,
-    step_s: float | None,
-    ranks: Ranks,
-    done: int,
-) -> list[str]:
-    """What is about to happen, in a few lines."""
-    stem = resolve_stem(config.network.stem, name=config.network.name, view_px=config.view_px)
-    channels = "1 channel" if images.channels == 1 else f"{images.channels} channels"
-    precision = "bf16" if ranks.dtype == torch.bfloat16 else "fp32"
-    ranks_text = f", {ranks.world_size} ranks" if ranks.world_size > 1 else ""
-    has_choice = ranks.device.type == "cpu" and config.trainer.convolution == "fast"
-    kernels = f"; {explain_kernels()}" if has_choice else ""
-    lines = [
-        f"{len(images)} images, {channels}, stored at {images.stored_px} px, views of "
-        f"{config.view_px} px (s = {config.data_transforms.s:g})",
-        f"{config.network.name} with the {stem} stem on {ranks.device} in {precision}{ranks_text}{kernels}",
-        f"batch {plan.batch_size}, {plan.steps_per_epoch} steps an epoch, {_describe_length(plan, step_s)}",
-        *plan.explain(),
-    ]
-    if config.data.geometry == "scale":
-        lines.insert(1, _explain_scale(images))
-    if images.note not in ("packed", "found"):
-        lines.insert(0, images.note)
-    if images.num_bad:
-        listed, num_images = images.folder / BAD_FILES, len(images) + images.num_bad
-        lines.insert(
-            0, f"unreadable and left out: {images.num_bad} of {num_images} images, listed in {listed}"
-        )
-    if pace.is_last(done):
-        lines.append(f"finished before: all {done} steps are done")
-    elif done:
-        used = f", {format_time(pace.elapsed_s)} of the time used" if plan.budget_s is not None else ""
-        lines.append(f"continuing at step {done} of {pace.end}{used}")
-    return lines
-
-
-def _explain_scale(images: Packed) -> str:
-    if images.num_shrunk == 0:
-        return "no image is resized: each lies on a canvas of that side"
-    return (
-        f"no image is resized but {images.num_shrunk} of {len(images)}, which are larger than the canvas of "
-        f"{images.stored_px} px and shrunk to fit; a larger data.stored_px keeps their scale too"
-    )
-
-
-def _describe_length(plan: Plan, step_s: float | None) -> str:
-    """Steps and time, as far as they are known before the start."""
-    steps = plan.total_steps
-    if plan.budget_s is not None:
-        epochs = f"{steps / plan.steps_per_epoch:.3g} epochs"
-        speed = f"{plan.budget_s / steps:.3g} s a step"
-        return f"about {steps} ({epochs}) in {format_time(plan.budget_s)} at {speed}, as measured on the way"
-    if step_s is None:
-        return f"{steps} in all"
-    return f"{steps} in all, about {format_time(steps * step_s)} at {step_s:.3g} s a step"
-
-
-class _Clock:
-    """Images a second and share of waiting since the last lap."""
-
-    def __init__(self, done: int) -> None:
-        self._done, self._time_s, self._wait_s = done, time.perf_counter(), 0.0
-
-    def lap(self, done: int, batch_size: int, *, wait_s: float) -> tuple[float, float]:
-        now = time.perf_counter()
-        elapsed = max(now - self._time_s, 1e-9)
-        rates = (done - self._done) * batch_size / elapsed, min((wait_s - self._wait_s) / elapsed, 1.0)
-        self._done, self._time_s, self._wait_s = done, now, wait_s
-        return rates

@@ -116,3 +116,17 @@ class Pace:
         assert self._plan.budget_s is not None
         steps = min(max(done, _FIRST_FIT), round(_FIT_SHARE * self._plan.budget_s / step_s), end - 1 - done)
         return done + max(1, steps)
+
+
+class Clock:
+    """Images a second and share of waiting since the last lap."""
+
+    def __init__(self, done: int) -> None:
+        self._done, self._time_s, self._wait_s = done, time.perf_counter(), 0.0
+
+    def lap(self, done: int, batch_size: int, *, wait_s: float) -> tuple[float, float]:
+        now = time.perf_counter()
+        elapsed = max(now - self._time_s, 1e-9)
+        rates = (done - self._done) * batch_size / elapsed, min((wait_s - self._wait_s) / elapsed, 1.0)
+        self._done, self._time_s, self._wait_s = done, now, wait_s
+        return rates

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: `metrics.jsonl`, TensorBoard, and progress on the terminal.
+"""What a run says while it goes on: `metrics.jsonl`, its loggers, and progress on the terminal.
 
 `metrics.jsonl` is the source of truth, one object a logged step; a continued run first drops the lines of
 steps that it repeats. On a terminal there is a progress display, elsewhere a plain line now and then.
@@ -7,7 +7,9 @@ steps that it repeats. On a terminal there is a progress display, elsewhere a pl
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -16,10 +18,10 @@ from jaxtyping import Float, UInt8
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from byol.errors import CheckpointError
 from byol.files import write_atomically
+from byol.training.loggers import Embedding, Logger
 
 FORMAT = 1
 FILE_NAME = "metrics.jsonl"
@@ -45,6 +47,8 @@ class Metrics:
     retrieval: float | None = None  # share of fixed images whose second view finds the first, 0..1
     encoder_rank: float | None = None  # effective rank of representations, 1..features
     knn: float | None = None  # share of fixed images that their neighbours label right, 0..1
+    alignment: float | None = None  # of the two views of a fixed image, 0..4
+    uniformity: float | None = None  # of the fixed images' first views, -4..0
 
 
 class RunLog:
@@ -58,8 +62,10 @@ class RunLog:
         first_step: int,
         steps_per_epoch: int,
         active: bool,
+        loggers: Sequence[Logger] = (),
     ) -> None:
-        self._console, self._active = console, active
+        self._console, self._active, self._loggers = console, active, loggers
+        self._embedding: Embedding | None = None
         self._first_step, self._steps_per_epoch = first_step, steps_per_epoch
         if not active:
             return
@@ -67,7 +73,6 @@ class RunLog:
         kept = [metrics for metrics in read_metrics(run_dir) if metrics.done <= first_step]
         write_atomically(self._path, "".join(map(_to_line, kept)).encode())
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         self._progress = _make_progress(console) if console.is_terminal else None
         self._last_line_s = -math.inf
 
@@ -84,7 +89,9 @@ class RunLog:
             return
         if self._progress is not None:
             self._progress.stop()
-        for close in (self._file.close, self._board.close):  # they write what they still hold
+        closes: list[Callable[[], None]] = [self._file.close]
+        closes += [partial(logger.end, self._embedding) for logger in self._loggers]
+        for close in closes:  # they write what they still hold
             try:
                 close()
             except OSError as failure:
@@ -92,7 +99,7 @@ class RunLog:
                     raise self._unwritable(failure) from None
 
     def write(self, metrics: Metrics, *, end: int, left_s: float) -> None:
-        """One line in the file, a point on each TensorBoard curve, and the display brought up to date.
+        """One line in the file, a point on each curve of the loggers, and the display brought up to date.
 
         The run is shown as one of `end` steps that takes `left_s` more; both may change on the way.
 
@@ -104,17 +111,25 @@ class RunLog:
         try:
             self._file.write(_to_line(metrics))
             self._file.flush()
-            for name, value in asdict(metrics).items():
-                if name not in ("done", "verdict") and value is not None:
-                    self._board.add_scalar(name, value, metrics.done)
+            for logger in self._loggers:
+                logger.add_scalars(_to_scalars(metrics), step=metrics.done)
         except OSError as error:
             raise self._unwritable(error) from None
         self._show(metrics, end=end, left=format_time(left_s))
 
     def add_views(self, view1: Float[Tensor, "b c s s"], view2: Float[Tensor, "b c s s"]) -> None:
-        """A grid of the first images' two views, one above the other, for TensorBoard."""
-        if self._active:
-            self._board.add_image("views", tile_views(view1, view2), self._first_step, dataformats="HWC")
+        """A grid of the first images' two views, one above the other, for the loggers."""
+        for logger in self._loggers:
+            logger.add_picture("views", tile_views(view1, view2), step=self._first_step)
+
+    @property
+    def has_loggers(self) -> bool:
+        """Whether anything but the file is written."""
+        return bool(self._loggers)
+
+    def keep_embedding(self, embedding: Embedding) -> None:
+        """What the loggers get at the end."""
+        self._embedding = embedding
 
     def say(self, text: str) -> None:
         """One line for the person."""
@@ -177,12 +192,17 @@ def tile_views(
     """
     rows = []
     for view in (view1, view2):
-        shown = view[:_GRID_IMAGES].detach().float().cpu()
-        shown = shown[:, :3] if shown.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
-        low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
-        pixels = (255.0 * (shown - low) / (high - low).clamp_min(1e-6)).byte()
+        pixels = (255.0 * stretch(view[:_GRID_IMAGES])).byte()
         rows.append(np.concatenate(list(pixels.permute(0, 2, 3, 1).numpy()), axis=1))
     return np.concatenate(rows)
+
+
+def stretch(images: Float[Tensor, "image channel side side"]) -> Float[Tensor, "image 3 side side"]:
+    """As colour pictures on the CPU, each stretched to 0..1; of other than three channels as `tile_views`."""
+    shown = images.detach().float().cpu()
+    shown = shown[:, :3] if shown.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
+    low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
+    return (shown - low) / (high - low).clamp_min(1e-6)
 
 
 def format_time(seconds: float) -> str:
@@ -190,6 +210,11 @@ def format_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _to_scalars(metrics: Metrics) -> dict[str, float]:
+    fields = asdict(metrics)
+    return {k: v for k, v in fields.items() if k not in ("done", "verdict") and v is not None}
 
 
 def _to_line(metrics: Metrics) -> str:

@@ -16,6 +16,7 @@ from byol.method.networks import check_name
 from byol.plan import Plan
 from byol.training import checkpoint
 from byol.training.distributed import Ranks, choose_device, choose_dtype
+from byol.training.loggers import check_loggers
 from byol.training.probe import Probe, choose_batch, probe_step
 
 _LOOK_AT = 2000  # images
@@ -57,6 +58,7 @@ def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
         ConfigError, DataError, CheckpointError: as training would.
     """
     check_name(draft.config.network.name)
+    check_loggers(draft.config.trainer.loggers)
     checkpoint.check_run_folder(run_dir)
     look = look_at_some(draft)
     if draft.open and _has_begun(run_dir):

@@ -1,0 +1,158 @@
+"""The best encoder so far by a measure without labels (`best/`, `best.json`), and whether it gets better.
+
+Labels have no part in it: a choice by labels would make every later figure on them too good.
+docs/decisions.md has what the measure was chosen by.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from byol.errors import CheckpointError
+from byol.files import write_atomically
+from byol.plan import Plan
+from byol.training.health import Health, Measures
+
+FORMAT = 1
+FILE_NAME = "best.json"
+FOLDER = "best"
+MEASURE = "-(alignment + uniformity)"
+_GAIN = 0.02  # of the measure, below which a new best is no gain to wait for
+_LONG = 0.3  # share of the run without a gain, after which it is said
+_NOT_BEFORE = (
+    0.5  # of the run where the learning rate falls by a cosine: until then it is high, and gains rest
+)
+_NOT_AFTER = 0.9  # of the run: what is left is short
+
+
+@dataclass(frozen=True)
+class Best:
+    """What the checks have found so far. Plain values: a checkpoint holds it."""
+
+    done: int  # steps after which it was best; 0: none yet
+    value: float
+    gain_value: float  # at the last gain
+    gain_share: float  # of the run that was over then, 0..1
+    told: bool = False
+
+    @classmethod
+    def of(cls, saved: dict[str, Any] | None) -> "Best":
+        """From `state()` at a checkpoint; None, or a checkpoint of an earlier version: nothing yet."""
+        return cls(0, -float("inf"), -float("inf"), 0.0) if saved is None else cls(**saved)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: with it a run goes on as if it had not been stopped."""
+        return asdict(self)
+
+    def note(self, measures: Measures, *, done: int, share: float) -> "Best":
+        """After a check when `share` of the run was over. Of equal ones the later is better."""
+        value, best = score(measures), self
+        if value >= best.value:
+            best = replace(best, done=done, value=value)
+        if value >= best.gain_value + _GAIN:
+            best = replace(best, gain_value=value, gain_share=share)
+        return best
+
+    def is_flat(self, plan: Plan, *, share: float) -> bool:
+        """Whether it is time to say that there has been no gain for long; never twice."""
+        earliest = _NOT_BEFORE if plan.lr_schedule == "cosine" else 0.0
+        return not self.told and earliest <= share <= _NOT_AFTER and share - self.gain_share >= _LONG
+
+    def explain(self, run_dir: Path, *, plan: Plan) -> str:
+        """The line for that."""
+        falling = plan.lr_schedule == "cosine"
+        rest = "; a last gain may come while the learning rate falls to 0" if falling else ""
+        return (
+            f"no gain for {_LONG:.0%} of the run ({MEASURE}, without labels, is {self.value:.2f} at best, "
+            f"after step {self.done}): safe to stop, the encoder of that step is in {run_dir / FOLDER}{rest}"
+        )
+
+
+class Marker:
+    """Keeps the best encoder of a run as it goes."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        plan: Plan,
+        *,
+        saved: dict[str, Any] | None,
+        warm_steps: int,
+        save: Callable[[Path, int], None] | None,
+    ) -> None:
+        """`saved` is of a checkpoint, None begins a run.
+
+        `save` writes the encoder into a folder after so many steps; None: another rank does it.
+        """
+        self.best = Best.of(saved)
+        self._run_dir, self._plan, self._warm_steps, self._save = run_dir, plan, warm_steps, save
+        if saved is None and save is not None:  # of a start that had not come to its first checkpoint
+            (run_dir / FILE_NAME).unlink(missing_ok=True)
+
+    def note(
+        self, health: Health, measures: Measures, *, done: int, position: float, last: bool
+    ) -> str | None:
+        """To be called after each check, `position` on the schedules; a line the one time that it is flat.
+
+        Not before warm-up is over: there random weights still measure well.
+
+        Raises:
+            CheckpointError: the encoder cannot be written.
+        """
+        early = position < max(self._plan.warmup_steps, 2 * self._warm_steps) and not last
+        if early or health.verdict not in ("healthy", "weak"):
+            return None
+        share = position / self._plan.total_steps
+        self.best = self.best.note(measures, done=done, share=share)
+        if self.best.done == done and self._save is not None:
+            self._save(self._run_dir / FOLDER, done)
+            write(self._run_dir, self.best)
+        if not self.best.is_flat(self._plan, share=share):
+            return None
+        self.best = replace(self.best, told=True)
+        return self.best.explain(self._run_dir, plan=self._plan)
+
+
+def score(measures: Measures) -> float:
+    """The measure, higher is better."""
+    assert measures.alignment is not None and measures.uniformity is not None
+    return -(measures.alignment + measures.uniformity)
+
+
+@dataclass(frozen=True)
+class Marked:
+    """What `best.json` says of the encoder in `best/`."""
+
+    done: int  # training steps
+    measure: str
+    value: float
+
+
+def write(run_dir: Path, best: Best) -> None:
+    """Write `best.json`.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    content = {"format": FORMAT, **asdict(Marked(best.done, MEASURE, best.value))}
+    write_atomically(run_dir / FILE_NAME, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def read(run_dir: Path) -> Marked | None:
+    """What `best.json` says; None if there is none.
+
+    Raises:
+        CheckpointError: the file is damaged or of another format.
+    """
+    path = run_dir / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        fields = json.loads(path.read_bytes())
+        if fields.pop("format") != FORMAT:
+            raise ValueError(f"format is not {FORMAT}")
+        return Marked(**fields)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); remove it, it only marks a step") from None

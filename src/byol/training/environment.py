@@ -1,0 +1,123 @@
+"""Where and when a run was made, in `environment.json`: a record for people, on which nothing depends."""
+
+import json
+import os
+import platform
+import uuid
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from byol.errors import CheckpointError
+from byol.files import write_atomically
+from byol.training.distributed import Ranks
+
+FORMAT = 1
+FILE_NAME = "environment.json"
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run. Times are UTC, ISO 8601 to the second."""
+
+    started: str
+    ended: str  # of the training; of its last checkpoint, if it was killed
+    first_step: int  # finished before
+    done: int  # finished at `ended`
+    byol: str  # version, as the next two
+    torch: str
+    python: str
+    system: str
+    cpu: str
+    gpu: str | None  # its name, of a run on one
+    num_threads: int  # of a process, as torch uses them
+    num_ranks: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a run was made of and with; all its starts, oldest first."""
+
+    run: str  # 32 hex digits, drawn at the first start: names the run for trackers
+    num_images: int  # trained on
+    num_bad: int  # left out, since they cannot be read
+    starts: tuple[Start, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Time of all starts together; of one that was killed until its last checkpoint."""
+        return sum(
+            (datetime.fromisoformat(start.ended) - datetime.fromisoformat(start.started)).total_seconds()
+            for start in self.starts
+        )
+
+
+def begin(run_dir: Path, *, num_images: int, num_bad: int, first_step: int, ranks: Ranks) -> Environment:
+    """What is known of the run, with this start added. Nothing is written yet."""
+    from byol import __version__
+
+    known = read(run_dir) if first_step else None
+    now = _now()
+    start = Start(
+        started=now,
+        ended=now,
+        first_step=first_step,
+        done=first_step,
+        byol=__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        system=platform.platform(terse=True),
+        cpu=_name_cpu(),
+        gpu=torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else None,
+        num_threads=torch.get_num_threads(),
+        num_ranks=ranks.world_size,
+        precision="bf16" if ranks.dtype == torch.bfloat16 else "fp32",
+    )
+    run, starts = (uuid.uuid4().hex, ()) if known is None else (known.run, known.starts)
+    return Environment(run, num_images, num_bad, (*starts, start))
+
+
+def write(run_dir: Path, environment: Environment, *, done: int) -> None:
+    """Write the file, the latest start having come to `done` steps by now.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    *earlier, latest = environment.starts
+    starts = (*earlier, replace(latest, ended=_now(), done=done))
+    content = {"format": FORMAT, **asdict(replace(environment, starts=starts))}
+    write_atomically(run_dir / FILE_NAME, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def read(run_dir: Path) -> Environment | None:
+    """The record of a run; None if there is none, as in runs of earlier versions.
+
+    Raises:
+        CheckpointError: the file is damaged or of another format.
+    """
+    path = run_dir / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        fields = json.loads(path.read_bytes())
+        if fields.pop("format") != FORMAT:
+            raise ValueError(f"format is not {FORMAT}")
+        return Environment(**fields | {"starts": tuple(Start(**start) for start in fields["starts"])})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); remove it, it is only a record") from None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _name_cpu() -> str:
+    """The model where the system tells it, else the architecture; and how many of it this process may use."""
+    lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{names[0] if names else platform.machine()}, {cores} {'core' if cores == 1 else 'cores'}"

@@ -1,0 +1,223 @@
+"""What sums up run folders: facts, `byol compare`, `byol card`; every part may be missing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from byol.artifacts.card import write_card
+from byol.artifacts.compare import compare
+from byol.artifacts.facts import read_facts
+from byol.config import dump_config, load_config
+from byol.errors import CheckpointError, ConfigError
+from byol.training import best, environment
+from byol.training.best import Best
+from byol.training.distributed import Ranks
+
+BASE = ["data.source=cells", "trainer.max_epochs=4", "trainer.batch_size=10"]
+LINE = {
+    "format": 1, "loss": 0.5, "lr": 0.06, "tau": 0.99, "feature_std": 0.05, "images_per_s": 100.0,
+    "data_wait": 0.0, "verdict": "healthy", "rank": 20.0, "retrieval": 0.25, "encoder_rank": 75.0,
+    "knn": None, "alignment": 0.4, "uniformity": -1.5,
+}  # fmt: skip
+ACCURACIES = {"pixels": 0.3, "untrained": 0.5, "byol online": 0.7, "byol target": 0.69}
+
+
+def make_run(folder: Path, *overrides: str, done: int = 40, **line: Any) -> Path:
+    """100 images, 10 steps an epoch, and a line of metrics at half the steps and at the end."""
+    folder.mkdir()
+    config = load_config(None, [*BASE, *overrides], preset="demo")
+    (folder / "config.yaml").write_text(dump_config(config))
+    lines = [LINE | {"done": step, "epoch": step / 10} | line for step in (done // 2, done)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    encoder = {"format": 2, "num_features": 512, "channels": 1, "bits": 16, "stored_px": 48}
+    encoder |= {"data_fingerprint": "abc", "byol_version": "0.1.0"}
+    (folder / "encoder.json").write_text(json.dumps(encoder))
+    return folder
+
+
+def evaluate(run_dir: Path, *, number: int = 1, **top1: float) -> None:
+    """An `eval.json` of either format."""
+    rows = [
+        {"features": name, "transform": "none", "classifier": classifier, "dimensions": 8, "top1": share,
+         "low95": share - 0.05, "high95": share + 0.05, "balanced": share - 0.1, "chosen": {}, "seconds": 1.0}
+        for name, share in (ACCURACIES | {"byol online": top1.get("online", 0.7)}).items()
+        for classifier in ("logistic regression", "knn")
+    ]  # fmt: skip
+    table = {"format": number, "split": "test part", "num_train": 80, "num_test": 20, "num_classes": 2}
+    new = {"protocol": "test part", "class_names": ["a", "b"], "low_shot": []} if number == 2 else {}
+    table |= {"num_unlabelled": 0, "done": 40, "seconds": 1.0, "rows": rows} | new
+    (run_dir / "eval.json").write_text(json.dumps(table))
+
+
+def record(run_dir: Path) -> None:
+    ranks = Ranks(0, 1, torch.device("cpu"), torch.bfloat16)
+    begun = environment.begin(run_dir, num_images=104, num_bad=2, first_step=0, ranks=ranks)
+    environment.write(run_dir, begun, done=40)
+
+
+def measure(run_dir: Path, *, warning: bool) -> None:
+    encoder = {"features": "byol online", "rank": 33.3, "max_rank": 512, "alignment": 0.3}
+    column = {"column": "plate", "num_values": 4, "accuracy": 0.64, "chance": 0.25, "warning": warning}
+    content = {"format": 1, "num_images": 104, "verdict": "Better than untrained.", "metadata": [column]}
+    content |= {"encoders": [encoder | {"uniformity": -2.0, "retrieval": 0.8}]}
+    (run_dir / "measures.json").write_text(json.dumps(content))
+
+
+def cells_of(text: str) -> dict[str, list[str]]:
+    """The table by its first column."""
+    lines = [line for line in text.partition("\n\n")[0].splitlines()[2:]]
+    rows = ([cell for cell in line.replace("  best", "best").split("  ") if cell] for line in lines)
+    return {row[0]: [cell.strip() for cell in row[1:]] for row in rows}
+
+
+# ---- Facts
+
+
+def test_facts_of_a_bare_run(tmp_path: Path) -> None:
+    facts = read_facts(make_run(tmp_path / "a"))
+    assert (facts.name, facts.done, facts.num_images) == ("a", 40, 100)
+    assert facts.hours == pytest.approx(40 * 10 / 100 / 3600)
+    assert facts.table is facts.measures is facts.best is facts.environment is None
+    assert facts.accuracies == () and facts.judge("knn") is None
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no run \(no config\.yaml\); name a run's folder"):
+        read_facts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "cannot be read .*; make it again: byol eval RUN"),
+        ('{"format": 9, "rows": []}', "is of format 9, this version of byol reads 2; update byol"),
+        ('{"format": 1}', "has no 'rows'; make it again: byol eval RUN"),
+        ('{"format": 1, "rows": [{}]}', "has no 'features'; make it again"),
+    ],
+)
+def test_a_damaged_table(tmp_path: Path, text: str, problem: str) -> None:
+    run_dir = make_run(tmp_path / "a")
+    (run_dir / "eval.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"eval\.json: {problem}"):
+        read_facts(run_dir)
+
+
+# ---- compare
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "a", "trainer.seed=1")
+    other = make_run(tmp_path / "b", "trainer.batch_size=20", "trainer.log_interval=7", loss=0.25)
+    evaluate(one)
+    evaluate(other, number=2, online=0.4)
+    record(other)
+    measure(other, warning=False)
+    best.write(other, Best(30, 1.0, 1.0, 0.5))
+    text = compare([one, other])
+    rows = cells_of(text)
+    assert text.splitlines()[0].split() == ["a", "b"]
+    assert rows["images"] == ["100", "104"] and rows["loss"] == ["0.500", "0.250"]
+    assert rows["logistic regression: byol"] == ["70.0 % (65.0 to 75.0)", "40.0 % (35.0 to 45.0)"]
+    assert rows["best baseline"] == ["50.0 % (45.0 to 55.0) untrained"] * 2
+    assert rows["all images: rank"] == ["-", "33.3"] and rows["best step, without labels"] == ["-", "30"]
+    assert rows["trainer.seed"] == ["1", "0"] and rows["trainer.batch_size"] == ["10", "20"]
+    assert not any("log_interval" in key or "kNN" in key for key in rows)
+    assert "cannot be compared" not in text and "not been evaluated" not in text
+
+
+def test_a_setting_of_both_views_is_one_row(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "a")
+    other = make_run(tmp_path / "b", "data_transforms.view.noise=0.1", "data_transforms.view1.blur=0.5")
+    rows = cells_of(compare([one, other]))
+    assert rows["data_transforms.view.noise"] == ["0.0", "0.1"]
+    assert rows["data_transforms.view1.blur"] == ["0.0", "0.5"] and "data_transforms.view2.blur" not in rows
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in "abc"]
+    for number, run_dir in enumerate(runs[:2], start=1):
+        evaluate(run_dir)
+        path = run_dir / "eval.json"
+        path.write_text(path.read_text().replace('"num_test": 20', f'"num_test": {number}'))
+    path = runs[0] / "encoder.json"
+    path.write_text(path.read_text().replace("abc", "def"))
+    (runs[2] / "metrics.jsonl").unlink()
+    text = compare(runs)
+    assert "tested on different images: accuracies cannot be compared" in text
+    assert "trained on different images: loss and measures cannot be compared" in text
+    assert text.endswith(f"{runs[2]} has not been evaluated: byol eval {runs[2]}")
+    assert cells_of(text)["loss"] == ["0.500", "0.500", "-"]
+
+
+def test_runs_of_one_name_are_told_by_path(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    one, other = make_run(tmp_path / "a"), make_run(tmp_path / "x" / "a")
+    assert compare([one, other]).splitlines()[0].split() == [str(one), str(other)]
+
+
+def test_one_run_is_nothing_to_compare(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "a")
+    for runs in ([run_dir], [run_dir, run_dir]):
+        with pytest.raises(ConfigError, match="name two or more different runs"):
+            compare(runs)
+
+
+# ---- card
+
+
+def test_a_card_of_an_evaluated_run(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "a")
+    evaluate(run_dir)
+    record(run_dir)
+    best.write(run_dir, Best(30, 1.0, 1.0, 0.5))
+    text = write_card(run_dir)
+    assert (run_dir / "card.md").read_text() == text
+    for part in (
+        "# a\n", "resnet10t, strided stem, 512 features", "arXiv:2006.07733", "SGD (momentum 0.9",
+        "batches of 10 images", "40 steps (4 epochs), seed 0", "in bf16", f"torch {torch.__version__}",
+        "104 images of `cells`, 2 more could not be read", "1 channel, 16 bit", "`abc`",
+        "**BYOL helps by logistic regression 70.0 % against 50.0 % (untrained).**",
+        "| byol online | knn | 70.0 % | 65.0 to 75.0 % | 60.0 % |", "was step 30",
+        "byol train config.yaml -o runs/again && byol eval runs/again", "same to the bit",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "has not been evaluated" not in text and "unknown" not in text
+
+
+def test_a_card_says_that_byol_does_not_help(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "a")
+    evaluate(run_dir, online=0.45)
+    text = write_card(run_dir)
+    assert "**BYOL does not help here by knn 45.0 % against 50.0 % (untrained).**" in text
+    assert "- By logistic regression and knn its features are no better than simpler ones" in text
+    evaluate(run_dir, online=0.55)
+    assert "**BYOL is ahead, but not surely, by knn 55.0 %" in write_card(run_dir)
+
+
+def test_a_card_without_an_evaluation(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "a", done=20, verdict="weak")
+    text = write_card(run_dir)
+    assert "Not evaluated on labelled images. Of some training images 25% are found again" in text
+    assert f"(`byol eval {run_dir} --labels LABELS.csv`)" in text and "About 100 images" in text
+    assert "the training was *weak*" in text and "not finished: 20 of 40 steps" in text
+    assert "hardware was not recorded" in text
+    measure(run_dir, warning=True)
+    text = write_card(run_dir)
+    assert "Without labels: Better than untrained." in text
+    assert "- The features tell plate (64% right, chance 25%)" in text
+
+
+def test_a_card_of_a_run_by_the_clock(tmp_path: Path) -> None:
+    text = write_card(make_run(tmp_path / "a", "trainer.max_hours=1", "trainer.max_epochs=null"))
+    assert "Its length is a time" in text and "same to the bit" not in text
+
+
+def test_a_card_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "a")
+    for name in ("metrics.jsonl", "encoder.json"):
+        (run_dir / name).unlink()
+    text = write_card(run_dir)
+    assert "No step has been logged yet." in text and "An unknown number of images" in text
