@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from byol.data.labels import encode_labels, match_labels, read_list
+from byol.data.labels import encode_labels, match_columns, match_labels, read_list
 from byol.errors import DataError
 
 
@@ -76,6 +76,39 @@ def test_no_images(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "labels.csv", [("a.png", "x")])
     with pytest.raises(DataError, match=r"none of its 1 files .* named like \(there are none\)"):
         match_labels(table, [])
+
+
+def test_all_columns_are_matched_at_once(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(",plate,file,day,label\n0,p2,a.png,10,x\n1, p1 ,b.png,9,\n2,p3,no.png,9,y\n3,,d.png,,\n")
+    found = match_columns(table, ["b.png", "c.png", "p/a.png", "d.png"])
+    assert {column: (numbers.tolist(), names) for column, (numbers, names) in found.items()} == {
+        "plate": ([0, -1, 1, -1], ("p1", "p2")),
+        "day": ([0, -1, 1, -1], ("9", "10")),
+        "label": ([-1, -1, 0, -1], ("x",)),
+    }
+    table.write_text("file,notes\na.png,\n")
+    ((numbers, names),) = match_columns(table, ["a.png"]).values()
+    assert numbers.tolist() == [-1] and names == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("plate\n", r"line 1 names the columns \['plate'\]; a column `file` is needed"),
+        ("file,\na.png,0\n", "has no column beside `file`; add one"),
+        ("file,plate,plate\na.png,1,2\n", "line 1 names a column twice"),
+        ("file,plate\n", "the list names no file"),
+        ("file,plate\nb.png,1\n", "none of its 1 files is among the images"),
+        ("file,plate\na.png,1\na.png,2\n", r"a\.png has two plates, 1 and 2; keep one"),
+        ("file,plate\na.png\n", "row 2 has 1 fields or no file, not 2 fields"),
+    ],
+)
+def test_columns_that_cannot_be_matched(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        match_columns(tmp_path / "table.csv", ["a.png"])
+    assert "\n" not in str(caught.value)
 
 
 def test_whole_numbers_sort_as_numbers_and_others_as_text() -> None:

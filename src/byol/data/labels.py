@@ -6,8 +6,10 @@ Lists of a million lines are held as blocks of bytes and arrays of numbers, neve
 import csv
 import os.path
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from jaxtyping import Int64
@@ -29,14 +31,11 @@ def read_list(path: Path) -> tuple[Names, Names]:
         DataError: the list cannot be read, is empty, or lacks the column `file`.
     """
     files, labels = NamesBuilder(), NamesBuilder()
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            is_csv = path.suffix.lower() == ".csv"
-            for file, label in _read_csv(csv.reader(stream), path) if is_csv else _read_text(stream):
-                files.append(file)
-                labels.append(label)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
+    with _open(path) as stream:
+        is_csv = path.suffix.lower() == ".csv"
+        for file, label in _read_labels(stream, path) if is_csv else _read_text(stream):
+            files.append(file)
+            labels.append(label)
     if len(files) == 0:
         raise DataError(f"{path}: the list names no file; write one a line")
     return files.build(), labels.build()
@@ -61,19 +60,24 @@ def match_labels(path: Path, names: Iterable[str]) -> Labels:
     listed, labels = read_list(path)
     if labels.blob.size == 0:
         raise DataError(f"{path}: no label is given; a CSV file with the columns file and label is needed")
-    files, images = Names.of(map(_normalise, listed)), Names.of(map(_normalise, names))
-    numbers, class_names = encode_labels(labels)
-    match = _match(path, files, images, numbers=numbers, class_names=class_names)
-    if (match < 0).all():
-        like = images[-1] if len(images) else "(there are none)"
-        raise DataError(
-            f"{path}: none of its {len(files)} files is among the images; it names {listed[0]}, "
-            f"the images are named like {like}"
-        )
-    found = np.where(match >= 0, numbers[match], -1)
-    if (found < 0).all():
+    (found,) = _match_all(path, listed, names, columns={"label": labels}).values()
+    if (found[0] < 0).all():
         raise DataError(f"{path}: its files that are among the images have no label")
-    return _sort_classes(found, class_names)
+    return found
+
+
+def match_columns(path: Path, names: Iterable[str]) -> dict[str, Labels]:
+    """What each column but `file` of the CSV file `path` says of the images of these names.
+
+    Files are matched as by `match_labels`. Images that the CSV leaves out, and empty fields, get -1; a column
+    may be empty. Columns come in the order of the file; one without a name (a row number) is left out.
+
+    Raises:
+        DataError: the CSV cannot be read, has no column but `file` or two of one name, contradicts itself,
+            fits no image or fits several alike.
+    """
+    listed, columns = _read_columns(path)
+    return _match_all(path, listed, names, columns=columns)
 
 
 def _sort_classes(numbers: Numbers, class_names: Iterable[str]) -> Labels:
@@ -90,20 +94,60 @@ def _sort_classes(numbers: Numbers, class_names: Iterable[str]) -> Labels:
 # ---- Reading lists
 
 
+@contextmanager
+def _open(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            yield stream
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
+
+
 def _read_text(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     for line in lines:
         if line.strip():
             yield line.rstrip("\r\n"), ""
 
 
-def _read_csv(rows: Iterable[list[str]], path: Path) -> Iterator[tuple[str, str]]:
-    line = 1
+def _read_labels(stream: TextIO, path: Path) -> Iterator[tuple[str, str]]:
+    rows = _read_rows(stream, path)
+    header = next(rows)
+    file_at, label_at = header.index("file"), header.index("label") if "label" in header else None
+    for row in rows:
+        yield row[file_at], "" if label_at is None else row[label_at].strip()
+
+
+def _read_columns(path: Path) -> tuple[Names, dict[str, Names]]:
+    """The column `file`, and all others that have a name."""
+    with _open(path) as stream:
+        rows = _read_rows(stream, path)
+        header = next(rows)
+        places = [place for place, column in enumerate(header) if column not in ("", "file")]
+        if not places:
+            raise DataError(f"{path}: has no column beside `file`; add one, such as file,plate")
+        if len(set(header)) < len(header):
+            raise DataError(f"{path}: line 1 names a column twice, {header}; rename one")
+        files, builders = NamesBuilder(), [NamesBuilder() for _ in places]
+        file_at = header.index("file")
+        for row in rows:
+            files.append(row[file_at])
+            for place, builder in zip(places, builders, strict=True):
+                builder.append(row[place].strip())
+    if len(files) == 0:
+        raise DataError(f"{path}: the list names no file; write one a line")
+    columns = zip(places, builders, strict=True)
+    return files.build(), {header[place]: builder.build() for place, builder in columns}
+
+
+def _read_rows(stream: TextIO, path: Path) -> Iterator[list[str]]:
+    """The names of the columns, then a list of fields a file."""
+    line, rows = 1, csv.reader(stream)
     try:
-        rows = iter(rows)
         header = [column.strip() for column in next(rows, [])]
         if "file" not in header:
             raise DataError(f"{path}: line 1 names the columns {header}; a column `file` is needed")
-        file_at, label_at = header.index("file"), header.index("label") if "label" in header else None
+        yield header
+        file_at = header.index("file")
         for line, row in enumerate(rows, start=2):
             if not row:
                 continue
@@ -111,7 +155,7 @@ def _read_csv(rows: Iterable[list[str]], path: Path) -> Iterator[tuple[str, str]
                 raise DataError(
                     f"{path}: row {line} has {len(row)} fields or no file, not {len(header)} fields"
                 )
-            yield row[file_at], "" if label_at is None else row[label_at].strip()
+            yield row
     except csv.Error as error:
         raise DataError(f"{path}: row {line} cannot be read ({error})") from None
 
@@ -119,21 +163,41 @@ def _read_csv(rows: Iterable[list[str]], path: Path) -> Iterator[tuple[str, str]
 # ---- Which file of a list is which image
 
 
+def _match_all(
+    path: Path, listed: Names, names: Iterable[str], *, columns: dict[str, Names]
+) -> dict[str, Labels]:
+    """What each column says of each image."""
+    files, images = Names.of(map(_normalise, listed)), Names.of(map(_normalise, names))
+    keys = _hashes(files)
+    wholes = _Places(keys, np.arange(len(files)))
+    first = wholes.find(keys)
+    encoded = {column: encode_labels(values) for column, values in columns.items()}
+    for column, (numbers, class_names) in encoded.items():
+        if len(contrary := np.flatnonzero(numbers != numbers[first])):
+            file = int(contrary[0])
+            one, two = (class_names[number] if number >= 0 else "" for number in numbers[[first[file], file]])
+            raise DataError(f"{path}: {files[file]} has two {column}s, {one} and {two}; keep one")
+    match = _match(path, files, images, wholes=wholes, first=first)
+    if (match < 0).all():
+        like = images[-1] if len(images) else "(there are none)"
+        raise DataError(
+            f"{path}: none of its {len(files)} files is among the images; it names {listed[0]}, "
+            f"the images are named like {like}"
+        )
+    return {
+        column: _sort_classes(np.where(match >= 0, numbers[match], -1), class_names)
+        for column, (numbers, class_names) in encoded.items()
+    }
+
+
 def _match(
-    path: Path, files: Names, images: Names, *, numbers: Numbers, class_names: tuple[str, ...]
+    path: Path, files: Names, images: Names, *, wholes: "_Places", first: Numbers
 ) -> Int64[np.ndarray, " images"]:
-    """For each image the place of its file in the list, or -1.
+    """For each image the place of its file in the list, or -1. `first`: where each file is named first.
 
     Paths are compared by 64-bit hashes: of a million files and a million images, one set in three million
     would see two that are alike by chance.
     """
-    keys = _hashes(files)
-    wholes = _Places(keys, np.arange(len(files)))
-    first = wholes.find(keys)
-    if len(contrary := np.flatnonzero(numbers != numbers[first])):
-        file = int(contrary[0])
-        one, two = (class_names[number] if number >= 0 else "" for number in numbers[[first[file], file]])
-        raise DataError(f"{path}: {files[file]} has two labels, {one} and {two}; keep one")
     image_keys = _hashes(images)
     match = wholes.find(image_keys)
     # Files whose path is longer than the image's.
