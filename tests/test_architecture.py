@@ -12,6 +12,7 @@ LEVELS = {
     0: {"errors", "config_text", "config_schema"},
     1: {"artifacts.page", "config_keys", "files", "method.kernels", "method.pixelwise", "data.formats"},
     2: {
+        "artifacts.charts",
         "config",
         "data.decode",
         "data.duplicates",
@@ -52,14 +53,22 @@ LEVELS = {
         "artifacts.feature_file",
     },
     5: {"artifacts.sheets", "data.doctor", "data.packed", "training.step"},
-    6: {"data.findings", "data.batches", "data.images", "artifacts.encoder", "training.fixed_images"},
+    6: {
+        "artifacts.encoder",
+        "artifacts.thumbnails",
+        "data.batches",
+        "data.findings",
+        "data.images",
+        "training.fixed_images",
+    },
     7: {"evaluation.features", "evaluation.splits", "training.probe", "training.start"},
-    8: {"choices", "evaluation.table", "training.alarms"},
-    9: {"training.settle"},
-    10: {"check_report", "training.loop"},
-    11: {"check"},
-    12: {"cli", "__init__"},
-    13: {"__main__"},
+    8: {"artifacts.embedding_map", "choices", "evaluation.table", "training.alarms"},
+    9: {"artifacts.report_data", "training.settle"},
+    10: {"artifacts.report_parts", "check_report", "training.loop"},
+    11: {"artifacts.report", "check"},
+    12: {"artifacts.explorer"},
+    13: {"cli", "__init__"},
+    14: {"__main__"},
 }
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
 

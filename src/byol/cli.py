@@ -142,7 +142,9 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("run", type=Path, help="run folder")
     report.add_argument("--labels", type=Path, help="CSV with the columns file,label, to colour the map by")
-    report.add_argument("--metadata", type=Path, help="CSV with a column file and others to colour the map by")
+    report.add_argument(
+        "--metadata", type=Path, help="CSV with a column file and others to colour the map by"
+    )
     report.add_argument("--images", type=int, default=10_000, help="images on the map, at most (%(default)s)")
     report.add_argument("-o", "--output", type=Path, help="the file (RUN/report.html)")
 
@@ -156,7 +158,9 @@ def _make_parser() -> argparse.ArgumentParser:
     explore.add_argument("run", type=Path, help="run folder")
     explore.add_argument("--images", help="other images than the run's: a folder, list or array")
     explore.add_argument("--labels", type=Path, help="CSV with the columns file,label, to colour the map by")
-    explore.add_argument("--metadata", type=Path, help="CSV with a column file and others to colour the map by")
+    explore.add_argument(
+        "--metadata", type=Path, help="CSV with a column file and others to colour the map by"
+    )
     explore.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: a free one)")
     explore.add_argument("--open", action="store_true", help="open it in the browser")
 

@@ -46,7 +46,7 @@ def draw_lines(
     frame = _Frame.around(series, y_range=y_range, log_x=log_x, has_names=len(series) > 1)
     ticks_x = _ticks(frame.x_low, frame.x_high, most=5) if x_ticks is None else x_ticks
     parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_text(title)}">']
-    for value in _ticks(frame.y_low, frame.y_high, most=4):
+    for value in _ticks(frame.y_low, frame.y_high, most=5):
         y = frame.down(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{frame.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_text(show(value))}</text>')
@@ -67,10 +67,13 @@ def draw_bar(value: float, low: float, high: float, *, kind: str, title: str) ->
         f'<line class="grid" x1="{x:g}" x2="{x:g}" y1="0" y2="{_BAR_HEIGHT}"/>'
         for x in (0, *(_BAR_WIDTH * part / 4 for part in (1, 2, 3)), _BAR_WIDTH)
     )
+    box = f"-1 0 {_BAR_WIDTH + 2} {_BAR_HEIGHT}"
+    value_end, low_end, high_end = ends
     return (
-        f'<svg class="bar" viewBox="-1 0 {_BAR_WIDTH + 2} {_BAR_HEIGHT}" role="img" aria-label="{_text(title)}">'
-        f'{quarters}<rect class="fill {kind}" x="0" y="4" width="{ends[0]:.1f}" height="{_BAR_HEIGHT - 8}"/>'
-        f'<path class="whisker" d="M{ends[1]:.1f} {middle}H{ends[2]:.1f}M{ends[1]:.1f} 5v8M{ends[2]:.1f} 5v8"/>'
+        f'<svg class="bar" viewBox="{box}" role="img" aria-label="{_text(title)}">'
+        f'{quarters}<rect class="fill {kind}" x="0" y="4" width="{value_end:.1f}" height="{_BAR_HEIGHT - 8}"/>'
+        f'<path class="whisker" d="M{low_end:.1f} {middle}H{high_end:.1f}'
+        f'M{low_end:.1f} 5v8M{high_end:.1f} 5v8"/>'
         "</svg>"
     )
 
@@ -110,7 +113,7 @@ class _Frame:
             y_range = min(ys) - margin, max(ys) + margin
             if min(ys) >= 0.0:
                 y_range = max(0.0, y_range[0]), y_range[1]
-        right = _WIDTH - _RIGHT - (_LABEL_WIDTH if has_names else 36)
+        right = _WIDTH - _RIGHT - (_LABEL_WIDTH if has_names else 46)
         x_high = max(xs) if max(xs) > min(xs) else min(xs) + 1.0
         return cls(min(xs), x_high, *y_range, right, log_x)
 
@@ -148,7 +151,9 @@ def _draw_curve(one: Series, frame: _Frame) -> str:
     for at, spread in enumerate(one.spread or ()):
         x = frame.across(one.x[at])
         top, bottom = frame.down(one.y[at] + spread), frame.down(one.y[at] - spread)
-        parts.append(f'<line class="line {one.kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
+        parts.append(
+            f'<line class="line {one.kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
+        )
     return "".join(parts)
 
 

@@ -91,9 +91,7 @@ class Embedded:
         """Features without their mean, of length 1."""
         return self.direction_of(self.features)
 
-    def direction_of(
-        self, features: Float32[np.ndarray, "m feature"]
-    ) -> Float32[np.ndarray, "m feature"]:
+    def direction_of(self, features: Float32[np.ndarray, "m feature"]) -> Float32[np.ndarray, "m feature"]:
         """Directions of other features, by the mean of these."""
         centred = features - self.features.mean(axis=0)
         unit: Float32[np.ndarray, "m feature"] = centred / np.maximum(
@@ -166,7 +164,8 @@ def to_uint16(places: Places) -> UInt16[np.ndarray, "image 2"]:
     """Places as whole numbers 0 .. 65,000, in the middle, both axes by the same scale."""
     low, high = places.min(axis=0), places.max(axis=0)
     scaled = (places - (low + high) / 2) / max(float((high - low).max()), 1e-12) + 0.5
-    return np.rint(scaled * _SPAN).astype(np.uint16)
+    whole: UInt16[np.ndarray, "image 2"] = np.rint(scaled * _SPAN).astype(np.uint16)
+    return whole
 
 
 def _reduce(

@@ -13,7 +13,6 @@ from datetime import date
 from importlib import metadata as packages
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -115,7 +114,9 @@ def _open_images(
         try:
             encoder = load(record.run_dir, device=device)
             return (
-                Embedded.of(record.config, record.run_dir, encoder=encoder, metadata=metadata, progress=progress),
+                Embedded.of(
+                    record.config, record.run_dir, encoder=encoder, metadata=metadata, progress=progress
+                ),
                 "",
             )
         except DataError as error:
@@ -129,7 +130,9 @@ def _open_images(
 # ---- The map
 
 
-def make_map_data(embedded: Embedded, rows: Int64[np.ndarray, " image"], *, record: Record, say: Say) -> Json | None:
+def make_map_data(
+    embedded: Embedded, rows: Int64[np.ndarray, " image"], *, record: Record, say: Say
+) -> Json | None:
     """What `map.js` draws of these images, with their thumbnails; None where they are too few."""
     seed, directions = record.config.evaluation.seed, embedded.directions[rows]
     try:
@@ -155,7 +158,9 @@ def make_map_data(embedded: Embedded, rows: Int64[np.ndarray, " image"], *, reco
             "px": sheets.px,
             "columns": COLUMNS,
             "each": COLUMNS * ROWS,
-            "images": [f"data:image/webp;base64,{base64.b64encode(sheet).decode()}" for sheet in sheets.sheets],
+            "images": [
+                f"data:image/webp;base64,{base64.b64encode(sheet).decode()}" for sheet in sheets.sheets
+            ],
         },
     }
 
@@ -271,12 +276,18 @@ def _describe_confusion(evaluation: Json | None) -> Json | None:
 
 def _describe_pictures(record: Record, shown: _Shown) -> Json:
     measures = record.measures
-    found: Json = {"views": shown.views(), "num_views": NUM_VIEWS, "neighbours": [], "prototypes": [], "outliers": []}
+    found: Json = {
+        "views": shown.views(),
+        "num_views": NUM_VIEWS,
+        "neighbours": [],
+        "prototypes": [],
+        "outliers": [],
+    }
     if measures is None:
         return found
     return found | {
         "neighbours": shown.neighbours(measures),
-        "prototypes": shown.strip(measures["prototypes"], key="size", form="{:,} images"),
+        "prototypes": shown.strip(measures["prototypes"], key="size", form="{:,}"),
         "outliers": shown.strip(measures["outliers"], key="distance", form="{:.2f}"),
     }
 
@@ -290,7 +301,12 @@ def _find_facts(record: Record, shown: _Shown | None) -> list[tuple[str, str]]:
         facts.append(("Training", f"{last.done:,} steps, {last.epoch:.3g} epochs"))
         facts.append(("Time, by the log", format_time(record.training_s)))
     if record.evaluation is not None:
-        facts.append(("Test images", f"{record.evaluation['num_test']:,} of {record.evaluation['num_classes']} classes"))
+        facts.append(
+            (
+                "Test images",
+                f"{record.evaluation['num_test']:,} of {record.evaluation['num_classes']} classes",
+            )
+        )
     return facts
 
 
@@ -301,7 +317,10 @@ def _find_data(record: Record, shown: _Shown | None) -> list[tuple[str, str]]:
     return [
         ("source", Path(record.config.data.source).name),
         ("images", f"{len(images):,}; {images.num_bad:,} could not be read and are left out"),
-        ("stored", f"{images.stored_px} x {images.stored_px} px, {images.channels} channels, {images.bits} bit"),
+        (
+            "stored",
+            f"{images.stored_px} x {images.stored_px} px, {images.channels} channels, {images.bits} bit",
+        ),
         ("fingerprint", f"{images.fingerprint} (of the stored values)"),
     ]
 
@@ -315,5 +334,3 @@ def _version(name: str) -> str:
     from byol import __version__
 
     return __version__ if name == "byol" else packages.version(name)
-
-

@@ -14,7 +14,12 @@ from byol.training.runlog import Metrics, read_metrics
 
 ONLINE = "byol online"
 _FORMATS = {"eval.json": (1, 2), "measures.json": (1,), "start.json": (1,), "best.json": (1,)}
-_AGAIN = {"eval.json": "byol eval", "measures.json": "byol eval", "start.json": "byol train", "best.json": "byol train"}
+_AGAIN = {
+    "eval.json": "byol eval",
+    "measures.json": "byol eval",
+    "start.json": "byol train",
+    "best.json": "byol train",
+}
 
 Json = dict[str, Any]
 
@@ -103,7 +108,9 @@ def judge(record: Record) -> Verdict:
         return Verdict("", str(record.measures["verdict"]), ("No labels were used for this.",))
     trained = f"after {record.metrics[-1].done:,} steps" if record.metrics else "and nothing was logged"
     health = f"The training was {record.metrics[-1].verdict} at the end." if record.metrics else ""
-    return Verdict("warn", f"Whether BYOL helped has not been measured yet, {trained}.", (health,) if health else ())
+    return Verdict(
+        "warn", f"Whether BYOL helped has not been measured yet, {trained}.", (health,) if health else ()
+    )
 
 
 def _judge_rows(rows: Sequence[Json]) -> Iterator[tuple[str, str]]:
@@ -119,15 +126,22 @@ def _judge_rows(rows: Sequence[Json]) -> Iterator[tuple[str, str]]:
 def _compare(byol: Json, others: Sequence[Json], *, classifier: str) -> tuple[str, str]:
     """`others` are what BYOL has to beat, the best first."""
     against = " and ".join(f"{100 * row['top1']:.1f} % with {name_features(row)}" for row in others)
-    figures = (
-        f"{classifier} on its features is right for {100 * byol['top1']:.1f} % of the test images, against {against}"
-    )
+    own = f"{show_classifier(classifier)} is right for {100 * byol['top1']:.1f} % of the test images"
+    figures = f"{own}, against {against}"
     overlapping = [name_features(row) for row in others if row["high95"] >= byol["low95"]]
     if byol["top1"] <= others[0]["top1"]:
         return "bad", f"BYOL does not help here: {figures}."
     if overlapping:
-        return "warn", f"BYOL is ahead, but not surely: {figures}; the 95 % interval overlaps that of {overlapping[0]}."
+        return (
+            "warn",
+            f"BYOL is ahead, but not surely: {figures}; the 95 % interval overlaps that of {overlapping[0]}.",
+        )
     return "good", f"BYOL helps: {figures}."
+
+
+def show_classifier(name: str) -> str:
+    """As people write it."""
+    return "kNN" if name == "knn" else name
 
 
 def name_features(row: Mapping[str, Any]) -> str:

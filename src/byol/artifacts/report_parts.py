@@ -10,7 +10,7 @@ from PIL import Image
 
 from byol.artifacts import charts
 from byol.artifacts.charts import Series
-from byol.artifacts.report_data import ONLINE, Json, Record, name_features
+from byol.artifacts.report_data import ONLINE, Json, Record, name_features, show_classifier
 from byol.training.runlog import Metrics
 
 MOST_CELLS = 25  # classes whose confusions are written out as numbers; more are a picture
@@ -34,13 +34,13 @@ def describe_rows(evaluation: Json) -> list[Json]:
     groups = []
     for classifier in dict.fromkeys(row["classifier"] for row in evaluation["rows"]):
         rows = [_describe_row(row) for row in evaluation["rows"] if row["classifier"] == classifier]
-        groups.append({"classifier": classifier, "rows": rows})
+        groups.append({"classifier": show_classifier(classifier), "rows": rows})
     return groups
 
 
 def _describe_row(row: Json) -> Json:
     name = name_features(row).removeprefix("the ")
-    interval = f"{100 * row['low95']:.1f} – {100 * row['high95']:.1f}"
+    interval = f"{100 * row['low95']:.1f} to {100 * row['high95']:.1f}"
     return {
         "name": name[:1].upper() + name[1:],
         "is_ours": row["features"] == ONLINE,
@@ -51,7 +51,11 @@ def _describe_row(row: Json) -> Json:
         "balanced": percent(row["balanced"]),
         "chosen": ", ".join(f"{key} {_show_chosen(value)}" for key, value in row["chosen"].items()),
         "bar": charts.draw_bar(
-            row["top1"], row["low95"], row["high95"], kind=_kind(row["features"]), title=f"{name}: {interval} %"
+            row["top1"],
+            row["low95"],
+            row["high95"],
+            kind=_kind(row["features"]),
+            title=f"{name}: {interval} %",
         ),
     }
 
@@ -95,7 +99,7 @@ def draw_low_shot(evaluation: Json) -> Chart | None:
         log_x=len({x for one in series for x in one.x}) > 1,
     )
     draws = max(point["num_draws"] for point in points)
-    return Chart("Few labels", f"top-1, mean ± standard deviation over {draws} draws", svg)
+    return Chart("Few labels", f"top-1, mean ± std of {draws} draws", svg)
 
 
 # ---- Confusions
@@ -120,10 +124,11 @@ def describe_confusion(evaluation: Json) -> Json | None:
     ]
     few = len(names) <= MOST_CELLS
     return {
-        "about": f"{confusion['classifier']} on {name_features(confusion)}",
+        "about": f"{show_classifier(confusion['classifier'])} on {name_features(confusion)}",
         "names": names,
         "cells": [
-            [(count, round(count / totals[row, 0], 3)) for count in line] for row, line in enumerate(counts.tolist())
+            [(count, round(count / totals[row, 0], 3)) for count in line]
+            for row, line in enumerate(counts.tolist())
         ]
         if few
         else None,
@@ -142,7 +147,7 @@ def _find_pairs(counts: Int64[np.ndarray, "truth predicted"]) -> Iterator[tuple[
 
 
 def _draw_heat(shares: np.ndarray) -> bytes:
-    """A PNG of one pixel a cell: a colour that is seen on light and dark, as opaque as the root of the share."""
+    """A PNG of one pixel a cell, seen on light and dark; as opaque as the root of the share."""
     cells = np.empty((*shares.shape, 4), np.uint8)
     cells[..., :3] = (70, 120, 235)
     cells[..., 3] = np.rint(255 * np.sqrt(shares))
@@ -154,41 +159,40 @@ def _draw_heat(shares: np.ndarray) -> bytes:
 # ---- Curves
 
 
-def draw_curves(record: Record) -> list[tuple[str, list[Chart]]]:
-    """What the training logged, in groups; () where nothing was."""
+def draw_curves(record: Record) -> list[Chart]:
+    """What the training logged."""
     metrics = record.metrics
     if not metrics:
         return []
     ideal = record.config.network.projection_head.projection_size**-0.5
     steps = [float(line.done) for line in metrics]
 
-    def one(title: str, note: str, key: str, *, factor: float = 1.0, kind: str = "main", form: str = "{:.3g}") -> Chart:
+    def one(title: str, note: str, key: str, *, factor: float = 1.0, form: str = "{:.3g}") -> Chart:
         values = [factor * getattr(line, key) for line in metrics]
         svg = charts.draw_lines(
-            [Series(title, steps, values, kind)], title=title, x_label="step", show=lambda value: form.format(value)
+            [Series(title, steps, values)], title=title, x_label="step", show=lambda value: form.format(value)
         )
         return Chart(title, note, svg)
 
-    learning = [one("Loss", "both directions, 0 to 8", "loss")]
-    learning += [*_draw_encoder(record)]
-    health = [
-        one("Spread of projections", "share of the ideal; 0 is collapse", "feature_std", factor=1 / ideal),
+    measured = (_draw_measure(metrics, key) for key in ("alignment", "uniformity"))
+    return [
+        one("Loss", "of both directions, 0 to 8", "loss"),
+        *_draw_encoder(record),
+        one("Spread of projections", "1 is ideal, 0 collapse", "feature_std", factor=1 / ideal),
         one("Rank of projections", "effective dimensions", "rank"),
-    ]
-    health += [chart for chart in (_draw_measure(metrics, key) for key in ("alignment", "uniformity")) if chart]
-    schedule = [one("Learning rate", "", "lr"), one("Target momentum", "tau", "tau", form="{:.4g}")]
-    speed = [
+        *(chart for chart in measured if chart is not None),
+        one("Learning rate", "", "lr", form="{:.2g}"),
+        one("Target momentum", "tau", "tau", form="{:.4g}"),
         one("Throughput", "images/s", "images_per_s", form="{:,.0f}"),
         one("Waiting for data", "share of the time", "data_wait", factor=100.0, form="{:.2g} %"),
     ]
-    return [("Learning", learning), ("Health", health), ("Schedule", schedule), ("Speed", speed)]
 
 
 def _draw_encoder(record: Record) -> Iterator[Chart]:
     """Measures of the encoder on the fixed images, from step 0 on."""
     for key, title, note, is_share in (
-        ("retrieval", "Views found again", "of fixed images, among all of them", True),
-        ("knn", "kNN", "of fixed images, 5 neighbours", True),
+        ("retrieval", "Views found again", "share of fixed images", True),
+        ("knn", "kNN", "right for fixed images", True),
         ("encoder_rank", "Rank of the encoder", "effective dimensions", False),
     ):
         points = [(float(line.done), getattr(line, key)) for line in record.metrics]
@@ -198,7 +202,9 @@ def _draw_encoder(record: Record) -> Iterator[Chart]:
         if len(known) > 1:
             x, y = zip(*known, strict=True)
             show = (lambda value: f"{100 * value:.0f} %") if is_share else (lambda value: f"{value:.3g}")
-            yield Chart(title, note, charts.draw_lines([Series(title, x, y)], title=title, x_label="step", show=show))
+            yield Chart(
+                title, note, charts.draw_lines([Series(title, x, y)], title=title, x_label="step", show=show)
+            )
 
 
 def _draw_measure(metrics: Sequence[Metrics], key: str) -> Chart | None:

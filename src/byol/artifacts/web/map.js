@@ -94,7 +94,7 @@ function createMap(root, data) {
       if (!column) push(main, row);
       else if (value < 0) push(quiet, row);
       else if (state.focus >= 0) push(value === state.focus ? main : quiet, row);
-      else if (column.isNumber) push(ramp(Math.round(24 * (column.numbers[value] - column.low) / (column.high - column.low) / 24), row);
+      else if (column.isNumber) push(ramp(Math.round(24 * (column.numbers[value] - column.low) / (column.high - column.low)) / 24), row);
       else push(column.ranks[value] < 0 ? quiet : palette[column.ranks[value]], row);
     }
     state.groups = groups;
