@@ -12,7 +12,7 @@ from byol.artifacts.page import printable
 
 _WIDTH, _HEIGHT = 340, 190  # units of the view box; about px on a wide screen
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 30
-_LABEL_WIDTH, _LABEL_GAP = 104, 13
+_LABEL_WIDTH, _VALUE_WIDTH, _LABEL_GAP = 104, 46, 13
 _MOST_POINTS = 400  # of a curve; more than pixels
 _BAR_WIDTH, _BAR_HEIGHT = 240, 18
 
@@ -71,7 +71,8 @@ def draw_bar(value: float, low: float, high: float, *, kind: str, title: str) ->
     value_end, low_end, high_end = ends
     return (
         f'<svg class="bar" viewBox="{box}" role="img" aria-label="{_text(title)}">'
-        f'{quarters}<rect class="fill {kind}" x="0" y="4" width="{value_end:.1f}" height="{_BAR_HEIGHT - 8}"/>'
+        f'{quarters}<rect class="fill {kind}" x="0" y="4" width="{value_end:.1f}" '
+        f'height="{_BAR_HEIGHT - 8}"/>'
         f'<path class="whisker" d="M{low_end:.1f} {middle}H{high_end:.1f}'
         f'M{low_end:.1f} 5v8M{high_end:.1f} 5v8"/>'
         "</svg>"
@@ -113,9 +114,11 @@ class _Frame:
             y_range = min(ys) - margin, max(ys) + margin
             if min(ys) >= 0.0:
                 y_range = max(0.0, y_range[0]), y_range[1]
-        right = _WIDTH - _RIGHT - (_LABEL_WIDTH if has_names else 46)
-        x_high = max(xs) if max(xs) > min(xs) else min(xs) + 1.0
-        return cls(min(xs), x_high, *y_range, right, log_x)
+        right = float(_WIDTH - _RIGHT - (_LABEL_WIDTH if has_names else _VALUE_WIDTH))
+        x_low, x_high = float(min(xs)), float(max(xs))
+        if x_low == x_high:
+            x_high += 1.0
+        return cls(x_low, x_high, float(y_range[0]), float(y_range[1]), right, log_x)
 
     def across(self, value: float) -> float:
         low, high = self.x_low, self.x_high

@@ -160,14 +160,14 @@ def explore(
         run_dir.resolve().name, judge(record).sentence, encoder, embedded, {"PCA": pca}, list_slow_maps()
     )
     with open_server(explorer, port=port) as server:
-        say(f"{len(embedded.images):,} images at {server.address} (Ctrl-C ends it)")
         make = threading.Thread(
             target=explorer.make_slow_maps, kwargs={"run_dir": run_dir, "seed": seed, "say": say}, daemon=True
         )
-        make.start()
-        if open_browser:
-            webbrowser.open(server.address)
         try:
+            say(f"{len(embedded.images):,} images at {server.address} (Ctrl-C ends it)")
+            make.start()
+            if open_browser:
+                webbrowser.open(server.address)
             server.serve_forever()
         except KeyboardInterrupt:
             say("ended")
