@@ -62,8 +62,10 @@ def test_a_whole_report(run_dir: Path, tmp_path: Path) -> None:
         "BYOL helps: logistic regression is right for 90.0 % of the test images, against 50.0 % with the "
         "untrained encoder and 40.0 % with pixels (pca-256)."
     )
-    for words in ("Few labels", "taken for", "Views found again", "Loss", "Target momentum", "Throughput",
-                  "Outliers", "plate", "features predict it", "Eight views", "byol train", "fingerprint"):  # fmt: skip
+    for words in (
+        *("Few labels", "taken for", "Views found again", "Loss", "Target momentum", "Throughput"),
+        *("Outliers", "plate", "features predict it", "Eight views", "byol train", "fingerprint"),
+    ):
         assert words in page, words
     assert said == ["t-SNE of 36 images"]
     assert not re.search(r"""(src|href|url\()=?["']?(https?:)?//""", page) and "http" not in re.sub(

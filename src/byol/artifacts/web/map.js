@@ -371,7 +371,7 @@ function createMap(root, data) {
     if (!start.isFar) return;
     setHover(-1);
     if (state.mode === "move") { state.x = start.x + px - start.px; state.y = start.y + py - start.py; }
-    else state.lasso.push([px, py]);
+    else { if (!state.lasso.length) state.lasso.push([start.px, start.py]); state.lasso.push([px, py]); }
     draw();
   });
   function release(event) {
