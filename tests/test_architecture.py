@@ -24,6 +24,7 @@ LEVELS = {
         "training.memory",
     },
     1: {
+        "artifacts.charts",
         "config_keys",
         "data.formats",
         "data.official",
@@ -76,6 +77,7 @@ LEVELS = {
         "artifacts.card",
         "artifacts.compare",
         "artifacts.encoder",
+        "artifacts.thumbnails",
         "choices",
         "data.batches",
         "data.findings",
@@ -84,12 +86,16 @@ LEVELS = {
         "training.introduction",
     },
     7: {"evaluation.features", "evaluation.splits", "training.opening", "training.settle", "training.start"},
-    8: {"check_report", "evaluation.weights", "training.alarms"},
+    8: {"artifacts.embedding_map", "check_report", "evaluation.weights", "training.alarms"},
     9: {"check", "evaluation.rows", "training.loop"},
     10: {"evaluation.low_shot"},
     11: {"evaluation.table"},
-    12: {"__init__", "cli"},
-    13: {"__main__"},
+    12: {"artifacts.report_data"},
+    13: {"artifacts.report_parts"},
+    14: {"artifacts.report"},
+    15: {"artifacts.explorer"},
+    16: {"__init__", "cli"},
+    17: {"__main__"},
 }
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
 

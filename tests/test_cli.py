@@ -40,7 +40,19 @@ TINY = [
 ]
 COLOURS = {"dark": (40, 40, 40), "red": (200, 40, 40)}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(byol.__file__).parents[1])}
-COMMANDS = ("demo", "check", "train", "run", "eval", "compare", "card", "embed", "config")
+COMMANDS = (
+    "demo",
+    "check",
+    "train",
+    "run",
+    "eval",
+    "compare",
+    "card",
+    "report",
+    "explore",
+    "embed",
+    "config",
+)
 Capture = pytest.CaptureFixture[str]
 
 

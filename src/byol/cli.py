@@ -8,8 +8,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from byol import __version__
 from byol.config import Draft, json_schema, load_draft
@@ -38,6 +40,8 @@ _EPILOG = """examples:
   byol eval runs/cells --labels cells.csv    how good is it, beside pixels and the untrained encoder
   byol compare runs/a runs/b                 results side by side, and the settings that differ
   byol card runs/cells                       a model card: method, results, limits, how to repeat it
+  byol report runs/cells                     one HTML file to show: results, curves, a map of the images
+  byol explore runs/cells                    a live page: map, search by picture, lists of files
   byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
   byol config config.yaml                    the whole configuration, every value filled in
 """
@@ -159,6 +163,33 @@ def _make_parser() -> argparse.ArgumentParser:
         "byol card runs/cells",
     )
     card.add_argument("run", type=Path, help="run folder; the card is written into it")
+
+    report = _add(
+        commands, "report", _report, "one HTML file that shows what a run is worth", "byol report runs/cells"
+    )
+    report.add_argument("run", type=Path, help="run folder")
+    report.add_argument("--labels", type=Path, help="CSV with the columns file,label, to colour the map by")
+    report.add_argument(
+        "--metadata", type=Path, help="CSV with a column file and others to colour the map by"
+    )
+    report.add_argument("--images", type=int, default=10_000, help="images on the map, at most (%(default)s)")
+    report.add_argument("-o", "--output", type=Path, help="the file (RUN/report.html)")
+
+    explore = _add(
+        commands,
+        "explore",
+        _explore,
+        "a page on this machine to look through a run's images",
+        "byol explore runs/cells --open",
+    )
+    explore.add_argument("run", type=Path, help="run folder")
+    explore.add_argument("--images", help="other images than the run's: a folder, list or array")
+    explore.add_argument("--labels", type=Path, help="CSV with the columns file,label, to colour the map by")
+    explore.add_argument(
+        "--metadata", type=Path, help="CSV with a column file and others to colour the map by"
+    )
+    explore.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: a free one)")
+    explore.add_argument("--open", action="store_true", help="open it in the browser")
 
     embed = _add(
         commands,
@@ -364,6 +395,58 @@ def _card(options: argparse.Namespace) -> int:
 def _refuse_overrides(options: argparse.Namespace, what: str) -> None:
     if options.overrides:
         raise ConfigError(f"override '{options.overrides[0]}': {what} has no settings; leave it out")
+
+
+def _report(options: argparse.Namespace) -> int:
+    from byol.artifacts.report import write_report
+
+    with _show_features() as progress:
+        path = write_report(
+            options.run,
+            labels=options.labels,
+            metadata=options.metadata,
+            output=options.output,
+            overrides=options.overrides,
+            most_images=options.images,
+            say=lambda line: print(line, flush=True),
+            progress=progress,
+        )
+    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens without network)")
+    return 0
+
+
+def _explore(options: argparse.Namespace) -> int:
+    from byol.artifacts.explorer import explore
+
+    with _show_features() as progress:
+        explore(
+            options.run,
+            images=options.images,
+            labels=options.labels,
+            metadata=options.metadata,
+            overrides=options.overrides,
+            port=options.port,
+            open_browser=options.open,
+            say=lambda line: print(line, flush=True),
+            progress=progress,
+        )
+    return 0
+
+
+@contextmanager
+def _show_features() -> Iterator[Callable[[int, int], None]]:
+    """A bar of the images embedded, on a terminal, from the first on."""
+    from rich.progress import Progress
+
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+        tasks: list[Any] = []
+
+        def show(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task("features", total=total))
+            bar.update(tasks[0], completed=done, total=total, visible=done < total)
+
+        yield show
 
 
 def _embed(options: argparse.Namespace) -> int:

@@ -114,7 +114,7 @@ def evaluate(
     """
     start = time.perf_counter()
     keep_freed_memory()
-    config = _read_config(run_dir, overrides)
+    config = read_config(run_dir, overrides)
     # "cuda" is where the run was trained, which need not be where it is evaluated.
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     splits = open_splits(config, run_dir, spec=online.spec, say=say)
@@ -185,7 +185,13 @@ def _confuse(judged: tuple[Row, Predicted], splits: Splits) -> Confusion:
 # ---- Configuration
 
 
-def _read_config(run_dir: Path, overrides: Sequence[str]) -> Config:
+def read_config(run_dir: Path, overrides: Sequence[str]) -> Config:
+    """What the run was, with `overrides` of its evaluation and of where the images lie.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+        ConfigError: an override is not valid, or would change what the run was.
+    """
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise CheckpointError(

@@ -1,0 +1,336 @@
+"""`byol report`: one HTML file of a run that needs nothing else, to be shown to others.
+
+Templates, style and scripts are in `web/`. A part whose data are missing says which command makes them.
+Names of files and classes are text of others: jinja2 escapes them in HTML, `tojson` in data for the scripts.
+"""
+
+import base64
+import platform
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib import metadata as packages
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from byol.artifacts import report_parts as parts
+from byol.artifacts.embedding_map import (
+    MOST_PLACED,
+    Embedded,
+    choose_rows,
+    find_nearest,
+    list_slow_maps,
+    place_by_pca,
+    place_slowly,
+    to_uint16,
+)
+from byol.artifacts.encoder import load
+from byol.artifacts.page import printable
+from byol.artifacts.report_data import Json, Record, judge, read_record
+from byol.artifacts.sheets import NUM_IMAGES, NUM_VIEWS, Sample, draw_views
+from byol.artifacts.thumbnails import COLUMNS, ROWS, draw_sheets, draw_thumbnail, encode
+from byol.data.labels import Labels
+from byol.errors import DataError
+from byol.evaluation.features import Progress
+from byol.files import write_atomically
+from byol.training.runlog import format_time
+
+FILE_NAME = "report.html"
+WEB = Path(__file__).with_name("web")
+NUM_NEAR = 8  # neighbours of an image on the map
+_SHEET_BYTES = 4_400_000  # of thumbnails; a third more in the page, which is to stay below 8 MB
+_TILE_PX = 64  # of neighbours, prototypes and outliers
+_VIEWS_QUALITY = 70
+
+Say = Callable[[str], None]
+
+
+def write_report(
+    run_dir: Path,
+    *,
+    labels: Path | None = None,
+    metadata: Path | None = None,
+    output: Path | None = None,
+    overrides: Sequence[str] = (),
+    most_images: int = MOST_PLACED,
+    say: Say | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the report of a run to `output`, or to `report.html` in the run folder; returns its path.
+
+    `labels` (columns file,label) and the columns of `metadata` colour the map of at most `most_images`
+    images. `overrides` say where the images lie, as for `evaluate`. `say` hears what takes long or is left
+    out, `progress` the images done.
+
+    Raises:
+        CheckpointError: the folder holds no run, one of its files is damaged, or `output` cannot be written.
+        ConfigError: an override is not valid, or would change what the run was.
+        DataError: `labels` or `metadata` cannot be read.
+    """
+    tell: Say = say or (lambda line: None)
+    given = [] if labels is None else [f"evaluation.labels={labels}"]
+    record = read_record(run_dir, [*overrides, *given])
+    embedded, missing = _open_images(record, metadata=metadata, say=tell, progress=progress)
+    shown = None if embedded is None else _Shown(record, embedded)
+    places = None
+    if embedded is not None:
+        rows = choose_rows(len(embedded.images), most_images)
+        places = make_map_data(embedded, rows, record=record, say=tell)
+    page = render_page("report.html", _describe(record, shown, places, missing=missing))
+    path = output or run_dir / FILE_NAME
+    write_atomically(path, page)
+    return path
+
+
+def render_page(template: str, content: Json) -> bytes:
+    """A page of `web/`. Text is shown on one line; control characters and foreign bytes are written out."""
+    environment = Environment(
+        loader=FileSystemLoader(WEB),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["include_raw"] = lambda name: Markup((WEB / name).read_text(encoding="utf-8"))
+    return environment.get_template(template).render(content).encode()
+
+
+def _open_images(
+    record: Record, *, metadata: Path | None, say: Say, progress: Progress | None
+) -> tuple[Embedded | None, str]:
+    """The images of the run and their features, or why there are none."""
+    if not record.has_encoder:
+        missing = "there is no encoder yet; the same byol train command finishes the run"
+    else:
+        device = "cpu" if record.config.trainer.device == "cpu" else "auto"
+        try:
+            encoder = load(record.run_dir, device=device)
+            return (
+                Embedded.of(
+                    record.config, record.run_dir, encoder=encoder, metadata=metadata, progress=progress
+                ),
+                "",
+            )
+        except DataError as error:
+            if metadata is not None or record.config.evaluation.labels is not None:
+                raise  # a file that was asked for may be what is wrong
+            missing = f"the images cannot be opened ({error}); name their folder by data.source=FOLDER"
+    say(f"without pictures: {missing}")
+    return None, missing
+
+
+# ---- The map
+
+
+def make_map_data(
+    embedded: Embedded, rows: Int64[np.ndarray, " image"], *, record: Record, say: Say
+) -> Json | None:
+    """What `map.js` draws of these images, with their thumbnails; None where they are too few."""
+    seed, directions = record.config.evaluation.seed, embedded.directions[rows]
+    try:
+        pca = place_by_pca(directions, seed=seed)
+    except DataError as error:
+        say(f"without a map: {error}")
+        return None
+    layouts = [
+        (name, place_slowly(name, directions, run_dir=record.run_dir, seed=seed, say=say))
+        for name in list_slow_maps()
+    ]
+    near, likeness = find_nearest(directions, directions, k=NUM_NEAR + 1)
+    sheets = draw_sheets(embedded.images, rows, most_bytes=_SHEET_BYTES)
+    return {
+        "count": len(rows),
+        "names": [embedded.images.names[int(row)] for row in rows],
+        "layouts": [(name, _base64(to_uint16(places))) for name, places in [*layouts, ("PCA", pca)]],
+        "columns": [_describe_column(name, column, rows) for name, column in embedded.columns.items()],
+        "near": _base64(near.astype(np.uint16)),
+        "likeness": _base64(np.rint(100 * likeness).astype(np.int8)),
+        "perRow": near.shape[1],
+        "sheets": {
+            "px": sheets.px,
+            "columns": COLUMNS,
+            "each": COLUMNS * ROWS,
+            "images": [
+                f"data:image/webp;base64,{base64.b64encode(sheet).decode()}" for sheet in sheets.sheets
+            ],
+        },
+    }
+
+
+def _describe_column(name: str, column: Labels, rows: Int64[np.ndarray, " image"]) -> Json:
+    values, classes = column
+    return {"name": name, "classes": list(classes), "values": _base64(values[rows].astype(np.int32))}
+
+
+def _base64(array: np.ndarray) -> str:
+    """The values of an array, low byte first."""
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
+
+
+# ---- Pictures
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """Pictures of a run's images."""
+
+    record: Record
+    embedded: Embedded
+
+    def views(self) -> str:
+        """The sheet of views, as a data address."""
+        images, transforms = self.embedded.images, self.record.config.data_transforms
+        rows = choose_rows(len(images), NUM_IMAGES)
+        names = tuple(images.names[int(row)] for row in rows)
+        sample = Sample(names, images.read(rows), np.array(images.sizes[rows]), images.pixels)
+        png = draw_views(sample, transforms, seed=self.record.config.trainer.seed)
+        return to_address(encode(Image.open(BytesIO(png)), quality=_VIEWS_QUALITY))
+
+    def tile(self, entry: Json, *, caption: str, of_class: int | None = None) -> Json:
+        """One image of measures.json; `is_other` if its label is known and not `of_class`."""
+        row, images = int(entry["row"]), self.embedded.images
+        if row >= len(images) or images.names[row] != entry["name"]:
+            raise DataError(f"{entry['name']}: is not among the images any more; byol eval measures again")
+        picture = draw_thumbnail(images.read(np.array([row]))[0], images.pixels, px=_TILE_PX)
+        label = self.label(row)
+        name = str(entry["name"])
+        words = name if label < 0 else f"{name} ({self.embedded.columns['label'][1][label]})"
+        return {
+            "address": to_address(encode(picture)),
+            "name": words,
+            "caption": caption,
+            "is_other": of_class is not None and of_class >= 0 and label >= 0 and label != of_class,
+        }
+
+    def label(self, row: int) -> int:
+        """-1 where it is not known."""
+        return int(self.embedded.columns["label"][0][row]) if "label" in self.embedded.columns else -1
+
+    def neighbours(self, measures: Json) -> list[list[Json]]:
+        """A strip a query: the query, and its neighbours with their similarity."""
+        return [
+            [
+                self.tile(query, caption="query"),
+                *(
+                    self.tile(one, caption=f"{one['similarity']:.2f}", of_class=self.label(int(query["row"])))
+                    for one in query["neighbours"]
+                ),
+            ]
+            for query in measures["neighbours"]
+        ]
+
+    def strip(self, entries: Sequence[Json], *, key: str, form: str) -> list[Json]:
+        """Prototypes or outliers, with a number below each."""
+        return [self.tile(entry, caption=form.format(entry[key])) for entry in entries]
+
+
+def to_address(webp: bytes) -> str:
+    """A picture as the address of an <img>."""
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
+
+
+# ---- What the page says
+
+
+def _describe(record: Record, shown: _Shown | None, places: Json | None, *, missing: str) -> Json:
+    config, evaluation = record.config, record.evaluation
+    return {
+        "name": record.run_dir.resolve().name,
+        "run": shlex.quote(str(record.run_dir)),
+        "today": date.today().isoformat(),
+        "verdict": judge(record),
+        "health": parts.describe_health(record.metrics),
+        "facts": _find_facts(record, shown),
+        "evaluation": evaluation,
+        "groups": parts.describe_rows(evaluation) if evaluation else [],
+        "low_shot": parts.draw_low_shot(evaluation) if evaluation else None,
+        "confusion": _describe_confusion(evaluation),
+        "measures": record.measures,
+        "best": record.best,
+        "curves": parts.draw_curves(record),
+        "missing": missing,
+        "pictures": None if shown is None else _describe_pictures(record, shown),
+        "map": places,
+        "map_total": None if shown is None else len(shown.embedded.images),
+        "config_text": Markup.escape(record.config_text),
+        "data": _find_data(record, shown),
+        "versions": _find_versions(),
+        "view_px": config.view_px,
+    }
+
+
+def _describe_confusion(evaluation: Json | None) -> Json | None:
+    found = None if evaluation is None else parts.describe_confusion(evaluation)
+    if found is not None and found["heat"] is not None:
+        found["heat"] = f"data:image/png;base64,{base64.b64encode(found['heat']).decode()}"
+    return found
+
+
+def _describe_pictures(record: Record, shown: _Shown) -> Json:
+    measures = record.measures
+    found: Json = {
+        "views": shown.views(),
+        "num_views": NUM_VIEWS,
+        "neighbours": [],
+        "prototypes": [],
+        "outliers": [],
+    }
+    if measures is None:
+        return found
+    return found | {
+        "neighbours": shown.neighbours(measures),
+        "prototypes": shown.strip(measures["prototypes"], key="size", form="{:,}"),
+        "outliers": shown.strip(measures["outliers"], key="distance", form="{:.2f}"),
+    }
+
+
+def _find_facts(record: Record, shown: _Shown | None) -> list[tuple[str, str]]:
+    config, last = record.config, record.metrics[-1] if record.metrics else None
+    facts = [("Network", f"{config.network.name}, {config.view_px} px")]
+    if shown is not None:
+        facts.insert(0, ("Training images", f"{len(shown.embedded.images):,}"))
+    if last is not None:
+        facts.append(("Training", f"{last.done:,} steps, {last.epoch:.3g} epochs"))
+        facts.append(("Time, by the log", format_time(record.training_s)))
+    if record.evaluation is not None:
+        facts.append(
+            (
+                "Test images",
+                f"{record.evaluation['num_test']:,} of {record.evaluation['num_classes']} classes",
+            )
+        )
+    return facts
+
+
+def _find_data(record: Record, shown: _Shown | None) -> list[tuple[str, str]]:
+    if shown is None:
+        return []
+    images = shown.embedded.images
+    return [
+        ("source", Path(record.config.data.source).name),
+        ("images", f"{len(images):,}; {images.num_bad:,} could not be read and are left out"),
+        (
+            "stored",
+            f"{images.stored_px} x {images.stored_px} px, {images.channels} channels, {images.bits} bit",
+        ),
+        ("fingerprint", f"{images.fingerprint} (of the stored values)"),
+    ]
+
+
+def _find_versions() -> list[tuple[str, str]]:
+    names = ("byol", "torch", "torchvision", "timm", "numpy", "scikit-learn")
+    return [*((name, _version(name)) for name in names), ("python", platform.python_version())]
+
+
+def _version(name: str) -> str:
+    from byol import __version__
+
+    return __version__ if name == "byol" else packages.version(name)
