@@ -38,8 +38,8 @@ _EPILOG = """examples:
   byol train IMAGES/ --init runs/cells       from existing weights, with new heads where need be
   byol train config.yaml trainer.max_epochs=40
   byol eval runs/cells --labels cells.csv    how good is it, beside pixels and the untrained encoder
-  byol report runs/cells                     one HTML file to show: results, curves, a map of the images
-  byol explore runs/cells                    a live page: map, search by picture, lists of files
+  byol report runs/cells                     one HTML file to show: results, curves, a map
+  byol explore runs/cells                    a live page: map, search by picture, lists
   byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
   byol config config.yaml                    the whole configuration, every value filled in
 """
