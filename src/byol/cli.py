@@ -39,9 +39,9 @@ _EPILOG = """examples:
   byol train config.yaml trainer.max_epochs=40
   byol eval runs/cells --labels cells.csv    how good is it, beside pixels and the untrained encoder
   byol compare runs/a runs/b                 results side by side, and the settings that differ
-  byol card runs/cells                       a model card: method, results, limits, how to repeat it
-  byol report runs/cells                     one HTML file to show: results, curves, a map of the images
-  byol explore runs/cells                    a live page: map, search by picture, lists of files
+  byol card runs/cells                       a model card: method, results, limits
+  byol report runs/cells                     one HTML file to show: results, curves, a map
+  byol explore runs/cells                    a live page: map, search by picture, lists
   byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
   byol config config.yaml                    the whole configuration, every value filled in
 """

@@ -125,10 +125,12 @@ function createMap(root, data) {
 
   function size() { return { width: canvas.clientWidth, height: canvas.clientHeight }; }
 
-  function screenOf(row) {
-    const { width, height } = size(), unit = Math.min(width, height) * 0.94 / 65000;
-    return [width / 2 + state.x + state.scale * unit * (state.layout[2 * row] - 32500),
-      height / 2 + state.y - state.scale * unit * (state.layout[2 * row + 1] - 32500)];
+  function view() {  // from places to the screen: x * unit + left, top - y * unit; asked once a sweep, it costs
+    const { width, height } = size(), unit = state.scale * Math.min(width, height) * 0.94 / 65000;
+    return { unit, left: width / 2 + state.x - 32500 * unit, top: height / 2 + state.y + 32500 * unit, width, height };
+  }
+  function screenOf(row, { unit, left, top } = view()) {
+    return [left + unit * state.layout[2 * row], top - unit * state.layout[2 * row + 1]];
   }
   const isPlaced = (row) => state.layout[2 * row] !== NOWHERE || state.layout[2 * row + 1] !== NOWHERE;
 
@@ -140,8 +142,7 @@ function createMap(root, data) {
   }
 
   function nearestTo(px, py) {
-    const { width, height } = size(), unit = state.scale * Math.min(width, height) * 0.94 / 65000;
-    const x = (px - width / 2 - state.x) / unit + 32500, y = (height / 2 + state.y - py) / unit + 32500;
+    const { unit, left, top } = view(), x = (px - left) / unit, y = (top - py) / unit;
     const reach = REACH_PX / unit, clamp = (value) => Math.min(CELLS - 1, Math.max(0, value >> 10));
     let best = -1, least = reach * reach;
     for (let i = clamp(x - reach); i <= clamp(x + reach); i++) for (let j = clamp(y - reach); j <= clamp(y + reach); j++)
@@ -159,7 +160,7 @@ function createMap(root, data) {
 
   function paint() {
     if (!state.layout) return;
-    const { width, height } = size(), ratio = window.devicePixelRatio || 1;
+    const now = view(), { width, height, unit, left, top } = now, ratio = window.devicePixelRatio || 1;
     if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
       canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio);
     }
@@ -169,15 +170,13 @@ function createMap(root, data) {
     const radius = Math.min(6, crowd * Math.sqrt(Math.max(1, state.scale)) ** 0.6), isRound = data.count <= MOST_ROUND;
     const some = state.chosen.size > 0, quiet = css("--point");
     const dots = (rows, isWanted) => {
-      context.beginPath();
       for (const row of rows) {
         if (!isWanted(row) || !isPlaced(row)) continue;
-        const [x, y] = screenOf(row);
+        const x = left + unit * state.layout[2 * row], y = top - unit * state.layout[2 * row + 1];
         if (x < -6 || y < -6 || x > width + 6 || y > height + 6) continue;
-        if (isRound) { context.moveTo(x + radius, y); context.arc(x, y, radius, 0, 6.2832); }
-        else context.rect(x - radius, y - radius, 2 * radius, 2 * radius);
+        if (isRound) { context.beginPath(); context.arc(x, y, radius, 0, 6.2832); context.fill(); }
+        else context.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
       }
-      context.fill();
     };
     for (const [colour, rows] of state.groups) {
       context.fillStyle = colour;
@@ -192,7 +191,7 @@ function createMap(root, data) {
     for (const [row, thick] of [[state.pinned, 2.2], [state.hover, 1.4]]) {
       if (row < 0 || !isPlaced(row)) continue;
       context.lineWidth = thick; context.beginPath();
-      context.arc(...screenOf(row), radius + 3.5, 0, 6.2832); context.stroke();
+      context.arc(...screenOf(row, now), radius + 3.5, 0, 6.2832); context.stroke();
     }
     if (state.lasso.length > 1) {
       context.lineWidth = 1.4; context.setLineDash([4, 3]); context.beginPath();
@@ -381,8 +380,8 @@ function createMap(root, data) {
     start = null;
     if (!isFar) { const row = nearestTo(event.offsetX, event.offsetY); if (row >= 0) goTo(row); else pin(-1); return; }
     if (state.lasso.length > 2) {
-      const rows = [];
-      for (let row = 0; row < data.count; row++) if (isPlaced(row) && isInside(...screenOf(row), state.lasso)) rows.push(row);
+      const rows = [], now = view();
+      for (let row = 0; row < data.count; row++) if (isPlaced(row) && isInside(...screenOf(row, now), state.lasso)) rows.push(row);
       choose(rows, event.shiftKey);
     }
     state.lasso = []; draw();
@@ -412,12 +411,12 @@ function createMap(root, data) {
   root.addEventListener("keydown", (event) => { if (event.key === "Escape") { clear(); canvas.focus({ preventScroll: true }); } });
 
   function step(right, down) {  // the nearest in a quarter of the plane
-    const { width, height } = size(), has = state.pinned >= 0 && isPlaced(state.pinned);
+    const now = view(), { width, height } = now, has = state.pinned >= 0 && isPlaced(state.pinned);
     const [fromX, fromY] = has ? screenOf(state.pinned) : [width / 2, height / 2];
     let best = -1, least = Infinity;
     for (let row = 0; row < data.count; row++) {
       if (row === state.pinned || !isPlaced(row)) continue;
-      const [x, y] = screenOf(row), dx = x - fromX, dy = y - fromY;
+      const [x, y] = screenOf(row, now), dx = x - fromX, dy = y - fromY;
       const along = dx * right + dy * down, across = Math.abs(dx * down) + Math.abs(dy * right);
       if (has && (along <= 0.01 || across > along)) continue;
       const far = has ? along + 2 * across : Math.hypot(dx, dy);
