@@ -40,7 +40,7 @@ TINY = [
 ]
 COLOURS = {"dark": (40, 40, 40), "red": (200, 40, 40)}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(byol.__file__).parents[1])}
-COMMANDS = ("demo", "check", "train", "run", "eval", "embed", "config")
+COMMANDS = ("demo", "check", "train", "run", "eval", "embed", "finetune", "predict", "config")
 Capture = pytest.CaptureFixture[str]
 
 

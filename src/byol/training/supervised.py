@@ -312,7 +312,10 @@ class _Course:
         return Linear(weight, bias)
 
     def advance(self) -> float:
-        """Train for an epoch; the mean loss of its images. The host waits once, at the end."""
+        """Train for an epoch; the mean loss of its images, NaN if weights or statistics are not finite after it.
+
+        The host waits once, at the end.
+        """
         self.encoder.train()
         epoch = self._step // self._num_parts
         key = make_key(self.setting.seed, "finetune order", index=epoch)
@@ -324,7 +327,9 @@ class _Course:
         ]
         self.encoder.eval()
         self._tick()
-        return float(torch.stack(losses).sum()) / len(order)
+        state = self.encoder.state_dict().values()
+        finite = all(bool(value.isfinite().all()) for value in state)
+        return float(torch.stack(losses).sum()) / len(order) if finite else math.nan
 
     def _make_step(self, part: Int64[np.ndarray, " batch"]) -> Float[Tensor, ""]:
         self._set_lr()
