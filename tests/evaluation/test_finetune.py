@@ -1,4 +1,4 @@
-"""`byol finetune` and `byol predict`: files, rows, words; test labels change nothing; mistakes are one line."""
+"""`byol finetune`, `byol predict`: files, rows, words; test labels change nothing; mistakes are one line."""
 
 import csv
 import json
@@ -134,7 +134,17 @@ def test_an_encoder_without_its_run(place: Path, capsys: Capture, tmp_path: Path
         shutil.copy(place / "runs" / "one" / name, alone)
     said = fail(capsys, "finetune", alone, "-o", tmp_path / "out", code=2)
     assert "--train: " in said and "no config.yaml" in said
-    outcome = finetune(alone, tmp_path / "out", overrides=[f"evaluation.train={place}/images"], epochs=1)
+    assert "(trainer.seed: " in fail(
+        capsys, "finetune", alone, "-o", tmp_path / "o", "trainer.seed=9", code=2
+    )
+    overrides = [f"evaluation.train={place}/images", "data_transforms.view.vertical_flip=0.5"]
+    heard: list[str] = []
+    outcome = finetune(alone, tmp_path / "out", overrides=overrides, epochs=1, say=heard.append)
+    assert heard[0].startswith("crops and flips are those of photographs")
+    heard.clear()
+    overrides.append("data_transforms.domain=microscopy")
+    finetune(alone, tmp_path / "out", overrides=overrides, epochs=1, fraction=0.3, say=heard.append)
+    assert heard[0] == "6 of 24 labels, 3 classes"
     assert outcome.rows[0].num_labels == 24 and (tmp_path / "packs").is_dir()
 
 
@@ -171,7 +181,9 @@ def test_numbers_and_settings_that_are_refused(place: Path, capsys: Capture, tmp
         assert "--fraction: " in fail(capsys, "finetune", run, "-o", out, "--fraction", value, code=2)
     assert "--epochs: 0" in fail(capsys, "finetune", run, "-o", out, "--epochs", "0", code=2)
     said = fail(capsys, "finetune", run, "-o", out, "network.name=resnet18", code=2)
-    assert "cannot change what the run was (network.name: " in said
+    assert "cannot change or use this (network.name: " in said
+    said = fail(capsys, "finetune", run, "-o", out, "data_transforms.view.jitter=0.5", code=2)
+    assert "cannot change or use this (data_transforms.view1.jitter: " in said
     said = fail(capsys, "finetune", run, "-o", out, "--fraction", "0.01")
     assert "--fraction 0.01: is one image of each of 3 classes" in said and not out.exists()
 

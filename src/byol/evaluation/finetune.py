@@ -5,7 +5,7 @@ Test labels are met in one place, `_test`, after everything has been trained.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,20 +20,13 @@ from byol.config import Config, diff_configs, load_config
 from byol.errors import CheckpointError, ConfigError, DataError
 from byol.evaluation import probes
 from byol.evaluation.features import untrained
+from byol.evaluation.finetune_table import FORMAT, Outcome, Row
 from byol.evaluation.splits import Split, Splits, open_splits
+from byol.evaluation.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
 from byol.files import write_atomically
 from byol.training.distributed import choose_dtype, keep_freed_memory
-from byol.training.supervised import (
-    Look,
-    Recipe,
-    Setting,
-    Trained,
-    draw_fraction,
-    mild,
-    train_classifier,
-)
+from byol.training.supervised import SYMMETRIES, Setting, mild
 
-FORMAT = 1
 FILE_NAME = "finetune.json"
 LOG_NAME = "finetune.jsonl"
 SCRATCH = "scratch"
@@ -48,60 +41,14 @@ _MAY_CHANGE = (
     "data.download:",
     "data.memory:",
     "data.max_bad:",
-    "data_transforms.view",
+    *(f"data_transforms.{view}.{key}:" for view in ("view1", "view2") for key in SYMMETRIES),
     "trainer.device:",
     "trainer.precision:",
     "trainer.num_workers:",
 )
-_HEADINGS = ("start", "labels", "top-1", "95 % interval", "balanced", "epochs", "chosen")
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]  # epochs done, of all that there may be
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to get a classifier from the same labels; accuracies are shares of the test images, 0..1."""
-
-    start: str  # "byol online", "byol target", with ", frozen": the classifier alone learned; "scratch"
-    fraction: float  # of the training labels
-    num_labels: int
-    top1: float
-    low95: float  # bootstrap over the test images
-    high95: float
-    balanced: float  # mean over classes of the share that is right
-    epochs: int  # passes over the labelled images; 0: the encoder is as it was
-    chosen: dict[str, str | int | float]  # settings, chosen on a part of the training images
-    seconds: float  # to choose and to train
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What `finetune.json` holds."""
-
-    split: str
-    num_test: int
-    num_classes: int
-    rows: tuple[Row, ...]
-
-    def render(self) -> str:
-        """The rows as plain text for a terminal, and a sentence below them."""
-        cells = [_HEADINGS, *map(_to_cells, self.rows)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADINGS))]
-        lines = [
-            "  ".join(
-                text.ljust(width) if column in (0, 6) else text.rjust(width)
-                for column, (text, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        about = f"{self.split}; {self.num_test} test images, {self.num_classes} classes"
-        return "\n".join([about, "", *lines, "", self.verdict()])
-
-    def verdict(self) -> str:
-        """A sentence for each other row: is the fine-tuned encoder above it, and the intervals apart?"""
-        return "\n".join(_judge(self.rows[0], other) for other in self.rows[1:])
 
 
 def finetune(
@@ -134,6 +81,8 @@ def finetune(
     config, run_dir = _read_config(source, overrides, spec=encoder.spec, output=output)
     if config.trainer.device == "cpu" and encoder.device.type != "cpu":
         encoder = load(source, device="cpu")
+    if run_dir == output and say is not None and not any(map(_is_domain, overrides)):
+        say("crops and flips are those of photographs; data_transforms.domain=NAME for other images")
     splits = open_splits(config, run_dir, spec=encoder.spec, say=say)
     seed = config.evaluation.seed
     data, class_names = _draw(splits, fraction=fraction, seed=seed)
@@ -193,30 +142,36 @@ def _read_config(
     candidates = [source, source.parent] if source.name in ("target", "best") else [source]
     run_dir = next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
     if run_dir is not None:
-        path = run_dir / "config.yaml"
-        config = load_config(path, list(overrides), preset=None)
-        changes = diff_configs(load_config(path, [], preset=None), config)
-        refused = [change for change in changes if not change.startswith(_MAY_CHANGE)]
-        if refused:
-            raise ConfigError(
-                f"fine-tuning cannot change what the run was ({'; '.join(refused)}); leave it out"
-            )
-        return config, run_dir
+        before: tuple[Path | None, list[str], str | None] = (run_dir / "config.yaml", [], None)
+    else:
+        before = (None, [*_as_trained(spec), *(text for text in overrides if _is_domain(text))], "default")
+    path, given, preset = before
+    config = load_config(path, [*given, *overrides], preset=preset)
+    changes = diff_configs(load_config(path, given, preset=preset), config)
+    refused = [change for change in changes if not change.startswith(_MAY_CHANGE)]
+    if refused:
+        raise ConfigError(f"fine-tuning cannot change or use this ({'; '.join(refused)}); leave it out")
+    if run_dir is None and config.evaluation.train is None:
+        raise ConfigError(
+            f"--train: {source} is an encoder without its run (no config.yaml), so that its images are not "
+            "known; give labelled ones by --train FOLDER"
+        )
+    return config, run_dir or output
+
+
+def _as_trained(spec: EncoderSpec) -> list[str]:
     channels = list(spec.select) if isinstance(spec.select, tuple) else spec.select
-    as_trained = [
+    return [
         f"network.name={spec.name}",
         f"network.stem={spec.stem}",
         f"data_transforms.input_shape=[{spec.view_px}, {spec.view_px}, {spec.channels}]",
         f"data.channels={json.dumps(channels)}",
         f"data.geometry={spec.geometry}",
     ]
-    config = load_config(None, [*as_trained, *overrides], preset="default")
-    if config.evaluation.train is None:
-        raise ConfigError(
-            f"--train: {source} is an encoder without its run (no config.yaml), so that its images are not "
-            "known; give labelled ones by --train FOLDER"
-        )
-    return config, output
+
+
+def _is_domain(override: str) -> bool:
+    return override.startswith("data_transforms.domain=")
 
 
 def _draw(splits: Splits, *, fraction: float, seed: int) -> tuple[Split, tuple[str, ...]]:
@@ -342,34 +297,6 @@ def _test(
     return tuple(rows)
 
 
-# ---- Words and files
-
-
-def _percent(share: float) -> str:
-    return f"{100.0 * share:.1f} %"
-
-
-def _to_cells(row: Row) -> tuple[str, ...]:
-    interval = f"{100.0 * row.low95:.1f} to {100.0 * row.high95:.1f}"
-    chosen = ", ".join(
-        f"{name} = {value if isinstance(value, str) else format(value, 'g')}"
-        for name, value in row.chosen.items()
-    )
-    numbers = _percent(row.top1), interval, _percent(row.balanced), str(row.epochs)
-    return (row.start, str(row.num_labels), *numbers, chosen)
-
-
-def _judge(row: Row, other: Row) -> str:
-    figures = f"{row.start} {_percent(row.top1)}, {other.start} {_percent(other.top1)}"
-    if row.epochs == 0 and other.start == f"{row.start}, frozen":
-        return "The encoder is as it was: no training was better on the validation part."
-    if row.top1 <= other.top1:
-        return f"Not above {other.start}: {figures}."
-    if other.high95 >= row.low95:
-        return f"Ahead of {other.start}, but not surely, the intervals overlap: {figures}."
-    return f"Above {other.start}, the intervals do not overlap: {figures}."
-
-
 def _save(
     output: Path,
     first: _Start,
@@ -377,7 +304,7 @@ def _save(
     spec: EncoderSpec,
     *,
     class_names: tuple[str, ...],
-    log: Iterator[dict[str, object]] | list[dict[str, object]],
+    log: Sequence[dict[str, object]],
 ) -> None:
     row = outcome.rows[0]
     classifier = ClassifierSpec(
@@ -392,5 +319,4 @@ def _save(
     )
     files.save_classifier(output, first.trained.module, spec, linear=first.trained.linear, spec=classifier)
     write_atomically(output / LOG_NAME, "".join(json.dumps(line) + "\n" for line in log).encode())
-    content = json.dumps({"format": FORMAT, **asdict(outcome)}, indent=2)
-    write_atomically(output / FILE_NAME, content.encode() + b"\n")
+    outcome.save(output / FILE_NAME)
