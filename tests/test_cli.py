@@ -51,6 +51,8 @@ COMMANDS = (
     "report",
     "explore",
     "embed",
+    "finetune",
+    "predict",
     "config",
 )
 Capture = pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 encoder = byol.load("runs/cells")            # an encoder that `byol train` left
 features = encoder.embed("new_images/")      # (N, F) float32
+classes = byol.load_classifier("runs/cells-finetuned").predict("new_images/")
 learner = byol.Byol(any_torch_module, ...)   # the method alone, for your own loop
 """
 
@@ -10,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from byol.artifacts.classifier import Classifier as Classifier
+    from byol.artifacts.classifier import load_classifier as load_classifier
     from byol.artifacts.encoder import Encoder as Encoder
     from byol.artifacts.encoder import load as load
     from byol.errors import ValueRangeWarning as ValueRangeWarning
@@ -23,11 +26,13 @@ except PackageNotFoundError:  # run from the source folder, not installed
 # Loaded when first used: `byol --help` need not wait for torch.
 _PUBLIC = {
     "Byol": "byol.method.networks",
+    "Classifier": "byol.artifacts.classifier",
     "Encoder": "byol.artifacts.encoder",
     "ValueRangeWarning": "byol.errors",
     "load": "byol.artifacts.encoder",
+    "load_classifier": "byol.artifacts.classifier",
 }
-__all__ = ["Byol", "Encoder", "ValueRangeWarning", "__version__", "load"]
+__all__ = ["Byol", "Classifier", "Encoder", "ValueRangeWarning", "__version__", "load", "load_classifier"]
 
 
 def __getattr__(name: str) -> Any:

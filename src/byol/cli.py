@@ -43,6 +43,8 @@ _EPILOG = """examples:
   byol report runs/cells                     one HTML file to show: results, curves, a map
   byol explore runs/cells                    a live page: map, search by picture, lists
   byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
+  byol finetune runs/cells --labels cells.csv --scratch   a classifier, beside one without BYOL
+  byol predict runs/cells-finetuned NEW/ -o classes.csv   classes of new images
   byol config config.yaml                    the whole configuration, every value filled in
 """
 
@@ -203,6 +205,8 @@ def _make_parser() -> argparse.ArgumentParser:
     embed.add_argument("-o", "--output", type=Path, required=True, help="a .parquet, .npz or .csv file")
     embed.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
+    _add_classifier(commands)
+
     config = _add(
         commands,
         "config",
@@ -214,6 +218,46 @@ def _make_parser() -> argparse.ArgumentParser:
     config.add_argument("--preset", help="classic, paper, default or demo")
     config.add_argument("--schema", action="store_true", help="print the JSON schema, for editors")
     return parser
+
+
+def _add_classifier(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    finetune = _add(
+        commands,
+        "finetune",
+        _finetune,
+        "train a classifier from a run's encoder and all labels or a few",
+        "byol finetune runs/cells --labels cells.csv --fraction 0.1 --scratch",
+    )
+    finetune.add_argument("source", type=Path, help="run folder, or a folder with an encoder in it")
+    finetune.add_argument("--labels", help="CSV with the columns file,label; not all images need one")
+    finetune.add_argument("--train", help="labelled images to train on (default: the run's own)")
+    finetune.add_argument(
+        "--test", help="labelled images to test on (default: a fifth, or the set's test split)"
+    )
+    finetune.add_argument(
+        "--fraction", type=float, default=1.0, help="share of the training labels to use, of every class"
+    )
+    finetune.add_argument(
+        "--epochs", type=int, help="at most so many passes over them (default: by their number)"
+    )
+    finetune.add_argument(
+        "--scratch", action="store_true", help="train from random weights as well, and print both"
+    )
+    finetune.add_argument("-o", "--output", type=Path, help="folder to write (SOURCE-finetuned)")
+
+    predict = _add(
+        commands,
+        "predict",
+        _predict,
+        "classes of images, by what finetune wrote",
+        "byol predict runs/cells-finetuned NEW/ -o classes.csv",
+    )
+    predict.add_argument("classifier", type=Path, help="folder that `byol finetune` wrote")
+    predict.add_argument("images", help="a folder, an image, a .txt/.csv list or a .npy array")
+    predict.add_argument(
+        "-o", "--output", type=Path, required=True, help="a .csv file: file,label,probability"
+    )
+    predict.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
 def _add(
@@ -293,10 +337,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    keys = ("labels", "train", "test", "weights", "folds", "groups")
-    chosen = ((key, getattr(options, key)) for key in keys)
-    overrides = [*options.overrides, *(f"evaluation.{key}={value}" for key, value in chosen if value)]
-    return _print_table(options.run, overrides=overrides)
+    return _print_table(options.run, overrides=_name_labelled(options, "weights", "folds", "groups"))
+
+
+def _name_labelled(options: argparse.Namespace, *more: str) -> list[str]:
+    """The overrides, and those that say which images have labels and how they are used."""
+    chosen = ((key, getattr(options, key)) for key in ("labels", "train", "test", *more))
+    return [*options.overrides, *(f"evaluation.{key}={value}" for key, value in chosen if value)]
 
 
 def _configure(options: argparse.Namespace, *, place: str = "runs") -> tuple[Draft, Path]:
@@ -474,6 +521,64 @@ def _embed(options: argparse.Namespace) -> int:
     write_features(options.output, names, features=np.concatenate([block.features for block in blocks]))
     left_out = f", {len(bad)} left out" if bad else ""
     print(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
+    return 0
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from byol.evaluation.finetune import finetune
+
+    source = options.source
+    output = options.output or source.with_name(f"{source.resolve().name}-finetuned")
+    console = Console()
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("epochs", total=None)
+            outcome = finetune(
+                source,
+                output,
+                overrides=_name_labelled(options),
+                fraction=options.fraction,
+                epochs=options.epochs,
+                scratch=options.scratch,
+                say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    except KeyboardInterrupt:
+        print("byol: interrupted; nothing is written, the same command starts anew", file=sys.stderr)
+        return _EXIT_INTERRUPTED["SIGINT"]
+    print(
+        f"\n{outcome.render()}\n\nthe classifier is in {output}: byol predict {output} IMAGES/ -o classes.csv"
+    )
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from byol.artifacts.classifier import check_predictions_path, load_classifier, write_predictions
+    from byol.artifacts.encoder import gather
+
+    if options.overrides:
+        raise ConfigError(f"override '{options.overrides[0]}': prediction has no settings; leave it out")
+    check_predictions_path(options.output)
+    classifier = load_classifier(options.classifier, device=options.device)
+    bad: list[str] = []
+
+    def note(name: str, error: DataError) -> None:
+        bad.append(name)
+        print(f"byol: {name}: {error}; left out", file=sys.stderr)
+
+    def warn(name: str, found: str) -> None:
+        print(f"byol: {name}: {found}", file=sys.stderr)
+
+    blocks = list(classifier.predict_source(gather(options.images), on_bad=note, on_outside=warn))
+    num_images = sum(len(block.names) for block in blocks)
+    if num_images == 0:
+        raise DataError(f"{options.images}: none of its {len(bad)} images can be used")
+    write_predictions(options.output, blocks)
+    left_out = f", {len(bad)} left out" if bad else ""
+    print(f"{num_images} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
     return 0
 
 

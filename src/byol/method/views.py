@@ -101,6 +101,19 @@ def make_views(
     )
 
 
+def make_view(
+    images: Real[Tensor, "batch channel stored stored"],
+    sizes: Float[Tensor, "batch 2"],
+    transforms: DataTransforms,
+    *,
+    key: int,
+    pixels: Pixels,
+) -> Float[Tensor, "batch channel view view"]:
+    """One normalised view of each image by the table `view1`, for training with labels; as `make_views`."""
+    draws, _ = draw_views(key, sizes=sizes, transforms=transforms, channels=images.shape[1])
+    return apply_view(_to_unit(images, pixels), draws, view_px=transforms.view_px, pixels=pixels)
+
+
 def whole_view(
     images: Real[Tensor, "batch channel stored stored"], view_px: int, *, pixels: Pixels
 ) -> Float[Tensor, "batch channel view view"]:

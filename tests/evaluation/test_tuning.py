@@ -1,0 +1,186 @@
+"""What fine-tuning chooses, and by which images; its classifier is that of scikit-learn."""
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from byol.artifacts.encoder import EncoderSpec
+from byol.config import load_config
+from byol.data.images import open_images
+from byol.errors import DataError
+from byol.evaluation import tuning
+from byol.evaluation.splits import Split
+from byol.evaluation.tuning import Look, Recipe, Trained, draw_fraction, fit_linear, train_classifier
+from byol.method.networks import build_encoder
+from byol.method.views import Pixels
+from byol.training import supervised
+from byol.training.supervised import Setting, mild
+
+PX = 16
+COLOURS = {"dark": (60, 60, 60), "light": (90, 90, 90), "red": (90, 60, 60)}
+CONFIG = load_config(
+    None, [f"data_transforms.input_shape=[{PX}, {PX}, 3]", "trainer.num_workers=1"], preset="default"
+)
+_HERE = (supervised.__name__, tuning.__name__)
+RECIPE = Recipe(rates=(3e-3,), epochs=3, layer_decay=0.75)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    folder = tmp_path_factory.mktemp("supervised")
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / "images" / name).mkdir(parents=True)
+        for index in range(10):
+            image = np.array(colour) + rng.normal(0.0, 30.0, size=(PX, PX, 3))
+            path = folder / "images" / name / f"{index:02d}.png"
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
+    config = CONFIG.model_copy(
+        update={"data": CONFIG.data.model_copy(update={"source": str(folder / "images")})}
+    )
+    images = open_images(config, folder / "run", console=None, stored_px=PX)
+    return Split(images, np.arange(len(images)), images.labels)
+
+
+@pytest.fixture(scope="module")
+def setting() -> Setting:
+    half = (0.3, 0.3, 0.3)
+    spec = EncoderSpec(
+        name="test_resnet", stem="standard", channels=3, view_px=PX, stored_px=PX, num_features=96,
+        pixels=Pixels((0.0,) * 3, (255.0,) * 3, half, half), which="online", done=0, byol_version="0",
+        data_fingerprint="", data_name="",
+    )  # fmt: skip
+    transforms = mild(CONFIG.data_transforms)
+    return Setting(spec, transforms, 3, torch.float32, torch.device("cpu"), 0)
+
+
+@pytest.fixture(scope="module")
+def start() -> nn.Module:
+    torch.manual_seed(0)
+    return build_encoder("test_resnet", channels=3, view_px=PX, stem="standard").eval()
+
+
+def train(
+    start: nn.Module, data: Split, setting: Setting, recipe: Recipe = RECIPE
+) -> tuple[Trained, list[Look], int]:
+    looks: list[Look] = []
+    ticks: list[None] = []
+    trained = train_classifier(
+        start, data, recipe=recipe, setting=setting, note=looks.append, tick=lambda: ticks.append(None)
+    )
+    return trained, looks, len(ticks)
+
+
+def test_training_is_repeatable_and_leaves_the_start_alone(
+    start: nn.Module, data: Split, setting: Setting
+) -> None:
+    before = {key: value.clone() for key, value in start.state_dict().items()}
+    trained, looks, num_epochs = train(start, data, setting)
+    again, looks_again, _ = train(start, data, setting)
+    assert looks == looks_again and trained.chosen == again.chosen
+    assert all(torch.equal(value, before[key]) for key, value in start.state_dict().items())
+    for one, other in zip(trained.module.parameters(), again.module.parameters(), strict=True):
+        assert torch.equal(one, other)
+    np.testing.assert_array_equal(trained.linear.weight, again.linear.weight)
+
+    # First the frozen encoder, then every look of the choice, then every epoch on all the images.
+    assert (looks[0].epoch, looks[0].lr, looks[0].num_validation, looks[0].trained) == (0, 0.0, 6, None)
+    choosing = [look for look in looks[1:] if look.num_validation]
+    assert [look.epoch for look in choosing] == [1, 2, 3][: len(choosing)]
+    assert all(look.loss is not None and look.logistic is not None for look in choosing)
+    assert len(looks) == 1 + len(choosing) + trained.epochs and num_epochs == len(choosing) + trained.epochs
+    assert trained.chosen.keys() == {"lr", "classifier", "C"}
+
+
+def test_what_is_best_on_the_validation_part_is_chosen(
+    start: nn.Module, data: Split, setting: Setting
+) -> None:
+    trained, looks, _ = train(start, data, setting, replace(RECIPE, rates=(1e-3, 1e-2)))
+    best = max(
+        value for look in looks if look.num_validation for value in (look.logistic, look.trained) if value
+    )
+    first = next(
+        look for look in looks if best in (look.logistic, look.trained) and look.epoch == trained.epochs
+    )
+    assert first.lr == (trained.chosen["lr"] if trained.epochs else 0.0)
+
+
+def test_a_rate_at_which_the_loss_is_lost_is_not_chosen(
+    start: nn.Module, data: Split, setting: Setting
+) -> None:
+    trained, _, _ = train(start, data, setting, replace(RECIPE, rates=(1e30,)))
+    assert trained.epochs == 0 and trained.module is start and trained.linear is trained.frozen
+
+
+def test_features_that_are_not_finite(start: nn.Module, data: Split, setting: Setting) -> None:
+    broken = build_encoder("test_resnet", channels=3, view_px=PX, stem="standard")
+    nn.init.constant_(next(broken.parameters()), float("nan"))
+    with pytest.raises(DataError, match="not finite: its training diverged"):
+        train(broken, data, setting)
+
+
+def test_nothing_here_has_a_parameter_for_test_images() -> None:
+    members = [member for module in (supervised, tuning) for _, member in inspect.getmembers(module)]
+    own = [member for member in members if getattr(member, "__module__", "") in _HERE and callable(member)]
+    own = [member for member in own if member is not supervised.LostError]
+    own += [method for member in own for _, method in inspect.getmembers(member, inspect.isfunction)]
+    names = {name for function in own for name in inspect.signature(function).parameters}
+    assert len(own) > 8 and not [name for name in names if "test" in name]
+
+
+# ---- How much, how fast
+
+
+def test_the_recipe_goes_by_the_number_of_labels() -> None:
+    few, many = (Recipe.of(num, epochs=None, pretrained=True) for num in (100, 50_000))
+    assert (len(few.rates), few.epochs) == (3, 30) and (len(many.rates), many.epochs) == (1, 10)
+    assert Recipe.of(1000, epochs=None, pretrained=True).epochs == 15
+    assert Recipe.of(100, epochs=7, pretrained=True).epochs == 7
+    assert few.layer_decay < 1.0 and Recipe.of(100, epochs=None, pretrained=False).layer_decay == 1.0
+
+
+def test_a_share_of_every_class() -> None:
+    labels = np.repeat([0, 1, 2], [100, 10, 1])
+    drawn = draw_fraction(labels, 0.1, seed=0)
+    assert np.bincount(labels[drawn]).tolist() == [10, 1, 1] and (np.diff(drawn) > 0).all()
+    np.testing.assert_array_equal(drawn, draw_fraction(labels, 0.1, seed=0))
+    assert not np.array_equal(drawn, draw_fraction(labels, 0.1, seed=1))
+    np.testing.assert_array_equal(draw_fraction(labels, 1.0, seed=0), np.arange(111))
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_the_classifier_is_that_of_scikit_learn(num_classes: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % num_classes
+    features = (5.0 + rng.normal(size=(80, 6)) * [1, 10, 0.1, 3, 1, 0] + labels[:, None]).astype(np.float32)
+    features[:, 5] = 2.0
+    linear = fit_linear(features, labels, inverse_penalty=0.1, num_classes=num_classes)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=10_000))
+    wanted = model.fit(features.astype(np.float64), labels).predict_proba(features.astype(np.float64))
+    found = torch.from_numpy(linear.logits(features)).softmax(dim=1).numpy()
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
+
+
+def test_logistic_regression_is_fitted_on_a_bounded_number(
+    start: nn.Module, data: Split, setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tuning, "_CLASSIFIER_IMAGES", 15)
+    seen: list[int] = []
+    embed = tuning._embed
+
+    def note(module: nn.Module, some: Split, *, setting: Setting) -> np.ndarray:
+        seen.append(len(some.rows))
+        return embed(module, some, setting=setting)
+
+    monkeypatch.setattr(tuning, "_embed", note)
+    tuning._refit(start, data, penalty=0.1, setting=setting)
+    assert seen == [15]
