@@ -4,6 +4,7 @@ The loss cannot tell: it is lowest when every image gets the same projection. An
 at step 0? Measured on its representations of the same images, without labels: can a view be found again?
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,6 +75,28 @@ def measure_retrieval(
     unit1, unit2 = (torch.nn.functional.normalize(x, dim=1) for x in centred)
     nearest = (unit2 @ unit1.T).argmax(dim=1)
     return (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean()
+
+
+def measure_alignment(
+    features1: Float[Tensor, "image feature"], features2: Float[Tensor, "image feature"]
+) -> Float[Tensor, ""]:
+    """Mean of |u - v|^2 over the two views of an image, on the unit sphere; 0 (they agree) to 4.
+
+    Wang and Isola 2020 (arXiv 2005.10242), section 4.1 with alpha 2. Low is good only beside low uniformity:
+    a collapsed encoder has 0 and 0.
+    """
+    unit1, unit2 = (torch.nn.functional.normalize(x.float(), dim=1) for x in (features1, features2))
+    return (unit1 - unit2).square().sum(dim=1).mean()
+
+
+def measure_uniformity(features: Float[Tensor, "image feature"]) -> Float[Tensor, ""]:
+    """Log of the mean of exp(-2 |u - v|^2) over pairs of two or more images, on the unit sphere.
+
+    Wang and Isola 2020, section 4.1 with t 2. All equal: 0; evenly spread in many dimensions: near -4.
+    """
+    unit = torch.nn.functional.normalize(features.float(), dim=1)
+    distances = torch.pdist(unit).square()
+    return torch.logsumexp(-2.0 * distances, dim=0) - math.log(len(distances))
 
 
 def measure_knn(features: Float[Tensor, "image feature"], labels: Int64[Tensor, " image"]) -> float | None:
