@@ -1,34 +1,21 @@
-"""The commands. A user's mistake is one line and an exit code: 2 configuration, 1 anything else.
+"""The arguments. A user's mistake is one line and an exit code: 2 configuration, 1 anything else.
 
 torch is loaded by the commands that need it, when they run.
 """
 
 import argparse
-import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from byol import __version__
-from byol.config import Draft, json_schema, load_draft
-from byol.errors import ByolError, ConfigError, DataError
+from byol import __version__, commands
+from byol.commands import EXIT_INTERRUPTED
+from byol.errors import ByolError, ConfigError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*|--[A-Za-z_][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
 _OVERRIDE_FLAG = re.compile(r"--[A-Za-z_][\w-]*(\.[\w-]+)+")
-_EXIT_INTERRUPTED = {
-    "SIGINT": 130,
-    "SIGPIPE": 141,
-    "SIGTERM": 143,
-}  # 128 + number of the signal, as shells have it
-
-_THE_ENCODER = """the encoder is in {run}:
-    import byol
-    features = byol.load("{run}").embed("IMAGES/")    # (N, F) float32
-"""
 _EPILOG = """examples:
   byol demo                                  generated images, then the table; minutes on 2 cores
   byol check IMAGES/                         are they fit to train on? a report with pictures
@@ -64,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("byol: interrupted; the same command goes on from what is saved", file=sys.stderr)
-        return _EXIT_INTERRUPTED["SIGINT"]
+        return EXIT_INTERRUPTED["SIGINT"]
     except BrokenPipeError:  # `byol config | head`: whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _EXIT_INTERRUPTED["SIGPIPE"]
+        return EXIT_INTERRUPTED["SIGPIPE"]
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -79,15 +66,17 @@ def _make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"byol {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    demo = _add(commands, "demo", _demo, "train on generated images, evaluate, print the table")
+    demo = _add(
+        subparsers, "demo", commands.demo_command, "train on generated images, evaluate, print the table"
+    )
     demo.add_argument("-o", "--output", type=Path, default=Path("runs/demo"), help="run folder (%(default)s)")
 
     check = _add(
-        commands,
+        subparsers,
         "check",
-        _check,
+        commands.check_command,
         "look at all images, say what is wrong and what training would do",
         "byol check IMAGES/ --test TEST/",
     )
@@ -98,7 +87,11 @@ def _make_parser() -> argparse.ArgumentParser:
     check.add_argument("--hours", help="time for the training, as for train")
 
     train = _add(
-        commands, "train", _train, "train an encoder, or continue a run", "byol train IMAGES/ -o runs/cells"
+        subparsers,
+        "train",
+        commands.train_command,
+        "train an encoder, or continue a run",
+        "byol train IMAGES/ -o runs/cells",
     )
     train.add_argument(
         "source",
@@ -124,7 +117,11 @@ def _make_parser() -> argparse.ArgumentParser:
     )
 
     run = _add(
-        commands, "run", _run, "train, then evaluate: what `python run.py` does", "byol run config.yaml"
+        subparsers,
+        "run",
+        commands.run_command,
+        "train, then evaluate: what `python run.py` does",
+        "byol run config.yaml",
     )
     run.add_argument("source", nargs="?", default="config.yaml", help="configuration file (%(default)s)")
     run.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
@@ -132,7 +129,11 @@ def _make_parser() -> argparse.ArgumentParser:
     run.add_argument("--hours", help="time for the training, such as 2 or 0.5, instead of a number of epochs")
 
     evaluate = _add(
-        commands, "eval", _eval, "how good is a run's encoder", "byol eval runs/cells --labels cells.csv"
+        subparsers,
+        "eval",
+        commands.eval_command,
+        "how good is a run's encoder",
+        "byol eval runs/cells --labels cells.csv",
     )
     evaluate.add_argument("run", type=Path, help="run folder")
     evaluate.add_argument("--labels", help="CSV with the columns file,label; not all images need one")
@@ -147,27 +148,34 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="COLUMN",
         help="column of the labels (or folder) that no two folds share, as plate",
     )
+    evaluate.add_argument(
+        "--metadata", type=Path, help="CSV with a column file and others: do the features tell them?"
+    )
 
     compare = _add(
-        commands,
+        subparsers,
         "compare",
-        _compare,
+        commands.compare_command,
         "runs side by side, and the settings that differ",
         "byol compare runs/a runs/b",
     )
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, two or more")
 
     card = _add(
-        commands,
+        subparsers,
         "card",
-        _card,
+        commands.card_command,
         "a model card: methods, results, limits, how to repeat it",
         "byol card runs/cells",
     )
     card.add_argument("run", type=Path, help="run folder; the card is written into it")
 
     report = _add(
-        commands, "report", _report, "one HTML file that shows what a run is worth", "byol report runs/cells"
+        subparsers,
+        "report",
+        commands.report_command,
+        "one HTML file that shows what a run is worth",
+        "byol report runs/cells",
     )
     report.add_argument("run", type=Path, help="run folder")
     report.add_argument("--labels", type=Path, help="CSV with the columns file,label, to colour the map by")
@@ -178,9 +186,9 @@ def _make_parser() -> argparse.ArgumentParser:
     report.add_argument("-o", "--output", type=Path, help="the file (RUN/report.html)")
 
     explore = _add(
-        commands,
+        subparsers,
         "explore",
-        _explore,
+        commands.explore_command,
         "a page on this machine to look through a run's images",
         "byol explore runs/cells --open",
     )
@@ -194,23 +202,29 @@ def _make_parser() -> argparse.ArgumentParser:
     explore.add_argument("--open", action="store_true", help="open it in the browser")
 
     embed = _add(
-        commands,
+        subparsers,
         "embed",
-        _embed,
+        commands.embed_command,
         "features of images, with their file names",
         "byol embed runs/cells NEW/ -o features.csv",
     )
     embed.add_argument("run", type=Path, help="run folder")
     embed.add_argument("images", help="a folder, an image, a .txt/.csv list or a .npy array")
     embed.add_argument("-o", "--output", type=Path, required=True, help="a .parquet, .npz or .csv file")
+    embed.add_argument(
+        "--prototypes",
+        type=int,
+        metavar="N",
+        help="beside it NAME.prototypes.csv: N images that stand for all, worth a label",
+    )
     embed.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
-    _add_classifier(commands)
+    _add_classifier(subparsers)
 
     config = _add(
-        commands,
+        subparsers,
         "config",
-        _config,
+        commands.config_command,
         "print the configuration with every value filled in",
         "byol config config.yaml trainer.max_epochs=10 > mine.yaml",
     )
@@ -220,11 +234,11 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_classifier(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_classifier(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     finetune = _add(
-        commands,
+        subparsers,
         "finetune",
-        _finetune,
+        commands.finetune_command,
         "train a classifier from a run's encoder and all labels or a few",
         "byol finetune runs/cells --labels cells.csv --fraction 0.1 --scratch",
     )
@@ -246,9 +260,9 @@ def _add_classifier(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     finetune.add_argument("-o", "--output", type=Path, help="folder to write (SOURCE-finetuned)")
 
     predict = _add(
-        commands,
+        subparsers,
         "predict",
-        _predict,
+        commands.predict_command,
         "classes of images, by what finetune wrote",
         "byol predict runs/cells-finetuned NEW/ -o classes.csv",
     )
@@ -261,13 +275,13 @@ def _add_classifier(commands: "argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _add(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
     command: Callable[[argparse.Namespace], int],
     summary: str,
     example: str | None = None,
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
+    parser = subparsers.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
@@ -295,296 +309,3 @@ def _take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             rest.append(argument)
     return rest, overrides
-
-
-# ---- The commands
-
-
-def _demo(options: argparse.Namespace) -> int:
-    draft = load_draft(None, options.overrides, preset="demo")
-    return _train_and_evaluate(draft, options.output)
-
-
-def _check(options: argparse.Namespace) -> int:
-    from rich.progress import Progress
-
-    from byol.check import check
-
-    draft, folder = _configure(options, place="check")
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task("looking at images", total=None)
-        verdict = check(
-            draft,
-            folder,
-            test=options.test,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    for line in verdict.lines:
-        print(line)
-    return verdict.exit_code
-
-
-def _train(options: argparse.Namespace) -> int:
-    if options.init is not None:
-        options.overrides = [f"network.fine_tune_from={json.dumps(options.init)}", *options.overrides]
-    draft, run_dir = _configure(options)
-    return _preview(draft, run_dir) if options.dry_run else _train_run(draft, run_dir)
-
-
-def _run(options: argparse.Namespace) -> int:
-    draft, run_dir = _configure(options)
-    return _train_and_evaluate(draft, run_dir)
-
-
-def _eval(options: argparse.Namespace) -> int:
-    return _print_table(options.run, overrides=_name_labelled(options, "weights", "folds", "groups"))
-
-
-def _name_labelled(options: argparse.Namespace, *more: str) -> list[str]:
-    """The overrides, and those that say which images have labels and how they are used."""
-    chosen = ((key, getattr(options, key)) for key in ("labels", "train", "test", *more))
-    return [*options.overrides, *(f"evaluation.{key}={value}" for key, value in chosen if value)]
-
-
-def _configure(options: argparse.Namespace, *, place: str = "runs") -> tuple[Draft, Path]:
-    """The configuration that the arguments mean, and the folder to write to, in `place` if not given."""
-    source = str(options.source)
-    overrides = [
-        *options.overrides,
-        *([] if options.hours is None else [f"trainer.max_hours={options.hours}"]),
-    ]
-    if Path(source).suffix.lower() in (".yaml", ".yml"):
-        draft = load_draft(Path(source), overrides, preset=options.preset)
-        name = Path(source).stem
-    else:
-        source_override = f"data.source={json.dumps(source)}"
-        draft = load_draft(None, [source_override, *overrides], preset=options.preset or "default")
-        path = Path(source).resolve()
-        name = path.name if path.is_dir() else path.stem
-    return draft, options.output or Path(place) / name
-
-
-def _preview(draft: Draft, run_dir: Path) -> int:
-    from byol.training.settle import preview
-
-    if _is_main_rank():
-        preview(draft, run_dir, say=print)
-    return 0
-
-
-def _train_run(draft: Draft, run_dir: Path) -> int:
-    from rich.console import Console
-
-    from byol.training.loop import train
-
-    outcome = train(draft, run_dir, console=Console())
-    if outcome.stopped_by is not None:
-        if _is_main_rank():
-            print(
-                f"stopped by {outcome.stopped_by} after step {outcome.done} of {outcome.total_steps}, saved "
-                f"in {run_dir}; the same command continues"
-            )
-        return _EXIT_INTERRUPTED[outcome.stopped_by]
-    if _is_main_rank():
-        print(_THE_ENCODER.format(run=run_dir))
-    return 0
-
-
-def _train_and_evaluate(draft: Draft, run_dir: Path) -> int:
-    code = _train_run(draft, run_dir)
-    if code or not _is_main_rank():
-        return code
-    # The run's own file keeps what its first start said; how to evaluate is for this start to say.
-    chosen = draft.config.evaluation.model_dump().items()
-    return _print_table(run_dir, overrides=[f"evaluation.{key}={json.dumps(value)}" for key, value in chosen])
-
-
-def _is_main_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _print_table(run_dir: Path, *, overrides: list[str]) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from byol.evaluation.table import evaluate
-
-    console = Console()
-    # Disabled, it prints nothing; else it ends with an empty line in a log file.
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("features", total=None)
-        table = evaluate(
-            run_dir,
-            overrides=overrides,
-            say=lambda line: console.print(line, markup=False, highlight=False),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    print(f"\n{table.render()}\n\nsaved in {run_dir / 'eval.json'}")
-    return 0
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from byol.artifacts.compare import compare
-
-    _refuse_overrides(options, "comparing")
-    print(compare(options.runs))
-    return 0
-
-
-def _card(options: argparse.Namespace) -> int:
-    from byol.artifacts.card import FILE_NAME, write_card
-
-    _refuse_overrides(options, "a card")
-    print(f"{write_card(options.run)}\nsaved in {options.run / FILE_NAME}")
-    return 0
-
-
-def _refuse_overrides(options: argparse.Namespace, what: str) -> None:
-    if options.overrides:
-        raise ConfigError(f"override '{options.overrides[0]}': {what} has no settings; leave it out")
-
-
-def _report(options: argparse.Namespace) -> int:
-    from byol.artifacts.report import write_report
-
-    with _show_features() as progress:
-        path = write_report(
-            options.run,
-            labels=options.labels,
-            metadata=options.metadata,
-            output=options.output,
-            overrides=options.overrides,
-            most_images=options.images,
-            say=lambda line: print(line, flush=True),
-            progress=progress,
-        )
-    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens without network)")
-    return 0
-
-
-def _explore(options: argparse.Namespace) -> int:
-    from byol.artifacts.explorer import explore
-
-    with _show_features() as progress:
-        explore(
-            options.run,
-            images=options.images,
-            labels=options.labels,
-            metadata=options.metadata,
-            overrides=options.overrides,
-            port=options.port,
-            open_browser=options.open,
-            say=lambda line: print(line, flush=True),
-            progress=progress,
-        )
-    return 0
-
-
-@contextmanager
-def _show_features() -> Iterator[Callable[[int, int], None]]:
-    """A bar of the images embedded, on a terminal, from the first on."""
-    from rich.progress import Progress
-
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
-        tasks: list[Any] = []
-
-        def show(done: int, total: int) -> None:
-            if not tasks:
-                tasks.append(bar.add_task("features", total=total))
-            bar.update(tasks[0], completed=done, total=total, visible=done < total)
-
-        yield show
-
-
-def _embed(options: argparse.Namespace) -> int:
-    import numpy as np
-
-    from byol.artifacts.encoder import gather, load
-    from byol.artifacts.feature_file import check_feature_path, write_features
-
-    _refuse_overrides(options, "embedding")
-    check_feature_path(options.output)
-    encoder = load(options.run, device=options.device)
-    bad: list[str] = []
-
-    def note(name: str, error: DataError) -> None:
-        bad.append(name)
-        print(f"byol: {name}: {error}; left out", file=sys.stderr)
-
-    def warn(name: str, found: str) -> None:
-        print(f"byol: {name}: {found}", file=sys.stderr)
-
-    blocks = list(encoder.embed_source(gather(options.images), on_bad=note, on_outside=warn))
-    names = [name for block in blocks for name in block.names]
-    if not names:
-        raise DataError(f"{options.images}: none of its {len(bad)} images can be used")
-    write_features(options.output, names, features=np.concatenate([block.features for block in blocks]))
-    left_out = f", {len(bad)} left out" if bad else ""
-    print(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
-    return 0
-
-
-def _finetune(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from byol.evaluation.finetune import finetune
-
-    source = options.source
-    output = options.output or source.with_name(f"{source.resolve().name}-finetuned")
-    console = Console()
-    try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("epochs", total=None)
-            outcome = finetune(
-                source,
-                output,
-                overrides=_name_labelled(options),
-                fraction=options.fraction,
-                epochs=options.epochs,
-                scratch=options.scratch,
-                say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-    except KeyboardInterrupt:
-        print("byol: interrupted; nothing is written, the same command starts anew", file=sys.stderr)
-        return _EXIT_INTERRUPTED["SIGINT"]
-    print(
-        f"\n{outcome.render()}\n\nthe classifier is in {output}: byol predict {output} IMAGES/ -o classes.csv"
-    )
-    return 0
-
-
-def _predict(options: argparse.Namespace) -> int:
-    from byol.artifacts.classifier import check_predictions_path, load_classifier, write_predictions
-    from byol.artifacts.encoder import gather
-
-    if options.overrides:
-        raise ConfigError(f"override '{options.overrides[0]}': prediction has no settings; leave it out")
-    check_predictions_path(options.output)
-    classifier = load_classifier(options.classifier, device=options.device)
-    bad: list[str] = []
-
-    def note(name: str, error: DataError) -> None:
-        bad.append(name)
-        print(f"byol: {name}: {error}; left out", file=sys.stderr)
-
-    def warn(name: str, found: str) -> None:
-        print(f"byol: {name}: {found}", file=sys.stderr)
-
-    blocks = list(classifier.predict_source(gather(options.images), on_bad=note, on_outside=warn))
-    num_images = sum(len(block.names) for block in blocks)
-    if num_images == 0:
-        raise DataError(f"{options.images}: none of its {len(bad)} images can be used")
-    write_predictions(options.output, blocks)
-    left_out = f", {len(bad)} left out" if bad else ""
-    print(f"{num_images} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
-    return 0
-
-
-def _config(options: argparse.Namespace) -> int:
-    if options.schema:
-        print(json_schema())
-    else:
-        print(load_draft(options.file, options.overrides, preset=options.preset).dump(), end="")
-    return 0

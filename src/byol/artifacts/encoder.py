@@ -229,7 +229,14 @@ class Encoder:
     @torch.inference_mode()
     def encode(self, squares: Real[Tensor, "image channel stored stored"]) -> Float[Tensor, "image feature"]:
         """Representations y of stored squares, on the encoder's device; float32 whatever autocast says."""
-        views = whole_view(squares.to(self.device), self.spec.seen_px, pixels=self.spec.pixels)
+        return self.encode_views(
+            whole_view(squares.to(self.device), self.spec.seen_px, pixels=self.spec.pixels)
+        )
+
+    @torch.inference_mode()
+    def encode_views(self, views: Float[Tensor, "image channel view view"]) -> Float[Tensor, "image feature"]:
+        """Representations y of views as `make_views` gives them, else as `encode`."""
+        views = views.to(self.device)
         parts = torch.split(views, _CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
         with torch.autocast(self.device.type, enabled=False), exact_fp32(self.device), constant_weights():
             return torch.cat([self.module(part) for part in parts]).float()

@@ -36,6 +36,18 @@ def check_feature_path(path: Path) -> None:
             ) from None
 
 
+def write_prototypes(path: Path, names: Sequence[str], *, sizes: Sequence[int]) -> None:
+    """Write a CSV file `file,images`: images that stand for clusters, and how many images each stands for.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerows([("file", "images"), *zip(names, sizes, strict=True)])
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+
+
 def write_features(path: Path, names: Sequence[str], *, features: Features) -> None:
     """Write names and features in their order, whole or not at all; the suffix chooses the format.
 

@@ -9,7 +9,7 @@ from typing import Any
 from byol.artifacts.encoder import SPEC_NAME
 from byol.config import Config
 from byol.errors import CheckpointError
-from byol.evaluation.table import read_config
+from byol.evaluation.settings import read_config
 from byol.training.runlog import Metrics, read_metrics
 
 ONLINE = "byol online"

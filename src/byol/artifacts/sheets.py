@@ -82,10 +82,10 @@ def describe_mapping(channels: int) -> str:
 # ---- The three pictures
 
 
-def draw_contact(sample: Sample) -> bytes:
-    """The images as they are stored and scaled, as PNG."""
+def draw_contact(sample: Sample, *, columns: int | None = None) -> bytes:
+    """The images as they are stored and scaled, as PNG; in so many columns, or as many as fit a page."""
     tiles = [_tile(image) for image in sample.scaled]
-    columns = max(1, _SHEET_PX // (tiles[0].width + _GAP_PX))
+    columns = columns or max(1, _SHEET_PX // (tiles[0].width + _GAP_PX))
     return _png(_arrange([tiles[first : first + columns] for first in range(0, len(tiles), columns)]))
 
 

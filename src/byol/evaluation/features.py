@@ -18,13 +18,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from byol.artifacts.encoder import Encoder, EncoderSpec
-from byol.config import Config
+from byol.config import Config, DataTransforms
 from byol.data.packed import Packed
 from byol.errors import DataError
 from byol.evaluation.probes import fit_pca
 from byol.files import write_atomically
 from byol.method.networks import Byol
-from byol.method.views import whole_view
+from byol.method.views import make_views, whole_view
 from byol.plan import make_key
 
 FORMAT = 1
@@ -63,7 +63,7 @@ def untrained(
     """
     key = make_key(config.trainer.seed, "init", index=0)
     module = Byol.of(config, channels=spec.channels, seed_key=key).online.encoder
-    chosen = rows if len(rows) <= NUM_CALIBRATION else _spread(rows, NUM_CALIBRATION)
+    chosen = rows if len(rows) <= NUM_CALIBRATION else spread(rows, NUM_CALIBRATION)
 
     @cache
     def make() -> Encoder:
@@ -94,16 +94,62 @@ def features_of(
 
     def make() -> Features:
         features = encoder.make().embed_packed(images, rows=rows, batch_size=_BATCH, progress=progress)
-        finite = np.isfinite(features).all(axis=1)
-        if not finite.all():
-            first = images.names[int(rows[np.argmin(finite)])]
-            raise DataError(
-                f"{first}: the encoder's features of this image are not finite ({int((~finite).sum())} such "
-                "images in all): its training diverged; train again with a lower optimizer.params.lr"
-            )
+        check_finite(features, lambda place: images.names[int(rows[place])])
         return features
 
     return _cached(cache_folder / f"{key}.npy", make)
+
+
+def view_features_of(
+    images: Packed,
+    rows: Rows,
+    *,
+    encoder: FrozenEncoder,
+    transforms: DataTransforms,
+    key: int,
+    cache_folder: Path,
+) -> tuple[Features, Features]:
+    """Features of two random views of each of these images, drawn from `key`; from the cache if there.
+
+    The views are those of training (`make_views`), the encoder is frozen as in `features_of`.
+
+    Raises:
+        DataError: as `features_of`.
+    """
+    spec = encoder.spec
+    seen = (transforms.model_dump(), key, asdict(spec.pixels))
+    name = _hash("views", encoder.identity, repr(seen), _identify(images, rows))
+
+    def make() -> Features:
+        sizes = torch.from_numpy(images.sizes[rows].astype(np.float32))
+        parts = []
+        for first in range(0, len(rows), _BATCH):
+            part = slice(first, min(first + _BATCH, len(rows)))
+            squares = _squares(images, rows[part])
+            views = make_views(squares, sizes, transforms, key=key, rows=part, pixels=spec.pixels)
+            parts.append(np.stack([encoder.make().encode_views(view).cpu().numpy() for view in views]))
+        both = np.concatenate(parts, axis=1)
+        for features in both:
+            check_finite(features, lambda place: images.names[int(rows[place])])
+        return both
+
+    first_views, second_views = _cached(cache_folder / f"{name}.npy", make)
+    return first_views, second_views
+
+
+def check_finite(features: Features, name_of: Callable[[int], str]) -> None:
+    """Refuse features of which one is not a finite number; `name_of` an image's place is its name.
+
+    Raises:
+        DataError: names the first such image, and how many there are.
+    """
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise DataError(
+            f"{name_of(int(np.argmin(finite)))}: the encoder's features of this image are not finite "
+            f"({int((~finite).sum())} such images in all): its training diverged; "
+            "train again with a lower optimizer.params.lr"
+        )
 
 
 def pixel_components(
@@ -123,7 +169,7 @@ def pixel_components(
     """
     num_pixels = spec.channels * spec.view_px**2
     num_fitted = max(min(_PCA_ROWS, _PCA_VALUES // num_pixels), dimensions)
-    fitted_rows = train_rows if len(train_rows) <= num_fitted else _spread(train_rows, num_fitted)
+    fitted_rows = train_rows if len(train_rows) <= num_fitted else spread(train_rows, num_fitted)
     seen = (spec.view_px, asdict(spec.pixels), dimensions, seed)
 
     @cache
@@ -157,7 +203,7 @@ def _pixels(images: Packed, rows: Rows, *, spec: EncoderSpec) -> Iterator[Featur
         yield views.flatten(1).numpy()
 
 
-def _spread(rows: Rows, wanted: int) -> Int64[np.ndarray, " wanted"]:
+def spread(rows: Rows, wanted: int) -> Int64[np.ndarray, " wanted"]:
     """`wanted` of the rows at even distances: all classes of a sorted set are among them."""
     return rows[np.linspace(0, len(rows) - 1, wanted).astype(np.int64)]
 

@@ -153,16 +153,25 @@ def _open(config: Config, run_dir: Path, *, source: str, split: str | None, spec
         labels=config.evaluation.labels,
         stored_px=spec.stored_px,
     )
+    check_fit(images, spec, name=_short(source))
+    return images
+
+
+def check_fit(images: Packed, spec: EncoderSpec, *, name: str) -> None:
+    """Refuse images with other channels or another depth than the encoder takes.
+
+    Raises:
+        DataError: they have.
+    """
     if images.channels != spec.channels:
         raise DataError(
-            f"{_short(source)}: has {images.channels} channels, the encoder was trained on {spec.channels}; "
+            f"{name}: has {images.channels} channels, the encoder was trained on {spec.channels}; "
             "give images like those of the training"
         )
     try:
         check_bits(images.bits, spec.bits)
     except DataError as error:
-        raise DataError(f"{_short(source)}: {error}") from None
-    return images
+        raise DataError(f"{name}: {error}") from None
 
 
 def _short(source: str) -> str:

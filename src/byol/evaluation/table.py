@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from byol.artifacts.encoder import load
-from byol.config import Config, diff_configs, load_config
-from byol.errors import CheckpointError, ConfigError
+from byol.config import Config
+from byol.evaluation.columns import render_columns
 from byol.evaluation.features import Progress
 from byol.evaluation.low_shot import LowShot, measure_low_shot
 from byol.evaluation.rows import (
@@ -26,6 +26,7 @@ from byol.evaluation.rows import (
     predict,
 )
 from byol.evaluation.scores import count_confusions
+from byol.evaluation.settings import read_config
 from byol.evaluation.splits import Splits, open_splits
 from byol.files import write_atomically
 from byol.training.distributed import keep_freed_memory
@@ -39,8 +40,6 @@ _HEADINGS = (
     "95 % interval", "chosen",
 )  # fmt: skip
 _TO_THE_LEFT = ("features", "transform", "classifier", "chosen")
-# What an evaluation may set differently from the run: its own section, and where the images lie.
-_MAY_CHANGE = ("evaluation.", "data.source:", "data.root:", "data.packs:", "data.download:", "data.memory:")
 
 Say = Callable[[str], None]
 
@@ -182,30 +181,6 @@ def _confuse(judged: tuple[Row, Predicted], splits: Splits) -> Confusion:
     return Confusion(row.features, row.classifier, tuple(map(tuple, counts.tolist())))
 
 
-# ---- Configuration
-
-
-def read_config(run_dir: Path, overrides: Sequence[str]) -> Config:
-    """What the run was, with `overrides` of its evaluation and of where the images lie.
-
-    Raises:
-        CheckpointError: the folder holds no run.
-        ConfigError: an override is not valid, or would change what the run was.
-    """
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{run_dir}: holds no run (no config.yaml); name a run's folder, or train one: "
-            "byol train IMAGES/ -o runs/NAME"
-        )
-    config = load_config(path, list(overrides), preset=None)
-    changes = diff_configs(load_config(path, [], preset=None), config)
-    refused = [change for change in changes if not change.startswith(_MAY_CHANGE)]
-    if refused:
-        raise ConfigError(f"evaluation cannot change what the run was ({'; '.join(refused)}); leave it out")
-    return config
-
-
 # ---- Words
 
 
@@ -217,7 +192,7 @@ def _render_rows(rows: Sequence[Row]) -> list[str]:
     """The head, a line below it, and a line a row."""
     kept = [at for at, name in enumerate(_HEADINGS) if name != "top-5" or rows[0].top5 is not None]
     cells = [[row[at] for at in kept] for row in (_HEADINGS, *map(_to_cells, rows))]
-    return _render_columns(cells, left=[name in _TO_THE_LEFT for name in cells[0]])
+    return render_columns(cells, left=[name in _TO_THE_LEFT for name in cells[0]])
 
 
 def _render_low_shot(points: Sequence[LowShot]) -> list[str]:
@@ -232,20 +207,7 @@ def _render_low_shot(points: Sequence[LowShot]) -> list[str]:
         ]
         cells.append([name, *shares])
     about = f"logistic regression on few labels: top-1, mean ± std of {points[0].num_draws} draws"
-    return [about, "", *_render_columns(cells, left=[True, *(False for _ in counts)]), ""]
-
-
-def _render_columns(cells: Sequence[Sequence[str]], *, left: Sequence[bool]) -> list[str]:
-    """Lines of columns, the first a heading with a rule below it; names to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(
-            text.ljust(width) if is_left else text.rjust(width)
-            for text, width, is_left in zip(row, widths, left, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
-    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+    return [about, "", *render_columns(cells, left=[True, *(False for _ in counts)]), ""]
 
 
 def _to_cells(row: Row) -> tuple[str, ...]:

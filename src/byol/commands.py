@@ -1,0 +1,331 @@
+"""What each command does, given its arguments; returns the exit code.
+
+torch is loaded by the commands that need it, when they run.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from byol.config import Draft, json_schema, load_draft
+from byol.errors import ConfigError, DataError, NoLabelsError
+
+EXIT_INTERRUPTED = {
+    "SIGINT": 130,
+    "SIGPIPE": 141,
+    "SIGTERM": 143,
+}  # 128 + number of the signal, as shells have it
+
+_THE_ENCODER = """the encoder is in {run}:
+    import byol
+    features = byol.load("{run}").embed("IMAGES/")    # (N, F) float32
+"""
+
+
+def demo_command(options: argparse.Namespace) -> int:
+    draft = load_draft(None, options.overrides, preset="demo")
+    return _train_and_evaluate(draft, options.output)
+
+
+def check_command(options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from byol.check import check
+
+    draft, folder = _configure(options, place="check")
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("looking at images", total=None)
+        verdict = check(
+            draft,
+            folder,
+            test=options.test,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for line in verdict.lines:
+        print(line)
+    return verdict.exit_code
+
+
+def train_command(options: argparse.Namespace) -> int:
+    if options.init is not None:
+        options.overrides = [f"network.fine_tune_from={json.dumps(options.init)}", *options.overrides]
+    draft, run_dir = _configure(options)
+    return _preview(draft, run_dir) if options.dry_run else _train_run(draft, run_dir)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    draft, run_dir = _configure(options)
+    return _train_and_evaluate(draft, run_dir)
+
+
+def eval_command(options: argparse.Namespace) -> int:
+    return _print_table(
+        options.run,
+        overrides=_name_labelled(options, "weights", "folds", "groups"),
+        metadata=options.metadata,
+    )
+
+
+def _name_labelled(options: argparse.Namespace, *more: str) -> list[str]:
+    """The overrides, and those that say which images have labels and how they are used."""
+    chosen = ((key, getattr(options, key)) for key in ("labels", "train", "test", *more))
+    return [*options.overrides, *(f"evaluation.{key}={value}" for key, value in chosen if value)]
+
+
+def _configure(options: argparse.Namespace, *, place: str = "runs") -> tuple[Draft, Path]:
+    """The configuration that the arguments mean, and the folder to write to, in `place` if not given."""
+    source = str(options.source)
+    overrides = [
+        *options.overrides,
+        *([] if options.hours is None else [f"trainer.max_hours={options.hours}"]),
+    ]
+    if Path(source).suffix.lower() in (".yaml", ".yml"):
+        draft = load_draft(Path(source), overrides, preset=options.preset)
+        name = Path(source).stem
+    else:
+        source_override = f"data.source={json.dumps(source)}"
+        draft = load_draft(None, [source_override, *overrides], preset=options.preset or "default")
+        path = Path(source).resolve()
+        name = path.name if path.is_dir() else path.stem
+    return draft, options.output or Path(place) / name
+
+
+def _preview(draft: Draft, run_dir: Path) -> int:
+    from byol.training.settle import preview
+
+    if _is_main_rank():
+        preview(draft, run_dir, say=print)
+    return 0
+
+
+def _train_run(draft: Draft, run_dir: Path) -> int:
+    from rich.console import Console
+
+    from byol.training.loop import train
+
+    outcome = train(draft, run_dir, console=Console())
+    if outcome.stopped_by is not None:
+        if _is_main_rank():
+            print(
+                f"stopped by {outcome.stopped_by} after step {outcome.done} of {outcome.total_steps}, saved "
+                f"in {run_dir}; the same command continues"
+            )
+        return EXIT_INTERRUPTED[outcome.stopped_by]
+    if _is_main_rank():
+        print(_THE_ENCODER.format(run=run_dir))
+    return 0
+
+
+def _train_and_evaluate(draft: Draft, run_dir: Path) -> int:
+    code = _train_run(draft, run_dir)
+    if code or not _is_main_rank():
+        return code
+    # The run's own file keeps what its first start said; how to evaluate is for this start to say.
+    chosen = draft.config.evaluation.model_dump().items()
+    return _print_table(run_dir, overrides=[f"evaluation.{key}={json.dumps(value)}" for key, value in chosen])
+
+
+def _is_main_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print_table(run_dir: Path, *, overrides: list[str], metadata: Path | None = None) -> int:
+    """What features are worth without labels, and the table if there are any."""
+    from byol.evaluation.table import evaluate
+    from byol.evaluation.unlabelled import describe
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    with _show_features() as progress:
+        description = describe(run_dir, overrides=overrides, metadata=metadata, say=say, progress=progress)
+    say(f"{description.render()}\n")
+    try:
+        with _show_features() as progress:
+            table = evaluate(run_dir, overrides=overrides, say=say, progress=progress)
+    except NoLabelsError as error:
+        say(f"no table: {error}\n\nsaved in {run_dir / 'measures.json'}")
+        return 0
+    say(f"\n{table.render()}\n\nsaved in {run_dir / 'eval.json'} and measures.json")
+    return 0
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    from byol.artifacts.compare import compare
+
+    _refuse_overrides(options, "comparing")
+    print(compare(options.runs))
+    return 0
+
+
+def card_command(options: argparse.Namespace) -> int:
+    from byol.artifacts.card import FILE_NAME, write_card
+
+    _refuse_overrides(options, "a card")
+    print(f"{write_card(options.run)}\nsaved in {options.run / FILE_NAME}")
+    return 0
+
+
+def _refuse_overrides(options: argparse.Namespace, what: str) -> None:
+    if options.overrides:
+        raise ConfigError(f"override '{options.overrides[0]}': {what} has no settings; leave it out")
+
+
+def report_command(options: argparse.Namespace) -> int:
+    from byol.artifacts.report import write_report
+
+    with _show_features() as progress:
+        path = write_report(
+            options.run,
+            labels=options.labels,
+            metadata=options.metadata,
+            output=options.output,
+            overrides=options.overrides,
+            most_images=options.images,
+            say=lambda line: print(line, flush=True),
+            progress=progress,
+        )
+    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens without network)")
+    return 0
+
+
+def explore_command(options: argparse.Namespace) -> int:
+    from byol.artifacts.explorer import explore
+
+    with _show_features() as progress:
+        explore(
+            options.run,
+            images=options.images,
+            labels=options.labels,
+            metadata=options.metadata,
+            overrides=options.overrides,
+            port=options.port,
+            open_browser=options.open,
+            say=lambda line: print(line, flush=True),
+            progress=progress,
+        )
+    return 0
+
+
+@contextmanager
+def _show_features() -> Iterator[Callable[[int, int], None]]:
+    """A bar of the images embedded, on a terminal, from the first on."""
+    from rich.progress import Progress
+
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+        tasks: list[Any] = []
+
+        def show(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task("features", total=total))
+            bar.update(tasks[0], completed=done, total=total, visible=done < total)
+
+        yield show
+
+
+def embed_command(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from byol.artifacts.encoder import gather, load
+    from byol.artifacts.feature_file import check_feature_path, write_features, write_prototypes
+    from byol.evaluation.neighbours import Distinct, find_prototypes
+
+    _refuse_overrides(options, "embedding")
+    if options.prototypes is not None and options.prototypes < 1:
+        raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, 1 or more")
+    check_feature_path(options.output)
+    encoder = load(options.run, device=options.device)
+    bad: list[str] = []
+
+    def note(name: str, error: DataError) -> None:
+        bad.append(name)
+        print(f"byol: {name}: {error}; left out", file=sys.stderr)
+
+    def warn(name: str, found: str) -> None:
+        print(f"byol: {name}: {found}", file=sys.stderr)
+
+    blocks = list(encoder.embed_source(gather(options.images), on_bad=note, on_outside=warn))
+    names = [name for block in blocks for name in block.names]
+    if not names:
+        raise DataError(f"{options.images}: none of its {len(bad)} images can be used")
+    features = np.concatenate([block.features for block in blocks])
+    write_features(options.output, names, features=features)
+    left_out = f", {len(bad)} left out" if bad else ""
+    print(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
+    if options.prototypes is not None:
+        found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
+        path = options.output.with_suffix(".prototypes.csv")
+        write_prototypes(path, [names[row] for row in found.rows], sizes=found.sizes.tolist())
+        print(f"{len(found.rows)} images that stand for all in {path}")
+    return 0
+
+
+def finetune_command(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from byol.evaluation.finetune import finetune
+
+    source = options.source
+    output = options.output or source.with_name(f"{source.resolve().name}-finetuned")
+    console = Console()
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("epochs", total=None)
+            outcome = finetune(
+                source,
+                output,
+                overrides=_name_labelled(options),
+                fraction=options.fraction,
+                epochs=options.epochs,
+                scratch=options.scratch,
+                say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    except KeyboardInterrupt:
+        print("byol: interrupted; nothing is written, the same command starts anew", file=sys.stderr)
+        return EXIT_INTERRUPTED["SIGINT"]
+    print(
+        f"\n{outcome.render()}\n\nthe classifier is in {output}: byol predict {output} IMAGES/ -o classes.csv"
+    )
+    return 0
+
+
+def predict_command(options: argparse.Namespace) -> int:
+    from byol.artifacts.classifier import check_predictions_path, load_classifier, write_predictions
+    from byol.artifacts.encoder import gather
+
+    if options.overrides:
+        raise ConfigError(f"override '{options.overrides[0]}': prediction has no settings; leave it out")
+    check_predictions_path(options.output)
+    classifier = load_classifier(options.classifier, device=options.device)
+    bad: list[str] = []
+
+    def note(name: str, error: DataError) -> None:
+        bad.append(name)
+        print(f"byol: {name}: {error}; left out", file=sys.stderr)
+
+    def warn(name: str, found: str) -> None:
+        print(f"byol: {name}: {found}", file=sys.stderr)
+
+    blocks = list(classifier.predict_source(gather(options.images), on_bad=note, on_outside=warn))
+    num_images = sum(len(block.names) for block in blocks)
+    if num_images == 0:
+        raise DataError(f"{options.images}: none of its {len(bad)} images can be used")
+    write_predictions(options.output, blocks)
+    left_out = f", {len(bad)} left out" if bad else ""
+    print(f"{num_images} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
+    return 0
+
+
+def config_command(options: argparse.Namespace) -> int:
+    if options.schema:
+        print(json_schema())
+    else:
+        print(load_draft(options.file, options.overrides, preset=options.preset).dump(), end="")
+    return 0

@@ -1,0 +1,137 @@
+"""What is known of a run's features without labels: its words, and `measures.json`.
+
+The format of the file is described in docs/files.md.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from byol.evaluation.columns import render_columns
+from byol.evaluation.metadata import ColumnScore
+from byol.files import write_atomically
+
+FORMAT = 1
+FILE_NAME = "measures.json"
+SHEET_NAME = "neighbours.png"
+PROTOTYPES_NAME = "prototypes.csv"
+
+_MOST_COLUMNS = 6  # of metadata that are shown on the terminal
+_MOST_OUTLIERS = 3
+
+
+@dataclass(frozen=True)
+class EncoderMeasures:
+    """One encoder on the images that both are measured on; see `geometry.Geometry`."""
+
+    features: str  # "byol online", "untrained"
+    rank: float
+    max_rank: int
+    alignment: float
+    uniformity: float
+    retrieval: float
+    retrieval_low95: float
+    retrieval_high95: float
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An image that is like another."""
+
+    row: int  # in the packed set
+    name: str
+    similarity: float  # cosine
+
+
+@dataclass(frozen=True)
+class Query:
+    """An image and those that are most like it, the most similar first."""
+
+    row: int
+    name: str
+    neighbours: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True)
+class Prototype:
+    """The image nearest to the centre of a cluster, and the images of the cluster."""
+
+    row: int
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """An image and its mean cosine distance to its 10 nearest, 0 .. 2."""
+
+    row: int
+    name: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `measures.json` holds."""
+
+    num_images: int  # that neighbours, prototypes, outliers and metadata are of
+    num_copies: int  # of these, images that repeat an earlier one exactly
+    num_measured: int  # images that the encoders are measured on
+    done: int  # training steps of the encoder
+    seconds: float
+    encoders: tuple[EncoderMeasures, ...]
+    verdict: str
+    neighbours: tuple[Query, ...]
+    prototypes: tuple[Prototype, ...]
+    outliers: tuple[Outlier, ...]
+    metadata: tuple[ColumnScore, ...]
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        content = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        write_atomically(path, content.encode() + b"\n")
+
+    def render(self) -> str:
+        """Plain text for a terminal, less than a screen: the measures, the verdict, and what to look at."""
+        copies = f" ({self.num_copies} exact copies)" if self.num_copies else ""
+        about = f"no labels used; {self.num_images} training images{copies}, encoders measured on "
+        lines = [f"{about}{self.num_measured}", "", *self._render_encoders(), "", self.verdict]
+        if self.metadata:
+            lines += ["", *self._render_metadata()]
+        names = ", ".join(f"{one.name} ({one.distance:.2f})" for one in self.outliers[:_MOST_OUTLIERS])
+        return "\n".join([*lines, "", f"least like any other (mean cosine distance to 10): {names}"])
+
+    def _render_encoders(self) -> list[str]:
+        cells = [["features", "views found again", "95 % interval", "rank", "alignment", "uniformity"]]
+        for one in self.encoders:
+            interval = f"{100.0 * one.retrieval_low95:.1f} to {100.0 * one.retrieval_high95:.1f}"
+            rank = f"{one.rank:.0f} of {one.max_rank}"
+            spread = f"{one.alignment:.3f}", f"{one.uniformity:.2f}"
+            cells.append([one.features, _percent(one.retrieval), interval, rank, *spread])
+        return render_columns(cells, left=[True, *(False for _ in cells[0][1:])])
+
+    def _render_metadata(self) -> list[str]:
+        """Warnings first; a line below the table for each of them would not fit a screen, so one for all."""
+        columns = sorted(self.metadata, key=lambda one: not one.warning)
+        cells = [["told by the features", "values", "balanced accuracy", "95 % interval", "chance", ""]]
+        for one in columns[:_MOST_COLUMNS]:
+            interval = f"{100.0 * one.low95:.1f} to {100.0 * one.high95:.1f}"
+            numbers = str(one.num_values), _percent(one.accuracy), interval, _percent(one.chance)
+            cells.append([one.column, *numbers, "batch effect?" if one.warning else ""])
+        lines = render_columns(cells, left=[True, False, False, False, False, True])
+        if len(columns) > _MOST_COLUMNS:
+            lines.append(f"and {len(columns) - _MOST_COLUMNS} more columns in {FILE_NAME}")
+        if columns[0].warning:
+            lines.append(
+                f"WARNING: the features tell {columns[0].column!r} far better than chance; if that is not "
+                "what you look for, compare images within it, or test by evaluation.groups"
+            )
+        return lines
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.1f} %"

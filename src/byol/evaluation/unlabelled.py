@@ -1,0 +1,269 @@
+"""How good an encoder is without labels, and what its features show of the images it was trained on.
+
+Beside `measures.json` it leaves `neighbours.png` (a row is an image and the 8 most like it) and
+`prototypes.csv` (images that are worth a label).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from byol.artifacts.encoder import load
+from byol.artifacts.feature_file import write_prototypes
+from byol.artifacts.sheets import Sample, draw_contact
+from byol.config import Config
+from byol.data.images import open_images
+from byol.data.labels import Labels, match_columns
+from byol.data.packed import Packed
+from byol.evaluation import geometry
+from byol.evaluation.description import (
+    FILE_NAME,
+    PROTOTYPES_NAME,
+    SHEET_NAME,
+    Description,
+    EncoderMeasures,
+    Neighbour,
+    Outlier,
+    Prototype,
+    Query,
+)
+from byol.evaluation.features import (
+    FrozenEncoder,
+    Progress,
+    features_of,
+    spread,
+    trained,
+    untrained,
+    view_features_of,
+)
+from byol.evaluation.kept import Arrays, keep, make_key
+from byol.evaluation.metadata import ColumnScore, find_unusable, folders_of, judge_column
+from byol.evaluation.neighbours import (
+    Distinct,
+    Neighbours,
+    Prototypes,
+    find_neighbours,
+    find_outliers,
+    find_prototypes,
+)
+from byol.evaluation.settings import read_config
+from byol.evaluation.splits import check_fit
+from byol.files import write_atomically
+from byol.plan import make_key as make_seed
+from byol.training.distributed import keep_freed_memory
+
+MOST_IMAGES = 100_000  # of more, as many at even distances
+NUM_MEASURED = 2048  # images that encoders are measured on: rank up to 2,047, retrieval to 2 points
+NUM_NEIGHBOURS = 10  # that the distance of an outlier is the mean of
+NUM_QUERIES, NUM_SHOWN = 12, 8  # rows of the sheet, and neighbours in one
+NUM_PROTOTYPES = 100
+NUM_OUTLIERS = 20
+
+_FOLDER = "folder"
+
+Features = Float32[np.ndarray, "image feature"]
+Rows = Int64[np.ndarray, " image"]
+Values = Int64[np.ndarray, " image"]
+Say = Callable[[str], None]
+
+
+def describe(
+    run_dir: Path,
+    *,
+    overrides: Sequence[str] = (),
+    metadata: Path | None = None,
+    say: Say | None = None,
+    progress: Progress | None = None,
+) -> Description:
+    """Describe a run's features of its training images without labels, and save that in the run folder.
+
+    Of more than 100,000 images 100,000 are described. The trained encoder is compared with the untrained one
+    on at most 2,048 of them. `metadata` is a CSV with the column `file` and others: which of these, and
+    whether the folder, the features tell. `overrides` as for `table.evaluate`; `say` hears of columns that
+    are left out, `progress` of images done.
+
+    Raises:
+        CheckpointError: the folder holds no run, or no encoder yet.
+        ConfigError: an override is not valid, or would change what the run was.
+        DataError: the images or `metadata` cannot be read, features are not finite or all the same.
+    """
+    start = time.perf_counter()
+    keep_freed_memory()
+    config = read_config(run_dir, overrides)
+    online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
+    images = open_images(config, run_dir, console=None)
+    check_fit(images, online.spec, name=Path(config.data.source).name or config.data.source)
+    rows = np.arange(len(images))
+    rows = rows if len(rows) <= MOST_IMAGES else spread(rows, MOST_IMAGES)
+    columns = _find_columns(images, rows, metadata=metadata)
+    features = features_of(
+        images, rows, encoder=trained(online), cache_folder=run_dir / "features", progress=progress
+    )
+    seed = config.evaluation.seed
+    found = _find(features, seed=seed, cache_folder=run_dir / "features")
+    encoders = {
+        "untrained": untrained(config, online.spec, images=images, rows=rows, device=str(online.device)),
+        "byol online": trained(online),
+    }
+    measured = _choose_measured(rows, seed=config.trainer.seed)
+    geometries = {
+        name: _measure(encoder, images, measured, config=config, cache_folder=run_dir / "features")
+        for name, encoder in encoders.items()
+    }
+    description = Description(
+        num_images=len(rows),
+        num_copies=len(rows) - len(found.distinct.rows),
+        num_measured=len(measured),
+        done=online.spec.done,
+        seconds=round(time.perf_counter() - start, 2),
+        encoders=tuple(EncoderMeasures(name, **asdict(one)) for name, one in geometries.items()),
+        verdict=geometry.judge(geometries["byol online"], geometries["untrained"]),
+        neighbours=tuple(_list_queries(found, images, rows=rows)),
+        prototypes=tuple(
+            Prototype(int(rows[place]), images.names[int(rows[place])], int(size))
+            for place, size in zip(found.prototypes.rows, found.prototypes.sizes, strict=True)
+        ),
+        outliers=tuple(_list_outliers(found, images, rows=rows)),
+        metadata=tuple(_judge_columns(features, columns, found=found, config=config, say=say)),
+    )
+    _save(description, images, run_dir=run_dir)
+    return description
+
+
+# ---- What is looked at
+
+
+def _choose_measured(rows: Rows, *, seed: int) -> Rows:
+    """At most 2,048 of the images, drawn: neighbours in a folder are often more alike than any others."""
+    if len(rows) <= NUM_MEASURED:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, NUM_MEASURED, replace=False))
+
+
+def _measure(
+    encoder: FrozenEncoder, images: Packed, rows: Rows, *, config: Config, cache_folder: Path
+) -> geometry.Geometry:
+    """The measures of one encoder; both see the same views."""
+    first, second = view_features_of(
+        images,
+        rows,
+        encoder=encoder,
+        transforms=config.data_transforms,
+        key=make_seed(config.trainer.seed, "measures", index=0),
+        cache_folder=cache_folder,
+    )
+    whole = features_of(images, rows, encoder=encoder, cache_folder=cache_folder)
+    return geometry.measure(whole, first, second=second, seed=config.evaluation.seed)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is alike among the images that are described; numbers are places in the features."""
+
+    distinct: Distinct
+    neighbours: Neighbours  # among distinct images, as places in `distinct.rows`
+    prototypes: Prototypes
+
+
+def _find(features: Features, *, seed: int, cache_folder: Path) -> _Found:
+    """Neighbours and prototypes, which take long for many images and are kept."""
+    distinct = Distinct.of(features)
+
+    def make() -> Arrays:
+        neighbours = find_neighbours(features[distinct.rows], k=NUM_NEIGHBOURS)
+        prototypes = find_prototypes(features, distinct, num=NUM_PROTOTYPES, seed=seed)
+        return {
+            "index": neighbours.index,
+            "similarity": neighbours.similarity,
+            "rows": prototypes.rows,
+            "sizes": prototypes.sizes,
+        }
+
+    key = make_key("neighbours", features, NUM_NEIGHBOURS, NUM_PROTOTYPES, seed)
+    kept, _ = keep(cache_folder / f"{key}.npz", make)
+    neighbours = Neighbours(kept["index"].astype(np.int64), kept["similarity"].astype(np.float32))
+    prototypes = Prototypes(kept["rows"].astype(np.int64), kept["sizes"].astype(np.int64))
+    return _Found(distinct, neighbours, prototypes)
+
+
+def _list_queries(found: _Found, images: Packed, *, rows: Rows) -> Iterator[Query]:
+    """Prototypes of clusters of all sizes, and the images most like them."""
+    prototypes = found.prototypes.rows
+    chosen = spread(prototypes, min(NUM_QUERIES, len(prototypes)))
+    for place in np.searchsorted(found.distinct.rows, chosen):
+        others = found.neighbours.index[place, :NUM_SHOWN]
+        alike = zip(found.distinct.rows[others], found.neighbours.similarity[place], strict=False)
+        row = int(rows[found.distinct.rows[place]])
+        yield Query(
+            row,
+            images.names[row],
+            tuple(
+                Neighbour(int(rows[other]), images.names[int(rows[other])], round(float(likeness), 4))
+                for other, likeness in alike
+            ),
+        )
+
+
+def _list_outliers(found: _Found, images: Packed, *, rows: Rows) -> Iterator[Outlier]:
+    for place, distance in zip(*find_outliers(found.neighbours, num=NUM_OUTLIERS), strict=True):
+        row = int(rows[found.distinct.rows[place]])
+        yield Outlier(row, images.names[row], round(float(distance), 4))
+
+
+# ---- Columns
+
+
+def _find_columns(images: Packed, rows: Rows, *, metadata: Path | None) -> dict[str, Values]:
+    """The folder, if there are several, and the columns of the CSV file; -1 where a value is not known."""
+    names = list(images.names)
+    folders = folders_of(names)
+    columns: dict[str, Labels] = {} if folders is None else {_FOLDER: folders}
+    if metadata is not None:
+        columns |= match_columns(metadata, names)
+    return {name: values[rows] for name, (values, _) in columns.items()}
+
+
+def _judge_columns(
+    features: Features, columns: Mapping[str, Values], *, found: _Found, config: Config, say: Say | None
+) -> Iterator[ColumnScore]:
+    """A copy would find its original in the other folds, so copies are left out."""
+    kept = found.distinct.rows
+    # That features tell the classes is what they are for; without a list of labels, folders are the classes.
+    label = _FOLDER if config.evaluation.labels is None else "label"
+    for name, values in columns.items():
+        problem = find_unusable(values[kept])
+        if problem is None:
+            yield judge_column(
+                features[kept],
+                values[kept],
+                name=name,
+                is_label=name == label,
+                seed=config.evaluation.seed,
+            )
+        elif say is not None:
+            say(f"column {name!r} {problem}; left out")
+
+
+# ---- Files
+
+
+def _save(description: Description, images: Packed, *, run_dir: Path) -> None:
+    """`measures.json`, the sheet of neighbours and the list of prototypes."""
+    description.save(run_dir / FILE_NAME)
+    prototypes = description.prototypes
+    write_prototypes(
+        run_dir / PROTOTYPES_NAME, [one.name for one in prototypes], sizes=[one.size for one in prototypes]
+    )
+    wanted = [
+        row for query in description.neighbours for row in (query.row, *(one.row for one in query.neighbours))
+    ]
+    shown = np.array(wanted)
+    sample = Sample(
+        tuple(images.names[row] for row in wanted), images.images[shown], images.sizes[shown], images.pixels
+    )
+    columns = 1 + len(description.neighbours[0].neighbours)
+    write_atomically(run_dir / SHEET_NAME, draw_contact(sample, columns=columns))
