@@ -209,7 +209,7 @@ def test_spec_of_a_configuration(tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     assert (spec.name, spec.stem, spec.which, spec.done) == ("test_resnet", "small", "target", 3)
     assert (spec.channels, spec.view_px, spec.stored_px) == (3, VIEW_PX, STORED_PX)
-    assert spec.seen_px == spec.whole_px == 32  # 24 / sqrt(0.6), to a multiple of 8
+    assert spec.seen_px == spec.whole_px == 32  # 24 x 1.382, to a multiple of 8
     module = build_encoder(spec.name, channels=3, view_px=VIEW_PX, stem=spec.stem)
     assert spec.num_features == count_features(module, channels=3, view_px=VIEW_PX) == 96
     # Packed images give the features of the images they were packed from.

@@ -519,7 +519,7 @@ def test_whole_images_are_as_large_as_their_mean_crop() -> None:
     def whole_px(view_px: int, *areas: tuple[float, float]) -> int:
         return find_whole_px(transforms(view_px, *(view(crop_area=area) for area in areas)))
 
-    assert whole_px(64, (0.2, 1.0), (0.2, 1.0)) == 80  # 64 / sqrt(0.6) = 82.6
-    assert whole_px(64, (0.2, 1.0), (1.0, 1.0)) == 72  # 64 / sqrt(0.8) = 71.6
+    assert whole_px(64, (0.2, 1.0), (0.2, 1.0)) == 88  # 64 x 1.382
+    assert whole_px(64, (0.2, 1.0), (1.0, 1.0)) == 80  # 64 x (1.382 + 1) / 2 = 76.2
     assert whole_px(40, (0.7, 0.7), (0.7, 0.7)) == 48
     assert whole_px(32, (1.0, 1.0), (1.0, 1.0)) == 32

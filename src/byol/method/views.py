@@ -131,11 +131,13 @@ def whole_view(
 def find_whole_px(transforms: DataTransforms) -> int:
     """The side, px, at which a whole image shows things as large as the views' crops do, to a multiple of 8.
 
-    view_px / sqrt(mean crop area): a crop is enlarged to a view, so an encoder that then sees whole images at
-    the size of a view would see everything smaller than it has learnt (arXiv 1906.06423).
+    A crop is enlarged to a view, so an encoder that then sees whole images at the size of a view would see
+    everything smaller than it has learnt (arXiv 1906.06423). A crop of the share a of the area is enlarged by
+    1 / sqrt(a), crops of areas from a to b on average by 2 / (sqrt(a) + sqrt(b)).
     """
-    area = sum(sum(view.crop_area) / 2 for view in (transforms.view1, transforms.view2)) / 2
-    return max(transforms.view_px, 8 * round(transforms.view_px / math.sqrt(area) / 8))
+    areas = (view.crop_area for view in (transforms.view1, transforms.view2))
+    enlarged = sum(2 / (math.sqrt(low) + math.sqrt(high)) for low, high in areas) / 2
+    return max(transforms.view_px, 8 * round(transforms.view_px * enlarged / 8))
 
 
 # ---- Random numbers, on the host
