@@ -14,7 +14,7 @@ from byol.evaluation.probes import bootstrap_interval
 from byol.training import health
 
 _NUM_BOOTSTRAP = 2000
-_LEAST_GAIN = 0.1  # of alignment + uniformity; between draws of 2,048 images it varies by 0.01 to 0.02
+_LEAST_GAIN = 0.1  # of alignment + uniformity; draws of 256 images differ by 0.03 (docs/decisions.md)
 _LOST_RANK = 0.5  # share of the untrained encoder's rank below which better retrieval is not enough
 
 Features = Float32[np.ndarray, "image feature"]
@@ -64,7 +64,8 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
     figures = (
         f"alignment + uniformity {_loss(trained):.2f} (untrained {_loss(untrained):.2f}, lower is better), "
         f"{_percent(trained.retrieval)} of the images found again from another view "
-        f"(untrained {_percent(untrained.retrieval)}), rank {trained.rank:.0f} (untrained {untrained.rank:.0f})"
+        f"(untrained {_percent(untrained.retrieval)}), "
+        f"rank {trained.rank:.0f} (untrained {untrained.rank:.0f})"
     )
     gain = _loss(untrained) - _loss(trained)
     if trained.retrieval_high95 < untrained.retrieval_low95 or gain < -_LEAST_GAIN:
