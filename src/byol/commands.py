@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,20 @@ def _show_features() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
+@dataclass
+class _Complaints:
+    """What is wrong with single images, said as it is found."""
+
+    names: list[str] = field(default_factory=list)  # of those that are left out
+
+    def note(self, name: str, error: DataError) -> None:
+        self.names.append(name)
+        print(f"byol: {name}: {error}; left out", file=sys.stderr)
+
+    def warn(self, name: str, found: str) -> None:
+        print(f"byol: {name}: {found}", file=sys.stderr)
+
+
 def embed_command(options: argparse.Namespace) -> int:
     import numpy as np
 
@@ -240,22 +255,14 @@ def embed_command(options: argparse.Namespace) -> int:
         raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, 1 or more")
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
-    bad: list[str] = []
-
-    def note(name: str, error: DataError) -> None:
-        bad.append(name)
-        print(f"byol: {name}: {error}; left out", file=sys.stderr)
-
-    def warn(name: str, found: str) -> None:
-        print(f"byol: {name}: {found}", file=sys.stderr)
-
-    blocks = list(encoder.embed_source(gather(options.images), on_bad=note, on_outside=warn))
+    bad = _Complaints()
+    blocks = list(encoder.embed_source(gather(options.images), on_bad=bad.note, on_outside=bad.warn))
     names = [name for block in blocks for name in block.names]
     if not names:
-        raise DataError(f"{options.images}: none of its {len(bad)} images can be used")
+        raise DataError(f"{options.images}: none of its {len(bad.names)} images can be used")
     features = np.concatenate([block.features for block in blocks])
     write_features(options.output, names, features=features)
-    left_out = f", {len(bad)} left out" if bad else ""
+    left_out = f", {len(bad.names)} left out" if bad.names else ""
     print(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
     if options.prototypes is not None:
         found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
@@ -300,25 +307,16 @@ def predict_command(options: argparse.Namespace) -> int:
     from byol.artifacts.classifier import check_predictions_path, load_classifier, write_predictions
     from byol.artifacts.encoder import gather
 
-    if options.overrides:
-        raise ConfigError(f"override '{options.overrides[0]}': prediction has no settings; leave it out")
+    _refuse_overrides(options, "prediction")
     check_predictions_path(options.output)
     classifier = load_classifier(options.classifier, device=options.device)
-    bad: list[str] = []
-
-    def note(name: str, error: DataError) -> None:
-        bad.append(name)
-        print(f"byol: {name}: {error}; left out", file=sys.stderr)
-
-    def warn(name: str, found: str) -> None:
-        print(f"byol: {name}: {found}", file=sys.stderr)
-
-    blocks = list(classifier.predict_source(gather(options.images), on_bad=note, on_outside=warn))
+    bad = _Complaints()
+    blocks = list(classifier.predict_source(gather(options.images), on_bad=bad.note, on_outside=bad.warn))
     num_images = sum(len(block.names) for block in blocks)
     if num_images == 0:
-        raise DataError(f"{options.images}: none of its {len(bad)} images can be used")
+        raise DataError(f"{options.images}: none of its {len(bad.names)} images can be used")
     write_predictions(options.output, blocks)
-    left_out = f", {len(bad)} left out" if bad else ""
+    left_out = f", {len(bad.names)} left out" if bad.names else ""
     print(f"{num_images} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
     return 0
 
