@@ -251,9 +251,7 @@ def _add_classifier(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     finetune.add_argument(
         "--fraction", type=float, default=1.0, help="share of the training labels to use, of every class"
     )
-    finetune.add_argument(
-        "--epochs", type=int, help="at most so many passes over them (default: by their number)"
-    )
+    finetune.add_argument("--epochs", type=int, help="passes over them (default: 10 to 20, by their number)")
     finetune.add_argument(
         "--scratch", action="store_true", help="train from random weights as well, and print both"
     )

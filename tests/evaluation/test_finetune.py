@@ -58,9 +58,9 @@ def test_finetune_then_predict(place: Path, capsys: Capture, tmp_path: Path) -> 
     assert (row["fraction"], row["num_labels"]) == (0.5, 12)
     assert content["num_test"] == 6
     lines = [json.loads(line) for line in (output / "finetune.jsonl").read_text().splitlines()]
-    assert {line["start"] for line in lines} == {"byol online", "scratch"} and lines[0]["epoch"] == 0
+    assert {line["start"] for line in lines} == {"byol online", "scratch"} and lines[0]["epoch"] == 1
     assert lines[0].keys() == {
-        "format", "start", "lr", "epoch", "loss", "num_validation", "logistic", "trained"
+        "format", "start", "stage", "lr", "epoch", "loss", "logistic", "trained"
     }  # fmt: skip
 
     # The classifier of the file says what the row says.

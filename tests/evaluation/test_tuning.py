@@ -92,26 +92,27 @@ def test_training_is_repeatable_and_leaves_the_start_alone(
         assert torch.equal(one, other)
     np.testing.assert_array_equal(trained.linear.weight, again.linear.weight)
 
-    # First the frozen encoder, then every look of the choice, then every epoch on all the images.
-    assert (looks[0].epoch, looks[0].lr, looks[0].num_validation, looks[0].trained) == (0, 0.0, 6, None)
-    choosing = [look for look in looks[1:] if look.num_validation]
-    assert [look.epoch for look in choosing] == [1, 2, 3][: len(choosing)]
-    assert all(look.loss is not None and look.logistic is not None for look in choosing)
-    assert len(looks) == 1 + len(choosing) + trained.epochs and num_epochs == len(choosing) + trained.epochs
-    assert trained.chosen.keys() == {"lr", "classifier", "C"}
+    # A training on four fifths, a look at the frozen encoder, then a training on all.
+    assert [(look.stage, look.epoch) for look in looks] == [
+        *(("choose", epoch) for epoch in (1, 2, 3, 0)),
+        *(("final", epoch) for epoch in (1, 2, 3)),
+    ]
+    assert num_epochs == 6 and trained.epochs == 3 and trained.chosen["lr"] == 3e-3
+    assert all(isinstance(look.loss, float) for look in looks if look.epoch)
+    assert [look.epoch for look in looks if look.logistic is not None] == [3, 0]
+    assert [look.epoch for look in looks if look.trained is not None] == [3]
 
 
-def test_what_is_best_on_the_validation_part_is_chosen(
-    start: nn.Module, data: Split, setting: Setting
-) -> None:
-    trained, looks, _ = train(start, data, setting, replace(RECIPE, rates=(1e-3, 1e-2)))
-    best = max(
-        value for look in looks if look.num_validation for value in (look.logistic, look.trained) if value
-    )
-    first = next(
-        look for look in looks if best in (look.logistic, look.trained) and look.epoch == trained.epochs
-    )
-    assert first.lr == (trained.chosen["lr"] if trained.epochs else 0.0)
+def test_what_is_tried_first_stays_unless_another_is_surely_better() -> None:
+    def candidate(*right: bool) -> tuning._Candidate:
+        return tuning._Candidate(1e-3, "trained", np.array(right))
+
+    first = candidate(False, False, False, True)
+    assert candidate(True, True, True, True).is_surely_better(first)  # 3 more, standard error 1.7
+    assert candidate(True, True, False, True).is_surely_better(first)  # 2 more, 1.4
+    assert not candidate(True, False, False, True).is_surely_better(first)  # 1 more, 1
+    assert not candidate(True, True, False, False).is_surely_better(first)  # 1 more, 1.7
+    assert not first.is_surely_better(first)
 
 
 def test_a_rate_at_which_the_loss_is_lost_is_not_chosen(
@@ -119,6 +120,9 @@ def test_a_rate_at_which_the_loss_is_lost_is_not_chosen(
 ) -> None:
     trained, _, _ = train(start, data, setting, replace(RECIPE, rates=(1e30,)))
     assert trained.epochs == 0 and trained.module is start and trained.linear is trained.frozen
+    assert trained.chosen == {"classifier": "logistic regression", "C": trained.frozen_penalty}
+    other, _, _ = train(start, data, setting, replace(RECIPE, rates=(1e30, 3e-3)))
+    assert other.chosen["lr"] == 3e-3
 
 
 def test_features_that_are_not_finite(start: nn.Module, data: Split, setting: Setting) -> None:
@@ -142,8 +146,8 @@ def test_nothing_here_has_a_parameter_for_test_images() -> None:
 
 def test_the_recipe_goes_by_the_number_of_labels() -> None:
     few, many = (Recipe.of(num, epochs=None, pretrained=True) for num in (100, 50_000))
-    assert (len(few.rates), few.epochs) == (3, 30) and (len(many.rates), many.epochs) == (1, 10)
-    assert Recipe.of(1000, epochs=None, pretrained=True).epochs == 15
+    assert (len(few.rates), few.epochs) == (3, 20) and (len(many.rates), many.epochs) == (1, 10)
+    assert Recipe.of(800, epochs=None, pretrained=True).epochs == 12
     assert Recipe.of(100, epochs=7, pretrained=True).epochs == 7
     assert few.layer_decay < 1.0 and Recipe.of(100, epochs=None, pretrained=False).layer_decay == 1.0
 
@@ -170,6 +174,14 @@ def test_the_classifier_is_that_of_scikit_learn(num_classes: int) -> None:
     np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
+def test_two_images_of_two_classes(start: nn.Module, data: Split, setting: Setting) -> None:
+    """After the validation part is taken there is one of each: nothing to choose C on."""
+    some = np.array([0, 1, 20, 21])
+    few = Split(data.images, data.rows[some], np.array([0, 0, 1, 1]))
+    trained, _, _ = train(start, few, replace(setting, num_classes=2), replace(RECIPE, epochs=1))
+    assert trained.linear.weight.shape == (2, 96)
+
+
 def test_logistic_regression_is_fitted_on_a_bounded_number(
     start: nn.Module, data: Split, setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -182,5 +194,5 @@ def test_logistic_regression_is_fitted_on_a_bounded_number(
         return embed(module, some, setting=setting)
 
     monkeypatch.setattr(tuning, "_embed", note)
-    tuning._refit(start, data, penalty=0.1, setting=setting)
+    tuning._fit_logistic(start, data, setting=setting)
     assert seen == [15]

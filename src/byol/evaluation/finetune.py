@@ -6,7 +6,7 @@ Test labels are met in one place, `_test`, after everything has been trained.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -247,9 +247,10 @@ def _train_all(
 
 def _describe(trained: Trained) -> str:
     if trained.epochs == 0:
-        return "the frozen encoder with logistic regression is best on the validation part"
+        return "the frozen encoder with logistic regression is surely better on the validation part"
     return (
-        f"{trained.epochs} epochs at a learning rate of {trained.chosen['lr']:g}, chosen on a validation part"
+        f"{trained.epochs} epochs at a learning rate of {trained.chosen['lr']:g}, "
+        f"classifier: {trained.chosen['classifier']}"
     )
 
 
@@ -268,32 +269,38 @@ def _test(
     index = {name: place for place, name in enumerate(ours)}
     truth = np.array([index[theirs[label]] for label in test.labels], dtype=np.int64)
 
-    def test_one(name: str, module: nn.Module, linear: Linear, *, trained: Trained, seconds: float) -> Row:
+    def test_one(
+        name: str,
+        module: nn.Module,
+        linear: Linear,
+        *,
+        epochs: int,
+        chosen: dict[str, str | int | float],
+        seconds: float,
+    ) -> Row:
         encoder = Encoder(setting.spec, module, device=str(setting.device))
-        features = encoder.embed_packed(test.images, rows=test.rows)
-        predicted = linear.logits(features).argmax(axis=1)
+        predicted = linear.logits(encoder.embed_packed(test.images, rows=test.rows)).argmax(axis=1)
         correct = predicted == truth
         low, high = probes.bootstrap_interval(correct, seed=setting.seed, num=config.evaluation.num_bootstrap)
-        return Row(
-            start=name,
-            fraction=fraction,
-            num_labels=num_labels,
-            top1=float(correct.mean()),
-            low95=low,
-            high95=high,
-            balanced=probes.balanced_accuracy(predicted, truth),
-            epochs=trained.epochs,
-            chosen=trained.chosen,
-            seconds=round(seconds, 2),
-        )
+        balanced = probes.balanced_accuracy(predicted, truth)
+        top1 = float(correct.mean())
+        return Row(name, fraction, num_labels, top1, low, high, balanced, epochs, chosen, round(seconds, 2))
 
     rows = [
-        test_one(one.name, one.trained.module, one.trained.linear, trained=one.trained, seconds=one.seconds)
+        test_one(
+            one.name,
+            one.trained.module,
+            one.trained.linear,
+            epochs=one.trained.epochs,
+            chosen=one.trained.chosen,
+            seconds=one.seconds,
+        )
         for one in results
     ]
-    first = results[0]
-    frozen = replace(first.trained, epochs=0, chosen={"C": first.trained.chosen["C"]})
-    rows.append(test_one(f"{first.name}, frozen", first.before, frozen.frozen, trained=frozen, seconds=0.0))
+    first, frozen = results[0], results[0].trained
+    penalty: dict[str, str | int | float] = {"C": frozen.frozen_penalty}
+    name = f"{first.name}, frozen"
+    rows.append(test_one(name, first.before, frozen.frozen, epochs=0, chosen=penalty, seconds=0.0))
     return tuple(rows)
 
 

@@ -1,11 +1,10 @@
 """Fine-tuning: an encoder and a classifier from labelled images, all settings chosen on a part of these.
 
 In two stages (arXiv 2202.10054): the classifier is fitted to the frozen encoder by logistic regression, then
-everything learns together. At the end logistic regression on the new features takes the classifier's place if
-that is better.
+everything learns together. At the end logistic regression on the new features takes the classifier's place.
 
-Learning rate, number of epochs and classifier are chosen on a validation part of the given images; then the
-encoder is trained anew on all of them. Nothing here has a parameter for test images.
+Learning rate, which classifier, and whether the encoder is to change at all are decided on a validation part
+of the given images; then the encoder is trained on all of them. Nothing here has a parameter for test images.
 """
 
 import math
@@ -16,9 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -30,11 +27,11 @@ from byol.evaluation.splits import Split
 from byol.training.supervised import Course, LostError, Rates, Setting
 
 FEW_LABELS = 5000  # up to here several learning rates are tried
-_RATES = (1e-3, 3e-4, 3e-3)  # of AdamW, for the classifier; the first is taken where there are many labels
+# Of AdamW, for the classifier. The first is taken where there are many labels.
+_RATES, _RATES_FROM_SCRATCH = (1e-3, 3e-4, 3e-3), (3e-3, 1e-3, 1e-2)
 _LAYER_DECAY = 0.75
-_IMAGES_SEEN, _MIN_EPOCHS, _MAX_EPOCHS = 15_000, 10, 30
-_LOOKS = 6  # at the validation part, in the course of a training
-_PATIENCE = 3  # looks without a gain, after which a training is given up
+_IMAGES_SEEN, _MIN_EPOCHS, _MAX_EPOCHS = 10_000, 10, 20
+_LONE_PENALTY = 0.01  # C where every class has one image, so that there is nothing to choose it on
 _CLASSIFIER_IMAGES = 10_000  # that logistic regression is fitted on at most
 
 Features = Float32[np.ndarray, "image feature"]
@@ -48,8 +45,10 @@ _TRAINED: Kind = "trained"
 class Recipe:
     """What is tried, and how long."""
 
-    rates: tuple[float, ...]  # learning rates of the last layer
-    epochs: int  # at most
+    rates: tuple[
+        float, ...
+    ]  # learning rates of the last layer; the first is kept unless another is surely better
+    epochs: int
     layer_decay: float
 
     @classmethod
@@ -57,20 +56,22 @@ class Recipe:
         """By the number of labels; random weights learn at one rate in all layers."""
         if epochs is None:
             epochs = min(max(_IMAGES_SEEN // num_labels, _MIN_EPOCHS), _MAX_EPOCHS)
-        rates = _RATES if num_labels <= FEW_LABELS else _RATES[:1]
-        return cls(rates, epochs, _LAYER_DECAY if pretrained else 1.0)
+        rates = _RATES if pretrained else _RATES_FROM_SCRATCH
+        return cls(
+            rates if num_labels <= FEW_LABELS else rates[:1], epochs, _LAYER_DECAY if pretrained else 1.0
+        )
 
 
 @dataclass(frozen=True)
 class Look:
     """How far a training has come, a line of `finetune.jsonl`."""
 
+    stage: Literal["choose", "final"]  # on a part of the images, or on all
     lr: float
     epoch: int
     loss: float | None  # cross-entropy, mean over the images of this epoch; None before the first
-    num_validation: int  # images; 0 in the last training, on all labels
-    logistic: float | None  # top-1 on the validation part by logistic regression, 0..1
-    trained: float | None  # and by the classifier that learned along; None before the first epoch
+    logistic: float | None = None  # top-1 on the validation part by logistic regression, 0..1
+    trained: float | None = None  # and by the classifier that learned along; both at the end of a training
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Trained:
     module: nn.Module
     linear: Linear
     frozen: Linear  # logistic regression on the encoder as it was, for comparison
+    frozen_penalty: float  # its C
     epochs: int  # 0: the encoder is as it was
     chosen: dict[str, str | int | float]
 
@@ -95,105 +97,93 @@ def train_classifier(
 ) -> Trained:
     """Fine-tune a copy of the encoder `start` and a classifier on labelled images.
 
-    `note` hears of each look at the validation part, `tick` of each epoch.
+    `note` hears how far it has come, `tick` of each epoch.
 
     Raises:
         DataError: the encoder's features are not finite.
         DivergedError: the loss is not finite, at the rate that had been chosen.
     """
-    part = Validation.of(data.labels, seed=setting.seed)
     try:
-        features = _embed(start, data, setting=setting)
+        frozen, penalty = _fit_logistic(start, data, setting=setting)
     except LostError:
         raise DataError(
             "the encoder's features are not finite: its training diverged; train it again"
         ) from None
-    penalty = choose_logistic(standardise(features, features)[0], data.labels, seed=setting.seed)
-    frozen = fit_linear(features, data.labels, inverse_penalty=penalty, num_classes=setting.num_classes)
-    fit, held_out = _take(data, part.fit), _take(data, part.held_out)
-    best = _Choice(0, 0.0, _LOGISTIC, _score_frozen(features, data, part, penalty, setting))
-    note(Look(0.0, 0, None, len(part.held_out), best.score[0], None))
-    for rate in recipe.rates:
-        rates = Rates(rate, recipe.epochs, recipe.layer_decay)
-        course = Course(start, frozen, fit, rates=rates, setting=setting, tick=tick)
-        best = max(
-            best, _follow(course, fit, held_out, penalty=penalty, note=note), key=lambda one: one.score
-        )
-    chosen: dict[str, str | int | float] = {"lr": best.rate, "classifier": best.kind, "C": penalty}
-    if best.epochs == 0:
-        return Trained(start, frozen, frozen, 0, chosen)
+    best = _choose(start, frozen, data, recipe=recipe, setting=setting, note=note, tick=tick)
+    chosen: dict[str, str | int | float] = {"classifier": best.kind}
+    if best.rate is None:
+        return Trained(start, frozen, frozen, penalty, 0, {**chosen, "C": penalty})
     rates = Rates(best.rate, recipe.epochs, recipe.layer_decay)
     course = Course(start, frozen, data, rates=rates, setting=setting, tick=tick)
     try:
-        for epoch in range(1, best.epochs + 1):
-            note(Look(best.rate, epoch, course.advance(), 0, None, None))
+        for epoch in range(1, recipe.epochs + 1):
+            note(Look("final", best.rate, epoch, course.advance()))
         linear = course.linear()
         if best.kind == _LOGISTIC:
-            linear = _refit(course.encoder, data, penalty=penalty, setting=setting)
+            linear, chosen["C"] = _fit_logistic(course.encoder, data, setting=setting)
     except LostError:
         raise DivergedError(
             f"fine-tuning on all {len(data.rows)} labels diverged at the learning rate {best.rate:g}, which "
             "had been fine on four fifths of them; give another number of --epochs"
         ) from None
-    return Trained(course.encoder, linear, frozen, best.epochs, chosen)
+    return Trained(course.encoder, linear, frozen, penalty, recipe.epochs, {"lr": best.rate, **chosen})
 
 
 # ---- Choosing
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """Something that can be chosen, and its (top-1, -cross-entropy) on the validation part."""
+class _Candidate:
+    """Something that can be chosen, and which images of the validation part it gets right."""
 
-    epochs: int
-    rate: float
+    rate: float | None  # None: the encoder stays as it is
     kind: Kind
-    score: tuple[float, float]
+    right: Bool[np.ndarray, " image"]
+
+    def is_surely_better(self, other: "_Candidate") -> bool:
+        """By more than one standard error of the difference: both have seen the same images."""
+        gain = int(self.right.sum()) - int(other.right.sum())
+        return gain > math.sqrt((self.right != other.right).sum())
 
 
-def _follow(
-    course: "Course", fit: Split, held_out: Split, *, penalty: float, note: Callable[[Look], None]
-) -> _Choice:
-    """The best number of epochs and classifier of one course."""
-    setting, rate, epochs = course.setting, course.rates.lr, course.rates.epochs
-    best = _Choice(0, rate, _TRAINED, (-1.0, 0.0))
-    num_below = 0
-    with suppress(LostError):  # what was best before that is still there to be chosen
-        for epoch in range(1, epochs + 1):
+def _choose(
+    start: nn.Module,
+    frozen: Linear,
+    data: Split,
+    *,
+    recipe: Recipe,
+    setting: Setting,
+    note: Callable[[Look], None],
+    tick: Callable[[], None],
+) -> _Candidate:
+    """The first rate and logistic regression, unless another is surely better on the validation part."""
+    part = Validation.of(data.labels, seed=setting.seed)
+    fit, held_out = _take(data, part.fit), _take(data, part.held_out)
+    candidates: list[_Candidate] = []
+    for rate in recipe.rates:
+        rates = Rates(rate, recipe.epochs, recipe.layer_decay)
+        course = Course(start, frozen, fit, rates=rates, setting=setting, tick=tick)
+        with suppress(LostError):  # such a rate is no candidate
+            for epoch in range(1, recipe.epochs):
+                note(Look("choose", rate, epoch, course.advance()))
             loss = course.advance()
-            if epoch % math.ceil(epochs / _LOOKS) and epoch != epochs:
-                continue
+            logistic, _ = _fit_logistic(course.encoder, fit, setting=setting)
             features = _embed(course.encoder, held_out, setting=setting)
-            trained = _score(course.linear(), features, held_out.labels)
-            refitted = _refit(course.encoder, fit, penalty=penalty, setting=setting)
-            logistic = _score(refitted, features, held_out.labels)
-            note(Look(rate, epoch, loss, len(held_out.rows), logistic[0], trained[0]))
-            num_below += 1
-            for kind, score in (_LOGISTIC, logistic), (_TRAINED, trained):
-                if score > best.score:
-                    best, num_below = _Choice(epoch, rate, kind, score), 0
-            if num_below == _PATIENCE:
-                break
+            pair = [
+                _Candidate(rate, kind, linear.logits(features).argmax(axis=1) == held_out.labels)
+                for kind, linear in ((_LOGISTIC, logistic), (_TRAINED, course.linear()))
+            ]
+            note(Look("choose", rate, recipe.epochs, loss, *(float(one.right.mean()) for one in pair)))
+            candidates += pair
+    logistic, _ = _fit_logistic(start, fit, setting=setting)
+    features = _embed(start, held_out, setting=setting)
+    right = logistic.logits(features).argmax(axis=1) == held_out.labels
+    note(Look("choose", 0.0, 0, None, float(right.mean())))
+    candidates.append(_Candidate(None, _LOGISTIC, right))
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        best = candidate if candidate.is_surely_better(best) else best
     return best
-
-
-def _score_frozen(
-    features: Features, data: Split, part: Validation, penalty: float, setting: Setting
-) -> tuple[float, float]:
-    linear = fit_linear(
-        features[part.fit],
-        data.labels[part.fit],
-        inverse_penalty=penalty,
-        num_classes=setting.num_classes,
-    )
-    return _score(linear, features[part.held_out], data.labels[part.held_out])
-
-
-def _score(linear: Linear, features: Features, labels: Classes) -> tuple[float, float]:
-    """Top-1, and the log-likelihood that decides between equals."""
-    logits, truth = torch.from_numpy(linear.logits(features)), torch.from_numpy(labels)
-    right = float((logits.argmax(dim=1) == truth).double().mean())
-    return right, -float(F.cross_entropy(logits.double(), truth))
 
 
 # ---- The classifier, by logistic regression
@@ -217,13 +207,18 @@ def fit_linear(features: Features, labels: Classes, *, inverse_penalty: float, n
     return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32))
 
 
-def _refit(module: nn.Module, data: Split, *, penalty: float, setting: Setting) -> Linear:
-    """Logistic regression on the features of at most 10,000 of these images, every class among them."""
+def _fit_logistic(module: nn.Module, data: Split, *, setting: Setting) -> tuple[Linear, float]:
+    """The classifier, and its C, on features of at most 10,000 of these images, every class among them."""
     if len(data.rows) > _CLASSIFIER_IMAGES:
         share = _CLASSIFIER_IMAGES / len(data.rows)
         data = _take(data, draw_fraction(data.labels, share, seed=setting.seed))
     features = _embed(module, data, setting=setting)
-    return fit_linear(features, data.labels, inverse_penalty=penalty, num_classes=setting.num_classes)
+    penalty = _LONE_PENALTY
+    if np.bincount(data.labels).max() > 1:
+        penalty = choose_logistic(standardise(features, features)[0], data.labels, seed=setting.seed)
+    return fit_linear(
+        features, data.labels, inverse_penalty=penalty, num_classes=setting.num_classes
+    ), penalty
 
 
 def draw_fraction(labels: Classes, fraction: float, *, seed: int) -> Int64[np.ndarray, " drawn"]:
