@@ -442,9 +442,11 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     )
     said = refused(dict(zip(names[:6], "xxyxyy", strict=True)))
     assert "images: no class has 5 labelled images" in said and "--test" in said
-    assert "missing.csv: cannot be opened" in fail(capsys, "eval", "runs/a", "--labels", "missing.csv")
+    said = fail(capsys, "eval", "runs/a", "--labels", "missing.csv", described=True)
+    assert "missing.csv: cannot be opened" in said
     Path("other.csv").write_text("name,class\na,b\n")
-    assert "a column `file` is needed" in fail(capsys, "eval", "runs/a", "--labels", "other.csv")
+    said = fail(capsys, "eval", "runs/a", "--labels", "other.csv", described=True)
+    assert "a column `file` is needed" in said
     assert not Path("runs/a/eval.json").exists()
 
     partial = {name: "xy"[index % 2] for index, name in enumerate(names)}
