@@ -102,12 +102,17 @@ def succeed(capsys: Capture, *arguments: str | Path) -> str:
     return said.out
 
 
-def fail(capsys: Capture, *arguments: str | Path, code: int = 1, lines: int = 1) -> str:
-    """What the command says on stderr: so many lines, each of the program's, and no traceback."""
+def fail(
+    capsys: Capture, *arguments: str | Path, code: int = 1, lines: int = 1, described: bool = False
+) -> str:
+    """What the command says on stderr: so many lines, each of the program's, and no traceback.
+
+    With `described` the description without labels has come before, otherwise nothing.
+    """
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == code
     said = capsys.readouterr()
-    assert said.out == "", said.out
+    assert said.out.startswith("no labels used; ") if described else said.out == "", said.out
     assert "Traceback" not in said.err and said.err.count("\n") == lines, said.err
     assert all(line.startswith("byol: ") for line in said.err.splitlines())
     return said.err.removeprefix("byol: ")
@@ -175,12 +180,17 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
 
     said = succeed(capsys, "eval", "runs/a")
     assert "images: every fifth image of a class is held out; 16 training and 4 test images" in said
-    assert "\n\n\n" not in said and "saved in runs/a/eval.json" in said
+    assert "\n\n\n" not in said and "saved in runs/a/eval.json and measures.json" in said
+    assert said.startswith("no labels used; 20 training images, encoders measured on 20\n")
+    assert "\nWithout labels the trained encoder is " in said and "least like any other" in said
+    assert max(map(len, said.splitlines())) <= 130
     assert len(json.loads(Path("runs/a/eval.json").read_text())["rows"]) == 8
     assert "logistic regression on few labels: top-1, mean ± std of 5 draws" in said
     again = succeed(capsys, "eval", "runs/a")
     assert "kept in runs/a/features: 8 of 8 rows" in again
-    assert said.partition("\n\n")[2] == again.partition("\n\n")[2]  # the tables
+    tables = [text[text.index("images: every fifth") :] for text in (said, again)]
+    assert tables[0] == tables[1]
+    assert said.partition("\npixels: ")[0] == again.partition("\nnot fitted again")[0]  # the description
 
     for name in ("f.csv", "f.npz", "f.parquet"):
         said = succeed(capsys, "embed", "runs/a", "images", "-o", name)
@@ -414,12 +424,16 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     """None, of one class, of nothing here, too few; then some, of which some are of other images."""
     write_images(Path("images"), classes=("dark",))
     succeed(capsys, "train", "images", "-o", "runs/a", *TINY, "trainer.max_epochs=1")
-    said = fail(capsys, "eval", "runs/a")
-    assert said == "no image has a label: give them by --labels FILE.csv with the columns file,label\n"
+    said = succeed(capsys, "eval", "runs/a")
+    assert said.startswith("no labels used; 10 training images, encoders measured on 10\n")
+    assert said.endswith(
+        "\n\nno table: no image has a label: give them by --labels FILE.csv with the columns file,label\n\n"
+        "saved in runs/a/measures.json\n"
+    )
 
     def refused(labels: dict[str, str]) -> str:
         write_labels("labels.csv", labels)
-        return fail(capsys, "eval", "runs/a", "--labels", "labels.csv")
+        return fail(capsys, "eval", "runs/a", "--labels", "labels.csv", described=True)
 
     names = [f"{index:02d}.png" for index in range(10)]
     assert "one class only ('x', 10 images)" in refused(dict.fromkeys(names, "x"))
@@ -428,19 +442,21 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     )
     said = refused(dict(zip(names[:6], "xxyxyy", strict=True)))
     assert "images: no class has 5 labelled images" in said and "--test" in said
-    assert "missing.csv: cannot be opened" in fail(capsys, "eval", "runs/a", "--labels", "missing.csv")
+    said = fail(capsys, "eval", "runs/a", "--labels", "missing.csv", described=True)
+    assert "missing.csv: cannot be opened" in said
     Path("other.csv").write_text("name,class\na,b\n")
-    assert "a column `file` is needed" in fail(capsys, "eval", "runs/a", "--labels", "other.csv")
+    said = fail(capsys, "eval", "runs/a", "--labels", "other.csv", described=True)
+    assert "a column `file` is needed" in said
     assert not Path("runs/a/eval.json").exists()
 
     partial = {name: "xy"[index % 2] for index, name in enumerate(names)}
     Image.new("RGB", (16, 16)).save("images/dark/unlabelled.png")
     write_labels("labels.csv", partial | {"nowhere.png": "x"})
     said = succeed(capsys, "eval", "runs/a", "--labels", "labels.csv")
-    assert said.startswith(
-        "left out, without a label: 1 of 11 images\n"
+    assert (
+        "\n\nleft out, without a label: 1 of 11 images\n"
         "left out, of no image here: 1 of the 11 labels in labels.csv\n"
-    )
+    ) in said
     assert "8 training and 2 test images, 2 classes" in said
 
     lines = [f"{name},{label},{index % 3}" for index, (name, label) in enumerate(partial.items())]
@@ -454,11 +470,39 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     assert "\nweights target  none " in said
 
 
+def test_metadata(capsys: Capture, copied: Path) -> None:
+    """The colours are told by features; that one of them was made on another plate is a warning."""
+    lines = [f"{label}/{index:02d}.png,{label}" for label in ("dark", "red") for index in range(10)]
+    Path("plates.csv").write_text("\n".join(["file,plate", *lines]) + "\n")
+    said = succeed(capsys, "eval", "runs/a", "--metadata", "plates.csv")
+    assert "\nplate " in said and "WARNING: the features tell 'plate' far better than chance" in said
+    columns = json.loads(Path("runs/a/measures.json").read_text())["metadata"]
+    assert [(one["column"], one["warning"]) for one in columns] == [("folder", False), ("plate", True)]
+    assert "missing.csv: cannot be opened" in fail(capsys, "eval", "runs/a", "--metadata", "missing.csv")
+
+
+def test_prototypes(capsys: Capture, finished: Path) -> None:
+    run, images = finished / "runs" / "a", finished / "images"
+    said = succeed(capsys, "embed", run, images, "-o", "f.csv", "--prototypes", "3")
+    assert said == ("20 images x 96 features in f.csv\n3 images that stand for all in f.prototypes.csv\n")
+    with open("f.prototypes.csv", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["file", "images"] and len(rows) == 3
+    assert all((images / name).is_file() for name, _ in rows)
+    sizes = [int(size) for _, size in rows]
+    assert sum(sizes) == 20 and sizes == sorted(sizes, reverse=True)
+    Path("f.csv").unlink()
+    said = fail(capsys, "embed", run, images, "-o", "f.csv", "--prototypes", "0", code=2)
+    assert said == "--prototypes 0: give a number of images, 1 or more\n"
+    said = fail(capsys, "embed", run, images / "red" / "00.png", "-o", "f.csv", "--prototypes", "2")
+    assert "all 1 images have the same features" in said and not Path("f.csv").exists()
+
+
 def test_evaluation_that_would_mean_nothing(capsys: Capture, finished: Path) -> None:
     run, images = finished / "runs" / "a", finished / "images"
-    said = fail(capsys, "eval", run, "--train", images, "--test", images)
+    said = fail(capsys, "eval", run, "--train", images, "--test", images, described=True)
     assert "images: the test images are the training images" in said
-    assert "no test image has a label" in fail(capsys, "eval", run, "--test", images / "red")
+    assert "no test image has a label" in fail(capsys, "eval", run, "--test", images / "red", described=True)
     said = fail(capsys, "eval", run, "trainer.max_epochs=7", code=2)
     assert "evaluation cannot change what the run was (trainer.max_epochs: 2 -> 7)" in said
 

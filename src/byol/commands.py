@@ -248,6 +248,7 @@ def embed_command(options: argparse.Namespace) -> int:
 
     from byol.artifacts.encoder import gather, load
     from byol.artifacts.feature_file import check_feature_path, write_features, write_prototypes
+    from byol.evaluation.features import check_finite
     from byol.evaluation.neighbours import Distinct, find_prototypes
 
     _refuse_overrides(options, "embedding")
@@ -261,11 +262,14 @@ def embed_command(options: argparse.Namespace) -> int:
     if not names:
         raise DataError(f"{options.images}: none of its {len(bad.names)} images can be used")
     features = np.concatenate([block.features for block in blocks])
+    found = None
+    if options.prototypes is not None:
+        check_finite(features, names.__getitem__)
+        found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
     write_features(options.output, names, features=features)
     left_out = f", {len(bad.names)} left out" if bad.names else ""
     print(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
-    if options.prototypes is not None:
-        found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
+    if found is not None:
         path = options.output.with_suffix(".prototypes.csv")
         write_prototypes(path, [names[row] for row in found.rows], sizes=found.sizes.tolist())
         print(f"{len(found.rows)} images that stand for all in {path}")

@@ -4,6 +4,7 @@ The format of the file is described in docs/files.md.
 """
 
 import json
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ PROTOTYPES_NAME = "prototypes.csv"
 
 _MOST_COLUMNS = 6  # of metadata that are shown on the terminal
 _MOST_OUTLIERS = 3
+_WIDTH = 110  # of sentences on the terminal
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Description:
         """Plain text for a terminal, less than a screen: the measures, the verdict, and what to look at."""
         copies = f" ({self.num_copies} exact copies)" if self.num_copies else ""
         about = f"no labels used; {self.num_images} training images{copies}, encoders measured on "
-        lines = [f"{about}{self.num_measured}", "", *self._render_encoders(), "", self.verdict]
+        lines = [f"{about}{self.num_measured}", "", *self._render_encoders(), ""]
+        lines += textwrap.wrap(self.verdict, _WIDTH)
         if self.metadata:
             lines += ["", *self._render_metadata()]
         names = ", ".join(f"{one.name} ({one.distance:.2f})" for one in self.outliers[:_MOST_OUTLIERS])
@@ -126,9 +129,10 @@ class Description:
         if len(columns) > _MOST_COLUMNS:
             lines.append(f"and {len(columns) - _MOST_COLUMNS} more columns in {FILE_NAME}")
         if columns[0].warning:
-            lines.append(
+            lines += textwrap.wrap(
                 f"WARNING: the features tell {columns[0].column!r} far better than chance; if that is not "
-                "what you look for, compare images within it, or test by evaluation.groups"
+                "what you look for, compare images within it, or test by evaluation.groups",
+                _WIDTH,
             )
         return lines
 

@@ -128,12 +128,11 @@ def view_features_of(
             squares = _squares(images, rows[part])
             views = make_views(squares, sizes, transforms, key=key, rows=part, pixels=spec.pixels)
             parts.append(np.stack([encoder.make().encode_views(view).cpu().numpy() for view in views]))
-        both = np.concatenate(parts, axis=1)
-        for features in both:
-            check_finite(features, lambda place: images.names[int(rows[place])])
+        both: Features = np.concatenate(parts, axis=1).reshape(2 * len(rows), -1)  # all first, all second
+        check_finite(both, lambda place: images.names[int(rows[place % len(rows)])])
         return both
 
-    first_views, second_views = _cached(cache_folder / f"{name}.npy", make)
+    first_views, second_views = np.split(_cached(cache_folder / f"{name}.npy", make), 2)
     return first_views, second_views
 
 

@@ -50,7 +50,7 @@ def find_unusable(values: Values) -> str | None:
     if len(classes) < 2:
         return "has one value" if len(classes) else "is empty"
     if (counts >= NUM_FOLDS).sum() < 2:
-        return f"no two of its values have {NUM_FOLDS} images each"
+        return f"has no two values of {NUM_FOLDS} images each"
     if (counts >= NUM_FOLDS).sum() > MOST_VALUES:
         return f"has {len(classes)} values, more than {MOST_VALUES}"
     return None

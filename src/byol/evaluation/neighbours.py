@@ -113,9 +113,8 @@ def find_prototypes(features: Features, distinct: Distinct, *, num: int, seed: i
     unit = F.normalize(torch.from_numpy(features[distinct.rows])).numpy()
     num = min(num, len(unit))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # directions that are equal: some clusters are empty
+        # Directions that are equal leave clusters empty.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         model = KMeans(num, n_init=1, random_state=seed, copy_x=False).fit(unit)
     distance = np.square(unit - model.cluster_centers_[model.labels_]).sum(axis=1)
     order = np.lexsort((distance, model.labels_))

@@ -128,7 +128,16 @@ def describe(
             for place, size in zip(found.prototypes.rows, found.prototypes.sizes, strict=True)
         ),
         outliers=tuple(_list_outliers(found, images, rows=rows)),
-        metadata=tuple(_judge_columns(features, columns, found=found, config=config, say=say)),
+        metadata=tuple(
+            _judge_columns(
+                features,
+                columns,
+                found=found,
+                labels=_find_label_columns(columns, images.labels[rows], config=config),
+                seed=seed,
+                say=say,
+            )
+        ),
     )
     _save(description, images, run_dir=run_dir)
     return description
@@ -137,7 +146,7 @@ def describe(
 # ---- What is looked at
 
 
-def _choose_measured(rows: Rows, *, seed: int) -> Rows:
+def _choose_measured(rows: Rows, *, seed: int) -> Int64[np.ndarray, " measured"]:
     """At most 2,048 of the images, drawn: neighbours in a folder are often more alike than any others."""
     if len(rows) <= NUM_MEASURED:
         return rows
@@ -227,23 +236,35 @@ def _find_columns(images: Packed, rows: Rows, *, metadata: Path | None) -> dict[
     return {name: values[rows] for name, (values, _) in columns.items()}
 
 
+def _find_label_columns(columns: Mapping[str, Values], labels: Values, *, config: Config) -> set[str]:
+    """The columns that features are meant to tell: `label`, and the folder if it is the class.
+
+    It is if there is no list of labels and each folder holds images of one class of the set's own.
+    """
+    found = {"label"}
+    if _FOLDER in columns and config.evaluation.labels is None and labels.min() >= 0:
+        folders = columns[_FOLDER]
+        num_pairs = np.unique(np.stack([folders, labels]), axis=1).shape[1]
+        if num_pairs == len(np.unique(folders)):
+            found.add(_FOLDER)
+    return found
+
+
 def _judge_columns(
-    features: Features, columns: Mapping[str, Values], *, found: _Found, config: Config, say: Say | None
+    features: Features,
+    columns: Mapping[str, Values],
+    *,
+    found: _Found,
+    labels: set[str],
+    seed: int,
+    say: Say | None,
 ) -> Iterator[ColumnScore]:
     """A copy would find its original in the other folds, so copies are left out."""
     kept = found.distinct.rows
-    # That features tell the classes is what they are for; without a list of labels, folders are the classes.
-    label = _FOLDER if config.evaluation.labels is None else "label"
     for name, values in columns.items():
         problem = find_unusable(values[kept])
         if problem is None:
-            yield judge_column(
-                features[kept],
-                values[kept],
-                name=name,
-                is_label=name == label,
-                seed=config.evaluation.seed,
-            )
+            yield judge_column(features[kept], values[kept], name=name, is_label=name in labels, seed=seed)
         elif say is not None:
             say(f"column {name!r} {problem}; left out")
 
