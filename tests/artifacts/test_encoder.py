@@ -176,12 +176,12 @@ def test_size_of_whole_images(name: str, wanted: str, expected: int | None) -> N
 
 
 def test_a_model_of_one_size_refuses_another() -> None:
-    with pytest.raises(ConfigError, match=r"whole_px: test_vit does not take images of 40 px"):
-        choose_whole_px(size_config("test_vit", "40"), channels=3, stem="standard")
+    with pytest.raises(ConfigError, match=r"whole_px: test_vit does not take images of 72 px"):
+        choose_whole_px(size_config("test_vit", "72"), channels=3, stem="standard")
 
 
 def size_config(name: str, wanted: str) -> Config:
-    side = 32 if "vit" in name else VIEW_PX
+    side = 64 if "vit" in name else VIEW_PX  # 64 x 1.382 is 88, which patches of 16 px do not fill
     keys = (f"network.name={name}", f"data_transforms.input_shape=[{side},{side},3]")
     return load_config(None, [*keys, f"data_transforms.whole_px={wanted}"], preset="default")
 

@@ -20,7 +20,7 @@ from byol.artifacts.embedding_map import NOWHERE, choose_rows, find_nearest, pla
 from byol.artifacts.report import WEB, write_report
 from byol.artifacts.report_data import judge, read_record
 from byol.errors import CheckpointError, ConfigError, DataError
-from byol.evaluation.table import Row, Table
+from byol.evaluation.table import Confusion, Table
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +98,13 @@ def test_the_verdict_agrees_with_the_table(run_dir: Path, online: float, words: 
     verdict = judge(read_record(run_dir, []))
     assert verdict.sentence.startswith(words) and verdict.kind == kind
     rows = tuple(
-        Row(**make_row(name, top1))  # type: ignore[arg-type]
+        Row(**make_row(name, top1), top5=None, balanced_low95=0.0, balanced_high95=1.0)  # type: ignore[arg-type]
         for name, top1 in (("pixels", 0.4), ("untrained", 0.5), ("byol online", online))
     )
     rows += tuple(replace(row, classifier="knn") for row in rows)
-    assert Table("", 1, 1, 1, 0, 1, 1.0, rows).verdict().startswith(words)
+    confusion = Confusion("byol online", "logistic regression", ((1,),))
+    table = Table("", "test part", 1, 1, 1, ("a",), 0, 1, 1.0, rows, (), confusion)
+    assert table.verdict().startswith(words)
 
 
 def test_weights_of_others_are_to_be_beaten_as_well(run_dir: Path) -> None:

@@ -1,7 +1,5 @@
 """Measures against closed forms, and when an encoder is called better."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -44,44 +42,45 @@ def test_a_share_that_is_found_again_has_an_interval() -> None:
 # ---- The verdict
 
 
-def make_geometry(retrieval: float, *, rank: float = 40.0, half: float = 0.02) -> Geometry:
-    return Geometry(rank, 95, 0.3, -2.0, retrieval, retrieval - half, retrieval + half)
+def make_geometry(
+    retrieval: float, *, alignment: float = 0.3, rank: float = 40.0, half: float = 0.02
+) -> Geometry:
+    return Geometry(rank, 95, alignment, -2.0, retrieval, retrieval - half, retrieval + half)
 
 
 @pytest.mark.parametrize(
     ("trained", "sentence"),
     [
         (
-            make_geometry(0.8),
-            "Without labels the trained encoder is better than the untrained one: it finds 80.0 % of the "
-            "images again from another view (untrained 50.0 %), with a rank of 40 (untrained 40).",
+            make_geometry(0.51, alignment=0.1),
+            "Without labels the trained encoder looks better than the untrained one: alignment + uniformity "
+            "-1.90 (untrained -1.70, lower is better), 51.0 % of the images found again from another view "
+            "(untrained 50.0 %), rank 40 (untrained 40).",
         ),
         (
             make_geometry(0.52),
-            "Without labels the trained encoder is not better than the untrained one: it finds 52.0 % of the "
-            "images again from another view (untrained 50.0 %), with a rank of 40 (untrained 40); "
-            "the intervals overlap.",
+            "Without labels the trained encoder does not look better than the untrained one: ",
         ),
         (
-            make_geometry(0.2),
-            "Without labels the trained encoder is WORSE than the untrained one: it finds 20.0 % of the "
-            "images again from another view (untrained 50.0 %), with a rank of 40 (untrained 40).",
+            make_geometry(0.52, alignment=0.5),
+            "Without labels the trained encoder looks WORSE than the untrained",
         ),
         (
-            make_geometry(0.8, rank=19.0),
-            "Without labels it cannot be said whether the trained encoder is better than the untrained one: "
-            "it finds 80.0 % of the images again from another view (untrained 50.0 %), with a rank of 19 "
-            "(untrained 40), which is less than half.",
+            make_geometry(0.2, alignment=0.1),
+            "Without labels the trained encoder looks WORSE than the untrained",
+        ),
+        (
+            make_geometry(0.8, alignment=0.1, rank=19.0),
+            "Without labels it cannot be said whether the trained encoder is better than the untrained one, "
+            "since more than half of the rank is lost: ",
         ),
     ],
-    ids=["better", "not better", "worse", "lost rank"],
+    ids=["better", "not better", "worse", "views lost", "rank lost"],
 )
 def test_the_verdict_is_plain(trained: Geometry, sentence: str) -> None:
-    assert judge(trained, make_geometry(0.5)) == sentence
+    assert judge(trained, make_geometry(0.5)).startswith(sentence)
 
 
-def test_alignment_and_uniformity_decide_nothing() -> None:
-    """A useless encoder can have the best of each."""
-    one = make_geometry(0.5)
-    other = replace(one, alignment=0.0, uniformity=-4.0)
-    assert judge(other, one) == judge(one, one) and "is not better" in judge(other, one)
+def test_an_encoder_that_gives_every_image_the_same_is_not_better() -> None:
+    collapsed = Geometry(1.0, 95, 0.0, 0.0, 0.01, 0.0, 0.02)
+    assert "WORSE" in judge(collapsed, make_geometry(0.5))
