@@ -140,7 +140,7 @@ def render(result: dict[str, Any]) -> str:
     if result["peak_bytes"] is not None:
         lines.append(
             f"Peak of resident memory: {result['peak_bytes'] / 1e6:,.0f} MB, of which "
-            f"{result['bytes_before'] / 1e6:,.0f} MB are libraries and the features."
+            f"{result['bytes_before'] / 1e6:,.0f} MB were there before the first part."
         )
     if result["tiny"]:
         lines.append("A smoke test: the figures mean nothing.")

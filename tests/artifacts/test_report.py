@@ -20,6 +20,7 @@ from byol.artifacts.embedding_map import NOWHERE, choose_rows, find_nearest, pla
 from byol.artifacts.report import WEB, write_report
 from byol.artifacts.report_data import judge, read_record
 from byol.errors import CheckpointError, ConfigError, DataError
+from byol.evaluation.rows import Row
 from byol.evaluation.table import Confusion, Table
 
 
