@@ -141,7 +141,7 @@ def test_norms_of_the_untrained_encoder_are_those_of_the_training_images(
     )
     squares = torch.from_numpy(images.images[rows]).permute(0, 3, 1, 2)
     with torch.no_grad():
-        maps = convolution(whole_view(squares, PX, pixels=spec.pixels))
+        maps = convolution(whole_view(squares, spec.seen_px, pixels=spec.pixels))
     assert norm.running_mean is not None and norm.running_var is not None
     torch.testing.assert_close(norm.running_mean, maps.mean(dim=(0, 2, 3)), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(norm.running_var, maps.var(dim=(0, 2, 3)), atol=1e-5, rtol=1e-3)
