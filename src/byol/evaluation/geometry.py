@@ -15,7 +15,7 @@ from byol.training import health
 
 _NUM_BOOTSTRAP = 2000
 _LEAST_GAIN = 0.1  # of alignment + uniformity; draws of 256 images differ by 0.03 (docs/decisions.md)
-_LOST_RANK = 0.5  # share of the untrained encoder's rank below which better retrieval is not enough
+_LOST_RANK = 0.25  # share of the untrained encoder's rank below which better retrieval is not enough
 
 Features = Float32[np.ndarray, "image feature"]
 
@@ -59,7 +59,7 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
 
     -(alignment + uniformity) decides, by which `training/best.py` marks the best encoder as well: views of an
     image together, images apart. Each measure alone is best for some useless encoder, so that a clear loss of
-    views found, or of half the rank, is said instead.
+    views found, or of three quarters of the rank, is said instead.
     """
     figures = (
         f"alignment + uniformity {_loss(trained):.2f} (untrained {_loss(untrained):.2f}, lower is better), "
@@ -75,7 +75,7 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
     if trained.rank < _LOST_RANK * untrained.rank:
         return (
             "Without labels it cannot be said whether the trained encoder is better than the untrained one, "
-            f"since more than half of the rank is lost: {figures}."
+            f"since more than three quarters of the rank are lost: {figures}."
         )
     return f"Without labels the trained encoder looks better than the untrained one: {figures}."
 
