@@ -176,7 +176,9 @@ def save_classifier(
     except OSError as error:
         raise CheckpointError(f"{folder / SPEC_NAME}: cannot be replaced ({error.strerror})") from None
     save_encoder(folder, module, encoder_spec)
-    write_atomically(folder / WEIGHTS_NAME, save({"weight": linear.weight, "bias": linear.bias}))
+    # safetensors takes an array's memory as it lies, and would mix up the rows of a transposed one.
+    arrays = {"weight": np.ascontiguousarray(linear.weight), "bias": np.ascontiguousarray(linear.bias)}
+    write_atomically(folder / WEIGHTS_NAME, save(arrays))
     write_atomically(folder / SPEC_NAME, to_json({"format": FORMAT, **asdict(spec)}, indent=2) + b"\n")
 
 
