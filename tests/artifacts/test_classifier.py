@@ -57,6 +57,14 @@ def make_images(num: int) -> list[np.ndarray]:
     return [rng.integers(0, 256, size=(PX, PX, 3), dtype=np.uint8) for _ in range(num)]
 
 
+def test_weights_come_back_however_they_lie_in_memory(copy: Path) -> None:
+    classifier = load_classifier(copy, device="cpu")
+    encoder, transposed = classifier.encoder, np.asfortranarray(classifier.linear.weight)
+    linear = Linear(transposed, classifier.linear.bias)
+    save_classifier(copy, encoder.module, encoder.spec, linear=linear, spec=classifier.spec)
+    np.testing.assert_array_equal(load_classifier(copy, device="cpu").linear.weight, transposed)
+
+
 def test_predictions_are_the_linear_layer_on_the_features(folder: Path) -> None:
     classifier = byol.load_classifier(folder, device="cpu")
     assert isinstance(classifier, Classifier) and classifier.class_names == ("a", "b", "ß,c")
