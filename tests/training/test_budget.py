@@ -14,7 +14,7 @@ from rich.console import Console
 
 from byol.config import Config, load_config
 from byol.errors import RunMismatchError
-from byol.training import checkpoint, loop
+from byol.training import checkpoint, loop, opening
 from byol.training.loop import Outcome, train
 from byol.training.pace import Pace
 from byol.training.probe import Probe
@@ -121,7 +121,7 @@ def test_the_speed_is_probed_before_the_start(
         probed.append(what)
         return Probe(16, 1, STEP_S, 1, 1)
 
-    monkeypatch.setattr(loop, "probe_step", probe_step)
+    monkeypatch.setattr(opening, "probe_step", probe_step)
     config = configure(images, f"trainer.max_hours={2 / 3600}")
     outcome, said = run(config, tmp_path / "run")
     assert probed == [{"channels": 3, "stored_px": 16, "bits": 8}] and outcome.done == 8
