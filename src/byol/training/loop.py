@@ -97,7 +97,8 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         record = environment.begin(
             run_dir, num_images=len(images), num_bad=images.num_bad, first_step=done, ranks=ranks
         )
-        training = not pace.is_last(done) and ranks.is_main
+        has_steps = not pace.is_last(done)
+        training = has_steps and ranks.is_main
         log = RunLog(
             run_dir,
             console,
@@ -240,7 +241,8 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
                     break
             if pace.is_last(done) and begun.measures is not None:
                 log.say(health.compare(measures, begun.measures))
-            if log.has_loggers and pace.is_last(done):
+            # On every rank, for BatchNorm of several ranks waits for all of them.
+            if has_steps and config.trainer.loggers and pace.is_last(done):
                 log.keep_embedding(fixed_images.embed(byol, done=done, ranks=ranks))
         ranks.wait()
         # The signal may have reached another rank only.

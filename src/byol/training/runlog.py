@@ -122,11 +122,6 @@ class RunLog:
         for logger in self._loggers:
             logger.add_picture("views", tile_views(view1, view2), step=self._first_step)
 
-    @property
-    def has_loggers(self) -> bool:
-        """Whether anything but the file is written."""
-        return bool(self._loggers)
-
     def keep_embedding(self, embedding: Embedding) -> None:
         """What the loggers get at the end."""
         self._embedding = embedding
