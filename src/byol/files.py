@@ -1,12 +1,15 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and what is read back is checked."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from byol.errors import CheckpointError
+
+T = TypeVar("T")
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
@@ -44,3 +47,18 @@ def reason_of(error: OSError) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "a file is where a folder must be"
     return error.strerror or str(error)
+
+
+def read_fields(path: Path, *, version: int, make: Callable[[dict[str, Any]], T], advice: str) -> T:
+    """What `make` makes of the other fields of a JSON file whose `format` is `version`.
+
+    Raises:
+        CheckpointError: the file is damaged, of another format or not what `make` needs; ends with `advice`.
+    """
+    try:
+        fields = json.loads(path.read_bytes())
+        if fields.pop("format") != version:
+            raise ValueError(f"format is not {version}")
+        return make(fields)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {advice}") from None

@@ -24,7 +24,7 @@ from byol.data.images import open_images
 from byol.data.labels import Labels, match_columns
 from byol.data.packed import Packed
 from byol.errors import DataError
-from byol.evaluation.features import Progress, features_of, trained
+from byol.evaluation.features import Progress, features_of, spread, trained
 from byol.files import write_atomically
 
 FILE_NAME = "map.npz"
@@ -102,7 +102,7 @@ class Embedded:
 
 def choose_rows(num: int, most: int) -> Int64[np.ndarray, " image"]:
     """At most `most` of `num` rows, at even distances: all classes of a sorted set are among them."""
-    return np.linspace(0, num - 1, min(num, most)).astype(np.int64)
+    return spread(np.arange(num), min(num, most))
 
 
 def find_nearest(

@@ -9,7 +9,7 @@ from typing import Any
 from byol.config import Config, load_config
 from byol.errors import CheckpointError
 from byol.training import best, environment
-from byol.training.runlog import Metrics, read_metrics
+from byol.training.runlog import Metrics, count_seconds, read_metrics
 
 ONLINE, BASELINES = "byol online", ("pixels", "untrained")
 
@@ -57,12 +57,7 @@ class Facts:
         """From first to last step, all starts together; None if nothing was logged."""
         if not self.metrics:
             return None
-        before = [0, *(line.done for line in self.metrics[:-1])]
-        seconds = sum(
-            (line.done - earlier) * self.config.batch_size / line.images_per_s
-            for line, earlier in zip(self.metrics, before, strict=True)
-        )
-        return seconds / 3600.0
+        return count_seconds(self.metrics, batch_size=self.config.batch_size) / 3600.0
 
     @property
     def num_images(self) -> int | None:

@@ -10,7 +10,7 @@ from byol.artifacts.encoder import SPEC_NAME
 from byol.config import Config
 from byol.errors import CheckpointError
 from byol.evaluation.settings import read_config
-from byol.training.runlog import Metrics, read_metrics
+from byol.training.runlog import Metrics, count_seconds, read_metrics
 
 ONLINE = "byol online"
 _FORMATS = {"eval.json": (1, 2), "measures.json": (1,), "start.json": (1,), "best.json": (1,)}
@@ -41,12 +41,7 @@ class Record:
     @property
     def training_s(self) -> float:
         """Seconds of training that the log accounts for; the time of pauses is not among them."""
-        seconds, done = 0.0, 0
-        for line in self.metrics:
-            if line.images_per_s > 0:
-                seconds += (line.done - done) * self.config.batch_size / line.images_per_s
-            done = line.done
-        return seconds
+        return count_seconds(self.metrics, batch_size=self.config.batch_size)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from byol.errors import CheckpointError
-from byol.files import write_atomically
+from byol.files import read_fields, write_atomically
 from byol.plan import Plan
 from byol.training.health import Health, Measures
 
@@ -149,10 +148,5 @@ def read(run_dir: Path) -> Marked | None:
     path = run_dir / FILE_NAME
     if not path.exists():
         return None
-    try:
-        fields = json.loads(path.read_bytes())
-        if fields.pop("format") != FORMAT:
-            raise ValueError(f"format is not {FORMAT}")
-        return Marked(**fields)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); remove it, it only marks a step") from None
+    advice = "remove it, it only marks a step"
+    return read_fields(path, version=FORMAT, make=lambda fields: Marked(**fields), advice=advice)

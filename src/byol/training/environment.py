@@ -7,11 +7,11 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from byol.errors import CheckpointError
-from byol.files import write_atomically
+from byol.files import read_fields, write_atomically
 from byol.training.distributed import Ranks
 
 FORMAT = 1
@@ -102,13 +102,11 @@ def read(run_dir: Path) -> Environment | None:
     path = run_dir / FILE_NAME
     if not path.exists():
         return None
-    try:
-        fields = json.loads(path.read_bytes())
-        if fields.pop("format") != FORMAT:
-            raise ValueError(f"format is not {FORMAT}")
-        return Environment(**fields | {"starts": tuple(Start(**start) for start in fields["starts"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); remove it, it is only a record") from None
+    return read_fields(path, version=FORMAT, make=_make_environment, advice="remove it, it is only a record")
+
+
+def _make_environment(fields: dict[str, Any]) -> Environment:
+    return Environment(**fields | {"starts": tuple(Start(**start) for start in fields["starts"])})
 
 
 def _now() -> str:

@@ -178,6 +178,16 @@ def read_metrics(run_dir: Path) -> list[Metrics]:
     return metrics
 
 
+def count_seconds(metrics: Sequence[Metrics], *, batch_size: int) -> float:
+    """Seconds of training that the lines account for; the time of pauses is not among them."""
+    seconds, done = 0.0, 0
+    for line in metrics:
+        if line.images_per_s > 0:
+            seconds += (line.done - done) * batch_size / line.images_per_s
+        done = line.done
+    return seconds
+
+
 def tile_views(
     view1: Float[Tensor, "b c s s"], view2: Float[Tensor, "b c s s"]
 ) -> UInt8[np.ndarray, "height width 3"]:

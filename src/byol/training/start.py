@@ -8,7 +8,7 @@ steps to its share. All of it is a function of the step and of what `start.json`
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from byol.artifacts import encoder as encoder_files
 from byol.config import Config, NetworkConfig
 from byol.errors import CheckpointError
-from byol.files import write_atomically
+from byol.files import read_fields, write_atomically
 from byol.method.networks import Byol
 from byol.method.pretrained import (
     KEY,
@@ -124,16 +124,12 @@ def read(run_dir: Path, *, config: Config, plan: Plan) -> Start:
     if not path.exists():
         heads: Heads = "random" if config.network.fine_tune_from is None else "kept"
         return Start.of(config.network, heads=heads, plan=plan)
-    try:
-        fields = json.loads(path.read_bytes())
-        if fields.pop("format") != FORMAT:
-            raise ValueError(f"format is not {FORMAT}")
-        measures = fields.pop("measures")
-        return Start(**fields, measures=None if measures is None else Measures(**measures))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}); start again in another folder with -o"
-        ) from None
+    return read_fields(path, version=FORMAT, make=_make_start, advice="start again in another folder with -o")
+
+
+def _make_start(fields: dict[str, Any]) -> Start:
+    measures = fields.pop("measures")
+    return Start(**fields, measures=None if measures is None else Measures(**measures))
 
 
 def write(run_dir: Path, start: Start) -> None:
