@@ -550,6 +550,15 @@ def test_folders_that_are_no_run(capsys: Capture, finished: Path) -> None:
         assert said.startswith("network.fine_tune_from: ") and "name an earlier run's folder" in said
 
 
+def test_features_that_are_not_numbers_are_never_written(capsys: Capture, copied: Path) -> None:
+    weights = load_file(copied / "encoder.safetensors")
+    spoilt = {name: one * float("nan") if one.is_floating_point() else one for name, one in weights.items()}
+    save_file(spoilt, copied / "encoder.safetensors")
+    said = fail(capsys, "embed", copied, "images", "-o", "f.csv")
+    assert "the encoder's features of this image are not finite (20 such images in all)" in said
+    assert not Path("f.csv").exists()
+
+
 def test_a_run_of_another_configuration_or_of_other_images(capsys: Capture, copied: Path) -> None:
     before = contents(copied)
     said = fail(capsys, "train", "images", "-o", copied, *TINY, "trainer.seed=3", "trainer.m=0.5")

@@ -262,9 +262,9 @@ def embed_command(options: argparse.Namespace) -> int:
     if not names:
         raise DataError(f"{options.images}: none of its {len(bad.names)} images can be used")
     features = np.concatenate([block.features for block in blocks])
+    check_finite(features, names.__getitem__)
     found = None
     if options.prototypes is not None:
-        check_finite(features, names.__getitem__)
         found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
     write_features(options.output, names, features=features)
     left_out = f", {len(bad.names)} left out" if bad.names else ""

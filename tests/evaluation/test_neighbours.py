@@ -108,6 +108,15 @@ def test_prototypes_are_nearest_to_the_centres_and_the_largest_comes_first() -> 
     assert again.rows.tolist() == found.rows.tolist()
 
 
+def test_clusters_found_on_a_sample_hold_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = make_clusters()
+    sizes = find_prototypes(features, Distinct.of(features), num=3, seed=0).sizes
+    monkeypatch.setattr(neighbours_file, "_MOST_FITTED", 12)
+    found = find_prototypes(features, Distinct.of(features), num=3, seed=0)
+    assert found.sizes.tolist() == sizes.tolist()
+    assert [int(np.searchsorted([0, 20, 50], row, side="right")) for row in found.rows] == [2, 1, 3]
+
+
 def test_copies_do_not_move_a_centre_but_are_counted() -> None:
     features = make_features(12, seed=3)
     alone = find_prototypes(features, Distinct.of(features), num=4, seed=0)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from byol.errors import DataError
 
+_MOST_FITTED = 10_000  # images that clusters are found on: 100 of each of 100; all others join the nearest
 _TILE = 4096  # images a side of the similarities that are held at once: 64 MB, and as much again
 
 Features = Float32[np.ndarray, "image feature"]
@@ -108,18 +109,23 @@ def find_prototypes(features: Features, distinct: Distinct, *, num: int, seed: i
     """The image nearest to the centre of each of `num` clusters; at most as many as there are images.
 
     Clusters are those of k-means on features of length 1 (scikit-learn, one start by k-means++), in which an
-    image counts once, however many copies it has.
+    image counts once, however many copies it has. They are found on at most 10,000 images, drawn; every image
+    belongs to the cluster whose centre is nearest.
     """
     unit = F.normalize(torch.from_numpy(features[distinct.rows])).numpy()
     num = min(num, len(unit))
+    fitted = unit
+    if len(unit) > _MOST_FITTED:
+        fitted = np.random.default_rng(seed).choice(unit, _MOST_FITTED, replace=False)
     with warnings.catch_warnings():
         # Directions that are equal leave clusters empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = KMeans(num, n_init=1, random_state=seed, copy_x=False).fit(unit)
-    distance = np.square(unit - model.cluster_centers_[model.labels_]).sum(axis=1)
-    order = np.lexsort((distance, model.labels_))
-    clusters, first = np.unique(model.labels_[order], return_index=True)
-    sizes = np.bincount(model.labels_[distinct.member], minlength=num)[clusters]
+        model = KMeans(num, n_init=1, random_state=seed).fit(fitted)
+    cluster_of = model.predict(unit)
+    distance = np.square(unit - model.cluster_centers_[cluster_of]).sum(axis=1)
+    order = np.lexsort((distance, cluster_of))
+    clusters, first = np.unique(cluster_of[order], return_index=True)
+    sizes = np.bincount(cluster_of[distinct.member], minlength=num)[clusters]
     largest = np.argsort(-sizes, kind="stable")
     return Prototypes(distinct.rows[order[first]][largest], sizes[largest])
 
