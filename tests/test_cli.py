@@ -102,17 +102,12 @@ def succeed(capsys: Capture, *arguments: str | Path) -> str:
     return said.out
 
 
-def fail(
-    capsys: Capture, *arguments: str | Path, code: int = 1, lines: int = 1, described: bool = False
-) -> str:
-    """What the command says on stderr: so many lines, each of the program's, and no traceback.
-
-    With `described` the description without labels has come before, otherwise nothing.
-    """
+def fail(capsys: Capture, *arguments: str | Path, code: int = 1, lines: int = 1) -> str:
+    """What the command says on stderr: so many lines, each of the program's, and no traceback."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == code
     said = capsys.readouterr()
-    assert said.out.startswith("no labels used; ") if described else said.out == "", said.out
+    assert said.out == ""
     assert "Traceback" not in said.err and said.err.count("\n") == lines, said.err
     assert all(line.startswith("byol: ") for line in said.err.splitlines())
     return said.err.removeprefix("byol: ")
@@ -433,7 +428,7 @@ def test_labels(capsys: Capture, finished: Path) -> None:
 
     def refused(labels: dict[str, str]) -> str:
         write_labels("labels.csv", labels)
-        return fail(capsys, "eval", "runs/a", "--labels", "labels.csv", described=True)
+        return fail(capsys, "eval", "runs/a", "--labels", "labels.csv")
 
     names = [f"{index:02d}.png" for index in range(10)]
     assert "one class only ('x', 10 images)" in refused(dict.fromkeys(names, "x"))
@@ -442,10 +437,10 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     )
     said = refused(dict(zip(names[:6], "xxyxyy", strict=True)))
     assert "images: no class has 5 labelled images" in said and "--test" in said
-    said = fail(capsys, "eval", "runs/a", "--labels", "missing.csv", described=True)
+    said = fail(capsys, "eval", "runs/a", "--labels", "missing.csv")
     assert "missing.csv: cannot be opened" in said
     Path("other.csv").write_text("name,class\na,b\n")
-    said = fail(capsys, "eval", "runs/a", "--labels", "other.csv", described=True)
+    said = fail(capsys, "eval", "runs/a", "--labels", "other.csv")
     assert "a column `file` is needed" in said
     assert not Path("runs/a/eval.json").exists()
 
@@ -500,9 +495,9 @@ def test_prototypes(capsys: Capture, finished: Path) -> None:
 
 def test_evaluation_that_would_mean_nothing(capsys: Capture, finished: Path) -> None:
     run, images = finished / "runs" / "a", finished / "images"
-    said = fail(capsys, "eval", run, "--train", images, "--test", images, described=True)
+    said = fail(capsys, "eval", run, "--train", images, "--test", images)
     assert "images: the test images are the training images" in said
-    assert "no test image has a label" in fail(capsys, "eval", run, "--test", images / "red", described=True)
+    assert "no test image has a label" in fail(capsys, "eval", run, "--test", images / "red")
     said = fail(capsys, "eval", run, "trainer.max_epochs=7", code=2)
     assert "evaluation cannot change what the run was (trainer.max_epochs: 2 -> 7)" in said
 

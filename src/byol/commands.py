@@ -137,12 +137,13 @@ def _is_main_rank() -> bool:
 
 def _print_table(run_dir: Path, *, overrides: list[str], metadata: Path | None = None) -> int:
     """What features are worth without labels, and the table if there are any."""
-    from byol.evaluation.table import evaluate
+    from byol.evaluation.table import check_labels, evaluate
     from byol.evaluation.unlabelled import describe
 
     def say(line: str) -> None:
         print(line, flush=True)
 
+    check_labels(run_dir, overrides=overrides)
     with _show_features() as progress:
         description = describe(run_dir, overrides=overrides, metadata=metadata, say=say, progress=progress)
     say(f"{description.render()}\n")

@@ -3,6 +3,7 @@
 Saved as `eval.json`, whose rows others read; the format is described in docs/files.md.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from byol.artifacts.encoder import load
 from byol.config import Config
+from byol.errors import NoLabelsError
 from byol.evaluation.columns import render_columns
 from byol.evaluation.features import Progress
 from byol.evaluation.low_shot import LowShot, measure_low_shot
@@ -92,6 +94,19 @@ class Table:
         """A sentence a classifier: is the online encoder above both baselines, and the intervals apart?"""
         classifiers = dict.fromkeys(row.classifier for row in self.rows)
         return "\n".join(_judge(self.rows, classifier=classifier) for classifier in classifiers)
+
+
+def check_labels(run_dir: Path, *, overrides: Sequence[str] = ()) -> None:
+    """Open the labelled images as `evaluate` does: a mistake in naming them is told before the long work.
+
+    To have no labels at all is no mistake.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: as `evaluate`.
+    """
+    config = read_config(run_dir, overrides)
+    with contextlib.suppress(NoLabelsError):
+        open_splits(config, run_dir, spec=load(run_dir, device="cpu").spec)
 
 
 def evaluate(
