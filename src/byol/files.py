@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -49,16 +49,24 @@ def reason_of(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def read_fields(path: Path, *, version: int, make: Callable[[dict[str, Any]], T], advice: str) -> T:
-    """What `make` makes of the other fields of a JSON file whose `format` is `version`.
+def read_fields(
+    path: Path, *, versions: Sequence[int], make: Callable[[dict[str, Any]], T], advice: str
+) -> T | None:
+    """What `make` makes of the other fields of a JSON file whose `format` is one of `versions`.
+
+    None if there is no file.
 
     Raises:
         CheckpointError: the file is damaged, of another format or not what `make` needs; ends with `advice`.
     """
+    if not path.exists():
+        return None
     try:
         fields = json.loads(path.read_bytes())
-        if fields.pop("format") != version:
-            raise ValueError(f"format is not {version}")
+        found = fields.pop("format")
+        if found not in versions:
+            raise ValueError(f"format is {found}, not {' or '.join(map(str, versions))}")
         return make(fields)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); {advice}") from None
+        reason = f"there is no {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path}: cannot be read ({reason}); {advice}") from None

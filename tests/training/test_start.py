@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from byol.config import Config, load_config
 from byol.errors import CheckpointError
+from byol.method.networks import Byol
 from byol.plan import Plan
 from byol.training import checkpoint, loop, start
 from byol.training.start import Start
@@ -165,20 +166,23 @@ def test_stopped_in_the_warming_and_continued_without_the_weights(
     run(config, tmp_path / "stopped")
     one, two = state_of(tmp_path / "whole"), state_of(tmp_path / "stopped")
     assert [key for key in one if not torch.equal(one[key], two[key])] == []
-    plan = Plan.of(config, num_images=16)
-    begun = start.read(tmp_path / "whole", config=config, plan=plan)
-    assert begun == start.read(tmp_path / "stopped", config=config, plan=plan)
+    begun = start.read(tmp_path / "whole")
+    assert begun is not None and begun == start.read(tmp_path / "stopped")
     assert begun.heads == "new" and begun.measures is not None
 
 
 def test_a_run_of_an_earlier_version_and_a_damaged_file(tmp_path: Path) -> None:
     config = configure(tmp_path)
     plan = Plan.of(config, num_images=16)
-    assert start.read(tmp_path, config=config, plan=plan) == Start("random", 0, 1.0)
+    assert start.read(tmp_path) is None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000004.pt").touch()
+    networks = object.__new__(Byol)  # theirs are in the checkpoint
+    assert start.begin(tmp_path, networks, config=config, plan=plan) == (Start("random", 0, 1.0), [])
     for text in ('{"format": 2}', "{", '{"format": 1}'):
         (tmp_path / "start.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"start\.json: cannot be read .*; start again"):
-            start.read(tmp_path, config=config, plan=plan)
+            start.read(tmp_path)
 
 
 def test_what_cannot_be_started_from(finished: Path, tmp_path: Path) -> None:

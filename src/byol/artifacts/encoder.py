@@ -363,7 +363,7 @@ def load(run: str | Path, *, device: str = "auto") -> Encoder:
         raise CheckpointError(
             f"{folder}: no such folder; name a run's folder, or train one: byol train IMAGES/ -o runs/NAME"
         )
-    spec = _read_spec(_find(folder, SPEC_NAME))
+    spec = read_spec(_find(folder, SPEC_NAME))
     path = _find(folder, WEIGHTS_NAME)
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
         try:
@@ -385,7 +385,12 @@ def _find(folder: Path, name: str) -> Path:
     return path
 
 
-def _read_spec(path: Path) -> EncoderSpec:
+def read_spec(path: Path) -> EncoderSpec:
+    """What an `encoder.json` says.
+
+    Raises:
+        CheckpointError: the file is damaged or of an unknown format.
+    """
     try:
         content = from_json(path.read_bytes())
     except (OSError, ValueError) as error:

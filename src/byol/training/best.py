@@ -145,8 +145,7 @@ def read(run_dir: Path) -> Marked | None:
     Raises:
         CheckpointError: the file is damaged or of another format.
     """
-    path = run_dir / FILE_NAME
-    if not path.exists():
-        return None
     advice = "remove it, it only marks a step"
-    return read_fields(path, version=FORMAT, make=lambda fields: Marked(**fields), advice=advice)
+    return read_fields(
+        run_dir / FILE_NAME, versions=(FORMAT,), make=lambda fields: Marked(**fields), advice=advice
+    )

@@ -99,10 +99,12 @@ def read(run_dir: Path) -> Environment | None:
     Raises:
         CheckpointError: the file is damaged or of another format.
     """
-    path = run_dir / FILE_NAME
-    if not path.exists():
-        return None
-    return read_fields(path, version=FORMAT, make=_make_environment, advice="remove it, it is only a record")
+    return read_fields(
+        run_dir / FILE_NAME,
+        versions=(FORMAT,),
+        make=_make_environment,
+        advice="remove it, it is only a record",
+    )
 
 
 def _make_environment(fields: dict[str, Any]) -> Environment:

@@ -88,7 +88,11 @@ def begin(run_dir: Path, byol: Byol, *, config: Config, plan: Plan) -> tuple[Sta
             damaged.
     """
     if checkpoint.list_checkpoints(run_dir):
-        return read(run_dir, config=config, plan=plan), []
+        begun = read(run_dir)
+        if begun is None:  # of an earlier version, which had no warming of heads
+            fresh = config.network.fine_tune_from is None
+            begun = Start.of(config.network, heads="random" if fresh else "kept", plan=plan)
+        return begun, []
     source = config.network.fine_tune_from
     heads: Heads = "random"
     notes: list[str] = []
@@ -114,17 +118,14 @@ def check_source(source: str) -> None:
         )
 
 
-def read(run_dir: Path, *, config: Config, plan: Plan) -> Start:
-    """How a run began. One of an earlier version has no `start.json`, and had no warming of heads.
+def read(run_dir: Path) -> Start | None:
+    """How a run began; None if there is no `start.json`, as in runs of earlier versions.
 
     Raises:
         CheckpointError: the file is damaged or of another format.
     """
-    path = run_dir / FILE_NAME
-    if not path.exists():
-        heads: Heads = "random" if config.network.fine_tune_from is None else "kept"
-        return Start.of(config.network, heads=heads, plan=plan)
-    return read_fields(path, version=FORMAT, make=_make_start, advice="start again in another folder with -o")
+    advice = "start again in another folder with -o"
+    return read_fields(run_dir / FILE_NAME, versions=(FORMAT,), make=_make_start, advice=advice)
 
 
 def _make_start(fields: dict[str, Any]) -> Start:
