@@ -12,6 +12,7 @@ from byol.artifacts.compare import compare
 from byol.artifacts.facts import read_facts
 from byol.config import dump_config, load_config
 from byol.errors import CheckpointError, ConfigError
+from byol.evaluation.settings import read_config
 from byol.training import best, environment
 from byol.training.best import Best
 from byol.training.distributed import Ranks
@@ -22,6 +23,7 @@ LINE = {
     "data_wait": 0.0, "verdict": "healthy", "rank": 20.0, "retrieval": 0.25, "encoder_rank": 75.0,
     "knn": None, "alignment": 0.4, "uniformity": -1.5,
 }  # fmt: skip
+TABLE = '{"format": 1, "split": "", "num_train": 1, "num_test": 1, "num_classes": 1, "rows": [%s]}'
 ACCURACIES = {"pixels": 0.3, "untrained": 0.5, "byol online": 0.7, "byol target": 0.69}
 
 
@@ -32,22 +34,31 @@ def make_run(folder: Path, *overrides: str, done: int = 40, **line: Any) -> Path
     (folder / "config.yaml").write_text(dump_config(config))
     lines = [LINE | {"done": step, "epoch": step / 10} | line for step in (done // 2, done)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    encoder = {"format": 2, "num_features": 512, "channels": 1, "bits": 16, "stored_px": 48}
-    encoder |= {"data_fingerprint": "abc", "byol_version": "0.1.0"}
+    encoder = {
+        "format": 2, "name": "resnet10t", "stem": "strided", "channels": 1, "view_px": 32, "stored_px": 48,
+        "num_features": 512, "pixels": {"low": [0.0], "high": [9.0], "mean": [0.5], "std": [0.2]},
+        "which": "online", "done": done, "byol_version": "0.1.0", "data_fingerprint": "abc",
+        "data_name": "cells", "bits": 16,
+    }  # fmt: skip
     (folder / "encoder.json").write_text(json.dumps(encoder))
     return folder
 
 
-def evaluate(run_dir: Path, *, number: int = 1, **top1: float) -> None:
-    """An `eval.json` of either format."""
+def evaluate(run_dir: Path, *, number: int = 1, online: float = 0.7, **settings: object) -> None:
+    """An `eval.json` of either format; `settings` are of `evaluation.`."""
     rows = [
         {"features": name, "transform": "none", "classifier": classifier, "dimensions": 8, "top1": share,
          "low95": share - 0.05, "high95": share + 0.05, "balanced": share - 0.1, "chosen": {}, "seconds": 1.0}
-        for name, share in (ACCURACIES | {"byol online": top1.get("online", 0.7)}).items()
+        for name, share in (ACCURACIES | {"byol online": online}).items()
         for classifier in ("logistic regression", "knn")
     ]  # fmt: skip
     table = {"format": number, "split": "test part", "num_train": 80, "num_test": 20, "num_classes": 2}
-    new = {"protocol": "test part", "class_names": ["a", "b"], "low_shot": []} if number == 2 else {}
+    new: dict[str, object] = (
+        {"protocol": "test part", "class_names": ["a", "b"], "low_shot": []} if number == 2 else {}
+    )
+    if settings:
+        overrides = [f"evaluation.{key}={json.dumps(value)}" for key, value in settings.items()]
+        new["settings"] = read_config(run_dir, overrides).evaluation.model_dump()
     table |= {"num_unlabelled": 0, "done": 40, "seconds": 1.0, "rows": rows} | new
     (run_dir / "eval.json").write_text(json.dumps(table))
 
@@ -62,6 +73,7 @@ def measure(run_dir: Path, *, warning: bool) -> None:
     encoder = {"features": "byol online", "rank": 33.3, "max_rank": 512, "alignment": 0.3}
     column = {"column": "plate", "num_values": 4, "accuracy": 0.64, "chance": 0.25, "warning": warning}
     content = {"format": 1, "num_images": 104, "verdict": "Better than untrained.", "metadata": [column]}
+    content |= {"neighbours": [], "prototypes": [], "outliers": []}
     content |= {"encoders": [encoder | {"uniformity": -2.0, "retrieval": 0.8}]}
     (run_dir / "measures.json").write_text(json.dumps(content))
 
@@ -80,8 +92,8 @@ def test_facts_of_a_bare_run(tmp_path: Path) -> None:
     facts = read_facts(make_run(tmp_path / "a"))
     assert (facts.name, facts.done, facts.num_images) == ("a", 40, 100)
     assert facts.hours == pytest.approx(40 * 10 / 100 / 3600)
-    assert facts.table is facts.measures is facts.best is facts.environment is None
-    assert facts.accuracies == () and facts.judge("knn") is None
+    assert facts.table is facts.measures is facts.best is facts.environment is facts.start is None
+    assert facts.encoder is not None and facts.encoder.bits == 16 and facts.verdicts == ()
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
@@ -90,19 +102,51 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("name", "text", "problem"),
     [
-        ("{", "cannot be read .*; make it again: byol eval RUN"),
-        ('{"format": 9, "rows": []}', "is of format 9, this version of byol reads 2; update byol"),
-        ('{"format": 1}', "has no 'rows'; make it again: byol eval RUN"),
-        ('{"format": 1, "rows": [{}]}', "has no 'features'; make it again"),
+        ("eval.json", "{", "cannot be read (Expecting property name"),
+        ("eval.json", '{"format": 9, "rows": []}', "cannot be read (format is 9, not 1 or 2); "),
+        ("eval.json", '{"format": 1}', "cannot be read (there is no 'split'); "),
+        ("eval.json", TABLE % "{}", "cannot be read (there is no 'top1'); "),
+        ("eval.json", TABLE % '{"top1": null}', "cannot be read (float() argument must be"),
+        ("measures.json", '{"format": 1}', "cannot be read (there is no 'verdict'); "),
+        ("measures.json", '{"format": 2}', "cannot be read (format is 2, not 1); "),
     ],
 )
-def test_a_damaged_table(tmp_path: Path, text: str, problem: str) -> None:
+def test_a_damaged_file_of_an_evaluation(tmp_path: Path, name: str, text: str, problem: str) -> None:
     run_dir = make_run(tmp_path / "a")
-    (run_dir / "eval.json").write_text(text)
-    with pytest.raises(CheckpointError, match=rf"eval\.json: {problem}"):
+    (run_dir / name).write_text(text)
+    with pytest.raises(CheckpointError) as caught:
         read_facts(run_dir)
+    said = str(caught.value)
+    assert said.startswith(f"{run_dir / name}: {problem}") and "\n" not in said
+    assert said.endswith(f"; make it again: byol eval {run_dir}")
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("encoder.json", "the same `byol train` command writes it anew"),
+        ("start.json", "start again in another folder with -o"),
+        ("best.json", "remove it, it only marks a step"),
+        ("environment.json", "remove it, it is only a record"),
+        ("metrics.jsonl", "remove it"),
+    ],
+)
+def test_a_damaged_file_of_a_training(tmp_path: Path, name: str, advice: str) -> None:
+    run_dir = make_run(tmp_path / "a")
+    (run_dir / name).write_text('{"format": 9}\n')
+    with pytest.raises(CheckpointError) as caught:
+        read_facts(run_dir)
+    said = str(caught.value)
+    assert said.startswith(str(run_dir / name)) and said.endswith(advice) and "\n" not in said
+
+
+def test_overrides_are_of_the_evaluation_alone(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "a")
+    assert read_facts(run_dir, ["evaluation.labels=l.csv"]).config.evaluation.labels == "l.csv"
+    with pytest.raises(ConfigError, match="cannot change what the run was"):
+        read_facts(run_dir, ["trainer.seed=3"])
 
 
 # ---- compare
@@ -179,7 +223,8 @@ def test_a_card_of_an_evaluated_run(tmp_path: Path) -> None:
         "# a\n", "resnet10t, strided stem, 512 features", "arXiv:2006.07733", "SGD (momentum 0.9",
         "batches of 10 images", "40 steps (4 epochs), seed 0", "in bf16", f"torch {torch.__version__}",
         "104 images of `cells`, 2 more could not be read", "1 channel, 16 bit", "`abc`",
-        "**BYOL helps by logistic regression 70.0 % against 50.0 % (untrained).**",
+        "**BYOL helps: logistic regression 70.0 % against untrained 50.0 % and pixels 30.0 %; the intervals "
+        "do not overlap.** **BYOL helps: kNN 70.0 %",
         "| byol online | knn | 70.0 % | 65.0 to 75.0 % | 60.0 % |", "was step 30",
         "byol train config.yaml -o runs/again && byol eval runs/again", "same to the bit",
     ):  # fmt: skip
@@ -191,10 +236,42 @@ def test_a_card_says_that_byol_does_not_help(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "a")
     evaluate(run_dir, online=0.45)
     text = write_card(run_dir)
-    assert "**BYOL does not help here by knn 45.0 % against 50.0 % (untrained).**" in text
-    assert "- By logistic regression and knn its features are no better than simpler ones" in text
+    assert "**BYOL does not help here: kNN 45.0 % against untrained 50.0 % and pixels 30.0 %.**" in text
+    assert "- By logistic regression and kNN its features are no better than simpler ones" in text
     evaluate(run_dir, online=0.55)
-    assert "**BYOL is ahead, but not surely, by knn 55.0 %" in write_card(run_dir)
+    assert "**BYOL is ahead, but not surely: kNN 55.0 %" in write_card(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({"seed": 0}, ""),
+        (
+            {"labels": "my cells.csv", "groups": "plate", "folds": 4},
+            " --labels 'my cells.csv' --folds 4 --groups plate",
+        ),
+        (
+            {"test": "test/", "weights": "timm:resnet18", "train": None},
+            " evaluation.train=null --test test/ --weights timm:resnet18",
+        ),
+        ({"seed": 3, "num_draws": None}, " evaluation.num_draws=null evaluation.seed=3"),
+    ],
+)
+def test_a_card_repeats_the_table_with_its_settings(
+    tmp_path: Path, settings: dict[str, object], options: str
+) -> None:
+    run_dir = make_run(tmp_path / "a", "evaluation.train=labelled")
+    evaluate(run_dir, number=2, **{"train": "labelled"} | settings)  # type: ignore[arg-type]
+    text = write_card(run_dir)
+    assert f"-o runs/again && byol eval runs/again{options}\n```" in text and "were not recorded" not in text
+
+
+def test_a_card_of_a_table_without_settings_says_so(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "a")
+    evaluate(run_dir, number=2)
+    text = write_card(run_dir)
+    assert "byol eval runs/again\n```" in text
+    assert "The options of `byol eval` were not recorded; its images: test part." in text
 
 
 def test_a_card_without_an_evaluation(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from byol.artifacts.embedding_map import Embedded
 from byol.artifacts.encoder import load
-from byol.artifacts.report_data import read_record
+from byol.artifacts.facts import read_facts
 from byol.cli import main
 
 HARD_NAMES = ("<img src=x onerror=alert(1)>.png", "quo\"te's & <b>.png", "line\nbreak.png", "größe 大.png")
@@ -129,5 +129,5 @@ def write_measures(run_dir: Path) -> None:
 
 def open_embedded(run_dir: Path) -> Embedded:
     """The run's images and features."""
-    config = read_record(run_dir, []).config
+    config = read_facts(run_dir).config
     return Embedded.of(config, run_dir, encoder=load(run_dir, device="cpu"))

@@ -5,8 +5,9 @@ Every sentence is made from the files of the run; what they do not say is said t
 
 from pathlib import Path
 
-from byol.artifacts.facts import BASELINES, Facts, read_facts
+from byol.artifacts.facts import Facts, read_facts
 from byol.config import View
+from byol.evaluation.verdict import show_classifier
 from byol.files import write_atomically
 from byol.plan import Plan
 from byol.training import checkpoint
@@ -62,7 +63,7 @@ def _describe_method(facts: Facts) -> str:
 
 def _describe_network(facts: Facts) -> str:
     network, head = facts.config.network, facts.config.network.projection_head
-    features = "" if facts.encoder is None else f", {facts.encoder['num_features']} features"
+    features = "" if facts.encoder is None else f", {facts.encoder.num_features} features"
     start = (
         "random weights" if network.fine_tune_from is None else f"the weights of `{network.fine_tune_from}`"
     )
@@ -129,7 +130,7 @@ def _find_expected_steps(facts: Facts) -> int:
 def _describe_machine(facts: Facts) -> str:
     hours = "an unknown time" if facts.hours is None else f"{facts.hours:.2f} hours"
     if facts.environment is None:
-        version = "" if facts.encoder is None else f", byol {facts.encoder['byol_version']}"
+        version = "" if facts.encoder is None else f", byol {facts.encoder.byol_version}"
         return f"Training took {hours}; hardware was not recorded{version}."
     latest = facts.environment.starts[-1]
     ranks = "" if latest.num_ranks == 1 else f" x {latest.num_ranks}"
@@ -156,10 +157,10 @@ def _describe_images(facts: Facts) -> str:
     )
     lines = [f"{about}{count} images of `{Path(facts.config.data.source).name}`{bad}; labels were not used."]
     if encoder is not None:
-        channels = "1 channel" if encoder["channels"] == 1 else f"{encoder['channels']} channels"
+        channels = "1 channel" if encoder.channels == 1 else f"{encoder.channels} channels"
         lines.append(
-            f"{channels}, {encoder.get('bits', 8)} bit, stored at {encoder['stored_px']} px; fingerprint of "
-            f"the packed images `{encoder['data_fingerprint']}`."
+            f"{channels}, {encoder.bits} bit, stored at {encoder.stored_px} px; fingerprint of the packed "
+            f"images `{encoder.data_fingerprint}`."
         )
     text = " ".join(lines)
     return text[0].upper() + text[1:]
@@ -172,20 +173,18 @@ def _describe_results(facts: Facts) -> str:
     if facts.table is None:
         return f"Not evaluated on labelled images.{_describe_own_measures(facts)}"
     lines = ["| features | classifier | top-1 | 95 % interval | mean over classes |", "|---|---|---|---|---|"]
-    for row in facts.accuracies:
+    for row in facts.table.rows:
         interval = f"{100 * row.low95:.1f} to {100 * row.high95:.1f} %"
         figures = f"{100 * row.top1:.1f} % | {interval} | {100 * row.balanced:.1f} %"
         lines.append(f"| {row.features} | {row.classifier} | {figures} |")
-    table = facts.table
+    table = facts.table.fields
     about = (
         f"{table['split']}: {table['num_train']:,} training and {table['num_test']:,} test images, "
         f"{table['num_classes']} classes. Classifiers on frozen features; their settings were chosen on "
         "parts of the training images, intervals are bootstraps over the test images."
     )
-    verdicts = [
-        _judge(facts, classifier) for classifier in dict.fromkeys(row.classifier for row in facts.accuracies)
-    ]
-    return "\n\n".join([" ".join(filter(None, verdicts)), about, "\n".join(lines)])
+    verdicts = " ".join(f"**{verdict.sentence}**" for verdict in facts.verdicts)
+    return "\n\n".join(filter(None, [verdicts, about, "\n".join(lines)]))
 
 
 def _describe_own_measures(facts: Facts) -> str:
@@ -201,21 +200,6 @@ def _describe_own_measures(facts: Facts) -> str:
     )
 
 
-def _judge(facts: Facts, classifier: str) -> str | None:
-    found = facts.judge(classifier)
-    if found is None:
-        return None
-    online, baseline = found
-    figures = (
-        f"by {classifier} {100 * online.top1:.1f} % against {100 * baseline.top1:.1f} % ({baseline.features})"
-    )
-    if online.top1 <= baseline.top1:
-        return f"**BYOL does not help here {figures}.**"
-    rivals = [row for row in facts.accuracies if row.classifier == classifier and row.features in BASELINES]
-    surely = all(row.high95 < online.low95 for row in rivals)
-    return f"**BYOL {'helps' if surely else 'is ahead, but not surely,'} {figures}.**"
-
-
 # ---- What is not known
 
 
@@ -226,7 +210,7 @@ def _list_limitations(facts: Facts) -> list[str]:
             "It has not been evaluated on labelled images: nothing here says what it is good for "
             f"(`byol eval {facts.run_dir} --labels LABELS.csv`)."
         )
-    lost = [c for c in dict.fromkeys(row.classifier for row in facts.accuracies) if _is_lost(facts, c)]
+    lost = [show_classifier(verdict.classifier) for verdict in facts.verdicts if verdict.kind == "bad"]
     if lost:
         lines.append(f"By {' and '.join(lost)} its features are no better than simpler ones: use those.")
     verdict = facts.metrics[-1].verdict if facts.metrics else "healthy"
@@ -244,11 +228,6 @@ def _list_limitations(facts: Facts) -> list[str]:
         "For this card nobody has examined the training images for bias or personal data.",
     ]
     return lines
-
-
-def _is_lost(facts: Facts, classifier: str) -> bool:
-    found = facts.judge(classifier)
-    return found is not None and found[0].top1 <= found[1].top1
 
 
 def _list_warnings_of_metadata(facts: Facts) -> list[str]:
@@ -275,9 +254,15 @@ def _describe_use(facts: Facts) -> str:
 
 
 def _describe_repetition(facts: Facts) -> str:
-    known, encoder = facts.environment, facts.encoder or {}
-    version = known.starts[-1].byol if known else encoder.get("byol_version", "of an unknown version")
-    evaluation = "" if facts.table is None else " && byol eval runs/again"
+    version = "of an unknown version"
+    if facts.environment is not None:
+        version = facts.environment.starts[-1].byol
+    elif facts.encoder is not None:
+        version = facts.encoder.byol_version
+    evaluation = "" if facts.table is None else f" && byol eval runs/again{facts.table.options or ''}"
+    unknown = ""
+    if facts.table is not None and facts.table.options is None:
+        unknown = f" The options of `byol eval` were not recorded; its images: {facts.table.fields['split']}."
     exact = (
         "On a CPU of the same kind and with the same versions the weights are the same to the bit; on a GPU "
         "they are not."
@@ -287,5 +272,5 @@ def _describe_repetition(facts: Facts) -> str:
     return (
         f"With byol {version}, `config.yaml` beside this card and the images in "
         f"`{facts.config.data.source}`:\n\n"
-        f"```\nbyol train config.yaml -o runs/again{evaluation}\n```\n\n{exact}"
+        f"```\nbyol train config.yaml -o runs/again{evaluation}\n```\n\n{exact}{unknown}"
     )

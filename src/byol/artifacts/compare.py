@@ -8,6 +8,7 @@ from byol import config_keys
 from byol.artifacts.facts import Facts, read_facts
 from byol.config import diff_configs
 from byol.errors import ConfigError
+from byol.evaluation.verdict import Judged
 
 _NONE = "-"
 _MEASURES = (("rank", ".1f"), ("retrieval", ".0%"), ("alignment", ".3f"), ("uniformity", ".3f"))
@@ -99,20 +100,21 @@ def _list_measures(runs: Sequence[Facts]) -> list[Row]:
 
 def _list_results(runs: Sequence[Facts]) -> list[Row]:
     """For each classifier the online encoder, and the better of pixels and the untrained encoder."""
-    classifiers = dict.fromkeys(row.classifier for run in runs for row in run.accuracies)
+    found = [{verdict.classifier: verdict for verdict in run.verdicts} for run in runs]
     rows: list[Row] = []
-    for classifier in classifiers:
-
-        def online(run: Facts, classifier: str = classifier) -> str | None:
-            found = run.judge(classifier)
-            return None if found is None else str(found[0])
-
-        def baseline(run: Facts, classifier: str = classifier) -> str | None:
-            found = run.judge(classifier)
-            return None if found is None else f"{found[1]} {found[1].features}"
-
-        rows += [*_row(f"{classifier}: byol", runs, online), *_row("  best baseline", runs, baseline)]
+    for classifier in dict.fromkeys(name for verdicts in found for name in verdicts):
+        verdicts = [of_run.get(classifier) for of_run in found]
+        online = [_NONE if one is None else _show_top1(one.online) for one in verdicts]
+        baseline = [
+            _NONE if one is None else f"{_show_top1(one.baseline)} {one.baseline.features}"
+            for one in verdicts
+        ]
+        rows += [[f"{classifier}: byol", *online], ["  best baseline", *baseline]]
     return rows
+
+
+def _show_top1(row: Judged) -> str:
+    return f"{100 * row.top1:.1f} % ({100 * row.low95:.1f} to {100 * row.high95:.1f})"
 
 
 def _list_settings(runs: Sequence[Facts]) -> list[Row]:
@@ -139,13 +141,13 @@ def _list_notes(runs: Sequence[Facts]) -> list[str]:
     """What a reader must know before comparing figures."""
     notes = []
     tests = {
-        tuple(run.table.get(key) for key in ("split", "num_test", "num_classes"))
+        tuple(run.table.fields[key] for key in ("split", "num_test", "num_classes"))
         for run in runs
         if run.table is not None
     }
     if len(tests) > 1:
         notes.append("the runs were tested on different images: accuracies cannot be compared")
-    prints = {run.encoder["data_fingerprint"] for run in runs if run.encoder is not None}
+    prints = {run.encoder.data_fingerprint for run in runs if run.encoder is not None}
     if len(prints) > 1:
         notes.append("the runs were trained on different images: loss and measures cannot be compared")
     notes += [

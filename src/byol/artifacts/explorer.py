@@ -34,8 +34,9 @@ from byol.artifacts.embedding_map import (
     to_uint16,
 )
 from byol.artifacts.encoder import Encoder, load
+from byol.artifacts.facts import Json, read_facts
 from byol.artifacts.report import render_page
-from byol.artifacts.report_data import Json, judge, read_record
+from byol.artifacts.report_parts import summarise
 from byol.artifacts.thumbnails import draw_thumbnail, encode
 from byol.errors import ByolError, ConfigError
 from byol.evaluation.features import Progress
@@ -149,15 +150,15 @@ def explore(
         DataError: images, labels or metadata cannot be read, or there are too few images.
     """
     given = [] if labels is None else [f"evaluation.labels={labels}"]
-    record = read_record(run_dir, [*overrides, *given])
-    config, seed = record.config, record.config.evaluation.seed
+    facts = read_facts(run_dir, [*overrides, *given])
+    config, seed = facts.config, facts.config.evaluation.seed
     encoder = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     embedded = Embedded.of(
         config, run_dir, encoder=encoder, source=images, metadata=metadata, progress=progress
     )
     pca = to_uint16(place_by_pca(embedded.directions, seed=seed))
     explorer = Explorer(
-        run_dir.resolve().name, judge(record).sentence, encoder, embedded, {"PCA": pca}, list_slow_maps()
+        run_dir.resolve().name, summarise(facts).sentence, encoder, embedded, {"PCA": pca}, list_slow_maps()
     )
     with open_server(explorer, port=port) as server:
         make = threading.Thread(

@@ -1,17 +1,25 @@
 """What a run folder says of itself, for those who sum it up; parts that are missing are None."""
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from byol.config import Config, load_config
-from byol.errors import CheckpointError
-from byol.training import best, environment
+from byol.artifacts.encoder import SPEC_NAME, EncoderSpec, read_spec
+from byol.config import Config, EvaluationConfig
+from byol.evaluation import verdict
+from byol.evaluation.settings import read_config
+from byol.files import read_fields
+from byol.training import best, environment, start
 from byol.training.runlog import Metrics, count_seconds, read_metrics
 
-ONLINE, BASELINES = "byol online", ("pixels", "untrained")
+Json = dict[str, Any]
+
+_OPTIONS = ("labels", "train", "test", "weights", "folds", "groups")  # of `byol eval`
+_OF_TABLE = ("split", "num_train", "num_test", "num_classes", "rows")
+_OF_MEASURES = ("verdict", "encoders", "neighbours", "prototypes", "outliers", "metadata")
 
 
 @dataclass(frozen=True)
@@ -25,8 +33,20 @@ class Accuracy:
     high95: float
     balanced: float
 
-    def __str__(self) -> str:
-        return f"{100 * self.top1:.1f} % ({100 * self.low95:.1f} to {100 * self.high95:.1f})"
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Accuracy":
+        """From the file's values."""
+        shares = {name: float(row[name]) for name in ("top1", "low95", "high95", "balanced")}
+        return cls(str(row["features"]), str(row["classifier"]), **shares)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The contents of `eval.json`, of either format."""
+
+    fields: Json  # as docs/files.md has them
+    rows: tuple[Accuracy, ...]
+    options: str | None  # " --labels FILE": with them `byol eval` makes the like; None: not recorded
 
 
 @dataclass(frozen=True)
@@ -36,9 +56,10 @@ class Facts:
     run_dir: Path
     config: Config
     metrics: tuple[Metrics, ...]
-    encoder: Mapping[str, Any] | None  # encoder.json
-    table: Mapping[str, Any] | None  # eval.json, of format 1 or 2
-    measures: Mapping[str, Any] | None  # measures.json
+    encoder: EncoderSpec | None
+    start: start.Start | None
+    table: Table | None
+    measures: Json | None  # measures.json, as docs/files.md has it
     best: best.Marked | None
     environment: environment.Environment | None
 
@@ -54,7 +75,7 @@ class Facts:
 
     @property
     def hours(self) -> float | None:
-        """From first to last step, all starts together; None if nothing was logged."""
+        """Of training, without pauses, all starts together; None if nothing was logged."""
         if not self.metrics:
             return None
         return count_seconds(self.metrics, batch_size=self.config.batch_size) / 3600.0
@@ -69,62 +90,60 @@ class Facts:
         return round(self.done / self.metrics[-1].epoch) * self.config.batch_size
 
     @property
-    def accuracies(self) -> tuple[Accuracy, ...]:
-        """The rows of the table; () without one."""
-        rows = [] if self.table is None else self.table["rows"]
-        fields = Accuracy.__dataclass_fields__
-        return tuple(Accuracy(**{name: row[name] for name in fields}) for row in rows)
-
-    def judge(self, classifier: str) -> tuple[Accuracy, Accuracy] | None:
-        """The online encoder by a classifier, and the better of the baselines; None if not both are there."""
-        rows = [row for row in self.accuracies if row.classifier == classifier]
-        online = next((row for row in rows if row.features == ONLINE), None)
-        baselines = [row for row in rows if row.features in BASELINES]
-        return None if online is None or not baselines else (online, max(baselines, key=lambda row: row.top1))
+    def verdicts(self) -> tuple[verdict.Verdict, ...]:
+        """Of the table, one a classifier; () without one."""
+        return () if self.table is None else verdict.judge(self.table.rows)
 
 
-def read_facts(run_dir: Path) -> Facts:
-    """Read a run folder.
+def read_facts(run_dir: Path, overrides: Sequence[str] = ()) -> Facts:
+    """Read a run folder; `overrides` of its configuration are those that `evaluate` takes.
 
     Raises:
-        CheckpointError: it holds no run, or one of its files is damaged.
+        CheckpointError: it holds no run, or one of its files is damaged or of an unknown format.
+        ConfigError: an override is not valid, or would change what the run was.
     """
-    if not (run_dir / "config.yaml").is_file():
-        raise CheckpointError(
-            f"{run_dir}: holds no run (no config.yaml); name a run's folder, or train one: "
-            "byol train IMAGES/ -o runs/NAME"
-        )
-    table = _read_json(run_dir / "eval.json", formats=(1, 2), again="byol eval RUN")
-    facts = Facts(
+    own = read_config(run_dir, ()).evaluation
+    again = f"make it again: byol eval {shlex.quote(str(run_dir))}"
+    return Facts(
         run_dir=run_dir,
-        config=load_config(run_dir / "config.yaml", [], preset=None),
+        config=read_config(run_dir, overrides),
         metrics=tuple(read_metrics(run_dir)),
-        encoder=_read_json(run_dir / "encoder.json", formats=(1, 2), again="byol train"),
-        table=table,
-        measures=_read_json(run_dir / "measures.json", formats=(1,), again="byol eval RUN"),
+        encoder=read_spec(run_dir / SPEC_NAME) if (run_dir / SPEC_NAME).exists() else None,
+        start=start.read(run_dir),
+        table=read_fields(
+            run_dir / "eval.json", versions=(1, 2), make=lambda fields: _make_table(fields, own), advice=again
+        ),
+        measures=read_fields(
+            run_dir / "measures.json",
+            versions=(1,),
+            make=lambda fields: _require(fields, _OF_MEASURES),
+            advice=again,
+        ),
         best=best.read(run_dir),
         environment=environment.read(run_dir),
     )
-    try:
-        _ = facts.accuracies
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{run_dir / 'eval.json'}: has no {error}; make it again: byol eval RUN"
-        ) from None
-    return facts
 
 
-def _read_json(path: Path, *, formats: tuple[int, ...], again: str) -> Mapping[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-        found = content["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); make it again: {again}") from None
-    if found not in formats:
-        raise CheckpointError(
-            f"{path}: is of format {found}, this version of byol reads {formats[-1]}; update byol"
-        )
-    result: Mapping[str, Any] = content
-    return result
+def _require(fields: Json, names: Sequence[str]) -> Json:
+    for name in names:
+        _ = fields[name]
+    return fields
+
+
+def _make_table(fields: Json, own: EvaluationConfig) -> Table:
+    rows = tuple(Accuracy.of(row) for row in _require(fields, _OF_TABLE)["rows"])
+    settings = fields.get("settings")
+    return Table(fields, rows, None if settings is None else _name_options(settings, own.model_dump()))
+
+
+def _name_options(settings: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """The arguments of `byol eval` by which a run with its own settings is evaluated with these."""
+    words = []
+    for key, value in settings.items():
+        if value == own.get(key):
+            continue
+        if key in _OPTIONS and value is not None:
+            words += [f"--{key}", str(value)]
+        else:
+            words.append(f"evaluation.{key}={json.dumps(value)}")
+    return "".join(f" {shlex.quote(word)}" for word in words)

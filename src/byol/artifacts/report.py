@@ -32,8 +32,8 @@ from byol.artifacts.embedding_map import (
     to_uint16,
 )
 from byol.artifacts.encoder import load
+from byol.artifacts.facts import Facts, Json, read_facts
 from byol.artifacts.page import printable
-from byol.artifacts.report_data import Json, Record, judge, read_record
 from byol.artifacts.sheets import NUM_IMAGES, NUM_VIEWS, Sample, draw_views
 from byol.artifacts.thumbnails import COLUMNS, ROWS, draw_sheets, draw_thumbnail, encode
 from byol.data.labels import Labels
@@ -76,14 +76,14 @@ def write_report(
     """
     tell: Say = say or (lambda line: None)
     given = [] if labels is None else [f"evaluation.labels={labels}"]
-    record = read_record(run_dir, [*overrides, *given])
-    embedded, missing = _open_images(record, metadata=metadata, say=tell, progress=progress)
-    shown = None if embedded is None else _Shown(record, embedded)
+    facts = read_facts(run_dir, [*overrides, *given])
+    embedded, missing = _open_images(facts, metadata=metadata, say=tell, progress=progress)
+    shown = None if embedded is None else _Shown(facts, embedded)
     places = None
     if embedded is not None:
         rows = choose_rows(len(embedded.images), most_images)
-        places = make_map_data(embedded, rows, record=record, say=tell)
-    page = render_page("report.html", _describe(record, shown, places, missing=missing))
+        places = make_map_data(embedded, rows, facts=facts, say=tell)
+    page = render_page("report.html", _describe(facts, shown, places, missing=missing))
     path = output or run_dir / FILE_NAME
     write_atomically(path, page)
     return path
@@ -104,23 +104,21 @@ def render_page(template: str, content: Json) -> bytes:
 
 
 def _open_images(
-    record: Record, *, metadata: Path | None, say: Say, progress: Progress | None
+    facts: Facts, *, metadata: Path | None, say: Say, progress: Progress | None
 ) -> tuple[Embedded | None, str]:
     """The images of the run and their features, or why there are none."""
-    if not record.has_encoder:
+    if facts.encoder is None:
         missing = "there is no encoder yet; the same byol train command finishes the run"
     else:
-        device = "cpu" if record.config.trainer.device == "cpu" else "auto"
+        device = "cpu" if facts.config.trainer.device == "cpu" else "auto"
         try:
-            encoder = load(record.run_dir, device=device)
-            return (
-                Embedded.of(
-                    record.config, record.run_dir, encoder=encoder, metadata=metadata, progress=progress
-                ),
-                "",
+            encoder = load(facts.run_dir, device=device)
+            embedded = Embedded.of(
+                facts.config, facts.run_dir, encoder=encoder, metadata=metadata, progress=progress
             )
+            return embedded, ""
         except DataError as error:
-            if metadata is not None or record.config.evaluation.labels is not None:
+            if metadata is not None or facts.config.evaluation.labels is not None:
                 raise  # a file that was asked for may be what is wrong
             missing = f"the images cannot be opened ({error}); name their folder by data.source=FOLDER"
     say(f"without pictures: {missing}")
@@ -131,17 +129,17 @@ def _open_images(
 
 
 def make_map_data(
-    embedded: Embedded, rows: Int64[np.ndarray, " image"], *, record: Record, say: Say
+    embedded: Embedded, rows: Int64[np.ndarray, " image"], *, facts: Facts, say: Say
 ) -> Json | None:
     """What `map.js` draws of these images, with their thumbnails; None where they are too few."""
-    seed, directions = record.config.evaluation.seed, embedded.directions[rows]
+    seed, directions = facts.config.evaluation.seed, embedded.directions[rows]
     try:
         pca = place_by_pca(directions, seed=seed)
     except DataError as error:
         say(f"without a map: {error}")
         return None
     layouts = [
-        (name, place_slowly(name, directions, run_dir=record.run_dir, seed=seed, say=say))
+        (name, place_slowly(name, directions, run_dir=facts.run_dir, seed=seed, say=say))
         for name in list_slow_maps()
     ]
     near, likeness = find_nearest(directions, directions, k=NUM_NEAR + 1)
@@ -182,16 +180,16 @@ def _base64(array: np.ndarray) -> str:
 class _Shown:
     """Pictures of a run's images."""
 
-    record: Record
+    facts: Facts
     embedded: Embedded
 
     def views(self) -> str:
         """The sheet of views, as a data address."""
-        images, transforms = self.embedded.images, self.record.config.data_transforms
+        images, transforms = self.embedded.images, self.facts.config.data_transforms
         rows = choose_rows(len(images), NUM_IMAGES)
         names = tuple(images.names[int(row)] for row in rows)
         sample = Sample(names, images.read(rows), np.array(images.sizes[rows]), images.pixels)
-        png = draw_views(sample, transforms, seed=self.record.config.trainer.seed)
+        png = draw_views(sample, transforms, seed=self.facts.config.trainer.seed)
         return to_address(encode(Image.open(BytesIO(png)), quality=_VIEWS_QUALITY))
 
     def tile(self, entry: Json, *, caption: str, of_class: int | None = None) -> Json:
@@ -240,30 +238,32 @@ def to_address(webp: bytes) -> str:
 # ---- What the page says
 
 
-def _describe(record: Record, shown: _Shown | None, places: Json | None, *, missing: str) -> Json:
-    config, evaluation = record.config, record.evaluation
+def _describe(facts: Facts, shown: _Shown | None, places: Json | None, *, missing: str) -> Json:
+    table = facts.table
+    evaluation = None if table is None else table.fields
     return {
-        "name": record.run_dir.resolve().name,
-        "run": shlex.quote(str(record.run_dir)),
+        "name": facts.name,
+        "run": shlex.quote(str(facts.run_dir)),
         "today": date.today().isoformat(),
-        "verdict": judge(record),
-        "health": parts.describe_health(record.metrics),
-        "facts": _find_facts(record, shown),
+        "verdict": parts.summarise(facts),
+        "health": parts.describe_health(facts.metrics),
+        "key_facts": _list_key_facts(facts, shown),
         "evaluation": evaluation,
+        "eval_options": None if table is None else table.options,
         "groups": parts.describe_rows(evaluation) if evaluation else [],
         "low_shot": parts.draw_low_shot(evaluation) if evaluation else None,
         "confusion": _describe_confusion(evaluation),
-        "measures": record.measures,
-        "best": record.best,
-        "curves": parts.draw_curves(record),
+        "measures": facts.measures,
+        "best": facts.best,
+        "curves": parts.draw_curves(facts),
         "missing": missing,
-        "pictures": None if shown is None else _describe_pictures(record, shown),
+        "pictures": None if shown is None else _describe_pictures(facts, shown),
         "map": places,
         "map_total": None if shown is None else len(shown.embedded.images),
-        "config_text": Markup.escape(record.config_text),
-        "data": _find_data(record, shown),
+        "config_text": Markup.escape((facts.run_dir / "config.yaml").read_text(encoding="utf-8")),
+        "data": _find_data(facts, shown),
         "versions": _find_versions(),
-        "view_px": config.view_px,
+        "view_px": facts.config.view_px,
     }
 
 
@@ -274,8 +274,8 @@ def _describe_confusion(evaluation: Json | None) -> Json | None:
     return found
 
 
-def _describe_pictures(record: Record, shown: _Shown) -> Json:
-    measures = record.measures
+def _describe_pictures(facts: Facts, shown: _Shown) -> Json:
+    measures = facts.measures
     found: Json = {
         "views": shown.views(),
         "num_views": NUM_VIEWS,
@@ -292,30 +292,25 @@ def _describe_pictures(record: Record, shown: _Shown) -> Json:
     }
 
 
-def _find_facts(record: Record, shown: _Shown | None) -> list[tuple[str, str]]:
-    config, last = record.config, record.metrics[-1] if record.metrics else None
-    facts = [("Network", f"{config.network.name}, {config.view_px} px")]
+def _list_key_facts(facts: Facts, shown: _Shown | None) -> list[tuple[str, str]]:
+    found = [("Network", f"{facts.config.network.name}, {facts.config.view_px} px")]
     if shown is not None:
-        facts.insert(0, ("Training images", f"{len(shown.embedded.images):,}"))
-    if last is not None:
-        facts.append(("Training", f"{last.done:,} steps, {last.epoch:.3g} epochs"))
-        facts.append(("Time, by the log", format_time(record.training_s)))
-    if record.evaluation is not None:
-        facts.append(
-            (
-                "Test images",
-                f"{record.evaluation['num_test']:,} of {record.evaluation['num_classes']} classes",
-            )
-        )
-    return facts
+        found.insert(0, ("Training images", f"{len(shown.embedded.images):,}"))
+    if facts.hours is not None:
+        found.append(("Training", f"{facts.done:,} steps, {facts.metrics[-1].epoch:.3g} epochs"))
+        found.append(("Time, by the log", format_time(3600.0 * facts.hours)))
+    if facts.table is not None:
+        fields = facts.table.fields
+        found.append(("Test images", f"{fields['num_test']:,} of {fields['num_classes']} classes"))
+    return found
 
 
-def _find_data(record: Record, shown: _Shown | None) -> list[tuple[str, str]]:
+def _find_data(facts: Facts, shown: _Shown | None) -> list[tuple[str, str]]:
     if shown is None:
         return []
     images = shown.embedded.images
     return [
-        ("source", Path(record.config.data.source).name),
+        ("source", Path(facts.config.data.source).name),
         ("images", f"{len(images):,}; {images.num_bad:,} could not be read and are left out"),
         (
             "stored",

@@ -1,8 +1,9 @@
-"""The parts of a report that are numbers: table, curves, low-shot curve, confusions."""
+"""The parts of a report that are words and numbers: verdict, table, curves, low-shot curve, confusions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -10,7 +11,8 @@ from PIL import Image
 
 from byol.artifacts import charts
 from byol.artifacts.charts import Series
-from byol.artifacts.report_data import ONLINE, Json, Record, name_features, show_classifier
+from byol.artifacts.facts import Facts, Json
+from byol.evaluation.verdict import ONLINE, show_classifier
 from byol.training.runlog import Metrics
 
 MOST_CELLS = 25  # classes whose confusions are written out as numbers; more are a picture
@@ -26,6 +28,32 @@ class Chart:
     svg: str
 
 
+# ---- The verdict
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The first sentence of the report, what follows it, and "good", "warn", "bad" or ""."""
+
+    kind: str
+    sentence: str
+    rest: tuple[str, ...]
+
+
+def summarise(facts: Facts) -> Summary:
+    """By labels if there are any, else by the label-free measures, else by the health of the training."""
+    if facts.verdicts:
+        first, *others = facts.verdicts
+        return Summary(first.kind, first.sentence, tuple(verdict.sentence for verdict in others))
+    if facts.measures is not None:
+        return Summary("", str(facts.measures["verdict"]), ("No labels were used for this.",))
+    unknown = "Whether BYOL helped has not been measured yet"
+    if not facts.metrics:
+        return Summary("warn", f"{unknown}, and nothing was logged.", ())
+    health = f"The training was {facts.metrics[-1].verdict} at the end."
+    return Summary("warn", f"{unknown}, after {facts.done:,} steps.", (health,))
+
+
 # ---- The table
 
 
@@ -39,7 +67,7 @@ def describe_rows(evaluation: Json) -> list[Json]:
 
 
 def _describe_row(row: Json) -> Json:
-    name = name_features(row).removeprefix("the ")
+    name = _name_features(row)
     interval = f"{100 * row['low95']:.1f} to {100 * row['high95']:.1f}"
     return {
         "name": name[:1].upper() + name[1:],
@@ -58,6 +86,18 @@ def _describe_row(row: Json) -> Json:
             title=f"{name}: {interval} %",
         ),
     }
+
+
+def _name_features(row: Mapping[str, Any]) -> str:
+    """The features of a row, in words."""
+    name = str(row["features"])
+    if name == "pixels":
+        return "pixels" if row.get("transform", "none") == "none" else f"pixels ({row['transform']})"
+    return {
+        "untrained": "untrained encoder",
+        ONLINE: "BYOL encoder",
+        "byol target": "BYOL's target network",
+    }.get(name, name)
 
 
 def _show_chosen(value: object) -> str:
@@ -124,7 +164,7 @@ def describe_confusion(evaluation: Json) -> Json | None:
     ]
     few = len(names) <= MOST_CELLS
     return {
-        "about": f"{show_classifier(confusion['classifier'])} on {name_features(confusion)}",
+        "about": f"{show_classifier(confusion['classifier'])} on the {_name_features(confusion)}",
         "names": names,
         "cells": [
             [(count, round(count / totals[row, 0], 3)) for count in line]
@@ -159,12 +199,12 @@ def _draw_heat(shares: np.ndarray) -> bytes:
 # ---- Curves
 
 
-def draw_curves(record: Record) -> list[Chart]:
+def draw_curves(facts: Facts) -> list[Chart]:
     """What the training logged."""
-    metrics = record.metrics
+    metrics = facts.metrics
     if not metrics:
         return []
-    ideal = record.config.network.projection_head.projection_size**-0.5
+    ideal = facts.config.network.projection_head.projection_size**-0.5
     steps = [float(line.done) for line in metrics]
 
     def one(title: str, note: str, key: str, *, factor: float = 1.0, form: str = "{:.3g}") -> Chart:
@@ -177,7 +217,7 @@ def draw_curves(record: Record) -> list[Chart]:
     measured = (_draw_measure(metrics, key) for key in ("alignment", "uniformity"))
     return [
         one("Loss", "of both directions, 0 to 8", "loss"),
-        *_draw_encoder(record),
+        *_draw_encoder(facts),
         one("Spread of projections", "1 is ideal, 0 collapse", "feature_std", factor=1 / ideal),
         one("Rank of projections", "effective dimensions", "rank"),
         *(chart for chart in measured if chart is not None),
@@ -188,16 +228,16 @@ def draw_curves(record: Record) -> list[Chart]:
     ]
 
 
-def _draw_encoder(record: Record) -> Iterator[Chart]:
+def _draw_encoder(facts: Facts) -> Iterator[Chart]:
     """Measures of the encoder on the fixed images, from step 0 on."""
     for key, title, note, is_share in (
         ("retrieval", "Views found again", "share of fixed images", True),
         ("knn", "kNN", "right for fixed images", True),
         ("encoder_rank", "Rank of the encoder", "effective dimensions", False),
     ):
-        points = [(float(line.done), getattr(line, key)) for line in record.metrics]
-        before = (record.start or {}).get("measures") or {}
-        points = [(0.0, before.get(key)), *points]
+        points = [(float(line.done), getattr(line, key)) for line in facts.metrics]
+        before = None if facts.start is None else facts.start.measures
+        points = [(0.0, getattr(before, key, None)), *points]
         known = [(x, y) for x, y in points if y is not None]
         if len(known) > 1:
             x, y = zip(*known, strict=True)

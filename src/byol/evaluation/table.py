@@ -30,13 +30,13 @@ from byol.evaluation.rows import (
 from byol.evaluation.scores import count_confusions
 from byol.evaluation.settings import read_config
 from byol.evaluation.splits import Splits, open_splits
+from byol.evaluation.verdict import BASELINES, ONLINE, judge
 from byol.files import write_atomically
 from byol.training.distributed import keep_freed_memory
 
 FORMAT = 2
 FILE_NAME = "eval.json"
 
-_ONLINE, _BASELINES = "byol online", ("untrained", "pixels")
 _HEADINGS = (
     "features", "transform", "classifier", "dims", "top-1", "95 % interval", "top-5", "balanced",
     "95 % interval", "chosen",
@@ -92,8 +92,7 @@ class Table:
 
     def verdict(self) -> str:
         """A sentence a classifier: is the online encoder above both baselines, and the intervals apart?"""
-        classifiers = dict.fromkeys(row.classifier for row in self.rows)
-        return "\n".join(_judge(self.rows, classifier=classifier) for classifier in classifiers)
+        return "\n".join(found.sentence for found in judge(self.rows))
 
 
 def check_labels(run_dir: Path, *, overrides: Sequence[str] = ()) -> None:
@@ -140,10 +139,10 @@ def evaluate(
     for candidate in make_candidates(config, run_dir, splits=splits, online=online, progress=progress):
         judged = list(_judge_all(candidate, splits, config=config, cache_folder=cache_folder))
         rows += [row for row, _ in judged]
-        if candidate.name == _ONLINE:
+        if candidate.name == ONLINE:
             confusions.append(_confuse(judged[0], splits))
         num_draws = config.evaluation.num_draws
-        if candidate.name in (_ONLINE, *_BASELINES) and num_draws is not None:
+        if candidate.name in (ONLINE, *BASELINES) and num_draws is not None:
             low_shot += measure_low_shot(
                 candidate,
                 splits,
@@ -254,19 +253,3 @@ def _dump(value: object) -> str:
     if isinstance(value, Sequence) and value and isinstance(value[0], dict):
         return "[\n" + ",\n".join(f"    {json.dumps(element)}" for element in value) + "\n  ]"
     return json.dumps(value)
-
-
-def _judge(rows: Sequence[Row], *, classifier: str) -> str:
-    """Is the online encoder above both baselines by this classifier?"""
-    by_features = {row.features: row for row in rows if row.classifier == classifier}
-    byol = by_features[_ONLINE]
-    baselines = [by_features[name] for name in _BASELINES]
-    best = max(baselines, key=lambda row: row.top1)
-    overlapping = [row.features for row in baselines if row.high95 >= byol.low95]
-    against = " and ".join(f"{row.features} {_percent(row.top1)}" for row in baselines)
-    figures = f"{classifier} {_percent(byol.top1)} against {against}"
-    if byol.top1 <= best.top1:
-        return f"BYOL does not help here: {figures}."
-    if overlapping:
-        return f"BYOL is ahead, but not surely: {figures}; the interval overlaps that of {overlapping[0]}."
-    return f"BYOL helps: {figures}; the intervals do not overlap."

@@ -1,0 +1,75 @@
+"""Does BYOL help? Its online encoder against pixels and the untrained encoder: a sentence a classifier."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+ONLINE, BASELINES = "byol online", ("untrained", "pixels")
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """What a row of the table must tell; accuracies are shares of the test images, 0..1."""
+
+    @property
+    def features(self) -> str: ...
+    @property
+    def classifier(self) -> str: ...
+    @property
+    def top1(self) -> float: ...
+    @property
+    def low95(self) -> float: ...
+    @property
+    def high95(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """By one classifier."""
+
+    kind: Literal["good", "warn", "bad"]  # helps; is ahead, but not surely; does not help
+    sentence: str
+    classifier: str
+    online: Judged
+    baseline: Judged  # the better one
+
+
+def judge(rows: Sequence[Judged]) -> tuple[Verdict, ...]:
+    """For each classifier, in the order of the rows, that has judged the online encoder and a baseline."""
+    classifiers = dict.fromkeys(row.classifier for row in rows)
+    found = (_judge([row for row in rows if row.classifier == name]) for name in classifiers)
+    return tuple(verdict for verdict in found if verdict is not None)
+
+
+def show_classifier(name: str) -> str:
+    """As people write it."""
+    return "kNN" if name == "knn" else name
+
+
+def _judge(rows: Sequence[Judged]) -> Verdict | None:
+    by_features = {row.features: row for row in rows}
+    byol, baselines = (
+        by_features.get(ONLINE),
+        [by_features[name] for name in BASELINES if name in by_features],
+    )
+    if byol is None or not baselines:
+        return None
+    best = max(baselines, key=lambda row: row.top1)
+    overlapping = [row.features for row in baselines if row.high95 >= byol.low95]
+    kind: Literal["good", "warn", "bad"]
+    if byol.top1 <= best.top1:
+        kind, start, end = "bad", "BYOL does not help here", ""
+    elif overlapping:
+        kind, start = "warn", "BYOL is ahead, but not surely"
+        end = f"; the interval overlaps that of {overlapping[0]}"
+    else:
+        kind, start, end = "good", "BYOL helps", "; the intervals do not overlap"
+    against = " and ".join(f"{row.features} {_percent(row)}" for row in baselines)
+    figures = f"{show_classifier(byol.classifier)} {_percent(byol)} against {against}"
+    above = [row for row in rows if row.features.startswith("weights ") and row.top1 > byol.top1]
+    others = "".join(f"; {row.features} are above BYOL with {_percent(row)}" for row in above)
+    return Verdict(kind, f"{start}: {figures}{end}{others}.", byol.classifier, byol, best)
+
+
+def _percent(row: Judged) -> str:
+    return f"{100.0 * row.top1:.1f} %"
