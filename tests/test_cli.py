@@ -458,7 +458,13 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     Path("plates.csv").write_text("\n".join(["file,label,plate", *lines]) + "\n")
     said = succeed(capsys, "eval", "runs/a", "--labels", "plates.csv", "--groups", "plate", "--folds", "3")
     assert "images: 3 folds by plate; 10 images, each predicted once, 2 classes" in said
-    assert json.loads(Path("runs/a/eval.json").read_text())["protocol"] == "3 folds by plate"
+    table = json.loads(Path("runs/a/eval.json").read_text())
+    assert table["protocol"] == "3 folds by plate"
+    options = "--labels plates.csv --folds 3 --groups plate"  # what a card repeats it with
+    assert f"&& byol eval runs/again {options}\n" in succeed(capsys, "card", "runs/a")
+    succeed(capsys, "eval", "runs/a", *options.split())
+    again = json.loads(Path("runs/a/eval.json").read_text())
+    assert again | {"seconds": 0.0} == table | {"seconds": 0.0}
     said = fail(capsys, "eval", "runs/a", "--labels", "plates.csv", "--folds", "1", code=2)
     assert "evaluation.folds" in said
     said = succeed(capsys, "eval", "runs/a", "--labels", "plates.csv", "--weights", "runs/a/target")

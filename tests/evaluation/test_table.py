@@ -18,6 +18,7 @@ from byol.evaluation import table as table_file
 from byol.evaluation.folds import Groups, make_folds
 from byol.evaluation.low_shot import LowShot
 from byol.evaluation.rows import Candidate, Predicted, Row, predict
+from byol.evaluation.settings import read_config
 from byol.evaluation.splits import Split, Splits
 from byol.evaluation.table import Confusion, Table, evaluate
 
@@ -71,9 +72,10 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     content = json.loads((run_dir / "eval.json").read_text())
     assert content["format"] == 2 and content["split"] == "images: every fifth image of a class is held out"
     assert content.keys() == {
-        "format", "split", "protocol", "num_train", "num_test", "num_classes", "class_names",
+        "format", "split", "protocol", "settings", "num_train", "num_test", "num_classes", "class_names",
         "num_unlabelled", "done", "seconds", "rows", "low_shot", "confusion",
     }  # fmt: skip
+    assert content["settings"] == read_config(run_dir, []).evaluation.model_dump()
     assert content["rows"][1].keys() == {
         "features", "transform", "classifier", "dimensions", "top1", "low95", "high95", "top5", "balanced",
         "balanced_low95", "balanced_high95", "chosen", "seconds",
@@ -100,6 +102,7 @@ def test_each_protocol_setting_changes_the_table(run_dir: Path) -> None:
     table = evaluate(run_dir, overrides=["evaluation.folds=2", "evaluation.num_draws=3"])
     assert (table.protocol, table.split) == ("2 folds", "images: 2 folds")
     assert (table.num_train, table.num_test) == (15, 30)
+    assert (table.settings["folds"], table.settings["num_draws"]) == (2, 3)
     assert {point.num_draws for point in table.low_shot} == {3}
     assert sum(map(sum, table.confusion.counts)) == 30
     assert "images: 2 folds; 30 images, each predicted once, 3 classes" in table.render()
@@ -205,6 +208,7 @@ def make_table(pixels: float, untrained: float, byol: float, *, half: float = 0.
     return Table(
         split="cells: every fifth",
         protocol="test part",
+        settings={},
         num_train=80,
         num_test=20,
         num_classes=3,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from byol.artifacts.encoder import load
 from byol.config import Config
@@ -61,6 +62,7 @@ class Table:
 
     split: str
     protocol: str  # "test part", "5 folds", "5 folds by plate"
+    settings: dict[str, Any]  # the section `evaluation` of the configuration
     num_train: int  # of folds the mean
     num_test: int
     num_classes: int  # that occur
@@ -161,6 +163,7 @@ def evaluate(
     table = Table(
         split=splits.description,
         protocol=splits.protocol,
+        settings=config.evaluation.model_dump(),
         num_train=splits.num_train,
         num_test=len(splits.test.rows),
         num_classes=splits.num_classes,
