@@ -90,6 +90,12 @@ def test_logistic_regression_is_that_of_scikit_learn() -> None:
     assert np.mean(predicted.labels == expected) >= 0.995  # away from ties; tolerances of L-BFGS differ
 
 
+def test_one_label_of_each_of_many_classes_is_no_cause_for_a_warning() -> None:
+    features = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    ranked = probes.fit_logistic(features, np.arange(40), test=features, inverse_penalty=1.0)
+    assert (ranked[:, 0] == np.arange(40)).mean() > 0.5
+
+
 def test_logistic_choice_is_the_best_on_the_validation_part() -> None:
     train, labels = make_features(300, seed=0, spread=3.0)
     part = Validation.of(labels, seed=0)
