@@ -55,7 +55,7 @@ def test_balanced_interval_of_one_class_or_of_all_right_is_that_of_images() -> N
 def test_balanced_interval_holds_the_truth_with_classes_of_few_images(
     counts: list[int], shares: list[float]
 ) -> None:
-    """A bootstrap alone: 39, 12, 78 and 60 %."""
+    """A bootstrap alone: 39, 11, 78 and 60 %."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(len(counts)), counts)
     covered = 0
