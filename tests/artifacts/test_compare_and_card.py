@@ -234,9 +234,9 @@ def test_a_card_of_an_evaluated_run(tmp_path: Path) -> None:
 
 def test_a_card_says_that_byol_does_not_help(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "a")
-    evaluate(run_dir, online=0.45)
+    evaluate(run_dir, online=0.35)
     text = write_card(run_dir)
-    assert "**BYOL does not help here: kNN 45.0 % against untrained 50.0 % and pixels 30.0 %.**" in text
+    assert "**BYOL does not help here: kNN 35.0 % against untrained 50.0 % and pixels 30.0 %; " in text
     assert "- By logistic regression and kNN its features are no better than simpler ones" in text
     evaluate(run_dir, online=0.55)
     assert "**BYOL is ahead, but not surely: kNN 55.0 %" in write_card(run_dir)

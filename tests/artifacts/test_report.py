@@ -89,7 +89,8 @@ def test_names_of_others_are_text(run_dir: Path, tmp_path: Path) -> None:
     [
         (0.9, "BYOL helps:", "good"),
         (0.53, "BYOL is ahead, but not surely:", "warn"),
-        (0.5, "BYOL does not help", "bad"),
+        (0.5, "BYOL is not shown to help:", "bad"),
+        (0.3, "BYOL does not help here:", "bad"),
     ],
 )
 def test_the_verdict_is_that_of_the_table(run_dir: Path, online: float, words: str, kind: str) -> None:

@@ -237,7 +237,12 @@ def make_row(start: str, *, top1: float, epochs: int = 5) -> Row:
 
 def test_the_verdict_says_what_the_intervals_say() -> None:
     rows = [make_row("byol online", top1=0.5)]
-    for top1, said in ((0.4, "Above scratch"), (0.47, "but not surely"), (0.6, "Not above scratch")):
+    for top1, said in (
+        (0.4, "Above scratch, the intervals do not overlap"),
+        (0.47, "but not surely"),
+        (0.53, "Not above scratch, the intervals overlap"),
+        (0.6, "Below scratch, the intervals do not overlap"),
+    ):
         outcome = Outcome("s", 100, 2, (*rows, make_row("scratch", top1=top1)))
         assert said in outcome.verdict() and "50.0 %" in outcome.render()
     kept = make_row("byol online", top1=0.5, epochs=0)

@@ -13,7 +13,8 @@ def test_views_that_agree_and_lie_at_right_angles() -> None:
     assert found.rank == pytest.approx(7.0, rel=1e-4) and found.max_rank == 7
     assert found.alignment == 0.0
     assert found.uniformity == pytest.approx(-4.0, rel=1e-5)  # every squared distance is 2
-    assert (found.retrieval, found.retrieval_low95, found.retrieval_high95) == (1.0, 1.0, 1.0)
+    assert (found.retrieval, found.retrieval_high95) == (1.0, 1.0)
+    assert found.retrieval_low95 == pytest.approx(8 / (8 + 1.96**2), abs=1e-4)  # Wilson's, of 8 of 8
 
 
 def test_the_whole_images_give_the_rank_and_the_views_the_rest() -> None:

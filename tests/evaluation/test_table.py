@@ -112,6 +112,16 @@ def test_each_protocol_setting_changes_the_table(run_dir: Path) -> None:
     assert table.rows[0].chosen.keys() == {"lr"} and table.rows[0].top1 == 1.0
 
 
+def test_few_groups_are_said_once(run_dir: Path, tmp_path: Path) -> None:
+    names = [f"{name}/{index:03d}.png" for name in ("dark", "light", "red") for index in range(10)]
+    lines = [f"{name},{name.split('/')[0]},{place % 4}" for place, name in enumerate(names)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,plate", *lines]) + "\n")
+    said: list[str] = []
+    labels = [f"evaluation.labels={tmp_path / 'labels.csv'}", "evaluation.groups=plate", "evaluation.folds=2"]
+    evaluate(run_dir, overrides=[*labels, "evaluation.num_draws=null"], say=said.append)
+    assert [line for line in said if "rough" in line] == ["only 4 groups of test images: intervals are rough"]
+
+
 def test_without_a_target_there_is_no_row_for_it(tmp_path: Path) -> None:
     write_images(tmp_path / "images", num=5)
     make_run(tmp_path / "run", tmp_path / "images", target=False)

@@ -22,7 +22,7 @@ class Row:
     fraction: float  # of the training labels
     num_labels: int
     top1: float
-    low95: float  # bootstrap over the test images
+    low95: float  # of the bootstrap over the test images, or Wilson's where that is wider
     high95: float
     balanced: float  # mean over classes of the share that is right
     epochs: int  # passes over the labelled images; 0: the encoder is as it was
@@ -88,9 +88,13 @@ def _to_cells(row: Row) -> tuple[str, ...]:
 def _judge(row: Row, other: Row) -> str:
     figures = f"{row.start} {_percent(row.top1)}, {other.start} {_percent(other.top1)}"
     if row.epochs == 0 and other.start == f"{row.start}, frozen":
-        return "The encoder is as it was: it was surely better on the validation part."
+        return (
+            "The encoder is as it was: it was better on the validation part, by more than a standard error."
+        )
+    if row.high95 < other.low95:
+        return f"Below {other.start}, the intervals do not overlap: {figures}."
     if row.top1 <= other.top1:
-        return f"Not above {other.start}: {figures}."
+        return f"Not above {other.start}, the intervals overlap: {figures}."
     if other.high95 >= row.low95:
         return f"Ahead of {other.start}, but not surely, the intervals overlap: {figures}."
     return f"Above {other.start}, the intervals do not overlap: {figures}."

@@ -29,7 +29,7 @@ class Geometry:
     alignment: float  # of the two views, 0 .. 4, low is good; Wang and Isola 2020 (arXiv 2005.10242)
     uniformity: float  # of first views, about -4 .. 0, low is good; from the same paper
     retrieval: float  # share of images whose second view finds the first among all first views, 0 .. 1
-    retrieval_low95: float  # bootstrap over the images
+    retrieval_low95: float  # over the images
     retrieval_high95: float
 
 

@@ -5,6 +5,7 @@ training labels and test features; nothing here that chooses a setting or fits a
 for test labels. Settings are chosen on a validation part of the training images.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ NUM_RANKED = 5  # classes that a classifier names for an image
 NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.03, 0.07, 0.1, 0.2, 0.5)
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+QUANTILE = 1.959964  # of the normal distribution at 0.975
 
 _SWEEP_ROWS = 10_000  # images the penalty is chosen on: bounds the time, and it hardly depends on more
 _PCA_ROWS = 10_000
@@ -290,13 +292,29 @@ def balanced_accuracy(predicted: Int64[np.ndarray, " image"], labels: Int64[np.n
 
 
 def bootstrap_interval(correct: Bool[np.ndarray, " image"], *, seed: int, num: int) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the share of `correct`, from `num` resamples of the test images.
+    """95 % percentile bootstrap interval of the share of `correct`, from `num` resamples of the test images,
+    never narrower than Wilson's.
 
     The number of right answers in a resample of images is binomial, so it is drawn as such: the same
-    distribution without the resampling.
+    distribution without the resampling. With few images, or nearly all or none right, it is far too sure
+    (12 of 12: "100 to 100 %"), so that the outer ends of both count; with thousands both are the same.
     """
     resamples: NDArray[np.int64] = np.random.default_rng(seed).binomial(
         len(correct), correct.mean(), size=num
     )
     low, high = np.quantile(resamples / len(correct), [0.025, 0.975])
-    return float(low), float(high)
+    return join_intervals((float(low), float(high)), wilson_interval(float(correct.mean()), len(correct)))
+
+
+def wilson_interval(share: float, num: int | float, *, quantile: float = QUANTILE) -> tuple[float, float]:
+    """Score interval (Wilson 1927) of a share, 0..1, of so many independent answers, not only whole ones."""
+    squared = quantile**2 / num
+    middle = (share + squared / 2) / (1 + squared)
+    half = math.sqrt(squared * (share * (1 - share) + squared / 4)) / (1 + squared)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def join_intervals(*intervals: tuple[float, float]) -> tuple[float, float]:
+    """The lowest of the lower and the highest of the upper ends."""
+    lows, highs = zip(*intervals, strict=True)
+    return min(lows), max(highs)

@@ -40,11 +40,11 @@ class Row:
     classifier: str  # "logistic regression" or "sgd", "knn"
     dimensions: int
     top1: float
-    low95: float  # bootstrap over the test images, or over their groups
+    low95: float  # over the test images, or over their groups: `scores.score`
     high95: float
     top5: float | None  # None below six classes
     balanced: float  # mean over classes of the share that is right
-    balanced_low95: float  # bootstrap over the images of each class, or over groups
+    balanced_low95: float
     balanced_high95: float
     chosen: Chosen  # settings, chosen on a part of the training images; a list if folds differ
     seconds: float  # to choose, fit and predict; without the features

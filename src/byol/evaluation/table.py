@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from byol.artifacts.encoder import load
 from byol.config import Config
 from byol.errors import NoLabelsError
@@ -28,7 +30,7 @@ from byol.evaluation.rows import (
     make_row,
     predict,
 )
-from byol.evaluation.scores import count_confusions
+from byol.evaluation.scores import MIN_GROUPS, count_confusions
 from byol.evaluation.settings import read_config
 from byol.evaluation.splits import Splits, open_splits
 from byol.evaluation.verdict import BASELINES, ONLINE, judge
@@ -133,6 +135,9 @@ def evaluate(
     # "cuda" is where the run was trained, which need not be where it is evaluated.
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     splits = open_splits(config, run_dir, spec=online.spec, say=say)
+    groups = splits.test.group_numbers
+    if say is not None and groups is not None and (num_groups := len(np.unique(groups))) < MIN_GROUPS:
+        say(f"only {num_groups} group{'s' if num_groups > 1 else ''} of test images: intervals are rough")
     rows: list[Row] = []
     num_reused = 0
     low_shot: list[LowShot] = []

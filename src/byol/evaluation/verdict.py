@@ -27,7 +27,7 @@ class Judged(Protocol):
 class Verdict:
     """By one classifier."""
 
-    kind: Literal["good", "warn", "bad"]  # helps; is ahead, but not surely; does not help
+    kind: Literal["good", "warn", "bad"]  # helps; is ahead, but not surely; is not ahead
     sentence: str
     classifier: str
     online: Judged
@@ -57,8 +57,12 @@ def _judge(rows: Sequence[Judged]) -> Verdict | None:
     best = max(baselines, key=lambda row: row.top1)
     overlapping = [row.features for row in baselines if row.high95 >= byol.low95]
     kind: Literal["good", "warn", "bad"]
-    if byol.top1 <= best.top1:
-        kind, start, end = "bad", "BYOL does not help here", ""
+    if byol.high95 < best.low95:
+        kind, start = "bad", "BYOL does not help here"
+        end = f"; its interval is below that of {best.features}"
+    elif byol.top1 <= best.top1:
+        kind, start = "bad", "BYOL is not shown to help"
+        end = f"; the interval overlaps that of {best.features}"
     elif overlapping:
         kind, start = "warn", "BYOL is ahead, but not surely"
         end = f"; the interval overlaps that of {overlapping[0]}"
