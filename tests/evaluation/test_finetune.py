@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import make_run, write_images
+from PIL import Image
+from runs import PX, make_run, write_images
 
 import byol
 from byol.cli import main
 from byol.evaluation import finetune as finetune_file
 from byol.evaluation.finetune import Outcome, Row, finetune
+from byol.evaluation.folds import Labels, Validation
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ["--epochs", "2"]
@@ -156,6 +158,56 @@ def test_the_folder_is_named_after_the_source(place: Path, capsys: Capture, tmp_
     # From there once more: it is an encoder like any other, but is not replaced by what is made of it.
     source = tmp_path / "mine-finetuned"
     assert "is what to start from" in fail(capsys, "finetune", source, "-o", source)
+
+
+# ---- What is tested on
+
+
+def write_noise(folder: Path, *, num: int) -> None:
+    """Images of two classes that cannot be told apart."""
+    rng = np.random.default_rng(1)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for index in range(num):
+            Image.fromarray(rng.integers(0, 256, (PX, PX, 3), dtype=np.uint8)).save(
+                folder / name / f"{index:03d}.png"
+            )
+
+
+def test_folds_of_the_run_never_test_on_what_was_trained_on(tmp_path: Path) -> None:
+    """Noise cannot be told apart, unless it has been learnt by heart."""
+    write_noise(tmp_path / "noise", num=30)
+    run, out = tmp_path / "run", tmp_path / "out"
+    make_run(run, tmp_path / "noise", "evaluation.folds=5", target=False)
+    outcome = finetune(run, out, epochs=2)
+    assert outcome.split == "noise: 5 folds, the first is held out" and outcome.num_test == 12
+    assert all(row.top1 < 0.95 and row.num_labels == 48 for row in outcome.rows)
+
+
+def test_groups_lie_on_one_side_of_every_division(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of the validation part, and where a class lies within one group, so that it may not be known."""
+    write_images(tmp_path / "images", num=8)
+    plates = {"dark": "ppppqqrr", "light": "pqrspqrs", "red": "tttttttt"}
+    lines = [f"{name}/{i:03d}.png,{name},{plate}" for name in plates for i, plate in enumerate(plates[name])]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,plate", *lines]))
+    make_run(tmp_path / "run", tmp_path / "images", target=False)
+    parts: list[tuple[set[int], set[int]]] = []
+    of = Validation.of
+
+    def listen(labels: Labels, *, seed: int, groups: Labels | None = None) -> Validation:
+        assert groups is not None
+        part = of(labels, seed=seed, groups=groups)
+        parts.append((set(groups[part.fit]), set(groups[part.held_out])))
+        return part
+
+    monkeypatch.setattr(Validation, "of", listen)
+    overrides = [f"evaluation.labels={tmp_path / 'labels.csv'}", "evaluation.groups=plate"]
+    for seed in range(4):
+        outcome = finetune(
+            tmp_path / "run", tmp_path / "out", overrides=[*overrides, f"evaluation.seed={seed}"], epochs=1
+        )
+        assert outcome.split.endswith("5 folds by plate, the first is held out, no plate of it is trained on")
+    assert len(parts) > 8 and all(fit and held_out and not fit & held_out for fit, held_out in parts)
 
 
 # ---- Mistakes

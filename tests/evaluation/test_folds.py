@@ -48,7 +48,7 @@ def test_no_group_lies_in_two_folds_nor_in_both_validation_parts() -> None:
 def test_classes_that_no_fold_can_learn() -> None:
     labels = np.array([0, 0, 1, 2, 2, 2])
     assert find_unlearnt(labels, None).tolist() == [1]
-    assert find_unlearnt(labels, make_groups([0, 1, 1, 0, 0, 0])).tolist() == [1, 2]
+    assert find_unlearnt(labels, np.array([0, 1, 1, 0, 0, 0])).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -103,16 +103,16 @@ def test_training_is_repeatable_and_leaves_the_start_alone(
     assert [look.epoch for look in looks if look.trained is not None] == [3]
 
 
-def test_what_is_tried_first_stays_unless_another_is_surely_better() -> None:
+def test_what_is_tried_first_stays_unless_another_exceeds() -> None:
     def candidate(*right: bool) -> tuning._Candidate:
         return tuning._Candidate(1e-3, "trained", np.array(right))
 
     first = candidate(False, False, False, True)
-    assert candidate(True, True, True, True).is_surely_better(first)  # 3 more, standard error 1.7
-    assert candidate(True, True, False, True).is_surely_better(first)  # 2 more, 1.4
-    assert not candidate(True, False, False, True).is_surely_better(first)  # 1 more, 1
-    assert not candidate(True, True, False, False).is_surely_better(first)  # 1 more, 1.7
-    assert not first.is_surely_better(first)
+    assert candidate(True, True, True, True).exceeds(first)  # 3 more, standard error 1.7
+    assert candidate(True, True, False, True).exceeds(first)  # 2 more, 1.4
+    assert not candidate(True, False, False, True).exceeds(first)  # 1 more, 1
+    assert not candidate(True, True, False, False).exceeds(first)  # 1 more, 1.7
+    assert not first.exceeds(first)
 
 
 def test_a_rate_at_which_the_loss_is_lost_is_not_chosen(

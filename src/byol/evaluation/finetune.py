@@ -6,7 +6,7 @@ Test labels are met in one place, `_test`, after everything has been trained.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,8 @@ def finetune(
 
     `source` is a run folder, one of its encoders' (`target`, `best`), or a folder with an encoder alone.
     `overrides` say where labelled images are (`evaluation.train`, `.test`, `.labels`); by default they
-    are those of `byol eval`. `scratch`: the same training from random weights as well.
+    are those of `byol eval`; of folds the first is held out. `scratch`: the same training from random
+    weights as well.
 
     Raises:
         CheckpointError: there is no such encoder, or `output` holds something else or cannot be written.
@@ -83,7 +84,7 @@ def finetune(
         encoder = load(source, device="cpu")
     if run_dir == output and say is not None and not any(map(_is_domain, overrides)):
         say("crops and flips are those of photographs; data_transforms.domain=NAME for other images")
-    splits = open_splits(config, run_dir, spec=encoder.spec, say=say)
+    splits = open_splits(config, run_dir, spec=encoder.spec, is_single=True, say=say)
     seed = config.evaluation.seed
     data, class_names = _draw(splits, fraction=fraction, seed=seed)
     if say is not None:
@@ -186,7 +187,7 @@ def _draw(splits: Splits, *, fraction: float, seed: int) -> tuple[Split, tuple[s
             "choose learning rate and length on; give a larger one"
         )
     probes.check_classes(labels, class_names)
-    return Split(train.images, train.rows[drawn], labels.astype(np.int64)), class_names
+    return replace(train.take(drawn), labels=labels.astype(np.int64)), class_names
 
 
 def _make_random(config: Config, encoder: Encoder, *, data: Split) -> nn.Module:
@@ -247,7 +248,10 @@ def _train_all(
 
 def _describe(trained: Trained) -> str:
     if trained.epochs == 0:
-        return "the frozen encoder with logistic regression is surely better on the validation part"
+        return (
+            "the frozen encoder with logistic regression is better on the validation part by more than one "
+            "standard error"
+        )
     return (
         f"{trained.epochs} epochs at a learning rate of {trained.chosen['lr']:g}, "
         f"classifier: {trained.chosen['classifier']}"
@@ -267,7 +271,8 @@ def _test(
     """The one place where predictions meet the labels of the test images. `class_names`: theirs, and ours."""
     theirs, ours = class_names
     index = {name: place for place, name in enumerate(ours)}
-    truth = np.array([index[theirs[label]] for label in test.labels], dtype=np.int64)
+    # A class that was not learnt is none of ours: no answer is right.
+    truth = np.array([index.get(theirs[label], len(ours) + label) for label in test.labels], dtype=np.int64)
 
     def test_one(
         name: str,

@@ -137,7 +137,7 @@ def predict(
     for fold in splits.folds:
         features = candidate.of_fold(fold)
         known = splits.train.take(fold.train)
-        key = make_key(classifier, candidate.transform, seed, *features, known.labels, known.group_numbers)
+        key = make_key(classifier, candidate.transform, seed, *features, known.labels, known.units)
         fit = partial(_fit, candidate, *features, known=known, classifier=classifier, seed=seed)
         fitted, was_kept = keep(cache_folder / f"{key}.npz", fit)
         ranked[fold.test, : fitted["ranked"].shape[1]] = fitted["ranked"]
@@ -156,7 +156,7 @@ def _fit(
     classify = probes.knn
     if classifier != KNN:
         classify = partial(probes.logistic_regression if classifier == LINEAR else sgd, scale=candidate.scale)
-    found = classify(train, known.labels, test=test, seed=seed, groups=known.group_numbers)
+    found = classify(train, known.labels, test=test, seed=seed, groups=known.units)
     seconds = np.array(time.perf_counter() - start)
     return {"ranked": found.ranked, "chosen": np.array(json.dumps(found.chosen)), "seconds": seconds}
 
