@@ -13,8 +13,11 @@ from runs import PX, make_run, write_images
 import byol
 from byol.cli import main
 from byol.evaluation import finetune as finetune_file
+from byol.evaluation import tuning
 from byol.evaluation.finetune import Outcome, Row, finetune
 from byol.evaluation.folds import Labels, Validation
+from byol.evaluation.splits import LEARNED, SEEN
+from byol.evaluation.table import evaluate
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ["--epochs", "2"]
@@ -210,6 +213,27 @@ def test_groups_lie_on_one_side_of_every_division(tmp_path: Path, monkeypatch: p
     assert len(parts) > 8 and all(fit and held_out and not fit & held_out for fit, held_out in parts)
 
 
+def test_what_has_learned_from_labels_is_named_so(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own spec, as a start, and among the rows of a table."""
+    monkeypatch.setattr(tuning._Candidate, "exceeds", lambda one, other: False)  # so the encoder changes
+    first, said = tmp_path / "first", list[str]()
+    finetune(place / "runs" / "one", first, epochs=1, say=said.append)
+    assert byol.load(first, device="cpu").spec.which == "finetuned"
+    assert SEEN in said and not any("learned from labels" in line for line in said)
+    del said[:]
+    overrides = [f"evaluation.train={place}/images", f"data.packs={tmp_path}/packs"]
+    outcome = finetune(first, tmp_path / "second", overrides=overrides, epochs=1, say=said.append)
+    assert [row.start for row in outcome.rows] == ["finetuned", "finetuned, frozen"]
+    assert f"finetuned: {LEARNED}" in said
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    del said[:]
+    table = evaluate(tmp_path / "runs" / "one", overrides=[f"evaluation.weights={first}"], say=said.append)
+    assert "weights first, finetuned" in {row.features for row in table.rows}
+    assert f"weights first, finetuned: {LEARNED}" in said
+
+
 # ---- Mistakes
 
 
@@ -224,6 +248,8 @@ def test_places_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path
     assert "is not empty and not of `byol finetune`; choose another folder with -o" in said
     assert "not of `byol finetune`" in fail(capsys, "finetune", run, "-o", run)
     assert "is a file" in fail(capsys, "finetune", run, "-o", tmp_path / "full" / "thesis.txt")
+    said = fail(capsys, "finetune", run, "-o", tmp_path / "full" / "thesis.txt" / "out")
+    assert "cannot be written (a file is where a folder must be)" in said
     assert not out.exists() and (tmp_path / "full" / "thesis.txt").read_text() == "mine"
 
 

@@ -6,6 +6,7 @@ Test labels are met in one place, `_test`, after everything has been trained.
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from byol.errors import CheckpointError, ConfigError, DataError
 from byol.evaluation import probes
 from byol.evaluation.features import untrained
 from byol.evaluation.finetune_table import FORMAT, Outcome, Row
-from byol.evaluation.splits import Split, Splits, open_splits
+from byol.evaluation.splits import LEARNED, SEEN, Split, Splits, open_splits
 from byol.evaluation.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
 from byol.files import write_atomically
 from byol.training.distributed import choose_dtype, keep_freed_memory
@@ -78,6 +79,7 @@ def finetune(
     _check_numbers(fraction, epochs)
     keep_freed_memory()
     check_output(output, source=source)
+    _probe(output)
     encoder = load(source)
     config, run_dir = _read_config(source, overrides, spec=encoder.spec, output=output)
     if config.trainer.device == "cpu" and encoder.device.type != "cpu":
@@ -97,7 +99,12 @@ def finetune(
         device=encoder.device,
         seed=seed,
     )
-    starts = {f"byol {encoder.spec.which}": encoder.module}
+    which = encoder.spec.which
+    starts = {which if which == "finetuned" else f"byol {which}": encoder.module}
+    if which == "finetuned" and say is not None:
+        say(f"{which}: {LEARNED}")
+    if splits.seen and say is not None:
+        say(SEEN)
     if scratch:
         starts[SCRATCH] = _make_random(config, encoder, data=data)
     trained, log = _train_all(starts, data, setting=setting, epochs=epochs, say=say, progress=progress)
@@ -134,6 +141,23 @@ def check_output(output: Path, *, source: Path) -> None:
             )
         if output.resolve() == source.resolve():
             raise CheckpointError(f"{output}: is what to start from; choose another folder with -o")
+
+
+def _probe(output: Path) -> None:
+    """Write into the folder and take it back: that it cannot be done is known before the training.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    probe = output / f".{FILE_NAME}.probe"
+    try:
+        write_atomically(probe, b"")
+        probe.unlink()
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _read_config(
@@ -329,6 +353,8 @@ def _save(
         chosen=row.chosen,
         byol_version=__version__,
     )
+    if row.epochs:
+        spec = replace(spec, which="finetuned")
     files.save_classifier(output, first.trained.module, spec, linear=first.trained.linear, spec=classifier)
     write_atomically(output / LOG_NAME, "".join(json.dumps(line) + "\n" for line in log).encode())
     outcome.save(output / FILE_NAME)

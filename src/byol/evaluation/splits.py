@@ -34,6 +34,7 @@ from byol.evaluation.folds import DEFAULT_FOLDS, Fold, Groups, find_unlearnt, ma
 from byol.evaluation.probes import check_classes
 
 SEEN = "BYOL itself was trained on the test images, without their labels: new images may be harder."
+LEARNED = "its encoder has learned from labels, perhaps of these test images"
 FOLDER = "folder"  # instead of a column: images of a folder are a group
 
 _TEST_EVERY = 5
@@ -299,6 +300,9 @@ def _fold(images: Packed, evaluation: EvaluationConfig, *, name: str) -> Splits:
     num = evaluation.folds or DEFAULT_FOLDS
     kinds, notes = _find_copies(images, rows)
     both = Split(images, rows, labels, groups, kinds)
+    folds = make_folds(labels, num=num, seed=evaluation.seed, groups=groups, kinds=kinds)
+    for fold in folds:
+        check_classes(labels[fold.train], images.class_names)
     protocol = f"{num} folds" + ("" if groups is None else f" by {groups.column}")
     return Splits(
         both,
@@ -307,7 +311,7 @@ def _fold(images: Packed, evaluation: EvaluationConfig, *, name: str) -> Splits:
         f"{name}: {protocol}",
         len(images) - len(rows),
         protocol,
-        make_folds(labels, num=num, seed=evaluation.seed, groups=groups, kinds=kinds),
+        folds,
         notes=notes,
     )
 
