@@ -174,6 +174,17 @@ def test_the_classifier_is_that_of_scikit_learn(num_classes: int) -> None:
     np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
+def test_a_class_that_is_not_known_is_never_chosen() -> None:
+    """All its images may be of a group that is held out."""
+    rng = np.random.default_rng(0)
+    for known in ([0, 2], [0, 2, 3]):
+        labels = rng.choice(known, 60)
+        features = (rng.normal(size=(60, 5)) + labels[:, None]).astype(np.float32)
+        linear = fit_linear(features, labels, inverse_penalty=0.1, num_classes=4)
+        chosen = linear.logits(features).argmax(axis=1)
+        assert set(chosen) <= set(known) and (chosen == labels).mean() > 0.5
+
+
 def test_two_images_of_two_classes(start: nn.Module, data: Split, setting: Setting) -> None:
     """After the validation part is taken there is one of each: nothing to choose C on."""
     some = np.array([0, 1, 20, 21])
