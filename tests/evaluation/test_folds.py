@@ -100,8 +100,13 @@ def test_very_many_small_groups_are_dealt_like_images(monkeypatch: pytest.Monkey
     parts = split_groups(labels, groups, num=5, seed=0)
     assert sorted(np.concatenate([part for _, part in parts])) == list(range(4000))
     for rest, part in parts:
-        assert len(part) == 800 and not set(groups[rest]) & set(groups[part])
+        assert len(rest) == 3200 and len(part) == 800 and not set(groups[rest]) & set(groups[part])
         assert np.ptp(np.bincount(labels[part])) <= 6
+    # Two large ones, such as blank images, go to two parts.
+    groups = np.concatenate([groups, np.repeat([2000, 2001], [300, 200])])
+    labels = np.concatenate([labels, np.arange(500) % 3])
+    sizes = [len(part) for _, part in split_groups(labels, groups, num=5, seed=0)]
+    assert sorted(sizes) == [800, 800, 800, 1000, 1100]
 
 
 def test_few_images_of_each_class_can_be_parted_by_group() -> None:

@@ -32,9 +32,11 @@ def _digest(images: Packed, rows: Rows) -> Digests:
     digests = bytearray()
     for first in range(0, len(rows), _BLOCK):
         chosen = rows[first : first + _BLOCK]
-        for square, size in zip(images.read(chosen), images.sizes[chosen], strict=True):
-            digest = hashlib.blake2b(f"{square.dtype} {square.shape} {size}".encode(), digest_size=16)
-            digest.update(np.ascontiguousarray(square).data)
+        squares, sizes = images.read(chosen), np.ascontiguousarray(images.sizes[chosen])
+        kind = f"{squares.dtype} {squares.shape[1:]}".encode()
+        for square, size in zip(squares, sizes, strict=True):
+            digest = hashlib.blake2b(kind + size.tobytes(), digest_size=16)
+            digest.update(square.data)
             digests += digest.digest()
     return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
 

@@ -17,8 +17,8 @@ from byol.errors import DataError
 DEFAULT_FOLDS = 5  # where groups are given and no number of folds
 
 _VALIDATION_PARTS = 5  # of these one is held out
-# With more groups, all of them small, these are drawn like images: one by one they take 0.5 ms each.
-_MANY_GROUPS, _SMALL_SHARE = 1000, 0.01
+# More groups are dealt like images, for one by one they take 0.5 ms each; the large ones of these in turn.
+_MANY_GROUPS, _LARGE_SHARE = 1000, 0.01
 
 Labels = Int64[np.ndarray, " image"]
 Indices = NDArray[np.int64]
@@ -146,11 +146,16 @@ def split_groups(labels: Labels, groups: Labels, *, num: int, seed: int) -> list
     if num < 2 or np.unique(labels, return_counts=True)[1].max() < num:
         return []
     _, first, member, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
-    is_dealt = np.bincount(labels[first]).max() >= num and sizes.max() <= _SMALL_SHARE * len(labels)
-    if len(first) > _MANY_GROUPS and is_dealt:
-        parts = _split_evenly(labels[first], num=num, seed=seed)
-        is_part = [np.isin(member, part) for _, part in parts]
-        return [(np.flatnonzero(~inside), np.flatnonzero(inside)) for inside in is_part]
+    if len(first) > _MANY_GROUPS:
+        is_large = sizes > _LARGE_SHARE * len(labels)
+        small, large = np.flatnonzero(~is_large), np.flatnonzero(is_large)
+        if np.bincount(labels[first[small]]).max() >= num:
+            part_of = np.empty(len(first), dtype=np.int64)
+            part_of[large[np.argsort(-sizes[large], kind="stable")]] = np.arange(len(large)) % num
+            for number, (_, part) in enumerate(_split_evenly(labels[first[small]], num=num, seed=seed)):
+                part_of[small[part]] = number
+            is_part = [part_of[member] == number for number in range(num)]
+            return [(np.flatnonzero(~inside), np.flatnonzero(inside)) for inside in is_part]
     splitter = StratifiedGroupKFold(num, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")
