@@ -87,6 +87,7 @@ LEVELS = {
         "data.batches",
         "data.findings",
         "data.images",
+        "evaluation.copies",
         "training.fixed_images",
         "training.introduction",
     },

@@ -15,11 +15,13 @@ import pytest
 from trained import HARD_NAMES, open_embedded, train_run, write_evaluation, write_measures
 
 from byol.artifacts import embedding_map, report, thumbnails
+from byol.artifacts.card import write_card
 from byol.artifacts.embedding_map import NOWHERE, choose_rows, find_nearest, place_slowly, to_uint16
 from byol.artifacts.facts import read_facts
 from byol.artifacts.report import WEB, write_report
 from byol.artifacts.report_parts import summarise
 from byol.errors import CheckpointError, ConfigError, DataError
+from byol.evaluation.splits import SEEN
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,17 @@ def test_a_whole_report(run_dir: Path, tmp_path: Path) -> None:
     assert not re.search(r"""(src|href|url\()=?["']?(https?:)?//""", page) and "http" not in re.sub(
         r"<svg.*?</svg>", "", page, flags=re.DOTALL
     ).replace("http-equiv", "")
+
+
+def test_the_card_and_the_report_say_that_test_images_were_seen(run_dir: Path, tmp_path: Path) -> None:
+    """An earlier eval.json does not say it, and neither do they."""
+    write_evaluation(run_dir)
+    path = run_dir / "eval.json"
+    content = json.loads(path.read_text())
+    for seen in (None, False, True):
+        path.write_text(json.dumps(content if seen is None else content | {"seen": seen}))
+        page = read(write_report(run_dir, output=tmp_path / "r.html"))
+        assert (SEEN in page, SEEN in write_card(run_dir)) == (seen is True,) * 2
 
 
 def test_names_of_others_are_text(run_dir: Path, tmp_path: Path) -> None:

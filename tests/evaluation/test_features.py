@@ -181,7 +181,7 @@ def test_components_are_those_of_the_whole_views(
     spec = load(run_dir).spec
     train_rows, test_rows = np.arange(0, 15, 2), np.arange(1, 15, 2)
 
-    def components() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    def components(cache_folder: Path | None = tmp_path) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
         return pixel_components(
             images,
             images,
@@ -190,7 +190,7 @@ def test_components_are_those_of_the_whole_views(
             spec=spec,
             dimensions=3,
             seed=0,
-            cache_folder=tmp_path,
+            cache_folder=cache_folder,
         )
 
     monkeypatch.setattr(features_file, "_BATCH", 3)
@@ -201,8 +201,12 @@ def test_components_are_those_of_the_whole_views(
     for made, rows in ((train, train_rows), (test, test_rows)):
         expected = reference.transform(pixels[rows])
         np.testing.assert_allclose(np.abs(made), np.abs(expected), atol=0.05 * np.abs(expected).max())
-    monkeypatch.setattr(features_file, "fit_pca", None)  # not called a second time
+    kept = sorted(tmp_path.iterdir())
+    again = components(cache_folder=None)  # nothing is read or written
+    np.testing.assert_array_equal(again[0], train)
+    monkeypatch.setattr(features_file, "fit_pca", None)  # not called where both parts are kept
     np.testing.assert_array_equal(components()[1], test)
+    assert len(kept) == 2 and sorted(tmp_path.iterdir()) == kept
 
 
 def test_components_of_many_images_are_fitted_on_some(

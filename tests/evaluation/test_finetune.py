@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import make_run, write_images
+from PIL import Image
+from runs import PX, make_run, write_images
 
 import byol
 from byol.cli import main
 from byol.evaluation import finetune as finetune_file
+from byol.evaluation import tuning
 from byol.evaluation.finetune import Outcome, Row, finetune
+from byol.evaluation.folds import Labels, Validation
+from byol.evaluation.splits import LEARNED, SEEN
+from byol.evaluation.table import evaluate
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ["--epochs", "2"]
@@ -158,6 +163,77 @@ def test_the_folder_is_named_after_the_source(place: Path, capsys: Capture, tmp_
     assert "is what to start from" in fail(capsys, "finetune", source, "-o", source)
 
 
+# ---- What is tested on
+
+
+def write_noise(folder: Path, *, num: int) -> None:
+    """Images of two classes that cannot be told apart."""
+    rng = np.random.default_rng(1)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for index in range(num):
+            Image.fromarray(rng.integers(0, 256, (PX, PX, 3), dtype=np.uint8)).save(
+                folder / name / f"{index:03d}.png"
+            )
+
+
+def test_folds_of_the_run_never_test_on_what_was_trained_on(tmp_path: Path) -> None:
+    """Noise cannot be told apart, unless it has been learnt by heart."""
+    write_noise(tmp_path / "noise", num=30)
+    run, out = tmp_path / "run", tmp_path / "out"
+    make_run(run, tmp_path / "noise", "evaluation.folds=5", target=False)
+    outcome = finetune(run, out, epochs=2)
+    assert outcome.split == "noise: 5 folds, the first is held out" and outcome.num_test == 12
+    assert all(row.top1 < 0.95 and row.num_labels == 48 for row in outcome.rows)
+
+
+def test_groups_lie_on_one_side_of_every_division(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of the validation part, and where a class lies within one group, so that it may not be known."""
+    write_images(tmp_path / "images", num=8)
+    plates = {"dark": "ppppqqrr", "light": "pqrspqrs", "red": "tttttttt"}
+    lines = [f"{name}/{i:03d}.png,{name},{plate}" for name in plates for i, plate in enumerate(plates[name])]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,plate", *lines]))
+    make_run(tmp_path / "run", tmp_path / "images", target=False)
+    parts: list[tuple[set[int], set[int]]] = []
+    of = Validation.of
+
+    def listen(labels: Labels, *, seed: int, groups: Labels | None = None) -> Validation:
+        assert groups is not None
+        part = of(labels, seed=seed, groups=groups)
+        parts.append((set(groups[part.fit]), set(groups[part.held_out])))
+        return part
+
+    monkeypatch.setattr(Validation, "of", listen)
+    overrides = [f"evaluation.labels={tmp_path / 'labels.csv'}", "evaluation.groups=plate"]
+    for seed in range(4):
+        outcome = finetune(
+            tmp_path / "run", tmp_path / "out", overrides=[*overrides, f"evaluation.seed={seed}"], epochs=1
+        )
+        assert outcome.split.endswith("5 folds by plate, the first is held out, no plate of it is trained on")
+    assert len(parts) > 8 and all(fit and held_out and not fit & held_out for fit, held_out in parts)
+
+
+def test_what_has_learned_from_labels_is_named_so(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own spec, as a start, and among the rows of a table."""
+    monkeypatch.setattr(tuning._Candidate, "exceeds", lambda one, other: False)  # so the encoder changes
+    first, said = tmp_path / "first", list[str]()
+    finetune(place / "runs" / "one", first, epochs=1, say=said.append)
+    assert byol.load(first, device="cpu").spec.which == "finetuned"
+    assert SEEN in said and not any("learned from labels" in line for line in said)
+    del said[:]
+    overrides = [f"evaluation.train={place}/images", f"data.packs={tmp_path}/packs"]
+    outcome = finetune(first, tmp_path / "second", overrides=overrides, epochs=1, say=said.append)
+    assert [row.start for row in outcome.rows] == ["finetuned", "finetuned, frozen"]
+    assert f"finetuned: {LEARNED}" in said
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    del said[:]
+    table = evaluate(tmp_path / "runs" / "one", overrides=[f"evaluation.weights={first}"], say=said.append)
+    assert "weights first, finetuned" in {row.features for row in table.rows}
+    assert f"weights first, finetuned: {LEARNED}" in said
+
+
 # ---- Mistakes
 
 
@@ -172,6 +248,8 @@ def test_places_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path
     assert "is not empty and not of `byol finetune`; choose another folder with -o" in said
     assert "not of `byol finetune`" in fail(capsys, "finetune", run, "-o", run)
     assert "is a file" in fail(capsys, "finetune", run, "-o", tmp_path / "full" / "thesis.txt")
+    said = fail(capsys, "finetune", run, "-o", tmp_path / "full" / "thesis.txt" / "out")
+    assert "cannot be written (a file is where a folder must be)" in said
     assert not out.exists() and (tmp_path / "full" / "thesis.txt").read_text() == "mine"
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from byol.errors import DataError
-from byol.evaluation.folds import Fold, Groups, Validation, find_unlearnt, make_folds
+from byol.evaluation import folds
+from byol.evaluation.folds import Fold, Groups, Validation, find_unlearnt, make_folds, split_groups
 
 
 def make_groups(numbers: object) -> Groups:
@@ -48,7 +49,7 @@ def test_no_group_lies_in_two_folds_nor_in_both_validation_parts() -> None:
 def test_classes_that_no_fold_can_learn() -> None:
     labels = np.array([0, 0, 1, 2, 2, 2])
     assert find_unlearnt(labels, None).tolist() == [1]
-    assert find_unlearnt(labels, make_groups([0, 1, 1, 0, 0, 0])).tolist() == [1, 2]
+    assert find_unlearnt(labels, np.array([0, 1, 1, 0, 0, 0])).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,37 @@ def test_folds_that_cannot_be_made(
 def test_one_group_cannot_be_parted_for_validation() -> None:
     with pytest.raises(DataError, match=r"4 training images lie in 1 group\(s\), of which none can be held"):
         Validation.of(np.array([0, 1, 0, 1]), seed=0, groups=np.zeros(4, dtype=np.int64))
+
+
+def test_copies_are_on_one_side_whatever_their_groups() -> None:
+    rng = np.random.default_rng(1)
+    kinds, groups = rng.integers(0, 60, 120), rng.integers(0, 8, 120)
+    labels = kinds % 2
+    for fold in make_folds(labels, num=4, seed=0, kinds=kinds):
+        assert not set(kinds[fold.train]) & set(kinds[fold.test])
+        assert len(fold.train) + len(fold.test) == 120
+    for fold in make_folds(labels, num=4, seed=0, groups=make_groups(groups), kinds=kinds):
+        assert not set(kinds[fold.train]) & set(kinds[fold.test])
+        assert not set(groups[fold.train]) & set(groups[fold.test]) and len(fold.train) > 20
+
+
+def test_very_many_small_groups_are_dealt_like_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folds, "StratifiedGroupKFold", None)  # not asked
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(2000), 2))
+    labels = groups % 3
+    parts = split_groups(labels, groups, num=5, seed=0)
+    assert sorted(np.concatenate([part for _, part in parts])) == list(range(4000))
+    for rest, part in parts:
+        assert len(rest) == 3200 and len(part) == 800 and not set(groups[rest]) & set(groups[part])
+        assert np.ptp(np.bincount(labels[part])) <= 6
+    # Two large ones, such as blank images, go to two parts.
+    groups = np.concatenate([groups, np.repeat([2000, 2001], [300, 200])])
+    labels = np.concatenate([labels, np.arange(500) % 3])
+    sizes = [len(part) for _, part in split_groups(labels, groups, num=5, seed=0)]
+    assert sorted(sizes) == [800, 800, 800, 1000, 1100]
+
+
+def test_few_images_of_each_class_can_be_parted_by_group() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 1, 2, 2])
+    part = Validation.of(labels, seed=0, groups=np.array([0, 0, 1, 2, 3, 4, 5, 6]))
+    assert len(part.held_out) and len(np.unique(labels[part.fit])) > 1

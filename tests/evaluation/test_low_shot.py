@@ -26,7 +26,7 @@ def make_splits(train: Labels, test: Labels | None = None, *, num_folds: int = 1
         folds = make_folds(train, num=num_folds, seed=0)
         return Splits(part, part, ("a", "b"), "", 0, f"{num_folds} folds", folds)
     fold = Fold(np.arange(len(train)), np.arange(len(test)))
-    other = Split(images, np.arange(len(test)), test)
+    other = Split(object.__new__(Packed), np.arange(len(test)), test)
     return Splits(part, other, ("a", "b"), "", 0, "test part", (fold,))
 
 

@@ -1,6 +1,7 @@
 """Which labelled images are trained and tested on; what cannot be evaluated is said in one line."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from runs import PX, configure, make_spec, write_images
 
 from byol.errors import ConfigError, DataError
+from byol.evaluation import copies
 from byol.evaluation.splits import Splits, open_splits
 
 
@@ -240,3 +242,153 @@ def test_rows_are_indices_and_labels_whole_numbers(tmp_path: Path) -> None:
     for split in (splits.train, splits.test):
         assert split.rows.dtype == split.labels.dtype == np.int64
         np.testing.assert_array_equal(split.images.labels[split.rows], split.labels)
+
+
+# ---- Copies
+
+
+def repeat_images(folder: Path, *, times: int) -> None:
+    for path in sorted(folder.rglob("*.png")):
+        for number in range(1, times):
+            shutil.copy(path, path.with_name(f"copy{number}_{path.name}"))
+
+
+def contents_of(splits: Splits, part: str, places: "np.ndarray | None" = None) -> set[bytes]:  # type: ignore[type-arg]
+    split = getattr(splits, part)
+    rows = split.rows if places is None else split.rows[places]
+    return {image.tobytes() for image in split.images.read(rows)}
+
+
+def test_copies_stay_on_one_side(tmp_path: Path) -> None:
+    """Of the fifth that is held out, of folds, and of folds by group where the copies are in other groups."""
+    images = tmp_path / "images"
+    write_images(images, num=10)
+    repeat_images(images, times=3)
+    shutil.copy(images / "dark" / "004.png", images / "red" / "other.png")  # contradicts the other labels
+    said: list[str] = []
+    splits = open_in(tmp_path, images, said=said)
+    assert said == [
+        "61 of 91 labelled images are exact copies of others (1 have labels that contradict each other): "
+        "none is tested on where its copy is trained on"
+    ]
+    assert not contents_of(splits, "train") & contents_of(splits, "test")
+    assert (len(splits.train.rows), len(splits.test.rows)) == (72, 19) and "red/other.png" in names_of(
+        splits, "test"
+    )
+    lines = [
+        f"{k}/{c}00{i}.png,{k},p{i % 4}" for k in ("dark", "red") for c in ("", "copy1_") for i in range(10)
+    ]
+    lines += [f"{k}/copy2_00{i}.png,{k},p{(i + 1) % 4}" for k in ("dark", "red") for i in range(10)]
+    labels = write_table(tmp_path, lines)
+    for settings in (["folds=5"], ["folds=4", "groups=plate"]):
+        overrides = [labels, *(f"evaluation.{setting}" for setting in settings)]
+        splits = open_in(tmp_path, images, *overrides)
+        assert sorted(np.concatenate([fold.test for fold in splits.folds])) == list(range(60))
+        for fold in splits.folds:
+            assert len(fold.train) > 10
+            tested = contents_of(splits, "test", fold.test)
+            assert not tested & contents_of(splits, "train", fold.train)
+    write_images(tmp_path / "few", num=4)
+    repeat_images(tmp_path / "few", times=3)
+    check_refused(tmp_path, tmp_path / "few", message="no class has 5 different labelled images")
+    write_images(tmp_path / "one", num=1)
+    repeat_images(tmp_path / "one", times=5)
+    check_refused(tmp_path, tmp_path / "one", message="one image of each of 3 classes")
+
+
+def test_copies_of_training_images_are_not_tested_on(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", num=6)
+    write_images(tmp_path / "test", num=7)
+    train, test = tmp_path / "train", tmp_path / "test"
+    said: list[str] = []
+    splits = open_in(tmp_path, train, f"evaluation.test={test}", said=said)
+    (line,) = said
+    num = int(line.split()[0])
+    assert line == f"{num} of 21 test images are exact copies of training images: left out" and 6 <= num < 21
+    assert len(splits.test.rows) == 21 - num
+    assert not contents_of(splits, "train") & contents_of(splits, "test")
+    shutil.rmtree(test / "red")
+    (test / "dark" / "006.png").unlink()
+    for name in ("005", "006"):
+        (test / "light" / f"{name}.png").unlink()
+    check_refused(tmp_path, train, f"evaluation.test={test}", message="all 11 test images are exact copies")
+
+
+def test_official_splits_count_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from byol.data import motifs, sources
+
+    monkeypatch.setattr(motifs, "NUM_TRAIN", 40)
+    monkeypatch.setattr(motifs, "NUM_TEST", 20)
+    load = motifs.load_motifs
+
+    def leak(split: str) -> object:
+        images, labels = load(split)  # type: ignore[arg-type]
+        if split == "test":
+            images = images.copy()
+            images[0], labels[0] = (part[0] for part in load("train"))
+        return images, labels
+
+    monkeypatch.setattr(sources, "load_motifs", leak)
+    said: list[str] = []
+    splits = open_in(tmp_path, "motifs", said=said)
+    assert said[0] == (
+        "1 of 20 test images are exact copies of training images: counted, as the official split has them"
+    )
+    assert len(splits.test.rows) == 20 and not splits.seen
+
+
+def test_digests_are_made_once_and_by_size_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "images", num=5)
+    images = open_in(tmp_path, tmp_path / "images").train.images
+    rows = np.arange(len(images))
+    digests = copies.digest_images(images, rows)
+    assert len(np.unique(digests, axis=0)) == len(rows) and copies.find_kinds(digests) is None
+    sizes = np.array(images.sizes)
+    sizes[0] += 1
+    other = copies.digest_images(replace(images, sizes=sizes), rows)
+    assert (other != digests).any(axis=1).tolist() == [True] + [False] * (len(rows) - 1)
+    monkeypatch.setattr(copies, "_digest", None)
+    np.testing.assert_array_equal(copies.digest_images(images, rows), digests)
+
+
+# ---- One training, and whether the encoder has seen the test images
+
+
+def test_of_folds_one_training_holds_out_the_first(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, num=10, classes=("dark", "red"))
+    lines = [f"{kind}/00{i}.png,{kind},p{i // 2}" for kind in ("dark", "red") for i in range(10)]
+    labels = write_table(tmp_path, lines)
+    config = configure(images, f"data.packs={tmp_path / 'packs'}", labels, "evaluation.groups=plate")
+    splits = open_splits(config, tmp_path / "run", spec=make_spec(), is_single=True)
+    assert (len(splits.train.rows), len(splits.test.rows), splits.protocol) == (16, 4, "test part")
+    assert not set(splits.train.rows) & set(splits.test.rows)
+    assert splits.train.units is not None and splits.test.units is not None
+    assert not set(splits.train.units) & set(splits.test.units)
+    assert (
+        splits.description == "images: 5 folds by plate, the first is held out, no plate of it is trained on"
+    )
+    with pytest.raises(AssertionError, match="trained and tested on"):
+        replace(splits, test=splits.train)
+
+
+def test_whether_the_encoder_has_seen_the_test_images(tmp_path: Path) -> None:
+    images, other = tmp_path / "images", tmp_path / "other"
+    write_images(images, num=5)
+    write_images(other, num=9, classes=("dark", "light"))
+    assert open_in(tmp_path, images).seen and open_in(tmp_path, images, "evaluation.folds=2").seen
+    assert not open_in(tmp_path, images, f"evaluation.train={other}").seen
+    assert not open_in(tmp_path, images, f"evaluation.test={other}").seen
+    assert open_in(tmp_path, tmp_path, f"evaluation.train={images}").seen  # a folder in the run's
+
+
+def test_a_label_given_twice_is_not_lost(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", num=5, classes=("dark", "red"))
+    lines = [f"{kind}/00{i}.png,{kind}" for kind in ("dark", "red") for i in range(5)]
+    said: list[str] = []
+    labels = write_table(tmp_path, [*lines, lines[0]], head="file,label")
+    open_in(tmp_path, tmp_path / "images", labels, said=said)
+    assert said == []
+    labels = write_table(tmp_path, [*lines, "gone.png,red", "gone.png,red", lines[0]], head="file,label")
+    open_in(tmp_path, tmp_path / "images", labels, said=said)
+    assert said == [f"left out, of no image here: 1 of the 11 labels in {tmp_path / 'labels.csv'}"]

@@ -12,6 +12,7 @@ from runs import PX, make_run, write_images
 from byol.artifacts.encoder import Encoder
 from byol.data.packed import Packed
 from byol.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.evaluation import features as features_file
 from byol.evaluation import low_shot as low_shot_file
 from byol.evaluation import rows as rows_file
 from byol.evaluation import table as table_file
@@ -19,8 +20,8 @@ from byol.evaluation.folds import Groups, make_folds
 from byol.evaluation.low_shot import LowShot
 from byol.evaluation.rows import Candidate, Predicted, Row, predict
 from byol.evaluation.settings import read_config
-from byol.evaluation.splits import Split, Splits
-from byol.evaluation.table import Confusion, Table, evaluate
+from byol.evaluation.splits import SEEN, Split, Splits
+from byol.evaluation.table import Confusion, Table, check_labels, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert content["format"] == 2 and content["split"] == "images: every fifth image of a class is held out"
     assert content.keys() == {
         "format", "split", "protocol", "settings", "num_train", "num_test", "num_classes", "class_names",
-        "num_unlabelled", "done", "seconds", "rows", "low_shot", "confusion",
+        "num_unlabelled", "done", "seconds", "rows", "low_shot", "confusion", "seen",
     }  # fmt: skip
     assert content["settings"] == read_config(run_dir, []).evaluation.model_dump()
     assert content["rows"][1].keys() == {
@@ -98,8 +99,17 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert np.trace(counts) / 6 == pytest.approx(right)
 
 
-def test_each_protocol_setting_changes_the_table(run_dir: Path) -> None:
+def test_each_protocol_setting_changes_the_table(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pca: list[int] = []
+    fit = features_file.fit_pca
+
+    def count(train: np.ndarray, *, dimensions: int, seed: int) -> object:  # type: ignore[type-arg]
+        pca.append(len(train))
+        return fit(train, dimensions=dimensions, seed=seed)
+
+    monkeypatch.setattr(features_file, "fit_pca", count)
     table = evaluate(run_dir, overrides=["evaluation.folds=2", "evaluation.num_draws=3"])
+    assert pca == [15, 15] and table.seen  # once a fold, for both classifiers and the curve
     assert (table.protocol, table.split) == ("2 folds", "images: 2 folds")
     assert (table.num_train, table.num_test) == (15, 30)
     assert (table.settings["folds"], table.settings["num_draws"]) == (2, 3)
@@ -251,6 +261,8 @@ def test_the_table_in_words() -> None:
         "-----------------------  ------------  ------------",
         "untrained                30.0 % ± 2.0  50.0 % ± 1.3",
     ]
+    seen = replace(make_table(0.2, 0.5, 0.8), seen=True).render().splitlines()[-1]
+    assert seen == SEEN
     without = replace(make_table(0.2, 0.5, 0.8), low_shot=()).render()
     assert "few labels" not in without and "\n\n\n" not in without
     rows = tuple(replace(row, top5=0.93) for row in make_table(0.2, 0.5, 0.8).rows)
@@ -285,6 +297,23 @@ def test_overrides_must_not_change_what_the_run_was(run_dir: Path) -> None:
         "trainer.seed=5",
         message=r"evaluation cannot change what the run was \(trainer\.seed: .* -> 5\); leave it out",
     )
+
+
+def test_mistakes_are_told_before_the_long_work(run_dir: Path, tmp_path: Path) -> None:
+    """Weights that are not there, and groups of which no validation part can be made."""
+    check_labels(run_dir)
+    for name in ("missing.pth", "table.csv"):
+        with pytest.raises(CheckpointError, match=f"evaluation.weights: .*{name} is neither a folder"):
+            check_labels(run_dir, overrides=[f"evaluation.weights={tmp_path / name}"])
+    lines = [f"{name}/{i:03d}.png,{name},p{i % 2}" for name in ("dark", "red") for i in range(10)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,plate", *lines]))
+    overrides = [f"evaluation.labels={tmp_path / 'labels.csv'}", "evaluation.groups=plate"]
+    with pytest.raises(DataError, match=r"10 training images lie in 1 group\(s\)"):
+        check_labels(run_dir, overrides=[*overrides, "evaluation.folds=2"])
+    lines = [f"{name}/{i:03d}.png,{name}" for name in ("dark", "red") for i in range(2)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *lines]))
+    with pytest.raises(DataError, match="one image of each of 2 classes"):
+        check_labels(run_dir, overrides=[overrides[0], "evaluation.folds=2"])
 
 
 def test_labelled_images_with_other_channels(tmp_path: Path) -> None:

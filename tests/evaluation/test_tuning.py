@@ -103,16 +103,16 @@ def test_training_is_repeatable_and_leaves_the_start_alone(
     assert [look.epoch for look in looks if look.trained is not None] == [3]
 
 
-def test_what_is_tried_first_stays_unless_another_is_surely_better() -> None:
+def test_what_is_tried_first_stays_unless_another_exceeds() -> None:
     def candidate(*right: bool) -> tuning._Candidate:
         return tuning._Candidate(1e-3, "trained", np.array(right))
 
     first = candidate(False, False, False, True)
-    assert candidate(True, True, True, True).is_surely_better(first)  # 3 more, standard error 1.7
-    assert candidate(True, True, False, True).is_surely_better(first)  # 2 more, 1.4
-    assert not candidate(True, False, False, True).is_surely_better(first)  # 1 more, 1
-    assert not candidate(True, True, False, False).is_surely_better(first)  # 1 more, 1.7
-    assert not first.is_surely_better(first)
+    assert candidate(True, True, True, True).exceeds(first)  # 3 more, standard error 1.7
+    assert candidate(True, True, False, True).exceeds(first)  # 2 more, 1.4
+    assert not candidate(True, False, False, True).exceeds(first)  # 1 more, 1
+    assert not candidate(True, True, False, False).exceeds(first)  # 1 more, 1.7
+    assert not first.exceeds(first)
 
 
 def test_a_rate_at_which_the_loss_is_lost_is_not_chosen(
@@ -172,6 +172,17 @@ def test_the_classifier_is_that_of_scikit_learn(num_classes: int) -> None:
     wanted = model.fit(features.astype(np.float64), labels).predict_proba(features.astype(np.float64))
     found = torch.from_numpy(linear.logits(features)).softmax(dim=1).numpy()
     np.testing.assert_allclose(found, wanted, atol=2e-3)
+
+
+def test_a_class_that_is_not_known_is_never_chosen() -> None:
+    """All its images may be of a group that is held out."""
+    rng = np.random.default_rng(0)
+    for known in ([0, 2], [0, 2, 3]):
+        labels = rng.choice(known, 60)
+        features = (rng.normal(size=(60, 5)) + labels[:, None]).astype(np.float32)
+        linear = fit_linear(features, labels, inverse_penalty=0.1, num_classes=4)
+        chosen = linear.logits(features).argmax(axis=1)
+        assert set(chosen) <= set(known) and (chosen == labels).mean() > 0.5
 
 
 def test_two_images_of_two_classes(start: nn.Module, data: Split, setting: Setting) -> None:

@@ -190,6 +190,20 @@ def test_metadata_warns_of_what_features_tell(run_dir: Path, tmp_path: Path) -> 
     assert [(one.column, one.warning) for one in found.metadata] == [("folder", True)]
 
 
+def test_folders_that_are_the_given_labels_are_no_batch_effect(run_dir: Path, tmp_path: Path) -> None:
+    """By the partition, whatever the labels are called; also where some images have none."""
+    names = [f"{label}/{index:03d}.png" for label in ("dark", "light", "red") for index in range(10)]
+    given = {"dark": "dead", "light": "alive", "red": "other"}
+    labels: list[object] = [given[name.split("/")[0]] for name in names]
+    write_columns(tmp_path / "labels.csv", names[3:], label=labels[3:])
+    found = describe(run_dir, overrides=[f"evaluation.labels={tmp_path / 'labels.csv'}"])
+    assert [(one.column, one.warning) for one in found.metadata] == [("folder", False)]
+    # Labels of other images say nothing of these.
+    write_columns(tmp_path / "labels.csv", ["elsewhere.png"], label=["x"])
+    found = describe(run_dir, overrides=[f"evaluation.labels={tmp_path / 'labels.csv'}"])
+    assert [(one.column, one.warning) for one in found.metadata] == [("folder", True)]
+
+
 def test_folders_beside_other_labels_are_a_column_like_any(tmp_path: Path) -> None:
     """A list names the classes, the folders are plates: that features tell these is a warning."""
     write_images(tmp_path / "images", num=8)

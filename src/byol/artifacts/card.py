@@ -7,6 +7,7 @@ from pathlib import Path
 
 from byol.artifacts.facts import Facts, read_facts
 from byol.config import View
+from byol.evaluation.splits import SEEN
 from byol.evaluation.verdict import show_classifier
 from byol.files import write_atomically
 from byol.plan import Plan
@@ -210,6 +211,8 @@ def _list_limitations(facts: Facts) -> list[str]:
             "It has not been evaluated on labelled images: nothing here says what it is good for "
             f"(`byol eval {facts.run_dir} --labels LABELS.csv`)."
         )
+    if facts.table is not None and facts.table.fields.get("seen"):
+        lines.append(SEEN)
     lost = [show_classifier(verdict.classifier) for verdict in facts.verdicts if verdict.kind == "bad"]
     if lost:
         lines.append(f"By {' and '.join(lost)} its features are no better than simpler ones: use those.")

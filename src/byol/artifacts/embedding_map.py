@@ -25,6 +25,7 @@ from byol.data.labels import Labels, match_columns
 from byol.data.packed import Packed
 from byol.errors import DataError
 from byol.evaluation.features import Progress, features_of, spread, trained
+from byol.evaluation.metadata import are_alike
 from byol.files import write_atomically
 
 FILE_NAME = "map.npz"
@@ -216,12 +217,6 @@ def _find_columns(images: Packed, metadata: Path | None) -> dict[str, Labels]:
     if len(distinct) > 1:
         numbers = {folder: number for number, folder in enumerate(distinct)}
         values = np.array([numbers[folder] for folder in folders], dtype=np.int64)
-        if "label" not in columns or not _are_alike(values, columns["label"][0]):
+        if "label" not in columns or not are_alike(values, columns["label"][0]):
             columns["folder"] = (values, tuple(distinct))
     return columns | ({} if metadata is None else match_columns(metadata, images.names))
-
-
-def _are_alike(one: Int64[np.ndarray, " image"], other: Int64[np.ndarray, " image"]) -> bool:
-    """Whether they part the images in the same way."""
-    pairs = len(np.unique(np.stack((one, other)), axis=1).T)
-    return pairs == len(np.unique(one)) == len(np.unique(other))

@@ -64,7 +64,7 @@ class EncoderSpec:
     stored_px: int  # side of the square that an image is first made
     num_features: int
     pixels: Pixels
-    which: Literal["online", "target"]
+    which: Literal["online", "target", "finetuned"]  # finetuned: it has learned from labels
     done: int  # training steps
     byol_version: str
     data_fingerprint: str  # of the packed training images

@@ -39,6 +39,7 @@ from byol.artifacts.thumbnails import COLUMNS, ROWS, draw_sheets, draw_thumbnail
 from byol.data.labels import Labels
 from byol.errors import DataError
 from byol.evaluation.features import Progress
+from byol.evaluation.splits import SEEN
 from byol.files import write_atomically
 from byol.training.runlog import format_time
 
@@ -249,6 +250,7 @@ def _describe(facts: Facts, shown: _Shown | None, places: Json | None, *, missin
         "health": parts.describe_health(facts.metrics),
         "key_facts": _list_key_facts(facts, shown),
         "evaluation": evaluation,
+        "seen": SEEN,
         "eval_options": None if table is None else table.options,
         "groups": parts.describe_rows(evaluation) if evaluation else [],
         "low_shot": parts.draw_low_shot(evaluation) if evaluation else None,

@@ -80,6 +80,27 @@ def match_columns(path: Path, names: Iterable[str]) -> dict[str, Labels]:
     return _match_all(path, listed, names, columns=columns)
 
 
+def count_unmatched(path: Path, *sets: Iterable[str]) -> tuple[int, int]:
+    """How many labelled files of a CSV are no image of any set of names, and how many it has in all.
+
+    A file that is named several times counts once. Files are matched as by `match_labels`.
+
+    Raises:
+        DataError: the CSV cannot be read, or fits several images alike.
+    """
+    listed, labels = read_list(path)
+    files = Names.of(map(_normalise, listed))
+    keys = _hashes(files)
+    wholes = _Places(keys, np.arange(len(files)))
+    first = wholes.find(keys)
+    is_labelled = np.fromiter((label != "" for label in labels), dtype=np.bool_, count=len(labels))
+    given = np.unique(first[is_labelled])
+    matches = [
+        _match(path, files, Names.of(map(_normalise, names)), wholes=wholes, first=first) for names in sets
+    ]
+    return len(np.setdiff1d(given, np.concatenate(matches))), len(given)
+
+
 def _sort_classes(numbers: Numbers, class_names: Iterable[str]) -> Labels:
     """The same labels with the classes that occur alone, in their order."""
     names = list(class_names)

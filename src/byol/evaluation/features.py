@@ -160,11 +160,12 @@ def pixel_components(
     spec: EncoderSpec,
     dimensions: int,
     seed: int,
-    cache_folder: Path,
+    cache_folder: Path | None,
 ) -> tuple[Float32[np.ndarray, "train component"], Float32[np.ndarray, "test component"]]:
     """Principal components (fitted on train) of the pixels that the encoder sees: whole views, flattened.
 
     At most 10,000 training images and 1 GB of their pixels are fitted on; all are then transformed in blocks.
+    Without a folder nothing is kept.
     """
     num_pixels = spec.channels * spec.view_px**2
     num_fitted = max(min(_PCA_ROWS, _PCA_VALUES // num_pixels), dimensions)
@@ -173,17 +174,17 @@ def pixel_components(
 
     @cache
     def fit() -> PCA:
-        pixels = np.concatenate(list(_pixels(train, fitted_rows, spec=spec)))
+        pixels = _gather(_pixels(train, fitted_rows, spec=spec), num=len(fitted_rows))
         return fit_pca(pixels, dimensions=dimensions, seed=seed)
 
     def components(images: Packed, rows: Rows) -> Features:
         key = _hash("pixels", repr(seen), _identify(train, fitted_rows), _identify(images, rows))
 
         def make() -> Features:
-            blocks = [fit().transform(block) for block in _pixels(images, rows, spec=spec)]
-            return np.concatenate(blocks).astype(np.float32)
+            blocks = (fit().transform(block) for block in _pixels(images, rows, spec=spec))
+            return _gather(blocks, num=len(rows))
 
-        return _cached(cache_folder / f"{key}.npy", make)
+        return make() if cache_folder is None else _cached(cache_folder / f"{key}.npy", make)
 
     return components(train, train_rows), components(test, test_rows)
 
@@ -200,6 +201,19 @@ def _pixels(images: Packed, rows: Rows, *, spec: EncoderSpec) -> Iterator[Featur
         squares = _squares(images, rows[first : first + _BATCH])
         views = whole_view(squares, spec.view_px, pixels=spec.pixels)
         yield views.flatten(1).numpy()
+
+
+def _gather(blocks: Iterator[np.ndarray], *, num: int) -> Features:
+    """Blocks of `num` rows in all as one array: only one block is in memory beside it."""
+    gathered: Features | None = None
+    first = 0
+    for block in blocks:
+        if gathered is None:
+            gathered = np.empty((num, block.shape[1]), dtype=np.float32)
+        gathered[first : first + len(block)] = block
+        first += len(block)
+    assert gathered is not None and first == num
+    return gathered
 
 
 def spread(rows: Rows, wanted: int) -> Int64[np.ndarray, " wanted"]:

@@ -6,7 +6,8 @@ Test labels are met in one place, `_test`, after everything has been trained.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from byol.errors import CheckpointError, ConfigError, DataError
 from byol.evaluation import probes
 from byol.evaluation.features import untrained
 from byol.evaluation.finetune_table import FORMAT, Outcome, Row
-from byol.evaluation.splits import Split, Splits, open_splits
+from byol.evaluation.splits import LEARNED, SEEN, Split, Splits, open_splits
 from byol.evaluation.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
 from byol.files import write_atomically
 from byol.training.distributed import choose_dtype, keep_freed_memory
@@ -66,7 +67,8 @@ def finetune(
 
     `source` is a run folder, one of its encoders' (`target`, `best`), or a folder with an encoder alone.
     `overrides` say where labelled images are (`evaluation.train`, `.test`, `.labels`); by default they
-    are those of `byol eval`. `scratch`: the same training from random weights as well.
+    are those of `byol eval`; of folds the first is held out. `scratch`: the same training from random
+    weights as well.
 
     Raises:
         CheckpointError: there is no such encoder, or `output` holds something else or cannot be written.
@@ -77,13 +79,14 @@ def finetune(
     _check_numbers(fraction, epochs)
     keep_freed_memory()
     check_output(output, source=source)
+    _probe(output)
     encoder = load(source)
     config, run_dir = _read_config(source, overrides, spec=encoder.spec, output=output)
     if config.trainer.device == "cpu" and encoder.device.type != "cpu":
         encoder = load(source, device="cpu")
     if run_dir == output and say is not None and not any(map(_is_domain, overrides)):
         say("crops and flips are those of photographs; data_transforms.domain=NAME for other images")
-    splits = open_splits(config, run_dir, spec=encoder.spec, say=say)
+    splits = open_splits(config, run_dir, spec=encoder.spec, is_single=True, say=say)
     seed = config.evaluation.seed
     data, class_names = _draw(splits, fraction=fraction, seed=seed)
     if say is not None:
@@ -96,7 +99,12 @@ def finetune(
         device=encoder.device,
         seed=seed,
     )
-    starts = {f"byol {encoder.spec.which}": encoder.module}
+    which = encoder.spec.which
+    starts = {which if which == "finetuned" else f"byol {which}": encoder.module}
+    if which == "finetuned" and say is not None:
+        say(f"{which}: {LEARNED}")
+    if splits.seen and say is not None:
+        say(SEEN)
     if scratch:
         starts[SCRATCH] = _make_random(config, encoder, data=data)
     trained, log = _train_all(starts, data, setting=setting, epochs=epochs, say=say, progress=progress)
@@ -133,6 +141,23 @@ def check_output(output: Path, *, source: Path) -> None:
             )
         if output.resolve() == source.resolve():
             raise CheckpointError(f"{output}: is what to start from; choose another folder with -o")
+
+
+def _probe(output: Path) -> None:
+    """Write into the folder and take it back: that it cannot be done is known before the training.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    probe = output / f".{FILE_NAME}.probe"
+    try:
+        write_atomically(probe, b"")
+        probe.unlink()
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _read_config(
@@ -186,7 +211,7 @@ def _draw(splits: Splits, *, fraction: float, seed: int) -> tuple[Split, tuple[s
             "choose learning rate and length on; give a larger one"
         )
     probes.check_classes(labels, class_names)
-    return Split(train.images, train.rows[drawn], labels.astype(np.int64)), class_names
+    return replace(train.take(drawn), labels=labels.astype(np.int64)), class_names
 
 
 def _make_random(config: Config, encoder: Encoder, *, data: Split) -> nn.Module:
@@ -247,7 +272,10 @@ def _train_all(
 
 def _describe(trained: Trained) -> str:
     if trained.epochs == 0:
-        return "the frozen encoder with logistic regression is surely better on the validation part"
+        return (
+            "the frozen encoder with logistic regression is better on the validation part by more than one "
+            "standard error"
+        )
     return (
         f"{trained.epochs} epochs at a learning rate of {trained.chosen['lr']:g}, "
         f"classifier: {trained.chosen['classifier']}"
@@ -267,7 +295,8 @@ def _test(
     """The one place where predictions meet the labels of the test images. `class_names`: theirs, and ours."""
     theirs, ours = class_names
     index = {name: place for place, name in enumerate(ours)}
-    truth = np.array([index[theirs[label]] for label in test.labels], dtype=np.int64)
+    # A class that was not learnt is none of ours: no answer is right.
+    truth = np.array([index.get(theirs[label], len(ours) + label) for label in test.labels], dtype=np.int64)
 
     def test_one(
         name: str,
@@ -324,6 +353,8 @@ def _save(
         chosen=row.chosen,
         byol_version=__version__,
     )
+    if row.epochs:
+        spec = replace(spec, which="finetuned")
     files.save_classifier(output, first.trained.module, spec, linear=first.trained.linear, spec=classifier)
     write_atomically(output / LOG_NAME, "".join(json.dumps(line) + "\n" for line in log).encode())
     outcome.save(output / FILE_NAME)

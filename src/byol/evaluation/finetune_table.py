@@ -88,9 +88,7 @@ def _to_cells(row: Row) -> tuple[str, ...]:
 def _judge(row: Row, other: Row) -> str:
     figures = f"{row.start} {_percent(row.top1)}, {other.start} {_percent(other.top1)}"
     if row.epochs == 0 and other.start == f"{row.start}, frozen":
-        return (
-            "The encoder is as it was: it was better on the validation part, by more than a standard error."
-        )
+        return "The encoder is as it was: better on the validation part by more than one standard error."
     if row.high95 < other.low95:
         return f"Below {other.start}, the intervals do not overlap: {figures}."
     if row.top1 <= other.top1:

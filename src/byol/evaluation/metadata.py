@@ -44,6 +44,12 @@ def folders_of(names: Iterable[str]) -> Labels | None:
     return folders if len(folders[1]) > 1 else None
 
 
+def are_alike(one: Values, other: Int64[np.ndarray, " image"]) -> bool:
+    """Whether two columns part the images in the same way."""
+    num_pairs = np.unique(np.stack([one, other]), axis=1).shape[1]
+    return bool(num_pairs == len(np.unique(one)) == len(np.unique(other)))
+
+
 def find_unusable(values: Values) -> str | None:
     """Why a column (-1 where not known) cannot be judged, in words; None if it can."""
     classes, counts = np.unique(values[values >= 0], return_counts=True)

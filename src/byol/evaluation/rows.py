@@ -18,11 +18,12 @@ from byol.evaluation.folds import Fold
 from byol.evaluation.kept import Arrays, keep, make_key
 from byol.evaluation.scores import score
 from byol.evaluation.sgd import sgd
-from byol.evaluation.splits import Split, Splits
+from byol.evaluation.splits import LEARNED, Split, Splits
 from byol.evaluation.weights import name_weights, open_weights
 
 LINEAR, SGD, KNN = "logistic regression", "sgd", "knn"
 PCA_DIMENSIONS = 256
+_MOST_REMEMBERED = 2**30  # bytes of pixel components: 5 folds of 200,000 images
 
 Features = Float32[np.ndarray, "image feature"]
 Train = Float32[np.ndarray, "train feature"]
@@ -79,9 +80,18 @@ class Predicted:
 
 
 def make_candidates(
-    config: Config, run_dir: Path, *, splits: Splits, online: Encoder, progress: Progress | None
+    config: Config,
+    run_dir: Path,
+    *,
+    splits: Splits,
+    online: Encoder,
+    say: Callable[[str], None] | None,
+    progress: Progress | None,
 ) -> Iterator[Candidate]:
-    """Baselines first, so that what BYOL has to beat is known when its rows come."""
+    """Baselines first, so that what BYOL has to beat is known when its rows come.
+
+    `say` hears of other weights that have learned from labels.
+    """
     train, test, cache_folder = splits.train, splits.test, run_dir / "features"
 
     def pixels(fold: Fold) -> Pair:
@@ -93,16 +103,20 @@ def make_candidates(
             spec=online.spec,
             dimensions=PCA_DIMENSIONS,
             seed=config.evaluation.seed,
-            cache_folder=cache_folder,
+            cache_folder=cache_folder if len(splits.folds) == 1 else None,
         )
 
-    yield Candidate("pixels", f"pca-{PCA_DIMENSIONS}", pixels)
+    yield Candidate("pixels", f"pca-{PCA_DIMENSIONS}", _remember(pixels))
     device = online.device.type
     encoders = {
         "untrained": untrained(config, online.spec, images=train.images, rows=train.rows, device=device)
     }
     if (source := config.evaluation.weights) is not None:
-        encoders[name_weights(source)] = open_weights(source, spec=online.spec, device=device)
+        weights = open_weights(source, spec=online.spec, device=device)
+        name = name_weights(source, which=weights.spec.which)
+        encoders[name] = weights
+        if weights.spec.which == "finetuned" and say is not None:
+            say(f"{name}: {LEARNED}")
     encoders["byol online"] = trained(online)
     if (run_dir / "target" / SPEC_NAME).is_file():
         encoders["byol target"] = trained(load(run_dir / "target", device=device))
@@ -113,6 +127,22 @@ def make_candidates(
             for part in parts
         ]
         yield Candidate(name, "none", _select(features[0], features[-1]))
+
+
+def _remember(make: Callable[[Fold], Pair]) -> Callable[[Fold], Pair]:
+    """Each fold's features made once, as long as all of them together are not too large."""
+    made: dict[int, Pair] = {}
+
+    def recall(fold: Fold) -> Pair:
+        if (found := made.get(id(fold))) is not None:
+            return found
+        pair = make(fold)
+        held = sum(part.nbytes for each in (*made.values(), pair) for part in each)
+        if held <= _MOST_REMEMBERED:
+            made[id(fold)] = pair
+        return pair
+
+    return recall
 
 
 def _select(train: Train, test: Test) -> Callable[[Fold], Pair]:
@@ -137,7 +167,7 @@ def predict(
     for fold in splits.folds:
         features = candidate.of_fold(fold)
         known = splits.train.take(fold.train)
-        key = make_key(classifier, candidate.transform, seed, *features, known.labels, known.group_numbers)
+        key = make_key(classifier, candidate.transform, seed, *features, known.labels, known.units)
         fit = partial(_fit, candidate, *features, known=known, classifier=classifier, seed=seed)
         fitted, was_kept = keep(cache_folder / f"{key}.npz", fit)
         ranked[fold.test, : fitted["ranked"].shape[1]] = fitted["ranked"]
@@ -156,7 +186,7 @@ def _fit(
     classify = probes.knn
     if classifier != KNN:
         classify = partial(probes.logistic_regression if classifier == LINEAR else sgd, scale=candidate.scale)
-    found = classify(train, known.labels, test=test, seed=seed, groups=known.group_numbers)
+    found = classify(train, known.labels, test=test, seed=seed, groups=known.units)
     seconds = np.array(time.perf_counter() - start)
     return {"ranked": found.ranked, "chosen": np.array(json.dumps(found.chosen)), "seconds": seconds}
 

@@ -5,8 +5,10 @@
     folder, list, array               none             four of five           every fifth of a class, by name
     anything                          given            all that have a label  all that have a label
 
-With `evaluation.folds`, where there are no test images, each labelled image is tested on once. Images without
-a label are left out.
+With `evaluation.folds`, where there are no test images, each labelled image is tested on once; a single
+training (`byol finetune`) holds out the first fold. Images without a label are left out. Exact copies of an
+image never lie on both sides: they stay together, or if there are test images they are left out of these. The
+official test splits are as they are.
 """
 
 import posixpath
@@ -22,14 +24,17 @@ from byol.artifacts.encoder import EncoderSpec
 from byol.config import Config
 from byol.config_schema import EvaluationConfig
 from byol.data.images import open_images
-from byol.data.labels import encode_labels, match_columns, read_list
+from byol.data.labels import count_unmatched, encode_labels, match_columns
 from byol.data.packed import Packed
 from byol.data.sources import splits_of
 from byol.data.value_range import check_bits
 from byol.errors import ConfigError, DataError
+from byol.evaluation.copies import Kinds, are_among, digest_images, find_kinds
 from byol.evaluation.folds import DEFAULT_FOLDS, Fold, Groups, find_unlearnt, make_folds
 from byol.evaluation.probes import check_classes
 
+SEEN = "BYOL itself was trained on the test images, without their labels: new images may be harder."
+LEARNED = "its encoder has learned from labels, perhaps of these test images"
 FOLDER = "folder"  # instead of a column: images of a folder are a group
 
 _TEST_EVERY = 5
@@ -37,12 +42,18 @@ _TEST_EVERY = 5
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images of a pack: their rows there, their classes, and perhaps their groups."""
+    """Labelled images of a pack: their rows there, classes, perhaps groups, and which are copies."""
 
     images: Packed
     rows: Int64[np.ndarray, " image"]
     labels: Int64[np.ndarray, " image"]  # indices into `Splits.class_names`
     groups: Groups | None = None
+    kinds: Kinds | None = None  # one number for all copies of an image; None if there are none
+
+    @property
+    def units(self) -> Int64[np.ndarray, " image"] | None:
+        """What must stay on one side of a division: groups, else copies; None: each image is its own."""
+        return self.kinds if self.groups is None else self.groups.numbers
 
     @property
     def group_numbers(self) -> Int64[np.ndarray, " image"] | None:
@@ -52,7 +63,8 @@ class Split:
         """Some of the images."""
         groups = self.groups
         groups = None if groups is None else replace(groups, numbers=groups.numbers[places])
-        return Split(self.images, self.rows[places], self.labels[places], groups)
+        kinds = None if self.kinds is None else self.kinds[places]
+        return Split(self.images, self.rows[places], self.labels[places], groups, kinds)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,14 @@ class Splits:
     num_unlabelled: int  # images left out
     protocol: str  # "test part", "5 folds", "5 folds by plate"
     folds: tuple[Fold, ...]  # places in `train` and in `test`; each test image is in one
+    seen: bool = False  # the test images are among those that the encoder was trained on, without labels
+    notes: tuple[str, ...] = ()  # what was found out about the images, in words
+
+    def __post_init__(self) -> None:
+        if self.train.images is self.test.images:
+            for fold in self.folds:
+                both = np.intersect1d(self.train.rows[fold.train], self.test.rows[fold.test])
+                assert len(both) == 0, "an image is trained and tested on"
 
     @property
     def num_classes(self) -> int:
@@ -79,11 +99,17 @@ class Splits:
 
 
 def open_splits(
-    config: Config, run_dir: Path, *, spec: EncoderSpec, say: Callable[[str], None] | None = None
+    config: Config,
+    run_dir: Path,
+    *,
+    spec: EncoderSpec,
+    is_single: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Splits:
     """Open (and pack, where that has not been done) the labelled images of `config.evaluation`.
 
-    They are stored as `spec` says that the encoder takes them. `say` hears what is left out.
+    They are stored as `spec` says that the encoder takes them. `is_single`: there is one training, so that of
+    several folds the first is the test part. `say` hears what is left out.
 
     Raises:
         NoLabelsError: no image to fit on has a label.
@@ -106,38 +132,55 @@ def open_splits(
         target = evaluation.test if evaluation.test is not None else source
         split = "test" if "test" in splits_of(target) else None
         test = _open(config, run_dir, source=target, split=split, spec=spec)
-        splits = _pair(train, test, names=(_short(source), _short(target)))
+        names = (_short(source), _short(target))
+        splits = _pair(train, test, names=names, is_official=split is not None)
     elif evaluation.folds is not None or evaluation.groups is not None:
+        target = source
         splits = _fold(train, evaluation, name=_short(source))
+        splits = _hold_out_first(splits) if is_single else splits
     else:
+        target = source
         splits = _hold_out(train, name=_short(source))
+    is_own = splits.test.images.fingerprint == spec.data_fingerprint
+    seen = is_own or _lies_within(target, config.data.source)
+    splits = replace(splits, seen=seen)
     if say is not None:
-        for line in (*_describe_left_out(splits, evaluation.labels), *_describe_unlearnt(splits)):
+        left_out = _describe_left_out(splits, evaluation.labels)
+        for line in (*left_out, *splits.notes, *_describe_unlearnt(splits)):
             say(line)
     return splits
 
 
+def _lies_within(target: str, source: str) -> bool:
+    """Whether the one is the other, or a folder or file below it; sets with official splits are neither."""
+    if splits_of(target) or splits_of(source):
+        return False
+    return Path(target).resolve().is_relative_to(Path(source).resolve())
+
+
 def _describe_left_out(splits: Splits, labels: str | None) -> Iterator[str]:
-    used, unlabelled = len(splits.test.rows), splits.num_unlabelled
-    if splits.test is not splits.train:
-        used += len(splits.train.rows)
-    if unlabelled:
-        yield f"left out, without a label: {unlabelled} of {used + unlabelled} images"
+    packs = {id(split.images): split.images for split in (splits.train, splits.test)}.values()
+    if splits.num_unlabelled:
+        num_images = sum(map(len, packs))
+        yield f"left out, without a label: {splits.num_unlabelled} of {num_images} images"
     if labels is not None:
-        given = sum(label != "" for label in read_list(Path(labels))[1])
-        if used < given:
-            yield f"left out, of no image here: {given - used} of the {given} labels in {labels}"
+        lost, given = count_unmatched(Path(labels), *(pack.names for pack in packs))
+        if lost:
+            yield f"left out, of no image here: {lost} of the {given} labels in {labels}"
 
 
 def _describe_unlearnt(splits: Splits) -> Iterator[str]:
     """Classes that are counted but cannot be right."""
     if splits.test is splits.train:
-        rare = find_unlearnt(splits.train.labels, splits.train.groups)
+        rare = find_unlearnt(splits.train.labels, splits.train.units)
         where = "one image" if splits.train.groups is None else f"images of one {splits.train.groups.column}"
         what = f"with labels for {where} only, never learnt before they are tested on"
     else:
         classes, counts = np.unique(splits.train.labels, return_counts=True)
+        unknown = np.setdiff1d(splits.test.labels, classes)
         rare, what = classes[counts < 2], "with one training image only"
+        if len(unknown):
+            rare, what = unknown, "in the test part alone, never learnt"
     if len(rare):
         others = f" (and {len(rare) - 1} more)" if len(rare) > 1 else ""
         yield f"classes {what}: {splits.class_names[rare[0]]}{others}; label more of their images"
@@ -178,34 +221,72 @@ def _short(source: str) -> str:
     return source if splits_of(source) else Path(source).name or source
 
 
-def _hold_out(images: Packed, *, name: str) -> Splits:
-    """Every fifth image of each class, in the order of their names, is for testing."""
-    labelled = np.flatnonzero(images.labels >= 0)
-    check_classes(images.labels[labelled], images.class_names)
-    by_name = np.array(sorted(labelled, key=lambda row: images.names[int(row)]), dtype=np.int64)
-    is_test = np.zeros(len(images), dtype=bool)
-    for label in np.unique(images.labels[labelled]):
-        members = by_name[images.labels[by_name] == label]
-        is_test[members[_TEST_EVERY - 1 :: _TEST_EVERY]] = True
-    test_rows, train_rows = labelled[is_test[labelled]], labelled[~is_test[labelled]]
-    if len(test_rows) == 0:
-        raise DataError(
-            f"{name}: no class has {_TEST_EVERY} labelled images, so none can be held out for testing; "
-            "label more images, or give others by --test"
-        )
-    return _whole(
-        Split(images, train_rows, images.labels[train_rows]),
-        Split(images, test_rows, images.labels[test_rows]),
-        description=f"{name}: every fifth image of a class is held out",
-        num_unlabelled=len(images) - len(labelled),
+def _find_copies(images: Packed, rows: NDArray[np.int64]) -> tuple[Kinds | None, tuple[str, ...]]:
+    """Which labelled images are copies, and that in words.
+
+    Raises:
+        DataError: without copies the labels are too few.
+    """
+    kinds = find_kinds(digest_images(images, rows))
+    if kinds is None:
+        return None, ()
+    distinct, first = np.unique(kinds, return_index=True)
+    labels = images.labels[rows]
+    check_classes(labels[first], images.class_names)
+    pairs = np.unique(np.stack([kinds, labels]), axis=1)
+    contrary = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
+    also = f" ({contrary} have labels that contradict each other)" if contrary else ""
+    num = len(rows) - len(distinct)
+    return kinds, (
+        f"{num} of {len(rows)} labelled images are exact copies of others{also}: none is tested on where "
+        "its copy is trained on",
     )
 
 
-def _whole(train: Split, test: Split, *, description: str, num_unlabelled: int) -> Splits:
+def _hold_out(images: Packed, *, name: str) -> Splits:
+    """Every fifth image of each class, in the order of their names, is for testing; copies follow it."""
+    labelled = np.flatnonzero(images.labels >= 0)
+    check_classes(images.labels[labelled], images.class_names)
+    kinds, notes = _find_copies(images, labelled)
+    by_name = np.array(
+        sorted(range(len(labelled)), key=lambda place: images.names[int(labelled[place])]), dtype=np.int64
+    )
+    labels = images.labels[labelled]
+    if kinds is None:
+        is_original = np.ones(len(labelled), dtype=bool)
+    else:
+        is_original = np.zeros(len(labelled), dtype=bool)
+        is_original[by_name[np.unique(kinds[by_name], return_index=True)[1]]] = True
+    is_test = np.zeros(len(labelled), dtype=bool)
+    for label in np.unique(labels):
+        members = by_name[(labels[by_name] == label) & is_original[by_name]]
+        is_test[members[_TEST_EVERY - 1 :: _TEST_EVERY]] = True
+    if kinds is not None:
+        is_test = np.isin(kinds, kinds[is_test])
+    if not is_test.any():
+        different = "" if kinds is None else "different "
+        raise DataError(
+            f"{name}: no class has {_TEST_EVERY} {different}labelled images, so none can be held out for "
+            "testing; label more images, or give others by --test"
+        )
+    both = Split(images, labelled, labels, kinds=kinds)
+    check_classes(labels[~is_test], images.class_names)
+    return _whole(
+        both.take(np.flatnonzero(~is_test)),
+        both.take(np.flatnonzero(is_test)),
+        description=f"{name}: every fifth image of a class is held out",
+        num_unlabelled=len(images) - len(labelled),
+        notes=notes,
+    )
+
+
+def _whole(
+    train: Split, test: Split, *, description: str, num_unlabelled: int, notes: tuple[str, ...]
+) -> Splits:
     """One fold: train on the one set, test on the other."""
     fold = Fold(np.arange(len(train.rows)), np.arange(len(test.rows)))
     class_names = tuple(train.images.class_names)
-    return Splits(train, test, class_names, description, num_unlabelled, "test part", (fold,))
+    return Splits(train, test, class_names, description, num_unlabelled, "test part", (fold,), notes=notes)
 
 
 def _fold(images: Packed, evaluation: EvaluationConfig, *, name: str) -> Splits:
@@ -217,7 +298,11 @@ def _fold(images: Packed, evaluation: EvaluationConfig, *, name: str) -> Splits:
     if evaluation.groups is not None:
         groups = _find_groups(images, rows, column=evaluation.groups, labels=evaluation.labels)
     num = evaluation.folds or DEFAULT_FOLDS
-    both = Split(images, rows, labels, groups)
+    kinds, notes = _find_copies(images, rows)
+    both = Split(images, rows, labels, groups, kinds)
+    folds = make_folds(labels, num=num, seed=evaluation.seed, groups=groups, kinds=kinds)
+    for fold in folds:
+        check_classes(labels[fold.train], images.class_names)
     protocol = f"{num} folds" + ("" if groups is None else f" by {groups.column}")
     return Splits(
         both,
@@ -226,7 +311,21 @@ def _fold(images: Packed, evaluation: EvaluationConfig, *, name: str) -> Splits:
         f"{name}: {protocol}",
         len(images) - len(rows),
         protocol,
-        make_folds(labels, num=num, seed=evaluation.seed, groups=groups),
+        folds,
+        notes=notes,
+    )
+
+
+def _hold_out_first(splits: Splits) -> Splits:
+    """Of folds the first as the test part."""
+    first, groups = splits.folds[0], splits.train.groups
+    what = "" if groups is None else f", no {groups.column} of it is trained on"
+    return _whole(
+        splits.train.take(first.train),
+        splits.train.take(first.test),
+        description=f"{splits.description}, the first is held out{what}",
+        num_unlabelled=splits.num_unlabelled,
+        notes=splits.notes,
     )
 
 
@@ -254,8 +353,11 @@ def _find_groups(images: Packed, rows: NDArray[np.int64], *, column: str, labels
     return Groups(column, numbers[rows], names)
 
 
-def _pair(train: Packed, test: Packed, *, names: tuple[str, str]) -> Splits:
-    """All labelled images of both; test classes are found in train by their names."""
+def _pair(train: Packed, test: Packed, *, names: tuple[str, str], is_official: bool) -> Splits:
+    """All labelled images of both; test classes are found in train by their names.
+
+    Test images that are copies of labelled training images are left out, but not of official splits.
+    """
     if train.fingerprint == test.fingerprint:
         raise DataError(
             f"{names[1]}: the test images are the training images; give others, or leave --test out: "
@@ -269,11 +371,27 @@ def _pair(train: Packed, test: Packed, *, names: tuple[str, str]) -> Splits:
             "give them by --labels FILE.csv with the columns file,label"
         )
     description = f"{names[0]}: its training and test split" if names[0] == names[1] else " / ".join(names)
+    num_unlabelled = len(train) - len(train_rows) + len(test) - len(test_rows)
+    digests, test_digests = digest_images(train, train_rows), digest_images(test, test_rows)
+    is_copy = are_among(test_digests, digests)
+    notes: tuple[str, ...] = ()
+    if is_copy.any():
+        counted = "counted, as the official split has them" if is_official else "left out"
+        notes = (
+            f"{is_copy.sum()} of {len(is_copy)} test images are exact copies of training images: {counted}",
+        )
+        if is_copy.all() and not is_official:
+            raise DataError(
+                f"{names[1]}: all {len(is_copy)} test images are exact copies of training images; give "
+                "others, or leave --test out: then a fifth is held out"
+            )
+        test_rows = test_rows if is_official else test_rows[~is_copy]
     return _whole(
-        Split(train, train_rows, train.labels[train_rows]),
+        Split(train, train_rows, train.labels[train_rows], kinds=find_kinds(digests)),
         Split(test, test_rows, _translate(train, test, labels=test.labels[test_rows], name=names[1])),
         description=description,
-        num_unlabelled=len(train) - len(train_rows) + len(test) - len(test_rows),
+        num_unlabelled=num_unlabelled,
+        notes=notes,
     )
 
 

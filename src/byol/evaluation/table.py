@@ -18,6 +18,7 @@ from byol.config import Config
 from byol.errors import NoLabelsError
 from byol.evaluation.columns import render_columns
 from byol.evaluation.features import Progress
+from byol.evaluation.folds import Validation
 from byol.evaluation.low_shot import LowShot, measure_low_shot
 from byol.evaluation.rows import (
     KNN,
@@ -32,8 +33,9 @@ from byol.evaluation.rows import (
 )
 from byol.evaluation.scores import MIN_GROUPS, count_confusions
 from byol.evaluation.settings import read_config
-from byol.evaluation.splits import Splits, open_splits
+from byol.evaluation.splits import SEEN, Splits, open_splits
 from byol.evaluation.verdict import BASELINES, ONLINE, judge
+from byol.evaluation.weights import open_weights
 from byol.files import write_atomically
 from byol.training.distributed import keep_freed_memory
 
@@ -75,6 +77,7 @@ class Table:
     rows: tuple[Row, ...]
     low_shot: tuple[LowShot, ...]
     confusion: Confusion
+    seen: bool = False  # the test images are among those that BYOL was trained on, without labels
 
     def render(self) -> str:
         """The rows as plain text for a terminal, and the verdict below them."""
@@ -82,7 +85,8 @@ class Table:
         if self.protocol != "test part":
             about = f"{self.split}; {self.num_test} images, each predicted once, "
         lines = [f"{about}{self.num_classes} classes", "", *_render_rows(self.rows), ""]
-        return "\n".join([*lines, *_render_low_shot(self.low_shot), self.verdict()])
+        seen = [SEEN] if self.seen else []
+        return "\n".join([*lines, *_render_low_shot(self.low_shot), self.verdict(), *seen])
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all.
@@ -100,7 +104,7 @@ class Table:
 
 
 def check_labels(run_dir: Path, *, overrides: Sequence[str] = ()) -> None:
-    """Open the labelled images as `evaluate` does: a mistake in naming them is told before the long work.
+    """Open labelled images and other weights, and part them, as `evaluate` does: mistakes are told at once.
 
     To have no labels at all is no mistake.
 
@@ -108,8 +112,14 @@ def check_labels(run_dir: Path, *, overrides: Sequence[str] = ()) -> None:
         CheckpointError, ConfigError, DataError: as `evaluate`.
     """
     config = read_config(run_dir, overrides)
+    spec = load(run_dir, device="cpu").spec
     with contextlib.suppress(NoLabelsError):
-        open_splits(config, run_dir, spec=load(run_dir, device="cpu").spec)
+        splits = open_splits(config, run_dir, spec=spec)
+        for fold in splits.folds:
+            known = splits.train.take(fold.train)
+            Validation.of(known.labels, seed=config.evaluation.seed, groups=known.units)
+        if config.evaluation.weights is not None:
+            open_weights(config.evaluation.weights, spec=spec, device="cpu")
 
 
 def evaluate(
@@ -143,7 +153,9 @@ def evaluate(
     low_shot: list[LowShot] = []
     confusions: list[Confusion] = []
     cache_folder = run_dir / "features"
-    for candidate in make_candidates(config, run_dir, splits=splits, online=online, progress=progress):
+    for candidate in make_candidates(
+        config, run_dir, splits=splits, online=online, say=say, progress=progress
+    ):
         judged = list(_judge_all(candidate, splits, config=config, cache_folder=cache_folder))
         rows += [row for row, _ in judged]
         if candidate.name == ONLINE:
@@ -179,6 +191,7 @@ def evaluate(
         rows=tuple(rows),
         low_shot=tuple(low_shot),
         confusion=confusions[0],
+        seen=splits.seen,
     )
     table.save(run_dir / FILE_NAME)
     return table

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -31,7 +31,8 @@ FEW_LABELS = 5000  # up to here several learning rates are tried
 _RATES, _RATES_FROM_SCRATCH = (1e-3, 3e-4, 3e-3), (3e-3, 1e-3, 1e-2)
 _LAYER_DECAY = 0.75
 _IMAGES_SEEN, _MIN_EPOCHS, _MAX_EPOCHS = 10_000, 10, 20
-_LONE_PENALTY = 0.01  # C where every class has one image, so that there is nothing to choose it on
+_LONE_PENALTY = 0.01  # C where every class has one image or all are of one group: nothing to choose it on
+_NEVER = -1e9  # bias of a class that there was no image of
 _CLASSIFIER_IMAGES = 10_000  # that logistic regression is fitted on at most
 
 Features = Float32[np.ndarray, "image feature"]
@@ -45,9 +46,7 @@ _TRAINED: Kind = "trained"
 class Recipe:
     """What is tried, and how long."""
 
-    rates: tuple[
-        float, ...
-    ]  # learning rates of the last layer; the first is kept unless another is surely better
+    rates: tuple[float, ...]  # learning rates of the last layer; the first is kept unless another is better
     epochs: int
     layer_decay: float
 
@@ -140,8 +139,8 @@ class _Candidate:
     kind: Kind
     right: Bool[np.ndarray, " image"]
 
-    def is_surely_better(self, other: "_Candidate") -> bool:
-        """By more than one standard error of the difference: both have seen the same images."""
+    def exceeds(self, other: "_Candidate") -> bool:
+        """By more than one standard error of the difference; both have seen the same images."""
         gain = int(self.right.sum()) - int(other.right.sum())
         return gain > math.sqrt((self.right != other.right).sum())
 
@@ -156,9 +155,12 @@ def _choose(
     note: Callable[[Look], None],
     tick: Callable[[], None],
 ) -> _Candidate:
-    """The first rate and logistic regression, unless another is surely better on the validation part."""
-    part = Validation.of(data.labels, seed=setting.seed)
-    fit, held_out = _take(data, part.fit), _take(data, part.held_out)
+    """The first rate and logistic regression, unless another exceeds these on the validation part.
+
+    No group lies on both sides, nor do copies of an image.
+    """
+    part = Validation.of(data.labels, seed=setting.seed, groups=data.units)
+    fit, held_out = data.take(part.fit), data.take(part.held_out)
     candidates: list[_Candidate] = []
     for rate in recipe.rates:
         rates = Rates(rate, recipe.epochs, recipe.layer_decay)
@@ -182,7 +184,7 @@ def _choose(
     candidates.append(_Candidate(None, _LOGISTIC, right))
     best = candidates[0]
     for candidate in candidates[1:]:
-        best = candidate if candidate.is_surely_better(best) else best
+        best = candidate if candidate.exceeds(best) else best
     return best
 
 
@@ -192,18 +194,19 @@ def _choose(
 def fit_linear(features: Features, labels: Classes, *, inverse_penalty: float, num_classes: int) -> Linear:
     """Multinomial logistic regression on standardised features, as a layer on the features as they are.
 
-    Every one of the `num_classes` classes must occur in `labels`.
+    A class that does not occur in `labels` (all its images are in groups that are held out) is never chosen.
     """
     mean = features.mean(axis=0, dtype=np.float64)
     std = features.std(axis=0, dtype=np.float64)
     std[std <= 1e-6 * (np.abs(mean) + 1e-6)] = 1.0
     model = LogisticRegression(C=inverse_penalty, max_iter=10_000)
     model.fit((features - mean) / std, labels)
-    assert len(model.classes_) == num_classes
-    weight, bias = model.coef_, model.intercept_
-    if num_classes == 2:  # one row, the second class against the first
-        weight, bias = np.concatenate([-weight, weight]) / 2.0, np.concatenate([-bias, bias]) / 2.0
-    weight = weight / std
+    known_weight, known_bias = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # one row, the second class against the first
+        known_weight = np.concatenate([-known_weight, known_weight]) / 2.0
+        known_bias = np.concatenate([-known_bias, known_bias]) / 2.0
+    weight, bias = np.zeros((num_classes, features.shape[1])), np.full(num_classes, _NEVER)
+    weight[model.classes_], bias[model.classes_] = known_weight / std, known_bias
     return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32))
 
 
@@ -211,11 +214,13 @@ def _fit_logistic(module: nn.Module, data: Split, *, setting: Setting) -> tuple[
     """The classifier, and its C, on features of at most 10,000 of these images, every class among them."""
     if len(data.rows) > _CLASSIFIER_IMAGES:
         share = _CLASSIFIER_IMAGES / len(data.rows)
-        data = _take(data, draw_fraction(data.labels, share, seed=setting.seed))
+        data = data.take(draw_fraction(data.labels, share, seed=setting.seed))
     features = _embed(module, data, setting=setting)
     penalty = _LONE_PENALTY
     if np.bincount(data.labels).max() > 1:
-        penalty = choose_logistic(standardise(features, features)[0], data.labels, seed=setting.seed)
+        scaled = standardise(features, features)[0]
+        with suppress(DataError):  # too few groups to choose it on
+            penalty = choose_logistic(scaled, data.labels, seed=setting.seed, groups=data.units)
     return fit_linear(
         features, data.labels, inverse_penalty=penalty, num_classes=setting.num_classes
     ), penalty
@@ -238,7 +243,3 @@ def _embed(module: nn.Module, data: Split, *, setting: Setting) -> Features:
     if not np.isfinite(features).all():
         raise LostError
     return features
-
-
-def _take(data: Split, which: Int64[np.ndarray, " some"]) -> Split:
-    return replace(data, rows=data.rows[which], labels=data.labels[which])

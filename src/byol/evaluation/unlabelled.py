@@ -17,8 +17,9 @@ from byol.artifacts.feature_file import write_prototypes
 from byol.artifacts.sheets import Sample, draw_contact
 from byol.config import Config
 from byol.data.images import open_images
-from byol.data.labels import Labels, match_columns
+from byol.data.labels import Labels, match_columns, match_labels
 from byol.data.packed import Packed
+from byol.errors import DataError
 from byol.evaluation import geometry
 from byol.evaluation.description import (
     FILE_NAME,
@@ -41,7 +42,7 @@ from byol.evaluation.features import (
     view_features_of,
 )
 from byol.evaluation.kept import Arrays, keep, make_key
-from byol.evaluation.metadata import ColumnScore, find_unusable, folders_of, judge_column
+from byol.evaluation.metadata import ColumnScore, are_alike, find_unusable, folders_of, judge_column
 from byol.evaluation.neighbours import (
     Distinct,
     Neighbours,
@@ -133,7 +134,7 @@ def describe(
                 features,
                 columns,
                 found=found,
-                labels=_find_label_columns(columns, images.labels[rows], config=config),
+                labels=_find_label_columns(columns, images, rows, given=config.evaluation.labels),
                 seed=seed,
                 say=say,
             )
@@ -236,18 +237,29 @@ def _find_columns(images: Packed, rows: Rows, *, metadata: Path | None) -> dict[
     return {name: values[rows] for name, (values, _) in columns.items()}
 
 
-def _find_label_columns(columns: Mapping[str, Values], labels: Values, *, config: Config) -> set[str]:
+def _find_label_columns(
+    columns: Mapping[str, Values], images: Packed, rows: Rows, *, given: str | None
+) -> set[str]:
     """The columns that features are meant to tell: `label`, and the folder if it is the class.
 
-    It is if there is no list of labels and each folder holds images of one class of the set's own.
+    It is if each folder holds images of one class of the set's own; or, where a file of labels is given, if
+    the labelled images lie in folders as they have labels.
     """
     found = {"label"}
-    if _FOLDER in columns and config.evaluation.labels is None and labels.min() >= 0:
-        folders = columns[_FOLDER]
+    folders, labels = columns.get(_FOLDER), images.labels[rows]
+    if folders is None:
+        return found
+    if given is not None:
+        try:
+            labels = match_labels(Path(given), images.names)[0][rows]
+        except DataError:  # they are of other images
+            return found
+        is_labelled = labels >= 0
+        is_class = bool(is_labelled.any()) and are_alike(folders[is_labelled], labels[is_labelled])
+    else:
         num_pairs = np.unique(np.stack([folders, labels]), axis=1).shape[1]
-        if num_pairs == len(np.unique(folders)):
-            found.add(_FOLDER)
-    return found
+        is_class = bool(labels.min() >= 0) and num_pairs == len(np.unique(folders))
+    return found | {_FOLDER} if is_class else found
 
 
 def _judge_columns(

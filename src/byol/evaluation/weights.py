@@ -37,7 +37,7 @@ def open_weights(source: str, *, spec: EncoderSpec, device: str) -> FrozenEncode
         encoder = load(folder, device=device)
         if encoder.spec.channels == spec.channels:
             return trained(encoder)
-        theirs = replace(spec, name=encoder.spec.name, stem=encoder.spec.stem)
+        theirs = replace(spec, name=encoder.spec.name, stem=encoder.spec.stem, which=encoder.spec.which)
         return _fit(encoder.module.state_dict(), theirs, where=source, device=device)
     if not (path.suffix.lower() in SUFFIXES and path.is_file()):
         raise CheckpointError(
@@ -47,8 +47,10 @@ def open_weights(source: str, *, spec: EncoderSpec, device: str) -> FrozenEncode
     return _fit(read_weights(path, key=KEY), spec, where=source, device=device)
 
 
-def name_weights(source: str) -> str:
-    """What the row is called."""
+def name_weights(source: str, *, which: str = "online") -> str:
+    """What the row is called; `which` as the encoder's spec says."""
+    if which == "finetuned":
+        return f"{name_weights(source)}, finetuned"
     path = Path(source)
     if source.startswith(TIMM) or path.name != WEIGHTS_NAME:
         return f"weights {source if source.startswith(TIMM) else path.name or source}"
