@@ -10,6 +10,7 @@ import torch
 from byol.artifacts.card import write_card
 from byol.artifacts.compare import compare
 from byol.artifacts.facts import read_facts
+from byol.artifacts.report_parts import summarise
 from byol.config import dump_config, load_config
 from byol.errors import CheckpointError, ConfigError
 from byol.evaluation.settings import read_config
@@ -44,7 +45,15 @@ def make_run(folder: Path, *overrides: str, done: int = 40, **line: Any) -> Path
     return folder
 
 
-def evaluate(run_dir: Path, *, number: int = 1, online: float = 0.7, **settings: object) -> None:
+def evaluate(
+    run_dir: Path,
+    *,
+    number: int = 1,
+    online: float = 0.7,
+    done: int = 40,
+    protocol: str = "test part",
+    **settings: object,
+) -> None:
     """An `eval.json` of either format; `settings` are of `evaluation.`."""
     rows = [
         {"features": name, "transform": "none", "classifier": classifier, "dimensions": 8, "top1": share,
@@ -54,12 +63,12 @@ def evaluate(run_dir: Path, *, number: int = 1, online: float = 0.7, **settings:
     ]  # fmt: skip
     table = {"format": number, "split": "test part", "num_train": 80, "num_test": 20, "num_classes": 2}
     new: dict[str, object] = (
-        {"protocol": "test part", "class_names": ["a", "b"], "low_shot": []} if number == 2 else {}
+        {"protocol": protocol, "class_names": ["a", "b"], "low_shot": []} if number == 2 else {}
     )
     if settings:
         overrides = [f"evaluation.{key}={json.dumps(value)}" for key, value in settings.items()]
         new["settings"] = read_config(run_dir, overrides).evaluation.model_dump()
-    table |= {"num_unlabelled": 0, "done": 40, "seconds": 1.0, "rows": rows} | new
+    table |= {"num_unlabelled": 0, "done": done, "seconds": 1.0, "rows": rows} | new
     (run_dir / "eval.json").write_text(json.dumps(table))
 
 
@@ -69,10 +78,10 @@ def record(run_dir: Path) -> None:
     environment.write(run_dir, begun, done=40)
 
 
-def measure(run_dir: Path, *, warning: bool) -> None:
+def measure(run_dir: Path, *, warning: bool, done: int = 40) -> None:
     encoder = {"features": "byol online", "rank": 33.3, "max_rank": 512, "alignment": 0.3}
     column = {"column": "plate", "num_values": 4, "accuracy": 0.64, "chance": 0.25, "warning": warning}
-    content = {"format": 1, "num_images": 104, "verdict": "Better than untrained.", "metadata": [column]}
+    content = {"format": 1, "done": done, "num_images": 104, "verdict": "Better than untrained.", "metadata": [column]}
     content |= {"neighbours": [], "prototypes": [], "outliers": []}
     content |= {"encoders": [encoder | {"uniformity": -2.0, "retrieval": 0.8}]}
     (run_dir / "measures.json").write_text(json.dumps(content))
@@ -147,6 +156,32 @@ def test_overrides_are_of_the_evaluation_alone(tmp_path: Path) -> None:
     assert read_facts(run_dir, ["evaluation.labels=l.csv"]).config.evaluation.labels == "l.csv"
     with pytest.raises(ConfigError, match="cannot change what the run was"):
         read_facts(run_dir, ["trainer.seed=3"])
+
+
+def test_results_of_another_step_than_the_encoders_are_no_verdict(tmp_path: Path) -> None:
+    """Stopped, evaluated and continued: each page names the two steps and the command, and judges nothing."""
+    run_dir, other = make_run(tmp_path / "a b"), make_run(tmp_path / "c")
+    evaluate(run_dir, number=2, done=20, labels="my.csv")
+    measure(run_dir, warning=True, done=20)
+    said = f"measured after step 20; the encoder is of step 40: byol eval '{run_dir}' --labels my.csv"
+    facts = read_facts(run_dir)
+    assert facts.outdated_table == facts.outdated_measures == said and facts.verdicts == ()
+    assert summarise(facts).sentence == f"The accuracies are of other weights: {said}."
+    card = write_card(run_dir)
+    assert "**These are results of other weights: measured after step 20; the encoder is of step 40: `byol" in card
+    assert "BYOL helps" not in card and "tell plate (of other weights, 64% right" in card
+    rows = compare([run_dir, other])
+    assert rows.endswith(f"{other} has not been evaluated: byol eval {other}") and f"was {said}\n" in rows
+    assert "70.0 %" not in rows and "33.3" not in rows
+    (run_dir / "eval.json").unlink()
+    said = said.removesuffix(" --labels my.csv")
+    assert summarise(read_facts(run_dir)).sentence == f"The measures are of other weights: {said}."
+    assert f"Without labels: {said.replace('byol', '`byol', 1)}`." in write_card(run_dir)
+    measure(run_dir, warning=True)
+    evaluate(run_dir, done=20)
+    assert summarise(read_facts(run_dir)).rest == ("Better than untrained.",)
+    evaluate(run_dir)
+    assert read_facts(run_dir).outdated_table is None and len(read_facts(run_dir).verdicts) == 2
 
 
 # ---- compare
@@ -266,6 +301,21 @@ def test_a_card_repeats_the_table_with_its_settings(
     assert f"-o runs/again && byol eval runs/again{options}\n```" in text and "were not recorded" not in text
 
 
+@pytest.mark.parametrize(
+    ("protocol", "images", "resampled"),
+    [
+        ("test part", "80 training and 20 test images, 2 classes", "the test images"),
+        ("5 folds", "20 images, each predicted once, 2 classes", "all images"),
+        ("5 folds by plate", "20 images, each predicted once, 2 classes", "groups (images of one plate)"),
+    ],
+)
+def test_a_card_says_what_was_tested(tmp_path: Path, protocol: str, images: str, resampled: str) -> None:
+    run_dir = make_run(tmp_path / "a")
+    evaluate(run_dir, number=2, protocol=protocol)
+    text = write_card(run_dir)
+    assert f"test part; {images}. Classifiers" in text and f"intervals are bootstraps over {resampled}." in text
+
+
 def test_a_card_of_a_table_without_settings_says_so(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "a")
     evaluate(run_dir, number=2)
@@ -281,12 +331,17 @@ def test_a_card_without_an_evaluation(tmp_path: Path) -> None:
     assert f"(`byol eval {run_dir} --labels LABELS.csv`)" in text and "About 100 images" in text
     assert "the training was *weak*" in text and "not finished: 20 of 40 steps" in text
     assert "hardware was not recorded" in text
-    measure(run_dir, warning=True)
+    measure(run_dir, warning=True, done=20)
     text = write_card(run_dir)
     assert "Without labels: Better than untrained." in text
+    assert "Without labels: Better than untrained." in text
+    assert "- The features tell plate (64% right, chance 25%)" in text
     assert "- The features tell plate (64% right, chance 25%)" in text
 
 
+
+
+def test_a_card_of_a_run_by_the_clock(tmp_path: Path) -> None:
 def test_a_card_of_a_run_by_the_clock(tmp_path: Path) -> None:
     text = write_card(make_run(tmp_path / "a", "trainer.max_hours=1", "trainer.max_epochs=null"))
     assert "Its length is a time" in text and "same to the bit" not in text
@@ -298,3 +353,6 @@ def test_a_card_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
         (run_dir / name).unlink()
     text = write_card(run_dir)
     assert "No step has been logged yet." in text and "An unknown number of images" in text
+    record(run_dir)
+    text = write_card(run_dir)
+    assert "No step has been logged yet." in text and "104 images of `cells`" in text

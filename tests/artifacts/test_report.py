@@ -112,6 +112,29 @@ def test_what_is_missing_is_said_with_its_command(run_dir: Path, tmp_path: Path)
     assert "The curve over few labels is not in eval.json" in page and "Which classes are confused" in page
 
 
+def test_results_of_other_weights_are_no_verdict(run_dir: Path, tmp_path: Path) -> None:
+    write_evaluation(run_dir)
+    write_measures(run_dir)
+    for name in ("eval.json", "measures.json"):
+        content = json.loads((run_dir / name).read_text())
+        (run_dir / name).write_text(json.dumps(content | {"done": 4}))
+    page = read(write_report(run_dir, output=tmp_path / "r.html"))
+    said = f"measured after step 4; the encoder is of step 8: byol eval {run_dir}"
+    assert first_sentence(page) == f"The accuracies are of other weights: {said}."
+    assert page.count(f'<p class="warn">{said}</p>') == 3  # table, measures, neighbours
+    assert "BYOL helps" not in page and "finds 80 %" not in page
+
+
+def test_folds_and_groups_are_described(run_dir: Path, tmp_path: Path) -> None:
+    write_evaluation(run_dir)
+    content = json.loads((run_dir / "eval.json").read_text())
+    folds = {"protocol": "5 folds by plate", "split": "images: 5 folds by plate"}
+    (run_dir / "eval.json").write_text(json.dumps(content | folds))
+    page = read(write_report(run_dir, output=tmp_path / "r.html"))
+    assert "images: 5 folds by plate; 8 images, each predicted once, 3 classes. Whiskers are 95" in page
+    assert "bootstraps over groups (images of one plate);" in page and "Labelled images" in page
+
+
 def test_images_that_are_gone_leave_the_numbers(run_dir: Path, tmp_path: Path) -> None:
     write_evaluation(run_dir)
     said: list[str] = []

@@ -89,7 +89,8 @@ def _list_measures(runs: Sequence[Facts]) -> list[Row]:
 
     def tell(name: str, form: str) -> Callable[[Facts], str | None]:
         def cell(run: Facts) -> str | None:
-            encoders = [] if run.measures is None else run.measures["encoders"]
+            is_known = run.measures is not None and run.outdated_measures is None
+            encoders = run.measures["encoders"] if run.measures is not None and is_known else []
             values = [encoder[name] for encoder in encoders if encoder["features"] == "byol online"]
             return format(values[0], form) if values else None
 
@@ -150,6 +151,9 @@ def _list_notes(runs: Sequence[Facts]) -> list[str]:
     prints = {run.encoder.data_fingerprint for run in runs if run.encoder is not None}
     if len(prints) > 1:
         notes.append("the runs were trained on different images: loss and measures cannot be compared")
+    for run in runs:
+        if (outdated := run.outdated_table or run.outdated_measures) is not None:
+            notes.append(f"{run.run_dir} was {outdated}")
     notes += [
         f"{run.run_dir} has not been evaluated: byol eval {run.run_dir}" for run in runs if run.table is None
     ]

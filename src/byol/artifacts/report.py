@@ -249,6 +249,10 @@ def _describe(facts: Facts, shown: _Shown | None, places: Json | None, *, missin
         "health": parts.describe_health(facts.metrics),
         "key_facts": _list_key_facts(facts, shown),
         "evaluation": evaluation,
+        "images": None if table is None else table.images,
+        "resampled": None if table is None else table.resampled,
+        "outdated_table": facts.outdated_table,
+        "outdated_measures": facts.outdated_measures,
         "eval_options": None if table is None else table.options,
         "groups": parts.describe_rows(evaluation) if evaluation else [],
         "low_shot": parts.draw_low_shot(evaluation) if evaluation else None,
@@ -301,7 +305,8 @@ def _list_key_facts(facts: Facts, shown: _Shown | None) -> list[tuple[str, str]]
         found.append(("Time, by the log", format_time(3600.0 * facts.hours)))
     if facts.table is not None:
         fields = facts.table.fields
-        found.append(("Test images", f"{fields['num_test']:,} of {fields['num_classes']} classes"))
+        name = "Labelled images" if facts.table.has_folds else "Test images"
+        found.append((name, f"{fields['num_test']:,} of {fields['num_classes']} classes"))
     return found
 
 
