@@ -1,17 +1,19 @@
 """What sums up run folders: facts, `byol compare`, `byol card`; every part may be missing."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from byol import cli, commands
 from byol.artifacts.card import write_card
 from byol.artifacts.compare import compare
 from byol.artifacts.facts import read_facts
 from byol.artifacts.report_parts import summarise
-from byol.config import dump_config, load_config
+from byol.config import dump_config, load_config, write_override
 from byol.errors import CheckpointError, ConfigError
 from byol.evaluation.settings import read_config
 from byol.training import best, environment
@@ -26,6 +28,10 @@ LINE = {
 }  # fmt: skip
 TABLE = '{"format": 1, "split": "", "num_train": 1, "num_test": 1, "num_classes": 1, "rows": [%s]}'
 ACCURACIES = {"pixels": 0.3, "untrained": 0.5, "byol online": 0.7, "byol target": 0.69}
+HARD_VALUES = (
+    "#x.csv", "null", "~", "3", "true", "a: b.csv", "[x].csv", "*s.csv", "it's \"x\".csv", "back\\slash",
+    "größe 大 \U0001f600.csv", "--x.csv", "a.b=c.csv", "line\nbreak", "data.source=x", "-1",
+)  # fmt: skip
 
 
 def make_run(folder: Path, *overrides: str, done: int = 40, **line: Any) -> Path:
@@ -66,7 +72,7 @@ def evaluate(
         {"protocol": protocol, "class_names": ["a", "b"], "low_shot": []} if number == 2 else {}
     )
     if settings:
-        overrides = [f"evaluation.{key}={json.dumps(value)}" for key, value in settings.items()]
+        overrides = [write_override(f"evaluation.{key}", value) for key, value in settings.items()]  # type: ignore[arg-type]
         new["settings"] = read_config(run_dir, overrides).evaluation.model_dump()
     table |= {"num_unlabelled": 0, "done": done, "seconds": 1.0, "rows": rows} | new
     (run_dir / "eval.json").write_text(json.dumps(table))
@@ -81,8 +87,8 @@ def record(run_dir: Path) -> None:
 def measure(run_dir: Path, *, warning: bool, done: int = 40) -> None:
     encoder = {"features": "byol online", "rank": 33.3, "max_rank": 512, "alignment": 0.3}
     column = {"column": "plate", "num_values": 4, "accuracy": 0.64, "chance": 0.25, "warning": warning}
-    content = {"format": 1, "done": done, "num_images": 104, "verdict": "Better than untrained.", "metadata": [column]}
-    content |= {"neighbours": [], "prototypes": [], "outliers": []}
+    content = {"format": 1, "num_images": 104, "verdict": "Better than untrained.", "metadata": [column]}
+    content |= {"done": done, "neighbours": [], "prototypes": [], "outliers": []}
     content |= {"encoders": [encoder | {"uniformity": -2.0, "retrieval": 0.8}]}
     (run_dir / "measures.json").write_text(json.dumps(content))
 
@@ -168,7 +174,9 @@ def test_results_of_another_step_than_the_encoders_are_no_verdict(tmp_path: Path
     assert facts.outdated_table == facts.outdated_measures == said and facts.verdicts == ()
     assert summarise(facts).sentence == f"The accuracies are of other weights: {said}."
     card = write_card(run_dir)
-    assert "**These are results of other weights: measured after step 20; the encoder is of step 40: `byol" in card
+    assert (
+        "**These are results of other weights: measured after step 20; the encoder is of step 40: `" in card
+    )
     assert "BYOL helps" not in card and "tell plate (of other weights, 64% right" in card
     rows = compare([run_dir, other])
     assert rows.endswith(f"{other} has not been evaluated: byol eval {other}") and f"was {said}\n" in rows
@@ -229,6 +237,25 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert "trained on different images: loss and measures cannot be compared" in text
     assert text.endswith(f"{runs[2]} has not been evaluated: byol eval {runs[2]}")
     assert cells_of(text)["loss"] == ["0.500", "0.500", "-"]
+
+
+def test_tests_of_the_same_size_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes and settings are compared where eval.json has them; a path may be written in two ways."""
+    one, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", "data.source=x/cells")
+    evaluate(one, number=2, labels="l.csv", train="t")
+    evaluate(other, number=2)
+    assert "cannot be compared" not in compare([one, other])  # the other's settings are not known
+    monkeypatch.chdir(tmp_path)
+    Path("l.csv").touch()
+    evaluate(other, number=2, labels=str(tmp_path / "l.csv"), train="t")
+    assert "cannot be compared" not in compare([one, other])
+    evaluate(other, number=2, labels="other.csv", seed=3)
+    said = compare([one, other])
+    assert "the runs were not tested alike (train t, x/cells; labels " in said
+    assert ", other.csv; seed 0, 3): accuracies cannot be compared" in said and "folds" not in said
+    path = other / "eval.json"
+    path.write_text(path.read_text().replace('["a", "b"]', '["a", "c"]'))
+    assert "tested on different images: accuracies cannot" in compare([one, other])
 
 
 def test_runs_of_one_name_are_told_by_path(tmp_path: Path) -> None:
@@ -313,7 +340,22 @@ def test_a_card_says_what_was_tested(tmp_path: Path, protocol: str, images: str,
     run_dir = make_run(tmp_path / "a")
     evaluate(run_dir, number=2, protocol=protocol)
     text = write_card(run_dir)
-    assert f"test part; {images}. Classifiers" in text and f"intervals are bootstraps over {resampled}." in text
+    assert f"test part; {images}. Classifiers" in text and f"bootstraps over {resampled}." in text
+
+
+@pytest.mark.parametrize("value", HARD_VALUES)
+def test_what_a_card_repeats_is_what_was_evaluated(tmp_path: Path, value: str) -> None:
+    run_dir = make_run(tmp_path / "a")
+    given = {"labels": value, "test": value, "weights": value, "groups": value, "folds": 3}
+    evaluate(run_dir, number=2, **given)  # type: ignore[arg-type]
+    table = read_facts(run_dir).table
+    assert table is not None and table.options is not None
+    arguments, overrides = cli._take_overrides(["eval", "RUN", *shlex.split(table.options)])
+    options = cli._make_parser().parse_args(arguments)
+    options.overrides = overrides
+    again = read_config(run_dir, commands._name_labelled(options, "weights", "folds", "groups"))
+    assert again.evaluation.model_dump() == table.fields["settings"]
+    assert str(run_dir) in write_card(run_dir)
 
 
 def test_a_card_of_a_table_without_settings_says_so(tmp_path: Path) -> None:
@@ -334,14 +376,9 @@ def test_a_card_without_an_evaluation(tmp_path: Path) -> None:
     measure(run_dir, warning=True, done=20)
     text = write_card(run_dir)
     assert "Without labels: Better than untrained." in text
-    assert "Without labels: Better than untrained." in text
-    assert "- The features tell plate (64% right, chance 25%)" in text
     assert "- The features tell plate (64% right, chance 25%)" in text
 
 
-
-
-def test_a_card_of_a_run_by_the_clock(tmp_path: Path) -> None:
 def test_a_card_of_a_run_by_the_clock(tmp_path: Path) -> None:
     text = write_card(make_run(tmp_path / "a", "trainer.max_hours=1", "trainer.max_epochs=null"))
     assert "Its length is a time" in text and "same to the bit" not in text

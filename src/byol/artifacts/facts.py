@@ -1,6 +1,5 @@
 """What a run folder says of itself, for those who sum it up; parts that are missing are None."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from byol.artifacts.encoder import SPEC_NAME, EncoderSpec, read_spec
-from byol.config import Config, EvaluationConfig
+from byol.config import Config, EvaluationConfig, write_override
 from byol.evaluation import verdict
 from byol.evaluation.settings import read_config
 from byol.files import read_fields
@@ -190,8 +189,10 @@ def _name_options(settings: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     for key, value in settings.items():
         if value == own.get(key):
             continue
-        if key in _OPTIONS and value is not None:
-            words += [f"--{key}", str(value)]
+        if key not in _OPTIONS or value is None:
+            words.append(write_override(f"evaluation.{key}", value))
+        elif str(value).startswith("-") or "=" in str(value):  # alone it would be an option or an override
+            words.append(f"--{key}={value}")
         else:
-            words.append(f"evaluation.{key}={json.dumps(value)}")
+            words += [f"--{key}", str(value)]
     return "".join(f" {shlex.quote(word)}" for word in words)
