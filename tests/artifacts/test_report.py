@@ -1,7 +1,9 @@
 """The report: what it says of good and bad runs, what is missing, and that names of others do no harm."""
 
 import base64
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -103,6 +105,21 @@ def test_without_labels_the_measures_decide(run_dir: Path) -> None:
     assert summarise(read_facts(run_dir)).sentence.startswith("The encoder finds 80 %")
 
 
+def test_the_trainings_copy_of_the_images_is_used(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second one is made, also where nothing could be written."""
+    packs = run_dir.parent / "packs"
+    before = sorted(packs.iterdir())
+
+    def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_RDWR and Path(path).parent == packs:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, flags, mode)
+
+    opened = os.open
+    monkeypatch.setattr(os, "open", refuse)
+    assert len(open_embedded(run_dir).images) == 36 and sorted(packs.iterdir()) == before
+
+
 def test_what_is_missing_is_said_with_its_command(run_dir: Path, tmp_path: Path) -> None:
     page = read(write_report(run_dir, output=tmp_path / "r.html"))
     assert "has not been measured yet" in first_sentence(page)
@@ -188,7 +205,6 @@ def test_a_run_that_cannot_be_written_is_reported_elsewhere(
     """Its cache is still read; what is new is not kept, which is said once."""
     copied = tmp_path / "runs" / "a"
     shutil.copytree(run_dir, copied)
-    (tmp_path / "packs").symlink_to(run_dir.parent.parent / "packs")
     (copied / "map.npz").unlink(missing_ok=True)
     (copied / "map.npz").mkdir()
     for kept in (copied / "features").glob("*"):

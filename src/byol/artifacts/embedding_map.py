@@ -99,14 +99,11 @@ def open_run_images(config: Config, run_dir: Path, *, encoder: Encoder, source: 
     Raises:
         DataError: they cannot be read, or have other channels.
     """
-    images = open_images(
-        config,
-        run_dir,
-        console=None,
-        source=source,
-        labels=config.evaluation.labels,
-        stored_px=encoder.spec.stored_px,
-    )
+    wanted = encoder.spec.stored_px
+    find = partial(open_images, config, run_dir, console=None, source=source, labels=config.evaluation.labels)
+    images = find(stored_px=None if source is None else wanted)  # the training's copy, if it is there
+    if images.stored_px != wanted:
+        images = find(stored_px=wanted)
     if images.channels != encoder.spec.channels:
         raise DataError(
             f"{images.folder.name}: has {images.channels} channels, the encoder was trained on "
