@@ -471,6 +471,16 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     assert "\nweights target  none " in said
 
 
+@pytest.mark.parametrize("name", ["#x.csv", "null", "a: b.csv", "[x].csv", "*s.csv", "3"])
+def test_arguments_are_text_whatever_yaml_would_read(capsys: Capture, finished: Path, name: str) -> None:
+    """A missing file of that name is told as such; nothing is evaluated without it."""
+    run = finished / "runs" / "a"
+    for command in (["eval", run], ["finetune", run, "-o", "out"], ["report", run]):
+        assert f"{name}: cannot be opened" in fail(capsys, *command, "--labels", name)
+    assert f"{name}: " in fail(capsys, "eval", run, "--test", name)
+    assert not (run / "eval.json").exists()
+
+
 def test_metadata(capsys: Capture, copied: Path) -> None:
     """The colours are told by features; that one of them was made on another plate is a warning."""
     lines = [f"{label}/{index:02d}.png,{label}" for label in ("dark", "red") for index in range(10)]
@@ -495,8 +505,27 @@ def test_prototypes(capsys: Capture, finished: Path) -> None:
     Path("f.csv").unlink()
     said = fail(capsys, "embed", run, images, "-o", "f.csv", "--prototypes", "0", code=2)
     assert said == "--prototypes 0: give a number of images, 1 or more\n"
-    said = fail(capsys, "embed", run, images / "red" / "00.png", "-o", "f.csv", "--prototypes", "2")
-    assert "all 1 images have the same features" in said and not Path("f.csv").exists()
+    picture = images / "red" / "00.png"
+    said = succeed(capsys, "embed", run, picture, "-o", "f.csv", "--prototypes", "2")
+    told = "no prototypes: they cannot be chosen from one distinct image"
+    assert said == f"1 images x 96 features in f.csv\n{told}\n" and Path("f.csv").exists()
+    Path("copies").mkdir()
+    for name in "ab":
+        Path("copies", f"{name}.png").write_bytes(picture.read_bytes())
+    said = succeed(capsys, "embed", run, "copies", "-o", "g.csv", "--prototypes", "2")
+    assert f"{told} (all 2 have the same features: copies, or the encoder has" in said
+
+
+def test_of_many_images_that_are_left_out_some_are_named(capsys: Capture, finished: Path) -> None:
+    write_images(Path("images"), num=1, classes=("red",))
+    for index in range(25):
+        Path("images", f"{index:02d}.png").write_bytes(b"broken")
+    assert main(["embed", str(finished / "runs" / "a"), "images", "-o", "f.csv"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "1 images x 96 features in f.csv, 25 left out\n"
+    lines = said.err.splitlines()
+    assert len(lines) == 21 and lines[19].startswith("byol: 19.png: ")
+    assert lines[-1] == "byol: and 5 more images, left out"
 
 
 def test_evaluation_that_would_mean_nothing(capsys: Capture, finished: Path) -> None:
@@ -522,6 +551,13 @@ def test_output_folders_that_cannot_be_used(capsys: Capture, finished: Path) -> 
     assert "cannot be written (a file is where a folder must be)" in said and "data.packs=FOLDER" in said
     said = fail(capsys, "embed", finished / "runs" / "a", images, "-o", "file/f.csv")
     assert said.startswith("file/f.csv: cannot be written (a file is where a folder must be)")
+    for command in ("embed", "predict"):  # the place is looked at before anything is read
+        assert fail(capsys, command, "nowhere", images, "-o", "file/f.csv") == said
+        assert "nowhere: no such folder" in fail(capsys, command, "nowhere", images, "-o", "new/place/f.csv")
+    assert not Path("new").exists()
+    Path("f.csv").mkdir()
+    said = fail(capsys, "embed", "nowhere", images, "-o", "f.csv")
+    assert said.startswith("f.csv: cannot be written (Is a directory)")
     assert Path("file").read_text() == "mine"
 
 

@@ -142,7 +142,9 @@ def _make_parser() -> argparse.ArgumentParser:
         "--test", help="labelled images to test on (default: a fifth, or the set's test split)"
     )
     evaluate.add_argument("--weights", help="a row for other weights: a run's folder, a file, or timm:MODEL")
-    evaluate.add_argument("--folds", help="without a test part: test on every image once, in so many folds")
+    evaluate.add_argument(
+        "--folds", type=int, help="without a test part: test on every image once, in so many folds"
+    )
     evaluate.add_argument(
         "--groups",
         metavar="COLUMN",

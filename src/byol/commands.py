@@ -4,7 +4,6 @@ torch is loaded by the commands that need it, when they run.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from byol.config import Draft, json_schema, load_draft
+from byol.config import Draft, json_schema, load_draft, write_override
 from byol.errors import ConfigError, DataError, NoLabelsError
 
 EXIT_INTERRUPTED = {
@@ -54,7 +53,7 @@ def check_command(options: argparse.Namespace) -> int:
 
 def train_command(options: argparse.Namespace) -> int:
     if options.init is not None:
-        options.overrides = [f"network.fine_tune_from={json.dumps(options.init)}", *options.overrides]
+        options.overrides = [write_override("network.fine_tune_from", options.init), *options.overrides]
     draft, run_dir = _configure(options)
     return _preview(draft, run_dir) if options.dry_run else _train_run(draft, run_dir)
 
@@ -74,8 +73,9 @@ def eval_command(options: argparse.Namespace) -> int:
 
 def _name_labelled(options: argparse.Namespace, *more: str) -> list[str]:
     """The overrides, and those that say which images have labels and how they are used."""
-    chosen = ((key, getattr(options, key)) for key in ("labels", "train", "test", *more))
-    return [*options.overrides, *(f"evaluation.{key}={value}" for key, value in chosen if value)]
+    chosen = {key: getattr(options, key) for key in ("labels", "train", "test", *more)}
+    given = (write_override(f"evaluation.{key}", value) for key, value in chosen.items() if value is not None)
+    return [*options.overrides, *given]
 
 
 def _configure(options: argparse.Namespace, *, place: str = "runs") -> tuple[Draft, Path]:
@@ -89,7 +89,7 @@ def _configure(options: argparse.Namespace, *, place: str = "runs") -> tuple[Dra
         draft = load_draft(Path(source), overrides, preset=options.preset)
         name = Path(source).stem
     else:
-        source_override = f"data.source={json.dumps(source)}"
+        source_override = write_override("data.source", source)
         draft = load_draft(None, [source_override, *overrides], preset=options.preset or "default")
         path = Path(source).resolve()
         name = path.name if path.is_dir() else path.stem
@@ -128,7 +128,9 @@ def _train_and_evaluate(draft: Draft, run_dir: Path) -> int:
         return code
     # The run's own file keeps what its first start said; how to evaluate is for this start to say.
     chosen = draft.config.evaluation.model_dump().items()
-    return _print_table(run_dir, overrides=[f"evaluation.{key}={json.dumps(value)}" for key, value in chosen])
+    return _print_table(
+        run_dir, overrides=[write_override(f"evaluation.{key}", value) for key, value in chosen]
+    )
 
 
 def _is_main_rank() -> bool:
@@ -230,18 +232,31 @@ def _show_features() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
+_MOST_COMPLAINTS = 20  # of one kind that are said one by one
+
+
 @dataclass
 class _Complaints:
-    """What is wrong with single images, said as it is found."""
+    """What is wrong with single images, said as it is found; of many, the number of the others at the end."""
 
     names: list[str] = field(default_factory=list)  # of those that are left out
+    num_outside: int = 0
 
     def note(self, name: str, error: DataError) -> None:
         self.names.append(name)
-        print(f"byol: {name}: {error}; left out", file=sys.stderr)
+        if len(self.names) <= _MOST_COMPLAINTS:
+            print(f"byol: {name}: {error}; left out", file=sys.stderr)
 
     def warn(self, name: str, found: str) -> None:
-        print(f"byol: {name}: {found}", file=sys.stderr)
+        self.num_outside += 1
+        if self.num_outside <= _MOST_COMPLAINTS:
+            print(f"byol: {name}: {found}", file=sys.stderr)
+
+    def count_others(self) -> None:
+        """Those that were not said."""
+        for num, what in ((len(self.names), "left out"), (self.num_outside, "unlike those of the training")):
+            if num > _MOST_COMPLAINTS:
+                print(f"byol: and {num - _MOST_COMPLAINTS:,} more images, {what}", file=sys.stderr)
 
 
 def embed_command(options: argparse.Namespace) -> int:
@@ -259,22 +274,30 @@ def embed_command(options: argparse.Namespace) -> int:
     encoder = load(options.run, device=options.device)
     bad = _Complaints()
     blocks = list(encoder.embed_source(gather(options.images), on_bad=bad.note, on_outside=bad.warn))
+    bad.count_others()
     names = [name for block in blocks for name in block.names]
     if not names:
         raise DataError(f"{options.images}: none of its {len(bad.names)} images can be used")
     features = np.concatenate([block.features for block in blocks])
     check_finite(features, names.__getitem__)
-    found = None
-    if options.prototypes is not None:
-        found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
     write_features(options.output, names, features=features)
     left_out = f", {len(bad.names)} left out" if bad.names else ""
     print(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
-    if found is not None:
-        path = options.output.with_suffix(".prototypes.csv")
-        write_prototypes(path, [names[row] for row in found.rows], sizes=found.sizes.tolist())
-        print(f"{len(found.rows)} images that stand for all in {path}")
+    if options.prototypes is None:
+        return 0
+    if (features == features[0]).all():
+        print("no prototypes: they cannot be chosen from one distinct image" + _explain_copies(len(names)))
+        return 0
+    found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
+    path = options.output.with_suffix(".prototypes.csv")
+    write_prototypes(path, [names[row] for row in found.rows], sizes=found.sizes.tolist())
+    print(f"{len(found.rows)} images that stand for all in {path}")
     return 0
+
+
+def _explain_copies(num: int) -> str:
+    """Why `num` images have the same features."""
+    return "" if num == 1 else f" (all {num} have the same features: copies, or the encoder has collapsed)"
 
 
 def finetune_command(options: argparse.Namespace) -> int:
@@ -317,6 +340,7 @@ def predict_command(options: argparse.Namespace) -> int:
     classifier = load_classifier(options.classifier, device=options.device)
     bad = _Complaints()
     blocks = list(classifier.predict_source(gather(options.images), on_bad=bad.note, on_outside=bad.warn))
+    bad.count_others()
     num_images = sum(len(block.names) for block in blocks)
     if num_images == 0:
         raise DataError(f"{options.images}: none of its {len(bad.names)} images can be used")

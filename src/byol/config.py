@@ -184,6 +184,11 @@ def load_draft(path: Path | None, overrides: Sequence[str], *, preset: str | Non
     raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
+def write_override(key: str, value: str | int | float | None) -> str:
+    """The override by which a setting has this value; text stays text, also such as `null` and `#x`."""
+    return f"{key}={config_text.quote(value) if isinstance(value, str) else json.dumps(value)}"
+
+
 def dump_config(config: Config) -> str:
     """The whole configuration as YAML, which `load_config` reads back to an equal one."""
     return config_text.write(config.model_dump())

@@ -128,6 +128,12 @@ def write(values: Mapping[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
+def quote(text: str) -> str:
+    """Text as a value that `read_value` reads back to the same, whatever characters it holds."""
+    plain = (char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}" for char in text)
+    return f'"{"".join(plain)}"'
+
+
 def _explain(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or error.context or "cannot be read"
     if "'\\t'" in problem:

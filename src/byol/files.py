@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from errno import EISDIR
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -37,9 +38,33 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             os.unlink(temporary)
             raise
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({reason_of(error)}); free space or choose another place"
-        ) from None
+        raise _make_refusal(path, error) from None
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place where `write_atomically` could not write, before what is to be written is made.
+
+    Nothing is left there, folders that are missing included.
+
+    Raises:
+        CheckpointError: as `write_atomically`.
+    """
+    folder = path.parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        with tempfile.TemporaryFile(prefix=f".{path.name}.", dir=folder):
+            pass
+    except OSError as error:
+        raise _make_refusal(path, error) from None
+
+
+def _make_refusal(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be written ({reason_of(error)}); free space or choose another place"
+    )
 
 
 def reason_of(error: OSError) -> str:

@@ -1,16 +1,19 @@
 """What sums up run folders: facts, `byol compare`, `byol card`; every part may be missing."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from byol import cli, commands
 from byol.artifacts.card import write_card
 from byol.artifacts.compare import compare
 from byol.artifacts.facts import read_facts
-from byol.config import dump_config, load_config
+from byol.artifacts.report_parts import summarise
+from byol.config import dump_config, load_config, write_override
 from byol.errors import CheckpointError, ConfigError
 from byol.evaluation.settings import read_config
 from byol.training import best, environment
@@ -25,6 +28,10 @@ LINE = {
 }  # fmt: skip
 TABLE = '{"format": 1, "split": "", "num_train": 1, "num_test": 1, "num_classes": 1, "rows": [%s]}'
 ACCURACIES = {"pixels": 0.3, "untrained": 0.5, "byol online": 0.7, "byol target": 0.69}
+HARD_VALUES = (
+    "#x.csv", "null", "~", "3", "true", "a: b.csv", "[x].csv", "*s.csv", "it's \"x\".csv", "back\\slash",
+    "größe 大 \U0001f600.csv", "--x.csv", "a.b=c.csv", "line\nbreak", "data.source=x", "-1",
+)  # fmt: skip
 
 
 def make_run(folder: Path, *overrides: str, done: int = 40, **line: Any) -> Path:
@@ -44,7 +51,15 @@ def make_run(folder: Path, *overrides: str, done: int = 40, **line: Any) -> Path
     return folder
 
 
-def evaluate(run_dir: Path, *, number: int = 1, online: float = 0.7, **settings: object) -> None:
+def evaluate(
+    run_dir: Path,
+    *,
+    number: int = 1,
+    online: float = 0.7,
+    done: int = 40,
+    protocol: str = "test part",
+    **settings: object,
+) -> None:
     """An `eval.json` of either format; `settings` are of `evaluation.`."""
     rows = [
         {"features": name, "transform": "none", "classifier": classifier, "dimensions": 8, "top1": share,
@@ -54,12 +69,12 @@ def evaluate(run_dir: Path, *, number: int = 1, online: float = 0.7, **settings:
     ]  # fmt: skip
     table = {"format": number, "split": "test part", "num_train": 80, "num_test": 20, "num_classes": 2}
     new: dict[str, object] = (
-        {"protocol": "test part", "class_names": ["a", "b"], "low_shot": []} if number == 2 else {}
+        {"protocol": protocol, "class_names": ["a", "b"], "low_shot": []} if number == 2 else {}
     )
     if settings:
-        overrides = [f"evaluation.{key}={json.dumps(value)}" for key, value in settings.items()]
+        overrides = [write_override(f"evaluation.{key}", value) for key, value in settings.items()]  # type: ignore[arg-type]
         new["settings"] = read_config(run_dir, overrides).evaluation.model_dump()
-    table |= {"num_unlabelled": 0, "done": 40, "seconds": 1.0, "rows": rows} | new
+    table |= {"num_unlabelled": 0, "done": done, "seconds": 1.0, "rows": rows} | new
     (run_dir / "eval.json").write_text(json.dumps(table))
 
 
@@ -69,11 +84,11 @@ def record(run_dir: Path) -> None:
     environment.write(run_dir, begun, done=40)
 
 
-def measure(run_dir: Path, *, warning: bool) -> None:
+def measure(run_dir: Path, *, warning: bool, done: int = 40) -> None:
     encoder = {"features": "byol online", "rank": 33.3, "max_rank": 512, "alignment": 0.3}
     column = {"column": "plate", "num_values": 4, "accuracy": 0.64, "chance": 0.25, "warning": warning}
     content = {"format": 1, "num_images": 104, "verdict": "Better than untrained.", "metadata": [column]}
-    content |= {"neighbours": [], "prototypes": [], "outliers": []}
+    content |= {"done": done, "neighbours": [], "prototypes": [], "outliers": []}
     content |= {"encoders": [encoder | {"uniformity": -2.0, "retrieval": 0.8}]}
     (run_dir / "measures.json").write_text(json.dumps(content))
 
@@ -149,6 +164,34 @@ def test_overrides_are_of_the_evaluation_alone(tmp_path: Path) -> None:
         read_facts(run_dir, ["trainer.seed=3"])
 
 
+def test_results_of_another_step_than_the_encoders_are_no_verdict(tmp_path: Path) -> None:
+    """Stopped, evaluated and continued: each page names the two steps and the command, and judges nothing."""
+    run_dir, other = make_run(tmp_path / "a b"), make_run(tmp_path / "c")
+    evaluate(run_dir, number=2, done=20, labels="my.csv")
+    measure(run_dir, warning=True, done=20)
+    said = f"measured after step 20; the encoder is of step 40: byol eval '{run_dir}' --labels my.csv"
+    facts = read_facts(run_dir)
+    assert facts.outdated_table == facts.outdated_measures == said and facts.verdicts == ()
+    assert summarise(facts).sentence == f"The accuracies are of other weights: {said}."
+    card = write_card(run_dir)
+    assert (
+        "**These are results of other weights: measured after step 20; the encoder is of step 40: `" in card
+    )
+    assert "BYOL helps" not in card and "tell plate (of other weights, 64% right" in card
+    rows = compare([run_dir, other])
+    assert rows.endswith(f"{other} has not been evaluated: byol eval {other}") and f"was {said}\n" in rows
+    assert "70.0 %" not in rows and "33.3" not in rows
+    (run_dir / "eval.json").unlink()
+    said = said.removesuffix(" --labels my.csv")
+    assert summarise(read_facts(run_dir)).sentence == f"The measures are of other weights: {said}."
+    assert f"Without labels: {said.replace('byol', '`byol', 1)}`." in write_card(run_dir)
+    measure(run_dir, warning=True)
+    evaluate(run_dir, done=20)
+    assert summarise(read_facts(run_dir)).rest == ("Better than untrained.",)
+    evaluate(run_dir)
+    assert read_facts(run_dir).outdated_table is None and len(read_facts(run_dir).verdicts) == 2
+
+
 # ---- compare
 
 
@@ -196,6 +239,25 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert cells_of(text)["loss"] == ["0.500", "0.500", "-"]
 
 
+def test_tests_of_the_same_size_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes and settings are compared where eval.json has them; a path may be written in two ways."""
+    one, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", "data.source=x/cells")
+    evaluate(one, number=2, labels="l.csv", train="t")
+    evaluate(other, number=2)
+    assert "cannot be compared" not in compare([one, other])  # the other's settings are not known
+    monkeypatch.chdir(tmp_path)
+    Path("l.csv").touch()
+    evaluate(other, number=2, labels=str(tmp_path / "l.csv"), train="t")
+    assert "cannot be compared" not in compare([one, other])
+    evaluate(other, number=2, labels="other.csv", seed=3)
+    said = compare([one, other])
+    assert "the runs were not tested alike (train t, x/cells; labels " in said
+    assert ", other.csv; seed 0, 3): accuracies cannot be compared" in said and "folds" not in said
+    path = other / "eval.json"
+    path.write_text(path.read_text().replace('["a", "b"]', '["a", "c"]'))
+    assert "tested on different images: accuracies cannot" in compare([one, other])
+
+
 def test_runs_of_one_name_are_told_by_path(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     one, other = make_run(tmp_path / "a"), make_run(tmp_path / "x" / "a")
@@ -237,7 +299,9 @@ def test_a_card_says_that_byol_does_not_help(tmp_path: Path) -> None:
     evaluate(run_dir, online=0.35)
     text = write_card(run_dir)
     assert "**BYOL does not help here: kNN 35.0 % against untrained 50.0 % and pixels 30.0 %; " in text
-    assert "- By logistic regression and kNN its features are no better than simpler ones" in text
+    assert (
+        "- By logistic regression and kNN its features are not shown to be better than simpler ones" in text
+    )
     evaluate(run_dir, online=0.55)
     assert "**BYOL is ahead, but not surely: kNN 55.0 %" in write_card(run_dir)
 
@@ -266,6 +330,36 @@ def test_a_card_repeats_the_table_with_its_settings(
     assert f"-o runs/again && byol eval runs/again{options}\n```" in text and "were not recorded" not in text
 
 
+@pytest.mark.parametrize(
+    ("protocol", "images", "resampled"),
+    [
+        ("test part", "80 training and 20 test images, 2 classes", "the test images"),
+        ("5 folds", "20 images, each predicted once, 2 classes", "all images"),
+        ("5 folds by plate", "20 images, each predicted once, 2 classes", "groups (images of one plate)"),
+    ],
+)
+def test_a_card_says_what_was_tested(tmp_path: Path, protocol: str, images: str, resampled: str) -> None:
+    run_dir = make_run(tmp_path / "a")
+    evaluate(run_dir, number=2, protocol=protocol)
+    text = write_card(run_dir)
+    assert f"test part; {images}. Classifiers" in text and f"intervals are over {resampled}." in text
+
+
+@pytest.mark.parametrize("value", HARD_VALUES)
+def test_what_a_card_repeats_is_what_was_evaluated(tmp_path: Path, value: str) -> None:
+    run_dir = make_run(tmp_path / "a")
+    given = {"labels": value, "test": value, "weights": value, "groups": value, "folds": 3}
+    evaluate(run_dir, number=2, **given)  # type: ignore[arg-type]
+    table = read_facts(run_dir).table
+    assert table is not None and table.options is not None
+    arguments, overrides = cli._take_overrides(["eval", "RUN", *shlex.split(table.options)])
+    options = cli._make_parser().parse_args(arguments)
+    options.overrides = overrides
+    again = read_config(run_dir, commands._name_labelled(options, "weights", "folds", "groups"))
+    assert again.evaluation.model_dump() == table.fields["settings"]
+    assert str(run_dir) in write_card(run_dir)
+
+
 def test_a_card_of_a_table_without_settings_says_so(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "a")
     evaluate(run_dir, number=2)
@@ -281,7 +375,7 @@ def test_a_card_without_an_evaluation(tmp_path: Path) -> None:
     assert f"(`byol eval {run_dir} --labels LABELS.csv`)" in text and "About 100 images" in text
     assert "the training was *weak*" in text and "not finished: 20 of 40 steps" in text
     assert "hardware was not recorded" in text
-    measure(run_dir, warning=True)
+    measure(run_dir, warning=True, done=20)
     text = write_card(run_dir)
     assert "Without labels: Better than untrained." in text
     assert "- The features tell plate (64% right, chance 25%)" in text
@@ -298,3 +392,6 @@ def test_a_card_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
         (run_dir / name).unlink()
     text = write_card(run_dir)
     assert "No step has been logged yet." in text and "An unknown number of images" in text
+    record(run_dir)
+    text = write_card(run_dir)
+    assert "No step has been logged yet." in text and "104 images of `cells`" in text

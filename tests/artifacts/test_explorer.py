@@ -21,7 +21,7 @@ import byol
 from byol.artifacts.embedding_map import NOWHERE, find_nearest, place_by_pca, to_uint16
 from byol.artifacts.encoder import load
 from byol.artifacts.explorer import Explorer, Server, open_server
-from byol.errors import ConfigError
+from byol.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +140,37 @@ def test_a_picture_that_is_too_large_is_not_read(server: Server) -> None:
 def test_slow_maps_come_later_and_place_some(
     explorer: Explorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("byol.artifacts.explorer.MOST_PLACED", 12)
+    monkeypatch.setattr("byol.artifacts.embedding_map.MOST_PLACED", 12)
     explorer.make_slow_maps(run_dir=tmp_path, seed=0, say=lambda line: None)
     placed = (explorer.layouts.pop("t-SNE") != NOWHERE).any(axis=1)
     assert placed.sum() == 12 and explorer.waiting == () and (tmp_path / "map.npz").is_file()
+    explorer.waiting = ("t-SNE",)
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_and_maps_are_shown(
+    explorer: Explorer, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    said: list[str] = []
+    explorer.waiting = ("t-SNE", "t-SNE")
+    explorer.make_slow_maps(run_dir=tmp_path / "file", seed=0, say=said.append)
+    assert "t-SNE" in explorer.layouts and explorer.waiting == ()
+    assert said[0] == "t-SNE of 36 images" and len(said) == 2
+    assert said[1].startswith("maps are not kept: ") and "a file is where a folder must be" in said[1]
+    del explorer.layouts["t-SNE"]
+    explorer.waiting = ("t-SNE",)
+
+
+def test_a_map_that_cannot_be_made_is_not_waited_for(
+    explorer: Explorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise DataError("no")
+
+    monkeypatch.setattr("byol.artifacts.embedding_map.place_slowly", refuse)
+    said: list[str] = []
+    explorer.make_slow_maps(run_dir=tmp_path, seed=0, say=said.append)
+    assert said == ["without t-SNE: no"] and explorer.waiting == () and "t-SNE" not in explorer.layouts
     explorer.waiting = ("t-SNE",)
 
 

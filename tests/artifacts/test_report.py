@@ -1,7 +1,9 @@
 """The report: what it says of good and bad runs, what is missing, and that names of others do no harm."""
 
 import base64
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -117,6 +119,21 @@ def test_without_labels_the_measures_decide(run_dir: Path) -> None:
     assert summarise(read_facts(run_dir)).sentence.startswith("The encoder finds 80 %")
 
 
+def test_the_trainings_copy_of_the_images_is_used(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second one is made, also where nothing could be written."""
+    packs = run_dir.parent / "packs"
+    before = sorted(packs.iterdir())
+
+    def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_RDWR and Path(path).parent == packs:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, flags, mode)
+
+    opened = os.open
+    monkeypatch.setattr(os, "open", refuse)
+    assert len(open_embedded(run_dir).images) == 36 and sorted(packs.iterdir()) == before
+
+
 def test_what_is_missing_is_said_with_its_command(run_dir: Path, tmp_path: Path) -> None:
     page = read(write_report(run_dir, output=tmp_path / "r.html"))
     assert "has not been measured yet" in first_sentence(page)
@@ -124,6 +141,29 @@ def test_what_is_missing_is_said_with_its_command(run_dir: Path, tmp_path: Path)
     write_evaluation(run_dir, version=1)
     page = read(write_report(run_dir, output=tmp_path / "r.html"))
     assert "The curve over few labels is not in eval.json" in page and "Which classes are confused" in page
+
+
+def test_results_of_other_weights_are_no_verdict(run_dir: Path, tmp_path: Path) -> None:
+    write_evaluation(run_dir)
+    write_measures(run_dir)
+    for name in ("eval.json", "measures.json"):
+        content = json.loads((run_dir / name).read_text())
+        (run_dir / name).write_text(json.dumps(content | {"done": 4}))
+    page = read(write_report(run_dir, output=tmp_path / "r.html"))
+    said = f"measured after step 4; the encoder is of step 8: byol eval {run_dir}"
+    assert first_sentence(page) == f"The accuracies are of other weights: {said}."
+    assert page.count(f'<p class="warn">{said}</p>') == 3  # table, measures, neighbours
+    assert "BYOL helps" not in page and "finds 80 %" not in page
+
+
+def test_folds_and_groups_are_described(run_dir: Path, tmp_path: Path) -> None:
+    write_evaluation(run_dir)
+    content = json.loads((run_dir / "eval.json").read_text())
+    folds = {"protocol": "5 folds by plate", "split": "images: 5 folds by plate"}
+    (run_dir / "eval.json").write_text(json.dumps(content | folds))
+    page = read(write_report(run_dir, output=tmp_path / "r.html"))
+    assert "images: 5 folds by plate; 8 images, each predicted once, 3 classes. Whiskers are 95" in page
+    assert "intervals over groups (images of one plate);" in page and "Labelled images" in page
 
 
 def test_images_that_are_gone_leave_the_numbers(run_dir: Path, tmp_path: Path) -> None:
@@ -162,13 +202,46 @@ def test_mistakes_are_one_line(run_dir: Path, tmp_path: Path) -> None:
         write_report(run_dir)
 
 
-def test_measures_of_other_images_are_refused(run_dir: Path) -> None:
+def test_measures_of_other_images_are_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything that takes long."""
     write_measures(run_dir)
+    monkeypatch.setattr(report, "Embedded", None)
     content = json.loads((run_dir / "measures.json").read_text())
     content["outliers"][0]["name"] = "other.png"
     (run_dir / "measures.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"other.png: is not among the images any more; byol eval"):
         write_report(run_dir)
+
+
+def test_a_run_that_cannot_be_written_is_reported_elsewhere(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache is still read; what is new is not kept, which is said once."""
+    copied = tmp_path / "runs" / "a"
+    shutil.copytree(run_dir, copied)
+    (copied / "map.npz").unlink(missing_ok=True)
+    (copied / "map.npz").mkdir()
+    for kept in (copied / "features").glob("*"):
+        kept.unlink()
+    (copied / "features").rmdir()
+    (copied / "features").touch()
+    said: list[str] = []
+    page = read(write_report(copied, output=tmp_path / "r.html", say=said.append))
+    assert "map-data" in page and len(said) == 3 and said[1] == "t-SNE of 36 images"
+    assert said[0].startswith("features are not kept: ") and said[2].startswith("maps are not kept: ")
+
+    write_report(run_dir, output=tmp_path / "r.html")
+    cached = {path.name: path.stat().st_mtime_ns for path in (run_dir / "features").iterdir()}
+
+    def refuse(path: Path) -> None:
+        raise CheckpointError(f"{path}: cannot be written")
+
+    monkeypatch.setattr(embedding_map, "check_writable", refuse)
+    asked: list[int] = []
+    write_report(run_dir, output=tmp_path / "r.html", progress=lambda done, total: asked.append(done))
+    assert asked == [] and cached == {
+        path.name: path.stat().st_mtime_ns for path in (run_dir / "features").iterdir()
+    }
 
 
 # ---- The map
@@ -190,6 +263,28 @@ def test_columns_of_a_csv_colour_the_map(run_dir: Path, tmp_path: Path) -> None:
     assert values.tolist() == expected
     near = np.frombuffer(base64.b64decode(data["near"]), "<u2").reshape(20, data["perRow"])
     assert (near[:, 0] == np.arange(20)).all()
+
+
+def test_of_many_images_slow_maps_place_some(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_map, "MOST_PLACED", 12)
+    page = read(write_report(run_dir, output=tmp_path / "r.html", most_images=30))
+    island = re.search(r'id="map-data">(.*?)</script>', page, re.DOTALL)
+    assert island is not None
+    placed = {
+        name: int(
+            (np.frombuffer(base64.b64decode(places), "<u2").reshape(-1, 2) != NOWHERE).any(axis=1).sum()
+        )
+        for name, places in json.loads(island[1])["layouts"]
+    }
+    assert placed == {"t-SNE": 12, "PCA": 30}
+
+
+@pytest.mark.parametrize("most_images", [-5, 0, 65_536])
+def test_numbers_of_images_that_cannot_be_shown(run_dir: Path, most_images: int) -> None:
+    with pytest.raises(ConfigError, match=f"--images {most_images}: a report has 1 to 65,535 on its map"):
+        write_report(run_dir, most_images=most_images)
 
 
 def test_nearest_are_exact_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

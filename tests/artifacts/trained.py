@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from byol.artifacts.embedding_map import Embedded
+from byol.artifacts.embedding_map import Embedded, open_run_images
 from byol.artifacts.encoder import load
 from byol.artifacts.facts import read_facts
 from byol.cli import main
@@ -130,4 +130,6 @@ def write_measures(run_dir: Path) -> None:
 def open_embedded(run_dir: Path) -> Embedded:
     """The run's images and features."""
     config = read_facts(run_dir).config
-    return Embedded.of(config, run_dir, encoder=load(run_dir, device="cpu"))
+    encoder = load(run_dir, device="cpu")
+    images = open_run_images(config, run_dir, encoder=encoder)
+    return Embedded.of(images, run_dir, encoder=encoder, say=print)

@@ -118,6 +118,45 @@ def test_whole_numbers_sort_as_numbers_and_others_as_text() -> None:
     assert numbers.tolist() == [0, 1, -1, 2] and class_names == ("10", "9", "b")
 
 
+@pytest.mark.parametrize("value", ["--2", "-", "1-", "²", "9" * 5000])
+def test_what_only_looks_like_a_whole_number_is_text(value: str) -> None:
+    numbers, class_names = encode_labels(["10", value, "9"])
+    assert class_names == tuple(sorted(["10", value, "9"])) and len(set(numbers.tolist())) == 3
+
+
+def test_columns_are_named_in_any_case(tmp_path: Path) -> None:
+    table = tmp_path / "labels.CSV"
+    table.write_text("File,LABEL,Plate\na.png,x,p1\n")
+    assert match_labels(table, ["a.png"])[1] == ("x",)
+    assert list(match_columns(table, ["a.png"])) == ["label", "Plate"]
+    table.write_text("File,file,label\nb.png,a.png,x\n")
+    assert match_labels(table, ["a.png"])[1] == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"file;label\na.png;x\n", "has semicolons between its columns; save it as UTF-8 with commas"),
+        (b"Label\tFile\nx\ta.png\n", "has tabs between its columns; save it as UTF-8 with commas"),
+        (b'file;"a, b"\na.png;x\n', "has semicolons between its columns; save it as UTF-8 with commas"),
+        ("file,label\na.png,x\n".encode("utf-16"), "is UTF-16, or no text; save it as UTF-8"),
+        ("file,label\na.png,x\n".encode("utf-16-be"), "is UTF-16, or no text; save it as UTF-8"),
+    ],
+)
+def test_tables_of_other_programs_are_told_what_to_do(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "table.csv").write_bytes(content)
+    for read in (match_labels, match_columns):
+        with pytest.raises(DataError) as caught:
+            read(tmp_path / "table.csv", ["a.png"])
+        assert str(caught.value).startswith(f"{tmp_path / 'table.csv'}: {message}")
+
+
+def test_labels_without_the_suffix_of_a_table(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "labels.tsv", [("a.png", "x")])
+    with pytest.raises(DataError, match=r"its name does not end in \.csv; save it as labels\.csv, with"):
+        match_labels(table, ["a.png"])
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".csv"])
 def test_long_lists_are_no_strings(tmp_path: Path, suffix: str) -> None:
     """20,000 lines here; a string of each path takes 70 bytes, and as many in a list 8 more."""

@@ -38,7 +38,7 @@ def write_card(run_dir: Path) -> str:
         f"## Repeat\n\n{_describe_repetition(facts)}",
     ]
     text = "\n\n".join(parts) + "\n"
-    write_atomically(run_dir / FILE_NAME, text.encode())
+    write_atomically(run_dir / FILE_NAME, text.encode(errors="surrogateescape"))
     return text
 
 
@@ -100,7 +100,7 @@ def _list_view(view: View) -> dict[str, str]:
 
 def _describe_optimisation(facts: Facts) -> list[str]:
     config, num_images = facts.config, facts.num_images
-    if num_images is None:
+    if num_images is None or not facts.metrics:
         return ["No step has been logged yet."]
     plan = Plan.of(config, num_images=num_images, expected_steps=_find_expected_steps(facts))
     optimizer, epochs = config.optimizer, facts.metrics[-1].epoch
@@ -178,18 +178,21 @@ def _describe_results(facts: Facts) -> str:
         interval = f"{100 * row.low95:.1f} to {100 * row.high95:.1f} %"
         figures = f"{100 * row.top1:.1f} % | {interval} | {100 * row.balanced:.1f} %"
         lines.append(f"| {row.features} | {row.classifier} | {figures} |")
-    table = facts.table.fields
     about = (
-        f"{table['split']}: {table['num_train']:,} training and {table['num_test']:,} test images, "
-        f"{table['num_classes']} classes. Classifiers on frozen features; their settings were chosen on "
-        "parts of the training images, intervals are bootstraps over the test images."
+        f"{facts.table.fields['split']}; {facts.table.images}. Classifiers on frozen features; their "
+        "settings were chosen on parts of the training images, 95 % intervals are over "
+        f"{facts.table.resampled}."
     )
     verdicts = " ".join(f"**{verdict.sentence}**" for verdict in facts.verdicts)
+    if facts.outdated_table is not None:
+        verdicts = f"**These are results of other weights: {_mark_command(facts.outdated_table)}.**"
     return "\n\n".join(filter(None, [verdicts, about, "\n".join(lines)]))
 
 
 def _describe_own_measures(facts: Facts) -> str:
     """What was measured without labels, if that is all there is."""
+    if facts.outdated_measures is not None:
+        return f" Without labels: {_mark_command(facts.outdated_measures)}."
     if facts.measures is not None:
         return f" Without labels: {facts.measures['verdict']}"
     last = facts.metrics[-1] if facts.metrics else None
@@ -199,6 +202,12 @@ def _describe_own_measures(facts: Facts) -> str:
         f" Of some training images {last.retrieval:.0%} are found again by another view, and the effective "
         f"rank of their features is {last.encoder_rank:.1f}."
     )
+
+
+def _mark_command(sentence: str) -> str:
+    """Of "REASON: COMMAND" the command as code."""
+    reason, _, command = sentence.partition(": ")
+    return f"{reason}: `{command}`"
 
 
 # ---- What is not known
@@ -211,11 +220,15 @@ def _list_limitations(facts: Facts) -> list[str]:
             "It has not been evaluated on labelled images: nothing here says what it is good for "
             f"(`byol eval {facts.run_dir} --labels LABELS.csv`)."
         )
+    elif facts.outdated_table is not None:
+        lines.append(f"How good it is has not been measured: {_mark_command(facts.outdated_table)}.")
     if facts.table is not None and facts.table.fields.get("seen"):
         lines.append(SEEN)
     lost = [show_classifier(verdict.classifier) for verdict in facts.verdicts if verdict.kind == "bad"]
     if lost:
-        lines.append(f"By {' and '.join(lost)} its features are no better than simpler ones: use those.")
+        lines.append(
+            f"By {' and '.join(lost)} its features are not shown to be better than simpler ones: use those."
+        )
     verdict = facts.metrics[-1].verdict if facts.metrics else "healthy"
     if verdict != "healthy":
         lines.append(f"At the last check the training was *{verdict}*: its projections are too much alike.")
@@ -235,8 +248,9 @@ def _list_limitations(facts: Facts) -> list[str]:
 
 def _list_warnings_of_metadata(facts: Facts) -> list[str]:
     columns = [] if facts.measures is None else facts.measures["metadata"]
+    when = "" if facts.outdated_measures is None else "of other weights, "
     return [
-        f"The features tell {column['column']} ({column['accuracy']:.0%} right, chance "
+        f"The features tell {column['column']} ({when}{column['accuracy']:.0%} right, chance "
         f"{column['chance']:.0%}): they may hold how images were made rather than what they show."
         for column in columns
         if column["warning"]

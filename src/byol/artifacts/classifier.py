@@ -24,7 +24,7 @@ from torch import nn
 from byol.artifacts.encoder import Encoder, EncoderSpec, ManyImages, gather, load, save_encoder
 from byol.data.given import Images
 from byol.errors import CheckpointError, ConfigError, DataError
-from byol.files import write_atomically
+from byol.files import check_writable, write_atomically
 
 FORMAT = 1
 WEIGHTS_NAME = "classifier.safetensors"
@@ -134,13 +134,15 @@ class Classifier:
 
 
 def check_predictions_path(path: Path) -> None:
-    """Refuse a file that is not a .csv, before anything is predicted.
+    """Refuse a file that `write_predictions` could not write, before anything is predicted.
 
     Raises:
-        ConfigError: another suffix.
+        ConfigError: another suffix than .csv.
+        CheckpointError: the place cannot be written.
     """
     if path.suffix.lower() != ".csv":
         raise ConfigError(f"{path}: predictions are written as .csv; choose this suffix")
+    check_writable(path)
 
 
 def write_predictions(path: Path, blocks: Sequence[Predictions]) -> None:

@@ -1,6 +1,6 @@
 """Runs side by side: results, what was measured without labels, time, and the settings that differ."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from byol.errors import ConfigError
 from byol.evaluation.verdict import Judged
 
 _NONE = "-"
+_TEST = ("train", "test", "labels", "folds", "groups", "seed")  # settings by which test images are chosen
 _MEASURES = (("rank", ".1f"), ("retrieval", ".0%"), ("alignment", ".3f"), ("uniformity", ".3f"))
 
 
@@ -89,7 +90,8 @@ def _list_measures(runs: Sequence[Facts]) -> list[Row]:
 
     def tell(name: str, form: str) -> Callable[[Facts], str | None]:
         def cell(run: Facts) -> str | None:
-            encoders = [] if run.measures is None else run.measures["encoders"]
+            is_known = run.measures is not None and run.outdated_measures is None
+            encoders = run.measures["encoders"] if run.measures is not None and is_known else []
             values = [encoder[name] for encoder in encoders if encoder["features"] == "byol online"]
             return format(values[0], form) if values else None
 
@@ -140,20 +142,44 @@ def _show(value: Any) -> str:
 def _list_notes(runs: Sequence[Facts]) -> list[str]:
     """What a reader must know before comparing figures."""
     notes = []
-    tests = {
-        tuple(run.table.fields[key] for key in ("split", "num_test", "num_classes"))
-        for run in runs
-        if run.table is not None
-    }
-    if len(tests) > 1:
+    tables = [run.table.fields for run in runs if run.table is not None]
+    if any(_differ(tables, key) for key in ("split", "num_test", "num_classes", "class_names")):
         notes.append("the runs were tested on different images: accuracies cannot be compared")
+    tests = [_find_test(run) for run in runs if run.table is not None and "settings" in run.table.fields]
+    if unlike := [f"{key} {_list_values(tests, key)}" for key in _TEST if _differ(tests, key)]:
+        notes.append(f"the runs were not tested alike ({'; '.join(unlike)}): accuracies cannot be compared")
     prints = {run.encoder.data_fingerprint for run in runs if run.encoder is not None}
     if len(prints) > 1:
         notes.append("the runs were trained on different images: loss and measures cannot be compared")
+    for run in runs:
+        if (outdated := run.outdated_table or run.outdated_measures) is not None:
+            notes.append(f"{run.run_dir} was {outdated}")
     notes += [
         f"{run.run_dir} has not been evaluated: byol eval {run.run_dir}" for run in runs if run.table is None
     ]
     return ["", *notes] if notes else []
+
+
+def _find_test(run: Facts) -> dict[str, Any]:
+    """Which images a run with settings was tested on, and how they were parted."""
+    settings = {} if run.table is None else run.table.fields["settings"]
+    test: dict[str, Any] = {key: settings.get(key) for key in _TEST}
+    if test["train"] is None:
+        test["train"] = run.config.data.source
+    for key in ("train", "test", "labels"):  # however they are written
+        if test[key] is not None and Path(test[key]).exists():
+            test[key] = str(Path(test[key]).resolve())
+    return test
+
+
+def _differ(tests: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Whether those that tell it tell different things."""
+    values = [test[key] for test in tests if key in test]
+    return any(value != values[0] for value in values)
+
+
+def _list_values(tests: Sequence[Mapping[str, Any]], key: str) -> str:
+    return ", ".join(dict.fromkeys(_show(test[key]) for test in tests))
 
 
 def _align(rows: Sequence[Row]) -> list[str]:

@@ -7,8 +7,10 @@ alike two images are. PCA is made at once; t-SNE and UMAP take minutes and are k
 import hashlib
 import importlib.util
 import os.path
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,10 +25,10 @@ from byol.config import Config
 from byol.data.images import open_images
 from byol.data.labels import Labels, match_columns
 from byol.data.packed import Packed
-from byol.errors import DataError
+from byol.errors import CheckpointError, DataError
 from byol.evaluation.features import Progress, features_of, spread, trained
 from byol.evaluation.metadata import are_alike
-from byol.files import write_atomically
+from byol.files import check_writable, write_atomically
 
 FILE_NAME = "map.npz"
 MOST_PLACED = 10_000  # images that t-SNE and UMAP place; the time grows faster than their number
@@ -52,40 +54,31 @@ class Embedded:
     @classmethod
     def of(
         cls,
-        config: Config,
+        images: Packed,
         run_dir: Path,
         *,
         encoder: Encoder,
-        source: str | None = None,
         metadata: Path | None = None,
+        say: Say,
         progress: Progress | None = None,
     ) -> "Embedded":
-        """The run's images, or those of `source`; features come from the run's cache if they are there.
+        """Images of `open_run_images`; features come from the run's cache if they are there.
+
+        Where the cache cannot be written, `say` hears of it and features are not kept.
 
         Raises:
-            DataError: the images or `metadata` cannot be read, or a feature is not a finite number.
+            DataError: `metadata` cannot be read, or a feature is not a finite number.
         """
-        images = open_images(
-            config,
-            run_dir,
-            console=None,
-            source=source,
-            labels=config.evaluation.labels,
-            stored_px=encoder.spec.stored_px,
-        )
-        if images.channels != encoder.spec.channels:
-            raise DataError(
-                f"{images.folder.name}: has {images.channels} channels, the encoder was trained on "
-                f"{encoder.spec.channels}; give images like those of the training"
+        columns = _find_columns(images, metadata)
+        with _open_cache(run_dir / "features", say=say) as cache_folder:
+            features = features_of(
+                images,
+                np.arange(len(images)),
+                encoder=trained(encoder),
+                cache_folder=cache_folder,
+                progress=progress,
             )
-        features = features_of(
-            images,
-            np.arange(len(images)),
-            encoder=trained(encoder),
-            cache_folder=run_dir / "features",
-            progress=progress,
-        )
-        return cls(images, features, _find_columns(images, metadata))
+        return cls(images, features, columns)
 
     @cached_property
     def directions(self) -> Float32[np.ndarray, "image feature"]:
@@ -99,6 +92,41 @@ class Embedded:
             np.linalg.norm(centred, axis=1, keepdims=True), 1e-12
         )
         return unit
+
+
+def open_run_images(config: Config, run_dir: Path, *, encoder: Encoder, source: str | None = None) -> Packed:
+    """The run's images, or those of `source`, as its encoder takes them.
+
+    Raises:
+        DataError: they cannot be read, or have other channels.
+    """
+    wanted = encoder.spec.stored_px
+    find = partial(open_images, config, run_dir, console=None, source=source, labels=config.evaluation.labels)
+    images = find(stored_px=None if source is None else wanted)  # the training's copy, if it is there
+    if images.stored_px != wanted:
+        images = find(stored_px=wanted)
+    if images.channels != encoder.spec.channels:
+        raise DataError(
+            f"{images.folder.name}: has {images.channels} channels, the encoder was trained on "
+            f"{encoder.spec.channels}; give images like those of the training"
+        )
+    return images
+
+
+@contextmanager
+def _open_cache(folder: Path, *, say: Say) -> Iterator[Path]:
+    """The folder, or where it cannot be written one for this time with what is in it."""
+    try:
+        check_writable(folder / "features.npy")
+    except CheckpointError as error:
+        say(f"features are not kept: {error}")
+    else:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as other:
+        for path in folder.glob("*.npy"):
+            (Path(other) / path.name).symlink_to(path.resolve())
+        yield Path(other)
 
 
 def choose_rows(num: int, most: int) -> Int64[np.ndarray, " image"]:
@@ -139,13 +167,36 @@ def list_slow_maps() -> tuple[str, ...]:
     return ("t-SNE", "UMAP") if importlib.util.find_spec("umap") is not None else ("t-SNE",)
 
 
+def place_most_slowly(
+    names: Sequence[str],
+    directions: Float32[np.ndarray, "image feature"],
+    *,
+    run_dir: Path,
+    seed: int,
+    say: Say,
+) -> Iterator[tuple[str, UInt16[np.ndarray, "image 2"]]]:
+    """These maps of at most MOST_PLACED of the images, each when it is made; others are NOWHERE on them."""
+    rows = choose_rows(len(directions), MOST_PLACED)
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            say(line)
+        said.add(line)
+
+    for name in names:
+        places = place_slowly(name, directions[rows], run_dir=run_dir, seed=seed, say=say_once)
+        every = np.full((len(directions), 2), NOWHERE, dtype=np.uint16)
+        every[rows] = to_uint16(places)
+        yield name, every
+
+
 def place_slowly(
     name: str, directions: Float32[np.ndarray, "image feature"], *, run_dir: Path, seed: int, say: Say
 ) -> Places:
     """The places of these images by "t-SNE" or "UMAP"; from `RUN/map.npz` if they are there.
 
-    Raises:
-        CheckpointError: the file cannot be written.
+    `say` hears what takes long, and if the file cannot be written: places are then not kept.
     """
     path = run_dir / FILE_NAME
     key = f"{name} {seed} {hashlib.sha256(np.ascontiguousarray(directions).tobytes()).hexdigest()[:32]}"
@@ -157,7 +208,10 @@ def place_slowly(
     places = (_place_by_tsne if name == "t-SNE" else _place_by_umap)(reduced, seed=seed)
     # Those of other weights or images are of no use any more.
     same = {other: kept[other] for other in kept if other.split()[1:] == key.split()[1:]}
-    write_atomically(path, partial(_save, arrays=same | {key: places}))
+    try:
+        write_atomically(path, partial(_save, arrays=same | {key: places}))
+    except CheckpointError as error:
+        say(f"maps are not kept: {error}")
     return places
 
 

@@ -23,14 +23,12 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt16
 
 from byol.artifacts.embedding_map import (
-    MOST_PLACED,
-    NOWHERE,
     Embedded,
-    choose_rows,
     find_nearest,
     list_slow_maps,
+    open_run_images,
     place_by_pca,
-    place_slowly,
+    place_most_slowly,
     to_uint16,
 )
 from byol.artifacts.encoder import Encoder, load
@@ -38,6 +36,7 @@ from byol.artifacts.facts import Json, read_facts
 from byol.artifacts.report import render_page
 from byol.artifacts.report_parts import summarise
 from byol.artifacts.thumbnails import draw_thumbnail, encode
+from byol.config import write_override
 from byol.errors import ByolError, ConfigError
 from byol.evaluation.features import Progress
 
@@ -111,13 +110,16 @@ class Explorer:
 
     def make_slow_maps(self, *, run_dir: Path, seed: int, say: Say) -> None:
         """t-SNE and the like of at most MOST_PLACED images; the others are nowhere on them."""
-        rows = choose_rows(len(self.embedded.images), MOST_PLACED)
-        for name in self.waiting:
-            places = place_slowly(name, self.embedded.directions[rows], run_dir=run_dir, seed=seed, say=say)
-            every = np.full((len(self.embedded.images), 2), NOWHERE, dtype=np.uint16)
-            every[rows] = to_uint16(places)
-            self.layouts[name] = every
-            self.waiting = tuple(other for other in self.waiting if other != name)
+        directions = self.embedded.directions
+        maps = place_most_slowly(self.waiting, directions, run_dir=run_dir, seed=seed, say=say)
+        try:
+            for name, places in maps:
+                self.layouts[name] = places
+                self.waiting = tuple(other for other in self.waiting if other != name)
+        except ByolError as error:
+            say(f"without {' and '.join(self.waiting)}: {error}")
+        finally:
+            self.waiting = ()  # the page does not ask for what will not come
 
     def _find(self, directions: Float32[np.ndarray, "1 feature"], *, k: int) -> list[Json]:
         rows: Int64[np.ndarray, "1 k"]
@@ -149,13 +151,12 @@ def explore(
         ConfigError: an override is not valid, or the port is taken.
         DataError: images, labels or metadata cannot be read, or there are too few images.
     """
-    given = [] if labels is None else [f"evaluation.labels={labels}"]
+    given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
     facts = read_facts(run_dir, [*overrides, *given])
     config, seed = facts.config, facts.config.evaluation.seed
     encoder = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
-    embedded = Embedded.of(
-        config, run_dir, encoder=encoder, source=images, metadata=metadata, progress=progress
-    )
+    packed = open_run_images(config, run_dir, encoder=encoder, source=images)
+    embedded = Embedded.of(packed, run_dir, encoder=encoder, metadata=metadata, say=say, progress=progress)
     pca = to_uint16(place_by_pca(embedded.directions, seed=seed))
     explorer = Explorer(
         run_dir.resolve().name, summarise(facts).sentence, encoder, embedded, {"PCA": pca}, list_slow_maps()

@@ -1,6 +1,5 @@
 """What a run folder says of itself, for those who sum it up; parts that are missing are None."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from byol.artifacts.encoder import SPEC_NAME, EncoderSpec, read_spec
-from byol.config import Config, EvaluationConfig
+from byol.config import Config, EvaluationConfig, write_override
 from byol.evaluation import verdict
 from byol.evaluation.settings import read_config
 from byol.files import read_fields
@@ -18,6 +17,7 @@ from byol.training.runlog import Metrics, count_seconds, read_metrics
 Json = dict[str, Any]
 
 _OPTIONS = ("labels", "train", "test", "weights", "folds", "groups")  # of `byol eval`
+_TEST_PART = "test part"  # the protocol without folds
 _OF_TABLE = ("split", "num_train", "num_test", "num_classes", "rows")
 _OF_MEASURES = ("verdict", "encoders", "neighbours", "prototypes", "outliers", "metadata")
 
@@ -47,6 +47,30 @@ class Table:
     fields: Json  # as docs/files.md has them
     rows: tuple[Accuracy, ...]
     options: str | None  # " --labels FILE": with them `byol eval` makes the like; None: not recorded
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether each image was predicted once, instead of those of a test part."""
+        return str(self.fields.get("protocol", _TEST_PART)) != _TEST_PART
+
+    @property
+    def images(self) -> str:
+        """How many images it is of, in words."""
+        fields = self.fields
+        if self.has_folds:
+            return f"{fields['num_test']:,} images, each predicted once, {fields['num_classes']} classes"
+        return (
+            f"{fields['num_train']:,} training and {fields['num_test']:,} test images, "
+            f"{fields['num_classes']} classes"
+        )
+
+    @property
+    def resampled(self) -> str:
+        """What the intervals are over, in words."""
+        group = str(self.fields.get("protocol", _TEST_PART)).partition(" by ")[2]
+        if group:
+            return f"groups (images of one {group})"
+        return "all images" if self.has_folds else "the test images"
 
 
 @dataclass(frozen=True)
@@ -91,8 +115,31 @@ class Facts:
 
     @property
     def verdicts(self) -> tuple[verdict.Verdict, ...]:
-        """Of the table, one a classifier; () without one."""
-        return () if self.table is None else verdict.judge(self.table.rows)
+        """Of the table, one a classifier; () without one, or if it is of another encoder than the run's."""
+        if self.table is None or self.outdated_table is not None:
+            return ()
+        return verdict.judge(self.table.rows)
+
+    @property
+    def outdated_table(self) -> str | None:
+        """That eval.json is not of the run's encoder, with the command that mends it; None: it is."""
+        return self._find_outdated(None if self.table is None else self.table.fields)
+
+    @property
+    def outdated_measures(self) -> str | None:
+        """The same of measures.json."""
+        return self._find_outdated(self.measures)
+
+    def _find_outdated(self, results: Json | None) -> str | None:
+        """Encoders are saved at every checkpoint: one that was evaluated may have been trained further."""
+        measured = None if results is None else results.get("done")
+        if self.encoder is None or measured is None or measured == self.encoder.done:
+            return None
+        options = "" if self.table is None else self.table.options or ""
+        return (
+            f"measured after step {measured:,}; the encoder is of step {self.encoder.done:,}: "
+            f"byol eval {shlex.quote(str(self.run_dir))}{options}"
+        )
 
 
 def read_facts(run_dir: Path, overrides: Sequence[str] = ()) -> Facts:
@@ -142,8 +189,10 @@ def _name_options(settings: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     for key, value in settings.items():
         if value == own.get(key):
             continue
-        if key in _OPTIONS and value is not None:
-            words += [f"--{key}", str(value)]
+        if key not in _OPTIONS or value is None:
+            words.append(write_override(f"evaluation.{key}", value))
+        elif str(value).startswith("-") or "=" in str(value):  # alone it would be an option or an override
+            words.append(f"--{key}={value}")
         else:
-            words.append(f"evaluation.{key}={json.dumps(value)}")
+            words += [f"--{key}", str(value)]
     return "".join(f" {shlex.quote(word)}" for word in words)

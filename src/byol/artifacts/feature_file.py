@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from byol.errors import ConfigError
-from byol.files import write_atomically
+from byol.files import check_writable, write_atomically
 
 SUFFIXES = (".parquet", ".npz", ".csv")
 
@@ -22,6 +22,7 @@ def check_feature_path(path: Path) -> None:
 
     Raises:
         ConfigError: another suffix, or .parquet without pyarrow.
+        CheckpointError: the place cannot be written.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(
@@ -34,6 +35,7 @@ def check_feature_path(path: Path) -> None:
             raise ConfigError(
                 f"{path}: .parquet needs pyarrow: pip install pyarrow, or write .npz or .csv"
             ) from None
+    check_writable(path)
 
 
 def write_prototypes(path: Path, names: Sequence[str], *, sizes: Sequence[int]) -> None:

@@ -27,8 +27,9 @@ from byol.artifacts.embedding_map import (
     choose_rows,
     find_nearest,
     list_slow_maps,
+    open_run_images,
     place_by_pca,
-    place_slowly,
+    place_most_slowly,
     to_uint16,
 )
 from byol.artifacts.encoder import load
@@ -36,8 +37,10 @@ from byol.artifacts.facts import Facts, Json, read_facts
 from byol.artifacts.page import printable
 from byol.artifacts.sheets import NUM_IMAGES, NUM_VIEWS, Sample, draw_views
 from byol.artifacts.thumbnails import COLUMNS, ROWS, draw_sheets, draw_thumbnail, encode
+from byol.config import write_override
 from byol.data.labels import Labels
-from byol.errors import DataError
+from byol.data.packed import Packed
+from byol.errors import ConfigError, DataError
 from byol.evaluation.features import Progress
 from byol.evaluation.splits import SEEN
 from byol.files import write_atomically
@@ -45,6 +48,7 @@ from byol.training.runlog import format_time
 
 FILE_NAME = "report.html"
 WEB = Path(__file__).with_name("web")
+MOST_IMAGES = 65_535  # on the map: a row is a 16-bit number in the page
 NUM_NEAR = 8  # neighbours of an image on the map
 _SHEET_BYTES = 4_400_000  # of thumbnails; a third more in the page, which is to stay below 8 MB
 _TILE_PX = 64  # of neighbours, prototypes and outliers
@@ -72,11 +76,16 @@ def write_report(
 
     Raises:
         CheckpointError: the folder holds no run, one of its files is damaged, or `output` cannot be written.
-        ConfigError: an override is not valid, or would change what the run was.
+        ConfigError: an override is not valid, or would change what the run was; `most_images` is not in 1 ..
+            65,535.
         DataError: `labels` or `metadata` cannot be read.
     """
+    if not 1 <= most_images <= MOST_IMAGES:
+        raise ConfigError(
+            f"--images {most_images}: a report has 1 to {MOST_IMAGES:,} on its map; byol explore shows more"
+        )
     tell: Say = say or (lambda line: None)
-    given = [] if labels is None else [f"evaluation.labels={labels}"]
+    given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
     facts = read_facts(run_dir, [*overrides, *given])
     embedded, missing = _open_images(facts, metadata=metadata, say=tell, progress=progress)
     shown = None if embedded is None else _Shown(facts, embedded)
@@ -114,16 +123,32 @@ def _open_images(
         device = "cpu" if facts.config.trainer.device == "cpu" else "auto"
         try:
             encoder = load(facts.run_dir, device=device)
-            embedded = Embedded.of(
-                facts.config, facts.run_dir, encoder=encoder, metadata=metadata, progress=progress
-            )
-            return embedded, ""
+            images = open_run_images(facts.config, facts.run_dir, encoder=encoder)
+            stranger = _find_stranger(images, facts.measures)
+            if stranger is None:
+                embedded = Embedded.of(
+                    images, facts.run_dir, encoder=encoder, metadata=metadata, say=say, progress=progress
+                )
+                return embedded, ""
         except DataError as error:
             if metadata is not None or facts.config.evaluation.labels is not None:
                 raise  # a file that was asked for may be what is wrong
             missing = f"the images cannot be opened ({error}); name their folder by data.source=FOLDER"
+        else:
+            raise DataError(f"{stranger}: is not among the images any more; byol eval measures again")
     say(f"without pictures: {missing}")
     return None, missing
+
+
+def _find_stranger(images: Packed, measures: Json | None) -> str | None:
+    """An image of measures.json that is shown, and is not where it was among the images."""
+    if measures is None:
+        return None
+    alike = [near for query in measures["neighbours"] for near in query["neighbours"]]
+    for one in (*measures["neighbours"], *alike, *measures["prototypes"], *measures["outliers"]):
+        if one["row"] >= len(images) or images.names[int(one["row"])] != one["name"]:
+            return str(one["name"])
+    return None
 
 
 # ---- The map
@@ -139,16 +164,14 @@ def make_map_data(
     except DataError as error:
         say(f"without a map: {error}")
         return None
-    layouts = [
-        (name, place_slowly(name, directions, run_dir=facts.run_dir, seed=seed, say=say))
-        for name in list_slow_maps()
-    ]
+    slow = place_most_slowly(list_slow_maps(), directions, run_dir=facts.run_dir, seed=seed, say=say)
+    layouts = [*slow, ("PCA", to_uint16(pca))]
     near, likeness = find_nearest(directions, directions, k=NUM_NEAR + 1)
     sheets = draw_sheets(embedded.images, rows, most_bytes=_SHEET_BYTES)
     return {
         "count": len(rows),
         "names": [embedded.images.names[int(row)] for row in rows],
-        "layouts": [(name, _base64(to_uint16(places))) for name, places in [*layouts, ("PCA", pca)]],
+        "layouts": [(name, _base64(places)) for name, places in layouts],
         "columns": [_describe_column(name, column, rows) for name, column in embedded.columns.items()],
         "near": _base64(near.astype(np.uint16)),
         "likeness": _base64(np.rint(100 * likeness).astype(np.int8)),
@@ -196,8 +219,6 @@ class _Shown:
     def tile(self, entry: Json, *, caption: str, of_class: int | None = None) -> Json:
         """One image of measures.json; `is_other` if its label is known and not `of_class`."""
         row, images = int(entry["row"]), self.embedded.images
-        if row >= len(images) or images.names[row] != entry["name"]:
-            raise DataError(f"{entry['name']}: is not among the images any more; byol eval measures again")
         picture = draw_thumbnail(images.read(np.array([row]))[0], images.pixels, px=_TILE_PX)
         label = self.label(row)
         name = str(entry["name"])
@@ -251,6 +272,10 @@ def _describe(facts: Facts, shown: _Shown | None, places: Json | None, *, missin
         "key_facts": _list_key_facts(facts, shown),
         "evaluation": evaluation,
         "seen": SEEN,
+        "images": None if table is None else table.images,
+        "resampled": None if table is None else table.resampled,
+        "outdated_table": facts.outdated_table,
+        "outdated_measures": facts.outdated_measures,
         "eval_options": None if table is None else table.options,
         "groups": parts.describe_rows(evaluation) if evaluation else [],
         "low_shot": parts.draw_low_shot(evaluation) if evaluation else None,
@@ -303,7 +328,8 @@ def _list_key_facts(facts: Facts, shown: _Shown | None) -> list[tuple[str, str]]
         found.append(("Time, by the log", format_time(3600.0 * facts.hours)))
     if facts.table is not None:
         fields = facts.table.fields
-        found.append(("Test images", f"{fields['num_test']:,} of {fields['num_classes']} classes"))
+        name = "Labelled images" if facts.table.has_folds else "Test images"
+        found.append((name, f"{fields['num_test']:,} of {fields['num_classes']} classes"))
     return found
 
 

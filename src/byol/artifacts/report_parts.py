@@ -45,6 +45,12 @@ def summarise(facts: Facts) -> Summary:
     if facts.verdicts:
         first, *others = facts.verdicts
         return Summary(first.kind, first.sentence, tuple(verdict.sentence for verdict in others))
+    if facts.outdated_table is not None:
+        known = facts.measures is not None and facts.outdated_measures is None
+        rest = (str(facts.measures["verdict"]),) if facts.measures is not None and known else ()
+        return Summary("warn", f"The accuracies are of other weights: {facts.outdated_table}.", rest)
+    if facts.outdated_measures is not None:
+        return Summary("warn", f"The measures are of other weights: {facts.outdated_measures}.", ())
     if facts.measures is not None:
         return Summary("", str(facts.measures["verdict"]), ("No labels were used for this.",))
     unknown = "Whether BYOL helped has not been measured yet"

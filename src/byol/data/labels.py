@@ -5,6 +5,7 @@ Lists of a million lines are held as blocks of bytes and arrays of numbers, neve
 
 import csv
 import os.path
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -20,12 +21,16 @@ from byol.errors import DataError
 Numbers = Int64[np.ndarray, " n"]
 Labels = tuple[Numbers, tuple[str, ...]]  # index into the class names, or -1; class names
 
+_WHOLE = re.compile(r"-?\d{1,18}")
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # that other programs write
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
 
 def read_list(path: Path) -> tuple[Names, Names]:
     """The files that a list names, as written there, and their labels; a label is "" where none is given.
 
-    A .csv starts with a line that names its columns, `file` and perhaps `label`, in any order and beside
-    others. Anything else is text, one file a line.
+    A .csv starts with a line that names its columns, `file` and perhaps `label`, in any case and order and
+    beside others. Anything else is text, one file a line.
 
     Raises:
         DataError: the list cannot be read, is empty, or lacks the column `file`.
@@ -58,6 +63,11 @@ def match_labels(path: Path, names: Iterable[str]) -> Labels:
         DataError: the CSV cannot be read, contradicts itself, fits no image or fits several alike.
     """
     listed, labels = read_list(path)
+    if path.suffix.lower() != ".csv":
+        raise DataError(
+            f"{path}: is read as a list of files without labels, as its name does not end in .csv; save it "
+            f"as {path.stem}.csv, with the columns file and label"
+        )
     if labels.blob.size == 0:
         raise DataError(f"{path}: no label is given; a CSV file with the columns file and label is needed")
     (found,) = _match_all(path, listed, names, columns={"label": labels}).values()
@@ -105,7 +115,7 @@ def _sort_classes(numbers: Numbers, class_names: Iterable[str]) -> Labels:
     """The same labels with the classes that occur alone, in their order."""
     names = list(class_names)
     used = np.unique(numbers[numbers >= 0]).tolist()
-    are_whole = all(names[number].lstrip("-").isdecimal() for number in used)
+    are_whole = all(_WHOLE.fullmatch(names[number]) for number in used)
     used.sort(key=lambda number: (int(names[number]) if are_whole else 0, names[number]))
     ranks = np.full(len(names) + 1, -1)  # one more, so that -1 finds -1
     ranks[used] = np.arange(len(used))
@@ -118,6 +128,10 @@ def _sort_classes(numbers: Numbers, class_names: Iterable[str]) -> Labels:
 @contextmanager
 def _open(path: Path) -> Iterator[TextIO]:
     try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+        if head.startswith(_UTF16) or b"\0" in head:
+            raise DataError(f"{path}: is UTF-16, or no text; save it as UTF-8 (a CSV file: with commas)")
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             yield stream
     except OSError as error:
@@ -164,8 +178,11 @@ def _read_rows(stream: TextIO, path: Path) -> Iterator[list[str]]:
     """The names of the columns, then a list of fields a file."""
     line, rows = 1, csv.reader(stream)
     try:
-        header = [column.strip() for column in next(rows, [])]
+        header = _name_columns(next(rows, []))
         if "file" not in header:
+            for separator, name in _SEPARATORS.items():
+                if "file" in _name_columns(separator.join(header).split(separator)):
+                    raise DataError(f"{path}: has {name} between its columns; save it as UTF-8 with commas")
             raise DataError(f"{path}: line 1 names the columns {header}; a column `file` is needed")
         yield header
         file_at = header.index("file")
@@ -179,6 +196,15 @@ def _read_rows(stream: TextIO, path: Path) -> Iterator[list[str]]:
             yield row
     except csv.Error as error:
         raise DataError(f"{path}: row {line} cannot be read ({error})") from None
+
+
+def _name_columns(written: Iterable[str]) -> list[str]:
+    """`file` and `label` may be written in any case where they are not there as such."""
+    header = [column.strip() for column in written]
+    for name in ("file", "label"):
+        if name not in header:
+            header = [name if column.lower() == name else column for column in header]
+    return header
 
 
 # ---- Which file of a list is which image

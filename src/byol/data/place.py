@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from errno import EACCES, EROFS
 from pathlib import Path
 from types import TracebackType
 
@@ -40,7 +41,7 @@ def locked(folder: Path, *, while_waiting: Callable[[], None]) -> Iterator[None]
     path = folder.with_name(f".{folder.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _open_lock(path)
     except OSError as error:
         raise _unwritable(folder, error) from None
     try:
@@ -56,6 +57,16 @@ def locked(folder: Path, *, while_waiting: Callable[[], None]) -> Iterator[None]
         yield
     finally:
         os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    """One that is there will do where nothing can be written: what the folder holds can still be read."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        if error.errno not in (EACCES, EROFS) or not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)
 
 
 class writing:  # not by @contextmanager: it is entered for every image, and that takes 2 us
