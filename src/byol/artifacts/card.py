@@ -220,7 +220,7 @@ def _list_limitations(facts: Facts) -> list[str]:
             f"(`byol eval {facts.run_dir} --labels LABELS.csv`)."
         )
     elif facts.outdated_table is not None:
-        lines.append(f"How good it is has not been measured: {_mark_command(facts.outdated_table)}.")
+        lines.append(f"How good it is is not known: its results were {_mark_command(facts.outdated_table)}.")
     lost = [show_classifier(verdict.classifier) for verdict in facts.verdicts if verdict.kind == "bad"]
     if lost:
         lines.append(f"By {' and '.join(lost)} its features are no better than simpler ones: use those.")
