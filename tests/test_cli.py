@@ -465,8 +465,9 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     succeed(capsys, "eval", "runs/a", *options.split())
     again = json.loads(Path("runs/a/eval.json").read_text())
     assert again | {"seconds": 0.0} == table | {"seconds": 0.0}
-    said = fail(capsys, "eval", "runs/a", "--labels", "plates.csv", "--folds", "1", code=2)
-    assert "evaluation.folds" in said
+    for folds in ("1", "x", "null"):
+        said = fail(capsys, "eval", "runs/a", "--labels", "plates.csv", "--folds", folds, code=2)
+        assert "evaluation.folds" in said and "allowed: an integer from 2" in said
     said = succeed(capsys, "eval", "runs/a", "--labels", "plates.csv", "--weights", "runs/a/target")
     assert "\nweights target  none " in said
 

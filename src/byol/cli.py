@@ -143,7 +143,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--weights", help="a row for other weights: a run's folder, a file, or timm:MODEL")
     evaluate.add_argument(
-        "--folds", type=int, help="without a test part: test on every image once, in so many folds"
+        "--folds", type=_read_number, help="without a test part: test on every image once, in so many folds"
     )
     evaluate.add_argument(
         "--groups",
@@ -291,6 +291,11 @@ def _add(
     )
     parser.set_defaults(command=command)
     return parser
+
+
+def _read_number(text: str) -> int | str:
+    """A whole number; what is none stays text, which the configuration refuses in its own words."""
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 
 def _take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -161,6 +161,11 @@ def test_a_share_of_every_class() -> None:
     np.testing.assert_array_equal(draw_fraction(labels, 1.0, seed=0), np.arange(111))
 
 
+def test_one_label_of_each_of_many_classes_is_no_cause_for_a_warning() -> None:
+    features = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    assert len(fit_linear(features, np.arange(40), inverse_penalty=0.1, num_classes=40).bias) == 40
+
+
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_the_classifier_is_that_of_scikit_learn(num_classes: int) -> None:
     rng = np.random.default_rng(0)

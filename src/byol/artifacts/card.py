@@ -221,7 +221,7 @@ def _list_limitations(facts: Facts) -> list[str]:
             f"(`byol eval {facts.run_dir} --labels LABELS.csv`)."
         )
     elif facts.outdated_table is not None:
-        lines.append(f"How good it is has not been measured: {_mark_command(facts.outdated_table)}.")
+        lines.append(f"How good it is is not known: its results were {_mark_command(facts.outdated_table)}.")
     if facts.table is not None and facts.table.fields.get("seen"):
         lines.append(SEEN)
     lost = [show_classifier(verdict.classifier) for verdict in facts.verdicts if verdict.kind == "bad"]

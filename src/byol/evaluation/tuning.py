@@ -22,7 +22,7 @@ from torch import nn
 from byol.artifacts.classifier import Linear
 from byol.artifacts.encoder import Encoder
 from byol.errors import DataError, DivergedError
-from byol.evaluation.probes import Validation, choose_logistic, standardise
+from byol.evaluation.probes import Validation, choose_logistic, fit_few, standardise
 from byol.evaluation.splits import Split
 from byol.training.supervised import Course, LostError, Rates, Setting
 
