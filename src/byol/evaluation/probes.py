@@ -274,12 +274,16 @@ def _new_logistic(inverse_penalty: float) -> LogisticRegression:
 
 def _fit_logistic(model: LogisticRegression, train: Train, labels: Labels) -> LogisticRegression:
     """Fit to convergence. In double precision: in single, L-BFGS can stall just before its tolerance."""
-    with warnings.catch_warnings():
-        # One label of each of many classes is what a low-shot curve begins with.
-        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
-        model.fit(train.astype(np.float64), labels)
+    fit_few(model, train.astype(np.float64), labels)
     assert model.n_iter_.max() < _MAX_ITERATIONS, "a strictly convex problem did not converge"
     return model
+
+
+def fit_few(model: LogisticRegression, train: Float[np.ndarray, "image feature"], labels: Labels) -> None:
+    """Fit, also on one label of each of many classes, without scikit-learn's warning that these are many."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        model.fit(train, labels)
 
 
 # ---- How good, and how sure

@@ -200,7 +200,7 @@ def fit_linear(features: Features, labels: Classes, *, inverse_penalty: float, n
     std = features.std(axis=0, dtype=np.float64)
     std[std <= 1e-6 * (np.abs(mean) + 1e-6)] = 1.0
     model = LogisticRegression(C=inverse_penalty, max_iter=10_000)
-    model.fit((features - mean) / std, labels)
+    fit_few(model, (features - mean) / std, labels)
     known_weight, known_bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # one row, the second class against the first
         known_weight = np.concatenate([-known_weight, known_weight]) / 2.0
