@@ -554,7 +554,7 @@ def test_damaged_json(saved: Path, content: str, message: str) -> None:
         ("bits", 12, r"encoder\.json: bits: input should be 8, 16 or 32"),
         ("geometry", "round", r"encoder\.json: geometry: input should be 'square' or 'scale'"),
         ("name", "resnet_of_tomorrow", r"encoder\.json: network\.name: 'resnet_of_tomorrow' is unknown"),
-        ("which", "teacher", r"encoder\.json: which: input should be 'online' or 'target'"),
+        ("which", "teacher", r"encoder\.json: which: input should be 'online', 'target' or 'finetuned'"),
     ],
 )
 def test_json_with_a_wrong_value(saved: Path, key: str, value: object, message: str) -> None:

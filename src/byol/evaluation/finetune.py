@@ -154,6 +154,8 @@ def _probe(output: Path) -> None:
     try:
         write_atomically(probe, b"")
         probe.unlink()
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(probe), str(output), 1)) from None
     finally:
         for folder in made:
             with suppress(OSError):
