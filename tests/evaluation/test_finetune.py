@@ -249,7 +249,7 @@ def test_places_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path
     assert "not of `byol finetune`" in fail(capsys, "finetune", run, "-o", run)
     assert "is a file" in fail(capsys, "finetune", run, "-o", tmp_path / "full" / "thesis.txt")
     said = fail(capsys, "finetune", run, "-o", tmp_path / "full" / "thesis.txt" / "out")
-    assert "thesis.txt/out: cannot be written (a file is where a folder must be)" in said
+    assert "thesis.txt/out/finetune.json: cannot be written (a file is where a folder must be)" in said
     assert not out.exists() and (tmp_path / "full" / "thesis.txt").read_text() == "mine"
 
 

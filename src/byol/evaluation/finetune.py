@@ -6,7 +6,6 @@ Test labels are met in one place, `_test`, after everything has been trained.
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from byol.evaluation.features import untrained
 from byol.evaluation.finetune_table import FORMAT, Outcome, Row
 from byol.evaluation.splits import LEARNED, SEEN, Split, Splits, open_splits
 from byol.evaluation.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
-from byol.files import write_atomically
+from byol.files import check_writable, write_atomically
 from byol.training.distributed import choose_dtype, keep_freed_memory
 from byol.training.supervised import SYMMETRIES, Setting, mild
 
@@ -79,7 +78,7 @@ def finetune(
     _check_numbers(fraction, epochs)
     keep_freed_memory()
     check_output(output, source=source)
-    _probe(output)
+    check_writable(output / FILE_NAME)
     encoder = load(source)
     config, run_dir = _read_config(source, overrides, spec=encoder.spec, output=output)
     if config.trainer.device == "cpu" and encoder.device.type != "cpu":
@@ -141,25 +140,6 @@ def check_output(output: Path, *, source: Path) -> None:
             )
         if output.resolve() == source.resolve():
             raise CheckpointError(f"{output}: is what to start from; choose another folder with -o")
-
-
-def _probe(output: Path) -> None:
-    """Write into the folder and take it back: that it cannot be done is known before the training.
-
-    Raises:
-        CheckpointError: it cannot.
-    """
-    made = [folder for folder in (output, *output.parents) if not folder.exists()]
-    probe = output / f".{FILE_NAME}.probe"
-    try:
-        write_atomically(probe, b"")
-        probe.unlink()
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace(str(probe), str(output), 1)) from None
-    finally:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
 
 
 def _read_config(
