@@ -230,7 +230,7 @@ def test_the_description_in_words(run_dir: Path) -> None:
     ]  # fmt: skip
     assert lines[4].startswith("untrained ") and lines[5].startswith("byol online ")
     verdict = lines[7 : lines.index("", 7)]
-    assert " ".join(verdict) == found.verdict and max(map(len, lines)) <= 110
+    assert " ".join(verdict) == found.verdict and max(map(len, lines)) <= 120
     assert "WARNING" not in found.render()
     first = found.outliers[0]
     assert lines[-1].startswith(

@@ -1,6 +1,14 @@
-"""Tables of plain text, for a terminal."""
+"""Tables and sentences of plain text, for a terminal."""
 
+import textwrap
 from collections.abc import Sequence
+
+_WIDTH = 120  # of sentences
+
+
+def wrap(*sentences: str) -> list[str]:
+    """Lines of these sentences, each beginning a line."""
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, _WIDTH)]
 
 
 def render_columns(cells: Sequence[Sequence[str]], *, left: Sequence[bool]) -> list[str]:

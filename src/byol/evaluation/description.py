@@ -4,11 +4,10 @@ The format of the file is described in docs/files.md.
 """
 
 import json
-import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from byol.evaluation.columns import render_columns
+from byol.evaluation.columns import render_columns, wrap
 from byol.evaluation.metadata import ColumnScore
 from byol.files import write_atomically
 
@@ -19,7 +18,6 @@ PROTOTYPES_NAME = "prototypes.csv"
 
 _MOST_COLUMNS = 6  # of metadata that are shown on the terminal
 _MOST_OUTLIERS = 3
-_WIDTH = 110  # of sentences on the terminal
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Description:
         copies = f" ({self.num_copies} exact copies)" if self.num_copies else ""
         about = f"no labels used; {self.num_images} training images{copies}, encoders measured on "
         lines = [f"{about}{self.num_measured}", "", *self._render_encoders(), ""]
-        lines += textwrap.wrap(self.verdict, _WIDTH)
+        lines += wrap(self.verdict)
         if self.metadata:
             lines += ["", *self._render_metadata()]
         names = ", ".join(f"{one.name} ({one.distance:.2f})" for one in self.outliers[:_MOST_OUTLIERS])
@@ -129,10 +127,9 @@ class Description:
         if len(columns) > _MOST_COLUMNS:
             lines.append(f"and {len(columns) - _MOST_COLUMNS} more columns in {FILE_NAME}")
         if columns[0].warning:
-            lines += textwrap.wrap(
+            lines += wrap(
                 f"WARNING: the features tell {columns[0].column!r} far better than chance; if that is not "
-                "what you look for, compare images within it, or test by evaluation.groups",
-                _WIDTH,
+                "what you look for, compare images within it, or test by evaluation.groups"
             )
         return lines
 

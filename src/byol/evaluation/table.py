@@ -16,7 +16,7 @@ import numpy as np
 from byol.artifacts.encoder import load
 from byol.config import Config
 from byol.errors import NoLabelsError
-from byol.evaluation.columns import render_columns
+from byol.evaluation.columns import render_columns, wrap
 from byol.evaluation.features import Progress
 from byol.evaluation.folds import Validation
 from byol.evaluation.low_shot import LowShot, measure_low_shot
@@ -85,8 +85,8 @@ class Table:
         if self.protocol != "test part":
             about = f"{self.split}; {self.num_test} images, each predicted once, "
         lines = [f"{about}{self.num_classes} classes", "", *_render_rows(self.rows), ""]
-        seen = [SEEN] if self.seen else []
-        return "\n".join([*lines, *_render_low_shot(self.low_shot), self.verdict(), *seen])
+        sentences = [*self.verdict().splitlines(), *([SEEN] if self.seen else [])]
+        return "\n".join([*lines, *_render_low_shot(self.low_shot), *wrap(*sentences)])
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all.
