@@ -161,9 +161,18 @@ def explore(
     explorer = Explorer(
         run_dir.resolve().name, summarise(facts).sentence, encoder, embedded, {"PCA": pca}, list_slow_maps()
     )
+    speaking, ended = threading.Lock(), False
+
+    def say_on(line: str) -> None:
+        with speaking:
+            if not ended:
+                say(line)
+
     with open_server(explorer, port=port) as server:
         make = threading.Thread(
-            target=explorer.make_slow_maps, kwargs={"run_dir": run_dir, "seed": seed, "say": say}, daemon=True
+            target=explorer.make_slow_maps,
+            kwargs={"run_dir": run_dir, "seed": seed, "say": say_on},
+            daemon=True,
         )
         try:
             say(f"{len(embedded.images):,} images at {server.address} (Ctrl-C ends it)")
@@ -172,7 +181,9 @@ def explore(
                 webbrowser.open(server.address)
             server.serve_forever()
         except KeyboardInterrupt:
-            say("ended")
+            with speaking:  # and nothing of the maps after it
+                ended = True
+                say("ended")
 
 
 def open_server(explorer: Explorer, *, port: int = 0) -> "Server":
