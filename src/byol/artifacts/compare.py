@@ -90,8 +90,9 @@ def _list_measures(runs: Sequence[Facts]) -> list[Row]:
 
     def tell(name: str, form: str) -> Callable[[Facts], str | None]:
         def cell(run: Facts) -> str | None:
-            is_known = run.measures is not None and run.outdated_measures is None
-            encoders = run.measures["encoders"] if run.measures is not None and is_known else []
+            if run.measures is None or run.outdated_measures is not None:
+                return None
+            encoders = run.measures["encoders"]
             values = [encoder[name] for encoder in encoders if encoder["features"] == "byol online"]
             return format(values[0], form) if values else None
 

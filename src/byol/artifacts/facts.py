@@ -10,6 +10,7 @@ from byol.artifacts.encoder import SPEC_NAME, EncoderSpec, read_spec
 from byol.config import Config, EvaluationConfig, write_override
 from byol.evaluation import verdict
 from byol.evaluation.settings import read_config
+from byol.evaluation.splits import TEST_PART
 from byol.files import read_fields
 from byol.training import best, environment, start
 from byol.training.runlog import Metrics, count_seconds, read_metrics
@@ -17,7 +18,6 @@ from byol.training.runlog import Metrics, count_seconds, read_metrics
 Json = dict[str, Any]
 
 _OPTIONS = ("labels", "train", "test", "weights", "folds", "groups")  # of `byol eval`
-_TEST_PART = "test part"  # the protocol without folds
 _OF_TABLE = ("split", "num_train", "num_test", "num_classes", "rows")
 _OF_MEASURES = ("verdict", "encoders", "neighbours", "prototypes", "outliers", "metadata")
 
@@ -51,7 +51,7 @@ class Table:
     @property
     def has_folds(self) -> bool:
         """Whether each image was predicted once, instead of those of a test part."""
-        return str(self.fields.get("protocol", _TEST_PART)) != _TEST_PART
+        return str(self.fields.get("protocol", TEST_PART)) != TEST_PART
 
     @property
     def images(self) -> str:
@@ -67,7 +67,7 @@ class Table:
     @property
     def resampled(self) -> str:
         """What the intervals are over, in words."""
-        group = str(self.fields.get("protocol", _TEST_PART)).partition(" by ")[2]
+        group = str(self.fields.get("protocol", TEST_PART)).partition(" by ")[2]
         if group:
             return f"groups (images of one {group})"
         return "all images" if self.has_folds else "the test images"

@@ -33,6 +33,7 @@ from byol.evaluation.copies import Kinds, are_among, digest_images, find_kinds
 from byol.evaluation.folds import DEFAULT_FOLDS, Fold, Groups, find_unlearnt, make_folds
 from byol.evaluation.probes import check_classes
 
+TEST_PART = "test part"  # the protocol without folds
 SEEN = "BYOL itself was trained on the test images, without their labels: new images may be harder."
 LEARNED = "its encoder has learned from labels, perhaps of these test images"
 FOLDER = "folder"  # instead of a column: images of a folder are a group
@@ -286,7 +287,7 @@ def _whole(
     """One fold: train on the one set, test on the other."""
     fold = Fold(np.arange(len(train.rows)), np.arange(len(test.rows)))
     class_names = tuple(train.images.class_names)
-    return Splits(train, test, class_names, description, num_unlabelled, "test part", (fold,), notes=notes)
+    return Splits(train, test, class_names, description, num_unlabelled, TEST_PART, (fold,), notes=notes)
 
 
 def _fold(images: Packed, evaluation: EvaluationConfig, *, name: str) -> Splits:

@@ -33,7 +33,7 @@ from byol.evaluation.rows import (
 )
 from byol.evaluation.scores import MIN_GROUPS, count_confusions
 from byol.evaluation.settings import read_config
-from byol.evaluation.splits import SEEN, Splits, open_splits
+from byol.evaluation.splits import SEEN, TEST_PART, Splits, open_splits
 from byol.evaluation.verdict import BASELINES, ONLINE, judge
 from byol.evaluation.weights import open_weights
 from byol.files import write_atomically
@@ -82,7 +82,7 @@ class Table:
     def render(self) -> str:
         """The rows as plain text for a terminal, and the verdict below them."""
         about = f"{self.split}; {self.num_train} training and {self.num_test} test images, "
-        if self.protocol != "test part":
+        if self.protocol != TEST_PART:
             about = f"{self.split}; {self.num_test} images, each predicted once, "
         lines = [f"{about}{self.num_classes} classes", "", *_render_rows(self.rows), ""]
         sentences = [*self.verdict().splitlines(), *([SEEN] if self.seen else [])]
