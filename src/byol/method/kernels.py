@@ -1,8 +1,8 @@
 """The loops in `cpp/`, compiled once for this CPU by the machine's own C++ compiler.
 
-They do what PyTorch has no single operation for. The compiled file is kept in the user's cache folder, named
-by all that it depends on. Without a compiler only speed is lost: who asks gets None, and takes PyTorch's
-operations.
+They do what PyTorch has no single operation for. They are compiled for the instruction set that PyTorch uses
+(`cpu.py`), and the result stays in the user's cache folder, named by all that it depends on. Without a compiler
+only speed is lost: who asks gets None, and takes PyTorch's operations.
 """
 
 import ctypes
@@ -12,28 +12,47 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from byol.method.cpu import InstructionSet, instruction_set
+
 CHANNEL_GROUP = 32  # channels of an image are a multiple of it: kGroup of vectors.h
 
 _FOLDER = Path(__file__).parent / "cpp"
 # No -ffast-math: a NaN must stay one. Nothing is linked: OpenMP's calls find the threads that PyTorch uses.
-_FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-fPIC", "-Wno-psabi")
+_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-Wno-psabi")
+_AVX2 = ("-mavx2", "-mfma", "-mbmi2")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+# Kinds of CPU that are not here have no kernels.
+_ARCHITECTURES: dict[InstructionSet, tuple[str, ...]] = {
+    "avx2": (*_AVX2, "-mtune=native"),
+    "avx512": (*_AVX512, "-mtune=native"),
+    "avx512_bf16": (*_AVX512, "-mavx512bf16", "-mtune=native"),
+    "amx": (*_AVX512, "-mavx512bf16", "-mtune=native"),
+    "neon": ("-mcpu=native",),
+}
+# OpenMP, and a library whose missing functions are found among those of the process.
+_SYSTEMS = {
+    "Linux": (("-fopenmp",), ("-shared",)),
+    "Darwin": (("-Xclang", "-fopenmp"), ("-dynamiclib", "-undefined", "dynamic_lookup")),
+}
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _TIME_LIMIT_S = 300
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The compiled library."""
+    """The compiled library; without OpenMP each loop runs on one thread."""
 
     compiled: ctypes.CDLL
+    has_openmp: bool
 
     def __call__(self, name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype) -> None:
         """Call the kernel `name` for images of `dtype`, with contiguous tensors and numbers.
@@ -50,12 +69,17 @@ class Kernels:
 
 def load_kernels() -> Kernels | None:
     """The kernels, or None; `explain_kernels` says why."""
-    return _load("native")[0]
+    kernels = _load(instruction_set())[0]
+    # PyTorch's operations on several threads are faster than kernels on one.
+    return kernels if kernels is None or kernels.has_openmp or torch.get_num_threads() == 1 else None
 
 
 def explain_kernels() -> str:
     """In words, whether there are kernels, and why not."""
-    return _load("native")[1]
+    kernels, words = _load(instruction_set())
+    if kernels is not None and load_kernels() is None:
+        return "the compiler has no OpenMP and there are several threads: PyTorch's kernels are used"
+    return words
 
 
 def run_kernel(name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype) -> None:
@@ -66,40 +90,45 @@ def run_kernel(name: str, *arguments: Tensor | int | float | None, dtype: torch.
 
 
 @cache
-def _load(arch: str) -> tuple[Kernels | None, str]:
-    if platform.system() != "Linux":
-        return None, f"no compiled kernels on {platform.system()}, PyTorch's are used"
+def _load(kind: InstructionSet) -> tuple[Kernels | None, str]:
+    """The kernels for a kind of CPU, and in words whether there are any."""
+    if platform.system() not in _SYSTEMS:
+        return None, f"no compiled kernels on {platform.system()}: PyTorch's are used"
+    if kind not in _ARCHITECTURES:
+        return None, "no compiled kernels for a CPU without AVX2: PyTorch's are used"
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
     if compiler is None:
-        return None, "no C++ compiler (g++) found, PyTorch's kernels are used"
-    try:
-        path = _compile(compiler, arch)
-        return Kernels(ctypes.CDLL(str(path))), "compiled kernels"
-    except subprocess.CalledProcessError as error:
-        detail = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[0]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        detail = str(error)
-    return None, f"{compiler} failed ({detail}), PyTorch's kernels are used"
+        return None, "no C++ compiler (g++) found: PyTorch's kernels are used"
+    failures = []
+    for openmp in (_SYSTEMS[platform.system()][0], ()):
+        try:
+            path = _compile(compiler, (*_ARCHITECTURES[kind], *openmp))
+            return Kernels(ctypes.CDLL(str(path)), bool(openmp)), f"compiled kernels ({kind})"
+        except subprocess.CalledProcessError as error:
+            failures += [(error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[0]]
+        except (OSError, subprocess.TimeoutExpired) as error:
+            failures += [str(error)]
+    return None, f"{compiler} failed ({failures[0]}): PyTorch's kernels are used"
 
 
-def _compile(compiler: str, arch: str) -> Path:
+def _compile(compiler: str, flags: tuple[str, ...]) -> Path:
     """The compiled file, from the cache if it is there.
 
     Raises:
         OSError, subprocess.SubprocessError: it cannot be made.
     """
     sources = sorted(_FOLDER.glob("*.cpp"))
-    command = [compiler, *_FLAGS, f"-march={arch}"]
+    command, link = [compiler, *_FLAGS, *flags], _SYSTEMS[platform.system()][1]
     version = _run([compiler, "--version"]).splitlines()[0]
-    texts = [path.read_text() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
-    depends = "\0".join([*texts, *command, version, _describe_cpu()])
+    texts = [path.read_text(encoding="utf-8") for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
+    depends = "\0".join([*texts, *command, *link, version, _describe_cpu()])
     made = _cache_folder() / f"kernels-{hashlib.sha256(depends.encode()).hexdigest()[:20]}.so"
     if not made.exists():
-        with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
-            _run([*command, "-c", *map(str, sources)], folder=scratch)
-            _run(
-                [compiler, "-shared", *(f"{path.stem}.o" for path in sources), "-o", "new.so"], folder=scratch
-            )
+        with tempfile.TemporaryDirectory(dir=made.parent) as scratch, ThreadPoolExecutor() as pool:
+            objects = [f"{source.stem}.o" for source in sources]
+            run = partial(_run, folder=scratch)
+            list(pool.map(run, ([*command, "-c", str(source)] for source in sources)))
+            run([compiler, *link, *objects, "-o", "new.so"])
             # Whole or not at all: ranks may do this at the same time.
             (Path(scratch) / "new.so").replace(made)
     return made
@@ -122,9 +151,9 @@ def _cache_folder() -> Path:
 
 
 def _describe_cpu() -> str:
-    """What -march=native depends on: the CPU's features, as Linux lists them."""
+    """What tuning for this CPU depends on: its features, as Linux lists them."""
     with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model", "Features"))}))
     return platform.machine()
 

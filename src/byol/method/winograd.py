@@ -18,6 +18,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from byol.method.cpu import instruction_set
 from byol.method.kernels import CHANNEL_GROUP, load_kernels, run_kernel
 
 _CHUNK_BYTES = 2**22  # of V at once, for the weight's gradient: it stays in the cache of the CPU
@@ -28,7 +29,7 @@ _TILES = {torch.float32: (2, 3, 4), torch.bfloat16: (2, 3)}
 
 def multiplies_by_amx(dtype: torch.dtype) -> bool:
     """Whether this CPU has matrix units for `dtype`, so that products cost little."""
-    return dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return dtype == torch.bfloat16 and instruction_set() == "amx"
 
 
 def choose_tile(

@@ -24,6 +24,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from byol.config import TrainerConfig
 from byol.errors import ConfigError
+from byol.method.cpu import computes_bf16
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _PATIENCE = timedelta(days=7)
@@ -196,9 +197,7 @@ def choose_dtype(precision: str, *, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    capabilities = torch.cpu.get_capabilities()
-    hardware = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
-    return torch.bfloat16 if hardware else torch.float32
+    return torch.bfloat16 if computes_bf16() else torch.float32
 
 
 @contextmanager

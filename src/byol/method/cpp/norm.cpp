@@ -152,8 +152,6 @@ struct Pool {
         out_width((width + 1) / 2) {}
 };
 
-using Bytes = uint8_t __attribute__((vector_size(16)));
-
 template <class T>
 void pool_forward(const T* x, const float* weight, const float* bias, T* y, uint8_t* winner, float* mean,
                   float* inverse_std, float* running_mean, float* running_var, int64_t batch, int64_t height,

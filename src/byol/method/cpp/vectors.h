@@ -14,12 +14,27 @@
 #include <immintrin.h>
 #endif
 
-using Floats = float __attribute__((vector_size(64)));
-using Words = uint32_t __attribute__((vector_size(64)));
-using Halves = uint16_t __attribute__((vector_size(32)));
-
+// As wide as the registers of the CPU, and how many of these there are: wider vectors would be split and spilled.
+#if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
-constexpr int64_t kGroup = 32;  // channels: two vectors, a cache line of bfloat16
+constexpr int kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int64_t kLanes = 8;
+constexpr int kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int64_t kLanes = 4;
+constexpr int kRegisters = 32;
+#else
+constexpr int64_t kLanes = 4;
+constexpr int kRegisters = 16;
+#endif
+
+using Floats = float __attribute__((vector_size(4 * kLanes)));
+using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
+using Halves = uint16_t __attribute__((vector_size(2 * kLanes)));
+using Bytes = uint8_t __attribute__((vector_size(kLanes)));
+
+constexpr int64_t kGroup = 32;  // channels of an image are a multiple of it
 
 struct bfloat16 {
   uint16_t bits;

@@ -149,13 +149,9 @@ inline void transform_output(const float* M, int64_t stride, int64_t channels, T
 //
 // A unit is 4 bytes: one channel of float, or two of bfloat16, which the CPU multiplies and adds in pairs.
 
-#ifdef __AVX512F__
-constexpr int kVectors = 4;
-#else
-constexpr int kVectors = 1;
-#endif
+constexpr int kVectors = kRegisters == 32 ? 4 : 2;
 constexpr int64_t kOutputs = kVectors * kLanes;  // of a block
-constexpr int kTiles = 6;                        // 6 x kOutputs sums fill the registers
+constexpr int kTiles = 6;                        // 6 x kVectors sums, kVectors of kernels and a value: 29 or 15 registers
 
 template <class T>
 constexpr int kEach = 4 / sizeof(T);  // channels of a unit
