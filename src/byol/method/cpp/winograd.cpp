@@ -151,6 +151,7 @@ inline void transform_output(const float* M, int64_t stride, int64_t channels, T
 
 constexpr int kVectors = kRegisters == 32 ? 4 : 2;
 constexpr int64_t kOutputs = kVectors * kLanes;  // of a block
+constexpr int64_t kSpan = 64;
 constexpr int kTiles = 6;                        // 6 x kVectors sums, kVectors of kernels and a value: 29 or 15 registers
 
 template <class T>
@@ -162,16 +163,19 @@ inline uint32_t* unit_at(T* U, int64_t place, int64_t unit, int64_t output, int6
   return reinterpret_cast<uint32_t*>(U) + (block * units + unit) * kOutputs + output % kOutputs;
 }
 
+constexpr int64_t kLine = 16;  // units of a cache line: written whole, for the other half would be read first
+static_assert(kOutputs % kLine == 0);
+
 // U of a weight (out, 3, 3, channel).
 template <int m, class T>
 void pack(const float* weight, T* U, int64_t out, int64_t channels, int threads) {
   constexpr int n = m + 2;
   constexpr int units = kLanes / kEach<T>;
 #pragma omp parallel for num_threads(threads)
-  for (int64_t first = 0; first < out; first += kLanes) {
+  for (int64_t first = 0; first < out; first += kLine) {
     for (int64_t channel = 0; channel < channels; channel += kLanes) {
-      uint32_t values[n * n][kLanes][units];
-      for (int64_t o = 0; o < kLanes; o++) {
+      uint32_t values[n * n][kLine][units];
+      for (int64_t o = 0; o < kLine; o++) {
         Floats g[9], u[n * n];
         unroll<9>([&](auto k) { g[k] = load(weight + ((first + o) * 9 + k) * channels + channel); });
         sandwich<G<m>, n, 3>(g, u);
@@ -180,7 +184,7 @@ void pack(const float* weight, T* U, int64_t out, int64_t channels, int threads)
       for (int64_t k = 0; k < n * n; k++) {
         for (int64_t unit = 0; unit < units; unit++) {
           uint32_t* to = unit_at(U, k, channel / kEach<T> + unit, first, channels / kEach<T>, out);
-          for (int64_t o = 0; o < kLanes; o++) to[o] = values[k][o][unit];
+          for (int64_t o = 0; o < kLine; o++) to[o] = values[k][o][unit];
         }
       }
     }
@@ -193,17 +197,20 @@ void pack_back(const float* weight, T* U, int64_t out, int64_t channels, int thr
   constexpr int n = m + 2;
 #pragma omp parallel for num_threads(threads)
   for (int64_t first = 0; first < out; first += kEach<T>) {
-    for (int64_t channel = 0; channel < channels; channel += kLanes) {
-      T values[n * n][kEach<T>][kLanes];
+    for (int64_t channel = 0; channel < channels; channel += kLine) {
+      T values[n * n][kEach<T>][kLine];
       for (int64_t o = 0; o < kEach<T>; o++) {
-        Floats g[9], u[n * n];
-        unroll<9>([&](auto k) { g[k] = load(weight + ((first + o) * 9 + 8 - k) * channels + channel); });
-        sandwich<G<m>, n, 3>(g, u);
-        unroll<n * n>([&](auto k) { store(values[k][o], u[k]); });
+        for (int64_t c = 0; c < kLine; c += kLanes) {
+          const float* from = weight + (first + o) * 9 * channels + channel + c;
+          Floats g[9], u[n * n];
+          unroll<9>([&](auto k) { g[k] = load(from + (8 - k) * channels); });
+          sandwich<G<m>, n, 3>(g, u);
+          unroll<n * n>([&](auto k) { store(values[k][o] + c, u[k]); });
+        }
       }
       for (int64_t k = 0; k < n * n; k++) {
         T* to = reinterpret_cast<T*>(unit_at(U, k, first / kEach<T>, channel, out / kEach<T>, channels));
-        for (int64_t c = 0; c < kLanes; c++)
+        for (int64_t c = 0; c < kLine; c++)
           for (int64_t o = 0; o < kEach<T>; o++) to[c * kEach<T> + o] = values[k][o][c];
       }
     }
@@ -230,9 +237,9 @@ inline Floats multiply_add<bfloat16>(Floats sum, uint32_t unit, const uint32_t* 
 }
 #endif
 
-// M = V U for 6 tiles and a block of outputs; V is (tile, channel).
+// M = V U for 6 tiles and a block of outputs; V is (tile, channel), rows of M are `stride` apart.
 template <class T>
-inline void multiply(const T* V, const uint32_t* U, float* M, int64_t channels) {
+inline void multiply(const T* V, const uint32_t* U, float* M, int64_t channels, int64_t stride) {
   Floats sums[kTiles][kVectors] = {};
   for (int64_t unit = 0; unit < channels / kEach<T>; unit++) {
     unroll<kTiles>([&](auto t) {
@@ -244,7 +251,7 @@ inline void multiply(const T* V, const uint32_t* U, float* M, int64_t channels) 
     });
   }
   unroll<kTiles>([&](auto t) {
-    unroll<kVectors>([&](auto v) { store(M + t * kOutputs + v * kLanes, sums[t][v]); });
+    unroll<kVectors>([&](auto v) { store(M + t * stride + v * kLanes, sums[t][v]); });
   });
 }
 
@@ -255,8 +262,9 @@ void convolution(const T* images, const T* U, T* output, int64_t batch, int64_t 
   const Map map(height + 2 * padding - 2, width + 2 * padding - 2, m);
   const int64_t tiles = batch * map.count();
   const int64_t block = kTiles * (channels * sizeof(T) > 512 ? 4 : 8);  // so that V stays in the cache
+  const int64_t span = out % kSpan == 0 ? kSpan : kOutputs;  // outputs that a tile of V meets while it is at hand
   // A place is a little larger than needed: at distances of a power of two they would share cache lines.
-  const int64_t v_size = block * channels + kGroup, m_size = block * kOutputs + kLanes;
+  const int64_t v_size = block * channels + kGroup, m_size = block * span + kLanes;
 #pragma omp parallel num_threads(threads)
   {
     std::vector<T> V(n * n * v_size);
@@ -270,16 +278,18 @@ void convolution(const T* images, const T* U, T* output, int64_t batch, int64_t 
                            tile / map.columns * m - padding, tile % map.columns * m - padding, height, width,
                            channels);
       }
-      for (int64_t from = 0; from < out; from += kOutputs) {
+      for (int64_t from = 0; from < out; from += span) {
         for (int64_t k = 0; k < n * n; k++) {
           const uint32_t* kernels = unit_at(const_cast<T*>(U), k, 0, from, channels / kEach<T>, out);
-          for (int64_t t = 0; t < count; t += kTiles)  // rows from `count` on hold old values, and are not read
-            multiply(V.data() + k * v_size + t * channels, kernels, M.data() + k * m_size + t * kOutputs,
-                     channels);
+          // Rows from `count` on hold old values, and are not read.
+          for (int64_t t = 0; t < count; t += kTiles)
+            for (int64_t o = 0; o < span; o += kOutputs)
+              multiply(V.data() + k * v_size + t * channels, kernels + o * (channels / kEach<T>),
+                       M.data() + k * m_size + t * span + o, channels, span);
         }
         for (int64_t t = 0; t < count; t++) {
           const int64_t image = (first + t) / map.count(), tile = (first + t) % map.count();
-          transform_output<m>(M.data() + t * kOutputs, m_size, kOutputs,
+          transform_output<m>(M.data() + t * span, m_size, span,
                               output + image * map.height * map.width * out + from, tile / map.columns * m,
                               tile % map.columns * m, map, out);
         }
