@@ -1,5 +1,6 @@
 """The compiler's part: found or not, cached, and never in the way."""
 
+import platform
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from byol.method import kernels
+from byol.method.cpu import instruction_set
 
 needs_compiler = pytest.mark.skipif(
     kernels.load_kernels() is None, reason=f"no kernels on this machine: {kernels.explain_kernels()}"
@@ -33,20 +35,23 @@ def test_compiles_once_and_keeps_nothing_else(tmp_path: Path, monkeypatch: pytes
     compiler = shutil.which("g++") or shutil.which("clang++")
     counting = script(tmp_path / "c++", f'echo "$@" >> {tmp_path}/calls; exec {compiler} "$@"')
     monkeypatch.setenv("CXX", str(counting))
-    assert kernels._load("native")[1] == "compiled kernels"
+    assert kernels._load(instruction_set())[1] == f"compiled kernels ({instruction_set()})"
     kept = list((tmp_path / "byol").iterdir())
     assert [path.suffix for path in kept] == [".so"]
-    assert (tmp_path / "calls").read_text().count("-march=native") == 1
+    assert (tmp_path / "calls").read_text().count(" -c ") == 2
     kernels._load.cache_clear()
-    assert kernels._load("native")[0] is not None
+    assert kernels._load(instruction_set())[0] is not None
     assert list((tmp_path / "byol").iterdir()) == kept
-    assert (tmp_path / "calls").read_text().count("-march=native") == 1
+    assert (tmp_path / "calls").read_text().count(" -c ") == 2
 
 
 def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
-    assert kernels._load("native") == (None, "no C++ compiler (g++) found, PyTorch's kernels are used")
+    assert kernels._load(instruction_set()) == (
+        None,
+        "no C++ compiler (g++) found: PyTorch's kernels are used",
+    )
 
 
 def test_a_compiler_that_fails_is_named_with_its_reason(
@@ -56,13 +61,13 @@ def test_a_compiler_that_fails_is_named_with_its_reason(
         tmp_path / "c++", '[ "$1" = --version ] && echo 1 || { echo "no such flag" >&2; exit 1; }'
     )
     monkeypatch.setenv("CXX", str(failing))
-    assert kernels._load("native") == (
+    assert kernels._load(instruction_set()) == (
         None,
-        f"{failing} failed (no such flag), PyTorch's kernels are used",
+        f"{failing} failed (no such flag): PyTorch's kernels are used",
     )
     monkeypatch.setenv("CXX", str(tmp_path / "missing"))
     kernels._load.cache_clear()
-    found, why = kernels._load("native")
+    found, why = kernels._load(instruction_set())
     assert found is None and "missing" in why
 
 
@@ -70,7 +75,7 @@ def test_a_compiler_that_fails_is_named_with_its_reason(
 def test_an_unwritable_cache_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert kernels._load("native")[0] is not None
+    assert kernels._load(instruction_set())[0] is not None
 
 
 @needs_compiler
@@ -80,3 +85,32 @@ def test_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     assert found.has("norm_forward", torch.float32) and found.has("winograd_convolution_4", torch.float32)
     assert not found.has("norm_forward", torch.float64) and not found.has("nothing", torch.float32)
+
+
+def test_a_cpu_without_avx2_and_an_unknown_system_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, why = kernels._load("baseline")
+    assert found is None and "AVX2" in why and "PyTorch's" in why
+    kernels._load.cache_clear()
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    found, why = kernels._load(instruction_set())
+    assert found is None and "Windows" in why
+
+
+@needs_compiler
+def test_a_compiler_without_openmp_serves_one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    without = script(
+        tmp_path / "c++",
+        f'case "$*" in *-fopenmp*) echo "no OpenMP" >&2; exit 1;; esac; exec {compiler} "$@"',
+    )
+    monkeypatch.setenv("CXX", str(without))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        found = kernels.load_kernels()
+        assert found is not None and not found.has_openmp
+        torch.set_num_threads(2)
+        assert kernels.load_kernels() is None
+        assert "OpenMP" in kernels.explain_kernels()
+    finally:
+        torch.set_num_threads(threads)

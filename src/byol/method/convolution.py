@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from byol.method.cpu import instruction_set
 from byol.method.winograd import choose_tile, convolve, multiplies_by_amx
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -93,6 +94,7 @@ class _Side:
     stride: int
     padding: int
     out: int
+    taps: int  # of the kernel
     first_tap: int  # the taps first_tap .. end_tap - 1 meet the image at some output pixel
     end_tap: int
 
@@ -100,10 +102,10 @@ class _Side:
     @cache
     def of(cls, size: int, kernel: int, stride: int, padding: int) -> "_Side":
         out = max((size + 2 * padding - kernel) // stride + 1, 0)
-        taps = [
+        used = [
             tap for tap in range(kernel) if any(0 <= y * stride + tap - padding < size for y in range(out))
         ]
-        return cls(stride, padding, out, min(taps, default=0), max(taps, default=-1) + 1)
+        return cls(stride, padding, out, kernel, min(used, default=0), max(used, default=-1) + 1)
 
     @property
     def windows(self) -> list[slice]:
@@ -121,26 +123,42 @@ class _Ways:
     input_gradient: bool
 
 
+_WIDEST_1X1 = 12
 _LIBRARY = _Ways(forward=False, weight_gradient=False, input_gradient=False)
 
 
 @cache
 def _choose_ways(rows: _Side, columns: _Side, dtype: torch.dtype) -> _Ways:
-    """Matrix products where the output map is narrow; how narrow was measured on two kinds of CPU."""
-    out = max(rows.out, columns.out)
+    """Matrix products where the output map is narrow; how narrow was measured on each instruction set.
+
+    Command: `python benchmarks/convolutions.py --ways`, whose table is in docs/performance.md.
+    """
+    out, kind = max(rows.out, columns.out), instruction_set()
     if out == 0 or rows.first_tap >= rows.end_tap or columns.first_tap >= columns.end_tap:
         return _LIBRARY  # nothing to do, or an error for the library to explain
+    if kind in ("baseline", "neon"):
+        # Not measured, but a map of one pixel meets one tap of nine: the rest need not be computed anywhere.
+        return _Ways(*[out <= 1] * 3)
     if multiplies_by_amx(dtype):
         # Intel AMX, whole ResNet-18 steps: at 32 px 158 -> 415 images/s, at 96 px 49 -> 72. Backward at 96 px
         # with the weight gradient as a product at <= 3, 6, 12, 24 px: 250, 227, 231, 323 ms.
         return _Ways(forward=out <= 3, weight_gradient=out <= 6, input_gradient=out <= 3)
-    # AMD Zen 4, one core, torch 2.15, ms a 3x3 layer, library -> product; forward, weight, input gradient:
-    #   512 channels, 1 px, batch 32:  0.8 ->  0.2;   4.6 ->  0.1;   0.8 ->  0.2
-    #   256 channels, 2 px, batch 32:  0.7 ->  0.8;   1.8 ->  0.7;   0.7 ->  1.0
-    #   512 channels, 3 px, batch 64: 10.7 -> 14.2;  19.2 -> 14.3;  11.0 -> 15.0  (fp32: weight 32 -> 28)
-    #   256 channels, 4 px, batch 64:  4.1 ->  6.2;   6.4 ->  6.1;   4.1 ->  6.9  (fp32: weight 12 -> 13)
-    # Whole ResNet-18 at 32 px, batch 32, forward + backward: 83 -> 56 ms (fp32 152 -> 81).
-    return _Ways(forward=out <= 1, weight_gradient=out <= 3, input_gradient=out <= 1)
+    if min(rows.stride, columns.stride) == 1:
+        # 3x3 layers of 1, 2, 3, 4 px, library's time over that of the product, AVX2 fp32 (AVX512-bf16 in it):
+        #   forward 9.6 (2.4), 0.9 (0.8), 0.7 (0.8), 0.6 (0.7); input gradient 5.4 (12), 0.9 (0.9), 0.7 (0.8)
+        #   weight gradient 54 (12), 2.0 (1.7), 1.3 (1.3), 1.1 (0.9)
+        return _Ways(forward=out <= 1, weight_gradient=out <= 3, input_gradient=out <= 1)
+    # The same of stride 2, to 1, 2, 3, 4, 6 px:
+    #   forward 2.1 (1.5), 1.2 (1.2), 0.8 (0.9); input gradient 2.3 (2.0), 1.1 (1.3), 0.9 (1.0)
+    #   weight gradient 17 (5.8), 1.8 (2.6), 1.6 (2.0), 1.2 (1.5), 1.1 (1.2); AVX-512 fp32 0.9 at 6 px
+    # 1x1 of stride 2, to 3, 6, 12 px: input gradient 1.7 (2.0), 1.7 (1.7), 1.4 (1.4)
+    widest = 6 if kind == "avx2" or dtype == torch.bfloat16 else 4
+    is_1x1 = all(side.taps == 1 and side.padding == 0 for side in (rows, columns))
+    return _Ways(
+        forward=out <= 2,
+        weight_gradient=out <= widest,
+        input_gradient=out <= 2 or (is_1x1 and out <= _WIDEST_1X1),
+    )
 
 
 # ---- The two ways

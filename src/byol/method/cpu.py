@@ -14,12 +14,18 @@ from typing import Literal
 import torch
 
 InstructionSet = Literal["amx", "avx512_bf16", "avx512", "avx2", "baseline", "neon"]
-_X86: tuple[InstructionSet, ...] = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")  # each has those before
+_X86: tuple[InstructionSet, ...] = (
+    "baseline",
+    "avx2",
+    "avx512",
+    "avx512_bf16",
+    "amx",
+)  # each has those before
 
 
 @cache
 def instruction_set() -> InstructionSet:
-    """The widest that the CPU has and that PyTorch and oneDNN may use; on x86 "baseline" is less than AVX2."""
+    """The widest that the CPU has and that PyTorch and oneDNN may use; "baseline" is an x86 without AVX2."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "neon"
     return min(_find_pytorch(), _find_onednn_limit(), key=_X86.index)

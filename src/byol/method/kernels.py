@@ -1,8 +1,8 @@
 """The loops in `cpp/`, compiled once for this CPU by the machine's own C++ compiler.
 
 They do what PyTorch has no single operation for. They are compiled for the instruction set that PyTorch uses
-(`cpu.py`), and the result stays in the user's cache folder, named by all that it depends on. Without a compiler
-only speed is lost: who asks gets None, and takes PyTorch's operations.
+(`cpu.py`), and the result stays in the user's cache folder, named by all that it depends on. Without a
+compiler only speed is lost: who asks gets None, and takes PyTorch's operations.
 """
 
 import ctypes
@@ -121,8 +121,8 @@ def _compile(compiler: str, flags: tuple[str, ...]) -> Path:
     command, link = [compiler, *_FLAGS, *flags], _SYSTEMS[platform.system()][1]
     version = _run([compiler, "--version"]).splitlines()[0]
     texts = [path.read_text(encoding="utf-8") for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
-    depends = "\0".join([*texts, *command, *link, version, _describe_cpu()])
-    made = _cache_folder() / f"kernels-{hashlib.sha256(depends.encode()).hexdigest()[:20]}.so"
+    depends = "\0".join([*texts, *command, *link, version, describe_cpu()])
+    made = cache_folder() / f"kernels-{hashlib.sha256(depends.encode()).hexdigest()[:20]}.so"
     if not made.exists():
         with tempfile.TemporaryDirectory(dir=made.parent) as scratch, ThreadPoolExecutor() as pool:
             objects = [f"{source.stem}.o" for source in sources]
@@ -140,7 +140,7 @@ def _run(command: list[str], *, folder: str | None = None) -> str:
     ).stdout
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """A folder of the user's own; where there is no such place, one for this process alone."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "byol"
     with suppress(OSError, RuntimeError):  # RuntimeError: no home
@@ -150,7 +150,7 @@ def _cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="byol-"))
 
 
-def _describe_cpu() -> str:
+def describe_cpu() -> str:
     """What tuning for this CPU depends on: its features, as Linux lists them."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

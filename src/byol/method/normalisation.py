@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from byol.method.kernels import CHANNEL_GROUP, load_kernels, run_kernel
+from byol.method.trial import wins
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Images = Float[Tensor, "batch channel height width"]
@@ -86,6 +87,7 @@ def _can_fuse(x: Tensor, *, norms: tuple[nn.Module, ...], relus: tuple[nn.Module
         and x.numel() > 0
         and dtype in (torch.float32, torch.bfloat16)
         and load_kernels() is not None
+        and wins("norms", ours=_try_fused, library=_try_library)
         and all(map(_is_plain_norm, norms))
         and all(type(layer) is nn.ReLU and not _has_hooks(layer) for layer in relus)
     )
@@ -114,6 +116,23 @@ def _is_plain_pool(layer: nn.Module) -> bool:
 
 def _has_hooks(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+
+
+def _try_fused() -> None:
+    """A norm there and back, for `wins`; the next does the same by PyTorch's own operations."""
+    maps, norm = _draw_maps()
+    torch.autograd.grad(_norm_relu(maps, norm, residual=maps).sum(), maps)
+
+
+def _try_library() -> None:
+    maps, norm = _draw_maps()
+    torch.autograd.grad(torch.relu(norm(maps) + maps).sum(), maps)
+
+
+def _draw_maps() -> tuple[Tensor, nn.BatchNorm2d]:
+    """Maps of the middle of a network, and their norm."""
+    maps = torch.linspace(-1.0, 1.0, 8 * 64 * 24 * 24).view(8, 64, 24, 24)
+    return maps.contiguous(memory_format=torch.channels_last).requires_grad_(), nn.BatchNorm2d(64)
 
 
 # ---- The operations

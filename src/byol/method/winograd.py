@@ -14,12 +14,14 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from byol.method.cpu import instruction_set
 from byol.method.kernels import CHANNEL_GROUP, load_kernels, run_kernel
+from byol.method.trial import wins
 
 _CHUNK_BYTES = 2**22  # of V at once, for the weight's gradient: it stays in the cache of the CPU
 # bfloat16, 3x3 of 512 channels, error against double precision (relative, root mean square): library 0.0023,
@@ -43,7 +45,7 @@ def choose_tile(
     kernels = load_kernels()
     if kernels is None or not kernels.has("winograd_convolution_2", dtype) or min(height, width) < 2:
         return None
-    if multiplies_by_amx(dtype):
+    if multiplies_by_amx(dtype) or not wins("winograd", ours=_try_winograd, library=_try_library):
         return None
     multiple = max(CHANNEL_GROUP, kernels.compiled.winograd_outputs())
     if in_channels % multiple or out_channels % multiple:
@@ -51,6 +53,24 @@ def choose_tile(
     if dtype == torch.bfloat16:
         return 3 if height == width == 3 else 2
     return min(_TILES[dtype], key=lambda m: (m + 2) ** 2 * -(-height // m) * -(-width // m))
+
+
+def _try_winograd() -> None:
+    """A layer there and back, for `wins`; the next does the same by PyTorch's own convolution."""
+    images, weight = _draw_layer()
+    torch.autograd.grad(convolve(images, weight, padding=1, m=4).sum(), (images, weight))
+
+
+def _try_library() -> None:
+    images, weight = _draw_layer()
+    torch.autograd.grad(F.conv2d(images, weight, padding=1).sum(), (images, weight))
+
+
+def _draw_layer() -> tuple[Tensor, Tensor]:
+    """Images and a weight of the middle of a network."""
+    images, weight = torch.ones(8, 64, 16, 16), torch.ones(64, 64, 3, 3)
+    images, weight = (one.contiguous(memory_format=torch.channels_last) for one in (images, weight))
+    return images.requires_grad_(), weight.requires_grad_()
 
 
 def convolve(
