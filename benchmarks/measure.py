@@ -140,12 +140,11 @@ def describe_machine(*, threads: int) -> dict[str, Any]:
     """Hardware and versions, for the head of a result."""
     import torch
 
-    capabilities = torch.cpu.get_capabilities()
+    from byol.method.cpu import instruction_set
+
     found: dict[str, Any] = {
         "cpu": _cpu_name(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
-        "avx512_bf16": bool(capabilities.get("avx512_bf16", False)),
-        "amx_bf16": bool(capabilities.get("amx_bf16", False)),
+        "isa": instruction_set(),
         "cores": os.cpu_count(),
         "threads": threads,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -169,10 +168,9 @@ def describe_command() -> dict[str, str]:
 
 def machine_lines(machine: dict[str, Any]) -> list[str]:
     """The machine as a Markdown list."""
-    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if machine[name]]
     versions = [f"{name} {machine[name]}" for name in PACKAGES if machine[name]]
     lines = [
-        f"- CPU: {machine['cpu']}, {machine['isa']}, {' and '.join(bf16) or 'no bf16 hardware'}; "
+        f"- CPU: {machine['cpu']}, instruction set {machine['isa']}; "
         f"{machine['cores']} cores, {machine['threads']} used",
         f"- Python {machine['python']}, {', '.join(versions)}",
     ]

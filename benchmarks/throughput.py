@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py --setting a --out benchmarks/results/throughput
     python benchmarks/throughput.py --setting b --systems ours,lightly --threads 1 --out runs/throughput
+    python benchmarks/throughput.py --setting a --isa avx2,avx512 --threads 1 --workers 1 --out runs/isa
     python benchmarks/throughput.py --setting a --tiny --out runs/throughput      # does it work at all?
 
 A step goes from image files (for ours: packed images) to updated online and target weights, views included.
@@ -10,10 +11,12 @@ benchmarks/requirements.txt; one that is not installed is left out, and the tabl
 """
 
 import argparse
+import json
 import os
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -23,6 +26,7 @@ from typing import Any
 
 import torch
 from command import names_of, new_parser, save_result
+from isa import RESTRICTIONS, list_available, restrict
 from measure import (
     describe_command,
     describe_machine,
@@ -42,6 +46,7 @@ from byol.method.kernels import load_kernels
 from byol.training.memory import available_bytes
 
 _OURS = "ours"
+_OF_KINDS = (_OURS, "ours-library", "classic", "lightly")
 _WARM_UP_STEPS = {"cpu": 2, "cuda": 20}  # after the first
 _START_S, _STEP_S = 900.0, 300.0  # a start, or a step, that takes longer has failed
 _START_SHARE = 0.6  # of the time given: after it no other system is started
@@ -50,6 +55,8 @@ _HEADROOM = 1.3  # of the largest system so far: what must be free before anothe
 
 def main() -> int:
     options = _parse()
+    if options.isa:
+        return _measure_kinds(options)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stopped process is left behind
     threads = limit_cores(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -82,10 +89,44 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--limit-s", type=float, default=float("inf"), help="start no other alternation after so long"
     )
+    parser.add_argument(
+        "--isa",
+        type=names_of(RESTRICTIONS),
+        help=f"as CPUs of these kinds, one after the other: {','.join(RESTRICTIONS)}",
+    )
     options = parser.parse_args()
     if options.tiny:
         options.alternations, options.seconds = 2, 0.0
     return options
+
+
+# ---- One machine as several kinds of CPU
+
+
+def _measure_kinds(options: argparse.Namespace) -> int:
+    """This command once as each kind, and one table of them all."""
+    missing = [kind for kind in options.isa if kind not in list_available()]
+    if missing:
+        sys.exit(f"--isa {missing[0]}: this CPU has not its instructions, only {', '.join(list_available())}")
+    arguments = [word for word in sys.argv[1:] if not word.startswith("--isa=")]
+    if "--isa" in arguments:
+        place = arguments.index("--isa")
+        del arguments[place : place + 2]
+    if not any(word.partition("=")[0] == "--systems" for word in arguments):
+        arguments += ["--systems", ",".join(_OF_KINDS)]
+    results = {}
+    for kind in options.isa:
+        folder = options.out / kind
+        command = [sys.executable, __file__, *arguments, "--out", str(folder)]  # the last --out counts
+        code = subprocess.run(command, env=restrict(kind)).returncode
+        if code:
+            return code
+        stem = folder / f"throughput-{options.setting}-{options.device}"
+        results[kind] = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+    table = render_kinds(results)
+    (options.out / f"isa-{options.setting}.md").write_text(table, encoding="utf-8")
+    print(table)
+    return 0
 
 
 # ---- Measuring
@@ -238,7 +279,32 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-# ---- The table
+# ---- The tables
+
+
+def render_kinds(results: dict[str, dict[str, Any]]) -> str:
+    """The kinds of CPU side by side, as Markdown."""
+    first = next(iter(results.values()))
+    others = [name for name in first["systems"] if name != _OURS]
+    setting, machine = first["setting"], first["machine"]
+    lines = [
+        f"# Setting ({setting['name']}) as several kinds of CPU: {setting['description']}",
+        "",
+        f"- {machine['cpu']}, limited to the instructions of each kind; {machine['threads']} of "
+        f"{machine['cores']} cores, torch {machine['torch']}",
+        f"- {first['date']}, `{describe_command()['command']}`",
+        "",
+        f"| kind | byol, images/s | {' | '.join(f'byol / {name}' for name in others)} |",
+        f"|{'---|' * (len(others) + 2)}",
+    ]
+    for kind, result in results.items():
+        ratios = [_range(result["ours_over"].get(name)) or "left out" for name in others]
+        lines.append(
+            f"| {kind} | {_range(result['systems'][_OURS].get('images_per_s'))} | {' | '.join(ratios)} |"
+        )
+    counts = ", ".join(str(_count_alternations(result)) for result in results.values())
+    lines += ["", f"Medians and ends of {counts} alternations. ours-library: `trainer.convolution=library`."]
+    return "\n".join(lines) + "\n"
 
 
 def render(result: dict[str, Any]) -> str:

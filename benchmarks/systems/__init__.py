@@ -15,6 +15,7 @@ from torch import Tensor, nn
 # name: module, whether the network runs under bfloat16 autocast (None: by our own rule)
 _SYSTEMS: dict[str, tuple[str, bool | None]] = {
     "ours": ("ours", None),
+    "ours-library": ("ours_library", None),
     "classic": ("classic", False),
     "lightly": ("lightly", False),
     "lightly-bf16": ("lightly", True),

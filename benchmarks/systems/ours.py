@@ -80,7 +80,7 @@ class System:
         )
         self.done = 0
         self.description += f"; networks in {str(ranks.dtype).removeprefix('torch.')}"
-        if ranks.device.type == "cpu":
+        if ranks.device.type == "cpu" and config.trainer.convolution == "fast":
             self.description += f", {explain_kernels()}"
 
     def step(self, mark: Callable[[str], None] = lambda part: None) -> None:

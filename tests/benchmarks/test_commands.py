@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import isa
 import pictures
 import process
 import pytest
 import settings
 import systems
+import throughput
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +55,37 @@ def test_throughput(tmp_path: Path) -> None:
     each = result["ours_over"]["classic"]["each"]
     assert each == [one / two for one, two in zip(rates["ours"], rates["classic"], strict=True)]
     assert result["packing"]["images"] == settings.SETTINGS["b"].sized(batch=None, tiny=True).num_files
+
+
+@pytest.mark.skipif(not isa.list_available(), reason="only an x86 CPU can stand for several kinds")
+def test_throughput_as_several_kinds_of_cpu(tmp_path: Path) -> None:
+    kinds = [isa.list_available()[0], isa.list_available()[-1]]
+    command = [sys.executable, "benchmarks/throughput.py", "--tiny", "--threads", "1", "--workers", "1"]
+    command += ["--setting", "a", "--isa", ",".join(kinds), "--systems", "ours,ours-library"]
+    subprocess.run(
+        [*command, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    table = (tmp_path / "out" / "isa-a.md").read_text(encoding="utf-8")
+    for kind in kinds:
+        stem = tmp_path / "out" / kind / "throughput-a-cpu.json"
+        result = json.loads(stem.read_text(encoding="utf-8"))
+        assert result["machine"]["isa"] == {"scalar": "baseline"}.get(kind, kind)
+        assert len(result["ours_over"]["ours-library"]["each"]) == 2
+        assert f"| {kind} | {throughput.show_range(result['systems']['ours']['images_per_s'])} |" in table
+
+
+def test_a_kind_that_the_cpu_lacks_is_refused(tmp_path: Path) -> None:
+    environment = isa.restrict("scalar") | {"PYTHONPATH": "src"}
+    command = [sys.executable, "benchmarks/throughput.py", "--setting", "a", "--isa", "amx"]
+    run = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode != 0 and "--isa amx" in run.stderr and "Traceback" not in run.stderr
 
 
 def test_breakdown(tmp_path: Path) -> None:
