@@ -44,8 +44,8 @@ def test_the_library_is_wrong_only_where_layers_are_routed_round_it(tmp_path: Pa
     for outcomes in result["not right"].values():
         for outcome in outcomes:
             shape = outcome["shape"]
-            if "kernel" not in shape:  # layer_norm in bfloat16 is imprecise: docs/convolutions.md
-                continue
+            if outcome["errors"] and max(outcome["errors"].values()) < 0.1:
+                continue  # bfloat16 is imprecise in some sums: docs/convolutions.md
             layer = nn.Conv2d(
                 shape["channels"], shape["out"], shape["kernel"], shape["stride"], shape["padding"]
             )
