@@ -21,6 +21,7 @@ LEVELS = {
         "evaluation.columns",
         "evaluation.verdict",
         "method.kernels",
+        "method.library_faults",
         "method.pixelwise",
         "training.health",
         "training.memory",

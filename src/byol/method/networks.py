@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from byol.config import Config
 from byol.errors import ConfigError
 from byol.method.convolution import accelerate
+from byol.method.library_faults import avoid_faults
 from byol.method.normalisation import fuse_norms
 
 SMALL_VIEW_PX = 64  # at most: "auto" gives a ResNet the small stem, as its standard one divides the size by 4
@@ -164,7 +165,7 @@ def build_encoder(name: str, *, channels: int, view_px: int, stem: str) -> nn.Mo
         ) from error
     if stem != "standard":
         _replace_stem(encoder, name=name, stem=stem)
-    return encoder
+    return avoid_faults(encoder)
 
 
 def check_name(name: str) -> None:
