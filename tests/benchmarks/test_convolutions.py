@@ -44,8 +44,11 @@ def test_the_library_is_wrong_only_where_layers_are_routed_round_it(tmp_path: Pa
     for outcomes in result["not right"].values():
         for outcome in outcomes:
             shape = outcome["shape"]
-            if outcome["errors"] and max(outcome["errors"].values()) < 0.1:
-                continue  # bfloat16 is imprecise in some sums: docs/convolutions.md
+            if shape["dtype"] == "bfloat16" and outcome["errors"]:
+                # Some sums in bfloat16 are imprecise (docs/convolutions.md): no fault up to here.
+                bound = 0.05 if "kernel" in shape else 0.1
+                if max(outcome["errors"].values()) < bound:
+                    continue
             layer = nn.Conv2d(
                 shape["channels"], shape["out"], shape["kernel"], shape["stride"], shape["padding"]
             )
@@ -55,4 +58,7 @@ def test_the_library_is_wrong_only_where_layers_are_routed_round_it(tmp_path: Pa
 @needs_fork
 def test_the_packages_layers_are_right(tmp_path: Path) -> None:
     result = sweep(tmp_path, "--ours", "--kinds", list_kinds())
-    assert [*result["not right"].values()] == [[]] * len(result["tried"])
+    for outcomes in result["not right"].values():
+        for outcome in outcomes:
+            assert outcome["shape"]["dtype"] == "bfloat16" and outcome["errors"], outcome
+            assert max(outcome["errors"].values()) < 0.05, outcome

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from byol.method.cpu import instruction_set
+from byol.method.library_faults import avoid_faults
 from byol.method.winograd import choose_tile, convolve, multiplies_by_amx
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -31,11 +32,12 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def accelerate(module: ModuleT) -> ModuleT:
     """Let every plain `nn.Conv2d` in `module` (itself included) take the faster way on CPU; returns `module`.
 
+    Layers that the library may compute wrongly are routed round its fault first (`library_faults`).
     Parameters, buffers and state-dict keys stay as they are, and a second call changes nothing. Left alone:
     subclasses of `nn.Conv2d`, and layers with groups, dilation, or padding other than a number of zeros. On
     other devices, and under `torch.compile` and `torch.export`, the layers are the library's.
     """
-    for layer in module.modules():
+    for layer in avoid_faults(module).modules():
         # Only the class is exchanged: deepcopy, hooks and DistributedDataParallel see an ordinary Conv2d.
         if type(layer) is nn.Conv2d and _is_plain(layer):
             layer.__class__ = _CpuConv2d

@@ -3,7 +3,7 @@
 A 1x1 convolution with a stride is, for oneDNN, one of stride 1 over every second (third, ...) pixel. For the
 gradient by the weight it copies these pixels to a scratch memory of pixels x channels, but steps through that
 by its block of channels, 8 with AVX2 and 16 with AVX512. With fewer channels it writes behind the end: the
-gradient is wrong, or the process ends ("double free or corruption") or waits for ever. This happens where
+gradient is wrong, or the process ends ("double free or corruption"). This happens where
 images or weight are channels_last, without padding, in one group (oneDNN issue 6035, `docs/convolutions.md`).
 
 Here these layers take every second pixel themselves, and the library sees a convolution of stride 1.
