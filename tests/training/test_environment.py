@@ -1,6 +1,7 @@
 """The record of where and when a run was made."""
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -41,6 +42,28 @@ def test_a_run_that_begins_again_is_another_run(tmp_path: Path) -> None:
     environment.write(tmp_path, first, done=0)
     again = begin(tmp_path, first_step=0)
     assert again.run != first.run and len(again.starts) == 1
+
+
+def test_a_start_on_another_kind_of_cpu_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "instruction_set", lambda: "avx512_bf16")
+    first = begin(tmp_path, first_step=0)
+    assert first.starts[0].instructions == "avx512_bf16" and environment.explain_change(first) == []
+    fast = replace(first.starts[0], precision="bf16")
+    environment.write(tmp_path, replace(first, starts=(fast,)), done=5)
+    monkeypatch.setattr(environment, "instruction_set", lambda: "avx2")
+    (line,) = environment.explain_change(begin(tmp_path, first_step=5))
+    assert "avx512_bf16" in line and "avx2" in line and "trainer.precision=bf16" in line
+    environment.write(tmp_path, begin(tmp_path, first_step=5), done=6)
+    assert environment.explain_change(begin(tmp_path, first_step=6)) == []
+
+
+def test_a_record_of_an_earlier_version_tells_no_change(tmp_path: Path) -> None:
+    environment.write(tmp_path, begin(tmp_path, first_step=0), done=5)
+    path = tmp_path / "environment.json"
+    fields = json.loads(path.read_text())
+    del fields["starts"][0]["instructions"]
+    path.write_text(json.dumps(fields))
+    assert environment.explain_change(begin(tmp_path, first_step=5)) == []
 
 
 def test_time_is_that_of_all_starts(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from byol.files import read_fields, write_atomically
+from byol.method.cpu import instruction_set
 from byol.training.distributed import Ranks
 
 FORMAT = 1
@@ -36,6 +37,7 @@ class Start:
     num_threads: int  # of a process, as torch uses them
     num_ranks: int
     precision: str
+    instructions: str | None = None  # of the CPU, as `instruction_set` names them; None in older records
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,32 @@ def begin(run_dir: Path, *, num_images: int, num_bad: int, first_step: int, rank
         num_threads=torch.get_num_threads(),
         num_ranks=ranks.world_size,
         precision="bf16" if ranks.dtype == torch.bfloat16 else "fp32",
+        instructions=instruction_set(),
     )
     run, starts = (uuid.uuid4().hex, ()) if known is None else (known.run, known.starts)
     return Environment(run, num_images, num_bad, (*starts, start))
+
+
+def explain_change(environment: Environment) -> list[str]:
+    """A line if this start computes otherwise than the one before, as another kind of CPU does."""
+    if len(environment.starts) < 2:
+        return []
+    before, now = environment.starts[-2:]
+    changes = [
+        f"{what} {old}, now {new}"
+        for what, old, new in (
+            ("instructions", before.instructions, now.instructions),
+            ("precision", before.precision, now.precision),
+        )
+        if old is not None and old != new
+    ]
+    if not changes:
+        return []
+    keep = f"; trainer.precision={before.precision} keeps it" if before.precision != now.precision else ""
+    return [
+        f"another kind of CPU or device than before ({', '.join(changes)}): the run continues, not to the "
+        f"same bits{keep}"
+    ]
 
 
 def write(run_dir: Path, environment: Environment, *, done: int) -> None:

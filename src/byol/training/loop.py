@@ -111,7 +111,8 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         )
         introduction = introduce(config, images, plan=plan, pace=pace, step_s=step_s, ranks=ranks, done=done)
         rate = alarms.describe_rate(config, plan)
-        for note in [*notes, *introduction, *origin, *begun.explain(), *blank, *rate]:
+        moved = environment.explain_change(record)
+        for note in [*notes, *introduction, *moved, *origin, *begun.explain(), *blank, *rate]:
             log.say(note)
         before = pace.now()
         status, measures = fixed_images.look(byol, ranks=ranks)
