@@ -28,6 +28,7 @@ LEVELS = {
     1: {
         "artifacts.charts",
         "config_keys",
+        "devices",
         "data.formats",
         "data.official",
         "data.rows",

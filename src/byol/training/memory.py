@@ -13,6 +13,10 @@ _WORDS = (
     "not enough memory",
     "could not create a primitive",
     "CUDA out of memory",
+    "XPU out of memory",
+    "UR_RESULT_ERROR_OUT_OF",  # _DEVICE_MEMORY, _HOST_MEMORY, _RESOURCES of Intel's driver
+    "MPS backend out of memory",
+    "Invalid buffer size",  # a tensor larger than any that Metal gives
     "ALLOC_FAILED",
 )
 
