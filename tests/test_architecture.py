@@ -15,6 +15,7 @@ LEVELS = {
         "config_text",
         "data.duplicates",
         "data.motifs",
+        "data.paths",
         "data.statistics",
         "data.upright",
         "errors",

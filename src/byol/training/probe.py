@@ -47,6 +47,7 @@ _SHARE = 0.8  # of the memory that is free now
 _GPU_SHARE = 0.56
 _ENOUGH_STEPS, _ENOUGH_S = 5, 5.0  # steps are measured until there are so many, or they took so long
 _MEASURED_PARTS = 2  # of a batch in more parts as many are computed, and their time is scaled
+_WINDOWS_CODES = {0xC000013A: "SIGINT", 0xC0000409: "SIGABRT"}  # STATUS_CONTROL_C_EXIT, _STACK_BUFFER_OVERRUN
 _OUT_OF_MEMORY = "out of memory"  # the child's answer
 
 
@@ -180,11 +181,22 @@ def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
             raise ConfigError(answer["refused"])
         return None if answer.get("failed") == _OUT_OF_MEMORY else answer
     # Ended by the system, or by a library that gives up when it gets no memory.
-    if child.returncode == -signal.SIGKILL or (child.returncode == -signal.SIGABRT and "alloc" in errors):
+    ended_by = _name_signal(child.returncode)
+    if ended_by == "SIGKILL" or (ended_by == "SIGABRT" and "alloc" in errors):
         return None
-    if child.returncode == -signal.SIGINT:  # Ctrl-C reaches parent and child
+    if ended_by == "SIGINT":  # Ctrl-C reaches parent and child
         raise KeyboardInterrupt
     raise RuntimeError(f"the probe failed with code {child.returncode}:\n{errors}")
+
+
+def _name_signal(returncode: int) -> str:
+    """The signal that ended a process, "" if none did. Windows has codes of its own for Ctrl-C and abort."""
+    if returncode in _WINDOWS_CODES:
+        return _WINDOWS_CODES[returncode]
+    try:
+        return signal.Signals(-returncode).name
+    except ValueError:
+        return ""
 
 
 # ---- The steps
