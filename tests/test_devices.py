@@ -1,13 +1,18 @@
 """Which device is chosen, how precise it is, how its memory is asked; GPUs that are not there are played."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from byol import devices
 from byol.config import load_config
+from byol.data.official import Part
+from byol.data.packed import pack
+from byol.data.sources import ArraySource
 from byol.devices import (
     PeakMemory,
     choose_backend,
@@ -23,8 +28,11 @@ from byol.devices import (
     wait_for,
 )
 from byol.errors import ConfigError
-from byol.training.distributed import connect
+from byol.plan import Plan
+from byol.training.distributed import Ranks, connect
+from byol.training.introduction import introduce
 from byol.training.memory import is_out_of_memory
+from byol.training.pace import Pace
 
 CPU = torch.device("cpu")
 Has = Callable[..., None]
@@ -258,3 +266,31 @@ def test_16_bits_without_uint16_are_the_same(channels: int, monkeypatch: pytest.
     found = to_float32(sent)
     assert torch.equal(found, expected) and found.stride() == expected.stride()
     assert (float(found.min()), float(found.max())) == (0.0, 65535.0)
+
+
+# ---- Said once, at the start of a run
+
+
+def test_a_run_on_such_a_device_says_so_at_its_start(tmp_path: Path) -> None:
+    images = np.zeros((8, 8, 8, 3), dtype=np.uint8)
+    source = ArraySource("set", (Part("", images),), np.full(8, -1), ())
+    packed = pack(
+        source, folder=tmp_path / "pack", stored_px=8, view_px=8, channels=None, max_bad=0.0, num_workers=1
+    )
+    config = load_config(None, ["trainer.batch_size=4"], preset="demo")
+    plan = Plan.of(config, num_images=8)
+    pace = Pace(plan, saved=None)
+    said = {
+        (kind, done): "\n".join(
+            introduce(
+                config, packed, plan=plan, pace=pace, step_s=None, done=done,
+                ranks=Ranks(0, 1, torch.device(kind, 0), torch.float32),
+            )
+        )
+        for kind in ("cuda", "xpu", "mps")
+        for done in (0, 1)
+    }  # fmt: skip
+    for kind in ("xpu", "mps"):
+        assert explain_device(torch.device(kind)) in said[kind, 0].splitlines()
+        assert "not yet measured" not in said[kind, 1]
+    assert "not yet measured" not in said["cuda", 0]

@@ -22,7 +22,7 @@ MANY_CHANNELS = 10  # bands of a satellite; a microscope has fewer stains
 LARGER = 1.1  # times the median side that a view may be
 VIEW_SIDES = (32, 40, 48, 64, 96, 128, 160, 224)  # px
 
-# Network and length by device; Intel's and Apple's GPUs go by what was measured on those of NVIDIA.
+# Network and length by device, alike for all GPUs: no other numbers are known of those of Intel and Apple.
 # Steps of a batch are never fewer than two an epoch.
 NETWORKS = {"cpu": "resnet10t"} | dict.fromkeys(GPUS, "resnet18")
 STRIDED_UP_TO = 48  # px of a view for which resnet10t on a CPU halves the image once, not four times
