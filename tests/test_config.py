@@ -393,8 +393,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         ),
         (
             "trainer.device=cuba",
-            "override 'trainer.device=cuba': got 'cuba', allowed: one of auto, cpu, cuda; did you "
-            "mean 'cuda'?",
+            "override 'trainer.device=cuba': got 'cuba', allowed: one of auto, cpu, cuda, mps, xpu; did "
+            "you mean 'cuda'?",
         ),
         (
             "trainer.accumulation_steps=3",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from byol.config import Config, Draft
 from byol.data.survey import Survey
+from byol.devices import GPUS, DeviceName
 from byol.errors import ConfigError, DataError
 from byol.training.probe import Probe
 
@@ -21,18 +22,19 @@ MANY_CHANNELS = 10  # bands of a satellite; a microscope has fewer stains
 LARGER = 1.1  # times the median side that a view may be
 VIEW_SIDES = (32, 40, 48, 64, 96, 128, 160, 224)  # px
 
-# Network and length by device. Steps of a batch are never fewer than two an epoch.
-NETWORKS = {"cpu": "resnet10t", "cuda": "resnet18"}
+# Network and length by device, alike for all GPUs: no other numbers are known of those of Intel and Apple.
+# Steps of a batch are never fewer than two an epoch.
+NETWORKS = {"cpu": "resnet10t"} | dict.fromkeys(GPUS, "resnet18")
 STRIDED_UP_TO = 48  # px of a view for which resnet10t on a CPU halves the image once, not four times
-MOST_VIEW_PX = {"cpu": 64, "cuda": 128}
-BATCHES = {"cpu": 64, "cuda": 256}
+MOST_VIEW_PX = {"cpu": 64} | dict.fromkeys(GPUS, 128)
+BATCHES = {"cpu": 64} | dict.fromkeys(GPUS, 256)
 FEWEST_IMAGES = 16
-PASSES = {"cpu": 400_000, "cuda": 4_000_000}  # images seen, at least
-PASSES_PER_IMAGE = {"cpu": 40, "cuda": 200}
-DEFAULT_HOURS = {"cpu": 0.85, "cuda": 8.0}  # at most, at the measured speed
+PASSES = {"cpu": 400_000} | dict.fromkeys(GPUS, 4_000_000)  # images seen, at least
+PASSES_PER_IMAGE = {"cpu": 40} | dict.fromkeys(GPUS, 200)
+DEFAULT_HOURS = {"cpu": 0.85} | dict.fromkeys(GPUS, 8.0)  # at most, at the measured speed
 
 _TURN_WORDS = {"vertical_flip": "flips", "rotation": "rotation", "turn": "quarter turns"}
-_DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU"}
+_DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU", "xpu": "an Intel GPU", "mps": "an Apple GPU"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Choice:
 class Machine:
     """What trains."""
 
-    device: Literal["cpu", "cuda"]
+    device: DeviceName
     precision: Literal["bf16", "fp32"]  # the best that it computes in
     world_size: int
 
@@ -222,9 +224,7 @@ def _choose_parts(draft: Draft, probe: Probe | None) -> list[Choice]:
     return [Choice("trainer.accumulation_steps", parts, words, reason)]
 
 
-def _choose_length(
-    draft: Draft, probe: Probe | None, *, num_images: int, device: Literal["cpu", "cuda"]
-) -> list[Choice]:
+def _choose_length(draft: Draft, probe: Probe | None, *, num_images: int, device: DeviceName) -> list[Choice]:
     if "trainer.max_epochs" not in draft.open:
         return []
     batch = draft.config.batch_size

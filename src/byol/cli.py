@@ -9,9 +9,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from byol import __version__, commands
 from byol.commands import EXIT_INTERRUPTED
+from byol.config_schema import DeviceSetting
 from byol.errors import ByolError, ConfigError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*|--[A-Za-z_][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
@@ -219,7 +221,7 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="beside it NAME.prototypes.csv: N images that stand for all, worth a label",
     )
-    embed.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    embed.add_argument("--device", choices=get_args(DeviceSetting), default="auto")
 
     _add_classifier(subparsers)
 
@@ -271,7 +273,7 @@ def _add_classifier(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     predict.add_argument(
         "-o", "--output", type=Path, required=True, help="a .csv file: file,label,probability"
     )
-    predict.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    predict.add_argument("--device", choices=get_args(DeviceSetting), default="auto")
 
 
 def _add(

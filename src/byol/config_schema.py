@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 MIN_VIEW_PX, MAX_VIEW_PX = 8, 4096
 MAX_HUE = 0.5  # turns: every colour is reached
 
+DeviceSetting = Literal["auto", "cpu", "cuda", "mps", "xpu"]
+
 # Settings that may be left open, and the value that says so; `choices.py` chooses from images and machine.
 OPEN: dict[str, str | None] = {
     "network.name": "auto",
@@ -253,7 +255,9 @@ class TrainerConfig(Section):
         description="Where curves go besides metrics.jsonl; all but tensorboard are packages to install."
     )
     seed: Seed = Field(description="Seed of weights, order and views.")
-    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU where there is one.")
+    device: DeviceSetting = Field(
+        description="cuda: NVIDIA or AMD, mps: Apple, xpu: Intel; auto: a GPU where there is one."
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         description="Of the networks; auto: bf16 where the hardware has it, else fp32."
     )

@@ -24,6 +24,7 @@ from byol.data.formats import Geometry
 from byol.data.images import open_images
 from byol.data.packed import pack
 from byol.data.sources import ArraySource, Part, open_source
+from byol.devices import find_gpus
 from byol.errors import ByolError, CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.method.networks import build_encoder, count_features
 from byol.method.views import Pixels, whole_view
@@ -602,10 +603,13 @@ def test_a_pickle_is_not_read(saved: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(saved: Path) -> None:
-    with pytest.raises(
-        ConfigError, match="device: cuda is asked for and there is no GPU; choose auto or cpu"
-    ):
-        load(saved, device="cuda")
+    for device in ("cuda", "cuda:1", "mps", "xpu"):
+        if device[:3] in (name[:3] for name in find_gpus()):
+            continue
+        with pytest.raises(ConfigError, match=rf"^device: '{device}' is asked for, .* finds cpu"):
+            load(saved, device=device)
+    with pytest.raises(ConfigError, match=r"^device: 'gpu' is no device .*use auto"):
+        load(saved, device="gpu")
 
 
 def test_unwritable_folder_leaves_what_was_there(saved: Path, encoder: Encoder) -> None:

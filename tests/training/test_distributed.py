@@ -15,7 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from byol.config import load_config
 from byol.errors import ConfigError
 from byol.training import distributed
-from byol.training.distributed import Ranks, StopSignal, choose_device, choose_dtype, connect
+from byol.training.distributed import Ranks, StopSignal, connect
 
 
 def make_network() -> nn.Module:
@@ -176,23 +176,6 @@ def test_exact_fp32_rounds_to_24_bits(layer: nn.Module) -> None:
     with distributed.exact_fp32(torch.device("cuda")):
         output = layer.float().cuda()(images.float().cuda()).cpu().double()
     assert float((output - expected).abs().max() / expected.abs().max()) < 1e-5  # TF32: 3e-4
-
-
-def test_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto").type == "cpu"
-    with pytest.raises(ConfigError, match="no CUDA device"):
-        choose_device("cuda")
-    cpu = torch.device("cpu")
-    for hardware, dtype in (
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"amx_bf16": True}, torch.bfloat16),
-        ({}, torch.float32),
-    ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda hardware=hardware: hardware)
-        assert choose_dtype("auto", device=cpu) == dtype
-        assert choose_dtype("fp32", device=cpu) == torch.float32
-        assert choose_dtype("bf16", device=cpu) == torch.bfloat16
 
 
 def test_a_signal_is_a_wish_and_handlers_come_back() -> None:

@@ -7,6 +7,7 @@ alike two images are. PCA is made at once; t-SNE and UMAP take minutes and are k
 import hashlib
 import importlib.util
 import os.path
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -125,7 +126,10 @@ def _open_cache(folder: Path, *, say: Say) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as other:
         for path in folder.glob("*.npy"):
-            (Path(other) / path.name).symlink_to(path.resolve())
+            try:
+                (Path(other) / path.name).symlink_to(path.resolve())
+            except OSError:  # Windows lets only some users make links
+                shutil.copyfile(path, Path(other) / path.name)
         yield Path(other)
 
 

@@ -36,13 +36,13 @@ from byol.data.given import Given, Images, OneImage
 from byol.data.packed import Packed
 from byol.data.sources import open_source
 from byol.data.value_range import check_bits, describe_outside
+from byol.devices import choose_device, exact_fp32, send_stored
 from byol.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.files import write_atomically
 from byol.method.convolution import accelerate
 from byol.method.networks import build_encoder, count_features, resolve_stem
 from byol.method.views import Pixels, find_whole_px, whole_view
 from byol.method.winograd import constant_weights
-from byol.training.distributed import exact_fp32
 
 FORMAT = 2
 WEIGHTS_NAME = "encoder.safetensors"
@@ -230,7 +230,7 @@ class Encoder:
     def encode(self, squares: Real[Tensor, "image channel stored stored"]) -> Float[Tensor, "image feature"]:
         """Representations y of stored squares, on the encoder's device; float32 whatever autocast says."""
         return self.encode_views(
-            whole_view(squares.to(self.device), self.spec.seen_px, pixels=self.spec.pixels)
+            whole_view(send_stored(squares, self.device), self.spec.seen_px, pixels=self.spec.pixels)
         )
 
     @torch.inference_mode()
@@ -348,14 +348,14 @@ def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
 def load(run: str | Path, *, device: str = "auto") -> Encoder:
     """The encoder of a run folder (or of any folder with its two files), ready to embed.
 
-    `<run>/target` holds the target network's. "auto" takes a GPU if there is one.
+    `<run>/target` holds the target network's. `device` is "auto" (a GPU if there is one), "cpu", "cuda",
+    "mps", "xpu", or one of several GPUs, such as "cuda:1".
 
     Raises:
         CheckpointError: a file is missing, damaged, of an unknown format, or not of the network it names.
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: a device is asked for that is not there.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device: {device} is asked for and there is no GPU; choose auto or cpu")
+    chosen = choose_device(device, key="device")
     folder = Path(run)
     if folder.name in (WEIGHTS_NAME, SPEC_NAME):
         folder = folder.parent
@@ -371,9 +371,7 @@ def load(run: str | Path, *, device: str = "auto") -> Encoder:
         except ConfigError as error:
             raise CheckpointError(f"{folder / SPEC_NAME}: {error}") from None
     _fill(module, path, spec=spec)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Encoder(spec, module, device=device)
+    return Encoder(spec, module, device=str(chosen))
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from byol.data.packed import Packed
 from byol.data.rows import RowFile
+from byol.devices import free_bytes, pins, send_stored
 from byol.plan import Plan
 
 _AHEAD = 2  # batches that are made before they are asked for, each by a thread of its own
@@ -107,7 +108,7 @@ class _HostStore:
 
     def prepare(self, indices: Int64[np.ndarray, " batch"]) -> Real[Tensor, "batch px px channels"]:
         shape = (len(indices), *self._row_shape)
-        rows = torch.empty(shape, dtype=self._dtype, pin_memory=self._device.type == "cuda")
+        rows = torch.empty(shape, dtype=self._dtype, pin_memory=pins(self._device))
         if isinstance(self._images, RowFile):
             self._images.read(indices, out=rows.numpy())
         else:  # mode="clip" writes straight into the result; the indices are valid anyhow
@@ -116,29 +117,29 @@ class _HostStore:
 
     def deliver(self, prepared: Real[Tensor, "batch px px channels"]) -> Real[Tensor, "batch px px channels"]:
         """In the consumer's stream: what is computed after it finds the images there."""
-        return prepared.to(self._device, non_blocking=True)
+        return send_stored(prepared, self._device, non_blocking=pins(self._device))
 
 
 class _DeviceStore:
     """All images on the GPU: only indices are sent."""
 
     def __init__(self, packed: Packed, device: torch.device) -> None:
-        dtype = _DTYPES[packed.images.itemsize]
-        self._images = torch.empty(packed.images.shape, dtype=dtype, device=device)
+        # uint16 as the bits of int16: few operations know uint16.
+        self._dtype = _DTYPES[packed.images.itemsize]
+        kept = torch.int16 if self._dtype == torch.uint16 else self._dtype
+        self._images = torch.empty(packed.images.shape, dtype=kept, device=device)
         num_rows = max(1, _CHUNK_BYTES // packed.images[0].nbytes)
         for first in range(0, len(packed), num_rows):  # by parts: the host never holds a second copy
             part = packed.read(np.arange(first, min(first + num_rows, len(packed))))
-            self._images[first : first + num_rows] = torch.from_numpy(part)
+            self._images[first : first + num_rows] = torch.from_numpy(part).view(kept)
 
     def prepare(self, indices: Int64[np.ndarray, " batch"]) -> Int64[Tensor, " batch"]:
         sent = torch.from_numpy(indices.copy())  # the plan's own are not to be written
-        return sent.pin_memory() if self._images.is_cuda else sent
+        return sent.pin_memory() if pins(self._images.device) else sent
 
     def deliver(self, prepared: Int64[Tensor, " batch"]) -> Real[Tensor, "batch px px channels"]:
-        indices = prepared.to(self._images.device, non_blocking=True)
-        if self._images.dtype == torch.uint16:  # few operations know uint16; the bits are the same
-            return self._images.view(torch.int16)[indices].view(torch.uint16)
-        return self._images[indices]
+        device = self._images.device
+        return self._images[prepared.to(device, non_blocking=pins(device))].view(self._dtype)
 
 
 # ---- Where the images are kept
@@ -149,7 +150,9 @@ def _choose_place(num_bytes: int, memory: Memory, *, device: torch.device) -> Li
         return "ram"
     if memory != "auto":
         return memory
-    fits = device.type == "cuda" and num_bytes < _GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+    if device.type in ("cpu", "mps"):  # an Apple GPU shares the host's memory
+        return "map"
+    fits = num_bytes < _GPU_SHARE * free_bytes(device)
     return "device" if fits else "map"
 
 

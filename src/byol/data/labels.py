@@ -4,11 +4,10 @@ Lists of a million lines are held as blocks of bytes and arrays of numbers, neve
 """
 
 import csv
-import os.path
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TextIO
 
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from byol.data.index import Names, NamesBuilder
+from byol.data.paths import find_parts, normalise
 from byol.errors import DataError
 
 Numbers = Int64[np.ndarray, " n"]
@@ -99,15 +99,15 @@ def count_unmatched(path: Path, *sets: Iterable[str]) -> tuple[int, int]:
         DataError: the CSV cannot be read, or fits several images alike.
     """
     listed, labels = read_list(path)
-    files = Names.of(map(_normalise, listed))
+    names = [Names.of(each) for each in sets]
+    known = find_parts(chain.from_iterable(names))
+    files = _normalise(listed, known)
     keys = _hashes(files)
     wholes = _Places(keys, np.arange(len(files)))
     first = wholes.find(keys)
     is_labelled = np.fromiter((label != "" for label in labels), dtype=np.bool_, count=len(labels))
     given = np.unique(first[is_labelled])
-    matches = [
-        _match(path, files, Names.of(map(_normalise, names)), wholes=wholes, first=first) for names in sets
-    ]
+    matches = [_match(path, files, _normalise(each, known), wholes=wholes, first=first) for each in names]
     return len(np.setdiff1d(given, np.concatenate(matches))), len(given)
 
 
@@ -214,7 +214,9 @@ def _match_all(
     path: Path, listed: Names, names: Iterable[str], *, columns: dict[str, Names]
 ) -> dict[str, Labels]:
     """What each column says of each image."""
-    files, images = Names.of(map(_normalise, listed)), Names.of(map(_normalise, names))
+    images = Names.of(names)
+    known = find_parts(images)
+    files, images = _normalise(listed, known), _normalise(images, known)
     keys = _hashes(files)
     wholes = _Places(keys, np.arange(len(files)))
     first = wholes.find(keys)
@@ -314,5 +316,5 @@ def _hashes(names: Names) -> Numbers:
     return np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
 
 
-def _normalise(file: str) -> str:
-    return os.path.normpath(file).replace("\\", "/")
+def _normalise(names: Names, known: frozenset[str]) -> Names:
+    return Names.of(normalise(name, known=known) for name in names)

@@ -65,7 +65,7 @@ def read_ahead(
 
 def count_cores() -> int:
     """Those that this process may use."""
-    if sys.platform == "linux":
+    if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

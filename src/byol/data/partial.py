@@ -193,7 +193,11 @@ class PartialPack:
 
 def _open(path: Path) -> BinaryIO:
     """For reading and writing; created if missing, kept as it is if not."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=_BUFFER_BYTES)
+    return os.fdopen(
+        os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644),
+        "r+b",
+        buffering=_BUFFER_BYTES,
+    )
 
 
 def csv_line(*fields: str) -> bytes:

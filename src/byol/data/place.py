@@ -16,15 +16,16 @@ from byol.files import reason_of
 _POLL_S = 0.2
 _ELSEWHERE = "free space or choose another place with data.packs=FOLDER"
 
-if sys.platform == "win32":
-    import msvcrt
 
-    def _try_lock(handle: int) -> None:
+def _try_lock(handle: int) -> None:
+    """Raises PermissionError or BlockingIOError if another process holds the lock."""
+    if sys.platform == "win32":
+        import msvcrt
+
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
+    else:
+        import fcntl
 
-    def _try_lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -109,14 +110,29 @@ def move_into_place(partial: Path, folder: Path, *, files: tuple[str, ...]) -> N
     """`partial` takes the place of `folder`, whose `files` are deleted; a process that maps them keeps them.
 
     Whatever else somebody has put into the folder stays, under the name `NAME.old`.
+
+    Raises:
+        DataError: it cannot be written; on Windows also: another process maps the files.
     """
     old = folder.with_name(f"{folder.name}.old")
     with writing(folder):
         _remove(old, files)
         if folder.exists():
-            os.replace(folder, old)
+            _rename_used(folder, old)
         os.replace(partial, folder)
         _remove(old, files)
+
+
+def _rename_used(folder: Path, old: Path) -> None:
+    try:
+        os.replace(folder, old)
+    except PermissionError:
+        if os.name != "nt":
+            raise
+        raise DataError(
+            f"{folder}: cannot be packed again while another program reads it; end that one (a training run, "
+            "byol explore), or choose another place with data.packs=FOLDER"
+        ) from None
 
 
 def remove_files(folder: Path, names: tuple[str, ...]) -> None:

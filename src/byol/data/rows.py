@@ -1,13 +1,14 @@
 """Rows of an array file, read when they are asked for and then forgotten."""
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, Real
 
 from byol.errors import DataError
+
+_READS_AT = hasattr(os, "preadv")
 
 
 class RowFile:
@@ -21,7 +22,8 @@ class RowFile:
         self.path = path
         self.map: Real[np.ndarray, "n px px channels"] = np.load(path, mmap_mode="r")
         self._offset, self._row_bytes = int(self.map.offset), self.map[0].nbytes
-        self._handle = os.open(path, os.O_RDONLY)
+        if _READS_AT:  # Windows reads from the map, and cannot remove a file that is open
+            self._handle = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):
@@ -41,7 +43,7 @@ class RowFile:
         assert len(rows) == 0 or 0 <= rows.min() <= rows.max() < len(self.map)
         if out is None:
             out = np.empty((len(rows), *self.map.shape[1:]), dtype=self.map.dtype)
-        if sys.platform == "win32":
+        if not _READS_AT:
             np.take(self.map, rows, axis=0, out=out)
             return out
         places = out.view(np.uint8).reshape(len(rows), self._row_bytes)

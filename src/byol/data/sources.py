@@ -21,6 +21,7 @@ from byol.data.index import Names, Source
 from byol.data.labels import encode_labels, match_labels, read_list
 from byol.data.motifs import CLASS_NAMES, load_motifs
 from byol.data.official import Part, load_cifar10, load_cifar100, load_stl10
+from byol.data.paths import find_listed
 from byol.errors import DataError
 
 _SPLITS: dict[str, tuple[str, ...]] = {  # the first is the usual one for training
@@ -262,7 +263,8 @@ def _open_folder(path: Path) -> FileSource:
 
 def _open_list(path: Path) -> FileSource:
     """Paths in a list that are not absolute are relative to the list's own folder."""
-    files, labels = read_list(path)
+    listed, labels = read_list(path)
+    files = Names.of(find_listed(path.parent, file) for file in listed)
     stamps = array("q")
     for file in files:
         stamps.extend(_stamp(os.path.join(path.parent, file)))

@@ -17,6 +17,7 @@ from byol.artifacts import classifier as files
 from byol.artifacts.classifier import ClassifierSpec, Linear
 from byol.artifacts.encoder import SPEC_NAME, WEIGHTS_NAME, Encoder, EncoderSpec, load
 from byol.config import Config, diff_configs, load_config
+from byol.devices import choose_dtype, explain_device
 from byol.errors import CheckpointError, ConfigError, DataError
 from byol.evaluation import probes
 from byol.evaluation.features import untrained
@@ -24,7 +25,7 @@ from byol.evaluation.finetune_table import FORMAT, Outcome, Row
 from byol.evaluation.splits import LEARNED, SEEN, Split, Splits, open_splits
 from byol.evaluation.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
 from byol.files import check_writable, write_atomically
-from byol.training.distributed import choose_dtype, keep_freed_memory
+from byol.training.distributed import keep_freed_memory
 from byol.training.supervised import SYMMETRIES, Setting, mild
 
 FILE_NAME = "finetune.json"
@@ -83,6 +84,8 @@ def finetune(
     config, run_dir = _read_config(source, overrides, spec=encoder.spec, output=output)
     if config.trainer.device == "cpu" and encoder.device.type != "cpu":
         encoder = load(source, device="cpu")
+    if say is not None and (notice := explain_device(encoder.device)) is not None:
+        say(notice)
     if run_dir == output and say is not None and not any(map(_is_domain, overrides)):
         say("crops and flips are those of photographs; data_transforms.domain=NAME for other images")
     splits = open_splits(config, run_dir, spec=encoder.spec, is_single=True, say=say)

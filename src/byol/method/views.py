@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
 from byol.config import DataTransforms, View
+from byol.devices import send, to_float32
 from byol.method import pixelwise
 from byol.method.pixelwise import Jitter
 
@@ -278,7 +279,7 @@ def _crop_and_turn(unit: Tensor, draws: Draws, *, view_px: int) -> Tensor:
     x = _crop(unit, replace(draws, flip=flip, vertical_flip=vertical_flip), view_px=view_px)
     odd = (draws.turn % 2).nonzero()[:, 0]
     if len(odd):
-        on_device = _send(odd, x.device)
+        on_device = send(odd, x.device)
         x.index_copy_(0, on_device, x[on_device].transpose(2, 3))
     return x
 
@@ -286,12 +287,12 @@ def _crop_and_turn(unit: Tensor, draws: Draws, *, view_px: int) -> Tensor:
 def _crop(unit: Tensor, draws: Draws, *, view_px: int) -> Tensor:
     if draws.angle.any():
         # Not antialiased: a stored image is little larger than a view.
-        theta = _send(_affine(draws), unit.device)[:, None, None]
+        theta = send(_affine(draws), unit.device)[:, None, None]
         steps = (torch.arange(view_px, device=unit.device) * 2 + 1) / view_px - 1
         grid = theta[..., 0] * steps[:, None] + theta[..., 1] * steps[:, None, None] + theta[..., 2]
         return F.grid_sample(unit, grid, padding_mode="reflection", align_corners=False).contiguous()
-    box = _send(draws.box, unit.device)
-    flip, vertical_flip = _send(draws.flip, unit.device), _send(draws.vertical_flip, unit.device)
+    box = send(draws.box, unit.device)
+    flip, vertical_flip = send(draws.flip, unit.device), send(draws.vertical_flip, unit.device)
     rows = pixelwise.resampling(box[:, 0], box[:, 2], vertical_flip, num_in=unit.shape[2], num_out=view_px)
     columns = pixelwise.resampling(box[:, 1], box[:, 3], flip, num_in=unit.shape[3], num_out=view_px)
     return pixelwise.resize(unit, rows, columns)
@@ -314,12 +315,12 @@ def _affine(draws: Draws) -> Tensor:
 def _on(x: Tensor, which: Tensor, operation: Callable[..., None], *numbers: Tensor) -> None:
     """Apply an operation, which works in place and takes numbers per image, to the images that drew it."""
     if which.all():
-        operation(x, *(_send(number, x.device) for number in numbers))
+        operation(x, *(send(number, x.device) for number in numbers))
     elif which.any():
         index = which.nonzero()[:, 0]
-        on_device = _send(index, x.device)
+        on_device = send(index, x.device)
         part = x[on_device]
-        operation(part, *(_send(number[index], x.device) for number in numbers))
+        operation(part, *(send(number[index], x.device) for number in numbers))
         x.index_copy_(0, on_device, part)
 
 
@@ -329,7 +330,7 @@ def _on(x: Tensor, which: Tensor, operation: Callable[..., None], *numbers: Tens
 def _to_unit(images: Tensor, pixels: Pixels) -> Tensor:
     """Stored values to [0, 1], float32, channels_last as they are stored."""
     low, high = pixels.low, pixels.high
-    x = images.to(torch.float32, copy=True)  # float32 too: the images themselves are not to be changed
+    x = to_float32(images)  # a copy always: the images themselves are not to be changed
     full_scale = _FULL_SCALES.get(images.dtype)
     if set(low) == {0} and set(high) == {full_scale}:
         return x.div_(high[0])
@@ -345,10 +346,3 @@ def _normalise(x: Tensor, pixels: Pixels) -> Tensor:
 @cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """To the device; pinned on the way to a GPU, so that the host need not wait for the copy."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -23,8 +23,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from byol.config import TrainerConfig
+from byol.devices import choose_backend, choose_device, choose_dtype, exact_fp32
 from byol.errors import ConfigError
-from byol.method.cpu import computes_bf16
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _PATIENCE = timedelta(days=7)
@@ -61,7 +61,7 @@ class Ranks:
         """`module` itself on one rank; else with synchronised BatchNorm, in DistributedDataParallel."""
         if self.world_size == 1:
             return module
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
             return nn.parallel.DistributedDataParallel(module, [self.device])
         _synchronise_on_cpu(module)
@@ -109,8 +109,8 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, or be the only one. fp32 is then `exact_fp32`.
 
     Raises:
-        ConfigError: a device that is not there, a batch that the ranks cannot share evenly, or WORLD_SIZE
-            without the rest of what torchrun sets.
+        ConfigError: a device that is not there or cannot be one of several, a batch that the ranks cannot
+            share evenly, or WORLD_SIZE without the rest of what torchrun sets.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
@@ -119,14 +119,14 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
     device = choose_device(trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     if trainer.batch_size is not None:  # an open one is chosen to be right
         check_share(trainer.batch_size, world_size=world_size, num_parts=trainer.accumulation_steps or 1)
+    backend = choose_backend(device) if world_size > 1 else None
     dtype = choose_dtype(trainer.precision, device=device)
     with exact_fp32(device):
-        if world_size == 1:
+        if backend is None:
             yield Ranks(rank, world_size, device, dtype)
             return
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        if device.type != "cpu":
+            torch.get_device_module(device).set_device(device)
         dist.init_process_group(
             backend, store=_store(world_size), rank=rank, world_size=world_size, timeout=_TIMEOUT
         )
@@ -167,55 +167,6 @@ def _store(world_size: int) -> Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, world_size, is_master=is_master, timeout=_TIMEOUT)
     return PrefixStore(f"byol_{os.environ.get('TORCHELASTIC_RUN_ID', '')}_{restart}", store)
-
-
-def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
-    """auto: this rank's GPU if there is one, else the CPU.
-
-    Raises:
-        ConfigError: CUDA is asked for and not there, or there are more ranks than GPUs.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "trainer.device: 'cuda' asked for, but PyTorch finds no CUDA device; use auto or cpu"
-        )
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"trainer.device: rank {local_rank} of this machine has no GPU, there are "
-            f"{torch.cuda.device_count()}; start as many ranks (--nproc-per-node), or use cpu"
-        )
-    return torch.device("cuda", local_rank)
-
-
-def choose_dtype(precision: str, *, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the hardware computes in it, fp32 elsewhere."""
-    if precision == "fp32":
-        return torch.float32
-    if precision == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if computes_bf16() else torch.float32
-
-
-@contextmanager
-def exact_fp32(device: torch.device) -> Iterator[None]:
-    """Let a GPU compute float32 as such: cuDNN's convolutions otherwise round to 10 bits (TF32)."""
-    if device.type != "cuda":
-        yield
-        return
-    backends: Any = torch.backends  # PyTorch's types leave `conv` out
-    operations = (backends.cudnn.conv, backends.cuda.matmul)
-    before = [operation.fp32_precision for operation in operations]
-    try:
-        for operation in operations:
-            operation.fp32_precision = "ieee"
-        yield
-    finally:
-        for operation, precision in zip(operations, before, strict=True):
-            operation.fp32_precision = precision
 
 
 class StopSignal:

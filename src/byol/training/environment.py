@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from byol.devices import name_gpu
 from byol.files import read_fields, write_atomically
 from byol.method.cpu import instruction_set
 from byol.training.distributed import Ranks
@@ -74,7 +75,7 @@ def begin(run_dir: Path, *, num_images: int, num_bad: int, first_step: int, rank
         python=platform.python_version(),
         system=platform.platform(terse=True),
         cpu=_name_cpu(),
-        gpu=torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else None,
+        gpu=name_gpu(ranks.device),
         num_threads=torch.get_num_threads(),
         num_ranks=ranks.world_size,
         precision="bf16" if ranks.dtype == torch.bfloat16 else "fp32",

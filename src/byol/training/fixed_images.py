@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from byol.config import DataTransforms
 from byol.data.packed import Packed
+from byol.devices import measured_on, send_stored
 from byol.method.networks import Byol
 from byol.method.views import Pixels, make_views, whole_view
 from byol.plan import Plan
@@ -41,7 +42,7 @@ class FixedImages:
         chosen = torch.randperm(len(images), generator=generator)[: health.NUM_IMAGES].numpy()
         stored = torch.from_numpy(images.read(chosen)).permute(0, 3, 1, 2)
         return cls(
-            stored.to(ranks.device),
+            send_stored(stored, ranks.device),
             torch.from_numpy(images.sizes[chosen].astype(np.float32)),
             torch.from_numpy(images.labels[chosen]).to(ranks.device),
             images.pixels,
@@ -84,15 +85,15 @@ class FixedImages:
             second = torch.empty_like(first)
             for rows in combs:
                 second[rows] = encoder(self.views(rows)[1])
-        features = torch.cat(whole)
+        features, first, second = (measured_on(x) for x in (torch.cat(whole), first, second))
         measures = health.Measures(
             float(health.measure_retrieval(first, second)),
             float(health.measure_rank(features)),
-            health.measure_knn(features, self.labels),
+            health.measure_knn(features, measured_on(self.labels)),
             float(health.measure_alignment(first, second)),
             float(health.measure_uniformity(first)),
         )
-        return health.judge(projections), measures
+        return health.judge(measured_on(projections)), measures
 
     @torch.no_grad()
     def embed(self, byol: Byol, *, done: int, ranks: Ranks) -> Embedding:

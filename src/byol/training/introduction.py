@@ -5,6 +5,7 @@ import torch
 from byol.config import Config
 from byol.data.packed import Packed
 from byol.data.partial import BAD_FILES
+from byol.devices import explain_device
 from byol.method.kernels import explain_kernels
 from byol.method.networks import resolve_stem
 from byol.plan import Plan
@@ -39,6 +40,8 @@ def introduce(
     ]
     if config.data.geometry == "scale":
         lines.insert(1, _explain_scale(images))
+    if done == 0 and (notice := explain_device(ranks.device)) is not None:
+        lines.append(notice)
     if images.note not in ("packed", "found"):
         lines.insert(0, images.note)
     if images.num_bad:

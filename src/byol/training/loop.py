@@ -13,18 +13,13 @@ from byol.artifacts.encoder import EncoderSpec, save_encoder
 from byol.config import Config, Draft
 from byol.data.batches import Batches
 from byol.data.packed import Packed
+from byol.devices import choose_dtype
 from byol.method.networks import Byol, check_name
 from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import make_views
 from byol.training import alarms, checkpoint, environment, health, start
 from byol.training.best import Marker
-from byol.training.distributed import (
-    Ranks,
-    StopSignal,
-    choose_dtype,
-    connect,
-    keep_freed_memory,
-)
+from byol.training.distributed import Ranks, StopSignal, connect, keep_freed_memory
 from byol.training.fixed_images import FixedImages
 from byol.training.introduction import introduce
 from byol.training.loggers import Logger, Run, check_loggers, open_loggers

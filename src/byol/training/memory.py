@@ -1,8 +1,10 @@
 """How much memory there is, how much a process has had, and whether an error says that it ran out."""
 
+import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +15,10 @@ _WORDS = (
     "not enough memory",
     "could not create a primitive",
     "CUDA out of memory",
+    "XPU out of memory",
+    "UR_RESULT_ERROR_OUT_OF",  # _DEVICE_MEMORY, _HOST_MEMORY, _RESOURCES of Intel's driver
+    "MPS backend out of memory",
+    "Invalid buffer size",  # a tensor larger than any that Metal gives
     "ALLOC_FAILED",
 )
 
@@ -33,7 +39,10 @@ def available_bytes() -> int:
     """Host memory to be had without swapping, within a container's limit."""
     try:
         available = _read_fields(Path("/proc/meminfo"))["MemAvailable"]
-    except (OSError, KeyError):  # not Linux: all there is, as nothing says what others have taken
+    except (OSError, KeyError):  # not Linux
+        if os.name == "nt":
+            return _ask_windows()[0]
+        # All there is, as nothing says what others have taken.
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     room = [limit - used for limit, used in map(_read_cgroup, _list_cgroups()) if limit is not None]
     return max(0, min([available, *room]))
@@ -43,8 +52,10 @@ def peak_bytes() -> int:
     """The highest resident memory of this process, libraries included."""
     try:
         return _read_fields(Path("/proc/self/status"))["VmHWM"]
-    except (OSError, KeyError):  # on Linux this one counts what the parent had before the start as well
-        import resource
+    except (OSError, KeyError):
+        if os.name == "nt":
+            return _ask_windows()[1]
+        import resource  # on Linux it counts what the parent had before the start as well
 
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -61,6 +72,40 @@ def limit_memory(num_bytes: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         soft = num_bytes if hard == resource.RLIM_INFINITY else min(num_bytes, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+class _Status(ctypes.Structure):
+    """MEMORYSTATUSEX of Windows."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        *((name, ctypes.c_uint64) for name in ("total", "available", *"abcde")),
+    )
+
+
+class _Counters(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS of Windows."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("faults", ctypes.c_uint32),
+        *((name, ctypes.c_size_t) for name in ("peak", *"abcdefg")),
+    )
+
+
+def _ask_windows() -> tuple[int, int]:
+    """Bytes that are free now, and the most that this process has had."""
+    kernel: Any = ctypes.windll.kernel32  # type: ignore[attr-defined, unused-ignore]
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    process = ctypes.c_void_p(kernel.GetCurrentProcess())
+    status, counters = _Status(), _Counters()
+    status.length, counters.length = ctypes.sizeof(status), ctypes.sizeof(counters)
+    if not kernel.GlobalMemoryStatusEx(ctypes.byref(status)):
+        raise OSError("Windows does not tell how much memory is free")
+    if not kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.length):
+        raise OSError("Windows does not tell how much memory this process has had")
+    return int(status.available), int(counters.peak)
 
 
 def _list_cgroups() -> list[Path]:

@@ -23,12 +23,22 @@ from torch import Tensor
 
 import byol
 from byol.config import Config
+from byol.devices import (
+    PeakMemory,
+    choose_device,
+    choose_dtype,
+    empty_cache,
+    exact_fp32,
+    free_bytes,
+    send_stored,
+    wait_for,
+)
 from byol.errors import ConfigError
 from byol.method.networks import Byol
 from byol.method.optim import build_optimizer, set_lr
 from byol.method.views import Pixels, make_views
 from byol.plan import Plan
-from byol.training.distributed import Ranks, choose_device, choose_dtype, exact_fp32, keep_freed_memory
+from byol.training.distributed import Ranks, keep_freed_memory
 from byol.training.memory import available_bytes, is_out_of_memory, limit_memory, peak_bytes
 from byol.training.step import can_halve, compute_gradients
 
@@ -37,6 +47,7 @@ _SHARE = 0.8  # of the memory that is free now
 _GPU_SHARE = 0.56
 _ENOUGH_STEPS, _ENOUGH_S = 5, 5.0  # steps are measured until there are so many, or they took so long
 _MEASURED_PARTS = 2  # of a batch in more parts as many are computed, and their time is scaled
+_WINDOWS_CODES = {0xC000013A: "SIGINT", 0xC0000409: "SIGABRT"}  # STATUS_CONTROL_C_EXIT, _STACK_BUFFER_OVERRUN
 _OUT_OF_MEMORY = "out of memory"  # the child's answer
 
 
@@ -114,8 +125,9 @@ def _world_size() -> int:
 
 def _try(config: Config, *, channels: int, stored_px: int, bits: int) -> Probe | None:
     images = _Images(channels, stored_px, bits)
-    if choose_device(config.trainer.device).type == "cuda":
-        return _try_on_gpu(config, images)
+    device = choose_device(config.trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type != "cpu":
+        return _try_on_gpu(config, images, device=device)
     limit = available_bytes()
     job = {
         "config": config.model_dump_json(),
@@ -129,20 +141,17 @@ def _try(config: Config, *, channels: int, stored_px: int, bits: int) -> Probe |
     return Probe(config.batch_size, config.accumulation_steps, **answer, limit_bytes=int(_SHARE * limit))
 
 
-def _try_on_gpu(config: Config, images: "_Images") -> Probe | None:
-    device = choose_device("cuda", local_rank=int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(device)[0]
-    before = torch.cuda.memory_reserved(device)
-    torch.cuda.reset_peak_memory_stats(device)
+def _try_on_gpu(config: Config, images: "_Images", *, device: torch.device) -> Probe | None:
+    peak_memory = PeakMemory(device)
+    free = free_bytes(device)
     step_s = None
     try:
         step_s = _measure(config, images, device=device)
     except (ConfigError, RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    peak = torch.cuda.max_memory_reserved(device) - before
-    torch.cuda.empty_cache()
+    peak = peak_memory.bytes()
+    empty_cache(device)
     if step_s is None:
         return None
     return Probe(config.batch_size, config.accumulation_steps, step_s, peak, int(_GPU_SHARE * free))
@@ -172,11 +181,22 @@ def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
             raise ConfigError(answer["refused"])
         return None if answer.get("failed") == _OUT_OF_MEMORY else answer
     # Ended by the system, or by a library that gives up when it gets no memory.
-    if child.returncode == -signal.SIGKILL or (child.returncode == -signal.SIGABRT and "alloc" in errors):
+    ended_by = _name_signal(child.returncode)
+    if ended_by == "SIGKILL" or (ended_by == "SIGABRT" and "alloc" in errors):
         return None
-    if child.returncode == -signal.SIGINT:  # Ctrl-C reaches parent and child
+    if ended_by == "SIGINT":  # Ctrl-C reaches parent and child
         raise KeyboardInterrupt
     raise RuntimeError(f"the probe failed with code {child.returncode}:\n{errors}")
+
+
+def _name_signal(returncode: int) -> str:
+    """The signal that ended a process, "" if none did. Windows has codes of its own for Ctrl-C and abort."""
+    if returncode in _WINDOWS_CODES:
+        return _WINDOWS_CODES[returncode]
+    try:
+        return signal.Signals(-returncode).name
+    except ValueError:
+        return ""
 
 
 # ---- The steps
@@ -193,9 +213,9 @@ class _Images:
     def make(self, num: int, *, device: torch.device) -> Tensor:
         shape = (num, self.stored_px, self.stored_px, self.channels)
         if self.bits == 32:
-            return torch.rand(shape).to(device).permute(0, 3, 1, 2)
+            return send_stored(torch.rand(shape), device).permute(0, 3, 1, 2)
         dtype = torch.uint8 if self.bits == 8 else torch.uint16
-        return torch.randint(0, 2**self.bits, shape, dtype=dtype).to(device).permute(0, 3, 1, 2)
+        return send_stored(torch.randint(0, 2**self.bits, shape, dtype=dtype), device).permute(0, 3, 1, 2)
 
     @property
     def pixels(self) -> Pixels:
@@ -235,8 +255,7 @@ def _make_step(
     make = partial(make_views, sizes=sizes, transforms=config.data_transforms, key=0, pixels=images.pixels)
 
     def wait() -> float:
-        if ranks.device.type == "cuda":
-            torch.cuda.synchronize(ranks.device)
+        wait_for(ranks.device)
         return time.perf_counter()
 
     def step() -> tuple[float, float]:

@@ -12,10 +12,11 @@ from byol.config import Config, Draft, load_config
 from byol.data.packed import find_limit_px
 from byol.data.sources import open_source
 from byol.data.survey import Survey, survey
+from byol.devices import choose_device, choose_dtype, kind_of
 from byol.method.networks import check_name
 from byol.plan import Plan
 from byol.training import checkpoint
-from byol.training.distributed import Ranks, choose_device, choose_dtype
+from byol.training.distributed import Ranks
 from byol.training.loggers import check_loggers
 from byol.training.probe import Probe, choose_batch, probe_step
 
@@ -136,9 +137,7 @@ def _choose(draft: Draft, look: Survey, *, world_size: int) -> Chosen:
     return choose(
         draft,
         look,
-        machine=Machine(
-            "cuda" if device.type == "cuda" else "cpu", "bf16" if is_bf16 else "fp32", world_size
-        ),
+        machine=Machine(kind_of(device), "bf16" if is_bf16 else "fp32", world_size),
         is_dicom=source.names(0).lower().endswith(_DICOM_SUFFIXES),
         measure=partial(_measure, look=look),
     )

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from byol.devices import empty_cache
 from byol.errors import ConfigError
 from byol.method.winograd import constant_weights
 from byol.training.distributed import Ranks
@@ -56,7 +57,7 @@ def compute_within_memory(
         ConfigError: the smallest part does not fit, or one of several ranks has too little memory: the others
             are waiting for it, and cannot be told.
     """
-    undo = _Undo(network)
+    undo = _Undo(network, ranks.device)
     while True:
         torch.manual_seed(seed)
         try:
@@ -88,8 +89,8 @@ def compute_within_memory(
 class _Undo:
     """Of what an attempt changes: BatchNorm's buffers; and gradients, of which there are none before it."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self._network, self._device = network, device
         # By type: PyTorch copies a list of one type at once, of several each on its own.
         by_type: dict[torch.dtype, list[Tensor]] = {}
         for buffer in network.buffers():
@@ -102,8 +103,7 @@ class _Undo:
         for buffers, copies in self._pairs:
             torch._foreach_copy_(buffers, copies)
         self._network.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache(self._device)
 
 
 def compute_gradients(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from byol.artifacts.classifier import Linear
 from byol.artifacts.encoder import EncoderSpec
 from byol.config import DataTransforms
+from byol.devices import send_stored
 from byol.evaluation.splits import Split
 from byol.method.convolution import accelerate
 from byol.method.normalisation import fuse_norms
@@ -144,7 +145,7 @@ class Course:
 
     def _make_view(self, rows: Int64[np.ndarray, " batch"]) -> Float[Tensor, "batch channel view view"]:
         images, setting = self._data.images, self.setting
-        squares = torch.from_numpy(images.read(rows)).permute(0, 3, 1, 2).to(setting.device)
+        squares = send_stored(torch.from_numpy(images.read(rows)), setting.device).permute(0, 3, 1, 2)
         return make_view(
             squares,
             torch.from_numpy(images.sizes[rows].astype(np.float32)),
