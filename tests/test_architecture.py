@@ -10,7 +10,6 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "byol"
 LEVELS = {
     0: {
-        "artifacts.page",
         "config_schema",
         "config_text",
         "data.duplicates",
@@ -26,8 +25,9 @@ LEVELS = {
         "training.memory",
     },
     1: {
-        "artifacts.charts",
+        "artifacts.page",
         "config_keys",
+        "console",
         "data.formats",
         "data.official",
         "data.rows",
@@ -39,6 +39,7 @@ LEVELS = {
         "method.winograd",
     },
     2: {
+        "artifacts.charts",
         "artifacts.feature_file",
         "config",
         "data.decode",

@@ -91,7 +91,7 @@ def _compile(compiler: str, arch: str) -> Path:
     sources = sorted(_FOLDER.glob("*.cpp"))
     command = [compiler, *_FLAGS, f"-march={arch}"]
     version = _run([compiler, "--version"]).splitlines()[0]
-    texts = [path.read_text() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
+    texts = [path.read_text(encoding="utf-8") for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
     depends = "\0".join([*texts, *command, version, _describe_cpu()])
     made = _cache_folder() / f"kernels-{hashlib.sha256(depends.encode()).hexdigest()[:20]}.so"
     if not made.exists():
@@ -107,14 +107,20 @@ def _compile(compiler: str, arch: str) -> Path:
 
 def _run(command: list[str], *, folder: str | None = None) -> str:
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=_TIME_LIMIT_S, check=True
+        command,
+        cwd=folder,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=_TIME_LIMIT_S,
+        check=True,
     ).stdout
 
 
 def _cache_folder() -> Path:
     """A folder of the user's own; where there is no such place, one for this process alone."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "byol"
     with suppress(OSError, RuntimeError):  # RuntimeError: no home
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "byol"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(folder, os.W_OK):
             return folder
@@ -124,7 +130,7 @@ def _cache_folder() -> Path:
 def _describe_cpu() -> str:
     """What -march=native depends on: the CPU's features, as Linux lists them."""
     with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model", "Features"))}))
     return platform.machine()
 
