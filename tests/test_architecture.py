@@ -31,6 +31,7 @@ LEVELS = {
         "data.formats",
         "data.official",
         "data.rows",
+        "data.text_files",
         "evaluation.folds",
         "evaluation.neighbours",
         "files",
@@ -52,9 +53,10 @@ LEVELS = {
         "method.convolution",
     },
     3: {
-        "data.labels",
         "data.parallel",
         "data.partial",
+        "data.spelling",
+        "data.tables",
         "evaluation.geometry",
         "evaluation.scores",
         "evaluation.settings",
@@ -68,11 +70,10 @@ LEVELS = {
     },
     4: {
         "artifacts.sheets",
-        "data.sources",
+        "data.matching",
         "data.survey",
         "data.tally",
         "data.value_range",
-        "evaluation.metadata",
         "method.optim",
         "training.best",
         "training.environment",
@@ -80,36 +81,46 @@ LEVELS = {
         "training.runlog",
         "training.step",
     },
-    5: {"data.doctor", "data.packed", "evaluation.description", "training.probe"},
+    5: {
+        "data.doctor",
+        "data.labels",
+        "data.packed",
+        "training.probe",
+    },
     6: {
-        "artifacts.encoder",
         "artifacts.thumbnails",
         "choices",
         "data.batches",
         "data.findings",
-        "data.images",
+        "data.sources",
         "evaluation.copies",
+        "evaluation.metadata",
         "training.fixed_images",
         "training.introduction",
     },
     7: {
+        "artifacts.encoder",
+        "data.images",
+        "evaluation.description",
+        "training.settle",
+    },
+    8: {
         "artifacts.classifier",
+        "check_report",
         "evaluation.features",
         "evaluation.splits",
         "training.opening",
-        "training.settle",
         "training.start",
     },
-    8: {
+    9: {
         "artifacts.embedding_map",
         "artifacts.facts",
-        "check_report",
         "evaluation.unlabelled",
         "evaluation.weights",
         "training.alarms",
         "training.supervised",
     },
-    9: {
+    10: {
         "artifacts.card",
         "artifacts.compare",
         "artifacts.report_parts",
@@ -118,11 +129,25 @@ LEVELS = {
         "evaluation.tuning",
         "training.loop",
     },
-    10: {"artifacts.report", "evaluation.finetune", "evaluation.low_shot"},
-    11: {"artifacts.explorer", "evaluation.table"},
-    12: {"commands"},
-    13: {"__init__", "cli"},
-    14: {"__main__"},
+    11: {
+        "artifacts.report",
+        "evaluation.finetune",
+        "evaluation.low_shot",
+    },
+    12: {
+        "artifacts.explorer",
+        "evaluation.table",
+    },
+    13: {
+        "__init__",
+        "commands",
+    },
+    14: {
+        "cli",
+    },
+    15: {
+        "__main__",
+    },
 }
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
 

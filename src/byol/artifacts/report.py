@@ -122,7 +122,7 @@ def _open_images(
         device = "cpu" if facts.config.trainer.device == "cpu" else "auto"
         try:
             encoder = load(facts.run_dir, device=device)
-            images = open_run_images(facts.config, facts.run_dir, encoder=encoder)
+            images = open_run_images(facts.config, facts.run_dir, encoder=encoder, say=say)
             stranger = _find_stranger(images, facts.measures)
             if stranger is None:
                 embedded = Embedded.of(

@@ -39,6 +39,7 @@ def introduce(
     ]
     if config.data.geometry == "scale":
         lines.insert(1, _explain_scale(images))
+    lines[:0] = images.source_notes
     if images.note not in ("packed", "found"):
         lines.insert(0, images.note)
     if images.num_bad:
