@@ -81,12 +81,7 @@ LEVELS = {
         "training.runlog",
         "training.step",
     },
-    5: {
-        "data.doctor",
-        "data.labels",
-        "data.packed",
-        "training.probe",
-    },
+    5: {"data.doctor", "data.labels", "data.packed", "training.probe"},
     6: {
         "artifacts.thumbnails",
         "choices",
@@ -98,12 +93,7 @@ LEVELS = {
         "training.fixed_images",
         "training.introduction",
     },
-    7: {
-        "artifacts.encoder",
-        "data.images",
-        "evaluation.description",
-        "training.settle",
-    },
+    7: {"artifacts.encoder", "data.images", "evaluation.description", "training.settle"},
     8: {
         "artifacts.classifier",
         "check_report",
@@ -129,25 +119,11 @@ LEVELS = {
         "evaluation.tuning",
         "training.loop",
     },
-    11: {
-        "artifacts.report",
-        "evaluation.finetune",
-        "evaluation.low_shot",
-    },
-    12: {
-        "artifacts.explorer",
-        "evaluation.table",
-    },
-    13: {
-        "__init__",
-        "commands",
-    },
-    14: {
-        "cli",
-    },
-    15: {
-        "__main__",
-    },
+    11: {"artifacts.report", "evaluation.finetune", "evaluation.low_shot"},
+    12: {"artifacts.explorer", "evaluation.table"},
+    13: {"__init__", "commands"},
+    14: {"cli"},
+    15: {"__main__"},
 }
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
 

@@ -32,7 +32,7 @@ _SPLITS: dict[str, tuple[str, ...]] = {  # the first is the usual one for traini
     "cifar100": ("train", "test"),
     "motifs": ("train", "test"),
 }
-_MOST_SEARCHED = 300_000  # images in the folder of a list, to find those that it spells otherwise; 3 s
+_MOST_SEARCHED = 300_000  # images below a list's folder, to find those that it spells otherwise; 3 s
 
 
 def open_source(
@@ -137,7 +137,7 @@ class ArraySource:
         return 0.0
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(self.name.encode(), digest_size=16)
+        digest = hashlib.blake2b(self.name.encode(errors="surrogateescape"), digest_size=16)
         if self.files:
             digest.update(
                 b"".join(os.fsencode(path.name) + np.array(_stamp(path)).tobytes() for path in self.files)
