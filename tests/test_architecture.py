@@ -10,12 +10,10 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "byol"
 LEVELS = {
     0: {
-        "artifacts.page",
         "config_schema",
         "config_text",
         "data.duplicates",
         "data.motifs",
-        "data.paths",
         "data.statistics",
         "data.upright",
         "errors",
@@ -29,10 +27,13 @@ LEVELS = {
     },
     1: {
         "artifacts.charts",
+        "artifacts.page",
         "config_keys",
+        "console",
         "data.formats",
         "data.official",
         "data.rows",
+        "data.text_files",
         "devices",
         "evaluation.folds",
         "evaluation.neighbours",
@@ -53,9 +54,10 @@ LEVELS = {
         "method.trial",
     },
     3: {
-        "data.labels",
         "data.parallel",
         "data.partial",
+        "data.spelling",
+        "data.tables",
         "evaluation.geometry",
         "evaluation.scores",
         "evaluation.settings",
@@ -70,11 +72,10 @@ LEVELS = {
     },
     4: {
         "artifacts.sheets",
-        "data.sources",
+        "data.matching",
         "data.survey",
         "data.tally",
         "data.value_range",
-        "evaluation.metadata",
         "method.convolution",
         "method.optim",
         "training.best",
@@ -85,65 +86,70 @@ LEVELS = {
     },
     5: {
         "data.doctor",
+        "data.labels",
         "data.packed",
-        "evaluation.description",
         "method.networks",
     },
     6: {
-        "artifacts.encoder",
         "artifacts.thumbnails",
         "data.batches",
         "data.findings",
-        "data.images",
+        "data.sources",
         "evaluation.copies",
+        "evaluation.metadata",
         "training.fixed_images",
         "training.introduction",
         "training.probe",
     },
     7: {
-        "artifacts.classifier",
+        "artifacts.encoder",
         "choices",
+        "data.images",
+        "evaluation.description",
+    },
+    8: {
+        "artifacts.classifier",
         "evaluation.features",
         "evaluation.splits",
         "training.opening",
+        "training.settle",
         "training.start",
     },
-    8: {
+    9: {
         "__init__",
         "artifacts.embedding_map",
         "artifacts.facts",
+        "check_report",
         "evaluation.unlabelled",
         "evaluation.weights",
         "training.alarms",
-        "training.settle",
         "training.supervised",
     },
-    9: {
+    10: {
         "artifacts.card",
         "artifacts.compare",
         "artifacts.report_parts",
-        "check_report",
+        "check",
         "evaluation.rows",
         "evaluation.tuning",
         "training.loop",
     },
-    10: {
+    11: {
         "artifacts.report",
-        "check",
         "evaluation.finetune",
         "evaluation.low_shot",
     },
-    11: {
+    12: {
         "artifacts.explorer",
         "evaluation.table",
     },
-    12: {
+    13: {
         "commands",
     },
-    13: {
+    14: {
         "cli",
     },
-    14: {
+    15: {
         "__main__",
     },
 }

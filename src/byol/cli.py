@@ -9,12 +9,13 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
 from byol import __version__, commands
 from byol.commands import EXIT_INTERRUPTED
 from byol.config_schema import DeviceSetting
-from byol.errors import ByolError, ConfigError
+from byol.console import complain, prepare_streams
+from byol.errors import ByolError, ConfigError, printable
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*|--[A-Za-z_][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
 _OVERRIDE_FLAG = re.compile(r"--[A-Za-z_][\w-]*(\.[\w-]+)+")
@@ -40,6 +41,7 @@ _EPILOG = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    prepare_streams()
     try:
         rest, overrides = _take_overrides(sys.argv[1:] if arguments is None else arguments)
         options = _make_parser().parse_args(rest)
@@ -49,18 +51,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except ByolError as error:
         for line in str(error).splitlines():  # a configuration can have several problems, each is one line
-            print(f"byol: {line}", file=sys.stderr)
+            complain(line)
         return error.exit_code
     except KeyboardInterrupt:
-        print("byol: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        complain("interrupted; the same command goes on from what is saved")
         return EXIT_INTERRUPTED["SIGINT"]
     except BrokenPipeError:  # `byol config | head`: whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_INTERRUPTED["SIGPIPE"]
 
 
+class _Parser(argparse.ArgumentParser):
+    """Shows arguments that it refuses as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="byol",
         description="Turn a pile of unlabelled images into a good image encoder, and say how good it is.",
         epilog=_EPILOG,
@@ -238,7 +247,7 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_classifier(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_classifier(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
     finetune = _add(
         subparsers,
         "finetune",
@@ -277,7 +286,7 @@ def _add_classifier(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _add(
-    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    subparsers: "argparse._SubParsersAction[_Parser]",
     name: str,
     command: Callable[[argparse.Namespace], int],
     summary: str,

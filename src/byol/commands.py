@@ -5,7 +5,6 @@ torch is loaded by the commands that need it, when they run.
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from byol.config import Draft, json_schema, load_draft, write_override
-from byol.errors import ConfigError, DataError, NoLabelsError
+from byol.console import complain, is_watched, make_console, print_line, say, say_block
+from byol.errors import ConfigError, DataError, NoLabelsError, printable
 
 EXIT_INTERRUPTED = {
     "SIGINT": 130,
@@ -38,7 +38,7 @@ def check_command(options: argparse.Namespace) -> int:
     from byol.check import check
 
     draft, folder = _configure(options, place="check")
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+    with Progress(transient=True, disable=not is_watched()) as bar:
         task = bar.add_task("looking at images", total=None)
         verdict = check(
             draft,
@@ -47,7 +47,7 @@ def check_command(options: argparse.Namespace) -> int:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for line in verdict.lines:
-        print(line)
+        say(line)
     return verdict.exit_code
 
 
@@ -100,25 +100,23 @@ def _preview(draft: Draft, run_dir: Path) -> int:
     from byol.training.settle import preview
 
     if _is_main_rank():
-        preview(draft, run_dir, say=print)
+        preview(draft, run_dir, say=say)
     return 0
 
 
 def _train_run(draft: Draft, run_dir: Path) -> int:
-    from rich.console import Console
-
     from byol.training.loop import train
 
-    outcome = train(draft, run_dir, console=Console())
+    outcome = train(draft, run_dir, console=make_console())
     if outcome.stopped_by is not None:
         if _is_main_rank():
-            print(
+            say(
                 f"stopped by {outcome.stopped_by} after step {outcome.done} of {outcome.total_steps}, saved "
                 f"in {run_dir}; the same command continues"
             )
         return EXIT_INTERRUPTED[outcome.stopped_by]
     if _is_main_rank():
-        print(_THE_ENCODER.format(run=run_dir))
+        say_block(_THE_ENCODER.format(run=printable(str(run_dir))))
     return 0
 
 
@@ -142,20 +140,17 @@ def _print_table(run_dir: Path, *, overrides: list[str], metadata: Path | None =
     from byol.evaluation.table import check_labels, evaluate
     from byol.evaluation.unlabelled import describe
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
     check_labels(run_dir, overrides=overrides)
     with _show_features() as progress:
         description = describe(run_dir, overrides=overrides, metadata=metadata, say=say, progress=progress)
-    say(f"{description.render()}\n")
+    say_block(f"{description.render()}\n")
     try:
         with _show_features() as progress:
             table = evaluate(run_dir, overrides=overrides, say=say, progress=progress)
     except NoLabelsError as error:
-        say(f"no table: {error}\n\nsaved in {run_dir / 'measures.json'}")
+        say_block(f"no table: {error}\n\nsaved in {printable(str(run_dir / 'measures.json'))}")
         return 0
-    say(f"\n{table.render()}\n\nsaved in {run_dir / 'eval.json'} and measures.json")
+    say_block(f"\n{table.render()}\n\nsaved in {printable(str(run_dir / 'eval.json'))} and measures.json")
     return 0
 
 
@@ -163,7 +158,7 @@ def compare_command(options: argparse.Namespace) -> int:
     from byol.artifacts.compare import compare
 
     _refuse_overrides(options, "comparing")
-    print(compare(options.runs))
+    say_block(compare(options.runs))
     return 0
 
 
@@ -171,7 +166,8 @@ def card_command(options: argparse.Namespace) -> int:
     from byol.artifacts.card import FILE_NAME, write_card
 
     _refuse_overrides(options, "a card")
-    print(f"{write_card(options.run)}\nsaved in {options.run / FILE_NAME}")
+    say_block(write_card(options.run))
+    say(f"saved in {options.run / FILE_NAME}")
     return 0
 
 
@@ -191,10 +187,10 @@ def report_command(options: argparse.Namespace) -> int:
             output=options.output,
             overrides=options.overrides,
             most_images=options.images,
-            say=lambda line: print(line, flush=True),
+            say=say,
             progress=progress,
         )
-    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens without network)")
+    say(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens without network)")
     return 0
 
 
@@ -210,7 +206,7 @@ def explore_command(options: argparse.Namespace) -> int:
             overrides=options.overrides,
             port=options.port,
             open_browser=options.open,
-            say=lambda line: print(line, flush=True),
+            say=say,
             progress=progress,
         )
     return 0
@@ -221,7 +217,7 @@ def _show_features() -> Iterator[Callable[[int, int], None]]:
     """A bar of the images embedded, on a terminal, from the first on."""
     from rich.progress import Progress
 
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+    with Progress(transient=True, disable=not is_watched()) as bar:
         tasks: list[Any] = []
 
         def show(done: int, total: int) -> None:
@@ -245,18 +241,18 @@ class _Complaints:
     def note(self, name: str, error: DataError) -> None:
         self.names.append(name)
         if len(self.names) <= _MOST_COMPLAINTS:
-            print(f"byol: {name}: {error}; left out", file=sys.stderr)
+            complain(f"{name}: {error}; left out")
 
     def warn(self, name: str, found: str) -> None:
         self.num_outside += 1
         if self.num_outside <= _MOST_COMPLAINTS:
-            print(f"byol: {name}: {found}", file=sys.stderr)
+            complain(f"{name}: {found}")
 
     def count_others(self) -> None:
         """Those that were not said."""
         for num, what in ((len(self.names), "left out"), (self.num_outside, "unlike those of the training")):
             if num > _MOST_COMPLAINTS:
-                print(f"byol: and {num - _MOST_COMPLAINTS:,} more images, {what}", file=sys.stderr)
+                complain(f"and {num - _MOST_COMPLAINTS:,} more images, {what}")
 
 
 def embed_command(options: argparse.Namespace) -> int:
@@ -282,16 +278,16 @@ def embed_command(options: argparse.Namespace) -> int:
     check_finite(features, names.__getitem__)
     write_features(options.output, names, features=features)
     left_out = f", {len(bad.names)} left out" if bad.names else ""
-    print(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
+    say(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
     if options.prototypes is None:
         return 0
     if (features == features[0]).all():
-        print("no prototypes: they cannot be chosen from one distinct image" + _explain_copies(len(names)))
+        say("no prototypes: they cannot be chosen from one distinct image" + _explain_copies(len(names)))
         return 0
     found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
     path = options.output.with_suffix(".prototypes.csv")
     write_prototypes(path, [names[row] for row in found.rows], sizes=found.sizes.tolist())
-    print(f"{len(found.rows)} images that stand for all in {path}")
+    say(f"{len(found.rows)} images that stand for all in {path}")
     return 0
 
 
@@ -301,14 +297,13 @@ def _explain_copies(num: int) -> str:
 
 
 def finetune_command(options: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.progress import Progress
 
     from byol.evaluation.finetune import finetune
 
     source = options.source
     output = options.output or source.with_name(f"{source.resolve().name}-finetuned")
-    console = Console()
+    console = make_console()
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("epochs", total=None)
@@ -319,15 +314,14 @@ def finetune_command(options: argparse.Namespace) -> int:
                 fraction=options.fraction,
                 epochs=options.epochs,
                 scratch=options.scratch,
-                say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+                say=lambda line: print_line(console, line),
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
     except KeyboardInterrupt:
-        print("byol: interrupted; nothing is written, the same command starts anew", file=sys.stderr)
+        complain("interrupted; nothing is written, the same command starts anew")
         return EXIT_INTERRUPTED["SIGINT"]
-    print(
-        f"\n{outcome.render()}\n\nthe classifier is in {output}: byol predict {output} IMAGES/ -o classes.csv"
-    )
+    say_block(f"\n{outcome.render()}\n")
+    say(f"the classifier is in {output}: byol predict {output} IMAGES/ -o classes.csv")
     return 0
 
 
@@ -346,13 +340,15 @@ def predict_command(options: argparse.Namespace) -> int:
         raise DataError(f"{options.images}: none of its {len(bad.names)} images can be used")
     write_predictions(options.output, blocks)
     left_out = f", {len(bad.names)} left out" if bad.names else ""
-    print(f"{num_images} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
+    say(f"{num_images} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
     return 0
 
 
 def config_command(options: argparse.Namespace) -> int:
     if options.schema:
-        print(json_schema())
+        say_block(json_schema())
     else:
-        print(load_draft(options.file, options.overrides, preset=options.preset).dump(), end="")
+        say_block(
+            load_draft(options.file, options.overrides, preset=options.preset).dump().removesuffix("\n")
+        )
     return 0

@@ -132,7 +132,7 @@ class Draft:
         layers = _put_domain(layers)
         config = _validate(layers, problems)
         if config is None or problems:
-            raise ConfigError("\n".join(dict.fromkeys(problems)))
+            raise ConfigError(*dict.fromkeys(problems))
         return Draft(config, layers)
 
     def values_of(self, config: Config) -> dict[str, object]:
@@ -181,7 +181,7 @@ def load_draft(path: Path | None, overrides: Sequence[str], *, preset: str | Non
             return Draft(config, layers)
     else:
         problems.append(_refuse(chosen, "preset"))
-    raise ConfigError("\n".join(dict.fromkeys(problems)))
+    raise ConfigError(*dict.fromkeys(problems))
 
 
 def write_override(key: str, value: str | int | float | None) -> str:

@@ -304,6 +304,12 @@ class EvaluationConfig(Section):
         description="Labelled images to test on, as data.source; null: held out of train."
     )
     labels: Text | None = Field(description="CSV with the columns file,label; null: labels of the source.")
+    max_unmatched: float = Field(
+        ge=0,
+        le=1,
+        description="Share of the labels, or rows of metadata, that may be of no image, 0..1; 1: also every "
+        "label of a class.",
+    )
     weights: Text | None = Field(
         description="Weights to compare with: folder of a run, .safetensors, .pth or .pt file of this run's "
         "kind of network, or timm:MODEL if on this machine; null: none."

@@ -11,14 +11,38 @@ ByolError                   exit code 1
 
 ValueRangeWarning           not a failure: an image unlike those of the training
 
-A message says what happened, where (path, line, key or image) and what to do next.
+A message says what happened, where (path, line, key or image) and what to do next. It never holds a character
+that could steer a terminal, because names of files, classes and keys come from others.
 """
+
+import re
+
+# Control characters, line separators, marks that turn the reading direction, bytes that are no UTF-8.
+_UNFIT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` with every character written out that a terminal or a page could not show as text on one line.
+
+    A control character becomes `\\n`, `\\x1b` or `\\u202e`, and a byte that is no UTF-8 becomes `\\xff`.
+    """
+    return _UNFIT.sub(_write_out, text)
+
+
+def _write_out(found: re.Match[str]) -> str:
+    code = ord(found.group())
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name, as Python keeps it
+        return f"\\x{code - 0xDC00:02x}"
+    return repr(found.group())[1:-1]
 
 
 class ByolError(Exception):
-    """Any failure that a user can mend; the command prints its message on one line and exits."""
+    """Any failure that a user can mend; the command prints it, one line a problem, and exits."""
 
     exit_code = 1
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(map(printable, problems)))
 
 
 class ConfigError(ByolError):

@@ -131,5 +131,5 @@ def open_embedded(run_dir: Path) -> Embedded:
     """The run's images and features."""
     config = read_facts(run_dir).config
     encoder = load(run_dir, device="cpu")
-    images = open_run_images(config, run_dir, encoder=encoder)
+    images = open_run_images(config, run_dir, encoder=encoder, say=lambda line: None)
     return Embedded.of(images, run_dir, encoder=encoder, say=print)

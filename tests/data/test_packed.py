@@ -40,6 +40,7 @@ class Images:
     class_names: tuple[str, ...] = ("a", "b")
     was_read: list[int] = field(default_factory=list)
     file_bytes: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.labels = np.arange(len(self.items)) % 2

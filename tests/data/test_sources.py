@@ -16,6 +16,7 @@ from byol.config import DataConfig
 from byol.data import sources
 from byol.data.decode import decode
 from byol.data.index import Source
+from byol.data.labels import LabelFile
 from byol.data.motifs import make_motifs
 from byol.data.sources import open_source, splits_of
 from byol.errors import DataError
@@ -207,11 +208,24 @@ def test_csv_lists_carry_labels_and_any_name(tmp_path: Path) -> None:
     assert (decode(source.item(0)) == 7).all()
 
 
+def test_files_that_a_list_spells_otherwise_are_found_and_told(tmp_path: Path) -> None:
+    write_image(tmp_path / "Set" / "a.PNG", 1)
+    write_image(tmp_path / "Set" / "007.png", 2)
+    (tmp_path / "list.txt").write_bytes('D:\\old\\set\\a.png\r\n"Set/7.png"\r\n'.encode("utf-16"))
+    source = open_source(config(tmp_path / "list.txt"))
+    assert names_of(source) == ["Set/a.PNG", "Set/007.png"]
+    assert any("images found" in note and "letter case" in note for note in source.notes)
+    write_image(tmp_path / "other" / "07.png", 3)
+    (tmp_path / "list.txt").write_text("7.PNG\n")
+    with pytest.raises(DataError, match=r"7\.PNG fits several images, Set/007\.png and other/07\.png"):
+        open_source(config(tmp_path / "list.txt"))
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", r"list\.csv: line 1 names the columns \[\]; a column `file` is needed"),
-        ("path;label\na.png;1\n", r"line 1 names the columns \['path;label'\]"),
+        ("", r"list\.csv: is empty; write file,label"),
+        ("where;label\na.png;1\n", "line 1 names the columns where, label; a column `file` is needed"),
         ("file,label\na.png\n", "row 2 has 1 fields"),
         ("file,label\n", "the list names no file"),
     ],
@@ -227,7 +241,7 @@ def test_labels_from_a_csv_take_the_place_of_folders(tmp_path: Path) -> None:
         write_image(tmp_path / "set" / name)
     table = tmp_path / "labels.csv"
     table.write_text("file,label\nset/p1/a.png,sick\np2/a.png,well\nb.png,sick\nother/d.png,dead\n")
-    source = open_source(config(tmp_path / "set"), labels=str(table))
+    source = open_source(config(tmp_path / "set"), labels=LabelFile(table))
     assert source.class_names == ("sick", "well") and source.labels.tolist() == [0, 1, 0, -1]
 
 
@@ -249,9 +263,9 @@ def test_labels_that_do_not_fit(tmp_path: Path, content: str, reason: str) -> No
         write_image(tmp_path / "set" / name)
     (tmp_path / "labels.csv").write_text(content)
     with pytest.raises(DataError, match=reason):
-        open_source(config(tmp_path / "set"), labels=str(tmp_path / "labels.csv"))
+        open_source(config(tmp_path / "set"), labels=LabelFile(tmp_path / "labels.csv"))
     with pytest.raises(DataError, match="cannot be opened"):
-        open_source(config(tmp_path / "set"), labels=str(tmp_path / "absent.csv"))
+        LabelFile(tmp_path / "absent.csv")
 
 
 # ---- Arrays

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from byol.artifacts.page import printable
+from byol.errors import printable
 
 _WIDTH, _HEIGHT = 340, 190  # units of the view box; about px on a wide screen
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 30

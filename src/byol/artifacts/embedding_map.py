@@ -24,7 +24,7 @@ from sklearn.manifold import TSNE
 from byol.artifacts.encoder import Encoder
 from byol.config import Config
 from byol.data.images import open_images
-from byol.data.labels import Labels, match_columns
+from byol.data.labels import LabelFile, Labels, match_columns
 from byol.data.packed import Packed
 from byol.errors import CheckpointError, DataError
 from byol.evaluation.features import Progress, features_of, spread, trained
@@ -70,7 +70,7 @@ class Embedded:
         Raises:
             DataError: `metadata` cannot be read, or a feature is not a finite number.
         """
-        columns = _find_columns(images, metadata)
+        columns = _find_columns(images, metadata, say=say)
         with _open_cache(run_dir / "features", say=say) as cache_folder:
             features = features_of(
                 images,
@@ -95,23 +95,40 @@ class Embedded:
         return unit
 
 
-def open_run_images(config: Config, run_dir: Path, *, encoder: Encoder, source: str | None = None) -> Packed:
-    """The run's images, or those of `source`, as its encoder takes them.
+def open_run_images(
+    config: Config, run_dir: Path, *, encoder: Encoder, source: str | None = None, say: Say
+) -> Packed:
+    """The run's images, or those of `source`, as its encoder takes them; `say` hears how labels were matched.
 
     Raises:
         DataError: they cannot be read, or have other channels.
     """
     wanted = encoder.spec.stored_px
-    find = partial(open_images, config, run_dir, console=None, source=source, labels=config.evaluation.labels)
-    images = find(stored_px=None if source is None else wanted)  # the training's copy, if it is there
+    find = partial(_open_labelled, config, run_dir, source=source)
+    images, notes = find(stored_px=None if source is None else wanted)  # the training's copy, if it is there
     if images.stored_px != wanted:
-        images = find(stored_px=wanted)
+        images, notes = find(stored_px=wanted)
     if images.channels != encoder.spec.channels:
         raise DataError(
             f"{images.folder.name}: has {images.channels} channels, the encoder was trained on "
             f"{encoder.spec.channels}; give images like those of the training"
         )
+    for note in notes:
+        say(note)
     return images
+
+
+def _open_labelled(
+    config: Config, run_dir: Path, *, source: str | None, stored_px: int | None
+) -> tuple[Packed, list[str]]:
+    """Images with the labels of `evaluation.labels`, if there are such, and what to say of these."""
+    evaluation = config.evaluation
+    labels = None if evaluation.labels is None else LabelFile(Path(evaluation.labels))
+    images = open_images(config, run_dir, console=None, source=source, labels=labels, stored_px=stored_px)
+    if labels is None:
+        return images, []
+    labels.check(max_unmatched=evaluation.max_unmatched)
+    return images, list(labels.notes())
 
 
 @contextmanager
@@ -265,7 +282,7 @@ def _save(file: object, *, arrays: dict[str, Places]) -> None:
 # ---- What is known of the images
 
 
-def _find_columns(images: Packed, metadata: Path | None) -> dict[str, Labels]:
+def _find_columns(images: Packed, metadata: Path | None, *, say: Say) -> dict[str, Labels]:
     """Labels, folders if there are several that are not the labels, and the columns of a CSV file."""
     columns: dict[str, Labels] = {}
     if (images.labels >= 0).any():
@@ -277,4 +294,9 @@ def _find_columns(images: Packed, metadata: Path | None) -> dict[str, Labels]:
         values = np.array([numbers[folder] for folder in folders], dtype=np.int64)
         if "label" not in columns or not are_alike(values, columns["label"][0]):
             columns["folder"] = (values, tuple(distinct))
-    return columns | ({} if metadata is None else match_columns(metadata, images.names))
+    if metadata is None:
+        return columns
+    found, notes = match_columns(metadata, images.names)
+    for note in notes:
+        say(note)
+    return columns | found

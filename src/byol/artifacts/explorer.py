@@ -155,7 +155,7 @@ def explore(
     facts = read_facts(run_dir, [*overrides, *given])
     config, seed = facts.config, facts.config.evaluation.seed
     encoder = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
-    packed = open_run_images(config, run_dir, encoder=encoder, source=images)
+    packed = open_run_images(config, run_dir, encoder=encoder, source=images, say=say)
     embedded = Embedded.of(packed, run_dir, encoder=encoder, metadata=metadata, say=say, progress=progress)
     pca = to_uint16(place_by_pca(embedded.directions, seed=seed))
     explorer = Explorer(

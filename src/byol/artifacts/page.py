@@ -4,6 +4,8 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from byol.errors import printable
+
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -65,11 +67,6 @@ def picture(png: bytes, *, title: str) -> str:
     """The bytes of a PNG, inside the page."""
     data = base64.b64encode(png).decode()
     return f'<img src="data:image/png;base64,{data}" alt="{_text(title)}">'
-
-
-def printable(name: str) -> str:
-    """A file name as one line of text; line breaks, control characters and foreign bytes are written out."""
-    return name if name.isprintable() else repr(name)
 
 
 def _text(text: str) -> str:

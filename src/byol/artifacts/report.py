@@ -34,13 +34,12 @@ from byol.artifacts.embedding_map import (
 )
 from byol.artifacts.encoder import load
 from byol.artifacts.facts import Facts, Json, read_facts
-from byol.artifacts.page import printable
 from byol.artifacts.sheets import NUM_IMAGES, NUM_VIEWS, Sample, draw_views
 from byol.artifacts.thumbnails import COLUMNS, ROWS, draw_sheets, draw_thumbnail, encode
 from byol.config import write_override
 from byol.data.labels import Labels
 from byol.data.packed import Packed
-from byol.errors import ConfigError, DataError
+from byol.errors import ConfigError, DataError, printable
 from byol.evaluation.features import Progress
 from byol.evaluation.splits import SEEN
 from byol.files import write_atomically
@@ -123,7 +122,7 @@ def _open_images(
         device = "cpu" if facts.config.trainer.device == "cpu" else "auto"
         try:
             encoder = load(facts.run_dir, device=device)
-            images = open_run_images(facts.config, facts.run_dir, encoder=encoder)
+            images = open_run_images(facts.config, facts.run_dir, encoder=encoder, say=say)
             stranger = _find_stranger(images, facts.measures)
             if stranger is None:
                 embedded = Embedded.of(

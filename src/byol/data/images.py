@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from byol.config import Config
+from byol.data.labels import LabelFile
 from byol.data.packed import Packed, pack
 from byol.data.sources import open_source
 
@@ -19,7 +20,7 @@ def open_images(
     console: Console | None,
     source: str | None = None,
     split: str | None = None,
-    labels: str | None = None,
+    labels: LabelFile | None = None,
     stored_px: int | None = None,
 ) -> Packed:
     """The packed copy of `source` (default: `data.source`), made now or found from an earlier time.

@@ -1,49 +1,183 @@
-"""Lists of files and their labels, from text and CSV files, and which label belongs to which image.
+"""Files of labels and of other columns, and what they say of each image; lists of images.
 
-Lists of a million lines are held as blocks of bytes and arrays of numbers, never as a million strings.
+What a file leaves in doubt is either understood in one way, and said, or refused with an example and the kind
+of difference: labels that quietly fit nothing would change what is measured.
 """
 
-import csv
+import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import chain, count
 from pathlib import Path
-from typing import TextIO
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
 
-from byol.data.index import Names, NamesBuilder
-from byol.data.paths import find_parts, normalise
+from byol.data.index import Names
+from byol.data.matching import describe_rules, find_first, match_files
+from byol.data.spelling import Spelled, make_plain
+from byol.data.tables import Column, Table, read_lines, read_table
+from byol.data.text_files import decode_legacy
 from byol.errors import DataError
 
 Numbers = Int64[np.ndarray, " n"]
 Labels = tuple[Numbers, tuple[str, ...]]  # index into the class names, or -1; class names
 
 _WHOLE = re.compile(r"-?\d{1,18}")
-_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # that other programs write
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_ROUNDED = re.compile(r"\d+(?:[.,]\d+)?[eE][+-]?\d+")  # 1.2E+05
+_NUM_NEAR = 5000  # images that an unmatched name is compared with
 
 
-def read_list(path: Path) -> tuple[Names, Names]:
-    """The files that a list names, as written there, and their labels; a label is "" where none is given.
+class LabelFile:
+    """A table that was read once, to be matched with one set of images or with several.
 
-    A .csv starts with a line that names its columns, `file` and perhaps `label`, in any case and order and
-    beside others. Anything else is text, one file a line.
+    `want` is "label" for a file of classes, "columns" for a file of all that is known.
 
     Raises:
-        DataError: the list cannot be read, is empty, or lacks the column `file`.
+        DataError: the table cannot be read, or says two things of one file.
     """
-    files, labels = NamesBuilder(), NamesBuilder()
-    with _open(path) as stream:
-        is_csv = path.suffix.lower() == ".csv"
-        for file, label in _read_labels(stream, path) if is_csv else _read_text(stream):
-            files.append(file)
-            labels.append(label)
-    if len(files) == 0:
-        raise DataError(f"{path}: the list names no file; write one a line")
-    return files.build(), labels.build()
+
+    def __init__(self, path: Path, *, want: Literal["label", "columns"] = "label") -> None:
+        self.path, self._table, self._is_strict = path, read_table(path, want=want), want == "label"
+        self._columns = {name: _sort_column(column) for name, column in self._table.columns.items()}
+        self._plain = Spelled.plain(self._table.files)
+        self._first = find_first(self._plain.keys)
+        stacked = np.stack([numbers for numbers, _ in self._columns.values()])
+        self._codes = np.unique(stacked, axis=1, return_inverse=True)[1].reshape(-1)
+        _check_contradictions(self._table, self._columns, self._first)
+        says_something = np.unique(self._first[(stacked >= 0).any(axis=0)])
+        if want == "label" and len(says_something) == 0:
+            raise DataError(f"{path}: no label is given, its column is empty; fill it in")
+        self._given = says_something
+        self._is_used = np.zeros(len(self._first), dtype=np.bool_)
+        self._rules: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self._images = Names.of([])
+
+    def match(self, names: Iterable[str], *, folder: Path | None = None) -> dict[str, Labels]:
+        """What each column says of the images of these names, by the rules of `matching.match_files`.
+
+        Images that the file leaves out, and empty cells, get -1. Columns come in the order of the file.
+
+        Raises:
+            DataError: no image is named, or one could be named by several rows.
+        """
+        images = Names.of(names)
+        found = match_files(
+            self.path,
+            self._table.files,
+            images,
+            plain=self._plain,
+            codes=self._codes,
+            is_legacy=self._table.is_legacy,
+            folder=folder,
+        )
+        self._images = images
+        if (found.rows < 0).all():
+            raise DataError(
+                f"{self.path}: none of its {len(self._given)} files is among the images; {self._explain()}"
+            )
+        self._is_used[self._first[found.is_used]] = True
+        self._rules += found.rules
+        self._examples = found.examples | self._examples
+        labels = {
+            name: _sort_classes(np.where(found.rows >= 0, numbers[found.rows], -1), words)
+            for name, (numbers, words) in self._columns.items()
+        }
+        if self._is_strict and (labels["label"][0] < 0).all():
+            raise DataError(f"{self.path}: its files that are among the images have no label; fill them in")
+        return labels
+
+    def check(self, *, max_unmatched: float) -> None:
+        """Refuse a file of which too much names none of the images that were matched.
+
+        Raises:
+            DataError: more than the share `max_unmatched` of what it says is of no image, or, unless that
+                is 1, all that it says of a class.
+        """
+        lost, go_on = self._lost, "evaluation.max_unmatched=1 goes on without them"
+        if len(lost) > max_unmatched * len(self._given):
+            raise DataError(
+                f"{self.path}: {len(lost)} of its {len(self._given)} files are no image here; "
+                f"{self._explain()} ({go_on})"
+            )
+        if self._is_strict and max_unmatched < 1 and len(lost):
+            numbers, words = self._columns["label"]
+            kept = np.setdiff1d(self._given, lost)
+            gone = np.setdiff1d(numbers[lost], numbers[kept])
+            if len(gone):
+                row = int(lost[np.isin(numbers[lost], gone)][0])
+                raise DataError(
+                    f"{self.path}: none of the files of the class {words[int(gone[0])]} is an image here"
+                    f"{_count_others(len(gone))}; {self._explain(row)} ({go_on})"
+                )
+
+    def notes(self) -> Iterator[str]:
+        """What was understood in the file, and how its rows were matched; nothing if all is plain."""
+        yield from self._table.notes
+        yield from describe_rules(self.path, self._rules, self._examples)
+        what = "labels" if self._is_strict else "rows"
+        if len(self._lost):
+            num = f"{len(self._lost)} of the {len(self._given)} {what}"
+            yield f"left out, of no image here: {num} in {self.path}; {self._explain()}"
+
+    @property
+    def _lost(self) -> Int64[np.ndarray, " lost"]:
+        """The first rows of files that say something and are no image."""
+        is_lost = ~self._is_used[self._given]
+        return np.asarray(self._given[is_lost])
+
+    def _explain(self, row: int | None = None) -> str:
+        """An example of a file that is no image, and how it differs from the image nearest to it."""
+        if row is None:
+            row = int(self._lost[0]) if len(self._lost) else 0
+        file = self._table.files[row]
+        return _explain(decode_legacy(file) if self._table.is_legacy else file, self._images)
+
+
+def match_labels(path: Path, names: Iterable[str], *, folder: Path | None = None) -> Labels:
+    """The labels that the table `path` (columns `file`, `label`) gives to the images of these names.
+
+    Images that it leaves out get -1. What it says of no image is passed over: `LabelFile.check` refuses it.
+
+    Raises:
+        DataError: the table cannot be read, contradicts itself, fits no image or fits several alike.
+    """
+    return LabelFile(path).match(names, folder=folder)["label"]
+
+
+def match_columns(
+    path: Path, names: Iterable[str], *, folder: Path | None = None, max_unmatched: float = 1.0
+) -> tuple[dict[str, Labels], list[str]]:
+    """What each column but `file` of a table says of the images of these names, and what to say of the table.
+
+    Images that it leaves out, and empty cells, get -1; a column may be empty. Columns come in the order of
+    the file; one without a name (a row number) is left out.
+
+    Raises:
+        DataError: the table cannot be read, has no column but `file` or two of one name, contradicts itself,
+            fits no image or fits several alike, or more than the share `max_unmatched` of it is of no image.
+    """
+    table = LabelFile(path, want="columns")
+    columns = table.match(names, folder=folder)
+    table.check(max_unmatched=max_unmatched)
+    return columns, list(table.notes())
+
+
+def read_list(path: Path) -> tuple[Names, Labels, list[str]]:
+    """The files that a list names, as written there; their labels, if it has any; and what to say of it.
+
+    A .csv or .tsv is a table that starts with a line of column names. Anything else is text, one file a line.
+
+    Raises:
+        DataError: the list cannot be read, is empty, or names no column of files.
+    """
+    is_table = path.suffix.lower() in (".csv", ".tsv")
+    table = read_table(path, want="list") if is_table else read_lines(path)
+    column = table.columns.get("label")
+    labels = (np.full(len(table.files), -1), ()) if column is None else _sort_column(column)
+    return table.files, labels, list(table.notes)
 
 
 def encode_labels(labels: Iterable[str]) -> Labels:
@@ -53,62 +187,8 @@ def encode_labels(labels: Iterable[str]) -> Labels:
     return _sort_classes(numbers, list(seen)[1:])
 
 
-def match_labels(path: Path, names: Iterable[str]) -> Labels:
-    """The labels that the CSV file `path` (columns `file`, `label`) gives to the images of these names.
-
-    A file of the CSV is an image if one of the two paths ends with the other: `plate1/a.png` fits `a.png`
-    and `/data/plate1/a.png`, not `plate2/a.png`. Images that the CSV leaves out get -1.
-
-    Raises:
-        DataError: the CSV cannot be read, contradicts itself, fits no image or fits several alike.
-    """
-    listed, labels = read_list(path)
-    if path.suffix.lower() != ".csv":
-        raise DataError(
-            f"{path}: is read as a list of files without labels, as its name does not end in .csv; save it "
-            f"as {path.stem}.csv, with the columns file and label"
-        )
-    if labels.blob.size == 0:
-        raise DataError(f"{path}: no label is given; a CSV file with the columns file and label is needed")
-    (found,) = _match_all(path, listed, names, columns={"label": labels}).values()
-    if (found[0] < 0).all():
-        raise DataError(f"{path}: its files that are among the images have no label")
-    return found
-
-
-def match_columns(path: Path, names: Iterable[str]) -> dict[str, Labels]:
-    """What each column but `file` of the CSV file `path` says of the images of these names.
-
-    Files are matched as by `match_labels`. Images that the CSV leaves out, and empty fields, get -1; a column
-    may be empty. Columns come in the order of the file; one without a name (a row number) is left out.
-
-    Raises:
-        DataError: the CSV cannot be read, has no column but `file` or two of one name, contradicts itself,
-            fits no image or fits several alike.
-    """
-    listed, columns = _read_columns(path)
-    return _match_all(path, listed, names, columns=columns)
-
-
-def count_unmatched(path: Path, *sets: Iterable[str]) -> tuple[int, int]:
-    """How many labelled files of a CSV are no image of any set of names, and how many it has in all.
-
-    A file that is named several times counts once. Files are matched as by `match_labels`.
-
-    Raises:
-        DataError: the CSV cannot be read, or fits several images alike.
-    """
-    listed, labels = read_list(path)
-    names = [Names.of(each) for each in sets]
-    known = find_parts(chain.from_iterable(names))
-    files = _normalise(listed, known)
-    keys = _hashes(files)
-    wholes = _Places(keys, np.arange(len(files)))
-    first = wholes.find(keys)
-    is_labelled = np.fromiter((label != "" for label in labels), dtype=np.bool_, count=len(labels))
-    given = np.unique(first[is_labelled])
-    matches = [_match(path, files, _normalise(each, known), wholes=wholes, first=first) for each in names]
-    return len(np.setdiff1d(given, np.concatenate(matches))), len(given)
+def _sort_column(column: Column) -> Labels:
+    return _sort_classes(column.numbers, column.words)
 
 
 def _sort_classes(numbers: Numbers, class_names: Iterable[str]) -> Labels:
@@ -122,199 +202,64 @@ def _sort_classes(numbers: Numbers, class_names: Iterable[str]) -> Labels:
     return ranks[numbers], tuple(names[number] for number in used)
 
 
-# ---- Reading lists
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[TextIO]:
-    try:
-        with path.open("rb") as file:
-            head = file.read(1024)
-        if head.startswith(_UTF16) or b"\0" in head:
-            raise DataError(f"{path}: is UTF-16, or no text; save it as UTF-8 (a CSV file: with commas)")
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            yield stream
-    except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
-
-
-def _read_text(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for line in lines:
-        if line.strip():
-            yield line.rstrip("\r\n"), ""
-
-
-def _read_labels(stream: TextIO, path: Path) -> Iterator[tuple[str, str]]:
-    rows = _read_rows(stream, path)
-    header = next(rows)
-    file_at, label_at = header.index("file"), header.index("label") if "label" in header else None
-    for row in rows:
-        yield row[file_at], "" if label_at is None else row[label_at].strip()
-
-
-def _read_columns(path: Path) -> tuple[Names, dict[str, Names]]:
-    """The column `file`, and all others that have a name."""
-    with _open(path) as stream:
-        rows = _read_rows(stream, path)
-        header = next(rows)
-        places = [place for place, column in enumerate(header) if column not in ("", "file")]
-        if not places:
-            raise DataError(f"{path}: has no column beside `file`; add one, such as file,plate")
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}: line 1 names a column twice, {header}; rename one")
-        files, builders = NamesBuilder(), [NamesBuilder() for _ in places]
-        file_at = header.index("file")
-        for row in rows:
-            files.append(row[file_at])
-            for place, builder in zip(places, builders, strict=True):
-                builder.append(row[place].strip())
-    if len(files) == 0:
-        raise DataError(f"{path}: the list names no file; write one a line")
-    columns = zip(places, builders, strict=True)
-    return files.build(), {header[place]: builder.build() for place, builder in columns}
-
-
-def _read_rows(stream: TextIO, path: Path) -> Iterator[list[str]]:
-    """The names of the columns, then a list of fields a file."""
-    line, rows = 1, csv.reader(stream)
-    try:
-        header = _name_columns(next(rows, []))
-        if "file" not in header:
-            for separator, name in _SEPARATORS.items():
-                if "file" in _name_columns(separator.join(header).split(separator)):
-                    raise DataError(f"{path}: has {name} between its columns; save it as UTF-8 with commas")
-            raise DataError(f"{path}: line 1 names the columns {header}; a column `file` is needed")
-        yield header
-        file_at = header.index("file")
-        for line, row in enumerate(rows, start=2):
-            if not row:
-                continue
-            if len(row) != len(header) or not row[file_at]:
-                raise DataError(
-                    f"{path}: row {line} has {len(row)} fields or no file, not {len(header)} fields"
-                )
-            yield row
-    except csv.Error as error:
-        raise DataError(f"{path}: row {line} cannot be read ({error})") from None
-
-
-def _name_columns(written: Iterable[str]) -> list[str]:
-    """`file` and `label` may be written in any case where they are not there as such."""
-    header = [column.strip() for column in written]
-    for name in ("file", "label"):
-        if name not in header:
-            header = [name if column.lower() == name else column for column in header]
-    return header
-
-
-# ---- Which file of a list is which image
-
-
-def _match_all(
-    path: Path, listed: Names, names: Iterable[str], *, columns: dict[str, Names]
-) -> dict[str, Labels]:
-    """What each column says of each image."""
-    images = Names.of(names)
-    known = find_parts(images)
-    files, images = _normalise(listed, known), _normalise(images, known)
-    keys = _hashes(files)
-    wholes = _Places(keys, np.arange(len(files)))
-    first = wholes.find(keys)
-    encoded = {column: encode_labels(values) for column, values in columns.items()}
-    for column, (numbers, class_names) in encoded.items():
+def _check_contradictions(table: Table, columns: dict[str, Labels], first: Numbers) -> None:
+    for name, (numbers, words) in columns.items():
         if len(contrary := np.flatnonzero(numbers != numbers[first])):
-            file = int(contrary[0])
-            one, two = (class_names[number] if number >= 0 else "" for number in numbers[[first[file], file]])
-            raise DataError(f"{path}: {files[file]} has two {column}s, {one} and {two}; keep one")
-    match = _match(path, files, images, wholes=wholes, first=first)
-    if (match < 0).all():
-        like = images[-1] if len(images) else "(there are none)"
-        raise DataError(
-            f"{path}: none of its {len(files)} files is among the images; it names {listed[0]}, "
-            f"the images are named like {like}"
+            row = int(contrary[0])
+            one, two = (words[number] if number >= 0 else "" for number in numbers[[first[row], row]])
+            raise DataError(f"{table.path}: {table.files[row]} has two {name}s, {one} and {two}; keep one")
+
+
+def _count_others(num: int) -> str:
+    return f" (nor of {num - 1} more)" if num > 1 else ""
+
+
+def _explain(file: str, images: Names) -> str:
+    """How the name of a file differs from the image whose name is most like it."""
+    if len(images) == 0:
+        return f"it names {file}, the images are named like (there are none)"
+    if _ROUNDED.fullmatch(file.rpartition("/")[2].strip()):
+        return (
+            f"it names {file}, a number that a spreadsheet has rounded: make the column text there, fill in "
+            "the names and save it again"
         )
-    return {
-        column: _sort_classes(np.where(match >= 0, numbers[match], -1), class_names)
-        for column, (numbers, class_names) in encoded.items()
-    }
-
-
-def _match(
-    path: Path, files: Names, images: Names, *, wholes: "_Places", first: Numbers
-) -> Int64[np.ndarray, " images"]:
-    """For each image the place of its file in the list, or -1. `first`: where each file is named first.
-
-    Paths are compared by 64-bit hashes: of a million files and a million images, one set in three million
-    would see two that are alike by chance.
-    """
-    image_keys = _hashes(images)
-    match = wholes.find(image_keys)
-    # Files whose path is longer than the image's.
-    distinct = np.flatnonzero(first == np.arange(len(files)))
-    open_ones = np.flatnonzero(match < 0)
-    match[open_ones] = _tails_of(files, distinct).find(image_keys[open_ones], alone=True)
-    # Images whose path is longer: the longest tail that is a file.
-    for depth in count(1):
-        tails, rows = _drop(images, np.flatnonzero(match < 0), depth)
-        if len(rows) == 0:
-            break
-        match[rows] = wholes.find(tails)
-    _check_single(path, files, images, match=match, image_keys=image_keys)
-    return match
-
-
-class _Places:
-    """Where each of many keys comes first."""
-
-    def __init__(self, keys: Numbers, places: Numbers) -> None:
-        order = np.argsort(keys, kind="stable")
-        self._keys, at, counts = np.unique(keys[order], return_index=True, return_counts=True)
-        self._places, self._alone = places[order[at]], counts == 1
-
-    def find(self, keys: Int64[np.ndarray, " m"], *, alone: bool = False) -> Int64[np.ndarray, " m"]:
-        """-1 where a key is not there, or with `alone` where it is there several times."""
-        if len(self._keys) == 0:
-            return np.full(len(keys), -1)
-        at = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
-        known = self._keys[at] == keys
-        return np.where(known & self._alone[at] if alone else known, self._places[at], -1)
-
-
-def _tails_of(files: Names, places: Int64[np.ndarray, " m"]) -> _Places:
-    """Each proper tail of these files: of `a/b/c`, `b/c` and `c`."""
-    keys, at = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for depth in count(1):
-        tails, places = _drop(files, places, depth)
-        if len(places) == 0:
-            return _Places(np.concatenate(keys), np.concatenate(at))
-        keys.append(tails)
-        at.append(places)
-    raise AssertionError
-
-
-def _drop(names: Names, places: Int64[np.ndarray, " m"], depth: int) -> tuple[Numbers, Numbers]:
-    """Hashes of those of the names that have more than `depth` parts, without these, and their places."""
-    deep = np.fromiter((at for at in map(int, places) if names.raw(at).count(b"/") >= depth), dtype=np.int64)
-    tails = (names[at].split("/", depth)[depth] for at in map(int, deep))
-    return np.fromiter(map(hash, tails), dtype=np.int64, count=len(deep)), deep
-
-
-def _check_single(path: Path, files: Names, images: Names, *, match: Numbers, image_keys: Numbers) -> None:
-    """Refuse a file that fits several images."""
-    order = np.argsort(match, kind="stable")
-    order = order[match[order] >= 0]
-    same, other = match[order[1:]] == match[order[:-1]], image_keys[order[1:]] != image_keys[order[:-1]]
-    if len(twice := np.flatnonzero(same & other)):
-        one, two = map(int, order[twice[0] :][:2])
-        raise DataError(
-            f"{path}: {files[int(match[one])]} fits several images, {images[one]} and {images[two]}; "
-            "write more of its path"
+    step = -(-len(images) // _NUM_NEAR)
+    sample = [images[place] for place in range(0, len(images), step)]
+    plain = make_plain(file)
+    base = plain.rpartition("/")[2]
+    same = [image for image in images if make_plain(image).rpartition("/")[2] == base] if base else []
+    if same:
+        return (
+            f"it names {file}, and the nearest image, {same[0]}, is in another folder: name the same folders"
         )
+    mended = _mend(plain)
+    if mended is not None and mended in set(sample):
+        return f"it names {file}, which is {mended} in a wrong encoding: save it as UTF-8 once more"
+    near = difflib.get_close_matches(plain, sample, n=1, cutoff=0.5)
+    if not near:
+        return f"it names {file}, the images are named like {sample[-1]}: write the names of the images"
+    return f"it names {file}, the nearest image is {near[0]}: {_describe_edit(plain, near[0])}"
 
 
-def _hashes(names: Names) -> Numbers:
-    return np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
+def _mend(name: str) -> str | None:
+    """UTF-8 that was read as Windows-1252, read again."""
+    try:
+        mended = name.encode("cp1252").decode("utf-8")
+    except UnicodeError:
+        return None
+    return mended if mended != name else None
 
 
-def _normalise(names: Names, known: frozenset[str]) -> Names:
-    return Names.of(normalise(name, known=known) for name in names)
+def _describe_edit(file: str, image: str) -> str:
+    """The first place where two names differ, in words."""
+    for kind, start, end, image_start, image_end in difflib.SequenceMatcher(
+        None, file, image, autojunk=False
+    ).get_opcodes():
+        theirs, ours = file[start:end], image[image_start:image_end]
+        if kind == "insert":
+            return f"{ours!r} is missing from it; write the names of the images"
+        if kind == "delete":
+            return f"it has {theirs!r} too much; write the names of the images"
+        if kind == "replace":
+            return f"it has {theirs!r} where the image has {ours!r}; write the names of the images"
+    return "write the names of the images"

@@ -70,6 +70,7 @@ class Packed:
     num_bad: int
     num_shrunk: int  # on canvases: images that were larger, and have lost their scale
     note: str  # "packed", "found", or "packed again" with the reason
+    source_notes: tuple[str, ...] = ()  # how the list of the images was understood
 
     def __len__(self) -> int:
         return len(self.images)
@@ -142,7 +143,13 @@ def pack(
             packed = open_pack(folder)
         kept = np.load(folder / "kept.npy", mmap_mode="r")
     _check_bad(folder, source, num_bad=packed.num_bad, max_bad=max_bad)
-    return replace(packed, labels=source.labels[kept], class_names=source.class_names, note=note)
+    return replace(
+        packed,
+        labels=source.labels[kept],
+        class_names=source.class_names,
+        note=note,
+        source_notes=source.notes,
+    )
 
 
 def open_pack(folder: Path) -> Packed:

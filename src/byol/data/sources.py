@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from byol.config import DataConfig
 from byol.data.decode import IMAGE_SUFFIXES
 from byol.data.formats import ImageArray, as_image
 from byol.data.index import Names, Source
-from byol.data.labels import encode_labels, match_labels, read_list
+from byol.data.labels import LabelFile, encode_labels, read_list
+from byol.data.matching import describe_rules, match_files
 from byol.data.motifs import CLASS_NAMES, load_motifs
 from byol.data.official import Part, load_cifar10, load_cifar100, load_stl10
-from byol.data.paths import find_listed
+from byol.data.spelling import Spelled
 from byol.errors import DataError
 
 _SPLITS: dict[str, tuple[str, ...]] = {  # the first is the usual one for training
@@ -30,14 +32,15 @@ _SPLITS: dict[str, tuple[str, ...]] = {  # the first is the usual one for traini
     "cifar100": ("train", "test"),
     "motifs": ("train", "test"),
 }
+_MOST_SEARCHED = 300_000  # images below a list's folder, to find those that it spells otherwise; 3 s
 
 
 def open_source(
-    data: DataConfig, *, source: str | None = None, split: str | None = None, labels: str | None = None
+    data: DataConfig, *, source: str | None = None, split: str | None = None, labels: LabelFile | None = None
 ) -> Source:
     """The images of `source`, by default of `data.source`; then `data.split` counts unless `split` is given.
 
-    `labels` is a CSV file (columns `file`, `label`) whose labels take the place of the source's own.
+    `labels` are those that take the place of the source's own.
 
     Raises:
         DataError: it is missing, empty, of a kind that is not read, or has no such split.
@@ -54,9 +57,9 @@ def open_source(
     else:
         opened = _open_path(source)
     if labels is not None:
-        numbers, class_names = match_labels(
-            Path(labels), (opened.names(index) for index in range(len(opened)))
-        )
+        names = (opened.names(index) for index in range(len(opened)))
+        folder = opened.folder if isinstance(opened, FileSource) else None
+        numbers, class_names = labels.match(names, folder=folder)["label"]
         opened = replace(opened, labels=numbers, class_names=class_names)
     return opened
 
@@ -64,6 +67,12 @@ def open_source(
 def splits_of(source: str) -> tuple[str, ...]:
     """The splits that a built-in data set comes in, the usual one for training first; () for a path."""
     return _SPLITS.get(source, ())
+
+
+def folder_of(source: str) -> Path | None:
+    """The folder that the names of a source's images are relative to; None where they are no files."""
+    path = Path(source)
+    return path if path.is_dir() else path.parent if path.exists() and not splits_of(source) else None
 
 
 # ---- The two kinds of source
@@ -79,6 +88,7 @@ class FileSource:
     stamps: Int64[np.ndarray, "n 2"]  # size in bytes (-1: missing), time of the last change in ns
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # how a list was understood, one line each
 
     def __len__(self) -> int:
         return len(self.files)
@@ -109,6 +119,7 @@ class ArraySource:
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
     files: tuple[Path, ...] = ()  # where the arrays are maps: the files behind them
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(part.images) for part in self.parts)
@@ -126,7 +137,7 @@ class ArraySource:
         return 0.0
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(self.name.encode(), digest_size=16)
+        digest = hashlib.blake2b(self.name.encode(errors="surrogateescape"), digest_size=16)
         if self.files:
             digest.update(
                 b"".join(os.fsencode(path.name) + np.array(_stamp(path)).tobytes() for path in self.files)
@@ -262,14 +273,38 @@ def _open_folder(path: Path) -> FileSource:
 
 
 def _open_list(path: Path) -> FileSource:
-    """Paths in a list that are not absolute are relative to the list's own folder."""
-    listed, labels = read_list(path)
-    files = Names.of(find_listed(path.parent, file) for file in listed)
+    """Paths in a list that are not absolute are relative to the list's own folder.
+
+    What is not there is looked for in this folder, by the rules for labels.
+    """
+    files, (numbers, class_names), notes = read_list(path)
+    stamps = _stamp_all(path.parent, files)
+    if (missing := np.flatnonzero(stamps[:, 0] < 0)).size:
+        files, found = _find_missing(path, files, missing)
+        notes += found
+        stamps = _stamp_all(path.parent, files)
+    return FileSource(f"list {path}", path.parent, files, stamps, numbers, class_names, tuple(notes))
+
+
+def _stamp_all(folder: Path, files: Names) -> Int64[np.ndarray, "n 2"]:
     stamps = array("q")
     for file in files:
-        stamps.extend(_stamp(os.path.join(path.parent, file)))
-    numbers, class_names = encode_labels(labels)
-    return FileSource(f"list {path}", path.parent, files, _pairs(stamps), numbers, class_names)
+        stamps.extend(_stamp(os.path.join(folder, file)))
+    return _pairs(stamps)
+
+
+def _find_missing(path: Path, files: Names, missing: Int64[np.ndarray, " m"]) -> tuple[Names, list[str]]:
+    """The list with the names of the files that are meant, and what to say of that."""
+    images = Names.of(islice(_Scan().names(os.fsencode(path.parent)), _MOST_SEARCHED + 1))
+    if len(images) > _MOST_SEARCHED:
+        return files, []
+    sought = Names.of(files.raw(place) for place in missing.tolist())
+    match = match_files(path, sought, images, plain=Spelled.plain(sought), codes=np.arange(len(sought)))
+    meant = {
+        int(missing[row]): images.raw(image) for image, row in enumerate(match.rows.tolist()) if row >= 0
+    }
+    mended = Names.of(meant.get(place) or files.raw(place) for place in range(len(files)))
+    return mended, list(describe_rules(path, match.rules, match.examples))
 
 
 def _pairs(stamps: "array[int]") -> Int64[np.ndarray, "n 2"]:

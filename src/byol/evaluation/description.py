@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from byol.errors import printable
 from byol.evaluation.columns import render_columns, wrap
 from byol.evaluation.metadata import ColumnScore
 from byol.files import write_atomically
@@ -103,7 +104,9 @@ class Description:
         lines += wrap(self.verdict)
         if self.metadata:
             lines += ["", *self._render_metadata()]
-        names = ", ".join(f"{one.name} ({one.distance:.2f})" for one in self.outliers[:_MOST_OUTLIERS])
+        names = ", ".join(
+            f"{printable(one.name)} ({one.distance:.2f})" for one in self.outliers[:_MOST_OUTLIERS]
+        )
         return "\n".join([*lines, "", f"least like any other (mean cosine distance to 10): {names}"])
 
     def _render_encoders(self) -> list[str]:

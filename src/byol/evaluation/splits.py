@@ -14,6 +14,7 @@ official test splits are as they are.
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,9 @@ from byol.artifacts.encoder import EncoderSpec
 from byol.config import Config
 from byol.config_schema import EvaluationConfig
 from byol.data.images import open_images
-from byol.data.labels import count_unmatched, encode_labels, match_columns
+from byol.data.labels import LabelFile, encode_labels, match_columns
 from byol.data.packed import Packed
-from byol.data.sources import splits_of
+from byol.data.sources import folder_of, splits_of
 from byol.data.value_range import check_bits
 from byol.errors import ConfigError, DataError
 from byol.evaluation.copies import Kinds, are_among, digest_images, find_kinds
@@ -128,26 +129,31 @@ def open_splits(
             f"evaluation.{name}: folds are for images without a test part, and there is one "
             f"({_short(evaluation.test or source)}); leave out --{name}, or give other images by --train"
         )
-    train = _open(config, run_dir, source=source, split="train" if has_splits else None, spec=spec)
+    labels = None if evaluation.labels is None else LabelFile(Path(evaluation.labels))
+    open_part = partial(_open, config, run_dir, labels=labels, spec=spec)
+    train = open_part(source=source, split="train" if has_splits else None)
     if has_test:
         target = evaluation.test if evaluation.test is not None else source
         split = "test" if "test" in splits_of(target) else None
-        test = _open(config, run_dir, source=target, split=split, spec=spec)
+        test = open_part(source=target, split=split)
+        _check_all(labels, evaluation)
         names = (_short(source), _short(target))
         splits = _pair(train, test, names=names, is_official=split is not None)
     elif evaluation.folds is not None or evaluation.groups is not None:
         target = source
-        splits = _fold(train, evaluation, name=_short(source))
+        _check_all(labels, evaluation)
+        splits = _fold(train, evaluation, source=source)
         splits = _hold_out_first(splits) if is_single else splits
     else:
         target = source
+        _check_all(labels, evaluation)
         splits = _hold_out(train, name=_short(source))
     is_own = splits.test.images.fingerprint == spec.data_fingerprint
     seen = is_own or _lies_within(target, config.data.source)
     splits = replace(splits, seen=seen)
     if say is not None:
-        left_out = _describe_left_out(splits, evaluation.labels)
-        for line in (*left_out, *splits.notes, *_describe_unlearnt(splits)):
+        understood = (*splits.train.images.source_notes, *(labels.notes() if labels is not None else ()))
+        for line in (*understood, *_describe_left_out(splits), *splits.notes, *_describe_unlearnt(splits)):
             say(line)
     return splits
 
@@ -159,15 +165,16 @@ def _lies_within(target: str, source: str) -> bool:
     return Path(target).resolve().is_relative_to(Path(source).resolve())
 
 
-def _describe_left_out(splits: Splits, labels: str | None) -> Iterator[str]:
+def _check_all(labels: LabelFile | None, evaluation: EvaluationConfig) -> None:
+    if labels is not None:
+        labels.check(max_unmatched=evaluation.max_unmatched)
+
+
+def _describe_left_out(splits: Splits) -> Iterator[str]:
     packs = {id(split.images): split.images for split in (splits.train, splits.test)}.values()
     if splits.num_unlabelled:
         num_images = sum(map(len, packs))
         yield f"left out, without a label: {splits.num_unlabelled} of {num_images} images"
-    if labels is not None:
-        lost, given = count_unmatched(Path(labels), *(pack.names for pack in packs))
-        if lost:
-            yield f"left out, of no image here: {lost} of the {given} labels in {labels}"
 
 
 def _describe_unlearnt(splits: Splits) -> Iterator[str]:
@@ -187,14 +194,22 @@ def _describe_unlearnt(splits: Splits) -> Iterator[str]:
         yield f"classes {what}: {splits.class_names[rare[0]]}{others}; label more of their images"
 
 
-def _open(config: Config, run_dir: Path, *, source: str, split: str | None, spec: EncoderSpec) -> Packed:
+def _open(
+    config: Config,
+    run_dir: Path,
+    *,
+    source: str,
+    split: str | None,
+    labels: LabelFile | None,
+    spec: EncoderSpec,
+) -> Packed:
     images = open_images(
         config,
         run_dir,
         console=None,
         source=source,
         split=split,
-        labels=config.evaluation.labels,
+        labels=labels,
         stored_px=spec.stored_px,
     )
     check_fit(images, spec, name=_short(source))
@@ -290,14 +305,16 @@ def _whole(
     return Splits(train, test, class_names, description, num_unlabelled, TEST_PART, (fold,), notes=notes)
 
 
-def _fold(images: Packed, evaluation: EvaluationConfig, *, name: str) -> Splits:
+def _fold(images: Packed, evaluation: EvaluationConfig, *, source: str) -> Splits:
     """All labelled images, divided into folds by class, and so that no group lies in two of them."""
     rows = np.flatnonzero(images.labels >= 0)
     labels = images.labels[rows]
     check_classes(labels, images.class_names)
     groups = None
     if evaluation.groups is not None:
-        groups = _find_groups(images, rows, column=evaluation.groups, labels=evaluation.labels)
+        groups = _find_groups(
+            images, rows, column=evaluation.groups, labels=evaluation.labels, folder=folder_of(source)
+        )
     num = evaluation.folds or DEFAULT_FOLDS
     kinds, notes = _find_copies(images, rows)
     both = Split(images, rows, labels, groups, kinds)
@@ -309,7 +326,7 @@ def _fold(images: Packed, evaluation: EvaluationConfig, *, name: str) -> Splits:
         both,
         both,
         tuple(images.class_names),
-        f"{name}: {protocol}",
+        f"{_short(source)}: {protocol}",
         len(images) - len(rows),
         protocol,
         folds,
@@ -330,7 +347,9 @@ def _hold_out_first(splits: Splits) -> Splits:
     )
 
 
-def _find_groups(images: Packed, rows: NDArray[np.int64], *, column: str, labels: str | None) -> Groups:
+def _find_groups(
+    images: Packed, rows: NDArray[np.int64], *, column: str, labels: str | None, folder: Path | None
+) -> Groups:
     """Groups of the images: the folders they lie in, or a column of the file of labels."""
     key = "evaluation.groups"
     if column == FOLDER:
@@ -341,7 +360,7 @@ def _find_groups(images: Packed, rows: NDArray[np.int64], *, column: str, labels
             f"or --groups {FOLDER}"
         )
     else:
-        columns = match_columns(Path(labels), images.names)
+        columns, _ = match_columns(Path(labels), images.names, folder=folder)
         if column not in columns:
             raise DataError(f"{key}: {labels} has no column {column!r}, only {', '.join(columns)}; name one")
         numbers, names = columns[column]

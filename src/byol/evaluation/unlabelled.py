@@ -19,6 +19,7 @@ from byol.config import Config
 from byol.data.images import open_images
 from byol.data.labels import Labels, match_columns, match_labels
 from byol.data.packed import Packed
+from byol.data.sources import folder_of
 from byol.errors import DataError
 from byol.evaluation import geometry
 from byol.evaluation.description import (
@@ -100,7 +101,7 @@ def describe(
     check_fit(images, online.spec, name=Path(config.data.source).name or config.data.source)
     rows = np.arange(len(images))
     rows = rows if len(rows) <= MOST_IMAGES else spread(rows, MOST_IMAGES)
-    columns = _find_columns(images, rows, metadata=metadata)
+    columns = _find_columns(images, rows, metadata=metadata, config=config, say=say)
     features = features_of(
         images, rows, encoder=trained(online), cache_folder=run_dir / "features", progress=progress
     )
@@ -134,7 +135,9 @@ def describe(
                 features,
                 columns,
                 found=found,
-                labels=_find_label_columns(columns, images, rows, given=config.evaluation.labels),
+                labels=_find_label_columns(
+                    columns, images, rows, given=config.evaluation.labels, source=config.data.source
+                ),
                 seed=seed,
                 say=say,
             )
@@ -227,18 +230,27 @@ def _list_outliers(found: _Found, images: Packed, *, rows: Rows) -> Iterator[Out
 # ---- Columns
 
 
-def _find_columns(images: Packed, rows: Rows, *, metadata: Path | None) -> dict[str, Values]:
+def _find_columns(
+    images: Packed, rows: Rows, *, metadata: Path | None, config: Config, say: Say | None
+) -> dict[str, Values]:
     """The folder, if there are several, and the columns of the CSV file; -1 where a value is not known."""
     names = list(images.names)
     folders = folders_of(names)
     columns: dict[str, Labels] = {} if folders is None else {_FOLDER: folders}
     if metadata is not None:
-        columns |= match_columns(metadata, names)
+        folder = folder_of(config.data.source)
+        found, notes = match_columns(
+            metadata, names, folder=folder, max_unmatched=config.evaluation.max_unmatched
+        )
+        columns |= found
+        if say is not None:
+            for note in notes:
+                say(note)
     return {name: values[rows] for name, (values, _) in columns.items()}
 
 
 def _find_label_columns(
-    columns: Mapping[str, Values], images: Packed, rows: Rows, *, given: str | None
+    columns: Mapping[str, Values], images: Packed, rows: Rows, *, given: str | None, source: str
 ) -> set[str]:
     """The columns that features are meant to tell: `label`, and the folder if it is the class.
 
@@ -251,7 +263,7 @@ def _find_label_columns(
         return found
     if given is not None:
         try:
-            labels = match_labels(Path(given), images.names)[0][rows]
+            labels = match_labels(Path(given), images.names, folder=folder_of(source))[0][rows]
         except DataError:  # they are of other images
             return found
         is_labelled = labels >= 0

@@ -136,14 +136,20 @@ def _compile(compiler: str, flags: tuple[str, ...]) -> Path:
 
 def _run(command: list[str], *, folder: str | None = None) -> str:
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=_TIME_LIMIT_S, check=True
+        command,
+        cwd=folder,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=_TIME_LIMIT_S,
+        check=True,
     ).stdout
 
 
 def cache_folder() -> Path:
     """A folder of the user's own; where there is no such place, one for this process alone."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "byol"
     with suppress(OSError, RuntimeError):  # RuntimeError: no home
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "byol"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(folder, os.W_OK):
             return folder

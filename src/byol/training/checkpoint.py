@@ -140,7 +140,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         data = path.read_bytes()
-        wanted = _checksum_path(path).read_text()
+        wanted = _checksum_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     if hashlib.sha256(data).hexdigest() != wanted:

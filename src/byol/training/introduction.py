@@ -42,6 +42,7 @@ def introduce(
         lines.insert(1, _explain_scale(images))
     if done == 0 and (notice := explain_device(ranks.device)) is not None:
         lines.append(notice)
+    lines[:0] = images.source_notes
     if images.note not in ("packed", "found"):
         lines.insert(0, images.note)
     if images.num_bad:

@@ -11,6 +11,7 @@ from rich.console import Console
 from byol import config_keys
 from byol.artifacts.encoder import EncoderSpec, save_encoder
 from byol.config import Config, Draft
+from byol.console import print_line
 from byol.data.batches import Batches
 from byol.data.packed import Packed
 from byol.devices import choose_dtype
@@ -25,7 +26,7 @@ from byol.training.introduction import introduce
 from byol.training.loggers import Logger, Run, check_loggers, open_loggers
 from byol.training.opening import choose_parts, make_plan, open_run_images
 from byol.training.pace import Clock, Pace
-from byol.training.runlog import Metrics, RunLog, say
+from byol.training.runlog import Metrics, RunLog
 from byol.training.settle import settle
 from byol.training.step import compute_within_memory
 
@@ -59,7 +60,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         start.check_source(config.network.fine_tune_from)
     with connect(config.trainer) as ranks, ExitStack() as stack:
         if isinstance(given, Draft):
-            config, measured_s = settle(given, run_dir, ranks=ranks, say=partial(say, console))
+            config, measured_s = settle(given, run_dir, ranks=ranks, say=partial(print_line, console))
             step_s = step_s or measured_s
             ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
         images = open_run_images(config, run_dir, ranks=ranks, console=console)
@@ -260,7 +261,7 @@ def _save_online(folder: Path, done: int, *, byol: Byol, config: Config, images:
 def _open_loggers(config: Config, run_dir: Path, *, done: int, key: str, console: Console) -> list[Logger]:
     settings = dict(config_keys.flatten(config.model_dump()))
     run = Run(run_dir, key, done, settings)
-    return open_loggers(config.trainer.loggers, run, say=partial(say, console))
+    return open_loggers(config.trainer.loggers, run, say=partial(print_line, console))
 
 
 def _name_kept(run_dir: Path) -> str:

@@ -111,7 +111,7 @@ def _ask_windows() -> tuple[int, int]:
 def _list_cgroups() -> list[Path]:
     """The folders that may limit this process's memory: its own and those above, of either version."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return []
     folders = []
@@ -131,8 +131,13 @@ def _read_cgroup(folder: Path) -> tuple[int | None, int]:
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            limit, used = int((folder / limit_name).read_text()), int((folder / used_name).read_text())
-            lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            limit, used = (
+                int((folder / limit_name).read_text(encoding="utf-8")),
+                int((folder / used_name).read_text(encoding="utf-8")),
+            )
+            lines = (
+                line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+            )
             return limit, used - {name: int(value) for name, value in lines}.get(cache, 0)
         except (OSError, ValueError):  # ValueError: "max", no limit
             continue
@@ -141,7 +146,7 @@ def _read_cgroup(folder: Path) -> tuple[int | None, int]:
 
 def _read_fields(path: Path) -> dict[str, int]:
     """The lines "Name: NUMBER kB" of a file of /proc, in bytes."""
-    lines = (line.split() for line in path.read_text().splitlines())
+    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
     return {
         words[0].removesuffix(":"): int(words[1]) * 1024
         for words in lines

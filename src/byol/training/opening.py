@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from byol.config import Config
+from byol.console import print_line
 from byol.data.images import open_images
 from byol.data.packed import Packed
 from byol.errors import DataError
@@ -49,7 +50,7 @@ def make_plan(
     if state is not None:
         return Plan.of(config, num_images=len(images), expected_steps=state["pace"]["total_steps"])
     if step_s is None and ranks.is_main:
-        console.print("measuring how long a step takes", highlight=False)
+        print_line(console, "measuring how long a step takes")
         step_s = probe_step(
             config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
         ).step_s

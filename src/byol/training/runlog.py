@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
+from byol.console import print_line
 from byol.errors import CheckpointError
 from byol.files import write_atomically
 from byol.training.loggers import Embedding, Logger
@@ -129,7 +130,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """One line for the person."""
         if self._active:
-            say(self._console, text)
+            print_line(self._console, text)
 
     def _unwritable(self, error: OSError) -> CheckpointError:
         return CheckpointError(f"{self._path}: cannot be written ({error.strerror}); free space")
@@ -149,11 +150,6 @@ class RunLog:
         if now - self._last_line_s >= _PLAIN_INTERVAL_S or metrics.done == end:
             self._last_line_s = now
             self.say(f"step {metrics.done}/{end}  {text}")
-
-
-def say(console: Console, text: str) -> None:
-    """One line for the person, as it is."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def read_metrics(run_dir: Path) -> list[Metrics]:
