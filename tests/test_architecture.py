@@ -19,6 +19,7 @@ LEVELS = {
         "data.upright",
         "errors",
         "evaluation.columns",
+        "evaluation.logistic",
         "evaluation.verdict",
         "method.kernels",
         "method.pixelwise",
@@ -106,6 +107,7 @@ LEVELS = {
         "evaluation.unlabelled",
         "evaluation.weights",
         "training.alarms",
+        "training.demo",
         "training.supervised",
     },
     9: {
