@@ -12,7 +12,7 @@ from rich.console import Console
 from byol.config import Config, Draft, load_config, load_draft
 from byol.data.motifs import NUM_TRAIN
 from byol.plan import Plan
-from byol.training import demo, loop
+from byol.training import demo, loop, settle
 from byol.training.demo import LEAST_S, TOTAL_S, choose_length, fit_to_time
 from byol.training.loop import Outcome, train
 from byol.training.pace import Pace
@@ -153,3 +153,20 @@ def test_a_given_length_is_kept_to(images: Path, tmp_path: Path, probed: Callabl
         draft = load_draft(None, [f"data.source={images}", *TINY, override], preset="demo")
         given, step_s, said = fit(draft, tmp_path / "run")
         assert (given, step_s, said) == (draft, None, "")
+
+
+def test_the_preview_says_the_time_and_writes_nothing(
+    images: Path, tmp_path: Path, probed: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed(0.25)
+    monkeypatch.setattr(settle, "probe_step", lambda *_, **__: Probe(16, 1, 0.25, 1, 2))
+    before, said = sorted(tmp_path.rglob("*")), list[str]()
+    draft = load_draft(None, [f"data.source={images}", *TINY], preset="demo")
+    demo.preview(draft, tmp_path / "run", elapsed=lambda: 10.0, say=said.append)
+    assert said[0].startswith("this takes about 1:00") and "18 training steps in 0:05" in said[0]
+    assert any(line.startswith("learning rate") for line in said) and "nothing was written" in said[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+    given = load_draft(None, [f"data.source={images}", *TINY, "trainer.max_epochs=4"], preset="demo")
+    said.clear()
+    demo.preview(given, tmp_path / "run", elapsed=lambda: 10.0, say=said.append)
+    assert any("16 steps" in line for line in said) and not any("this takes" in line for line in said)

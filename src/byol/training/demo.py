@@ -17,6 +17,7 @@ from byol.data.images import open_images
 from byol.method.networks import check_name
 from byol.plan import Plan
 from byol.training import checkpoint, settle
+from byol.training.loggers import check_loggers
 from byol.training.probe import probe_step
 from byol.training.runlog import format_time
 
@@ -91,6 +92,7 @@ def fit_to_time(
         return _keep_length(draft.config, run_dir), None
     config = draft.config
     check_name(config.network.name)
+    check_loggers(config.trainer.loggers)
     checkpoint.check_run_folder(run_dir)
     images = open_images(config, run_dir, console=console)
     console.print("measuring how long a step takes", highlight=False)
