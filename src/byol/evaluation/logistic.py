@@ -1,10 +1,10 @@
-"""Multinomial logistic regression with an L2 penalty: scikit-learn's solution, in a tenth of its iterations.
+"""Multinomial logistic regression with an L2 penalty: scikit-learn's solution in fewer iterations.
 
 With N images, minimise over weights W and biases b
 
     mean of -log softmax(x W + b)[y]  +  |W|^2 / (2 C N)
 
-Features of an encoder are much alike, so L-BFGS on them takes hundreds of iterations. In the directions of
+Features of an encoder are much alike, so L-BFGS on them takes many iterations. In the directions of
 their principal components the curvature is at most variance / 2 + 1 / (C N) (Boehning 1992), each direction
 for itself. Weights are therefore sought in units of its square root, where L-BFGS needs tens. The components
 are found once for all penalties; of fewer images than features there are no more than images.
