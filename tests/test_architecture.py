@@ -18,6 +18,7 @@ LEVELS = {
         "data.upright",
         "errors",
         "evaluation.columns",
+        "evaluation.logistic",
         "evaluation.verdict",
         "method.cpu",
         "method.library_faults",
@@ -123,6 +124,7 @@ LEVELS = {
         "evaluation.unlabelled",
         "evaluation.weights",
         "training.alarms",
+        "training.demo",
         "training.supervised",
     },
     10: {

@@ -456,7 +456,7 @@ def test_the_later_layer_says_how_long(tmp_path: Path) -> None:
     config = load_config(None, ["trainer.max_hours=2"], preset="demo")
     assert load_config(write(tmp_path, dump_config(config)), [], preset=None) == config
     assert diff_configs(load_config(None, [], preset="demo"), config) == [
-        "trainer.max_epochs: 8 -> null",
+        "trainer.max_epochs: 24 -> null",
         "trainer.max_hours: null -> 2.0",
     ]
 

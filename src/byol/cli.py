@@ -83,6 +83,12 @@ def _make_parser() -> argparse.ArgumentParser:
         subparsers, "demo", commands.demo_command, "train on generated images, evaluate, print the table"
     )
     demo.add_argument("-o", "--output", type=Path, default=Path("runs/demo"), help="run folder (%(default)s)")
+    demo.add_argument(
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="print how long training and evaluation take; write nothing",
+    )
 
     check = _add(
         subparsers,

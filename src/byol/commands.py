@@ -5,13 +5,14 @@ torch is loaded by the commands that need it, when they run.
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from byol.config import Draft, json_schema, load_draft, write_override
+from byol.config import Config, Draft, json_schema, load_draft, write_override
 from byol.console import complain, is_watched, make_console, print_line, say, say_block
 from byol.errors import ConfigError, DataError, NoLabelsError, printable
 
@@ -28,8 +29,19 @@ _THE_ENCODER = """the encoder is in {run}:
 
 
 def demo_command(options: argparse.Namespace) -> int:
+    start = time.perf_counter()
     draft = load_draft(None, options.overrides, preset="demo")
-    return _train_and_evaluate(draft, options.output)
+    from byol.training import demo
+
+    def elapsed() -> float:
+        return time.perf_counter() - start
+
+    if options.dry_run:
+        if _is_main_rank():
+            demo.preview(draft, options.output, elapsed=elapsed, say=say)
+        return 0
+    given, step_s = demo.fit_to_time(draft, options.output, elapsed=elapsed, console=make_console())
+    return _train_and_evaluate(given, options.output, step_s=step_s)
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -104,10 +116,10 @@ def _preview(draft: Draft, run_dir: Path) -> int:
     return 0
 
 
-def _train_run(draft: Draft, run_dir: Path) -> int:
+def _train_run(given: Config | Draft, run_dir: Path, *, step_s: float | None = None) -> int:
     from byol.training.loop import train
 
-    outcome = train(draft, run_dir, console=make_console())
+    outcome = train(given, run_dir, console=make_console(), step_s=step_s)
     if outcome.stopped_by is not None:
         if _is_main_rank():
             say(
@@ -120,12 +132,13 @@ def _train_run(draft: Draft, run_dir: Path) -> int:
     return 0
 
 
-def _train_and_evaluate(draft: Draft, run_dir: Path) -> int:
-    code = _train_run(draft, run_dir)
+def _train_and_evaluate(given: Config | Draft, run_dir: Path, *, step_s: float | None = None) -> int:
+    code = _train_run(given, run_dir, step_s=step_s)
     if code or not _is_main_rank():
         return code
     # The run's own file keeps what its first start said; how to evaluate is for this start to say.
-    chosen = draft.config.evaluation.model_dump().items()
+    config = given.config if isinstance(given, Draft) else given
+    chosen = config.evaluation.model_dump().items()
     return _print_table(
         run_dir, overrides=[write_override(f"evaluation.{key}", value) for key, value in chosen]
     )

@@ -183,3 +183,24 @@ def test_budget(tmp_path: Path) -> None:
     result = run("budget", tmp_path)
     assert result["budget_s"] == 3.6 and result["training_s"] > 0.0 and result["before_s"] > 0.0
     assert result["last"]["tau"] > 0.99 and any("measuring how long" in line for line in result["said"])
+
+
+def test_demo_and_where_its_evaluation_goes(tmp_path: Path) -> None:
+    result = run("demo", tmp_path)
+    (one,) = result["runs"]
+    assert one["steps"] == 10 and one["seconds"]["all"] > one["seconds"]["training"] > 0.0
+    assert {"pixels, knn", "untrained, logistic regression", "byol online, knn"} <= set(one["top1"])
+    parts = run(
+        "evaluation_breakdown", tmp_path / "parts", "--run", str(tmp_path / "work/demo-native-1-0/run")
+    )
+    seconds = {part: one["wall_s"] for part, one in parts["parts"].items()}
+    assert min(seconds.values()) >= 0.0 and seconds["features of whole images"] > 0.0
+    assert len(seconds) == 13  # no part has lost its function
+
+
+def test_the_demo_meets_a_bar_or_does_not() -> None:
+    import demo
+
+    top1 = {"byol online, knn": 80.0, "untrained, knn": 68.0, "pixels, knn": 68.1}
+    bars = [demo.Bar(demo.KNN, above, 12.0) for above in ("untrained", "pixels")]
+    assert [demo.is_met(bar, top1) for bar in bars] == [True, False]

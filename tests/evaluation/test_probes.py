@@ -13,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from byol.errors import DataError
 from byol.evaluation import probes
 from byol.evaluation import sgd as sgd_file
+from byol.evaluation.logistic import Problem
 from byol.evaluation.probes import Validation
 from byol.evaluation.sgd import choose_sgd, sgd
 
@@ -113,13 +114,13 @@ def test_logistic_choice_is_the_best_on_the_validation_part() -> None:
 
 def test_logistic_sweep_works_on_a_bounded_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    fit = probes._fit_logistic
+    make = Problem.of
 
-    def count(model: LogisticRegression, train: Features, labels: Labels) -> LogisticRegression:
+    def count(train: Features, truth: Labels, *, num_classes: int) -> Problem:
         sizes.append(len(train))
-        return fit(model, train, labels)
+        return make(train, truth, num_classes=num_classes)
 
-    monkeypatch.setattr(probes, "_fit_logistic", count)
+    monkeypatch.setattr(Problem, "of", count)
     monkeypatch.setattr(probes, "_SWEEP_ROWS", 100)
     (train, labels), (test, _) = make_features(500, seed=0), make_features(10, seed=1)
     probes.logistic_regression(train, labels, test=test, seed=0)

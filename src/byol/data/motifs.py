@@ -11,6 +11,7 @@ How an image is made:  position (x, y) in image sides
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -63,17 +64,20 @@ def make_motifs(
     return images, labels
 
 
+@cache
 def load_motifs(
     split: Literal["train", "test"], *, seed: int = 0
 ) -> tuple[UInt8[np.ndarray, "num_images height width 3"], Int64[np.ndarray, " num_images"]]:
     """The data set of `seed`: its NUM_TRAIN training or NUM_TEST test images and their classes.
 
     Train splits are `make_motifs` of even seeds and test splits of odd ones, so that no test split, of
-    whatever seed, holds an image of a train split.
+    whatever seed, holds an image of a train split. They are made once in a process and cannot be written to.
     """
-    if split == "train":
-        return make_motifs(NUM_TRAIN, seed=2 * seed)
-    return make_motifs(NUM_TEST, seed=2 * seed + 1)
+    num_images = NUM_TRAIN if split == "train" else NUM_TEST
+    images, labels = make_motifs(num_images, seed=2 * seed + (split == "test"))
+    for array in (images, labels):
+        array.setflags(write=False)
+    return images, labels
 
 
 # ---- From pixels to pattern coordinates, and from distances to colours

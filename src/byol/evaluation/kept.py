@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from byol.files import write_atomically
 
-FORMAT = 2  # a change of any classifier needs another: what it predicted before is then made anew
+FORMAT = 3  # a change of any classifier needs another: what it predicted before is then made anew
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]

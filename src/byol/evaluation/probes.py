@@ -6,7 +6,6 @@ for test labels. Settings are chosen on a validation part of the training images
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,12 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from byol.errors import DataError, NoLabelsError
 from byol.evaluation.folds import Indices
 from byol.evaluation.folds import Validation as Validation
+from byol.evaluation.logistic import Linear, Problem
 
 NUM_RANKED = 5  # classes that a classifier names for an image
 NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
@@ -33,7 +32,6 @@ QUANTILE = 1.959964  # of the normal distribution at 0.975
 _SWEEP_ROWS = 10_000  # images the penalty is chosen on: bounds the time, and it hardly depends on more
 _PCA_ROWS = 10_000
 _BLOCK = 2**25  # similarities held at once, 128 MB
-_MAX_ITERATIONS = 10_000  # of L-BFGS; hundreds are usual
 
 Train = Float32[np.ndarray, "train feature"]
 Test = Float32[np.ndarray, "test feature"]
@@ -227,11 +225,9 @@ def fit_logistic(
     train: Train, labels: Labels, *, test: Test, inverse_penalty: float
 ) -> Int64[np.ndarray, "test rank"]:
     """Up to 5 classes of each test image, the likeliest first, by a logistic regression of this penalty."""
-    model = _fit_logistic(_new_logistic(inverse_penalty), train, labels)
-    scores = model.decision_function(test)
-    if scores.ndim == 1:  # two classes have one score
-        scores = np.stack([-scores, scores], axis=1)
-    return rank(scores, model.classes_)
+    classes, truth = np.unique(labels, return_inverse=True)
+    found = Problem.of(train, truth, num_classes=len(classes)).fit(inverse_penalty=inverse_penalty)
+    return rank(found.score(test), classes)
 
 
 def rank(
@@ -253,37 +249,21 @@ def choose_logistic(train: Train, labels: Labels, *, seed: int, groups: Labels |
         train, labels = train[drawn], labels[drawn]
         groups = None if groups is None else groups[drawn]
     part = Validation.of(labels, seed=seed, groups=groups)
+    classes, truth = np.unique(labels[part.fit], return_inverse=True)
+    problem, held_out = Problem.of(train[part.fit], truth, num_classes=len(classes)), train[part.held_out]
     best, best_right, num_below = INVERSE_PENALTIES[0], -1, 0
-    model = _new_logistic(best)
-    model.warm_start = True  # from one penalty's solution to the next: a third of the iterations
+    model: Linear | None = None
     for inverse_penalty in INVERSE_PENALTIES:
-        model.C = inverse_penalty
-        _fit_logistic(model, train[part.fit], labels[part.fit])
-        num_right = int((model.predict(train[part.held_out]) == labels[part.held_out]).sum())
+        # From one penalty's solution to the next.
+        model = problem.fit(inverse_penalty=inverse_penalty, start=model)
+        predicted = classes[model.score(held_out).argmax(axis=1)]
+        num_right = int((predicted == labels[part.held_out]).sum())
         num_below = num_below + 1 if num_right < best_right else 0
         if num_right > best_right:
             best, best_right = inverse_penalty, num_right
         if num_below == 2:
             break
     return best
-
-
-def _new_logistic(inverse_penalty: float) -> LogisticRegression:
-    return LogisticRegression(C=inverse_penalty, max_iter=_MAX_ITERATIONS)
-
-
-def _fit_logistic(model: LogisticRegression, train: Train, labels: Labels) -> LogisticRegression:
-    """Fit to convergence. In double precision: in single, L-BFGS can stall just before its tolerance."""
-    fit_few(model, train.astype(np.float64), labels)
-    assert model.n_iter_.max() < _MAX_ITERATIONS, "a strictly convex problem did not converge"
-    return model
-
-
-def fit_few(model: LogisticRegression, train: Float[np.ndarray, "image feature"], labels: Labels) -> None:
-    """Fit, also on one label of each of many classes, without scikit-learn's warning that these are many."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
-        model.fit(train, labels)
 
 
 # ---- How good, and how sure

@@ -16,13 +16,13 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from byol.artifacts.classifier import Linear
 from byol.artifacts.encoder import Encoder
 from byol.errors import DataError, DivergedError
-from byol.evaluation.probes import Validation, choose_logistic, fit_few, standardise
+from byol.evaluation.logistic import Problem
+from byol.evaluation.probes import Validation, choose_logistic, standardise
 from byol.evaluation.splits import Split
 from byol.training.supervised import Course, LostError, Rates, Setting
 
@@ -199,14 +199,11 @@ def fit_linear(features: Features, labels: Classes, *, inverse_penalty: float, n
     mean = features.mean(axis=0, dtype=np.float64)
     std = features.std(axis=0, dtype=np.float64)
     std[std <= 1e-6 * (np.abs(mean) + 1e-6)] = 1.0
-    model = LogisticRegression(C=inverse_penalty, max_iter=10_000)
-    fit_few(model, (features - mean) / std, labels)
-    known_weight, known_bias = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # one row, the second class against the first
-        known_weight = np.concatenate([-known_weight, known_weight]) / 2.0
-        known_bias = np.concatenate([-known_bias, known_bias]) / 2.0
+    classes, truth = np.unique(labels, return_inverse=True)
+    problem = Problem.of((features - mean) / std, truth, num_classes=len(classes))
+    found = problem.fit(inverse_penalty=inverse_penalty)
     weight, bias = np.zeros((num_classes, features.shape[1])), np.full(num_classes, _NEVER)
-    weight[model.classes_], bias[model.classes_] = known_weight / std, known_bias
+    weight[classes], bias[classes] = found.weights / std, found.biases
     return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32))
 
 

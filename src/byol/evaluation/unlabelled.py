@@ -113,7 +113,14 @@ def describe(
     }
     measured = _choose_measured(rows, seed=config.trainer.seed)
     geometries = {
-        name: _measure(encoder, images, measured, config=config, cache_folder=run_dir / "features")
+        name: _measure(
+            encoder,
+            images,
+            measured,
+            whole=features[np.searchsorted(rows, measured)] if name == "byol online" else None,
+            config=config,
+            cache_folder=run_dir / "features",
+        )
         for name, encoder in encoders.items()
     }
     description = Description(
@@ -158,9 +165,15 @@ def _choose_measured(rows: Rows, *, seed: int) -> Int64[np.ndarray, " measured"]
 
 
 def _measure(
-    encoder: FrozenEncoder, images: Packed, rows: Rows, *, config: Config, cache_folder: Path
+    encoder: FrozenEncoder,
+    images: Packed,
+    rows: Rows,
+    *,
+    whole: Features | None,
+    config: Config,
+    cache_folder: Path,
 ) -> geometry.Geometry:
-    """The measures of one encoder; both see the same views."""
+    """The measures of one encoder; both see the same views. `whole` are features of these rows, if known."""
     first, second = view_features_of(
         images,
         rows,
@@ -169,7 +182,8 @@ def _measure(
         key=make_seed(config.trainer.seed, "measures", index=0),
         cache_folder=cache_folder,
     )
-    whole = features_of(images, rows, encoder=encoder, cache_folder=cache_folder)
+    if whole is None:
+        whole = features_of(images, rows, encoder=encoder, cache_folder=cache_folder)
     return geometry.measure(whole, first, second=second, seed=config.evaluation.seed)
 
 

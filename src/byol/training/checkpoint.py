@@ -45,7 +45,7 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
         RunMismatchError: the run there has another configuration; the message lists the keys.
     """
     path = run_dir / "config.yaml"
-    if path.exists() and list_checkpoints(run_dir):
+    if has_begun(run_dir):
         changes = diff_configs(load_config(path, [], preset=None), config)
         if changes:
             raise RunMismatchError(
@@ -57,13 +57,18 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
     write_atomically(path, dump_config(config).encode())
 
 
+def has_begun(run_dir: Path) -> bool:
+    """Whether the folder holds a run with a checkpoint, which is continued as it was configured."""
+    return (run_dir / "config.yaml").exists() and bool(list_checkpoints(run_dir))
+
+
 def check_run_folder(run_dir: Path) -> None:
     """Refuse a folder that holds something that is not a run.
 
     Raises:
         CheckpointError: it is a file, or holds other things.
     """
-    if list_checkpoints(run_dir) and (run_dir / "config.yaml").exists():
+    if has_begun(run_dir):
         return
     if run_dir.exists() and not run_dir.is_dir():
         raise CheckpointError(f"{run_dir}: is a file, a run is a folder; choose another name with -o")

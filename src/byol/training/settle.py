@@ -40,7 +40,7 @@ def settle(
     if not draft.open:
         return draft.config, None
     step_s = None
-    if ranks.is_main and not _has_begun(run_dir):
+    if ranks.is_main and not checkpoint.has_begun(run_dir):
         checkpoint.check_run_folder(run_dir)
         look = look_at_some(draft)
         chosen = _choose(draft, look, world_size=ranks.world_size)
@@ -62,7 +62,7 @@ def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
     check_loggers(draft.config.trainer.loggers)
     checkpoint.check_run_folder(run_dir)
     look = look_at_some(draft)
-    if draft.open and _has_begun(run_dir):
+    if draft.open and checkpoint.has_begun(run_dir):
         say(f"{run_dir} holds a run, which is continued: what is open is taken from it")
         draft = _ask_run(draft, run_dir)
     found = forecast(draft, look)
@@ -106,10 +106,6 @@ def forecast(draft: Draft, look: Survey) -> Forecast:
     expected = None if hours is None else max(1, round(3600.0 * hours / probe.step_s))
     plan = Plan.of(config, num_images=count_usable(look), expected_steps=expected)
     return Forecast(config, chosen.choices, probe, plan, _find_stored_px(config, look))
-
-
-def _has_begun(run_dir: Path) -> bool:
-    return (run_dir / "config.yaml").exists() and bool(checkpoint.list_checkpoints(run_dir))
 
 
 def _ask_run(draft: Draft, run_dir: Path) -> Draft:
