@@ -10,10 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from byol.config import Draft, json_schema, load_draft, write_override
 from byol.errors import ConfigError, DataError, NoLabelsError
+
+if TYPE_CHECKING:
+    from byol.data.decode import Square
+    from byol.data.given import Images
+    from byol.data.left_out import Few
 
 EXIT_INTERRUPTED = {
     "SIGINT": 130,
@@ -232,56 +237,117 @@ def _show_features() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-_MOST_COMPLAINTS = 20  # of one kind that are said one by one
+_MOST_COMPLAINTS = 20  # that are said one by one
 
 
 @dataclass
-class _Complaints:
-    """What is wrong with single images, said as it is found; of many, the number of the others at the end."""
+class _Told:
+    """What is to be said of single images: unlike those of the training as they come, all else at the end."""
 
-    names: list[str] = field(default_factory=list)  # of those that are left out
+    skip_unreadable: bool
+    stored_px: int
+    bad: list[tuple[str, str]] = field(default_factory=list)  # names and reasons of those that are left out
+    changed: dict[str, "Few"] = field(default_factory=dict)
+    num_used: int = 0
+    num_larger: int = 0
     num_outside: int = 0
 
-    def note(self, name: str, error: DataError) -> None:
-        self.names.append(name)
-        if len(self.names) <= _MOST_COMPLAINTS:
-            print(f"byol: {name}: {error}; left out", file=sys.stderr)
+    def leave_out(self, name: str, error: DataError) -> None:
+        from byol.data.disk import DiskError
+
+        if isinstance(error, DiskError) and not self.skip_unreadable:
+            raise error.locate(name)
+        self.bad.append((name, str(error)))
+
+    def note(self, name: str, square: "Square") -> None:
+        from byol.data.left_out import Few
+
+        self.num_used += 1
+        self.num_larger += max(square.height, square.width) > self.stored_px
+        for text in square.notes:
+            self.changed.setdefault(text, Few()).add(name)
 
     def warn(self, name: str, found: str) -> None:
         self.num_outside += 1
         if self.num_outside <= _MOST_COMPLAINTS:
             print(f"byol: {name}: {found}", file=sys.stderr)
 
-    def count_others(self) -> None:
-        """Those that were not said."""
-        for num, what in ((len(self.names), "left out"), (self.num_outside, "unlike those of the training")):
-            if num > _MOST_COMPLAINTS:
-                print(f"byol: and {num - _MOST_COMPLAINTS:,} more images, {what}", file=sys.stderr)
+    def say_all(self, output: Path) -> None:
+        """What was left out or changed, and a list of the first beside the output."""
+        from byol.data.partial import csv_line
+        from byol.data.summary import describe_images
+        from byol.files import write_atomically
+
+        others = self.num_outside - _MOST_COMPLAINTS
+        if others > 0:
+            print(f"byol: and {others:,} more images, unlike those of the training", file=sys.stderr)
+        listed = output.with_suffix(".left_out.csv")
+        if self.bad:
+            write_atomically(listed, b"".join(csv_line(*row) for row in [("file", "reason"), *self.bad]))
+        else:
+            listed.unlink(missing_ok=True)  # of an earlier time
+        lines = describe_images(
+            self.bad,
+            self.changed,
+            num_images=self.num_used + len(self.bad),
+            listed=str(listed),
+            num_larger=self.num_larger,
+            stored_px=self.stored_px,
+        )
+        for line in lines:
+            print(line)
+
+
+def _may_skip_unreadable(options: argparse.Namespace, what: str) -> bool:
+    """The only setting that applies to new images."""
+    key = "data.skip_unreadable="
+    given = [override for override in options.overrides if override.startswith(key)]
+    options.overrides = [override for override in options.overrides if not override.startswith(key)]
+    _refuse_overrides(options, what)
+    return load_draft(None, given, preset="default").config.data.skip_unreadable
+
+
+def _gather_and_say(options: argparse.Namespace, *, skip_unreadable: bool) -> "Images":
+    """The images; what a folder holds besides is said."""
+    from byol.artifacts.encoder import gather
+    from byol.data.index import Source
+    from byol.data.sources import left_out_of
+    from byol.data.summary import describe_passed_by
+
+    images = gather(options.images, skip_unreadable=skip_unreadable)
+    for line in describe_passed_by(left_out_of(images)) if isinstance(images, Source) else ():
+        print(line)
+    return images
 
 
 def embed_command(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from byol.artifacts.encoder import gather, load
+    from byol.artifacts.encoder import load
     from byol.artifacts.feature_file import check_feature_path, write_features, write_prototypes
     from byol.evaluation.features import check_finite
     from byol.evaluation.neighbours import Distinct, find_prototypes
 
-    _refuse_overrides(options, "embedding")
+    skip_unreadable = _may_skip_unreadable(options, "embedding")
     if options.prototypes is not None and options.prototypes < 1:
         raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, 1 or more")
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
-    bad = _Complaints()
-    blocks = list(encoder.embed_source(gather(options.images), on_bad=bad.note, on_outside=bad.warn))
-    bad.count_others()
+    images, told = (
+        _gather_and_say(options, skip_unreadable=skip_unreadable),
+        _Told(skip_unreadable, encoder.spec.stored_px),
+    )
+    blocks = list(
+        encoder.embed_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
+    )
+    told.say_all(options.output)
     names = [name for block in blocks for name in block.names]
     if not names:
-        raise DataError(f"{options.images}: none of its {len(bad.names)} images can be used")
+        raise DataError(f"{options.images}: none of its {len(told.bad)} images can be used")
     features = np.concatenate([block.features for block in blocks])
     check_finite(features, names.__getitem__)
     write_features(options.output, names, features=features)
-    left_out = f", {len(bad.names)} left out" if bad.names else ""
+    left_out = f", {len(told.bad)} left out" if told.bad else ""
     print(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
     if options.prototypes is None:
         return 0
@@ -333,19 +399,23 @@ def finetune_command(options: argparse.Namespace) -> int:
 
 def predict_command(options: argparse.Namespace) -> int:
     from byol.artifacts.classifier import check_predictions_path, load_classifier, write_predictions
-    from byol.artifacts.encoder import gather
 
-    _refuse_overrides(options, "prediction")
+    skip_unreadable = _may_skip_unreadable(options, "prediction")
     check_predictions_path(options.output)
     classifier = load_classifier(options.classifier, device=options.device)
-    bad = _Complaints()
-    blocks = list(classifier.predict_source(gather(options.images), on_bad=bad.note, on_outside=bad.warn))
-    bad.count_others()
+    images, told = (
+        _gather_and_say(options, skip_unreadable=skip_unreadable),
+        _Told(skip_unreadable, classifier.encoder.spec.stored_px),
+    )
+    blocks = list(
+        classifier.predict_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
+    )
+    told.say_all(options.output)
     num_images = sum(len(block.names) for block in blocks)
     if num_images == 0:
-        raise DataError(f"{options.images}: none of its {len(bad.names)} images can be used")
+        raise DataError(f"{options.images}: none of its {len(told.bad)} images can be used")
     write_predictions(options.output, blocks)
-    left_out = f", {len(bad.names)} left out" if bad.names else ""
+    left_out = f", {len(told.bad)} left out" if told.bad else ""
     print(f"{num_images} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
     return 0
 

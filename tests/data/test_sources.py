@@ -31,11 +31,13 @@ def config(source: str | Path, *, root: Path | str = "datasets", split: str | No
         split=split,
         download=False,
         channels=None,
+        alpha="auto",
         stored_px=None,
         geometry="square",
         packs=None,
         memory="auto",
         max_bad=0.01,
+        skip_unreadable=False,
     )
 
 

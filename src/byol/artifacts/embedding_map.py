@@ -101,7 +101,15 @@ def open_run_images(config: Config, run_dir: Path, *, encoder: Encoder, source: 
         DataError: they cannot be read, or have other channels.
     """
     wanted = encoder.spec.stored_px
-    find = partial(open_images, config, run_dir, console=None, source=source, labels=config.evaluation.labels)
+    find = partial(
+        open_images,
+        config,
+        run_dir,
+        console=None,
+        source=source,
+        labels=config.evaluation.labels,
+        alpha=encoder.spec.alpha,
+    )
     images = find(stored_px=None if source is None else wanted)  # the training's copy, if it is there
     if images.stored_px != wanted:
         images = find(stored_px=wanted)

@@ -196,6 +196,7 @@ def _open(config: Config, run_dir: Path, *, source: str, split: str | None, spec
         split=split,
         labels=config.evaluation.labels,
         stored_px=spec.stored_px,
+        alpha=spec.alpha,
     )
     check_fit(images, spec, name=_short(source))
     return images

@@ -126,7 +126,9 @@ def look_at_some(draft: Draft) -> Survey:
     """
     data = draft.config.data
     workers = draft.config.trainer.num_workers
-    return survey(open_source(data), most=_LOOK_AT, channels=data.channels, num_workers=workers)
+    return survey(
+        open_source(data), most=_LOOK_AT, channels=data.channels, num_workers=workers, alpha=data.alpha
+    )
 
 
 def _choose(draft: Draft, look: Survey, *, world_size: int) -> Chosen:
