@@ -340,8 +340,12 @@ def test_files_that_cannot_be_read(
 
     assert main(["embed", "runs/a", "images", "-o", "f.csv"]) == 0
     out, err = capsys.readouterr()
-    assert out == "20 images x 96 features in f.csv, 1 left out\n"
-    assert err.startswith(f"byol: {name}: {reason}") and err.endswith("; left out\n")
+    told, grouped, *_, last = out.splitlines()
+    assert told == "unreadable and left out: 1 of 21 images, listed in f.left_out.csv" and err == ""
+    assert grouped.startswith(f"  1 ({name}): {reason}")
+    assert last == "20 images x 96 features in f.csv, 1 left out"
+    with open("f.left_out.csv", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["file", name]
     Path("images/dark").rename("dark")
     for path in Path("images/red").glob("[0-9]*"):
         path.unlink()

@@ -209,9 +209,9 @@ class DataConfig(Section):
         "data_transforms.domain auto if all are grey saved as RGB)."
     )
     alpha: Literal["auto", "drop", "mask", "keep"] = Field(
-        description="Transparency. mask: laid on white (deeper than 8 bit: the median of what is seen); auto: "
-        "as mask, but bright shapes of one colour on black, and images without anything visible as stored; "
-        "drop: the colours as stored; keep: a further channel."
+        description="Transparency. mask: laid on white (deeper than 8 bit: the median of what is seen); "
+        "auto: as mask, but bright shapes of one colour on black, and images of which nothing is seen as "
+        "stored; drop: the colours as stored; keep: a further channel."
     )
     stored_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | None = Field(
         description="Side of the packed copies, pixels; null: 1.15 views, at most the largest source side."

@@ -152,7 +152,7 @@ def test_many_files_are_indexed_in_flat_memory(tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the folder is empty; images end in \.bmp"):
+    with pytest.raises(DataError, match=r"the folder is empty; images end in \.apng"):
         open_source(config(tmp_path))
     for name in ("a.xyz", "b.xyz", "c.doc", "README"):
         (tmp_path / name).touch()

@@ -1,5 +1,6 @@
 """What a file is by its first bytes, whatever its name says; and what to do about one that is no image."""
 
+import os
 import re
 from functools import cache
 
@@ -83,6 +84,12 @@ _JPEG_XL = "is JPEG XL; pip install pillow-jxl-plugin to read it, or convert it 
 def is_image_suffix(suffix: str) -> bool:
     """Of a file that is taken for an image by its name; `suffix` in lower case, with its dot."""
     return suffix in IMAGE_SUFFIXES or (suffix in _BY_PACKAGE and open_package(_BY_PACKAGE[suffix]))
+
+
+def suffix_of(name: str) -> str:
+    """In lower case, with its dot; "" of names that end in a number, as of DICOM files: it says nothing."""
+    suffix = os.path.splitext(name)[1].lower()
+    return "" if suffix[1:].isdigit() else suffix
 
 
 def advise_suffix(suffix: str) -> str | None:

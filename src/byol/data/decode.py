@@ -30,7 +30,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Real
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from byol.data import formats
 from byol.data.content import HEAD_BYTES, find_refusal, image_kind
@@ -309,15 +309,21 @@ def _format_of(stream: Stream) -> Literal["tiff", "npy", "png16", "dicom", "othe
 
 def _with_pillow(stream: Stream, read: Callable[[Image.Image], T]) -> T:
     """What `read` makes of the image; of a JPEG that lacks nothing but its end mark too."""
+    head = stream.read(HEAD_BYTES)
+    stream.seek(0)
     try:
         image = Image.open(stream)
         if formats.is_animation(image):
             note(FIRST_FRAME)
         return read(image)
+    except UnidentifiedImageError as error:
+        if (kind := image_kind(head)) is None:
+            raise
+        raise DataError(f"begins like {kind}, but is damaged or of a variety that is not read") from error
     except OSError:
         stream.seek(0)
-        data = stream.read()
-        if image_kind(data[:HEAD_BYTES]) != "JPEG" or not has_all_rows(data):
+        data = stream.read() if image_kind(head) == "JPEG" else b""
+        if not data or not has_all_rows(data):
             raise
         note(NO_END)
         return read(Image.open(BytesIO(data + b"\xff\xd9")))

@@ -15,6 +15,7 @@ from functools import cached_property, partial
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
 
+from byol.data.content import suffix_of
 from byol.data.decode import decode, fit, select_channels
 from byol.data.duplicates import THUMBNAIL_PX, Alike, find_alike, hash_thumbnail, quantise
 from byol.data.formats import Bits, Channels, ImageArray, bits_of_dtype
@@ -183,7 +184,7 @@ class Examined:
         if not self.source.file_bytes:
             return Counter()
         names = (self.source.names(index) for index in range(len(self.source)))
-        return Counter(os.path.splitext(name)[1].lower() for name in names)
+        return Counter(suffix_of(name) for name in names)
 
     def count_folders(self) -> int:
         """That hold images; 0 where images are not files."""

@@ -33,7 +33,7 @@ def describe_files(found: Examined) -> str:
     total, suffixes = len(found.source), found.count_suffixes()
     if not suffixes:
         return f"{total:,} images, {found.source.name}"
-    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(4))
+    kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(4))
     kinds += ", ..." if len(suffixes) > 4 else ""
     folders = found.count_folders()
     where = f" in {folders} folders (not used as labels)" if folders > 1 else ""
@@ -101,12 +101,10 @@ def _judge_bad(found: Examined, *, max_bad: float) -> Iterator[Problem]:
         return
     number, total = len(found.bad), len(found.source)
     groups = group_reasons(found.bad)
-    which = f"{number:,} of {total:,} files cannot be read ({BAD_FILES})"
-    if len(groups) == 1:
-        name, reason = found.bad[0]
-        which += f", the first is {name!r}: {reason}"
-    else:
-        which += f", for {len(groups)} kinds of reasons, above"
+    name, reason = found.bad[0]
+    which = f"{number:,} of {total:,} files cannot be read ({BAD_FILES}), the first is {name!r}: {reason}"
+    if len(groups) > 1:
+        which += f"; all {len(groups)} kinds of reasons are above"
     if number == total:
         yield Problem(f"{which}; look at what these files are, and give others", is_fatal=True)
     elif number > max_bad * total:

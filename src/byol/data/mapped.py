@@ -20,16 +20,7 @@ def load_array(path: Path) -> tuple[NDArray[Any], str | None]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False), None
     except OSError as refusal:  # of the map, or of the file itself: reading tells
-        array = _read(path, refusal)
-        return array, explain_refusal(refusal, num_bytes=array.nbytes)
-
-
-def explain_refusal(refusal: OSError, *, num_bytes: int) -> str:
-    """A line on an array that is held in memory."""
-    return (
-        f"this file system has no memory maps ({describe(refusal)}): {num_bytes / 1e6:,.0f} MB are read into "
-        "memory; on a local disk none is needed"
-    )
+        return _read(path, refusal), f"this file system has no memory maps ({describe(refusal)})"
 
 
 def _read(path: Path, refusal: OSError) -> NDArray[Any]:

@@ -187,7 +187,7 @@ def _is_image(path: Path) -> bool:
         raise DataError(f"{path}: cannot be read ({describe(error)})") from None
 
 
-def _open_folder(path: Path, *, skip_unreadable: bool) -> FileSource:
+def _open_folder(path: Path, *, skip_unreadable: bool = False) -> FileSource:
     scan = Walk(skip_unreadable=skip_unreadable)
     files = Names.of(scan.names(os.fsencode(path)))
     if len(files) == 0:
@@ -258,7 +258,10 @@ def _load_map(path: Path, left_out: LeftOut) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as a NumPy array ({' '.join(str(error).split())})") from None
     if refusal is not None:
-        left_out.notes.append(f"{path}: {refusal}")
+        left_out.notes.append(
+            f"{path}: {refusal}, so it is read into memory, {array.nbytes / 1e6:.3g} MB; copy it to a local disk "
+            "if that is too much"
+        )
     return array
 
 

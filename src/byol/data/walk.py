@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int64
 
-from byol.data.content import HEAD_BYTES, image_kind, is_image_suffix
+from byol.data.content import HEAD_BYTES, image_kind, is_image_suffix, suffix_of
 from byol.data.disk import DiskError, describe, is_of_the_disk, try_again
 from byol.data.index import Names
 from byol.data.left_out import Few, LeftOut
@@ -107,8 +107,7 @@ class Walk:
                         passed_by.append((prefix + name, "hidden"))
                         continue
                     inside = _is_folder(entry)
-                    stem, dot, last = name.rpartition(b".")
-                    suffix = os.fsdecode(dot + last).lower() if stem else ""
+                    suffix = suffix_of(os.fsdecode(name))
                     if inside:
                         kind = "image"
                     elif not _is_file(entry):
@@ -127,8 +126,7 @@ class Walk:
 
     def _judge(self, entry: os.DirEntry[bytes], suffix: str) -> str:
         """By its first bytes: "by content" if it is an image without a suffix, else its kind or ""."""
-        nameless = _says_nothing(suffix)
-        if not nameless:
+        if suffix:
             self._looks[suffix] = self._looks.get(suffix, 0) + 1
             if self._looks[suffix] > _LOOKS:
                 return ""
@@ -139,7 +137,7 @@ class Walk:
             if is_of_the_disk(error) and error.errno not in (errno.EACCES, errno.EPERM):
                 raise
             return ""
-        return "" if kind is None else "by content" if nameless else kind
+        return "" if kind is None else kind if suffix else "by content"
 
     def _count(self, name: bytes, kind: str) -> None:
         text, left_out = os.fsdecode(name), self.left_out
@@ -151,8 +149,7 @@ class Walk:
         if kind in groups:
             groups[kind].add(text)
             return
-        suffix = os.path.splitext(text)[1].lower()
-        suffix = "" if _says_nothing(suffix) else suffix
+        suffix = suffix_of(text)
         left_out.suffixes.setdefault(suffix, Few()).add(text)
         if kind:
             left_out.disguised.setdefault(suffix, kind)
@@ -178,11 +175,6 @@ def _is_file(entry: os.DirEntry[bytes]) -> bool:
             raise
         return True
     return stat.S_ISREG(mode)
-
-
-def _says_nothing(suffix: str) -> bool:
-    """Whether a name has no suffix in truth: `IM000001`, or a number as in the names of DICOM files."""
-    return not suffix or suffix[1:].isdigit()
 
 
 def stamp(path: str | bytes | os.PathLike[str]) -> tuple[int, int]:

@@ -65,7 +65,7 @@ def _describe_images(images: Packed, *, is_squashed: bool) -> Iterator[str]:
         stored_px=images.stored_px,
     )
     if images.unmapped is not None:
-        yield f"{images.folder}: {images.unmapped}; images are read one by one"
+        yield f"{images.folder}: {images.unmapped}, so images are read one by one; data.packs=FOLDER moves it"
 
 
 def _explain_scale(images: Packed) -> str:
