@@ -295,7 +295,7 @@ class _Told:
             stored_px=self.stored_px,
         )
         for line in lines:
-            print(line)
+            print(line, file=sys.stderr)
 
 
 def _may_skip_unreadable(options: argparse.Namespace, what: str) -> bool:
@@ -316,7 +316,7 @@ def _gather_and_say(options: argparse.Namespace, *, skip_unreadable: bool) -> "I
 
     images = gather(options.images, skip_unreadable=skip_unreadable)
     for line in describe_passed_by(left_out_of(images)) if isinstance(images, Source) else ():
-        print(line)
+        print(line, file=sys.stderr)
     return images
 
 

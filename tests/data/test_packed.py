@@ -1,13 +1,18 @@
 """Packing: exact contents, every way a packing can be stopped, refused, found again or damaged."""
 
+import builtins
 import csv
+import errno
+import hashlib
 import json
+import mmap
 import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +20,15 @@ import tifffile
 from PIL import Image
 
 from byol.config import load_config
+from byol.data import disk, partial, place, tally
 from byol.data import packed as module
-from byol.data import partial, place, tally
 from byol.data.decode import fit, place_on_canvas
 from byol.data.formats import Geometry, ImageArray
 from byol.data.images import open_images
 from byol.data.index import Source
 from byol.data.packed import Packed, open_pack, pack, verify
-from byol.data.sources import open_source
+from byol.data.reading import ON_WHITE
+from byol.data.sources import _open_folder, left_out_of, open_source
 from byol.data.statistics import count_values, summarise
 from byol.errors import DataError
 
@@ -563,3 +569,145 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         open_pack(packed.folder)
     with pytest.raises(DataError, match="is not a pack"):
         open_pack(tmp_path / "elsewhere")
+
+
+# ---- Disks that fail, and what is changed in images
+
+
+def write_files(folder: Path, num: int = 6) -> list[Path]:
+    folder.mkdir()
+    paths = [folder / f"{number}.png" for number in range(num)]
+    for path in paths:
+        Image.fromarray(RNG.integers(0, 255, (9, 9, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of files that the disk does not give; pauses are none."""
+    names: set[str] = set()
+    real = builtins.open
+
+    def faulty(file: Any, *rest: Any, **named: Any) -> Any:
+        if os.path.basename(str(file)) in names:
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        return real(file, *rest, **named)
+
+    monkeypatch.setattr(builtins, "open", faulty)
+    monkeypatch.setattr(disk, "PAUSES_S", (0.0,))
+    return names
+
+
+def test_a_disk_that_fails_stops_the_packing_which_then_goes_on(tmp_path: Path, failing: set[str]) -> None:
+    write_files(tmp_path / "set")
+    source = _open_folder(tmp_path / "set")
+    failing.add("4.png")
+    with pytest.raises(DataError, match=r"set/4\.png: .*Input/output error, errno 5") as caught:
+        pack_into(tmp_path / "p", source)
+    assert "same command again" in str(caught.value) and not (tmp_path / "p").exists()
+    failing.clear()
+    packed = pack_into(tmp_path / "p", source)
+    assert len(packed) == 6 and packed.num_bad == 0 and read_bad(packed.folder) == [["file", "reason"]]
+
+
+def test_what_was_left_out_for_the_disk_is_tried_again(tmp_path: Path, failing: set[str]) -> None:
+    write_files(tmp_path / "set")
+    source = _open_folder(tmp_path / "set", skip_unreadable=True)
+    failing.update({"1.png", "4.png"})
+    packed = pack_into(tmp_path / "p", source, max_bad=0.0)  # allowed by the other key
+    assert len(packed) == 4 and packed.num_bad == 2
+    failing.remove("1.png")
+    packed = pack_into(tmp_path / "p", source, max_bad=0.0)
+    assert len(packed) == 5 and packed.note.startswith("packed again: 1 images that could not be read")
+    assert pack_into(tmp_path / "p", source, max_bad=0.0).note == "found"  # the disk still fails: kept
+    with pytest.raises(DataError, match=r"4\.png: .*errno 5"):
+        pack_into(tmp_path / "p", _open_folder(tmp_path / "set"))
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["cannot be opened (Input/output error)", "is damaged or cut short ([Errno 116] Stale file handle)"],
+)
+def test_a_pack_of_an_earlier_version_that_lacks_images_for_the_disk(tmp_path: Path, reason: str) -> None:
+    paths = write_files(tmp_path / "set")
+    image = paths[2].read_bytes()
+    paths[2].write_bytes(b"broken".ljust(len(image)))
+    os.utime(paths[2], (1, 1))
+    source = _open_folder(tmp_path / "set")
+    assert pack_into(tmp_path / "p", source).num_bad == 1
+    paths[2].write_bytes(image)
+    os.utime(paths[2], (1, 1))
+    assert pack_into(tmp_path / "p", source).note == "found"
+    rewrite_bad(tmp_path / "p", f'file,reason\n2.png,"{reason}"\n'.encode())
+    packed = pack_into(tmp_path / "p", source)
+    assert packed.note.startswith("packed again: 1 images") and len(packed) == 6 and packed.num_bad == 0
+
+
+def rewrite_bad(folder: Path, content: bytes) -> None:
+    (folder / "bad_files.csv").write_bytes(content)
+    found = json.loads((folder / "pack.json").read_text())
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    found["files"]["bad_files.csv"] = {"bytes": len(content), "blake2b": digest}
+    (folder / "pack.json").write_text(json.dumps(found))
+
+
+def test_changes_are_counted_also_when_packing_is_continued(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for path in write_files(folder, 5)[1:4]:
+        pixels = np.asarray(Image.open(path))
+        Image.fromarray(np.dstack([pixels, np.eye(9, dtype=np.uint8) * 255])).save(path)
+    source = _open_folder(folder)
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack_into(tmp_path / "p", source, progress=stop)
+    for packed in (pack_into(tmp_path / "p", source), pack_into(tmp_path / "p", source)):
+        ((text, few),) = packed.changed.items()
+        assert text == ON_WHITE and few.count == 3 and few.names == ["1.png", "2.png", "3.png"]
+
+
+def test_transparency_is_part_of_what_a_pack_is(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (path,) = write_files(folder, 1)
+    pixels = np.asarray(Image.open(path))
+    Image.fromarray(np.dstack([pixels, np.eye(9, dtype=np.uint8) * 255])).save(path)
+    packs = {}
+    for alpha in ("auto", "drop", "keep"):
+        overrides = [f"data.source={folder}", f"data.alpha={alpha}"]
+        config = load_config(None, overrides, preset="default")
+        packs[alpha] = open_images(
+            config.model_copy(
+                update={"data_transforms": load_config(None, [], preset="classic").data_transforms}
+            ),
+            tmp_path / "runs" / "a",
+            console=None,
+        )
+    assert len({pack.folder for pack in packs.values()}) == 3
+    np.testing.assert_array_equal(packs["drop"].images[0], pixels)
+    assert packs["keep"].channels == 4
+    assert (packs["auto"].images[0][~np.eye(9, dtype=bool)] == 255).all()
+    content = json.loads((packs["drop"].folder / "pack.json").read_text())
+    assert content["recipe"]["alpha"] == "drop"
+
+
+def test_a_file_system_without_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = draw((8, 8, 3), (8, 8, 3))
+    expected = np.array(pack_into(tmp_path / "p", Images(images)).images)
+
+    class NoMap(mmap.mmap):
+        def __new__(cls, *arguments: object, **named: object) -> "NoMap":
+            raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(mmap, "mmap", NoMap)
+    packed = pack_into(tmp_path / "p", Images(images))
+    assert packed.note == "found" and packed.unmapped is not None and "No such device" in packed.unmapped
+    np.testing.assert_array_equal(packed.read(np.array([1, 0])), expected[[1, 0]])
+    np.testing.assert_array_equal(packed.images, expected)
+    np.save(tmp_path / "array.npy", expected)
+    source = open_source(load_config(None, [f"data.source={tmp_path / 'array.npy'}"], preset="classic").data)
+    np.testing.assert_array_equal(source.item(1), expected[1])
+    (line,) = left_out_of(source).notes
+    assert line.startswith(f"{tmp_path / 'array.npy'}: ") and "No such device" in line

@@ -259,8 +259,8 @@ def _load_map(path: Path, left_out: LeftOut) -> np.ndarray:
         raise DataError(f"{path}: cannot be read as a NumPy array ({' '.join(str(error).split())})") from None
     if refusal is not None:
         left_out.notes.append(
-            f"{path}: {refusal}, so it is read into memory, {array.nbytes / 1e6:.3g} MB; copy it to a local disk "
-            "if that is too much"
+            f"{path}: {refusal}, so it is read into memory, {array.nbytes / 1e6:.3g} MB; copy it to a local "
+            "disk if that is too much"
         )
     return array
 

@@ -11,7 +11,7 @@ from math import ceil
 from byol.data.content import advise_suffix
 from byol.data.left_out import Few, LeftOut
 
-_MOST_SUFFIXES, _MOST_REASONS = 6, 12  # told one by one
+_MOST_SUFFIXES, _MOST_REASONS, _MOST_CHANGES = 6, 10, 7  # told one by one
 
 
 def describe_passed_by(left_out: LeftOut) -> Iterator[str]:
@@ -77,18 +77,26 @@ def describe_images(
     if groups:
         number = sum(group.few.count for group in groups)
         yield f"unreadable and left out: {number:,} of {num_images:,} images, listed in {listed}"
-        yield from (
-            f"  {group.few.count:,} ({group.few}): {group.reason}" for group in groups[:_MOST_REASONS]
-        )
-        if others := groups[_MOST_REASONS:]:
-            yield f"  {sum(group.few.count for group in others):,} for {len(others)} other reasons"
-    for text, few in sorted(changed.items(), key=lambda item: -item[1].count):
-        yield f"{few.count:,} of {num_images:,} images ({few}): {text}"
+        lines = [f"{group.few.count:,} ({group.few}): {group.reason}" for group in groups]
+        yield from (f"  {line}" for line in _fold(lines, _MOST_REASONS))
+    most = sorted(changed.items(), key=lambda item: -item[1].count)
+    yield from _fold(
+        [f"{few.count:,} of {num_images:,} images ({few}): {text}" for text, few in most], _MOST_CHANGES
+    )
     if num_larger:
         yield (
             f"{num_larger:,} of {num_images:,} images are larger than the {stored_px} px they are stored at, "
             "and shrunk; data.stored_px=N keeps more"
         )
+
+
+def _fold(lines: list[str], most: int) -> Iterator[str]:
+    """Each for itself, but of many the last ones in one."""
+    if len(lines) <= most:
+        yield from lines
+    else:
+        yield from lines[: most - 1]
+        yield " | ".join(lines[most - 1 :])
 
 
 def describe_bad(bad: Iterable[tuple[str, str]]) -> str:
