@@ -20,7 +20,12 @@ class Few:
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.names) else ""
-        return f"{', '.join(self.names)}{more}"
+        return f"{', '.join(map(_show, self.names))}{more}"
+
+
+def _show(name: str) -> str:
+    """On one line of any terminal, whatever the name holds."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 @dataclass

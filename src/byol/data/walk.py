@@ -41,6 +41,7 @@ class Walk:
         self._skip, self._failure = skip_unreadable, DataError()
         self._entered: set[tuple[int, int]] = set()
         self._looks: dict[str, int] = {}
+        self._suffixes: dict[bytes, bool] = {}  # as they are written: whether they are those of images
 
     def names(self, folder: bytes) -> Iterator[bytes]:
         """Of all images below `folder`, relative to it.
@@ -103,19 +104,15 @@ class Walk:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     name = entry.name
-                    if name.startswith(b".") or name.lower() in _SYSTEM:
+                    inside = _is_folder(entry)
+                    is_image = inside or self._has_image_suffix(name)
+                    if name.startswith(b".") or ((inside or not is_image) and name.lower() in _SYSTEM):
                         passed_by.append((prefix + name, "hidden"))
                         continue
-                    inside = _is_folder(entry)
-                    suffix = suffix_of(os.fsdecode(name))
-                    if inside:
-                        kind = "image"
-                    elif not _is_file(entry):
+                    if not (inside or entry.is_file(follow_symlinks=False) or _leads_to_file(entry)):
                         kind = "special"
-                    elif is_image_suffix(suffix):
-                        kind = "image"
                     else:
-                        kind = self._judge(entry, suffix)
+                        kind = "image" if is_image else self._judge(entry, suffix_of(os.fsdecode(name)))
                     if kind in ("image", "by content"):
                         is_folder.append(inside)
                         yield name
@@ -123,6 +120,14 @@ class Walk:
                         passed_by.append((prefix + name, kind))
 
         return Names.of(choose()), is_folder, passed_by
+
+    def _has_image_suffix(self, name: bytes) -> bool:
+        stem, _, last = name.rpartition(b".")
+        if not stem or last.isdigit():
+            return False
+        if (known := self._suffixes.get(last)) is None:
+            known = self._suffixes[last] = is_image_suffix(suffix_of(os.fsdecode(name)))
+        return known
 
     def _judge(self, entry: os.DirEntry[bytes], suffix: str) -> str:
         """By its first bytes: "by content" if it is an image without a suffix, else its kind or ""."""
@@ -164,10 +169,8 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False  # a link to itself
 
 
-def _is_file(entry: os.DirEntry[bytes]) -> bool:
-    """A link that leads nowhere counts as one: whoever reads it says so. A pipe would be waited for."""
-    if entry.is_file(follow_symlinks=False):
-        return True
+def _leads_to_file(entry: os.DirEntry[bytes]) -> bool:
+    """Also a link that leads nowhere: whoever reads it says so. A pipe would be waited for."""
     try:
         mode = entry.stat().st_mode
     except OSError as error:
