@@ -115,6 +115,7 @@ LEVELS = {
         "evaluation.unlabelled",
         "evaluation.weights",
         "training.alarms",
+        "told",
         "training.supervised",
     },
     9: {

@@ -8,17 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from byol.config import Draft, json_schema, load_draft, write_override
 from byol.errors import ConfigError, DataError, NoLabelsError
-
-if TYPE_CHECKING:
-    from byol.data.decode import Square
-    from byol.data.given import Images
-    from byol.data.left_out import Few
 
 EXIT_INTERRUPTED = {
     "SIGINT": 130,
@@ -237,67 +231,6 @@ def _show_features() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-_MOST_COMPLAINTS = 20  # that are said one by one
-
-
-@dataclass
-class _Told:
-    """What is to be said of single images: unlike those of the training as they come, all else at the end."""
-
-    skip_unreadable: bool
-    stored_px: int
-    bad: list[tuple[str, str]] = field(default_factory=list)  # names and reasons of those that are left out
-    changed: dict[str, "Few"] = field(default_factory=dict)
-    num_used: int = 0
-    num_larger: int = 0
-    num_outside: int = 0
-
-    def leave_out(self, name: str, error: DataError) -> None:
-        from byol.data.disk import DiskError
-
-        if isinstance(error, DiskError) and not self.skip_unreadable:
-            raise error.locate(name)
-        self.bad.append((name, str(error)))
-
-    def note(self, name: str, square: "Square") -> None:
-        from byol.data.left_out import Few
-
-        self.num_used += 1
-        self.num_larger += max(square.height, square.width) > self.stored_px
-        for text in square.notes:
-            self.changed.setdefault(text, Few()).add(name)
-
-    def warn(self, name: str, found: str) -> None:
-        self.num_outside += 1
-        if self.num_outside <= _MOST_COMPLAINTS:
-            print(f"byol: {name}: {found}", file=sys.stderr)
-
-    def say_all(self, output: Path) -> None:
-        """What was left out or changed, and a list of the first beside the output."""
-        from byol.data.partial import csv_line
-        from byol.data.summary import describe_images
-        from byol.files import write_atomically
-
-        others = self.num_outside - _MOST_COMPLAINTS
-        if others > 0:
-            print(f"byol: and {others:,} more images, unlike those of the training", file=sys.stderr)
-        listed = output.with_suffix(".left_out.csv")
-        if self.bad:
-            write_atomically(listed, b"".join(csv_line(*row) for row in [("file", "reason"), *self.bad]))
-        else:
-            listed.unlink(missing_ok=True)  # of an earlier time
-        lines = describe_images(
-            self.bad,
-            self.changed,
-            num_images=self.num_used + len(self.bad),
-            listed=str(listed),
-            num_larger=self.num_larger,
-            stored_px=self.stored_px,
-        )
-        for line in lines:
-            print(line, file=sys.stderr)
-
-
 def _may_skip_unreadable(options: argparse.Namespace, what: str) -> bool:
     """The only setting that applies to new images."""
     key = "data.skip_unreadable="
@@ -307,19 +240,6 @@ def _may_skip_unreadable(options: argparse.Namespace, what: str) -> bool:
     return load_draft(None, given, preset="default").config.data.skip_unreadable
 
 
-def _gather_and_say(options: argparse.Namespace, *, skip_unreadable: bool) -> "Images":
-    """The images; what a folder holds besides is said."""
-    from byol.artifacts.encoder import gather
-    from byol.data.index import Source
-    from byol.data.sources import left_out_of
-    from byol.data.summary import describe_passed_by
-
-    images = gather(options.images, skip_unreadable=skip_unreadable)
-    for line in describe_passed_by(left_out_of(images)) if isinstance(images, Source) else ():
-        print(line, file=sys.stderr)
-    return images
-
-
 def embed_command(options: argparse.Namespace) -> int:
     import numpy as np
 
@@ -327,16 +247,15 @@ def embed_command(options: argparse.Namespace) -> int:
     from byol.artifacts.feature_file import check_feature_path, write_features, write_prototypes
     from byol.evaluation.features import check_finite
     from byol.evaluation.neighbours import Distinct, find_prototypes
+    from byol.told import Told, gather_and_say
 
     skip_unreadable = _may_skip_unreadable(options, "embedding")
     if options.prototypes is not None and options.prototypes < 1:
         raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, 1 or more")
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
-    images, told = (
-        _gather_and_say(options, skip_unreadable=skip_unreadable),
-        _Told(skip_unreadable, encoder.spec.stored_px),
-    )
+    images = gather_and_say(options.images, skip_unreadable=skip_unreadable)
+    told = Told(skip_unreadable, encoder.spec.stored_px)
     blocks = list(
         encoder.embed_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
     )
@@ -399,14 +318,13 @@ def finetune_command(options: argparse.Namespace) -> int:
 
 def predict_command(options: argparse.Namespace) -> int:
     from byol.artifacts.classifier import check_predictions_path, load_classifier, write_predictions
+    from byol.told import Told, gather_and_say
 
     skip_unreadable = _may_skip_unreadable(options, "prediction")
     check_predictions_path(options.output)
     classifier = load_classifier(options.classifier, device=options.device)
-    images, told = (
-        _gather_and_say(options, skip_unreadable=skip_unreadable),
-        _Told(skip_unreadable, classifier.encoder.spec.stored_px),
-    )
+    images = gather_and_say(options.images, skip_unreadable=skip_unreadable)
+    told = Told(skip_unreadable, classifier.encoder.spec.stored_px)
     blocks = list(
         classifier.predict_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
     )
