@@ -4,6 +4,7 @@ import builtins
 import csv
 import errno
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -711,3 +712,26 @@ def test_a_file_system_without_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(source.item(1), expected[1])
     (line,) = left_out_of(source).notes
     assert line.startswith(f"{tmp_path / 'array.npy'}: ") and "No such device" in line
+
+
+@pytest.mark.parametrize("name", ["pack.json", "sizes.npy", "names.npy"])
+def test_a_disk_that_does_not_give_the_pack_is_no_reason_to_pack_again(
+    name: str, tmp_path: Path, failing: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = draw((8, 8, 3), (8, 8, 3))
+    pack_into(tmp_path / "p", Images(images))
+    real = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name in failing:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(io, "open", builtins.open)  # what `Path.open` calls
+    failing.add(name)
+    source = Images(images)
+    with pytest.raises(DataError, match="errno 5"):
+        pack_into(tmp_path / "p", source)
+    failing.clear()
+    assert pack_into(tmp_path / "p", source).note == "found" and source.was_read == []

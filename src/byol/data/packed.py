@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, Real
 
 from byol.data.decode import DECODER, Square, peek, read_square
-from byol.data.disk import DiskError, is_of_the_system, is_worth_a_try
+from byol.data.disk import DiskError, is_of_the_disk, is_of_the_system, is_worth_a_try, try_again
 from byol.data.formats import Bits, Channels, Geometry, bits_of_dtype
 from byol.data.index import Names, Source, skips_unreadable
 from byol.data.left_out import Few
@@ -160,8 +160,15 @@ def open_pack(folder: Path) -> Packed:
     """The pack in a folder. Sizes of all files are checked, and the checksums of all but the images.
 
     Raises:
-        DataError: it is missing, damaged, or of another format.
+        DataError: it is missing, damaged, or of another format; or the disk fails.
     """
+    try:
+        return try_again(lambda: _open(folder))
+    except DiskError as error:
+        raise error.locate(str(folder)) from None
+
+
+def _open(folder: Path) -> Packed:
     content = _read_json(folder)
     for name, entry in content["files"].items():
         path = folder / name
@@ -211,8 +218,10 @@ def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
     if not (folder / "pack.json").exists():
         raise DataError(f"{folder}: holds files but no pack; choose another place with data.packs=FOLDER")
     try:
-        packed = open_pack(folder)
+        packed = try_again(lambda: _open(folder))
         before = Recipe(**_read_json(folder)["recipe"])
+    except DiskError as error:  # the pack may be whole
+        raise error.locate(str(folder)) from None
     except (DataError, TypeError) as error:
         return None, f"packed again: {error}"
     if before.source_fingerprint != recipe.source_fingerprint:
@@ -255,6 +264,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {folder} is not a pack") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, OSError) and is_of_the_disk(error):
+            raise
         raise DataError(
             f"{path}: is damaged ({type(error).__name__}); delete {folder} to pack again"
         ) from None
