@@ -128,10 +128,9 @@ def test_names_duplicates_blanks_and_what_cannot_be_read(capsys: Capture) -> Non
     lines = check(capsys, "images", "data.max_bad=0.1")
     assert lines[1] == "23 can be read, 1 cannot"
     assert lines[4] == "exact duplicates 1, near duplicates 1 (4.3%); blank 1 (4.3%)"
-    assert rows("check/images/bad_files.csv") == [
-        ["file", "reason"],
-        [os.fsdecode(b"\xff.png"), "is not an image of a known format"],
-    ]
+    head, (name, reason) = rows("check/images/bad_files.csv")
+    assert head == ["file", "reason"] and name == os.fsdecode(b"\xff.png")
+    assert reason.startswith("is not an image of a known format: it is text")
     assert rows("check/images/blank_files.csv") == [["file"], ["c.png"]]
     assert rows("check/images/duplicates.csv") == [
         ["file", "same as", "kind"],

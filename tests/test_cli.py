@@ -341,7 +341,11 @@ def test_files_that_cannot_be_read(
     assert main(["embed", "runs/a", "images", "-o", "f.csv"]) == 0
     out, err = capsys.readouterr()
     assert out == "20 images x 96 features in f.csv, 1 left out\n"
-    assert err.startswith(f"byol: {name}: {reason}") and err.endswith("; left out\n")
+    told, grouped, *_ = err.splitlines()
+    assert told == "unreadable and left out: 1 of 21 images, listed in f.left_out.csv"
+    assert grouped.startswith(f"  1 ({name}): {reason}")
+    with open("f.left_out.csv", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["file", name]
     Path("images/dark").rename("dark")
     for path in Path("images/red").glob("[0-9]*"):
         path.unlink()
@@ -386,11 +390,12 @@ def test_deep_images_and_others_that_are_embedded_by_their_encoder(capsys: Captu
     assert out == "13 images x 96 features in f.csv, 2 left out\n"
     lines = err.splitlines()
     assert lines[0].startswith("byol: celsius.npy: channel 0: the values lie in ")
-    assert lines[1].startswith("byol: counts.npy: holds 16-bit values, the encoder was trained on floating")
-    assert lines[2] == (
-        "byol: gaps.npy: holds 512 values that are NaN, infinite or beyond float32; fill them; left out"
+    assert lines[1] == "unreadable and left out: 2 of 15 images, listed in f.left_out.csv"
+    assert lines[2].startswith("  1 (counts.npy): holds 16-bit values, the encoder was trained on floating")
+    assert lines[3] == (
+        "  1 (gaps.npy): holds 512 values that are NaN, infinite or beyond float32; fill them"
     )
-    assert len(lines) == 3
+    assert len(lines) == 4
 
 
 def test_images_at_their_own_scale(capsys: Capture) -> None:
@@ -517,16 +522,19 @@ def test_prototypes(capsys: Capture, finished: Path) -> None:
     assert f"{told} (all 2 have the same features: copies, or the encoder has" in said
 
 
-def test_of_many_images_that_are_left_out_some_are_named(capsys: Capture, finished: Path) -> None:
+def test_of_many_images_that_are_left_out_some_are_named_and_all_are_listed(
+    capsys: Capture, finished: Path
+) -> None:
     write_images(Path("images"), num=1, classes=("red",))
     for index in range(25):
         Path("images", f"{index:02d}.png").write_bytes(b"broken")
     assert main(["embed", str(finished / "runs" / "a"), "images", "-o", "f.csv"]) == 0
     said = capsys.readouterr()
     assert said.out == "1 images x 96 features in f.csv, 25 left out\n"
-    lines = said.err.splitlines()
-    assert len(lines) == 21 and lines[19].startswith("byol: 19.png: ")
-    assert lines[-1] == "byol: and 5 more images, left out"
+    assert "unreadable and left out: 25 of 26 images, listed in f.left_out.csv" in said.err
+    assert "  25 (00.png, 01.png, 02.png, ...): " in said.err
+    with open("f.left_out.csv", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["file", *(f"{index:02d}.png" for index in range(25))]
 
 
 def test_evaluation_that_would_mean_nothing(capsys: Capture, finished: Path) -> None:

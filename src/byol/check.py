@@ -11,12 +11,11 @@ import torch
 from byol.artifacts.sheets import Sample
 from byol.check_report import REPORT, Leaks, Report
 from byol.choices import FEWEST_IMAGES
-from byol.config import Draft
+from byol.config import DataConfig, Draft
 from byol.data.decode import read_square
 from byol.data.doctor import Examined, Progress, examine, find_duplicates
 from byol.data.duplicates import find_leaks
 from byol.data.findings import Problem, find_leaks_problems, find_problems
-from byol.data.formats import Channels, Geometry
 from byol.data.sources import open_source, splits_of
 from byol.errors import ConfigError, DataError
 from byol.training.alarms import check_images, check_views
@@ -53,11 +52,13 @@ def check(
     if test is not None:
         tested = open_source(data, source=test, split="test" if splits_of(test) else None)
     _check_folder(folder, [data.source, *([] if test is None else [test])])
-    found = examine(source, channels=data.channels, num_workers=workers, progress=progress)
+    found = examine(source, channels=data.channels, num_workers=workers, alpha=data.alpha, progress=progress)
     alike, leaks = find_duplicates(found), None
     problems = find_problems(found, alike, max_bad=data.max_bad, fewest=FEWEST_IMAGES)
     if tested is not None:
-        other = examine(tested, channels=data.channels, num_workers=workers, progress=progress)
+        other = examine(
+            tested, channels=data.channels, num_workers=workers, alpha=data.alpha, progress=progress
+        )
         leaks = Leaks(other, find_leaks(find_duplicates(found, other), len(found)))
         problems += find_leaks_problems(leaks.alike, other)
     is_unfit = any(problem.is_fatal for problem in problems)
@@ -103,22 +104,22 @@ def _take_sample(found: Examined, draft: Draft, ahead: Forecast | None) -> Sampl
     rows = found.usual
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, number).astype(np.int64))]
     rows = rows[np.argsort(found.is_blank[rows], kind="stable")]
-    return _read(found, rows, px=px, channels=config.data.channels, geometry=config.data.geometry)
+    return _read(found, rows, px=px, data=config.data)
 
 
-def _read(
-    found: Examined, rows: np.ndarray, *, px: int, channels: Channels, geometry: Geometry
-) -> Sample | None:
+def _read(found: Examined, rows: np.ndarray, *, px: int, data: DataConfig) -> Sample | None:
     names, squares, sizes = [], [], []
     for row in rows.tolist():
         try:
             item = found.source.item(int(found.places[row]))
-            square = read_square(item, px=px, channels=channels, geometry=geometry)
+            square = read_square(
+                item, px=px, channels=data.channels, geometry=data.geometry, alpha=data.alpha
+            )
         except DataError:  # it has gone since
             continue
         names.append(found.name(row))
         squares.append(square.pixels)
-        sizes.append((square.height, square.width) if geometry == "square" else (px, px))
+        sizes.append((square.height, square.width) if data.geometry == "square" else (px, px))
     return Sample.of(names, np.stack(squares), np.array(sizes, np.int32)) if squares else None
 
 

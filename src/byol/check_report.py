@@ -30,6 +30,8 @@ from byol.data.findings import (
     describe_sizes,
 )
 from byol.data.partial import BAD_FILES, csv_line
+from byol.data.sources import left_out_of
+from byol.data.summary import describe_images, describe_passed_by
 from byol.files import write_atomically
 from byol.training.settle import Forecast
 
@@ -105,12 +107,29 @@ class Report:
             yield describe_kinds(found)
             yield describe_sizes(found)
             yield describe_copies(found, self.alike)
+        yield from self._left_out()
         if self.leaks is not None:
             alike, total = self.leaks.alike, len(self.leaks.test)
             yield (
                 f"of {total:,} test images {alike.num_exact:,} are in the training part, "
                 f"{alike.num_near:,} more nearly"
             )
+
+    def _left_out(self) -> Iterator[str]:
+        """As training and embedding say it."""
+        found, num_larger, stored_px = self.found, 0, 0
+        if self.ahead is not None:
+            stored_px = self.ahead.stored_px
+            num_larger = int((found.sizes > stored_px).any(axis=1).sum())
+        yield from describe_passed_by(left_out_of(found.source))
+        yield from describe_images(
+            found.bad,
+            found.changed,
+            num_images=len(found.source),
+            listed=BAD_FILES,
+            num_larger=num_larger,
+            stored_px=stored_px,
+        )
 
     def _describe_training(self, ahead: Forecast) -> Iterator[str]:
         views = [c for c in ahead.choices if c.key.startswith(("data_transforms", "data."))]

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -241,56 +240,42 @@ def _show_features() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-_MOST_COMPLAINTS = 20  # of one kind that are said one by one
-
-
-@dataclass
-class _Complaints:
-    """What is wrong with single images, said as it is found; of many, the number of the others at the end."""
-
-    names: list[str] = field(default_factory=list)  # of those that are left out
-    num_outside: int = 0
-
-    def note(self, name: str, error: DataError) -> None:
-        self.names.append(name)
-        if len(self.names) <= _MOST_COMPLAINTS:
-            complain(f"{name}: {error}; left out")
-
-    def warn(self, name: str, found: str) -> None:
-        self.num_outside += 1
-        if self.num_outside <= _MOST_COMPLAINTS:
-            complain(f"{name}: {found}")
-
-    def count_others(self) -> None:
-        """Those that were not said."""
-        for num, what in ((len(self.names), "left out"), (self.num_outside, "unlike those of the training")):
-            if num > _MOST_COMPLAINTS:
-                complain(f"and {num - _MOST_COMPLAINTS:,} more images, {what}")
+def _may_skip_unreadable(options: argparse.Namespace, what: str) -> bool:
+    """The only setting that applies to new images."""
+    key = "data.skip_unreadable="
+    given = [override for override in options.overrides if override.startswith(key)]
+    options.overrides = [override for override in options.overrides if not override.startswith(key)]
+    _refuse_overrides(options, what)
+    return load_draft(None, given, preset="default").config.data.skip_unreadable
 
 
 def embed_command(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from byol.artifacts.encoder import gather, load
+    from byol.artifacts.encoder import load
     from byol.artifacts.feature_file import check_feature_path, write_features, write_prototypes
     from byol.evaluation.features import check_finite
     from byol.evaluation.neighbours import Distinct, find_prototypes
+    from byol.told import Told, gather_and_say
 
-    _refuse_overrides(options, "embedding")
+    skip_unreadable = _may_skip_unreadable(options, "embedding")
     if options.prototypes is not None and options.prototypes < 1:
         raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, 1 or more")
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
-    bad = _Complaints()
-    blocks = list(encoder.embed_source(gather(options.images), on_bad=bad.note, on_outside=bad.warn))
-    bad.count_others()
+    images = gather_and_say(options.images, skip_unreadable=skip_unreadable)
+    told = Told(skip_unreadable, encoder.spec.stored_px)
+    blocks = list(
+        encoder.embed_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
+    )
+    told.say_all(options.output)
     names = [name for block in blocks for name in block.names]
     if not names:
-        raise DataError(f"{options.images}: none of its {len(bad.names)} images can be used")
+        raise DataError(f"{options.images}: none of its {len(told.bad)} images can be used")
     features = np.concatenate([block.features for block in blocks])
     check_finite(features, names.__getitem__)
     write_features(options.output, names, features=features)
-    left_out = f", {len(bad.names)} left out" if bad.names else ""
+    left_out = f", {len(told.bad)} left out" if told.bad else ""
     say(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
     if options.prototypes is None:
         return 0
@@ -340,19 +325,22 @@ def finetune_command(options: argparse.Namespace) -> int:
 
 def predict_command(options: argparse.Namespace) -> int:
     from byol.artifacts.classifier import check_predictions_path, load_classifier, write_predictions
-    from byol.artifacts.encoder import gather
+    from byol.told import Told, gather_and_say
 
-    _refuse_overrides(options, "prediction")
+    skip_unreadable = _may_skip_unreadable(options, "prediction")
     check_predictions_path(options.output)
     classifier = load_classifier(options.classifier, device=options.device)
-    bad = _Complaints()
-    blocks = list(classifier.predict_source(gather(options.images), on_bad=bad.note, on_outside=bad.warn))
-    bad.count_others()
+    images = gather_and_say(options.images, skip_unreadable=skip_unreadable)
+    told = Told(skip_unreadable, classifier.encoder.spec.stored_px)
+    blocks = list(
+        classifier.predict_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
+    )
+    told.say_all(options.output)
     num_images = sum(len(block.names) for block in blocks)
     if num_images == 0:
-        raise DataError(f"{options.images}: none of its {len(bad.names)} images can be used")
+        raise DataError(f"{options.images}: none of its {len(told.bad)} images can be used")
     write_predictions(options.output, blocks)
-    left_out = f", {len(bad.names)} left out" if bad.names else ""
+    left_out = f", {len(told.bad)} left out" if told.bad else ""
     say(f"{num_images} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
     return 0
 

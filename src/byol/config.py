@@ -77,6 +77,7 @@ _NO_PART_OF_A_RUN = (
     "data.packs",
     "data.memory",
     "data.max_bad",
+    "data.skip_unreadable",
     "trainer.num_workers",
     "trainer.device",
     "trainer.accumulation_steps",

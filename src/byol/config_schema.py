@@ -210,6 +210,11 @@ class DataConfig(Section):
         description="Channels to use: grey, rgb or their numbers from 0; null: as the files are (grey with "
         "data_transforms.domain auto if all are grey saved as RGB)."
     )
+    alpha: Literal["auto", "drop", "mask", "keep"] = Field(
+        description="Transparency. mask: laid on white (deeper than 8 bit: the median of what is seen); "
+        "auto: as mask, but bright shapes of one colour on black, and images of which nothing is seen as "
+        "stored; drop: the colours as stored; keep: a further channel."
+    )
     stored_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | None = Field(
         description="Side of the packed copies, pixels; null: 1.15 views, at most the largest source side."
     )
@@ -222,6 +227,10 @@ class DataConfig(Section):
         description="Where the packed copy is read from: RAM, a memory map, the device; auto: by its size."
     )
     max_bad: Probability = Field(description="Share of unreadable files above which packing stops.")
+    skip_unreadable: bool = Field(
+        description="Whether folders and files that the system cannot read (permissions, a failing disk) are "
+        "left out, and tried again by the next start; false: they stop the work."
+    )
 
 
 class TrainerConfig(Section):

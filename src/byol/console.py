@@ -49,6 +49,11 @@ def complain(line: str) -> None:
     print(f"byol: {printable(line)}", file=sys.stderr, flush=True)
 
 
+def remark(line: str) -> None:
+    """One line on standard error, where standard output may hold a result."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
 def print_line(console: "Console", line: str) -> None:
     """One line above the console's bar, never cut or coloured."""
     console.print(printable(line), highlight=False, markup=False, soft_wrap=True)

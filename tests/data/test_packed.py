@@ -1,13 +1,19 @@
 """Packing: exact contents, every way a packing can be stopped, refused, found again or damaged."""
 
+import builtins
 import csv
+import errno
+import hashlib
+import io
 import json
+import mmap
 import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +21,15 @@ import tifffile
 from PIL import Image
 
 from byol.config import load_config
+from byol.data import disk, partial, place, tally
 from byol.data import packed as module
-from byol.data import partial, place, tally
 from byol.data.decode import fit, place_on_canvas
 from byol.data.formats import Geometry, ImageArray
 from byol.data.images import open_images
 from byol.data.index import Source
 from byol.data.packed import Packed, open_pack, pack, verify
-from byol.data.sources import open_source
+from byol.data.reading import ON_WHITE
+from byol.data.sources import _open_folder, left_out_of, open_source
 from byol.data.statistics import count_values, summarise
 from byol.errors import DataError
 
@@ -262,7 +269,7 @@ def test_on_canvases_sizes_are_those_of_the_canvas_and_shrunk_images_are_counted
     whole = pack_into(tmp_path / "whole", source, geometry="scale", stored_px=500)
     assert whole.num_shrunk == 0 and whole.stored_px == 500
     squashed = pack_into(tmp_path / "p", source)
-    assert squashed.note == "packed again: data.stored_px, data.channels or data.geometry differ"
+    assert squashed.note == "packed again: data.stored_px, data.channels, data.geometry or data.alpha differ"
     assert squashed.num_shrunk == 0 and squashed.sizes.tolist()[4] == [30, 20]
 
 
@@ -424,14 +431,14 @@ def test_a_pack_that_does_not_fit_is_made_again(tmp_path: Path, change: str) -> 
     if change == "source":
         source, note = Images(draw(*[(8, 8, 1)] * 3), stamp="2"), note + "the source has changed"
     elif change == "size":
-        stored_px, note = 5, note + "data.stored_px, data.channels or data.geometry differ"
+        stored_px, note = 5, note + "data.stored_px, data.channels, data.geometry or data.alpha differ"
     elif change == "decoder":
         content = json.loads((tmp_path / "p" / "pack.json").read_text())
         del content["recipe"]["decoder"]  # as packs were written at first
         (tmp_path / "p" / "pack.json").write_text(json.dumps(content))
         note += "an earlier version of byol decoded the images in another way"
     elif change == "channels":
-        channels, note = "rgb", note + "data.stored_px, data.channels or data.geometry differ"
+        channels, note = "rgb", note + "data.stored_px, data.channels, data.geometry or data.alpha differ"
     elif change == "damage":
         (tmp_path / "p" / "sizes.npy").write_bytes((tmp_path / "p" / "sizes.npy").read_bytes()[:-1] + b"\7")
         note += f"{tmp_path}/p/sizes.npy: is damaged"
@@ -564,3 +571,168 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         open_pack(packed.folder)
     with pytest.raises(DataError, match="is not a pack"):
         open_pack(tmp_path / "elsewhere")
+
+
+# ---- Disks that fail, and what is changed in images
+
+
+def write_files(folder: Path, num: int = 6) -> list[Path]:
+    folder.mkdir()
+    paths = [folder / f"{number}.png" for number in range(num)]
+    for path in paths:
+        Image.fromarray(RNG.integers(0, 255, (9, 9, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of files that the disk does not give; pauses are none."""
+    names: set[str] = set()
+    real = builtins.open
+
+    def faulty(file: Any, *rest: Any, **named: Any) -> Any:
+        if os.path.basename(str(file)) in names:
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        return real(file, *rest, **named)
+
+    monkeypatch.setattr(builtins, "open", faulty)
+    monkeypatch.setattr(disk, "PAUSES_S", (0.0,))
+    return names
+
+
+def test_a_disk_that_fails_stops_the_packing_which_then_goes_on(tmp_path: Path, failing: set[str]) -> None:
+    write_files(tmp_path / "set")
+    source = _open_folder(tmp_path / "set")
+    failing.add("4.png")
+    with pytest.raises(DataError, match=r"set/4\.png: .*Input/output error, errno 5") as caught:
+        pack_into(tmp_path / "p", source)
+    assert "same command again" in str(caught.value) and not (tmp_path / "p").exists()
+    failing.clear()
+    packed = pack_into(tmp_path / "p", source)
+    assert len(packed) == 6 and packed.num_bad == 0 and read_bad(packed.folder) == [["file", "reason"]]
+
+
+def test_what_was_left_out_for_the_disk_is_tried_again(tmp_path: Path, failing: set[str]) -> None:
+    write_files(tmp_path / "set")
+    source = _open_folder(tmp_path / "set", skip_unreadable=True)
+    failing.update({"1.png", "4.png"})
+    packed = pack_into(tmp_path / "p", source, max_bad=0.0)  # allowed by the other key
+    assert len(packed) == 4 and packed.num_bad == 2
+    failing.remove("1.png")
+    packed = pack_into(tmp_path / "p", source, max_bad=0.0)
+    assert len(packed) == 5 and packed.note.startswith("packed again: 1 images that could not be read")
+    assert pack_into(tmp_path / "p", source, max_bad=0.0).note == "found"  # the disk still fails: kept
+    with pytest.raises(DataError, match=r"4\.png: .*errno 5"):
+        pack_into(tmp_path / "p", _open_folder(tmp_path / "set"))
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["cannot be opened (Input/output error)", "is damaged or cut short ([Errno 116] Stale file handle)"],
+)
+def test_a_pack_of_an_earlier_version_that_lacks_images_for_the_disk(tmp_path: Path, reason: str) -> None:
+    paths = write_files(tmp_path / "set")
+    image = paths[2].read_bytes()
+    paths[2].write_bytes(b"broken".ljust(len(image)))
+    os.utime(paths[2], (1, 1))
+    source = _open_folder(tmp_path / "set")
+    assert pack_into(tmp_path / "p", source).num_bad == 1
+    paths[2].write_bytes(image)
+    os.utime(paths[2], (1, 1))
+    assert pack_into(tmp_path / "p", source).note == "found"
+    rewrite_bad(tmp_path / "p", f'file,reason\n2.png,"{reason}"\n'.encode())
+    packed = pack_into(tmp_path / "p", source)
+    assert packed.note.startswith("packed again: 1 images") and len(packed) == 6 and packed.num_bad == 0
+
+
+def rewrite_bad(folder: Path, content: bytes) -> None:
+    (folder / "bad_files.csv").write_bytes(content)
+    found = json.loads((folder / "pack.json").read_text())
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    found["files"]["bad_files.csv"] = {"bytes": len(content), "blake2b": digest}
+    (folder / "pack.json").write_text(json.dumps(found))
+
+
+def test_changes_are_counted_also_when_packing_is_continued(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for path in write_files(folder, 5)[1:4]:
+        pixels = np.asarray(Image.open(path))
+        Image.fromarray(np.dstack([pixels, np.eye(9, dtype=np.uint8) * 255])).save(path)
+    source = _open_folder(folder)
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack_into(tmp_path / "p", source, progress=stop)
+    for packed in (pack_into(tmp_path / "p", source), pack_into(tmp_path / "p", source)):
+        ((text, few),) = packed.changed.items()
+        assert text == ON_WHITE and few.count == 3 and few.names == ["1.png", "2.png", "3.png"]
+
+
+def test_transparency_is_part_of_what_a_pack_is(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (path,) = write_files(folder, 1)
+    pixels = np.asarray(Image.open(path))
+    Image.fromarray(np.dstack([pixels, np.eye(9, dtype=np.uint8) * 255])).save(path)
+    packs = {}
+    for alpha in ("auto", "drop", "keep"):
+        overrides = [f"data.source={folder}", f"data.alpha={alpha}"]
+        config = load_config(None, overrides, preset="default")
+        packs[alpha] = open_images(
+            config.model_copy(
+                update={"data_transforms": load_config(None, [], preset="classic").data_transforms}
+            ),
+            tmp_path / "runs" / "a",
+            console=None,
+        )
+    assert len({pack.folder for pack in packs.values()}) == 3
+    np.testing.assert_array_equal(packs["drop"].images[0], pixels)
+    assert packs["keep"].channels == 4
+    assert (packs["auto"].images[0][~np.eye(9, dtype=bool)] == 255).all()
+    content = json.loads((packs["drop"].folder / "pack.json").read_text())
+    assert content["recipe"]["alpha"] == "drop"
+
+
+def test_a_file_system_without_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = draw((8, 8, 3), (8, 8, 3))
+    expected = np.array(pack_into(tmp_path / "p", Images(images)).images)
+
+    class NoMap(mmap.mmap):
+        def __new__(cls, *arguments: object, **named: object) -> "NoMap":
+            raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(mmap, "mmap", NoMap)
+    packed = pack_into(tmp_path / "p", Images(images))
+    assert packed.note == "found" and packed.unmapped is not None and "No such device" in packed.unmapped
+    np.testing.assert_array_equal(packed.read(np.array([1, 0])), expected[[1, 0]])
+    np.testing.assert_array_equal(packed.images, expected)
+    np.save(tmp_path / "array.npy", expected)
+    source = open_source(load_config(None, [f"data.source={tmp_path / 'array.npy'}"], preset="classic").data)
+    np.testing.assert_array_equal(source.item(1), expected[1])
+    (line,) = left_out_of(source).notes
+    assert line.startswith(f"{tmp_path / 'array.npy'}: ") and "No such device" in line
+
+
+@pytest.mark.parametrize("name", ["pack.json", "sizes.npy", "names.npy"])
+def test_a_disk_that_does_not_give_the_pack_is_no_reason_to_pack_again(
+    name: str, tmp_path: Path, failing: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = draw((8, 8, 3), (8, 8, 3))
+    pack_into(tmp_path / "p", Images(images))
+    real = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name in failing:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(io, "open", builtins.open)  # what `Path.open` calls
+    failing.add(name)
+    source = Images(images)
+    with pytest.raises(DataError, match="errno 5"):
+        pack_into(tmp_path / "p", source)
+    failing.clear()
+    assert pack_into(tmp_path / "p", source).note == "found" and source.was_read == []

@@ -44,8 +44,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[module._Child]:
     started: list[module._Child] = []
 
     class Noted(module._Child):
-        def __init__(self, look: Callable[[object], object]) -> None:
-            super().__init__(look)
+        def __init__(self, look: Callable[[object], object], *, stop: bool) -> None:
+            super().__init__(look, stop=stop)
             started.append(self)
 
     monkeypatch.setattr(module, "_Child", Noted)
@@ -69,7 +69,8 @@ def test_processes_find_what_threads_find(
     assert len(children) == 2
     assert [index for index, _ in by_processes] == [index for index, _ in by_threads] == list(indices)
     assert [told(found) for _, found in by_processes] == [told(found) for _, found in by_threads]
-    assert [told(found) for _, found in by_threads].count("is not an image of a known format") == 1
+    reasons = [str(found) for _, found in by_threads if isinstance(found, DataError)]
+    assert len(reasons) == 1 and reasons[0].startswith("is not an image of a known format")
 
 
 def test_headers_are_looked_at_by_processes_too(folder: FileSource, children: list[module._Child]) -> None:
@@ -112,7 +113,7 @@ def test_processes_end_with_an_early_stop(folder: FileSource, children: list[mod
 
 
 def test_a_process_ends_by_itself_when_nobody_asks_any_more() -> None:
-    child = module._Child(peek)
+    child = module._Child(peek, stop=True)
     child._input.close()
     assert child._process.wait(20) == 0
     child.end()
@@ -137,9 +138,11 @@ def test_tasks_are_several_small_images_or_one_large(monkeypatch: pytest.MonkeyP
     sizes: list[int] = []
     look_at = module._look_at
 
-    def note(look: Callable[[int], ImageArray], indices: range) -> list[ImageArray | DataError]:
+    def note(
+        look: Callable[[int], ImageArray], indices: range, *, stop: bool
+    ) -> list[ImageArray | DataError]:
         sizes.append(len(indices))
-        return look_at(look, indices)
+        return look_at(look, indices, stop=stop)
 
     monkeypatch.setattr(module, "_look_at", note)
     for result_bytes, expected in ((0, 64), (2**18 // 10, 10), (2**20, 1)):

@@ -32,11 +32,13 @@ def config(source: str | Path, *, root: Path | str = "datasets", split: str | No
         split=split,
         download=False,
         channels=None,
+        alpha="auto",
         stored_px=None,
         geometry="square",
         packs=None,
         memory="auto",
         max_bad=0.01,
+        skip_unreadable=False,
     )
 
 
@@ -151,7 +153,7 @@ def test_many_files_are_indexed_in_flat_memory(tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the folder is empty; images end in \.bmp"):
+    with pytest.raises(DataError, match=r"the folder is empty; images end in \.apng"):
         open_source(config(tmp_path))
     for name in ("a.xyz", "b.xyz", "c.doc", "README"):
         (tmp_path / name).touch()

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save
 from torch import nn
 
 from byol.artifacts.encoder import Encoder, EncoderSpec, ManyImages, gather, load, save_encoder
+from byol.data.decode import Square
 from byol.data.given import Images
 from byol.errors import CheckpointError, ConfigError, DataError
 from byol.files import check_writable, write_atomically
@@ -114,6 +115,7 @@ class Classifier:
         batch_size: int = 256,
         on_bad: Callable[[str, DataError], None] | None = None,
         on_outside: Callable[[str, str], None] | None = None,
+        on_read: Callable[[str, Square], None] | None = None,
     ) -> Iterator[Predictions]:
         """Predictions, block by block; images are read, told and left out as by `Encoder.embed_source`.
 
@@ -121,7 +123,7 @@ class Classifier:
             DataError: an image cannot be used, and there is no `on_bad`; the message names it.
         """
         blocks = self.encoder.embed_source(
-            images, batch_size=batch_size, on_bad=on_bad, on_outside=on_outside
+            images, batch_size=batch_size, on_bad=on_bad, on_outside=on_outside, on_read=on_read
         )
         for block in blocks:
             logits = torch.from_numpy(self.linear.logits(block.features))

@@ -26,6 +26,7 @@ from byol.config import Config
 from byol.data.images import open_images
 from byol.data.labels import LabelFile, Labels, match_columns
 from byol.data.packed import Packed
+from byol.data.reading import Alpha
 from byol.errors import CheckpointError, DataError
 from byol.evaluation.features import Progress, features_of, spread, trained
 from byol.evaluation.metadata import are_alike
@@ -104,7 +105,7 @@ def open_run_images(
         DataError: they cannot be read, or have other channels.
     """
     wanted = encoder.spec.stored_px
-    find = partial(_open_labelled, config, run_dir, source=source)
+    find = partial(_open_labelled, config, run_dir, source=source, alpha=encoder.spec.alpha)
     images, notes = find(stored_px=None if source is None else wanted)  # the training's copy, if it is there
     if images.stored_px != wanted:
         images, notes = find(stored_px=wanted)
@@ -119,12 +120,14 @@ def open_run_images(
 
 
 def _open_labelled(
-    config: Config, run_dir: Path, *, source: str | None, stored_px: int | None
+    config: Config, run_dir: Path, *, source: str | None, stored_px: int | None, alpha: Alpha
 ) -> tuple[Packed, list[str]]:
     """Images with the labels of `evaluation.labels`, if there are such, and what to say of these."""
     evaluation = config.evaluation
     labels = None if evaluation.labels is None else LabelFile(Path(evaluation.labels))
-    images = open_images(config, run_dir, console=None, source=source, labels=labels, stored_px=stored_px)
+    images = open_images(
+        config, run_dir, console=None, source=source, labels=labels, stored_px=stored_px, alpha=alpha
+    )
     if labels is None:
         return images, []
     labels.check(max_unmatched=evaluation.max_unmatched)

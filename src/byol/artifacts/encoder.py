@@ -30,10 +30,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from byol.config import Config, load_config
-from byol.data.decode import fit, read_square
+from byol.data.decode import Square, fit, read_square
 from byol.data.formats import Bits, Geometry, ImageArray, bits_of_dtype
 from byol.data.given import Given, Images, OneImage
 from byol.data.packed import Packed
+from byol.data.reading import Alpha
 from byol.data.sources import open_source
 from byol.data.value_range import check_bits, describe_outside
 from byol.devices import choose_device, exact_fp32, send_stored
@@ -73,6 +74,7 @@ class EncoderSpec:
     bits: Bits = 8  # of a value of the training images
     geometry: Geometry = "square"  # as data.geometry
     whole_px: int | None = None  # side of what the encoder sees; None: as in training
+    alpha: Alpha = "drop"  # as data.alpha; so in files that do not say it
 
     @property
     def seen_px(self) -> int:
@@ -106,6 +108,7 @@ class EncoderSpec:
             bits=images.bits,
             geometry=config.data.geometry,
             whole_px=choose_whole_px(config, channels=images.channels, stem=stem),
+            alpha=config.data.alpha,
         )
 
 
@@ -154,19 +157,21 @@ class Encoder:
         batch_size: int = 256,
         on_bad: Callable[[str, DataError], None] | None = None,
         on_outside: Callable[[str, str], None] | None = None,
+        on_read: Callable[[str, Square], None] | None = None,
     ) -> Iterator[Block]:
         """Names and features, block by block: memory does not grow with the number of images.
 
         `on_bad` is told the name and the reason for each image that cannot be used, which is then left out.
         `on_outside` is told the name of each image whose values lie outside of the range of the training, and
-        how far; without it a `ValueRangeWarning` is.
+        how far; without it a `ValueRangeWarning` is. `on_read` is told of each image that is used what became
+        of it.
 
         Raises:
             DataError: an image cannot be used, and there is no `on_bad`; the message names it.
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
-            def start(first: int) -> list[Future[ImageArray | DataError]]:
+            def start(first: int) -> list[Future[Square | DataError]]:
                 end = min(first + batch_size, len(images))
                 return [pool.submit(self._try_square, images, index) for index in range(first, end)]
 
@@ -179,9 +184,11 @@ class Encoder:
                     square = future.result()
                     if not isinstance(square, DataError):
                         names.append(images.names(index))
-                        if (found := describe_outside(square, self.spec.pixels)) is not None:
+                        if on_read is not None:
+                            on_read(images.names(index), square)
+                        if (found := describe_outside(square.pixels, self.spec.pixels)) is not None:
                             (on_outside or _warn)(images.names(index), found)
-                        squares.append(square)
+                        squares.append(square.pixels)
                     elif on_bad is not None:
                         on_bad(images.names(index), square)
                     else:
@@ -248,19 +255,21 @@ class Encoder:
         tensor = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
         return self.encode(tensor).cpu().numpy()  # the host waits here
 
-    def _try_square(self, images: Images, index: int) -> ImageArray | DataError:
+    def _try_square(self, images: Images, index: int) -> Square | DataError:
         """An error is returned, not raised: which image comes first is decided in their order."""
         try:
             spec = self.spec
             channels = list(spec.select) if isinstance(spec.select, tuple) else spec.select
             item = images.item(index)
-            square = read_square(item, px=spec.stored_px, channels=channels, geometry=spec.geometry).pixels
-            if square.shape[2] != spec.channels:
+            square = read_square(
+                item, px=spec.stored_px, channels=channels, geometry=spec.geometry, alpha=spec.alpha
+            )
+            if square.pixels.shape[2] != spec.channels:
                 raise DataError(
-                    f"has {square.shape[2]} channels, the encoder was trained on {spec.channels}; "
+                    f"has {square.pixels.shape[2]} channels, the encoder was trained on {spec.channels}; "
                     "give images like those of the training"
                 )
-            check_bits(bits_of_dtype(square.dtype), spec.bits)
+            check_bits(bits_of_dtype(square.pixels.dtype), spec.bits)
             return square
         except DataError as error:
             return error
@@ -269,14 +278,17 @@ class Encoder:
 # ---- Images in whatever form
 
 
-def gather(images: ManyImages) -> Images:
+def gather(images: ManyImages, *, skip_unreadable: bool = False) -> Images:
     """Images in any of the forms that `Encoder.embed` takes, as images that are read one by one.
+
+    `skip_unreadable`: folders that the system cannot read are left out, as by data.skip_unreadable.
 
     Raises:
         DataError: a path that does not exist or holds no images.
     """
     if isinstance(images, str | Path):
-        return open_source(load_config(None, [], preset="default").data, source=str(images))
+        overrides = [f"data.skip_unreadable={str(skip_unreadable).lower()}"]
+        return open_source(load_config(None, overrides, preset="default").data, source=str(images))
     if isinstance(images, Image.Image):
         return Given([images])
     if isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
@@ -292,7 +304,7 @@ def _join(blocks: list[np.ndarray], num_features: int) -> Float32[np.ndarray, "i
     return np.concatenate(blocks) if blocks else np.empty((0, num_features), dtype=np.float32)
 
 
-def _cancel(reading: Sequence[Future[ImageArray | DataError]]) -> None:
+def _cancel(reading: Sequence[Future[Square | DataError]]) -> None:
     for future in reading:
         future.cancel()
 

@@ -57,7 +57,7 @@ class Batches:
         memory: Memory,
     ) -> None:
         assert len(packed) == plan.num_images
-        place = _choose_place(packed.images.nbytes, memory, device=device)
+        place = _choose_place(packed.file.nbytes, memory, device=device)
         self.where = _describe(packed, place)
         self.wait_s = 0.0  # what the consumer has waited for images, so far
         if place == "device":
@@ -103,8 +103,7 @@ class _HostStore:
 
     def __init__(self, images: Real[np.ndarray, "n px px channels"] | RowFile, device: torch.device) -> None:
         self._images, self._device = images, device
-        like = images.map if isinstance(images, RowFile) else images
-        self._row_shape, self._dtype = like.shape[1:], _DTYPES[like.itemsize]
+        self._row_shape, self._dtype = images.shape[1:], _DTYPES[images.dtype.itemsize]
 
     def prepare(self, indices: Int64[np.ndarray, " batch"]) -> Real[Tensor, "batch px px channels"]:
         shape = (len(indices), *self._row_shape)
@@ -125,10 +124,10 @@ class _DeviceStore:
 
     def __init__(self, packed: Packed, device: torch.device) -> None:
         # uint16 as the bits of int16: few operations know uint16.
-        self._dtype = _DTYPES[packed.images.itemsize]
+        self._dtype = _DTYPES[packed.file.dtype.itemsize]
         kept = torch.int16 if self._dtype == torch.uint16 else self._dtype
-        self._images = torch.empty(packed.images.shape, dtype=kept, device=device)
-        num_rows = max(1, _CHUNK_BYTES // packed.images[0].nbytes)
+        self._images = torch.empty(packed.file.shape, dtype=kept, device=device)
+        num_rows = max(1, _CHUNK_BYTES * len(packed) // packed.file.nbytes)
         for first in range(0, len(packed), num_rows):  # by parts: the host never holds a second copy
             part = packed.read(np.arange(first, min(first + num_rows, len(packed))))
             self._images[first : first + num_rows] = torch.from_numpy(part).view(kept)
@@ -157,6 +156,6 @@ def _choose_place(num_bytes: int, memory: Memory, *, device: torch.device) -> Li
 
 
 def _describe(packed: Packed, place: Literal["ram", "map", "device"]) -> str:
-    size = f"{packed.images.nbytes / 1e9:.2f} GB"
+    size = f"{packed.file.nbytes / 1e9:.2f} GB"
     words = {"ram": f"in RAM ({size})", "device": f"on the GPU ({size})"}
     return words.get(place, f"read from {packed.folder} ({size}) as they are needed")

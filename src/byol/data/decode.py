@@ -4,7 +4,7 @@ What a file holds decides the channels and the depth; its suffix decides nothing
 
     grey, RGB                      1 and 3 channels, as they are
     palette                        3 channels, the colours of the palette
-    with alpha                     the alpha is dropped, the colours under it kept (no blending)
+    with alpha                     as `data.alpha` says, see `reading.py`: laid on white
     CMYK, YCbCr                    3 channels, converted to RGB
     1 bit a pixel                  1 channel of 0 and 255
     8 and 16 bit without sign      uint8 and uint16, every bit kept
@@ -23,48 +23,50 @@ Everything that the networks see goes through `read_square`, in packing and afte
 the same values.
 """
 
-import logging
-import os
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Real
 from PIL import Image, UnidentifiedImageError
 
 from byol.data import formats
-from byol.data.formats import CHANNELS_OF_MODE, MAX_PIXELS, Channels, File, Geometry, ImageArray, Kind, Stream
+from byol.data.content import HEAD_BYTES, find_refusal, image_kind
+from byol.data.formats import CHANNELS_OF_MODE, Channels, File, Geometry, ImageArray, Kind, Stream
+from byol.data.jpeg import has_all_rows
+from byol.data.opened import read_file, reasons
+from byol.data.reading import FIRST_FRAME, NO_END, Alpha, alpha_choice, note, noting
 from byol.errors import DataError
 
-DECODER = 3  # goes up when the same file gives other values: packs of other numbers are made again
-
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"
-)  # fmt: skip
+DECODER = 4  # goes up when the same file gives other values: packs of other numbers are made again
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TRANSPOSE = Image.Transpose.TRANSPOSE
-_SMALL_BYTES = 2**20
 _SPARE = 2  # a JPEG is not decoded at fewer pixels than this many times the wanted ones, along each side
 
 
 @dataclass(frozen=True)
 class Square:
-    """An image made a square, and its size before, upright, in px."""
+    """An image made a square, its size before, upright, in px, and what was changed on the way."""
 
     pixels: ImageArray
     height: int
     width: int
+    notes: tuple[str, ...] = ()  # of `reading.py`
+
+
+T = TypeVar("T")
 
 
 def read_square(
-    item: File | ImageArray | Image.Image, *, px: int, channels: Channels, geometry: Geometry = "square"
+    item: File | ImageArray | Image.Image,
+    *,
+    px: int,
+    channels: Channels,
+    geometry: Geometry = "square",
+    alpha: Alpha = "auto",
 ) -> Square:
     """An image, wherever it is, with its chosen channels at `px` x `px`: by the rules above, and `fit`.
 
@@ -77,26 +79,43 @@ def read_square(
 
     Raises:
         DataError: the reason alone, in plain words; the caller knows the name.
+        DiskError: the disk has failed several times.
     """
+    with noting(alpha) as reading:
+        square = _read_square(item, px=px, channels=channels, geometry=geometry)
+    return (
+        Square(square.pixels, square.height, square.width, tuple(reading.notes)) if reading.notes else square
+    )
+
+
+def _read_square(
+    item: File | ImageArray | Image.Image, *, px: int, channels: Channels, geometry: Geometry
+) -> Square:
     if geometry == "scale":
         image = select_channels(_whole(item), channels)
         return Square(place_on_canvas(image, px), *image.shape[:2])
     if isinstance(item, np.ndarray):
         return _squash(item, px=px, channels=channels)
     if isinstance(item, Image.Image):
-        with _reasons():
+        with reasons():
             return _squash_pillow(item, px=px, channels=channels, may_draft=False)  # it is the caller's
-    with _opened(item) as stream, _reasons():
+
+    def squash(image: Image.Image) -> Square:
+        return _squash_pillow(image, px=px, channels=channels, may_draft=True)
+
+    def read(stream: Stream) -> Square:
         if _format_of(stream) == "other":
-            return _squash_pillow(Image.open(stream), px=px, channels=channels, may_draft=True)
-        return _squash(decode(stream), px=px, channels=channels)
+            return _with_pillow(stream, squash)
+        return _squash(_decode(stream), px=px, channels=channels)
+
+    return read_file(item, read)
 
 
 def _whole(item: File | ImageArray | Image.Image) -> ImageArray:
     if isinstance(item, np.ndarray):
         return item
     if isinstance(item, Image.Image):
-        with _reasons():
+        with reasons():
             return formats.read_pillow(item)
     return decode(item)
 
@@ -104,25 +123,30 @@ def _whole(item: File | ImageArray | Image.Image) -> ImageArray:
 def decode(file: File) -> ImageArray:
     """The image in a file, or in the bytes of one, by the rules above.
 
+    Transparency is treated as the `reading.noting` around it says.
+
     Raises:
         DataError: the reason alone, in plain words; the caller knows the file's name.
+        DiskError: the disk has failed several times.
     """
-    with _opened(file) as stream, _reasons():
-        match _format_of(stream):
-            case "tiff":
-                image = formats.read_tiff(stream)
-            case "npy":
-                image = formats.read_npy(stream)
-            case "png16":
-                image = formats.read_png_16_bit_colour(stream)
-            case "dicom":
-                image = formats.read_dicom(stream)
-            case "other":
-                image = formats.read_pillow(Image.open(stream))
-    return image
+    return read_file(file, _decode)
 
 
-def peek(item: File | ImageArray) -> Kind:
+def _decode(stream: Stream) -> ImageArray:
+    match _format_of(stream):
+        case "tiff":
+            return formats.read_tiff(stream)
+        case "npy":
+            return formats.read_npy(stream)
+        case "png16":
+            return formats.read_png_16_bit_colour(stream)
+        case "dicom":
+            return formats.read_dicom(stream)
+        case "other":
+            return _with_pillow(stream, formats.read_pillow)
+
+
+def peek(item: File | ImageArray, *, alpha: Alpha = "auto") -> Kind:
     """The kind of an image; its pixels are read only where the format's header does not tell.
 
     Raises:
@@ -130,13 +154,19 @@ def peek(item: File | ImageArray) -> Kind:
     """
     if isinstance(item, np.ndarray):
         return kind_of(item)
-    with _opened(item) as stream, _reasons():
-        if _format_of(stream) == "other":
-            image = Image.open(stream)
-            if image.mode in CHANNELS_OF_MODE:
-                return Kind(max(image.size), CHANNELS_OF_MODE[image.mode], formats.bits_of(image))
-        stream.seek(0)
-        return kind_of(decode(stream))
+    with noting(alpha):
+        return read_file(item, _peek)
+
+
+def _peek(stream: Stream) -> Kind:
+    if _format_of(stream) == "other":
+        image = Image.open(stream)
+        if image.mode in CHANNELS_OF_MODE:
+            also = alpha_choice() == "keep" and formats.has_alpha(image)
+            channels = CHANNELS_OF_MODE[image.mode] + also
+            return Kind(max(image.size), channels, formats.bits_of(image))
+    stream.seek(0)
+    return kind_of(_decode(stream))
 
 
 def kind_of(image: ImageArray) -> Kind:
@@ -154,7 +184,8 @@ def _squash(image: ImageArray, *, px: int, channels: Channels) -> Square:
 
 def _squash_pillow(image: Image.Image, *, px: int, channels: Channels, may_draft: bool) -> Square:
     """As `_squash` of the decoded image, but no array of the whole image is made: it takes as long again."""
-    if image.mode in formats.DEEP_MODES:
+    # Pillow resizes colours weighted by their transparency, `fit` each channel by itself.
+    if image.mode in formats.DEEP_MODES or (alpha_choice() == "keep" and formats.has_alpha(image)):
         return _squash(formats.read_pillow(image), px=px, channels=channels)
     whole = image.size
     drafted = image.draft(None, (_SPARE * px, _SPARE * px)) if may_draft else None  # JPEG alone has drafts
@@ -258,15 +289,17 @@ def select_channels(image: ImageArray, channels: Channels) -> ImageArray:
 
 
 def _format_of(stream: Stream) -> Literal["tiff", "npy", "png16", "dicom", "other"]:
-    head = stream.read(132)
+    head = stream.read(HEAD_BYTES)
     stream.seek(0)
     if not head:
         raise DataError("the file is empty")
+    if (refusal := find_refusal(head)) is not None:
+        raise DataError(refusal)
     if head[:4] in _TIFF_MAGIC:
         return "tiff"
     if head[:6] == b"\x93NUMPY":
         return "npy"
-    if head[128:] == b"DICM":
+    if image_kind(head) == "DICOM":
         return "dicom"
     # Byte 24 of a PNG is the bit depth, byte 25 is 0 for grey without alpha. Pillow cuts others to 8 bit.
     if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10" and head[25:26] != b"\0":
@@ -274,75 +307,23 @@ def _format_of(stream: Stream) -> Literal["tiff", "npy", "png16", "dicom", "othe
     return "other"
 
 
-@contextmanager
-def _opened(file: File) -> Iterator[Stream]:
-    if isinstance(file, str | Path):
-        try:
-            stream = _open(file)
-        except FileNotFoundError:
-            raise DataError("no such file") from None
-        except OSError as error:
-            raise DataError(f"cannot be opened ({error.strerror})") from None
-        with stream:
-            yield stream
-    else:
-        yield BytesIO(file) if isinstance(file, bytes | bytearray | memoryview) else file
-
-
-def _open(path: str | Path) -> Stream:
-    """Small files are read at once: readers ask for a few bytes many times, 15 us in all from a file."""
-    if os.stat(path).st_size >= _SMALL_BYTES:
-        return open(path, "rb")
-    with open(path, "rb", buffering=0) as file:
-        return BytesIO(file.read())
-
-
-@contextmanager
-def _reasons() -> Iterator[None]:
-    """Turn whatever a format's reader raises into one plain reason, and keep its warnings quiet."""
+def _with_pillow(stream: Stream, read: Callable[[Image.Image], T]) -> T:
+    """What `read` makes of the image; of a JPEG that lacks nothing but its end mark too."""
+    head = stream.read(HEAD_BYTES)
+    stream.seek(0)
     try:
-        with quiet:
-            yield
-    except (DataError, AssertionError):
-        raise
-    except UnidentifiedImageError:
-        raise DataError("is not an image of a known format") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"has more than the {MAX_PIXELS:,} pixels that are read") from None
-    except MemoryError:
-        raise DataError("needs more memory than there is") from None
-    except (
-        Exception
-    ) as error:  # readers raise nearly anything on damaged files: struct.error, IndexError, ...
-        detail = " ".join(str(error).split())
-        raise DataError(f"is damaged or cut short ({detail or type(error).__name__})") from None
-
-
-class _Quiet:
-    """No warnings from Pillow, tifffile and pydicom while any thread is inside.
-
-    `warnings.catch_warnings` alone restores the wrong filters when threads overlap, so the first thread in
-    sets the filter and the last one out takes it away.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._catch = warnings.catch_warnings()
-                self._catch.__enter__()
-                warnings.filterwarnings("ignore", module=r"(PIL|tifffile|pydicom)\.")
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._catch.__exit__(None, None, None)
-
-
-quiet = _Quiet()
-for _name in ("tifffile", "pydicom"):  # their complaints else go to stderr
-    logging.getLogger(_name).addHandler(logging.NullHandler())
+        image = Image.open(stream)
+        if formats.is_animation(image):
+            note(FIRST_FRAME)
+        return read(image)
+    except UnidentifiedImageError as error:
+        if (kind := image_kind(head)) is None:
+            raise
+        raise DataError(f"begins like {kind}, but is damaged or of a variety that is not read") from error
+    except OSError:
+        stream.seek(0)
+        data = stream.read() if image_kind(head) == "JPEG" else b""
+        if not data or not has_all_rows(data):
+            raise
+        note(NO_END)
+        return read(Image.open(BytesIO(data + b"\xff\xd9")))

@@ -7,19 +7,23 @@ import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
 
+from byol.data.content import suffix_of
 from byol.data.decode import decode, fit, select_channels
 from byol.data.duplicates import THUMBNAIL_PX, Alike, find_alike, hash_thumbnail, quantise
 from byol.data.formats import Bits, Channels, ImageArray, bits_of_dtype
 from byol.data.index import Source
+from byol.data.jpeg import find_damage_in
+from byol.data.left_out import Few
 from byol.data.parallel import read_ahead
+from byol.data.reading import NO_END, Alpha, note, noting
 from byol.data.survey import BLANK_STD, count_used_bits, summarise_sides
 
 Progress = Callable[[int, int], None]
@@ -40,15 +44,19 @@ class Look:
     digest: int  # of its values, 64 bits
     hash: int  # see `duplicates.hash_thumbnail`
     thumbnail: UInt8[np.ndarray, "side side"]
+    notes: tuple[str, ...] = ()  # of `reading.py`, and damage that decoding does not notice
 
 
-def look_at(item: str | ImageArray, *, channels: Channels) -> Look:
-    """All that is kept of an image, with the channels that `data.channels` chooses.
+def look_at(item: str | ImageArray, *, channels: Channels, alpha: Alpha = "auto") -> Look:
+    """All that is kept of an image, with the channels and the transparency that the settings choose.
 
     Raises:
         DataError: it cannot be read, or does not have these channels.
     """
-    image = select_channels(item if isinstance(item, np.ndarray) else decode(item), channels)
+    with noting(alpha) as reading:
+        image = select_channels(item if isinstance(item, np.ndarray) else decode(item), channels)
+        if isinstance(item, str) and NO_END not in reading.notes and (damage := find_damage_in(item)):
+            note(damage)
     planes = np.ascontiguousarray(image.reshape(-1, image.shape[2]).T)  # side by side: 5 times as fast
     digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=8)
     digest.update(np.ascontiguousarray(image).data)
@@ -64,6 +72,7 @@ def look_at(item: str | ImageArray, *, channels: Channels) -> Look:
         digest=int.from_bytes(digest.digest()),
         hash=hash_thumbnail(thumbnail),
         thumbnail=quantise(thumbnail),
+        notes=tuple(reading.notes),
     )
 
 
@@ -92,6 +101,8 @@ class Examined:
     thumbnails: UInt8[np.ndarray, "n side side"]
     measures: Float32[np.ndarray, "values 3"]  # smallest, largest, std of each channel, image by image
     bad: tuple[tuple[str, str], ...]  # name, reason
+    changed: Mapping[str, Few] = field(default_factory=dict)  # notes of `Look`
+    alpha: Alpha = "auto"  # as they were looked at
 
     def __len__(self) -> int:
         return len(self.places)
@@ -173,7 +184,7 @@ class Examined:
         if not self.source.file_bytes:
             return Counter()
         names = (self.source.names(index) for index in range(len(self.source)))
-        return Counter(os.path.splitext(name)[1].lower() for name in names)
+        return Counter(suffix_of(name) for name in names)
 
     def count_folders(self) -> int:
         """That hold images; 0 where images are not files."""
@@ -183,21 +194,32 @@ class Examined:
 
 
 def examine(
-    source: Source, *, channels: Channels, num_workers: int, progress: Progress | None = None
+    source: Source,
+    *,
+    channels: Channels,
+    num_workers: int,
+    alpha: Alpha = "auto",
+    progress: Progress | None = None,
 ) -> Examined:
-    """Look at all images; `progress` is told how many have been, and of how many."""
+    """Look at all images; `progress` is told how many have been, and of how many.
+
+    Raises:
+        DataError: the disk fails, and what is unreadable is not to be left out.
+    """
     columns = _Columns()
     indices = range(len(source))
-    look = partial(look_at, channels=channels)
+    look = partial(look_at, channels=channels, alpha=alpha)
     with closing(read_ahead(look, source, indices, num_workers=num_workers, result_bytes=1024)) as found:
         for index, one in found:
             if isinstance(one, Look):
                 columns.append(index, one)
+                for text in one.notes:
+                    columns.changed.setdefault(text, Few()).add(source.names(index))
             else:
                 columns.bad.append((source.names(index), str(one)))
             if progress is not None:
                 progress(index + 1, len(source))
-    return columns.build(source)
+    return columns.build(source, alpha=alpha)
 
 
 class _Columns:
@@ -207,6 +229,7 @@ class _Columns:
         self._rows, self._measures = array("q"), array("f")
         self._keys, self._thumbnails = array("Q"), bytearray()
         self.bad: list[tuple[str, str]] = []
+        self.changed: dict[str, Few] = {}
 
     def append(self, index: int, look: Look) -> None:
         numbers = index, look.height, look.width, len(look.std), look.bits, look.has_equal_channels
@@ -215,7 +238,7 @@ class _Columns:
         self._thumbnails += look.thumbnail.tobytes()
         self._measures.frombytes(np.stack([look.smallest, look.largest, look.std], axis=1).tobytes())
 
-    def build(self, source: Source) -> Examined:
+    def build(self, source: Source, *, alpha: Alpha) -> Examined:
         rows = (
             np.frombuffer(self._rows, np.int64).reshape(-1, 6) if self._rows else np.zeros((0, 6), np.int64)
         )
@@ -233,6 +256,8 @@ class _Columns:
             thumbnails=thumbnails.reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX),
             measures=np.array(self._measures, np.float32).reshape(-1, 3),
             bad=tuple(self.bad),
+            changed=self.changed,
+            alpha=alpha,
         )
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from byol.data.doctor import Examined
 from byol.data.duplicates import Alike
 from byol.data.partial import BAD_FILES
+from byol.data.summary import group_reasons, round_up
 from byol.data.survey import describe_mixture
 
 BLANK_FILES, DUPLICATES, LEAKS = "blank_files.csv", "duplicates.csv", "leaks.csv"
@@ -34,7 +33,7 @@ def describe_files(found: Examined) -> str:
     total, suffixes = len(found.source), found.count_suffixes()
     if not suffixes:
         return f"{total:,} images, {found.source.name}"
-    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(4))
+    kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(4))
     kinds += ", ..." if len(suffixes) > 4 else ""
     folders = found.count_folders()
     where = f" in {folders} folders (not used as labels)" if folders > 1 else ""
@@ -100,28 +99,30 @@ def find_problems(found: Examined, alike: Alike, *, max_bad: float, fewest: int)
 def _judge_bad(found: Examined, *, max_bad: float) -> Iterator[Problem]:
     if not found.bad:
         return
-    name, reason = found.bad[0]
     number, total = len(found.bad), len(found.source)
+    groups = group_reasons(found.bad)
+    name, reason = found.bad[0]
     which = f"{number:,} of {total:,} files cannot be read ({BAD_FILES}), the first is {name!r}: {reason}"
+    if len(groups) > 1:
+        which += f"; all {len(groups)} kinds of reasons are above"
     if number == total:
         yield Problem(f"{which}; look at what these files are, and give others", is_fatal=True)
     elif number > max_bad * total:
         yield Problem(
-            f"{which}; mend or remove them, or allow them with data.max_bad={_round_up(number / total):g}",
+            f"{which}; mend or remove them, or allow them with data.max_bad={round_up(number / total):g}",
             is_fatal=True,
         )
     else:
         yield Problem(f"{which}; they are left out, mend them if you need them")
 
 
-def _round_up(share: float) -> float:
-    return min(1.0, float(np.ceil(share * 100 + 0.5)) / 100)
-
-
 def _judge_kinds(found: Examined) -> Iterator[Problem]:
     if len(found.kinds) > 1:
         all_channels = len({channels for channels, _ in found.kinds}) > 1
-        yield Problem(describe_mixture(found.source, all_channels=all_channels, num_workers=1), is_fatal=True)
+        yield Problem(
+            describe_mixture(found.source, all_channels=all_channels, num_workers=1, alpha=found.alpha),
+            is_fatal=True,
+        )
         return
     ends = list(zip(found.smallest, found.largest, strict=True)) if len(found) else []
     constant = [channel for channel, (low, high) in enumerate(ends) if low == high]

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt
 from PIL import Image, ImageSequence
 
+from byol.data.reading import settle_alpha, settle_pillow_alpha
 from byol.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,17 +72,34 @@ def bits_of_dtype(dtype: np.dtype[Any]) -> Bits:
     return 8 if dtype == np.uint8 else 16 if dtype == np.uint16 else 32
 
 
+def has_alpha(image: Image.Image) -> bool:
+    """Whether something in it may be transparent: a channel, entries of its palette, or one colour."""
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (
+        "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
+    )
+
+
+def is_animation(image: Image.Image) -> bool:
+    """Whether it has more frames than the one that is read; other pictures of a camera's file are none."""
+    if image.format not in ("GIF", "PNG", "WEBP", "AVIF"):
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # the second frame is damaged; it is not read
+        return True
+
+
 def as_grey_or_rgb(image: Image.Image) -> Image.Image:
-    """An image of 8 bits or less in Pillow's mode L or RGB, its pixels loaded."""
+    """An image of 8 bits or less in Pillow's mode L or RGB (or LA and RGBA, see `reading`), pixels loaded."""
+    if has_alpha(image):
+        return settle_pillow_alpha(image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA"))
     match image.mode:
         case "L" | "RGB":
             image.load()
             return image
         case "1":
             return image.convert("L")
-        case "LA" | "La":
-            return image.convert("LA").getchannel("L")
-        case "P" | "PA" | "RGBA" | "RGBa" | "RGBX":
+        case "P" | "RGBX":
             return image.convert("RGBA").convert("RGB")
         case "CMYK" | "YCbCr":
             return image.convert("RGB")
@@ -116,12 +134,14 @@ def read_png_16_bit_colour(stream: Stream) -> ImageArray:
     image = Image.open(stream)
     if image.tile[0].args not in ("RGB;16B", "RGBA;16B"):
         raise DataError("is a 16-bit PNG of grey with alpha; save it without the alpha")
-    high = np.asarray(image)[..., :3]
+    high = np.asarray(image)
     stream.seek(0)
     again = Image.open(stream)
     again.tile = [tile._replace(args=str(tile.args).replace("16B", "16L")) for tile in again.tile]
-    low = np.asarray(again)[..., :3]
-    return as_image(turned(high.astype(np.uint16) << 8 | low, orientation_of(image)))
+    values = high.astype(np.uint16) << 8 | np.asarray(again)
+    if values.shape[2] == 4:
+        values = settle_alpha(values[..., :3], values[..., 3])
+    return as_image(turned(values, orientation_of(image)))
 
 
 def read_tiff(stream: Stream) -> ImageArray:
@@ -156,7 +176,8 @@ def read_tiff(stream: Stream) -> ImageArray:
         if page.photometric == _WHITE_IS_ZERO:
             values = -values if values.dtype.kind == "f" else ~values
         if series.ndim == page.ndim and (alphas := sum(extra in (1, 2) for extra in page.extrasamples)):
-            values = values[..., : values.shape[2] - alphas]
+            num = values.shape[2] - alphas
+            values = settle_alpha(values[..., :num], values[..., num])
         return as_image(turned(values, int(page.tags.valueof(_ORIENTATION, default=1))))
 
 

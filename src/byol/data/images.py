@@ -10,7 +10,9 @@ from rich.progress import Progress
 from byol.config import Config
 from byol.data.labels import LabelFile
 from byol.data.packed import Packed, pack
-from byol.data.sources import open_source
+from byol.data.reading import Alpha
+from byol.data.sources import left_out_of, open_source
+from byol.data.summary import describe_passed_by
 
 
 def open_images(
@@ -22,10 +24,13 @@ def open_images(
     split: str | None = None,
     labels: LabelFile | None = None,
     stored_px: int | None = None,
+    alpha: Alpha | None = None,
 ) -> Packed:
     """The packed copy of `source` (default: `data.source`), made now or found from an earlier time.
 
     It lies in the folder `data.packs`, by default `packs` beside the run folder, so that runs share it.
+
+    `stored_px` and `alpha` take the place of the configuration's. A console is told what was passed by.
 
     Raises:
         DataError: the source cannot be opened or has too many unreadable images.
@@ -40,9 +45,15 @@ def open_images(
         slug += "-" + "-".join(map(str, numbers))
     if data.geometry != "square":
         slug += f"-{data.geometry}"
+    alpha = data.alpha if alpha is None else alpha
+    if alpha != "auto":
+        slug += f"-alpha-{alpha}"
     folder = packs / f"{slug}-{px or 'auto'}-{view_px}px-{opened.fingerprint()[:8]}"
     bar = None
-    if console is not None:  # disabled, it prints nothing; else it ends with an empty line in a log file
+    if console is not None:
+        for line in describe_passed_by(left_out_of(opened)):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        # disabled, it prints nothing; else it ends with an empty line in a log file
         bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     with bar if bar is not None else nullcontext():
         task = bar.add_task(f"packing {opened.name}", total=len(opened)) if bar is not None else None
@@ -58,6 +69,7 @@ def open_images(
             view_px=view_px,
             channels=data.channels,
             geometry=data.geometry,
+            alpha=alpha,
             max_bad=data.max_bad,
             num_workers=config.trainer.num_workers,
             progress=show,

@@ -99,6 +99,11 @@ class NamesBuilder:
         return Names(np.frombuffer(self._blob, np.uint8), np.frombuffer(self._offsets, np.int64))
 
 
+def skips_unreadable(source: "Source") -> bool:
+    """Whether images that the system cannot read are to be left out (`data.skip_unreadable`)."""
+    return bool(getattr(source, "skip_unreadable", False))
+
+
 @runtime_checkable
 class Source(Protocol):
     """A set of images, each read when asked for; several threads may ask at once."""

@@ -107,7 +107,11 @@ def _map_stl10_images(path: Path) -> UInt8[np.ndarray, "n 96 96 3"]:
         raise DataError(
             f"{path}: its {size_bytes} bytes are not whole images of 96 x 96; fetch the file again"
         )
-    columns = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 3, _STL10_PX, _STL10_PX)
+    try:
+        values: UInt8[np.ndarray, " bytes"] = np.memmap(path, dtype=np.uint8, mode="r")
+    except OSError:  # a file system without maps
+        values = np.fromfile(path, dtype=np.uint8)
+    columns = values.reshape(-1, 3, _STL10_PX, _STL10_PX)
     return np.asarray(columns.transpose(0, 3, 2, 1))  # stored channel by channel, column by column
 
 

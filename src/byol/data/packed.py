@@ -11,23 +11,24 @@
 It is written in a folder `NAME.partial`, which a second start continues, and renamed when it is whole.
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial as partial_function
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64, Real
 
-from byol.data.decode import DECODER, Square, read_square
+from byol.data.decode import DECODER, Square, peek, read_square
+from byol.data.disk import DiskError, is_of_the_disk, is_of_the_system, is_worth_a_try, try_again
 from byol.data.formats import Bits, Channels, Geometry, bits_of_dtype
-from byol.data.index import Names, Source
+from byol.data.index import Names, Source, skips_unreadable
+from byol.data.left_out import Few
+from byol.data.mapped import load_array
 from byol.data.parallel import read_ahead
 from byol.data.partial import (
     BAD_FILES,
@@ -35,10 +36,14 @@ from byol.data.partial import (
     Mark,
     PartialPack,
     Recipe,
+    read_bad,
     read_mark,
+    read_notes,
 )
 from byol.data.place import check_space, locked, move_into_place, remove_files, writing
+from byol.data.reading import Alpha
 from byol.data.rows import RowFile
+from byol.data.summary import describe_bad, round_up
 from byol.data.survey import describe_mixture, find_largest_side
 from byol.data.tally import Tally
 from byol.errors import DataError
@@ -71,9 +76,11 @@ class Packed:
     num_shrunk: int  # on canvases: images that were larger, and have lost their scale
     note: str  # "packed", "found", or "packed again" with the reason
     source_notes: tuple[str, ...] = ()  # how the list of the images was understood
+    changed: dict[str, Few] = field(default_factory=dict)  # what was changed in images, see `reading.py`
+    unmapped: str | None = None  # why its files are read without maps, if so
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.file)
 
     @property
     def images(self) -> Real[np.ndarray, "n px px channels"]:
@@ -86,15 +93,15 @@ class Packed:
 
     @property
     def stored_px(self) -> int:
-        return int(self.images.shape[1])
+        return self.file.shape[1]
 
     @property
     def channels(self) -> int:
-        return int(self.images.shape[3])
+        return self.file.shape[3]
 
     @property
     def bits(self) -> Bits:
-        return bits_of_dtype(self.images.dtype)
+        return bits_of_dtype(self.file.dtype)
 
 
 def find_limit_px(view_px: int) -> int:
@@ -112,6 +119,7 @@ def pack(
     max_bad: float,
     num_workers: int,
     geometry: Geometry = "square",
+    alpha: Alpha = "auto",
     progress: Progress | None = None,
 ) -> Packed:
     """Pack `source` into `folder`, or continue a packing that was stopped, or find the pack that is there.
@@ -119,21 +127,24 @@ def pack(
     The side P of the packed images is `stored_px`; without it 1.15 x `view_px`, rounded up, but not more
     than the largest side in the source: a set of one square size up to that is kept exactly. Images are
     squashed to P x P, or put on a canvas of that side (`geometry`, see `decode.read_square`). A pack is found
-    if its source has not changed and P, `channels` and `geometry` are the same; labels are the source's of
-    now.
+    if its source has not changed and P, `channels`, `geometry` and `alpha` are the same; labels are the
+    source's of now. Images that the disk did not give to an earlier start are tried again.
 
     `num_workers` threads or processes read. If another process is packing into the folder, this one waits
     and reports that one's progress (images done, images in all).
 
     Raises:
-        DataError: more than the share `max_bad` of the images, or all, cannot be read; they differ in
-            channels or depth; the folder cannot be written, or holds something else.
+        DataError: the disk fails, and what is unreadable is not to be left out; more than the share `max_bad`
+            of the images, or all, cannot be read; they differ in channels or depth; the folder cannot be
+            written, or holds something else.
     """
     limit_px = find_limit_px(view_px) if stored_px is None else None
-    recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER)
+    recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER, alpha)
     partial = folder.with_name(f"{folder.name}.partial")
     with locked(folder, while_waiting=lambda: _report_other(partial, progress)):
         packed, note = _find(folder, recipe)
+        if packed is not None and packed.num_bad and (num := _count_back(packed, source)):
+            packed, note = None, f"packed again: {num} images that could not be read before can be now"
         if packed is None:
             _write(
                 source, recipe, partial=partial, max_bad=max_bad, num_workers=num_workers, progress=progress
@@ -141,7 +152,7 @@ def pack(
             move_into_place(partial, folder, files=_FILES)
             remove_files(folder, MARK_FILES)
             packed = open_pack(folder)
-        kept = np.load(folder / "kept.npy", mmap_mode="r")
+        kept, _ = load_array(folder / "kept.npy")
     _check_bad(folder, source, num_bad=packed.num_bad, max_bad=max_bad)
     return replace(
         packed,
@@ -156,8 +167,15 @@ def open_pack(folder: Path) -> Packed:
     """The pack in a folder. Sizes of all files are checked, and the checksums of all but the images.
 
     Raises:
-        DataError: it is missing, damaged, or of another format.
+        DataError: it is missing, damaged, or of another format; or the disk fails.
     """
+    try:
+        return try_again(lambda: _open(folder))
+    except DiskError as error:
+        raise error.locate(str(folder)) from None
+
+
+def _open(folder: Path) -> Packed:
     content = _read_json(folder)
     for name, entry in content["files"].items():
         path = folder / name
@@ -166,7 +184,8 @@ def open_pack(folder: Path) -> Packed:
         if name in _ARRAYS and _digest(path) != entry["blake2b"]:
             raise DataError(f"{path}: is damaged (its checksum differs); delete {folder} to pack again")
     # Maps: of a million images these are 60 MB, of which hardly anything is looked at.
-    sizes, _, labels, blob, offsets = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in _ARRAYS)
+    loaded = [load_array(folder / name) for name in _ARRAYS]
+    sizes, _, labels, blob, offsets = (np.asarray(array) for array, _ in loaded)
     return Packed(
         folder=folder,
         file=RowFile(folder / "images.npy"),
@@ -179,6 +198,8 @@ def open_pack(folder: Path) -> Packed:
         num_bad=content["num_bad"],
         num_shrunk=content.get("num_shrunk", 0),  # before there were canvases it was not written
         note="found",
+        changed=read_notes(content.get("notes", {})),
+        unmapped=loaded[0][1],
     )
 
 
@@ -204,8 +225,10 @@ def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
     if not (folder / "pack.json").exists():
         raise DataError(f"{folder}: holds files but no pack; choose another place with data.packs=FOLDER")
     try:
-        packed = open_pack(folder)
+        packed = try_again(lambda: _open(folder))
         before = Recipe(**_read_json(folder)["recipe"])
+    except DiskError as error:  # the pack may be whole
+        raise error.locate(str(folder)) from None
     except (DataError, TypeError) as error:
         return None, f"packed again: {error}"
     if before.source_fingerprint != recipe.source_fingerprint:
@@ -213,8 +236,31 @@ def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
     if before.decoder != recipe.decoder:
         return None, "packed again: an earlier version of byol decoded the images in another way"
     if before != recipe:
-        return None, "packed again: data.stored_px, data.channels or data.geometry differ"
+        return None, "packed again: data.stored_px, data.channels, data.geometry or data.alpha differ"
     return packed, "found"
+
+
+def _count_back(packed: Packed, source: Source) -> int:
+    """Of the images that the disk did not give when the pack was made, those that it gives now.
+
+    Raises:
+        DataError: the disk still fails, and what is unreadable is not to be left out.
+    """
+    names = {name for name, reason in read_bad(packed.folder) if is_worth_a_try(reason)}
+    found = 0
+    for index in range(len(source)) if names else ():
+        if source.names(index) not in names:
+            continue
+        item = source.item(index)
+        try:
+            peek(item)
+            found += 1
+        except DiskError as error:
+            if not skips_unreadable(source):
+                raise error.locate(item if isinstance(item, str) else source.names(index)) from None
+        except DataError as error:
+            found += not is_worth_a_try(str(error))  # it is there, and what is wrong with it is another thing
+    return found
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -225,6 +271,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {folder} is not a pack") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, OSError) and is_of_the_disk(error):
+            raise
         raise DataError(
             f"{path}: is damaged ({type(error).__name__}); delete {folder} to pack again"
         ) from None
@@ -247,12 +295,16 @@ def _report_other(partial: Path, progress: Progress | None) -> None:
 
 
 def _check_bad(folder: Path, source: Source, *, num_bad: int, max_bad: float) -> None:
+    if num_bad <= max_bad * len(source) and num_bad < len(source):
+        return
+    if skips_unreadable(source):  # these were allowed by another key
+        num_bad -= sum(is_of_the_system(reason) for _, reason in read_bad(folder))
     if num_bad > max_bad * len(source) or num_bad == len(source):
-        with (folder / BAD_FILES).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            name, reason = list(islice(csv.reader(file), 2))[1]
+        allow = f", or allow them with data.max_bad={round_up(num_bad / len(source)):g}"
         raise DataError(
             f"{source.name}: {num_bad} of {len(source)} images cannot be read (data.max_bad is {max_bad:g}), "
-            f"the first is {name!r}: {reason}; {folder / BAD_FILES} lists all, mend or remove them"
+            f"{describe_bad(read_bad(folder))}; {folder / BAD_FILES} lists all, mend or remove them"
+            f"{allow if num_bad < len(source) else ''}"
         )
 
 
@@ -280,7 +332,7 @@ def _write(
         write(mark)
     except _LargerImageError:  # looking at all first would take a third of the time of packing small images
         px = _choose_px(source, recipe, most=len(source), num_workers=num_workers)
-        write(replace(mark, px=px, done=0, num_rows=0, num_bad=0))
+        write(replace(mark, px=px, done=0, num_rows=0, num_bad=0, notes={}))
 
 
 class _LargerImageError(Exception):
@@ -320,7 +372,9 @@ def _append_all(
     progress: Progress | None,
 ) -> None:
     px = writer.mark.px
-    read = partial_function(read_square, px=px, channels=recipe.channels, geometry=recipe.geometry)
+    read = partial_function(
+        read_square, px=px, channels=recipe.channels, geometry=recipe.geometry, alpha=recipe.alpha
+    )
     indices = range(writer.done, len(source))
     ahead = read_ahead(read, source, indices, num_workers=num_workers, result_bytes=3 * px * px)
     with closing(ahead) as images:
@@ -340,7 +394,9 @@ def _append_all(
 
 
 def _mixture(source: Source, recipe: Recipe, *, num_workers: int) -> DataError:
-    found = describe_mixture(source, all_channels=recipe.channels is None, num_workers=num_workers)
+    found = describe_mixture(
+        source, all_channels=recipe.channels is None, num_workers=num_workers, alpha=recipe.alpha
+    )
     return DataError(f"{source.name}: {found}")
 
 
@@ -357,6 +413,8 @@ def _append(writer: PartialPack, source: Source, index: int, image: Square | Dat
         if writer.num_rows == 0:
             check_space(writer.folder, image.pixels.nbytes * len(source))
         writer.append(index, image.pixels, height=image.height, width=image.width)
+        if image.notes:
+            writer.note(source.names(index), image.notes)
     writer.finish_image()
 
 
@@ -382,6 +440,7 @@ def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, tally: Tal
         "num_images": len(places),
         "num_bad": writer.num_bad,
         "num_shrunk": num_shrunk,
+        "notes": {text: asdict(few) for text, few in writer.notes.items()},
         "recipe": asdict(recipe),
         "class_names": source.class_names,
         "pixels": asdict(statistics),

@@ -12,15 +12,16 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from byol.data.decode import quiet
+from byol.data.disk import DiskError
 from byol.data.formats import ImageArray
-from byol.data.index import Source
+from byol.data.index import Source, skips_unreadable
+from byol.data.opened import quiet
 from byol.errors import DataError
 
 T = TypeVar("T")
@@ -41,7 +42,8 @@ def read_ahead(
     what is found (of `result_bytes`) are small. `look` must be picklable.
 
     Raises:
-        DataError: a child process has ended; the memory may not suffice for so many.
+        DataError: the disk fails, which is no fault of the image, unless the source is to leave out what is
+            unreadable; or a child process has ended, the memory may not suffice for so many.
     """
     chunk = max(1, min(_CHUNK, _CHUNK_BYTES // int(max(source.file_bytes, result_bytes, 1))))
     chunks = (indices[first : first + chunk] for first in range(0, len(indices), chunk))
@@ -53,14 +55,22 @@ def read_ahead(
             for part in chunks:
                 waiting.append((part, pool.submit(look_at, part)))
                 if len(waiting) > 4 * num_workers:
-                    part, future = waiting.popleft()
-                    yield from zip(part, future.result(), strict=True)
+                    yield from _result(source, *waiting.popleft())
             while waiting:
-                part, future = waiting.popleft()
-                yield from zip(part, future.result(), strict=True)
+                yield from _result(source, *waiting.popleft())
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def _result(
+    source: Source, part: range, future: Future[list[R | DataError]]
+) -> Iterator[tuple[int, R | DataError]]:
+    found = future.result()
+    if not skips_unreadable(source) and isinstance(found[-1], DiskError):  # the rest was not asked for
+        name, item = source.names(part[len(found) - 1]), source.item(part[len(found) - 1])
+        raise found[-1].locate(item if isinstance(item, str) else name)
+    yield from zip(part, found, strict=True)
 
 
 def count_cores() -> int:
@@ -76,12 +86,13 @@ def _open_lookers(
 ) -> Generator[Callable[[range], list[R | DataError]], None, None]:
     """A function that looks at the images of some indices; several threads may call it at once."""
     num_processes = min(num_workers, count_cores())
+    stop = not skips_unreadable(source)
     small = 0 < source.file_bytes < _PROCESS_FILE_BYTES * num_processes
     if not (small and num_processes > 1 and num_images >= _PROCESS_MIN_IMAGES and sys.executable):
-        yield lambda indices: _look_at(lambda index: look(source.item(index)), indices)
+        yield lambda indices: _look_at(lambda index: look(source.item(index)), indices, stop=stop)
         return
     idle: SimpleQueue[_Child] = SimpleQueue()
-    children = [_Child(look) for _ in range(num_processes)]
+    children = [_Child(look, stop=stop) for _ in range(num_processes)]
     for child in children:
         idle.put(child)
 
@@ -99,22 +110,25 @@ def _open_lookers(
             child.end()
 
 
-def _look_at(look: Callable[[T], R], items: Iterable[T]) -> list[R | DataError]:
-    def look_or_say(item: T) -> R | DataError:
-        try:
-            return look(item)
-        except DataError as error:
-            return error
-
+def _look_at(look: Callable[[T], R], items: Iterable[T], *, stop: bool) -> list[R | DataError]:
+    """What is found at each; if `stop`, up to the first where the disk fails."""
+    found: list[R | DataError] = []
     with quiet:
-        return [look_or_say(item) for item in items]
+        for item in items:
+            try:
+                found.append(look(item))
+            except DataError as error:
+                found.append(error)
+                if stop and isinstance(error, DiskError):
+                    break
+    return found
 
 
 # ---- A child process, from both ends
 
 
 class _Child:
-    def __init__(self, look: Look[Any]) -> None:
+    def __init__(self, look: Look[Any], *, stop: bool) -> None:
         # -P: a module that lies where the command was given does not take the place of a library's.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
@@ -124,7 +138,10 @@ class _Child:
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
-        self._first: Look[Any] | None = look  # sent with the first question: by then the child has started
+        self._first: tuple[Look[Any], bool] | None = (
+            look,
+            stop,
+        )  # sent with the first question: by then the child has started
 
     def ask(self, paths: Sequence[str | ImageArray]) -> list[Any]:
         try:
@@ -154,8 +171,8 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     with suppress(EOFError, BrokenPipeError), quiet:
-        look = pickle.load(questions)
+        look, stop = pickle.load(questions)
         while True:
             paths = pickle.load(questions)
-            pickle.dump(_look_at(look, paths), answers, protocol=pickle.HIGHEST_PROTOCOL)
+            pickle.dump(_look_at(look, paths, stop=stop), answers, protocol=pickle.HIGHEST_PROTOCOL)
             answers.flush()

@@ -6,8 +6,9 @@ import json
 import os
 import struct
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +16,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from byol.data.formats import Channels, Geometry, ImageArray
+from byol.data.left_out import Few
 from byol.data.place import remove_files
+from byol.data.reading import Alpha
 from byol.files import write_atomically
 
 SAVE_INTERVAL_S = 5.0
@@ -40,6 +43,7 @@ class Recipe:
     channels: Channels
     geometry: Geometry = "square"
     decoder: int = 1  # `decode.DECODER` when it was made; packs that do not say it are of the first
+    alpha: Alpha = "drop"  # so in packs that do not say it
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,26 @@ class Mark:
     num_rows: int
     num_bad: int
     bad_bytes: int
+    notes: dict[str, Few] = field(default_factory=dict)  # what was changed in images, and in how many
+
+
+def read_bad(folder: Path) -> Iterator[tuple[str, str]]:
+    """Names and reasons of the images that were left out of a pack.
+
+    Raises:
+        OSError: the list cannot be read.
+    """
+    with (folder / BAD_FILES).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file)
+        next(rows, None)
+        yield from ((row[0], row[1]) for row in rows)
+
+
+def read_notes(content: dict[str, dict[str, Any]]) -> dict[str, Few]:
+    """As `Mark.notes` and a pack's `notes` are written."""
+    return {
+        text: Few(int(few["count"]), [str(name) for name in few["names"]]) for text, few in content.items()
+    }
 
 
 def read_mark(folder: Path) -> Mark | None:
@@ -63,7 +87,8 @@ def read_mark(folder: Path) -> Mark | None:
         content = json.loads((folder / _MARK).read_bytes())
         if content.pop("format") != _FORMAT:
             return None
-        return Mark(recipe=Recipe(**content.pop("recipe")), **content)
+        notes = read_notes(content.pop("notes", {}))
+        return Mark(recipe=Recipe(**content.pop("recipe")), notes=notes, **content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # missing, or of another version: nothing to continue
 
@@ -79,6 +104,7 @@ class PartialPack:
         self.folder, self.mark = folder, mark
         self.done, self.num_rows, self.num_bad = mark.done, mark.num_rows, mark.num_bad
         self.channels, self.itemsize = mark.channels, mark.itemsize
+        self.notes = {text: Few(few.count, list(few.names)) for text, few in mark.notes.items()}
         folder.mkdir(parents=True, exist_ok=True)
         if mark.done == 0:
             remove_files(folder, _FILES)
@@ -139,6 +165,11 @@ class PartialPack:
         self._bad.write(csv_line(name, reason))
         self.num_bad += 1
 
+    def note(self, name: str, texts: tuple[str, ...]) -> None:
+        """What was changed in an image, see `reading.py`."""
+        for text in texts:
+            self.notes.setdefault(text, Few()).add(name)
+
     def finish_image(self) -> None:
         """To be called after each image, good or bad: now and then what has been written is saved."""
         self.done += 1
@@ -162,6 +193,7 @@ class PartialPack:
             num_rows=self.num_rows,
             num_bad=self.num_bad,
             bad_bytes=self._bad.tell(),
+            notes={text: replace(few) for text, few in self.notes.items()},
         )
         self._saving = self._saver.submit(self._save, mark)
         self._saved_s = time.monotonic()

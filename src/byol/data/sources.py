@@ -6,9 +6,7 @@ A source knows the names and labels of its images and reads each when asked. Not
 import hashlib
 import os
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,14 +14,18 @@ import numpy as np
 from jaxtyping import Int64
 
 from byol.config import DataConfig
-from byol.data.decode import IMAGE_SUFFIXES
+from byol.data.content import HEAD_BYTES, IMAGE_SUFFIXES, image_kind, is_image_suffix
+from byol.data.disk import DiskError, describe, try_again
 from byol.data.formats import ImageArray, as_image
 from byol.data.index import Names, Source
 from byol.data.labels import LabelFile, encode_labels, read_list
+from byol.data.left_out import LeftOut
+from byol.data.mapped import load_array
 from byol.data.matching import describe_rules, match_files
 from byol.data.motifs import CLASS_NAMES, load_motifs
 from byol.data.official import Part, load_cifar10, load_cifar100, load_stl10
 from byol.data.spelling import Spelled
+from byol.data.walk import Walk, pairs, stamp
 from byol.errors import DataError
 
 _SPLITS: dict[str, tuple[str, ...]] = {  # the first is the usual one for training
@@ -55,7 +57,7 @@ def open_source(
             f"{source}: has no split {split}; name the folder or list of that part as the source instead"
         )
     else:
-        opened = _open_path(source)
+        opened = _open_path(source, skip_unreadable=data.skip_unreadable)
     if labels is not None:
         names = (opened.names(index) for index in range(len(opened)))
         folder = opened.folder if isinstance(opened, FileSource) else None
@@ -88,6 +90,8 @@ class FileSource:
     stamps: Int64[np.ndarray, "n 2"]  # size in bytes (-1: missing), time of the last change in ns
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
+    left_out: LeftOut = field(default_factory=LeftOut)
+    skip_unreadable: bool = False  # as data.skip_unreadable
     notes: tuple[str, ...] = ()  # how a list was understood, one line each
 
     def __len__(self) -> int:
@@ -119,6 +123,7 @@ class ArraySource:
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
     files: tuple[Path, ...] = ()  # where the arrays are maps: the files behind them
+    left_out: LeftOut = field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -140,7 +145,7 @@ class ArraySource:
         digest = hashlib.blake2b(self.name.encode(errors="surrogateescape"), digest_size=16)
         if self.files:
             digest.update(
-                b"".join(os.fsencode(path.name) + np.array(_stamp(path)).tobytes() for path in self.files)
+                b"".join(os.fsencode(path.name) + np.array(stamp(path)).tobytes() for path in self.files)
             )
         else:
             for part in self.parts:
@@ -155,109 +160,50 @@ class ArraySource:
         raise IndexError(f"image {index} beyond the end of {self.name}")
 
 
-def _stamp(path: str | bytes | Path) -> tuple[int, int]:
-    """A file's size in bytes, -1 if it is missing, and the time of its last change in ns."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, 0
-    return status.st_size, status.st_mtime_ns
-
-
 # ---- Paths: a folder, a list, an array, one image
 
 
-def _open_path(source: str) -> FileSource | ArraySource:
+def left_out_of(source: Source) -> LeftOut:
+    """What was passed by when a source was opened; nothing, where it does not tell."""
+    return source.left_out if isinstance(source, FileSource | ArraySource) else LeftOut()
+
+
+def _open_path(source: str, *, skip_unreadable: bool) -> FileSource | ArraySource:
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, skip_unreadable=skip_unreadable)
     if not path.exists():
         raise DataError(
             f"{source}: no such file or folder; a source is a folder, a .txt or .csv list, an .npy array, "
             f"or one of {', '.join(_SPLITS)}"
         )
     if suffix in (".txt", ".csv"):
-        return _open_list(path)
+        return _open_list(path, skip_unreadable=skip_unreadable)
     if suffix == ".npy" and (opened := _open_array(path)) is not None:
         return opened
-    if suffix in IMAGE_SUFFIXES:
-        stamps = np.array([_stamp(path)])
+    if is_image_suffix(suffix) or _is_image(path):
+        stamps = np.array([stamp(path)])
         return FileSource(f"image {path}", path.parent, Names.of([path.name]), stamps, np.array([-1]), ())
     raise DataError(f"{source}: neither a folder, a list (.txt, .csv), an array (.npy) nor an image")
 
 
-class _Scan:
-    """One pass through a folder and all below it: the images' names in sorted order, and more about them.
-
-    Hidden files and folders are left out. A folder that links make reachable twice is entered once, so that
-    loops of links end. Paths are bytes: names in any encoding are kept as they are. Of a million files in one
-    folder no object each is held, only their names in one block.
-    """
-
-    def __init__(self) -> None:
-        self.stamps, self.parents = array("q"), array("i")
-        self.parent_numbers: dict[bytes, int] = {}  # name of a subfolder -> its number; the top has -1
-        self.other_suffixes: Counter[str] = Counter()
-        self._entered: set[tuple[int, int]] = set()
-
-    def names(self, folder: bytes, *, prefix: bytes = b"") -> Iterator[bytes]:
-        entries, is_folder = self._list(folder)
-        parent = prefix[:-1].rpartition(b"/")[2]
-        for place in map(int, entries.sorted()):
-            name = entries.raw(place)
-            path = folder + b"/" + name
-            if is_folder[place]:
-                yield from self.names(path, prefix=prefix + name + b"/")
-            else:
-                self.stamps.extend(_stamp(path))
-                self.parents.append(
-                    self.parent_numbers.setdefault(parent, len(self.parent_numbers)) if parent else -1
-                )
-                yield prefix + name
-
-    def _list(self, folder: bytes) -> tuple[Names, bytearray]:
-        """The images and folders in a folder that has not been entered, and for each whether it is one."""
-        is_folder = bytearray()
-
-        def choose(entries: Iterable[os.DirEntry[bytes]]) -> Iterator[bytes]:
-            for entry in entries:
-                if entry.name.startswith(b"."):
-                    continue
-                inside = _is_folder(entry)
-                stem, dot, last = entry.name.rpartition(b".")
-                suffix = os.fsdecode(dot + last).lower() if stem else ""
-                if inside or suffix in IMAGE_SUFFIXES:
-                    is_folder.append(inside)
-                    yield entry.name
-                else:
-                    self.other_suffixes[suffix] += 1
-
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in self._entered:
-                return Names.of([]), is_folder
-            self._entered.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as entries:
-                return Names.of(choose(entries)), is_folder
-        except OSError as error:
-            raise DataError(f"{os.fsdecode(folder)}: cannot be read ({error.strerror})") from None
-
-
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
+def _is_image(path: Path) -> bool:
+    """By content; a pipe is not waited for."""
+    if not path.is_file():
         return False
+    try:
+        with path.open("rb") as file:
+            return image_kind(file.read(HEAD_BYTES)) is not None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({describe(error)})") from None
 
 
-def _open_folder(path: Path) -> FileSource:
-    scan = _Scan()
+def _open_folder(path: Path, *, skip_unreadable: bool = False) -> FileSource:
+    scan = Walk(skip_unreadable=skip_unreadable)
     files = Names.of(scan.names(os.fsencode(path)))
     if len(files) == 0:
-        seen = ", ".join(
-            f"{count} {suffix or 'without suffix'}" for suffix, count in scan.other_suffixes.most_common(5)
-        )
+        seen = scan.left_out.describe_suffixes()
         raise DataError(
             f"{path}: {'the folder holds no image, only ' + seen if seen else 'the folder is empty'}; "
             f"images end in {' '.join(IMAGE_SUFFIXES)}"
@@ -269,10 +215,13 @@ def _open_folder(path: Path) -> FileSource:
         parents = [parent.decode("utf-8", "surrogateescape") for parent in scan.parent_numbers]
         ranks, class_names = encode_labels(parents)
         numbers = ranks[numbers]
-    return FileSource(f"folder {path}/", path, files, _pairs(scan.stamps), numbers, class_names)
+    stamps = pairs(scan.stamps)
+    return FileSource(
+        f"folder {path}/", path, files, stamps, numbers, class_names, scan.left_out, skip_unreadable
+    )
 
 
-def _open_list(path: Path) -> FileSource:
+def _open_list(path: Path, *, skip_unreadable: bool) -> FileSource:
     """Paths in a list that are not absolute are relative to the list's own folder.
 
     What is not there is looked for in this folder, by the rules for labels.
@@ -283,19 +232,28 @@ def _open_list(path: Path) -> FileSource:
         files, found = _find_missing(path, files, missing)
         notes += found
         stamps = _stamp_all(path.parent, files)
-    return FileSource(f"list {path}", path.parent, files, stamps, numbers, class_names, tuple(notes))
+    return FileSource(
+        f"list {path}",
+        path.parent,
+        files,
+        stamps,
+        numbers,
+        class_names,
+        skip_unreadable=skip_unreadable,
+        notes=tuple(notes),
+    )
 
 
 def _stamp_all(folder: Path, files: Names) -> Int64[np.ndarray, "n 2"]:
     stamps = array("q")
     for file in files:
-        stamps.extend(_stamp(os.path.join(folder, file)))
-    return _pairs(stamps)
+        stamps.extend(stamp(os.path.join(folder, file)))
+    return pairs(stamps)
 
 
 def _find_missing(path: Path, files: Names, missing: Int64[np.ndarray, " m"]) -> tuple[Names, list[str]]:
     """The list with the names of the files that are meant, and what to say of that."""
-    images = Names.of(islice(_Scan().names(os.fsencode(path.parent)), _MOST_SEARCHED + 1))
+    images = Names.of(islice(Walk(skip_unreadable=True).names(os.fsencode(path.parent)), _MOST_SEARCHED + 1))
     if len(images) > _MOST_SEARCHED:
         return files, []
     sought = Names.of(files.raw(place) for place in missing.tolist())
@@ -307,13 +265,10 @@ def _find_missing(path: Path, files: Names, missing: Int64[np.ndarray, " m"]) ->
     return mended, list(describe_rules(path, match.rules, match.examples))
 
 
-def _pairs(stamps: "array[int]") -> Int64[np.ndarray, "n 2"]:
-    return np.frombuffer(stamps, dtype=np.int64).reshape(-1, 2)
-
-
 def _open_array(path: Path) -> ArraySource | None:
     """(N, H, W) or (N, H, W, C), with the labels of NAME_labels.npy if it lies beside; None if one image."""
-    images = _load_map(path)
+    left_out = LeftOut()
+    images = _load_map(path, left_out)
     if images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4 < images.shape[0]):
         return None
     if images.ndim not in (3, 4) or images.dtype.kind not in "buif" or images.size == 0:
@@ -328,21 +283,30 @@ def _open_array(path: Path) -> ArraySource | None:
     labels, class_names = np.full(len(images), -1), tuple[str, ...]()
     labels_path = path.with_name(f"{path.stem}_labels.npy")
     if labels_path.exists():
-        given = _load_map(labels_path)
+        given = _load_map(labels_path, left_out)
         if given.shape != (len(images),) or given.dtype.kind not in "iu" or given.min() < -1:
             raise DataError(
                 f"{labels_path}: one whole number from -1 an image is needed, {len(images)} in all"
             )
         labels = given.astype(np.int64)
         class_names = tuple(str(number) for number in range(labels.max() + 1))
-    return ArraySource(f"array {path}", (Part("", images),), labels, class_names, (path,))
+    return ArraySource(f"array {path}", (Part("", images),), labels, class_names, (path,), left_out)
 
 
-def _load_map(path: Path) -> np.ndarray:
+def _load_map(path: Path, left_out: LeftOut) -> np.ndarray:
+    """As a map, or in memory where the file system has none: then `left_out` is told."""
     try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        array, refusal = try_again(lambda: load_array(path))
+    except DiskError as error:
+        raise error.locate(str(path)) from None
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as a NumPy array ({' '.join(str(error).split())})") from None
+    if refusal is not None:
+        left_out.notes.append(
+            f"{path}: {refusal}, so it is read into memory, {array.nbytes / 1e6:.3g} MB; copy it to a local "
+            "disk if that is too much"
+        )
+    return array
 
 
 # ---- Built-in names

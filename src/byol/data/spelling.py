@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from byol.data.decode import IMAGE_SUFFIXES
+from byol.data.content import IMAGE_SUFFIXES
 from byol.data.index import Names, NamesBuilder
 from byol.data.text_files import decode_legacy
 from byol.errors import DataError

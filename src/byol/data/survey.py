@@ -12,6 +12,7 @@ from byol.data.decode import decode, fit, peek, select_channels
 from byol.data.formats import Bits, Channels, ImageArray, Kind, bits_of_dtype
 from byol.data.index import Source
 from byol.data.parallel import read_ahead
+from byol.data.reading import Alpha, noting
 from byol.data.upright import THUMBNAIL_PX, measure_upright
 from byol.errors import DataError
 
@@ -39,7 +40,9 @@ class Survey:
     upright: float  # 0.5..1, see `upright.py`
 
 
-def survey(source: Source, *, most: int, channels: Channels, num_workers: int) -> Survey:
+def survey(
+    source: Source, *, most: int, channels: Channels, num_workers: int, alpha: Alpha = "auto"
+) -> Survey:
     """Look at the pixels of `most` images at most, in even steps through the source.
 
     Raises:
@@ -48,7 +51,7 @@ def survey(source: Source, *, most: int, channels: Channels, num_workers: int) -
     indices = range(0, len(source), -(-len(source) // most))
     looks: list[_Look] = []
     first_bad: tuple[str, DataError] | None = None
-    look = partial(_look_at, channels=channels)
+    look = partial(_look_at, channels=channels, alpha=alpha)
     with closing(read_ahead(look, source, indices, num_workers=num_workers)) as found:
         for index, one in found:
             if isinstance(one, _Look):
@@ -84,8 +87,9 @@ class _Look:
         return len(self.std), self.bits
 
 
-def _look_at(item: str | ImageArray, *, channels: Channels) -> _Look:
-    image = select_channels(item if isinstance(item, np.ndarray) else decode(item), channels)
+def _look_at(item: str | ImageArray, *, channels: Channels, alpha: Alpha) -> _Look:
+    with noting(alpha):
+        image = select_channels(item if isinstance(item, np.ndarray) else decode(item), channels)
     planes = np.moveaxis(image, 2, 0).reshape(image.shape[2], -1)
     return _Look(
         height=image.shape[0],
@@ -155,14 +159,16 @@ def find_largest_side(source: Source, *, limit_px: int, most: int, num_workers: 
     return largest
 
 
-def describe_mixture(source: Source, *, all_channels: bool, num_workers: int) -> str:
+def describe_mixture(source: Source, *, all_channels: bool, num_workers: int, alpha: Alpha = "auto") -> str:
     """Which kinds of images there are, how many of each, which is the first of the rarest, and what to do.
 
     Looks at every image. `all_channels`: images differ by their channels, otherwise by their depth alone.
     """
     counts: Counter[tuple[int, int]] = Counter()
     first: dict[tuple[int, int], int] = {}
-    for index, kind in read_ahead(peek, source, range(len(source)), num_workers=num_workers):
+    for index, kind in read_ahead(
+        partial(peek, alpha=alpha), source, range(len(source)), num_workers=num_workers
+    ):
         if isinstance(kind, Kind):
             key = (kind.channels if all_channels else 0, kind.bits)
             counts[key] += 1

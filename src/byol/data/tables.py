@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from byol.data.decode import IMAGE_SUFFIXES
+from byol.data.content import IMAGE_SUFFIXES
 from byol.data.index import Names, NamesBuilder
 from byol.data.text_files import LEGACY, decode_legacy, find_encoding, open_text, reading
 from byol.errors import DataError, printable

@@ -193,7 +193,7 @@ def pixel_components(
 
 
 def _squares(images: Packed, rows: Rows) -> torch.Tensor:
-    return torch.from_numpy(images.images[rows]).permute(0, 3, 1, 2)
+    return torch.from_numpy(images.read(np.asarray(rows, dtype=np.int64))).permute(0, 3, 1, 2)
 
 
 def _pixels(images: Packed, rows: Rows, *, spec: EncoderSpec) -> Iterator[Features]:

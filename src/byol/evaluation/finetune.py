@@ -42,6 +42,7 @@ _MAY_CHANGE = (
     "data.download:",
     "data.memory:",
     "data.max_bad:",
+    "data.skip_unreadable:",
     *(f"data_transforms.{view}.{key}:" for view in ("view1", "view2") for key in SYMMETRIES),
     "trainer.device:",
     "trainer.precision:",
@@ -177,6 +178,7 @@ def _as_trained(spec: EncoderSpec) -> list[str]:
         f"data_transforms.input_shape=[{spec.view_px}, {spec.view_px}, {spec.channels}]",
         f"data.channels={json.dumps(channels)}",
         f"data.geometry={spec.geometry}",
+        f"data.alpha={spec.alpha}",
     ]
 
 

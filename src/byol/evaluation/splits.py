@@ -211,6 +211,7 @@ def _open(
         split=split,
         labels=labels,
         stored_px=spec.stored_px,
+        alpha=spec.alpha,
     )
     check_fit(images, spec, name=_short(source))
     return images

@@ -97,7 +97,7 @@ def describe(
     keep_freed_memory()
     config = read_config(run_dir, overrides)
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
-    images = open_images(config, run_dir, console=None)
+    images = open_images(config, run_dir, console=None, alpha=online.spec.alpha)
     check_fit(images, online.spec, name=Path(config.data.source).name or config.data.source)
     rows = np.arange(len(images))
     rows = rows if len(rows) <= MOST_IMAGES else spread(rows, MOST_IMAGES)
@@ -322,7 +322,7 @@ def _save(description: Description, images: Packed, *, run_dir: Path) -> None:
     ]
     shown = np.array(wanted)
     sample = Sample(
-        tuple(images.names[row] for row in wanted), images.images[shown], images.sizes[shown], images.pixels
+        tuple(images.names[row] for row in wanted), images.read(shown), images.sizes[shown], images.pixels
     )
     columns = 1 + len(description.neighbours[0].neighbours)
     write_atomically(run_dir / SHEET_NAME, draw_contact(sample, columns=columns))

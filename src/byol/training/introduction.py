@@ -1,10 +1,13 @@
 """What a run says of itself before its first step."""
 
+from collections.abc import Iterator
+
 import torch
 
 from byol.config import Config
 from byol.data.packed import Packed
-from byol.data.partial import BAD_FILES
+from byol.data.partial import BAD_FILES, read_bad
+from byol.data.summary import describe_images
 from byol.devices import explain_device
 from byol.method.kernels import explain_kernels
 from byol.method.networks import resolve_stem
@@ -45,17 +48,28 @@ def introduce(
     lines[:0] = images.source_notes
     if images.note not in ("packed", "found"):
         lines.insert(0, images.note)
-    if images.num_bad:
-        listed, num_images = images.folder / BAD_FILES, len(images) + images.num_bad
-        lines.insert(
-            0, f"unreadable and left out: {images.num_bad} of {num_images} images, listed in {listed}"
-        )
+    lines = [*_describe_images(images, is_squashed=config.data.geometry == "square"), *lines]
     if pace.is_last(done):
         lines.append(f"finished before: all {done} steps are done")
     elif done:
         used = f", {format_time(pace.elapsed_s)} of the time used" if plan.budget_s is not None else ""
         lines.append(f"continuing at step {done} of {pace.end}{used}")
     return lines
+
+
+def _describe_images(images: Packed, *, is_squashed: bool) -> Iterator[str]:
+    """What was left out or changed; how many images on canvases are shrunk is said apart."""
+    larger = (images.sizes > images.stored_px).any(axis=1)
+    yield from describe_images(
+        read_bad(images.folder),
+        images.changed,
+        num_images=len(images) + images.num_bad,
+        listed=str(images.folder / BAD_FILES),
+        num_larger=int(larger.sum()) if is_squashed else 0,
+        stored_px=images.stored_px,
+    )
+    if images.unmapped is not None:
+        yield f"{images.folder}: {images.unmapped}, so images are read one by one; data.packs=FOLDER moves it"
 
 
 def _explain_scale(images: Packed) -> str:

@@ -24,7 +24,7 @@ from byol.training.distributed import Ranks, StopSignal, connect, keep_freed_mem
 from byol.training.fixed_images import FixedImages
 from byol.training.introduction import introduce
 from byol.training.loggers import Logger, Run, check_loggers, open_loggers
-from byol.training.opening import choose_parts, make_plan, open_run_images
+from byol.training.opening import as_begun, choose_parts, make_plan, open_run_images
 from byol.training.pace import Clock, Pace
 from byol.training.runlog import Metrics, RunLog
 from byol.training.settle import settle
@@ -64,6 +64,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
             step_s = step_s or measured_s
             ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
         images = open_run_images(config, run_dir, ranks=ranks, console=console)
+        config = as_begun(config, run_dir)
         state, notes = checkpoint.read_latest(run_dir)
         plan = make_plan(config, images, state, step_s=step_s, ranks=ranks, console=console)
         # Packing is interrupted at once, and can be continued; from here on signals wait for a checkpoint.

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from byol.artifacts.encoder import SPEC_NAME, read_spec
 from byol.config import Config
 from byol.console import print_line
 from byol.data.images import open_images
@@ -20,11 +21,11 @@ def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Con
     """Claim the run folder and pack the images on the first rank; the others then find both done."""
     if ranks.is_main:
         checkpoint.claim_run_folder(run_dir, config)
-        images = open_images(config, run_dir, console=console)
+        images = open_images(as_begun(config, run_dir), run_dir, console=console)
         ranks.wait()
     else:
         ranks.wait()
-        images = open_images(config, run_dir, console=None)
+        images = open_images(as_begun(config, run_dir), run_dir, console=None)
     stated = config.channels
     if stated is not None and stated != images.channels:
         raise DataError(
@@ -32,6 +33,14 @@ def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Con
             f"state {images.channels}, or choose with data.channels"
         )
     return images
+
+
+def as_begun(config: Config, run_dir: Path) -> Config:
+    """Transparency as the run has seen it so far: earlier versions dropped it and did not say so."""
+    path = run_dir / SPEC_NAME
+    if not checkpoint.list_checkpoints(run_dir) or not path.exists():
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"alpha": read_spec(path).alpha})})
 
 
 def make_plan(

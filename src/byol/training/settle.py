@@ -9,6 +9,8 @@ import torch
 
 from byol.choices import Choice, Chosen, Machine, choose, count_usable
 from byol.config import Config, Draft, load_config
+from byol.data.content import HEAD_BYTES, image_kind
+from byol.data.index import Source
 from byol.data.packed import find_limit_px
 from byol.data.sources import open_source
 from byol.data.survey import Survey, survey
@@ -21,7 +23,6 @@ from byol.training.loggers import check_loggers
 from byol.training.probe import Probe, choose_batch, probe_step
 
 _LOOK_AT = 2000  # images
-_DICOM_SUFFIXES = (".dcm", ".dicom")
 
 
 def settle(
@@ -123,7 +124,9 @@ def look_at_some(draft: Draft) -> Survey:
     """
     data = draft.config.data
     workers = draft.config.trainer.num_workers
-    return survey(open_source(data), most=_LOOK_AT, channels=data.channels, num_workers=workers)
+    return survey(
+        open_source(data), most=_LOOK_AT, channels=data.channels, num_workers=workers, alpha=data.alpha
+    )
 
 
 def _choose(draft: Draft, look: Survey, *, world_size: int) -> Chosen:
@@ -134,9 +137,21 @@ def _choose(draft: Draft, look: Survey, *, world_size: int) -> Chosen:
         draft,
         look,
         machine=Machine(kind_of(device), "bf16" if is_bf16 else "fp32", world_size),
-        is_dicom=source.names(0).lower().endswith(_DICOM_SUFFIXES),
+        is_dicom=_is_dicom(source),
         measure=partial(_measure, look=look),
     )
+
+
+def _is_dicom(source: Source) -> bool:
+    """Whether the first file is one, by its content."""
+    item = source.item(0)
+    if not isinstance(item, str):
+        return False
+    try:
+        with open(item, "rb") as file:
+            return image_kind(file.read(HEAD_BYTES)) == "DICOM"
+    except OSError:
+        return False
 
 
 def _measure(config: Config, in_parts: bool, *, look: Survey) -> Probe:

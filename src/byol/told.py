@@ -1,0 +1,81 @@
+"""What `byol embed` and `byol predict` say of new images: what is unlike the training's, what is left out."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from byol.artifacts.encoder import gather
+from byol.console import complain, remark
+from byol.data.decode import Square
+from byol.data.disk import DiskError
+from byol.data.given import Images
+from byol.data.index import Source
+from byol.data.left_out import Few
+from byol.data.partial import csv_line
+from byol.data.sources import left_out_of
+from byol.data.summary import describe_images, describe_passed_by
+from byol.errors import DataError
+from byol.files import write_atomically
+
+_MOST_COMPLAINTS = 20  # that are said one by one
+
+
+@dataclass
+class Told:
+    """What is to be said of single images: unlike those of the training as they come, all else at the end."""
+
+    skip_unreadable: bool
+    stored_px: int
+    bad: list[tuple[str, str]] = field(default_factory=list)  # names and reasons of those that are left out
+    changed: dict[str, Few] = field(default_factory=dict)
+    num_used: int = 0
+    num_larger: int = 0
+    num_outside: int = 0
+
+    def leave_out(self, name: str, error: DataError) -> None:
+        if isinstance(error, DiskError) and not self.skip_unreadable:
+            raise error.locate(name)
+        self.bad.append((name, str(error)))
+
+    def note(self, name: str, square: Square) -> None:
+        self.num_used += 1
+        self.num_larger += max(square.height, square.width) > self.stored_px
+        for text in square.notes:
+            self.changed.setdefault(text, Few()).add(name)
+
+    def warn(self, name: str, found: str) -> None:
+        self.num_outside += 1
+        if self.num_outside <= _MOST_COMPLAINTS:
+            complain(f"{name}: {found}")
+
+    def say_all(self, output: Path) -> None:
+        """What was left out or changed, and a list of the first beside the output."""
+        others = self.num_outside - _MOST_COMPLAINTS
+        if others > 0:
+            complain(f"and {others:,} more images, unlike those of the training")
+        listed = output.with_suffix(".left_out.csv")
+        if self.bad:
+            write_atomically(listed, b"".join(csv_line(*row) for row in [("file", "reason"), *self.bad]))
+        else:
+            listed.unlink(missing_ok=True)  # of an earlier time
+        lines = describe_images(
+            self.bad,
+            self.changed,
+            num_images=self.num_used + len(self.bad),
+            listed=str(listed),
+            num_larger=self.num_larger,
+            stored_px=self.stored_px,
+        )
+        for line in lines:
+            remark(line)
+
+
+def gather_and_say(images: str | Path, *, skip_unreadable: bool) -> Images:
+    """New images; what a folder holds besides is said.
+
+    Raises:
+        DataError: as `encoder.gather`.
+    """
+    found = gather(images, skip_unreadable=skip_unreadable)
+    for line in describe_passed_by(left_out_of(found)) if isinstance(found, Source) else ():
+        remark(line)
+    return found
