@@ -20,6 +20,7 @@ LEVELS = {
         "errors",
         "evaluation.columns",
         "evaluation.verdict",
+        "method.eager",
         "method.kernels",
         "method.pixelwise",
         "training.health",
