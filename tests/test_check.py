@@ -214,3 +214,10 @@ def test_settings_and_folders_that_are_refused(
     monkeypatch.chdir("images")
     assert "lies within the images" in check(capsys, ".", code=2)[0]
     assert len(list((place / "images").iterdir())) == 20
+
+
+def test_weights_that_training_would_refuse(capsys: Capture, place: Path) -> None:
+    images = write("images")
+    (place / "page.pth").write_text("<html>")
+    lines = check(capsys, str(images), "network.fine_tune_from=page.pth", code=1)
+    assert any("page.pth is a web page" in line for line in lines)

@@ -17,10 +17,11 @@ from byol.data.doctor import Examined, Progress, examine, find_duplicates
 from byol.data.duplicates import find_leaks
 from byol.data.findings import Problem, find_leaks_problems, find_problems
 from byol.data.sources import open_source, splits_of
-from byol.errors import ConfigError, DataError
+from byol.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.training import start
 from byol.training.alarms import check_images, check_views
 from byol.training.fixed_images import FixedImages
-from byol.training.settle import Forecast, forecast, look_at_some
+from byol.training.settle import Forecast, count_channels, forecast, look_at_some
 
 _SAMPLE, _SAMPLE_BYTES, _FEWEST = 256, 2**25, 16  # images that are stored and looked at closely
 _PX = 96  # side at which they are stored where training could not say
@@ -84,11 +85,16 @@ def _check_folder(folder: Path, sources: Sequence[str]) -> None:
         raise ConfigError(f"-o {folder}: holds files but no report; choose another folder")
 
 
-def _forecast(draft: Draft) -> tuple[Forecast | None, ConfigError | DataError | None]:
+def _forecast(draft: Draft) -> tuple[Forecast | None, ByolError | None]:
+    """What a run would be; or, or as well, why training refuses."""
+    ahead = None
     try:
-        return forecast(draft, look_at_some(draft)), None
-    except (ConfigError, DataError) as error:
-        return None, error
+        look = look_at_some(draft)
+        ahead = forecast(draft, look)
+        start.rehearse(ahead.config, channels=count_channels(ahead.config, look))
+    except (ConfigError, DataError, CheckpointError) as error:
+        return ahead, error
+    return ahead, None
 
 
 # ---- Some images as training would see them

@@ -123,8 +123,8 @@ def _make_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--init",
         metavar="WEIGHTS",
-        help="start from the folder of an earlier run, a .safetensors, .pth or .pt file, or timm:MODEL if "
-        "it is on this machine (short for network.fine_tune_from=WEIGHTS)",
+        help="start from the folder of an earlier run, a file of weights (FILE:PREFIX for one of several "
+        "encoders in it), or timm:MODEL if it is on this machine (short for network.fine_tune_from=WEIGHTS)",
     )
     train.add_argument(
         "-n",

@@ -118,8 +118,8 @@ class NetworkConfig(Section):
     )
     projection_head: ProjectionHead = Field(description="Sizes of projector and predictor.")
     fine_tune_from: Text | None = Field(
-        description="Weights to start from: folder of an earlier run, .safetensors, .pth or .pt file of an "
-        "encoder, or timm:MODEL if on this machine; null: random."
+        description="Weights to start from: folder of an earlier run, file of weights (FILE:PREFIX for one "
+        "of several encoders in it), or timm:MODEL if on this machine; null: random."
     )
     warm_heads: Annotated[int, Field(ge=0)] | None = Field(
         description="First steps, in which the heads learn and the encoder stays; null: 5 % of the run, at "

@@ -171,3 +171,15 @@ def test_a_preview_says_all_and_writes_nothing(
 @pytest.mark.parametrize(("seconds", "words"), [(80.0, "80 s"), (1800.0, "30 min"), (9000.0, "2.5 h")])
 def test_time_in_words(seconds: float, words: str) -> None:
     assert settle._in_words(seconds) == words
+
+
+def test_a_preview_refuses_weights_as_training_does(images: Path, tmp_path: Path) -> None:
+    torch.save({"x.y": torch.zeros(2)}, tmp_path / "other.pth")
+    (tmp_path / "page.pth").write_text("<html>")
+    for name, reason in (("other.pth", "does not fit the encoder"), ("page.pth", "is a web page")):
+        draft = configure(images, f"network.fine_tune_from={tmp_path / name}")
+        with pytest.raises(CheckpointError, match=reason) as previewed:
+            settle.preview(draft, tmp_path / "a", say=print)
+        with pytest.raises(CheckpointError, match=reason) as trained:
+            run(draft, tmp_path / "b")
+        assert str(previewed.value) == str(trained.value)

@@ -10,7 +10,8 @@ from byol.artifacts.encoder import SPEC_NAME, WEIGHTS_NAME, Encoder, EncoderSpec
 from byol.errors import CheckpointError
 from byol.evaluation.features import FrozenEncoder, trained
 from byol.method.networks import build_encoder, count_features
-from byol.method.pretrained import SUFFIXES, TIMM, State, find_timm, fit_weights, read_weights
+from byol.method.pretrained import TIMM, find_timm, fit_weights
+from byol.method.weight_files import State, holds_weights, read_weights, split_source
 
 KEY = "evaluation.weights"
 
@@ -20,7 +21,7 @@ def open_weights(source: str, *, spec: EncoderSpec, device: str) -> FrozenEncode
 
         timm:MODEL           that model, with the mean and std it was trained with, if it is on this machine
         folder of a run      its encoder, with all of its preprocessing if it takes as many channels
-        .safetensors, .pth   a state dict of the run's own kind of network, with the run's preprocessing
+        FILE, FILE:PREFIX    weights of the run's own kind of network, with the run's preprocessing
 
     Of other channels each gets the same share of the first convolution (`fit_channels`).
 
@@ -39,12 +40,13 @@ def open_weights(source: str, *, spec: EncoderSpec, device: str) -> FrozenEncode
             return trained(encoder)
         theirs = replace(spec, name=encoder.spec.name, stem=encoder.spec.stem, which=encoder.spec.which)
         return _fit(encoder.module.state_dict(), theirs, where=source, device=device)
-    if not (path.suffix.lower() in SUFFIXES and path.is_file()):
+    path, select = split_source(source)
+    if not holds_weights(path):
         raise CheckpointError(
-            f"{KEY}: {source} is neither a folder with an encoder nor a file of weights "
-            f"({', '.join(SUFFIXES)}); name a run's folder, such a file, or timm:MODEL"
+            f"{KEY}: {source} is neither a folder with an encoder nor a file of weights; "
+            "name a run's folder, such a file, FILE:PREFIX, or timm:MODEL"
         )
-    return _fit(read_weights(path, key=KEY), spec, where=source, device=device)
+    return _fit(read_weights(path, key=KEY), spec, where=source, device=device, select=select)
 
 
 def name_weights(source: str, *, which: str = "online") -> str:
@@ -57,17 +59,15 @@ def name_weights(source: str, *, which: str = "online") -> str:
     return f"weights {path.resolve().parent.name}"
 
 
-def _fit(found: State, spec: EncoderSpec, *, where: str, device: str) -> FrozenEncoder:
+def _fit(
+    found: State, spec: EncoderSpec, *, where: str, device: str, select: str | None = None
+) -> FrozenEncoder:
     size = {"channels": spec.channels, "view_px": spec.view_px}
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
         module = build_encoder(spec.name, stem=spec.stem, **size)
-    try:
-        state, _ = fit_weights(found, module, where=where, key=KEY)
-    except CheckpointError as error:  # its advice is for training, whose network can be chosen
-        problem = str(error).rpartition("; ")[0]
-        raise CheckpointError(
-            f"{problem}; give weights of {spec.name}, a folder with {SPEC_NAME}, or timm:MODEL"
-        ) from None
+    # In training the network can be chosen, here it is the run's.
+    advice = f"give weights of {spec.name}, a folder with {SPEC_NAME}, or timm:MODEL"
+    state, _ = fit_weights(found, module, where=where, key=KEY, select=select, advice=advice)
     module.load_state_dict(state)
     spec = replace(spec, num_features=count_features(module, **size), done=0)
     return trained(Encoder(spec, module, device=device))

@@ -14,7 +14,7 @@ is taken depends on shape, dtype and kind of CPU alone, never on a timing: a res
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from byol.method.cpu import instruction_set
+from byol.method.eager import runs_eagerly
 from byol.method.library_faults import avoid_faults
 from byol.method.winograd import choose_tile, convolve, multiplies_by_amx
 
@@ -45,16 +46,25 @@ def accelerate(module: ModuleT) -> ModuleT:
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:
-    zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return zeros and layer.groups == 1 and layer.dilation == (1, 1)
+    pairs = (layer.stride, layer.padding)
+    are_numbers = all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs)
+    return are_numbers and layer.padding_mode == "zeros" and layer.groups == 1 and layer.dilation == (1, 1)
 
 
 class _CpuConv2d(nn.Conv2d):
     """A plain `nn.Conv2d` that takes the ways of `_choose_ways` on CPU."""
 
+    @no_type_check  # torch.fx and TorchScript come with what stands for a tensor
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        on_cpu = input.device.type == "cpu" and not torch.compiler.is_compiling()
-        if on_cpu and input.ndim == 4 and input.shape[1] == self.in_channels and input.numel() > 0:
+        if torch.jit.is_scripting():  # TorchScript compiles this branch alone
+            return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        else:
+            return self._convolve(input, weight, bias)
+
+    @no_type_check
+    @torch.jit.unused
+    def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if runs_eagerly(input, weight, bias) and self._fits(input, weight):
             autocast = torch.is_autocast_enabled("cpu")
             dtype = torch.get_autocast_dtype("cpu") if autocast else input.dtype
             if autocast or weight.dtype == dtype:
@@ -62,6 +72,11 @@ class _CpuConv2d(nn.Conv2d):
                 if output is not None:
                     return output if bias is None else output + bias.to(dtype)[:, None, None]
         return cast(Tensor, super()._conv_forward(input, weight, bias))
+
+    def _fits(self, input: Tensor, weight: Tensor) -> bool:
+        """Whether shapes and settings are still those of `_is_plain`; people replace weights and dilate."""
+        shape = (self.out_channels, self.in_channels, *self.kernel_size)
+        return weight.shape == shape and input.ndim == 4 and input.shape[1] == shape[1] and _is_plain(self)
 
     def _convolve_faster(self, images: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Computed in `dtype`, without bias; None where the library's way is the fastest."""
@@ -187,7 +202,8 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         images, weight = ctx.saved_tensors
-        rows, columns, ways = ctx.rows, ctx.columns, ctx.ways
+        rows, columns = ctx.rows, ctx.columns
+        ways = ctx.ways if runs_eagerly(gradient) else _LIBRARY
         image_wanted, weight_wanted = ctx.needs_input_grad[:2]
         image_by_library = image_wanted and not ways.input_gradient
         weight_by_library = weight_wanted and not ways.weight_gradient

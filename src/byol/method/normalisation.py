@@ -8,11 +8,13 @@ parameters and state-dict keys stay as they are.
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from byol.method.eager import DTYPES, runs_eagerly
 from byol.method.kernels import CHANNEL_GROUP, load_kernels, run_kernel
 from byol.method.trial import wins
 
@@ -82,10 +84,8 @@ def _is_plain(block: Any, x: Tensor, *, norms: tuple[nn.Module, ...], relus: tup
 def _can_fuse(x: Tensor, *, norms: tuple[nn.Module, ...], relus: tuple[nn.Module, ...]) -> bool:
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and x.numel() > 0
-        and dtype in (torch.float32, torch.bfloat16)
+        runs_eagerly(x)
+        and dtype in DTYPES
         and load_kernels() is not None
         and wins("norms", ours=_try_fused, library=_try_library)
         and all(map(_is_plain_norm, norms))
@@ -98,12 +98,18 @@ def _is_plain_norm(layer: nn.Module) -> bool:
     return (
         type(layer) is nn.BatchNorm2d
         and layer.training
-        and layer.affine
-        and layer.weight.dtype == torch.float32
-        and layer.running_mean is not None
         and layer.momentum is not None
         and layer.num_features % CHANNEL_GROUP == 0
         and not _has_hooks(layer)
+        and layer.num_batches_tracked is not None
+        and all(
+            tensor is not None
+            and tensor.shape == (layer.num_features,)
+            and tensor.dtype == torch.float32
+            and tensor.is_contiguous()
+            and runs_eagerly(tensor)
+            for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+        )
     )
 
 
@@ -140,12 +146,23 @@ def _draw_maps() -> tuple[Tensor, nn.BatchNorm2d]:
 
 def _norm_relu(x: Images, norm: nn.BatchNorm2d, *, residual: Images | None = None) -> Images:
     """relu(norm(x) + residual), and the running statistics of `norm` moved, as `nn.BatchNorm2d` does."""
+    if not _fits(x, norm, residual):
+        normed = norm(x)
+        return torch.relu(normed if residual is None else normed + residual)
     return cast(Tensor, _NormRelu.apply(x, residual, *_count(x, norm)))
 
 
 def _norm_relu_pool(x: Images, norm: nn.BatchNorm2d) -> Float[Tensor, "batch channel height_out width_out"]:
     """maxpool(relu(norm(x))), 3x3 with stride 2 and padding 1, and the running statistics moved."""
+    if not _fits(x, norm):
+        return F.max_pool2d(torch.relu(norm(x)), 3, 2, 1)
     return cast(Tensor, _NormReluPool.apply(x, *_count(x, norm)))
+
+
+def _fits(x: Tensor, norm: nn.BatchNorm2d, residual: Tensor | None = None) -> bool:
+    """Whether the kernels can read `x` as maps of `norm`: the layer before may have been replaced."""
+    is_map = runs_eagerly(x, residual) and x.ndim == 4 and x.shape[1] == norm.num_features
+    return is_map and (residual is None or residual.shape == x.shape)
 
 
 def _count(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Any, ...]:
@@ -208,7 +225,7 @@ class _NormReluPool(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         batch, channels, height, width = x.shape
         y = x.new_empty(batch, (height + 1) // 2, (width + 1) // 2, channels)
-        winner = torch.empty(y.shape, dtype=torch.uint8)
+        winner = x.new_empty(y.shape, dtype=torch.uint8)
         mean, inverse_std = torch.empty_like(weight), torch.empty_like(weight)
         tensors = (x, weight, bias, y, winner, mean, inverse_std, running_mean, running_var)
         run_kernel("pool_forward", *tensors, batch, height, width, channels, eps, momentum, dtype=x.dtype)

@@ -8,6 +8,7 @@ In tiles of m x m output pixels, with d the (m + 2)^2 input pixels of a tile and
 turned; that of the weight is G^T (dM^T V) G with dM = A dy A^T. `cpp/winograd.cpp` does the work.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from byol.method.cpu import instruction_set
+from byol.method.eager import runs_eagerly
 from byol.method.kernels import CHANNEL_GROUP, load_kernels, run_kernel
 from byol.method.trial import wins
 
@@ -84,20 +86,26 @@ def convolve(
     return cast(Tensor, _Winograd.apply(images, weight, padding, m))
 
 
-# Kernels that were packed in this block, with the weights that they are of: as long as these live, their
-# addresses are theirs. None outside of any block.
-_packed: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] | None = None
+class _Packed(threading.local):
+    """Kernels that were packed in a thread's block, with the weights that they are of.
+
+    As long as these live, their addresses are theirs. None outside of any block.
+    """
+
+    kernels: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
+
+
+_packed = _Packed()
 
 
 @contextmanager
 def constant_weights() -> Iterator[None]:
-    """As long as the block runs no weight changes, and each is packed only once."""
-    global _packed
-    before, _packed = _packed, {}
+    """As long as the block runs no weight changes, and each is packed only once; for this thread alone."""
+    before, _packed.kernels = _packed.kernels, {}
     try:
         yield
     finally:
-        _packed = before
+        _packed.kernels = before
 
 
 class _Winograd(torch.autograd.Function):
@@ -113,6 +121,8 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         images, weight = ctx.saved_tensors
         m, padding = ctx.m, ctx.padding
+        if not runs_eagerly(gradient):
+            return *_library_gradients(gradient, images, weight, padding, ctx.needs_input_grad), None, None
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         image_gradient = weight_gradient = None
         if ctx.needs_input_grad[0]:
@@ -123,20 +133,40 @@ class _Winograd(torch.autograd.Function):
         return image_gradient, weight_gradient, None, None
 
 
+def _library_gradients(
+    gradient: Tensor, images: Tensor, weight: Tensor, padding: int, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    image_gradient, weight_gradient, _ = torch.ops.aten.convolution_backward(
+        gradient,
+        images,
+        weight.to(images.dtype),
+        bias_sizes=None,
+        stride=(1, 1),
+        padding=(padding, padding),
+        dilation=(1, 1),
+        transposed=False,
+        output_padding=(0, 0),
+        groups=1,
+        output_mask=(wanted[0], wanted[1], False),
+    )
+    return image_gradient, None if weight_gradient is None else weight_gradient.to(weight.dtype)
+
+
 def _pack(weight: Tensor, *, m: int, dtype: torch.dtype) -> Tensor:
-    if _packed is None:
+    kernels = _packed.kernels
+    if kernels is None:
         return _transform(weight, "pack", m=m, dtype=dtype)
-    key = (weight.data_ptr(), m, dtype)
-    if key not in _packed:
-        _packed[key] = weight, _transform(weight, "pack", m=m, dtype=dtype)
-    return _packed[key][1]
+    key = (weight.data_ptr(), weight.shape, weight.stride(), m, dtype)
+    if key not in kernels:
+        kernels[key] = weight, _transform(weight, "pack", m=m, dtype=dtype)
+    return kernels[key][1]
 
 
 def _transform(weight: Tensor, name: str, *, m: int, dtype: torch.dtype) -> Tensor:
     """U, in the order in which `convolution` of cpp/winograd.cpp reads it."""
     weight = weight.contiguous(memory_format=torch.channels_last)
     out, channels = weight.shape[:2]
-    U = torch.empty((m + 2) ** 2 * out * channels, dtype=dtype)
+    U = weight.new_empty((m + 2) ** 2 * out * channels, dtype=dtype)
     run_kernel(f"winograd_{name}_{m}", weight, U, out, channels, dtype=dtype)
     return U
 
@@ -155,7 +185,7 @@ def _weight_gradient(images: Tensor, gradient: Tensor, *, padding: int, m: int) 
     places, tiles = (m + 2) ** 2, -(-out_height // m) * -(-out_width // m)
     num_bytes = batch * places * tiles * max(channels, out) * images.element_size()
     num_parts = min(batch, -(-num_bytes // _CHUNK_BYTES))
-    weight_gradient = torch.zeros(out, 3, 3, channels)
+    weight_gradient = images.new_zeros(out, 3, 3, channels, dtype=torch.float32)
     for first, end in pairwise(batch * part // num_parts for part in range(num_parts + 1)):
         num = end - first
         V = images.new_empty(places, num * tiles, channels)

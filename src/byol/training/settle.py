@@ -17,7 +17,7 @@ from byol.data.survey import Survey, survey
 from byol.devices import choose_device, choose_dtype, kind_of
 from byol.method.networks import check_name
 from byol.plan import Plan
-from byol.training import checkpoint
+from byol.training import checkpoint, start
 from byol.training.distributed import Ranks
 from byol.training.loggers import check_loggers
 from byol.training.probe import Probe, choose_batch, probe_step
@@ -62,14 +62,18 @@ def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
     check_name(draft.config.network.name)
     check_loggers(draft.config.trainer.loggers)
     checkpoint.check_run_folder(run_dir)
+    if draft.config.network.fine_tune_from is not None and not checkpoint.has_begun(run_dir):
+        start.check_source(draft.config.network.fine_tune_from)
     look = look_at_some(draft)
     if draft.open and checkpoint.has_begun(run_dir):
         say(f"{run_dir} holds a run, which is continued: what is open is taken from it")
         draft = _ask_run(draft, run_dir)
+    begins = not checkpoint.has_begun(run_dir)
     found = forecast(draft, look)
     for choice in found.choices:
         say(str(choice))
-    for line in (*found.plan.explain(), found.describe_time()):
+    origin = start.rehearse(found.config, channels=count_channels(found.config, look)) if begins else []
+    for line in (*origin, *found.plan.explain(), found.describe_time()):
         say(line)
     say("nothing was written; the same command without -n trains")
 
@@ -156,16 +160,21 @@ def _is_dicom(source: Source) -> bool:
 
 def _measure(config: Config, in_parts: bool, *, look: Survey) -> Probe:
     """The step of a run, in as many parts as memory asks for if `in_parts`."""
-    select = config.data.channels
-    channels = (
-        len(select) if isinstance(select, list) else {"grey": 1, "rgb": 3}.get(select or "", look.channels)
-    )
+    channels = count_channels(config, look)
     stored_px = _find_stored_px(config, look)
     if in_parts:
         return choose_batch(
             config, wanted=config.batch_size, channels=channels, stored_px=stored_px, bits=look.bits
         )
     return probe_step(config, channels=channels, stored_px=stored_px, bits=look.bits)
+
+
+def count_channels(config: Config, look: Survey) -> int:
+    """The channels of an image as the networks get it."""
+    select = config.data.channels
+    if isinstance(select, list):
+        return len(select)
+    return {"grey": 1, "rgb": 3}.get(select or "", look.channels)
 
 
 def _find_stored_px(config: Config, look: Survey) -> int:

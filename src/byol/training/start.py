@@ -6,10 +6,11 @@ steps to its share. All of it is a function of the step and of what `start.json`
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,16 +19,8 @@ from byol.config import Config, NetworkConfig
 from byol.errors import CheckpointError
 from byol.files import read_fields, write_atomically
 from byol.method.networks import Byol
-from byol.method.pretrained import (
-    KEY,
-    SUFFIXES,
-    TIMM,
-    State,
-    compare_states,
-    find_timm,
-    fit_weights,
-    read_weights,
-)
+from byol.method.pretrained import KEY, TIMM, compare_states, find_timm, fit_weights
+from byol.method.weight_files import State, holds_weights, read_weights, split_source
 from byol.plan import Plan
 from byol.training import checkpoint
 from byol.training.health import Measures
@@ -97,25 +90,47 @@ def begin(run_dir: Path, byol: Byol, *, config: Config, plan: Plan) -> tuple[Sta
     heads: Heads = "random"
     notes: list[str] = []
     if source is not None:
-        heads, notes = _load(source, byol, name=config.network.name)
+        found = _find(source, byol, name=config.network.name)
+        heads, notes = found.heads, found.notes
+        if found.networks is not None:
+            byol.load_state_dict(found.networks)
+        if found.encoder is not None:
+            for branch in (byol.online, byol.target):
+                branch.encoder.load_state_dict(found.encoder)
     return Start.of(config.network, heads=heads, plan=plan), notes
+
+
+def rehearse(config: Config, *, channels: int) -> list[str]:
+    """What `begin` would say of the weights to start from, or its refusal, for images of `channels`.
+
+    Raises:
+        ConfigError, CheckpointError: as `begin`.
+    """
+    source = config.network.fine_tune_from
+    if source is None:
+        return []
+    with torch.device("meta"):  # nothing is allocated or drawn
+        byol = Byol.of(config, channels=channels, seed_key=0)
+    return _find(source, byol, name=config.network.name).notes
 
 
 def check_source(source: str) -> None:
     """Refuse what cannot hold weights, before anything is looked at or packed.
 
     Raises:
-        ConfigError, CheckpointError: it is no folder, no file of weights and no model of timm's here.
+        ConfigError, CheckpointError: it is no folder, no file with tensors and no model of timm's here.
     """
     if source.startswith(TIMM):
         find_timm(source.removeprefix(TIMM))
         return
-    path = Path(source)
-    if not path.is_dir() and not (path.suffix.lower() in SUFFIXES and path.is_file()):
+    path, _ = split_source(source)
+    if not path.is_dir() and not path.is_file():
         raise CheckpointError(
-            f"{KEY}: {source} is neither a folder nor a file of weights ({', '.join(SUFFIXES)}); "
-            "name an earlier run's folder, such a file, or timm:MODEL"
+            f"{KEY}: {source} is neither a folder nor a file of weights; "
+            "name an earlier run's folder, such a file, FILE:PREFIX, or timm:MODEL"
         )
+    if path.is_file():
+        read_weights(path, key=KEY)
 
 
 def read(run_dir: Path) -> Start | None:
@@ -163,25 +178,35 @@ class Statistics:
 # ---- Where weights come from
 
 
-def _load(source: str, byol: Byol, *, name: str) -> tuple[Heads, list[str]]:
-    """Fill `byol` from a run's folder, a file or timm's cache; whether the heads came along, and notes."""
-    check_source(source)
-    path = Path(source)
+@dataclass(frozen=True)
+class _Found:
+    """Weights to start from: of the encoder, or of all networks."""
+
+    heads: Heads
+    notes: list[str]
+    encoder: State | None = None
+    networks: State | None = None
+
+
+def _find(source: str, byol: Byol, *, name: str) -> _Found:
+    """What a run's folder, a file or timm's cache holds for `byol`, which stays as it is."""
     if source.startswith(TIMM):
         model = source.removeprefix(TIMM)
-        found = read_weights(find_timm(model))
+        found = read_weights(find_timm(model), key=KEY)
         if model.partition(".")[0] != name.partition(".")[0]:
             raise CheckpointError(
                 f"{KEY}: {source} is another model than network.name {name}; "
                 f"set network.name={model.partition('.')[0]}"
             )
-        return "new", _load_encoder(found, byol, where=source)
-    if path.is_dir():
-        return _load_run(path, byol)
-    return "new", _load_encoder(read_weights(path), byol, where=source)
+        return _find_encoder(found, byol, where=source)
+    path, select = split_source(source)
+    if path.is_dir() and not holds_weights(path):
+        return _find_run(path, byol)
+    check_source(source)
+    return _find_encoder(read_weights(path, key=KEY), byol, where=source, select=select)
 
 
-def _load_run(folder: Path, byol: Byol) -> tuple[Heads, list[str]]:
+def _find_run(folder: Path, byol: Byol) -> _Found:
     """All networks of an earlier run if they fit, else its encoder; or a folder with an encoder alone."""
     state, _ = checkpoint.read_latest(folder)
     if state is None:
@@ -190,20 +215,20 @@ def _load_run(folder: Path, byol: Byol) -> tuple[Heads, list[str]]:
                 f"{KEY}: {folder} holds neither a checkpoint nor an encoder; name an earlier run's folder"
             )
         encoder = encoder_files.load(folder, device="cpu")
-        return "new", _load_encoder(encoder.module.state_dict(), byol, where=str(folder))
+        return _find_encoder(encoder.module.state_dict(), byol, where=str(folder))
     problem = compare_states(state["byol"], byol.state_dict(), there="the run")
     if problem is None:
-        byol.load_state_dict(state["byol"])
-        return "kept", [f"starting from the networks of {folder}, step {state['done']}"]
+        notes = [f"starting from the networks of {folder}, step {state['done']}"]
+        return _Found("kept", notes, networks=state["byol"])
     prefix = "online.encoder."
     found = {key.removeprefix(prefix): value for key, value in state["byol"].items() if prefix in key}
-    notes = _load_encoder(found, byol, where=str(folder))
-    return "new", [*notes, f"its heads are left out, since {problem}"]
+    with_encoder = _find_encoder(found, byol, where=str(folder))
+    left_out = f"its heads are left out, since {problem}"
+    return replace(with_encoder, notes=[*with_encoder.notes, left_out])
 
 
-def _load_encoder(found: State, byol: Byol, *, where: str) -> list[str]:
-    """Fill both branches' encoders; the heads are as they were drawn, the same in both branches."""
-    state, notes = fit_weights(found, byol.online.encoder, where=where)
-    for branch in (byol.online, byol.target):
-        branch.encoder.load_state_dict(state)
-    return [f"starting from the encoder of {where}, with new heads", *notes]
+def _find_encoder(found: State, byol: Byol, *, where: str, select: str | None = None) -> _Found:
+    """Both branches' encoders; the heads are as they were drawn, the same in both branches."""
+    state, notes = fit_weights(found, byol.online.encoder, where=where, select=select)
+    notes = [f"starting from the encoder of {where}, with new heads", *notes]
+    return _Found("new", notes, encoder=state)
