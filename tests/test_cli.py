@@ -282,7 +282,7 @@ def test_places_without_images(capsys: Capture) -> None:
     said = fail(capsys, "train", "nowhere", *TINY)
     assert said.startswith("nowhere: no such file or folder; a source is a folder")
     Path("empty").mkdir()
-    assert "empty: the folder is empty; images end in .bmp" in fail(capsys, "train", "empty", *TINY)
+    assert "empty: the folder is empty; images end in .apng" in fail(capsys, "train", "empty", *TINY)
     Path("notes.docx").write_text("x")
     assert "notes.docx: neither a folder, a list" in fail(capsys, "train", "notes.docx", *TINY)
     said = fail(capsys, "train", "stl10", *TINY)

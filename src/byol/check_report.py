@@ -31,7 +31,7 @@ from byol.data.findings import (
 )
 from byol.data.partial import BAD_FILES, csv_line
 from byol.data.sources import left_out_of
-from byol.data.summary import describe_images, describe_passed_by
+from byol.data.summary import describe_images, describe_larger, describe_passed_by
 from byol.files import write_atomically
 from byol.training.settle import Forecast
 
@@ -117,19 +117,18 @@ class Report:
 
     def _left_out(self) -> Iterator[str]:
         """As training and embedding say it."""
-        found, num_larger, stored_px = self.found, 0, 0
-        if self.ahead is not None:
-            stored_px = self.ahead.stored_px
-            num_larger = int((found.sizes > stored_px).any(axis=1).sum())
+        found = self.found
         yield from describe_passed_by(left_out_of(found.source))
         yield from describe_images(
             found.bad,
             found.changed,
             num_images=len(found.source),
             listed=BAD_FILES,
-            num_larger=num_larger,
-            stored_px=stored_px,
         )
+        if self.ahead is not None:
+            px = self.ahead.stored_px
+            num_larger = int((found.sizes > px).any(axis=1).sum())
+            yield from describe_larger(num_larger, num_images=len(found), stored_px=px)
 
     def _describe_training(self, ahead: Forecast) -> Iterator[str]:
         views = [c for c in ahead.choices if c.key.startswith(("data_transforms", "data."))]

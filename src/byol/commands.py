@@ -264,7 +264,7 @@ def embed_command(options: argparse.Namespace) -> int:
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
     images = gather_and_say(options.images, skip_unreadable=skip_unreadable)
-    told = Told(skip_unreadable, encoder.spec.stored_px)
+    told = Told(skip_unreadable)
     blocks = list(
         encoder.embed_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
     )
@@ -331,7 +331,7 @@ def predict_command(options: argparse.Namespace) -> int:
     check_predictions_path(options.output)
     classifier = load_classifier(options.classifier, device=options.device)
     images = gather_and_say(options.images, skip_unreadable=skip_unreadable)
-    told = Told(skip_unreadable, classifier.encoder.spec.stored_px)
+    told = Told(skip_unreadable)
     blocks = list(
         classifier.predict_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
     )

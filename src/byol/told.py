@@ -24,11 +24,9 @@ class Told:
     """What is to be said of single images: unlike those of the training as they come, all else at the end."""
 
     skip_unreadable: bool
-    stored_px: int
     bad: list[tuple[str, str]] = field(default_factory=list)  # names and reasons of those that are left out
     changed: dict[str, Few] = field(default_factory=dict)
     num_used: int = 0
-    num_larger: int = 0
     num_outside: int = 0
 
     def leave_out(self, name: str, error: DataError) -> None:
@@ -38,7 +36,6 @@ class Told:
 
     def note(self, name: str, square: Square) -> None:
         self.num_used += 1
-        self.num_larger += max(square.height, square.width) > self.stored_px
         for text in square.notes:
             self.changed.setdefault(text, Few()).add(name)
 
@@ -62,8 +59,6 @@ class Told:
             self.changed,
             num_images=self.num_used + len(self.bad),
             listed=str(listed),
-            num_larger=self.num_larger,
-            stored_px=self.stored_px,
         )
         for line in lines:
             remark(line)

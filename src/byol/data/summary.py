@@ -65,13 +65,10 @@ def describe_images(
     *,
     num_images: int,
     listed: str,
-    num_larger: int = 0,
-    stored_px: int = 0,
 ) -> Iterator[str]:
     """Of the images of a set, when they have been read: names and reasons of those that cannot be, and notes.
 
-    `num_images` are all, `listed` is where the bad ones are listed; `num_larger` are stored at fewer pixels
-    than they have.
+    `num_images` are all, `listed` is where the bad ones are listed.
     """
     groups = group_reasons(bad)
     if groups:
@@ -83,6 +80,10 @@ def describe_images(
     yield from _fold(
         [f"{few.count:,} of {num_images:,} images ({few}): {text}" for text, few in most], _MOST_CHANGES
     )
+
+
+def describe_larger(num_larger: int, *, num_images: int, stored_px: int) -> Iterator[str]:
+    """How many are stored at fewer pixels than they have, if any."""
     if num_larger:
         yield (
             f"{num_larger:,} of {num_images:,} images are larger than the {stored_px} px they are stored at, "

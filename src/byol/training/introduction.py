@@ -7,7 +7,7 @@ import torch
 from byol.config import Config
 from byol.data.packed import Packed
 from byol.data.partial import BAD_FILES, read_bad
-from byol.data.summary import describe_images
+from byol.data.summary import describe_images, describe_larger
 from byol.devices import explain_device
 from byol.method.kernels import explain_kernels
 from byol.method.networks import resolve_stem
@@ -43,12 +43,15 @@ def introduce(
     ]
     if config.data.geometry == "scale":
         lines.insert(1, _explain_scale(images))
+    else:
+        larger = int((images.sizes > images.stored_px).any(axis=1).sum())
+        lines[1:1] = describe_larger(larger, num_images=len(images), stored_px=images.stored_px)
     if done == 0 and (notice := explain_device(ranks.device)) is not None:
         lines.append(notice)
     lines[:0] = images.source_notes
     if images.note not in ("packed", "found"):
         lines.insert(0, images.note)
-    lines = [*_describe_images(images, is_squashed=config.data.geometry == "square"), *lines]
+    lines = [*_describe_images(images), *lines]
     if pace.is_last(done):
         lines.append(f"finished before: all {done} steps are done")
     elif done:
@@ -57,16 +60,13 @@ def introduce(
     return lines
 
 
-def _describe_images(images: Packed, *, is_squashed: bool) -> Iterator[str]:
-    """What was left out or changed; how many images on canvases are shrunk is said apart."""
-    larger = (images.sizes > images.stored_px).any(axis=1)
+def _describe_images(images: Packed) -> Iterator[str]:
+    """What was left out or changed."""
     yield from describe_images(
         read_bad(images.folder),
         images.changed,
         num_images=len(images) + images.num_bad,
         listed=str(images.folder / BAD_FILES),
-        num_larger=int(larger.sum()) if is_squashed else 0,
-        stored_px=images.stored_px,
     )
     if images.unmapped is not None:
         yield f"{images.folder}: {images.unmapped}, so images are read one by one; data.packs=FOLDER moves it"

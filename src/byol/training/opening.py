@@ -10,7 +10,7 @@ from byol.config import Config
 from byol.console import print_line
 from byol.data.images import open_images
 from byol.data.packed import Packed
-from byol.errors import DataError
+from byol.errors import CheckpointError, DataError
 from byol.plan import Plan
 from byol.training import checkpoint
 from byol.training.distributed import Ranks, check_share
@@ -40,7 +40,11 @@ def as_begun(config: Config, run_dir: Path) -> Config:
     path = run_dir / SPEC_NAME
     if not checkpoint.list_checkpoints(run_dir) or not path.exists():
         return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"alpha": read_spec(path).alpha})})
+    try:
+        alpha = read_spec(path).alpha
+    except CheckpointError:  # damaged; it is written anew
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"alpha": alpha})})
 
 
 def make_plan(
