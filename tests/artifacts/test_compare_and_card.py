@@ -282,7 +282,7 @@ def test_a_card_of_an_evaluated_run(tmp_path: Path) -> None:
     text = write_card(run_dir)
     assert (run_dir / "card.md").read_text() == text
     for part in (
-        "# a\n", "resnet10t, strided stem, 512 features", "arXiv:2006.07733", "SGD (momentum 0.9",
+        "# a\n", "test_resnet, strided stem, 512 features", "arXiv:2006.07733", "SGD (momentum 0.9",
         "batches of 10 images", "40 steps (4 epochs), seed 0", "in bf16", f"torch {torch.__version__}",
         "104 images of `cells`, 2 more could not be read", "1 channel, 16 bit", "`abc`",
         "**BYOL helps: logistic regression 70.0 % against untrained 50.0 % and pixels 30.0 %; the intervals "
