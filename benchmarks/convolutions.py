@@ -4,8 +4,8 @@
     python benchmarks/convolutions.py --out benchmarks/results/convolutions
     python benchmarks/convolutions.py --ours --quick --out runs/ours       # the package's layers instead
 
-Each kind of CPU that this machine can play (ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY, and BYOL_ARCH for the
-package's kernels) computes the same cases, drawn from `--seed`, in processes of its own under glibc's malloc
+Each kind of CPU that this machine can play (ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY, which the
+package's kernels follow) computes the same cases, drawn from `--seed`, in processes of its own under glibc's malloc
 checks. A crash or a hang ends one process alone, whose cases then run singly, each in its own process. A case
 counts as wrong where it is further from float64 than 1e-4 of the largest value (bfloat16: 2e-2).
 """
@@ -32,15 +32,15 @@ from measure import describe_command, describe_machine, machine_lines
 
 # Kind of CPU: flag of /proc/cpuinfo that it needs, oneDNN's name, PyTorch's, and that of g++.
 _KINDS = {
-    "SSE4.1": ("sse4_1", "SSE41", "default", "x86-64-v2"),
-    "AVX": ("avx", "AVX", "default", "x86-64-v2"),
-    "AVX2": ("avx2", "AVX2", "avx2", "x86-64-v3"),
-    "AVX2-VNNI": ("avx_vnni", "AVX2_VNNI", "avx2", "x86-64-v3"),
-    "AVX512": ("avx512bw", "AVX512_CORE", "avx512", "x86-64-v4"),
-    "AVX512-VNNI": ("avx512_vnni", "AVX512_CORE_VNNI", "avx512", "x86-64-v4"),
-    "AVX512-bf16": ("avx512_bf16", "AVX512_CORE_BF16", "avx512", "x86-64-v4"),
-    "AMX": ("amx_bf16", "AVX512_CORE_AMX", "avx512", "x86-64-v4"),
-    "native": (None, None, None, None),
+    "SSE4.1": ("sse4_1", "SSE41", "default"),
+    "AVX": ("avx", "AVX", "default"),
+    "AVX2": ("avx2", "AVX2", "avx2"),
+    "AVX2-VNNI": ("avx_vnni", "AVX2_VNNI", "avx2"),
+    "AVX512": ("avx512bw", "AVX512_CORE", "avx512"),
+    "AVX512-VNNI": ("avx512_vnni", "AVX512_CORE_VNNI", "avx512"),
+    "AVX512-bf16": ("avx512_bf16", "AVX512_CORE_BF16", "avx512"),
+    "AMX": ("amx_bf16", "AVX512_CORE_AMX", "avx512"),
+    "native": (None, None, None),
 }
 _BATCH = 40  # cases in one process
 _LIMIT_CPU_S = 20  # of one process
@@ -104,7 +104,7 @@ def list_kinds() -> list[str]:
 
 def set_kind(kind: str, *, threads: int) -> dict[str, str]:
     """The environment in which a process computes as on this kind of CPU, with glibc's malloc checks."""
-    names = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "BYOL_ARCH")
+    names = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
     found = {name: value for name, value in os.environ.items() if name not in names}
     found |= {name: value for name, value in zip(names, _KINDS[kind][1:], strict=True) if value is not None}
     found |= {

@@ -19,18 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from command import names_of, new_parser, save_result
+from isa import RESTRICTIONS
 from measure import describe_command, describe_machine, machine_lines
 
 LINEAR, KNN = "logistic regression", "knn"
-# All that computes is told: PyTorch, oneDNN, MKL, OpenBLAS and the project's own kernels.
-_AVX2 = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    "OPENBLAS_CORETYPE": "Haswell",
-    "BYOL_ARCH": "x86-64-v3",
+KINDS: dict[str, dict[str, str]] = {
+    "native": {},
+    "avx2": RESTRICTIONS["avx2"] | {"OPENBLAS_CORETYPE": "Haswell"},
 }
-KINDS: dict[str, dict[str, str]] = {"native": {}, "avx2": _AVX2}
 _TINY = [
     "trainer.max_epochs=1", "trainer.batch_size=500", "data_transforms.input_shape=[16,16,3]",
     "network.projection_head.mlp_hidden_size=8", "evaluation.num_draws=2",
