@@ -41,16 +41,24 @@ LEVELS = {
     2: {
         "artifacts.feature_file",
         "config",
-        "data.decode",
-        "data.given",
+        "data.arrays",
+        "data.codecs",
+        "data.dicom",
+        "data.fitting",
+        "data.foreign",
         "data.index",
+        "data.missing",
         "data.place",
         "evaluation.finetune_table",
         "evaluation.kept",
         "evaluation.probes",
         "method.convolution",
     },
-    3: {
+    3: {"data.tiff"},
+    4: {"data.readers"},
+    5: {
+        "data.decode",
+        "data.given",
         "data.labels",
         "data.parallel",
         "data.partial",
@@ -65,7 +73,7 @@ LEVELS = {
         "training.distributed",
         "training.loggers",
     },
-    4: {
+    6: {
         "artifacts.sheets",
         "data.sources",
         "data.survey",
@@ -79,8 +87,8 @@ LEVELS = {
         "training.runlog",
         "training.step",
     },
-    5: {"data.doctor", "data.packed", "evaluation.description", "training.probe"},
-    6: {
+    7: {"data.doctor", "data.packed", "evaluation.description", "training.probe"},
+    8: {
         "artifacts.encoder",
         "artifacts.thumbnails",
         "choices",
@@ -91,7 +99,7 @@ LEVELS = {
         "training.fixed_images",
         "training.introduction",
     },
-    7: {
+    9: {
         "artifacts.classifier",
         "evaluation.features",
         "evaluation.splits",
@@ -99,7 +107,7 @@ LEVELS = {
         "training.settle",
         "training.start",
     },
-    8: {
+    10: {
         "artifacts.embedding_map",
         "artifacts.facts",
         "check_report",
@@ -108,7 +116,7 @@ LEVELS = {
         "training.alarms",
         "training.supervised",
     },
-    9: {
+    11: {
         "artifacts.card",
         "artifacts.compare",
         "artifacts.report_parts",
@@ -117,11 +125,11 @@ LEVELS = {
         "evaluation.tuning",
         "training.loop",
     },
-    10: {"artifacts.report", "evaluation.finetune", "evaluation.low_shot"},
-    11: {"artifacts.explorer", "evaluation.table"},
-    12: {"commands"},
-    13: {"__init__", "cli"},
-    14: {"__main__"},
+    12: {"artifacts.report", "evaluation.finetune", "evaluation.low_shot"},
+    13: {"artifacts.explorer", "evaluation.table"},
+    14: {"commands"},
+    15: {"__init__", "cli"},
+    16: {"__main__"},
 }
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
 

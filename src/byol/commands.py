@@ -273,7 +273,11 @@ def embed_command(options: argparse.Namespace) -> int:
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
     bad = _Complaints()
-    blocks = list(encoder.embed_source(gather(options.images), on_bad=bad.note, on_outside=bad.warn))
+    blocks = list(
+        encoder.embed_source(
+            gather(options.images, layout=encoder.spec.layout), on_bad=bad.note, on_outside=bad.warn
+        )
+    )
     bad.count_others()
     names = [name for block in blocks for name in block.names]
     if not names:
@@ -339,7 +343,13 @@ def predict_command(options: argparse.Namespace) -> int:
     check_predictions_path(options.output)
     classifier = load_classifier(options.classifier, device=options.device)
     bad = _Complaints()
-    blocks = list(classifier.predict_source(gather(options.images), on_bad=bad.note, on_outside=bad.warn))
+    blocks = list(
+        classifier.predict_source(
+            gather(options.images, layout=classifier.encoder.spec.layout),
+            on_bad=bad.note,
+            on_outside=bad.warn,
+        )
+    )
     bad.count_others()
     num_images = sum(len(block.names) for block in blocks)
     if num_images == 0:

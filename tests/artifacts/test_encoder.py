@@ -19,7 +19,7 @@ import byol
 from byol.artifacts import encoder as encoder_file
 from byol.artifacts.encoder import Encoder, EncoderSpec, choose_whole_px, load, save_encoder
 from byol.config import Config, load_config
-from byol.data.decode import fit
+from byol.data.fitting import fit
 from byol.data.formats import Geometry
 from byol.data.images import open_images
 from byol.data.packed import pack

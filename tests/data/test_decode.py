@@ -13,7 +13,8 @@ import sklearn.datasets
 import tifffile
 from PIL import Image, ImageOps
 
-from byol.data.decode import decode, fit, kind_of, peek, read_square, select_channels
+from byol.data.decode import decode, kind_of, peek, read_square
+from byol.data.fitting import fit, select_channels
 from byol.errors import DataError
 
 RNG = np.random.default_rng(0)

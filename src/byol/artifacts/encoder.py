@@ -30,8 +30,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from byol.config import Config, load_config
-from byol.data.decode import fit, read_square
-from byol.data.formats import Bits, Geometry, ImageArray, bits_of_dtype
+from byol.data.decode import read_square
+from byol.data.fitting import fit
+from byol.data.formats import Bits, Geometry, ImageArray, Layout, bits_of_dtype
 from byol.data.given import Given, Images, OneImage
 from byol.data.packed import Packed
 from byol.data.sources import open_source
@@ -72,6 +73,7 @@ class EncoderSpec:
     select: Literal["grey", "rgb"] | tuple[int, ...] | None = None  # as data.channels
     bits: Bits = 8  # of a value of the training images
     geometry: Geometry = "square"  # as data.geometry
+    layout: Layout = "auto"  # as data.layout
     whole_px: int | None = None  # side of what the encoder sees; None: as in training
 
     @property
@@ -105,6 +107,7 @@ class EncoderSpec:
             select=tuple(select) if isinstance(select, list) else select,
             bits=images.bits,
             geometry=config.data.geometry,
+            layout=config.data.layout,
             whole_px=choose_whole_px(config, channels=images.channels, stem=stem),
         )
 
@@ -142,7 +145,7 @@ class Encoder:
             DataError: names the first image that cannot be read, or has other channels or another depth than
                 the encoder takes.
         """
-        blocks = self.embed_source(gather(images), batch_size=batch_size)
+        blocks = self.embed_source(gather(images, layout=self.spec.layout), batch_size=batch_size)
         return _join([block.features for block in blocks], self.spec.num_features)
 
     __call__ = embed
@@ -269,19 +272,22 @@ class Encoder:
 # ---- Images in whatever form
 
 
-def gather(images: ManyImages) -> Images:
+def gather(images: ManyImages, *, layout: Layout = "auto") -> Images:
     """Images in any of the forms that `Encoder.embed` takes, as images that are read one by one.
+
+    `layout` is that of arrays, as data.layout; a tensor's channels are first.
 
     Raises:
         DataError: a path that does not exist or holds no images.
     """
     if isinstance(images, str | Path):
-        return open_source(load_config(None, [], preset="default").data, source=str(images))
+        data = load_config(None, [f"data.layout={layout}"], preset="default").data
+        return open_source(data, source=str(images))
     if isinstance(images, Image.Image):
-        return Given([images])
+        return Given([images], layout)
     if isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
-        return Given([images])
-    return Given(list(images))
+        return Given([images], layout)
+    return Given(list(images), layout)
 
 
 def _warn(name: str, what: str) -> None:

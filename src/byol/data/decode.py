@@ -1,6 +1,7 @@
 """One image file -> array (height, width, channels), uint8, uint16 or float32, as it was stored.
 
-What a file holds decides the channels and the depth; its suffix decides nothing.
+What a file holds decides the channels and the depth; its suffix decides nothing. docs/formats.md lists what
+is read and what is refused.
 
     grey, RGB                      1 and 3 channels, as they are
     palette                        3 channels, the colours of the palette
@@ -8,49 +9,45 @@ What a file holds decides the channels and the depth; its suffix decides nothing
     CMYK, YCbCr                    3 channels, converted to RGB
     1 bit a pixel                  1 channel of 0 and 255
     8 and 16 bit without sign      uint8 and uint16, every bit kept
-    float 16, 32, 64               float32; refused with a value that is NaN, infinite or beyond float32
+    float 16, 32, 64               float32
     with sign, or 32 and 64 bit    float32; refused with a value beyond 2^24, which would not be exact
-    TIFF with several pages or samples    one channel each
-    .npy                           (height, width) or (height, width, channels)
+    TIFF with several pages or samples    one channel each; overviews are left out
+    .npy, .npz                     (height, width), (height, width, channels) or the channels first: `arrays`
     animation                      the first frame
     DICOM (pip install byol[dicom])    rescaled by slope and intercept to float32, where there are any;
                                        MONOCHROME1 inverted; colours as RGB; frames of a grey image: channels
+    HEIC (pip install byol[heic])  upright
 
 The depth is decided by the type of the values, never by the values, so that the images of a set have one. The
-orientation that a camera recorded (EXIF) is applied.
+orientation that a camera recorded (EXIF) is applied. `decode` gives the values of the file; `load` and
+`read_square` fill those that are no measurement (see `missing`: NaN, nodata, masks, padding) with the median
+of the channel's others in that image.
 
 Everything that the networks see goes through `read_square`, in packing and afterwards: the same file gives
 the same values.
 """
 
-import logging
-import os
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Real
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from byol.data import formats
-from byol.data.formats import CHANNELS_OF_MODE, MAX_PIXELS, Channels, File, Geometry, ImageArray, Kind, Stream
-from byol.errors import DataError
+from byol.data import codecs
+from byol.data.codecs import CHANNELS_OF_MODE
+from byol.data.fitting import fit, place_on_canvas, resampling_of, select_channels
+from byol.data.formats import Channels, Decoded, File, Geometry, ImageArray, Kind, bits_of_dtype, turned
+from byol.data.missing import fill, find_missing
+from byol.data.readers import by_pillow, find_reader, layout_of, opened, reasons
 
-DECODER = 3  # goes up when the same file gives other values: packs of other numbers are made again
+DECODER = 4  # goes up when the same file gives other values: packs of other numbers are made again
 
 IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"
+    ".avif", ".bmp", ".dcm", ".dib", ".dicom", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpeg",
+    ".jpg", ".jxl", ".jxr", ".lsm", ".npy", ".npz", ".pgm", ".png", ".pnm", ".ppm", ".stk", ".tif",
+    ".tiff", ".webp"
 )  # fmt: skip
 
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TRANSPOSE = Image.Transpose.TRANSPOSE
-_SMALL_BYTES = 2**20
 _SPARE = 2  # a JPEG is not decoded at fewer pixels than this many times the wanted ones, along each side
 
 
@@ -61,6 +58,15 @@ class Square:
     pixels: ImageArray
     height: int
     width: int
+    missing: float = 0.0  # share of its values that were not measured, and are filled
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A decoded image without values that were not measured."""
+
+    pixels: ImageArray
+    missing: float  # share of its values that were not measured, and are filled
 
 
 def read_square(
@@ -68,7 +74,8 @@ def read_square(
 ) -> Square:
     """An image, wherever it is, with its chosen channels at `px` x `px`: by the rules above, and `fit`.
 
-    `geometry` "square" squashes it, "scale" leaves its pixels as they are: see `place_on_canvas`.
+    `geometry` "square" squashes it, "scale" leaves its pixels as they are: see `place_on_canvas`. Values that
+    were not measured are filled before.
 
     To be squashed, a JPEG file of at least 4 times `px` along both sides is decoded at 1/2, 1/4 or 1/8 of its
     size, the least that is still at least 2 times `px` (libjpeg leaves out the high frequencies of each
@@ -79,47 +86,58 @@ def read_square(
         DataError: the reason alone, in plain words; the caller knows the name.
     """
     if geometry == "scale":
-        image = select_channels(_whole(item), channels)
-        return Square(place_on_canvas(image, px), *image.shape[:2])
+        loaded = load(item)
+        image = select_channels(loaded.pixels, channels)
+        height, width = image.shape[:2]
+        return Square(place_on_canvas(image, px), height, width, loaded.missing)
     if isinstance(item, np.ndarray):
-        return _squash(item, px=px, channels=channels)
+        return _squash(Decoded(item), px=px, channels=channels)
     if isinstance(item, Image.Image):
-        with _reasons():
+        with reasons():
             return _squash_pillow(item, px=px, channels=channels, may_draft=False)  # it is the caller's
-    with _opened(item) as stream, _reasons():
-        if _format_of(stream) == "other":
-            return _squash_pillow(Image.open(stream), px=px, channels=channels, may_draft=True)
-        return _squash(decode(stream), px=px, channels=channels)
+    with opened(item) as stream, reasons():
+        if (read := find_reader(stream, layout_of(item))) is not None:
+            return _squash(_drop_alpha(read(stream)), px=px, channels=channels)
+        return by_pillow(
+            stream,
+            lambda image: _squash_pillow(image, px=px, channels=channels, may_draft=True),
+            lambda decoded: _squash(_drop_alpha(decoded), px=px, channels=channels),
+        )
 
 
-def _whole(item: File | ImageArray | Image.Image) -> ImageArray:
+def load(item: File | ImageArray | Image.Image) -> Loaded:
+    """An image, wherever it is, at its own size, with what was not measured filled.
+
+    Raises:
+        DataError: as `decode`, or a channel has no measured value.
+    """
     if isinstance(item, np.ndarray):
-        return item
+        return _load(Decoded(item))
     if isinstance(item, Image.Image):
-        with _reasons():
-            return formats.read_pillow(item)
-    return decode(item)
+        with reasons():
+            return _load(_drop_alpha(codecs.read_pillow(item)))
+    return _load(_drop_alpha(decode_all(item)))
 
 
 def decode(file: File) -> ImageArray:
-    """The image in a file, or in the bytes of one, by the rules above.
+    """The image in a file, or in the bytes of one, by the rules above; nothing is filled.
 
     Raises:
         DataError: the reason alone, in plain words; the caller knows the file's name.
     """
-    with _opened(file) as stream, _reasons():
-        match _format_of(stream):
-            case "tiff":
-                image = formats.read_tiff(stream)
-            case "npy":
-                image = formats.read_npy(stream)
-            case "png16":
-                image = formats.read_png_16_bit_colour(stream)
-            case "dicom":
-                image = formats.read_dicom(stream)
-            case "other":
-                image = formats.read_pillow(Image.open(stream))
-    return image
+    return _drop_alpha(decode_all(file)).pixels
+
+
+def decode_all(file: File) -> Decoded:
+    """Every sample of a file, the alpha too, and where nothing was measured by what the file declares.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    with opened(file) as stream, reasons():
+        if (read := find_reader(stream, layout_of(file))) is not None:
+            return read(stream)
+        return by_pillow(stream, codecs.read_pillow, lambda decoded: decoded)
 
 
 def peek(item: File | ImageArray) -> Kind:
@@ -130,36 +148,58 @@ def peek(item: File | ImageArray) -> Kind:
     """
     if isinstance(item, np.ndarray):
         return kind_of(item)
-    with _opened(item) as stream, _reasons():
-        if _format_of(stream) == "other":
-            image = Image.open(stream)
-            if image.mode in CHANNELS_OF_MODE:
-                return Kind(max(image.size), CHANNELS_OF_MODE[image.mode], formats.bits_of(image))
-        stream.seek(0)
-        return kind_of(decode(stream))
+    with opened(item) as stream, reasons():
+        if (read := find_reader(stream, layout_of(item))) is not None:
+            return kind_of(_drop_alpha(read(stream)).pixels)
+        return by_pillow(stream, _peek_pillow, lambda decoded: kind_of(decoded.pixels))
+
+
+def _peek_pillow(image: Image.Image) -> Kind:
+    if image.mode in CHANNELS_OF_MODE:
+        return Kind(max(image.size), CHANNELS_OF_MODE[image.mode], codecs.bits_of(image))
+    return kind_of(codecs.read_pillow(image).pixels)
 
 
 def kind_of(image: ImageArray) -> Kind:
     """The kind of a decoded image."""
-    return Kind(max(image.shape[:2]), image.shape[2], formats.bits_of_dtype(image.dtype))
+    return Kind(max(image.shape[:2]), image.shape[2], bits_of_dtype(image.dtype))
 
 
-# ---- The square of the wanted size, and the wanted channels
+def _drop_alpha(decoded: Decoded) -> Decoded:
+    """Colours as they are under the alpha. An extra sample of which nothing is said stays a channel."""
+    if decoded.alpha_channel is None or decoded.alpha not in ("straight", "premultiplied"):
+        return decoded
+    pixels = np.delete(decoded.pixels, decoded.alpha_channel, axis=2)
+    missing = decoded.missing
+    if missing is not None and missing.shape[2] == decoded.pixels.shape[2] > 1:
+        missing = np.delete(missing, decoded.alpha_channel, axis=2)
+    return replace(decoded, pixels=pixels, missing=missing, alpha="none", alpha_channel=None)
 
 
-def _squash(image: ImageArray, *, px: int, channels: Channels) -> Square:
-    height, width = image.shape[:2]
-    return Square(fit(select_channels(image, channels), px), height, width)
+def _load(decoded: Decoded) -> Loaded:
+    missing = find_missing(decoded)
+    if missing is None:
+        return Loaded(decoded.pixels, 0.0)
+    return Loaded(fill(decoded.pixels, missing), float(missing.mean()))
+
+
+# ---- The square of the wanted size
+
+
+def _squash(decoded: Decoded, *, px: int, channels: Channels) -> Square:
+    loaded = _load(decoded)
+    height, width = loaded.pixels.shape[:2]
+    return Square(fit(select_channels(loaded.pixels, channels), px), height, width, loaded.missing)
 
 
 def _squash_pillow(image: Image.Image, *, px: int, channels: Channels, may_draft: bool) -> Square:
     """As `_squash` of the decoded image, but no array of the whole image is made: it takes as long again."""
-    if image.mode in formats.DEEP_MODES:
-        return _squash(formats.read_pillow(image), px=px, channels=channels)
+    if image.mode in codecs.DEEP_MODES:
+        return _squash(codecs.read_pillow(image), px=px, channels=channels)
     whole = image.size
     drafted = image.draft(None, (_SPARE * px, _SPARE * px)) if may_draft else None  # JPEG alone has drafts
-    loaded = formats.as_grey_or_rgb(image)
-    orientation = formats.orientation_of(image)
+    loaded = _without_alpha(codecs.as_samples(image))
+    orientation = codecs.orientation_of(image)
     if channels == "grey" and loaded.mode == "RGB":  # before it is fitted, as with arrays: rounding differs
         loaded = Image.fromarray(select_channels(np.asarray(loaded), channels)[..., 0])
     if drafted is None:
@@ -171,178 +211,16 @@ def _squash_pillow(image: Image.Image, *, px: int, channels: Channels, may_draft
         loaded, box, orientation = loaded.transpose(_TRANSPOSE), (0.0, 0.0, box[3], box[2]), orientation - 4
         whole = (whole[1], whole[0])
     if loaded.size != (px, px):
-        loaded = loaded.resize((px, px), _resampling(min(box[2:]), px), box=box)
-    pixels = np.ascontiguousarray(formats.turned(np.asarray(loaded), orientation)).reshape(px, px, -1)
+        loaded = loaded.resize((px, px), resampling_of(min(box[2:]), px), box=box)
+    pixels = np.ascontiguousarray(turned(np.asarray(loaded), orientation)).reshape(px, px, -1)
     return Square(select_channels(pixels, channels), height=whole[1], width=whole[0])
 
 
-def fit(image: Real[np.ndarray, "height width channels"], px: int) -> Real[np.ndarray, "{px} {px} channels"]:
-    """Squash to a square of `px` x `px`, each channel by itself; an image of that size is returned as it is.
-
-    Antialiased with weights that are never negative (a Hamming window where both sides shrink, a triangle
-    otherwise), so that no value leaves the image's own range. Exact to rounding for 8 and 16 bit.
-    """
-    return _resize(image, px, px)
-
-
-def place_on_canvas(
-    image: Real[np.ndarray, "height width channels"], px: int
-) -> Real[np.ndarray, "{px} {px} channels"]:
-    """In the middle of a canvas of `px` x `px`, not resized; a larger one is shrunk to fit, aspect kept.
-
-    The rest is filled with the median of the image's border, for each channel.
-    """
-    height, width, channels = image.shape
-    longest = max(height, width)
-    if longest > px:
-        height, width = (max(1, round(side * px / longest)) for side in (height, width))
-        image = _resize(image, height, width)
-    border = np.concatenate([image[[0, -1]].reshape(-1, channels), image[:, [0, -1]].reshape(-1, channels)])
-    fill = np.median(border, axis=0)
-    canvas = np.empty((px, px, channels), dtype=image.dtype)
-    canvas[:] = fill if image.dtype == np.float32 else np.rint(fill)
-    top, left = (px - height) // 2, (px - width) // 2
-    canvas[top : top + height, left : left + width] = image
-    return canvas
-
-
-def _resize(image: ImageArray, height: int, width: int) -> ImageArray:
-    if image.shape[:2] == (height, width):
-        return image
-    size, shrinks = (width, height), image.shape[0] >= height and image.shape[1] >= width
-    resample = Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return np.asarray(Image.fromarray(image).resize(size, resample))  # one call for three channels
-    resized = np.empty((height, width, image.shape[2]), dtype=image.dtype)
-    for channel in range(image.shape[2]):
-        plane = image[..., channel]
-        if image.dtype == np.uint8:
-            resized[..., channel] = Image.fromarray(plane).resize(size, resample)
-        else:
-            values = np.asarray(Image.fromarray(plane.astype(np.float32)).resize(size, resample))
-            values = values if image.dtype == np.float32 else np.rint(values)
-            resized[..., channel] = values.clip(plane.min(), plane.max())
-    return resized
-
-
-def _resampling(shortest_side: float, px: int) -> Image.Resampling:
-    return Image.Resampling.HAMMING if shortest_side >= px else Image.Resampling.BILINEAR
-
-
-def select_channels(image: ImageArray, channels: Channels) -> ImageArray:
-    """The channels that `data.channels` asks for.
-
-    None: as they are. "rgb": grey three times, RGB as it is. "grey": RGB to 0.299 R + 0.587 G + 0.114 B,
-    grey as it is. A list: the channels of these numbers, from 0, in this order.
-
-    Raises:
-        DataError: the image does not have them.
-    """
-    count = image.shape[2]
-    if channels is None or (channels == "rgb" and count == 3) or (channels == "grey" and count == 1):
-        return image
-    if isinstance(channels, list):
-        if not all(0 <= channel < count for channel in channels):
-            raise DataError(f"has {count} channels, and data.channels={channels} counts from 0")
-        return np.ascontiguousarray(image[..., channels])
-    if channels == "rgb" and count == 1:
-        return np.repeat(image, 3, axis=2)
-    if channels == "grey" and count == 3:
-        grey = image @ np.array([0.299, 0.587, 0.114])
-        grey = grey if image.dtype == np.float32 else np.rint(grey)
-        return np.asarray(grey[..., None], dtype=image.dtype)
-    raise DataError(f"has {count} channels; data.channels={channels} takes images of 1 or 3")
-
-
-# ---- From an open file to a reader, and from an exception to a reason
-
-
-def _format_of(stream: Stream) -> Literal["tiff", "npy", "png16", "dicom", "other"]:
-    head = stream.read(132)
-    stream.seek(0)
-    if not head:
-        raise DataError("the file is empty")
-    if head[:4] in _TIFF_MAGIC:
-        return "tiff"
-    if head[:6] == b"\x93NUMPY":
-        return "npy"
-    if head[128:] == b"DICM":
-        return "dicom"
-    # Byte 24 of a PNG is the bit depth, byte 25 is 0 for grey without alpha. Pillow cuts others to 8 bit.
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10" and head[25:26] != b"\0":
-        return "png16"
-    return "other"
-
-
-@contextmanager
-def _opened(file: File) -> Iterator[Stream]:
-    if isinstance(file, str | Path):
-        try:
-            stream = _open(file)
-        except FileNotFoundError:
-            raise DataError("no such file") from None
-        except OSError as error:
-            raise DataError(f"cannot be opened ({error.strerror})") from None
-        with stream:
-            yield stream
-    else:
-        yield BytesIO(file) if isinstance(file, bytes | bytearray | memoryview) else file
-
-
-def _open(path: str | Path) -> Stream:
-    """Small files are read at once: readers ask for a few bytes many times, 15 us in all from a file."""
-    if os.stat(path).st_size >= _SMALL_BYTES:
-        return open(path, "rb")
-    with open(path, "rb", buffering=0) as file:
-        return BytesIO(file.read())
-
-
-@contextmanager
-def _reasons() -> Iterator[None]:
-    """Turn whatever a format's reader raises into one plain reason, and keep its warnings quiet."""
-    try:
-        with quiet:
-            yield
-    except (DataError, AssertionError):
-        raise
-    except UnidentifiedImageError:
-        raise DataError("is not an image of a known format") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"has more than the {MAX_PIXELS:,} pixels that are read") from None
-    except MemoryError:
-        raise DataError("needs more memory than there is") from None
-    except (
-        Exception
-    ) as error:  # readers raise nearly anything on damaged files: struct.error, IndexError, ...
-        detail = " ".join(str(error).split())
-        raise DataError(f"is damaged or cut short ({detail or type(error).__name__})") from None
-
-
-class _Quiet:
-    """No warnings from Pillow, tifffile and pydicom while any thread is inside.
-
-    `warnings.catch_warnings` alone restores the wrong filters when threads overlap, so the first thread in
-    sets the filter and the last one out takes it away.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._catch = warnings.catch_warnings()
-                self._catch.__enter__()
-                warnings.filterwarnings("ignore", module=r"(PIL|tifffile|pydicom)\.")
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._catch.__exit__(None, None, None)
-
-
-quiet = _Quiet()
-for _name in ("tifffile", "pydicom"):  # their complaints else go to stderr
-    logging.getLogger(_name).addHandler(logging.NullHandler())
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """As `_drop_alpha`."""
+    match image.mode:
+        case "LA":
+            return image.getchannel("L")
+        case "RGBA":
+            return image.convert("RGB")
+    return image

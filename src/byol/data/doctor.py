@@ -15,9 +15,10 @@ from functools import cached_property, partial
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
 
-from byol.data.decode import decode, fit, select_channels
+from byol.data.decode import load
 from byol.data.duplicates import THUMBNAIL_PX, Alike, find_alike, hash_thumbnail, quantise
-from byol.data.formats import Bits, Channels, ImageArray, bits_of_dtype
+from byol.data.fitting import fit, select_channels
+from byol.data.formats import Bits, Channels, ImageArray, LaidFile, bits_of_dtype
 from byol.data.index import Source
 from byol.data.parallel import read_ahead
 from byol.data.survey import BLANK_STD, count_used_bits, summarise_sides
@@ -42,13 +43,13 @@ class Look:
     thumbnail: UInt8[np.ndarray, "side side"]
 
 
-def look_at(item: str | ImageArray, *, channels: Channels) -> Look:
+def look_at(item: str | LaidFile | ImageArray, *, channels: Channels) -> Look:
     """All that is kept of an image, with the channels that `data.channels` chooses.
 
     Raises:
         DataError: it cannot be read, or does not have these channels.
     """
-    image = select_channels(item if isinstance(item, np.ndarray) else decode(item), channels)
+    image = select_channels(load(item).pixels, channels)
     planes = np.ascontiguousarray(image.reshape(-1, image.shape[2]).T)  # side by side: 5 times as fast
     digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=8)
     digest.update(np.ascontiguousarray(image).data)

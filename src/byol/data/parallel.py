@@ -18,14 +18,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from byol.data.decode import quiet
-from byol.data.formats import ImageArray
+from byol.data.formats import ImageArray, LaidFile
 from byol.data.index import Source
+from byol.data.readers import quiet
 from byol.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
-Look = Callable[[str | ImageArray], R]
+Look = Callable[[str | LaidFile | ImageArray], R]
 
 _PROCESS_FILE_BYTES = 4096  # processes read files that are smaller than this for each of them
 _PROCESS_MIN_IMAGES = 4000  # fewer are read in less time than it takes to start a process
@@ -126,7 +126,7 @@ class _Child:
         self._input, self._output = self._process.stdin, self._process.stdout
         self._first: Look[Any] | None = look  # sent with the first question: by then the child has started
 
-    def ask(self, paths: Sequence[str | ImageArray]) -> list[Any]:
+    def ask(self, paths: Sequence[str | LaidFile | ImageArray]) -> list[Any]:
         try:
             if self._first is not None:
                 pickle.dump(self._first, self._input)

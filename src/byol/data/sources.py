@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from byol.config import DataConfig
+from byol.data.arrays import as_given, find_layout
 from byol.data.decode import IMAGE_SUFFIXES
-from byol.data.formats import ImageArray, as_image
+from byol.data.formats import ImageArray, LaidFile, Layout
 from byol.data.index import Names, Source
 from byol.data.labels import encode_labels, match_labels, read_list
 from byol.data.motifs import CLASS_NAMES, load_motifs
@@ -51,7 +52,7 @@ def open_source(
             f"{source}: has no split {split}; name the folder or list of that part as the source instead"
         )
     else:
-        opened = _open_path(source)
+        opened = _open_path(source, data.layout)
     if labels is not None:
         numbers, class_names = match_labels(
             Path(labels), (opened.names(index) for index in range(len(opened)))
@@ -78,6 +79,7 @@ class FileSource:
     stamps: Int64[np.ndarray, "n 2"]  # size in bytes (-1: missing), time of the last change in ns
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
+    layout: Layout = "auto"  # of arrays, as data.layout
 
     def __len__(self) -> int:
         return len(self.files)
@@ -85,8 +87,9 @@ class FileSource:
     def names(self, index: int) -> str:
         return self.files[index]
 
-    def item(self, index: int) -> str:
-        return os.path.join(self.folder, self.files[index])
+    def item(self, index: int) -> str | LaidFile:
+        path = os.path.join(self.folder, self.files[index])
+        return path if self.layout == "auto" else LaidFile(path, self.layout)
 
     @property
     def file_bytes(self) -> float:
@@ -96,6 +99,7 @@ class FileSource:
         digest = hashlib.blake2b(self.files.blob.data, digest_size=16)
         digest.update(self.files.offsets.data)
         digest.update(self.stamps.data)
+        digest.update(b"" if self.layout == "auto" else self.layout.encode())
         return digest.hexdigest()
 
 
@@ -108,6 +112,7 @@ class ArraySource:
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
     files: tuple[Path, ...] = ()  # where the arrays are maps: the files behind them
+    stored_layout: Layout = "hwc"  # in these files
 
     def __len__(self) -> int:
         return sum(len(part.images) for part in self.parts)
@@ -118,7 +123,7 @@ class ArraySource:
 
     def item(self, index: int) -> ImageArray:
         part, row = self._find(index)
-        return as_image(part.images[row].reshape(*part.images.shape[1:3], -1))
+        return as_given(part.images[row].reshape(*part.images.shape[1:3], -1), "hwc")
 
     @property
     def file_bytes(self) -> float:
@@ -130,6 +135,7 @@ class ArraySource:
             digest.update(
                 b"".join(os.fsencode(path.name) + np.array(_stamp(path)).tobytes() for path in self.files)
             )
+            digest.update(b"" if self.stored_layout == "hwc" else self.stored_layout.encode())
         else:
             for part in self.parts:
                 digest.update(np.ascontiguousarray(part.images).data)
@@ -155,23 +161,25 @@ def _stamp(path: str | bytes | Path) -> tuple[int, int]:
 # ---- Paths: a folder, a list, an array, one image
 
 
-def _open_path(source: str) -> FileSource | ArraySource:
+def _open_path(source: str, layout: Layout) -> FileSource | ArraySource:
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, layout)
     if not path.exists():
         raise DataError(
             f"{source}: no such file or folder; a source is a folder, a .txt or .csv list, an .npy array, "
             f"or one of {', '.join(_SPLITS)}"
         )
     if suffix in (".txt", ".csv"):
-        return _open_list(path)
-    if suffix == ".npy" and (opened := _open_array(path)) is not None:
+        return _open_list(path, layout)
+    if suffix == ".npy" and (opened := _open_array(path, layout)) is not None:
         return opened
     if suffix in IMAGE_SUFFIXES:
         stamps = np.array([_stamp(path)])
-        return FileSource(f"image {path}", path.parent, Names.of([path.name]), stamps, np.array([-1]), ())
+        return FileSource(
+            f"image {path}", path.parent, Names.of([path.name]), stamps, np.array([-1]), (), layout
+        )
     raise DataError(f"{source}: neither a folder, a list (.txt, .csv), an array (.npy) nor an image")
 
 
@@ -239,7 +247,7 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _open_folder(path: Path) -> FileSource:
+def _open_folder(path: Path, layout: Layout) -> FileSource:
     scan = _Scan()
     files = Names.of(scan.names(os.fsencode(path)))
     if len(files) == 0:
@@ -257,25 +265,28 @@ def _open_folder(path: Path) -> FileSource:
         parents = [parent.decode("utf-8", "surrogateescape") for parent in scan.parent_numbers]
         ranks, class_names = encode_labels(parents)
         numbers = ranks[numbers]
-    return FileSource(f"folder {path}/", path, files, _pairs(scan.stamps), numbers, class_names)
+    return FileSource(f"folder {path}/", path, files, _pairs(scan.stamps), numbers, class_names, layout)
 
 
-def _open_list(path: Path) -> FileSource:
+def _open_list(path: Path, layout: Layout) -> FileSource:
     """Paths in a list that are not absolute are relative to the list's own folder."""
     files, labels = read_list(path)
     stamps = array("q")
     for file in files:
         stamps.extend(_stamp(os.path.join(path.parent, file)))
     numbers, class_names = encode_labels(labels)
-    return FileSource(f"list {path}", path.parent, files, _pairs(stamps), numbers, class_names)
+    return FileSource(f"list {path}", path.parent, files, _pairs(stamps), numbers, class_names, layout)
 
 
 def _pairs(stamps: "array[int]") -> Int64[np.ndarray, "n 2"]:
     return np.frombuffer(stamps, dtype=np.int64).reshape(-1, 2)
 
 
-def _open_array(path: Path) -> ArraySource | None:
-    """(N, H, W) or (N, H, W, C), with the labels of NAME_labels.npy if it lies beside; None if one image."""
+def _open_array(path: Path, layout: Layout) -> ArraySource | None:
+    """(N, H, W) or (N, H, W, C) or (N, C, H, W), with the labels of NAME_labels.npy if it lies beside.
+
+    None: it is one image.
+    """
     images = _load_map(path)
     if images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4 < images.shape[0]):
         return None
@@ -284,10 +295,13 @@ def _open_array(path: Path) -> ArraySource | None:
             f"{path}: holds {images.dtype} of shape {images.shape}; "
             "numbers of shape (N, height, width) or (N, height, width, channels) are read"
         )
-    if images.ndim == 4 and images.shape[1] <= 4 < images.shape[3]:
-        raise DataError(
-            f"{path}: has the shape {images.shape}; move the channels to the end (np.moveaxis(x, 1, -1))"
-        )
+    found: Layout = "hwc"
+    if images.ndim == 4:
+        try:
+            found = find_layout(images.shape[1:], layout)
+        except DataError as error:
+            raise DataError(f"{path}: holds {len(images)} images, each {error}") from None
+        images = np.moveaxis(images, 1, -1) if found == "chw" else images
     labels, class_names = np.full(len(images), -1), tuple[str, ...]()
     labels_path = path.with_name(f"{path.stem}_labels.npy")
     if labels_path.exists():
@@ -298,7 +312,7 @@ def _open_array(path: Path) -> ArraySource | None:
             )
         labels = given.astype(np.int64)
         class_names = tuple(str(number) for number in range(labels.max() + 1))
-    return ArraySource(f"array {path}", (Part("", images),), labels, class_names, (path,))
+    return ArraySource(f"array {path}", (Part("", images),), labels, class_names, (path,), found)
 
 
 def _load_map(path: Path) -> np.ndarray:

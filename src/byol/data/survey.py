@@ -8,8 +8,9 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float32, Integer
 
-from byol.data.decode import decode, fit, peek, select_channels
-from byol.data.formats import Bits, Channels, ImageArray, Kind, bits_of_dtype
+from byol.data.decode import load, peek
+from byol.data.fitting import fit, select_channels
+from byol.data.formats import Bits, Channels, ImageArray, Kind, LaidFile, bits_of_dtype
 from byol.data.index import Source
 from byol.data.parallel import read_ahead
 from byol.data.upright import THUMBNAIL_PX, measure_upright
@@ -36,6 +37,8 @@ class Survey:
     low: tuple[float, ...]  # of each channel: 0.1 % of its values are below, 99.9 % for `high`
     high: tuple[float, ...]
     blank: float  # share of images that show nothing
+    missing: float  # share of values that were not measured, and are filled
+    with_missing: float  # share of images that have such values
     upright: float  # 0.5..1, see `upright.py`
 
 
@@ -76,6 +79,7 @@ class _Look:
     smallest: Float32[np.ndarray, " channel"]
     largest: Float32[np.ndarray, " channel"]
     std: Float32[np.ndarray, " channel"]
+    missing: float
     values: Float32[np.ndarray, "channel value"]
     thumbnail: Float32[np.ndarray, "side side channel"]
 
@@ -84,8 +88,9 @@ class _Look:
         return len(self.std), self.bits
 
 
-def _look_at(item: str | ImageArray, *, channels: Channels) -> _Look:
-    image = select_channels(item if isinstance(item, np.ndarray) else decode(item), channels)
+def _look_at(item: str | LaidFile | ImageArray, *, channels: Channels) -> _Look:
+    loaded = load(item)
+    image = select_channels(loaded.pixels, channels)
     planes = np.moveaxis(image, 2, 0).reshape(image.shape[2], -1)
     return _Look(
         height=image.shape[0],
@@ -95,6 +100,7 @@ def _look_at(item: str | ImageArray, *, channels: Channels) -> _Look:
         smallest=planes.min(axis=1).astype(np.float32),
         largest=planes.max(axis=1).astype(np.float32),
         std=planes.std(axis=1, dtype=np.float32),
+        missing=loaded.missing,
         values=planes[:, np.linspace(0, planes.shape[1] - 1, _VALUES).astype(np.int64)].astype(np.float32),
         thumbnail=fit(image, THUMBNAIL_PX).astype(np.float32),
     )
@@ -123,6 +129,8 @@ def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         blank=float(np.mean([(look.std / span < BLANK_STD).all() for look in looks])),
+        missing=float(np.mean([look.missing for look in looks])),
+        with_missing=float(np.mean([look.missing > 0 for look in looks])),
         upright=measure_upright(thumbnails.mean(axis=3)),
     )
 

@@ -174,6 +174,7 @@ def _as_trained(spec: EncoderSpec) -> list[str]:
         f"data_transforms.input_shape=[{spec.view_px}, {spec.view_px}, {spec.channels}]",
         f"data.channels={json.dumps(channels)}",
         f"data.geometry={spec.geometry}",
+        f"data.layout={spec.layout}",
     ]
 
 
