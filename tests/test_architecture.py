@@ -43,7 +43,6 @@ LEVELS = {
         "config",
         "data.arrays",
         "data.codecs",
-        "data.dicom",
         "data.fitting",
         "data.foreign",
         "data.index",
@@ -54,7 +53,7 @@ LEVELS = {
         "evaluation.probes",
         "method.convolution",
     },
-    3: {"data.tiff"},
+    3: {"data.dicom", "data.tiff"},
     4: {"data.readers"},
     5: {
         "data.decode",

@@ -3,7 +3,8 @@
 An array of two axes is (height, width). Of three, `layout` "hwc" and "chw" say where the channels are; "auto"
 reads it off the shape, and refuses the shape that does not tell:
 
-    hwc    the last axis is 1, 3 or 4 and the first is not; or it is shorter than both others
+    hwc    the last axis is 1, 3 or 4 and the first is not; or it is shorter than both others, and these are
+           equal or 2 times as long
     chw    the first axis is shorter than both others, and these are equal or 4 times as long
 """
 
@@ -17,7 +18,10 @@ from byol.data.formats import Decoded, ImageArray, Layout, RawArray, Stream, as_
 from byol.errors import DataError
 
 _COLOURS = (1, 3, 4)  # grey, RGB, RGBA
-_CLEARLY = 4  # an image is at least as many times as high and wide as it has channels
+_CLEARLY_LAST, _CLEARLY_FIRST = (
+    2,
+    4,
+)  # an image has at least as many times more rows and columns than channels
 
 
 def find_layout(shape: tuple[int, ...], layout: Layout = "auto") -> Layout:
@@ -31,9 +35,9 @@ def find_layout(shape: tuple[int, ...], layout: Layout = "auto") -> Layout:
     first, middle, last = shape
     if last in _COLOURS and first not in _COLOURS:
         return "hwc"
-    if last < min(first, middle):
+    if last < min(first, middle) and (first == middle or _CLEARLY_LAST * last <= min(first, middle)):
         return "hwc"
-    if first < min(middle, last) and (middle == last or _CLEARLY * first <= min(middle, last)):
+    if first < min(middle, last) and (middle == last or _CLEARLY_FIRST * first <= min(middle, last)):
         return "chw"
     raise DataError(
         f"has the shape {shape}, which does not tell the channels from height and width; set data.layout=hwc "

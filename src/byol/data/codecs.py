@@ -17,6 +17,7 @@ CHANNELS_OF_MODE = dict.fromkeys(("1", "L", "LA", "La", *DEEP_MODES), 1) | dict.
 )
 
 _ORIENTATION = 0x0112  # the number of this tag in EXIF and in TIFF
+_JXR_OFFSET, _JXR_COUNT = 0xBCC0, 0xBCC1  # tags of JPEG XR: where the image is, and its bytes
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")  # that change the image
 
 
@@ -98,10 +99,13 @@ def strip_png(stream: Stream) -> BytesIO:
 
 def read_png_16_bit(stream: Stream) -> Decoded:
     """A 16-bit PNG of colours, or of grey with alpha; one colour that is transparent is an alpha too."""
-    image = Image.open(stream, formats=("PNG",))  # checks the number of pixels
-    orientation = image.info.get("exif") and orientation_of(image)
-    stream.seek(0)
-    return _by_imagecodecs("png", stream.read(), "straight").turned(orientation or 1)
+    stripped = strip_png(stream)
+    image = Image.open(stripped, formats=("PNG",))  # checks the number of pixels
+    has_exif = (
+        b"eXIf" in stripped.getbuffer()[: 2**16].tobytes() or b"eXIf" in stripped.getvalue()[-(2**16) :]
+    )
+    orientation = orientation_of(image) if has_exif else 1
+    return _by_imagecodecs("png", stripped.getvalue(), "straight").turned(orientation)
 
 
 def read_jpeg_2000(stream: Stream) -> Decoded:
@@ -117,7 +121,18 @@ def read_jpeg_xl(stream: Stream) -> Decoded:
 
 def read_jpeg_xr(stream: Stream) -> Decoded:
     """JPEG XR, HD Photo, or the tiles of Zeiss."""
-    return _by_imagecodecs("jpegxr", stream.read(), "straight")
+    file = stream.read()
+    at = int.from_bytes(file[4:8], "little")
+    tags = dict[int, int]()
+    for entry in range(at + 2, at + 2 + 12 * int.from_bytes(file[at : at + 2], "little"), 12):
+        tags[int.from_bytes(file[entry : entry + 2], "little")] = int.from_bytes(
+            file[entry + 8 : entry + 12], "little"
+        )
+    if len(file) <= tags.get(_JXR_OFFSET, 0) or len(file) < tags.get(_JXR_OFFSET, 0) + tags.get(
+        _JXR_COUNT, 0
+    ):
+        raise DataError("is damaged or cut short (the image ends beyond the file)")  # else the rest is grey
+    return _by_imagecodecs("jpegxr", file, "straight")
 
 
 def read_avif(stream: Stream) -> Decoded:
@@ -142,7 +157,14 @@ def read_deep_jpeg(stream: Stream) -> Decoded:
     frame = _find_jpeg_frame(file)
     assert frame is not None
     check_header(frame[1], frame[2], np.dtype(np.uint16))
+    check_jpeg_end(file)
     return _by_imagecodecs("jpeg", file, "unspecified")
+
+
+def check_jpeg_end(file: bytes) -> None:
+    """Refuse a JPEG that is cut: imagecodecs makes the rest of the image grey."""
+    if file.rfind(b"\xff\xd9") < file.rfind(b"\xff\xda"):
+        raise DataError("is damaged or cut short (the JPEG has no end)")
 
 
 def _find_jpeg_frame(file: bytes) -> tuple[int, int, int] | None:

@@ -5,9 +5,19 @@ from typing import Any
 
 import numpy as np
 
+from byol.data.codecs import check_jpeg_end
 from byol.data.formats import Decoded, Missing, RawArray, Stream, as_image, check_header
 from byol.errors import DataError
 
+_CODECS = {  # of transfer syntaxes that pydicom leaves to other packages
+    "1.2.840.10008.1.2.4.51": "jpeg",
+    "1.2.840.10008.1.2.4.57": "jpeg",
+    "1.2.840.10008.1.2.4.70": "jpeg",
+    "1.2.840.10008.1.2.4.80": "jpegls",
+    "1.2.840.10008.1.2.4.81": "jpegls",
+    "1.2.840.10008.1.2.4.90": "jpeg2k",
+    "1.2.840.10008.1.2.4.91": "jpeg2k",
+}
 _IMPLICIT = "1.2.840.10008.1.2"  # .1 explicit, .2 big-endian
 _BARE = re.compile(rb"[\x02\x08]\0[\0-\xff]\0(?:[A-Z]{2}|[\0-\xff]{2}\0\0)", re.DOTALL)
 
@@ -75,11 +85,35 @@ def _read_stored(data: Any) -> RawArray:
         values: RawArray = pixel_array(data)
     except RuntimeError as error:  # a compression whose decoder is another package: its message is long
         syntax = data.file_meta.TransferSyntaxUID
+        if syntax in _CODECS and int(data.SamplesPerPixel) == 1:
+            return _read_by_imagecodecs(data, _CODECS[syntax])
         raise DataError(
             f"is compressed in a way that pydicom cannot read here ({syntax.name}); "
             "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
         ) from error
     return values
+
+
+def _read_by_imagecodecs(data: Any, codec: str) -> RawArray:
+    """Frames of grey, with the sign that the file says."""
+    import imagecodecs
+    from pydicom.encaps import generate_frames
+
+    number = int(data.get("NumberOfFrames") or 1)
+    decode = getattr(imagecodecs, f"{codec}_decode")
+    encoded = list(generate_frames(data.PixelData, number_of_frames=number))
+    if codec == "jpeg":
+        for frame in encoded:
+            check_jpeg_end(frame)
+    values: RawArray = np.stack([decode(frame) for frame in encoded])
+    if values.shape != (number, data.Rows, data.Columns):
+        raise DataError(f"is damaged or cut short (its frames are {values.shape[1:]})")
+    if data.PixelRepresentation == 1:  # the sign is the highest of the stored bits
+        unused = 32 - int(data.BitsStored)
+        values = ((values.astype(np.int32) << unused) >> unused).astype(
+            np.int16 if data.BitsAllocated == 16 else np.int32
+        )
+    return values if number > 1 else values[0]
 
 
 def _find_padding(stored: RawArray, data: Any) -> Missing | None:

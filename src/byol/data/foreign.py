@@ -54,7 +54,7 @@ def describe(stream: Stream) -> str | None:
         stream.seek(0)
         try:
             with Image.open(BytesIO(stream.read())) as image:  # Pillow knows more formats than are read
-                name = f"a {image.format} image"
+                name = f"in the format {image.format}"
         except Exception:
             return None
     return f"is {name}, which is not read; save its images as TIFF, PNG or .npy"

@@ -190,4 +190,6 @@ def describe_mixture(source: Source, *, all_channels: bool, num_workers: int) ->
     else:
         advice = "choose some with data.channels=[0], or write the files of one kind in a list (.txt)"
     name = source.names(first[rarest])
+    if len(numbers) > 1 and name.lower().endswith((".npy", ".npz")):
+        advice = f"say where the arrays' channels are with data.layout=hwc or data.layout=chw; or {advice}"
     return f"the images differ: {', '.join(kinds)}, of these the first is {name!r}; {advice}"

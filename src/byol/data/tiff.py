@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
+from byol.data.codecs import read_pillow
 from byol.data.formats import Alpha, Decoded, Layout, Missing, RawArray, Stream, as_image, check_header
 from byol.data.missing import declared
 from byol.errors import DataError
@@ -42,14 +43,14 @@ def read_tiff(stream: Stream, *, layout: Layout) -> Decoded:
     with TiffFile(stream) as tiff:
         own_axes = _find_own_axes(tiff)
         if own_axes is None:
-            return _read(tiff, layout)
+            return _read(tiff, stream, layout)
     stream.seek(0)
     with TiffFile(stream, is_ome=False) as tiff:
         if len(own_axes) > 1:
             raise DataError(
                 f"is one file of an OME-TIFF set, with pages along {' and '.join(own_axes)}; {_NOT_ONE}"
             )
-        return _read(tiff, layout)
+        return _read(tiff, stream, layout)
 
 
 def _find_own_axes(tiff: Any) -> str | None:
@@ -76,12 +77,16 @@ def _find_own_axes(tiff: Any) -> str | None:
     return "".join(axis for axis, found in places.items() if len(found) > 1)
 
 
-def _read(tiff: Any, layout: Layout) -> Decoded:
+def _read(tiff: Any, stream: Stream, layout: Layout) -> Decoded:
     _check_pages(tiff)
     series, mask = _choose(tiff)
     page = series.keyframe
     check_header(page.imagelength, page.imagewidth, page.dtype)
     _check_colours(page)
+    if page.compression == _OLD_JPEG and series.ndim == page.ndim:  # Pillow's libtiff alone reads all kinds
+        stream.seek(0)
+        return read_pillow(Image.open(stream, formats=("TIFF",)))
+    _check_segments(tiff, series)
     values = _load(series, page)
     if not _is_channels_last(series, layout):
         axis = _find_channel_axis(series)
@@ -89,8 +94,8 @@ def _read(tiff: Any, layout: Layout) -> Decoded:
         values = values.reshape(page.imagelength, page.imagewidth, -1)
     missing: Missing | None = _find_declared(page, values)
     if mask is not None:
-        masked = mask.asarray(maxworkers=1).reshape(*values.shape[:2], 1) == 0
-        missing = np.asarray(masked if missing is None else masked | missing, dtype=bool)
+        masked: Any = mask.asarray(maxworkers=1).reshape(*values.shape[:2], 1) == 0
+        missing = masked if missing is None else masked | missing
     is_plain = series.ndim == page.ndim  # not a stack of pages
     samples = _Samples.of(page) if is_plain else _Samples(values.shape[2])
     if is_plain:
@@ -156,6 +161,17 @@ def _check_complete(series: Any) -> None:
             raise DataError(f"has pages of different sizes or kinds; {_NOT_ONE}")
 
 
+def _check_segments(tiff: Any, series: Any) -> None:
+    """Decoders make grey of the JPEG that is cut off by the end of the file."""
+    size = tiff.filehandle.size
+    for page in series.pages:
+        if page is None or page.keyframe.compression == 1:
+            continue
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+            if offset + count > size:
+                raise DataError("is damaged or cut short (the image ends beyond the file)")
+
+
 def _find_channel_axis(series: Any) -> int | None:
     """The one axis besides height and width, if there is one of more than one place."""
     axes = [at for at, axis in enumerate(series.axes) if axis not in "YX" and series.shape[at] > 1]
@@ -217,7 +233,9 @@ class _Samples:
         count, extras = int(page.samplesperpixel), tuple(map(int, page.extrasamples))
         first = count - len(extras)
         for place, extra in enumerate(extras):
-            if extra in (_PREMULTIPLIED, _STRAIGHT):
+            # libvips calls the second of many measured channels an alpha.
+            is_place = page.photometric != _BLACK_IS_ZERO or first + place == count - 1
+            if extra in (_PREMULTIPLIED, _STRAIGHT) and is_place:
                 kind: Alpha = "premultiplied" if extra == _PREMULTIPLIED else "straight"
                 return cls(count, kind, first + place)
         if (page.photometric, count) in ((_RGB, 4), (_BLACK_IS_ZERO, 2)):
@@ -236,7 +254,9 @@ def _check_colours(page: Any) -> None:
     photometric = int(page.photometric)
     name = getattr(page.photometric, "name", str(photometric))
     if photometric > _YCBCR:
-        advice = "develop it and save it as TIFF" if photometric in (32803, 34892) else _AS_RGB
+        advice = (
+            "develop it and save it as TIFF" if photometric in (32803, 34892) else "save it as grey or RGB"
+        )
         raise DataError(f"holds values of the kind {name}, which are not read; {advice}")
     if photometric == _YCBCR and page.compression not in _JPEGS:
         reference = page.tags.valueof(_REFERENCE)
