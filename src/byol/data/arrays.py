@@ -21,7 +21,7 @@ _COLOURS = (1, 3, 4)  # grey, RGB, RGBA
 _CLEARLY_LAST, _CLEARLY_FIRST = (
     2,
     4,
-)  # an image has at least as many times more rows and columns than channels
+)  # times more rows and columns than channels
 
 
 def find_layout(shape: tuple[int, ...], layout: Layout = "auto") -> Layout:

@@ -101,11 +101,10 @@ def read_png_16_bit(stream: Stream) -> Decoded:
     """A 16-bit PNG of colours, or of grey with alpha; one colour that is transparent is an alpha too."""
     stripped = strip_png(stream)
     image = Image.open(stripped, formats=("PNG",))  # checks the number of pixels
-    has_exif = (
-        b"eXIf" in stripped.getbuffer()[: 2**16].tobytes() or b"eXIf" in stripped.getvalue()[-(2**16) :]
-    )
-    orientation = orientation_of(image) if has_exif else 1
-    return _by_imagecodecs("png", stripped.getvalue(), "straight").turned(orientation)
+    file = stripped.getvalue()
+    # It loads the pixels, once more: only where there is one, before or after them.
+    orientation = orientation_of(image) if b"eXIf" in file[: 2**16] + file[-(2**16) :] else 1
+    return _by_imagecodecs("png", file, "straight").turned(orientation)
 
 
 def read_jpeg_2000(stream: Stream) -> Decoded:
@@ -128,9 +127,8 @@ def read_jpeg_xr(stream: Stream) -> Decoded:
         tags[int.from_bytes(file[entry : entry + 2], "little")] = int.from_bytes(
             file[entry + 8 : entry + 12], "little"
         )
-    if len(file) <= tags.get(_JXR_OFFSET, 0) or len(file) < tags.get(_JXR_OFFSET, 0) + tags.get(
-        _JXR_COUNT, 0
-    ):
+    first = tags.get(_JXR_OFFSET, 0)
+    if len(file) < first + max(1, tags.get(_JXR_COUNT, 0)):
         raise DataError("is damaged or cut short (the image ends beyond the file)")  # else the rest is grey
     return _by_imagecodecs("jpegxr", file, "straight")
 

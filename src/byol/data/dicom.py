@@ -110,9 +110,7 @@ def _read_by_imagecodecs(data: Any, codec: str) -> RawArray:
         raise DataError(f"is damaged or cut short (its frames are {values.shape[1:]})")
     if data.PixelRepresentation == 1:  # the sign is the highest of the stored bits
         unused = 32 - int(data.BitsStored)
-        values = ((values.astype(np.int32) << unused) >> unused).astype(
-            np.int16 if data.BitsAllocated == 16 else np.int32
-        )
+        values = ((values.astype(np.int32) << unused) >> unused).astype(f"i{int(data.BitsAllocated) // 8}")
     return values if number > 1 else values[0]
 
 

@@ -247,7 +247,7 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _open_folder(path: Path, layout: Layout) -> FileSource:
+def _open_folder(path: Path, layout: Layout = "auto") -> FileSource:
     scan = _Scan()
     files = Names.of(scan.names(os.fsencode(path)))
     if len(files) == 0:

@@ -102,7 +102,7 @@ def _read(tiff: Any, stream: Stream, layout: Layout) -> Decoded:
         values = _as_colours(values, page)
         samples = samples.after(values.shape[2])
         if missing is not None and missing.shape[2] not in (1, values.shape[2]):
-            missing = missing.all(axis=2, keepdims=True)
+            missing = np.asarray(missing.all(axis=2, keepdims=True))
     elif page.photometric == _WHITE_IS_ZERO:
         values = _inverted(values, page.bitspersample)
     decoded = Decoded(as_image(values, missing), missing, samples.alpha, samples.alpha_channel)
