@@ -41,6 +41,7 @@ class Look:
     digest: int  # of its values, 64 bits
     hash: int  # see `duplicates.hash_thumbnail`
     thumbnail: UInt8[np.ndarray, "side side"]
+    missing: float  # share of values that were not measured, and are filled
 
 
 def look_at(item: str | LaidFile | ImageArray, *, channels: Channels) -> Look:
@@ -49,7 +50,8 @@ def look_at(item: str | LaidFile | ImageArray, *, channels: Channels) -> Look:
     Raises:
         DataError: it cannot be read, or does not have these channels.
     """
-    image = select_channels(load(item).pixels, channels)
+    loaded = load(item)
+    image = select_channels(loaded.pixels, channels)
     planes = np.ascontiguousarray(image.reshape(-1, image.shape[2]).T)  # side by side: 5 times as fast
     digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=8)
     digest.update(np.ascontiguousarray(image).data)
@@ -65,6 +67,7 @@ def look_at(item: str | LaidFile | ImageArray, *, channels: Channels) -> Look:
         digest=int.from_bytes(digest.digest()),
         hash=hash_thumbnail(thumbnail),
         thumbnail=quantise(thumbnail),
+        missing=loaded.missing,
     )
 
 
@@ -92,6 +95,7 @@ class Examined:
     hashes: UInt64[np.ndarray, " n"]
     thumbnails: UInt8[np.ndarray, "n side side"]
     measures: Float32[np.ndarray, "values 3"]  # smallest, largest, std of each channel, image by image
+    missing: Float32[np.ndarray, " n"]  # share of an image's values that were not measured, and are filled
     bad: tuple[tuple[str, str], ...]  # name, reason
 
     def __len__(self) -> int:
@@ -206,13 +210,14 @@ class _Columns:
 
     def __init__(self) -> None:
         self._rows, self._measures = array("q"), array("f")
-        self._keys, self._thumbnails = array("Q"), bytearray()
+        self._keys, self._thumbnails, self._missing = array("Q"), bytearray(), array("f")
         self.bad: list[tuple[str, str]] = []
 
     def append(self, index: int, look: Look) -> None:
         numbers = index, look.height, look.width, len(look.std), look.bits, look.has_equal_channels
         self._rows.extend(map(int, numbers))
         self._keys.extend((look.digest, look.hash))
+        self._missing.append(look.missing)
         self._thumbnails += look.thumbnail.tobytes()
         self._measures.frombytes(np.stack([look.smallest, look.largest, look.std], axis=1).tobytes())
 
@@ -233,6 +238,7 @@ class _Columns:
             hashes=keys[:, 1],
             thumbnails=thumbnails.reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX),
             measures=np.array(self._measures, np.float32).reshape(-1, 3),
+            missing=np.array(self._missing, np.float32),
             bad=tuple(self.bad),
         )
 

@@ -37,9 +37,9 @@ class Survey:
     low: tuple[float, ...]  # of each channel: 0.1 % of its values are below, 99.9 % for `high`
     high: tuple[float, ...]
     blank: float  # share of images that show nothing
-    missing: float  # share of values that were not measured, and are filled
-    with_missing: float  # share of images that have such values
     upright: float  # 0.5..1, see `upright.py`
+    missing: float = 0.0  # share of values that were not measured, and are filled
+    with_missing: float = 0.0  # share of images that have such values
 
 
 def survey(source: Source, *, most: int, channels: Channels, num_workers: int) -> Survey:
@@ -129,15 +129,25 @@ def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         blank=float(np.mean([(look.std / span < BLANK_STD).all() for look in looks])),
+        upright=measure_upright(thumbnails.mean(axis=3)),
         missing=float(np.mean([look.missing for look in looks])),
         with_missing=float(np.mean([look.missing > 0 for look in looks])),
-        upright=measure_upright(thumbnails.mean(axis=3)),
     )
 
 
 def count_used_bits(bits: int, largest: float) -> int:
     """Of a stored value, up to the largest there is: 12 of 12-bit data in 16-bit files."""
     return max(8, int(largest).bit_length()) if bits == 16 else bits
+
+
+def describe_missing(missing: float, with_missing: float) -> str | None:
+    """What is filled, in words, by the share of the values and of the images; None: nothing."""
+    if with_missing == 0.0:
+        return None
+    return (
+        f"{100 * missing:.2g}% of all values, in {with_missing:.0%} of the images, are no measurement (NaN, "
+        "fill values, padding or masked); each is filled with the median of its channel in its image"
+    )
 
 
 def summarise_sides(longest: Integer[np.ndarray, " n"]) -> tuple[int, int, int, int]:

@@ -11,7 +11,7 @@ from byol.choices import Choice, Chosen, Machine, choose, count_usable
 from byol.config import Config, Draft, load_config
 from byol.data.packed import find_limit_px
 from byol.data.sources import open_source
-from byol.data.survey import Survey, survey
+from byol.data.survey import Survey, describe_missing, survey
 from byol.method.networks import check_name
 from byol.plan import Plan
 from byol.training import checkpoint
@@ -45,6 +45,7 @@ def settle(
         chosen = _choose(draft, look, world_size=ranks.world_size)
         for choice in chosen.choices:
             say(str(choice))
+        _say_missing(look, say)
         checkpoint.claim_run_folder(run_dir, chosen.config)
         step_s = None if chosen.probe is None else chosen.probe.step_s
     ranks.wait()
@@ -67,9 +68,15 @@ def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
     found = forecast(draft, look)
     for choice in found.choices:
         say(str(choice))
+    _say_missing(look, say)
     for line in (*found.plan.explain(), found.describe_time()):
         say(line)
     say("nothing was written; the same command without -n trains")
+
+
+def _say_missing(look: Survey, say: Callable[[str], None]) -> None:
+    if (line := describe_missing(look.missing, look.with_missing)) is not None:
+        say(line)
 
 
 @dataclass(frozen=True)
