@@ -159,7 +159,7 @@ def jpeg_2000_files() -> Iterator[Case]:
             )
         except (ValueError, RuntimeError, imagecodecs.Jpeg2kError):
             continue
-        want = array[..., :-1] if channels in (2, 4) else array
+        want = array[..., :-1] if channels in (2, 4) and b"cdef" in bytes(data) else array
         yield Case(
             "JPEG 2000", f"{container} {bits} bit {channels}", data, want, ("gdal", "imagecodecs.jpeg2k")
         )

@@ -97,7 +97,26 @@ def test_jpeg_2000_at_its_depth(container: str, bits: int, channels: int) -> Non
     file = imagecodecs.jpeg2k_encode(
         flat(array), level=0, reversible=True, codecformat=container, bitspersample=bits
     )
-    np.testing.assert_array_equal(decode(bytes(file)), colours(array), strict=True)
+    np.testing.assert_array_equal(decode_all(bytes(file)).pixels, array, strict=True)
+    has_alpha = channels == 4 and b"cdef" in file
+    np.testing.assert_array_equal(decode(bytes(file)), colours(array) if has_alpha else array, strict=True)
+
+
+def test_a_fourth_channel_of_jpeg_2000_is_an_alpha_only_where_it_is_called_one() -> None:
+    """Aerial images hold red, green, blue and infrared."""
+    array = values("u2", 4)
+    file = bytes(imagecodecs.jpeg2k_encode(array, level=0, reversible=True, codecformat="jp2"))
+    bare = file[: file.index(b"jp2h") - 4]
+    header = file[file.index(b"jp2h") - 4 : file.index(b"jp2c") - 4]
+    rest, inner = file[file.index(b"jp2c") - 4 :], header[8:]
+    at = inner.find(b"cdef")
+    if at >= 0:
+        size = int.from_bytes(inner[at - 4 : at], "big")
+        inner = inner[: at - 4] + inner[at - 4 + size :]
+    opacity = struct.pack(">I4sH" + "HHH" * 4, 34, b"cdef", 4, 0, 0, 1, 1, 0, 2, 2, 0, 3, 3, 1, 0)
+    for boxes, count in ((inner, 4), (inner + opacity, 3)):
+        image = decode(bare + struct.pack(">I4s", len(boxes) + 8, b"jp2h") + boxes + rest)
+        np.testing.assert_array_equal(image, array[..., :count])
 
 
 @pytest.mark.parametrize(("kind", "channels"), list(itertools.product(("u1", "u2", "f4"), (1, 3, 4))))

@@ -110,7 +110,24 @@ def read_png_16_bit(stream: Stream) -> Decoded:
 def read_jpeg_2000(stream: Stream) -> Decoded:
     """JP2 or a bare codestream, at the depth that it has."""
     _check_by_pillow(stream, "JPEG2000")
-    return _by_imagecodecs("jpeg2k", stream.read(), "straight")
+    file = stream.read()
+    pixels = _by_imagecodecs("jpeg2k", file, "none").pixels
+    alpha, channel = _find_jp2_alpha(file)
+    if channel is None or channel >= pixels.shape[2]:
+        return Decoded(pixels)
+    return Decoded(pixels, None, alpha, channel)
+
+
+def _find_jp2_alpha(file: bytes) -> tuple[Alpha, int | None]:
+    """The kind and number of the channel that the box "cdef" calls an opacity; a fourth may be infrared."""
+    at = file.find(b"cdef", 0, 2**16) if file[4:8] == b"jP  " else -1
+    if at >= 0:
+        count = int.from_bytes(file[at + 4 : at + 6], "big")
+        for entry in range(at + 6, at + 6 + 6 * count, 6):
+            channel, kind = (int.from_bytes(file[entry + n : entry + n + 2], "big") for n in (0, 2))
+            if kind in (1, 2):
+                return "straight" if kind == 1 else "premultiplied", channel
+    return "none", None
 
 
 def read_jpeg_xl(stream: Stream) -> Decoded:
@@ -130,7 +147,7 @@ def read_jpeg_xr(stream: Stream) -> Decoded:
     first = tags.get(_JXR_OFFSET, 0)
     if len(file) < first + max(1, tags.get(_JXR_COUNT, 0)):
         raise DataError("is damaged or cut short (the image ends beyond the file)")  # else the rest is grey
-    return _by_imagecodecs("jpegxr", file, "straight")
+    return _by_imagecodecs("jpegxr", file, "unspecified")
 
 
 def read_avif(stream: Stream) -> Decoded:
@@ -192,7 +209,7 @@ def read_heic(stream: Stream) -> Decoded:
 
 
 def _by_imagecodecs(name: str, file: bytes, alpha: Alpha, **options: Any) -> Decoded:
-    """An even number of samples ends with an alpha."""
+    """An even number of samples ends with an alpha, or an extra sample if `alpha` is "unspecified"."""
     import imagecodecs  # 20 ms
 
     values: RawArray = getattr(imagecodecs, f"{name}_decode")(file, **options)
@@ -200,7 +217,7 @@ def _by_imagecodecs(name: str, file: bytes, alpha: Alpha, **options: Any) -> Dec
         raise DataError(f"holds an array of the shape {values.shape}; save each image as a file of its own")
     check_header(values.shape[0], values.shape[1], values.dtype)
     channels = values.shape[2] if values.ndim == 3 else 1
-    if channels in (2, 4):
+    if channels in (2, 4) and alpha != "none":
         return Decoded(as_image(values), None, alpha, channels - 1)
     return Decoded(as_image(values))
 

@@ -64,16 +64,19 @@ def _find_own_axes(tiff: Any) -> str | None:
         root = ElementTree.fromstring(tiff.ome_metadata)
     except ElementTree.ParseError:
         return None
+    if root.find("{*}BinaryOnly") is not None:
+        return ""
+    own = root.get("UUID")
     blocks = [block for block in root.iter() if block.tag.endswith("}TiffData")]
-    owners = [next(iter(block), None) for block in blocks]
-    uuids = {owner.text for owner in owners if owner is not None}
-    if len(uuids) < 2:
-        return "" if root.find("{*}BinaryOnly") is not None else None
-    own, places = root.get("UUID"), dict[str, set[str]]()
-    for block, owner in zip(blocks, owners, strict=True):
-        if owner is not None and owner.text == own:
-            for axis in "CZT":
-                places.setdefault(axis, set()).add(block.get(f"First{axis}", "0"))
+    owners = {block: owner.text for block in blocks for owner in block if owner.tag.endswith("}UUID")}
+    if not owners or set(owners.values()) == {own}:
+        return None
+    if len(set(owners.values())) == 1:  # one file that was named otherwise
+        own = next(iter(owners.values()))
+    places = {
+        axis: {block.get(f"First{axis}", "0") for block in blocks if owners.get(block) == own}
+        for axis in "CZT"
+    }
     return "".join(axis for axis, found in places.items() if len(found) > 1)
 
 
