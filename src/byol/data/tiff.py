@@ -72,12 +72,13 @@ def _find_own_axes(tiff: Any) -> str | None:
     if not owners or set(owners.values()) == {own}:
         return None
     if len(set(owners.values())) == 1:  # one file that was named otherwise
-        own = next(iter(owners.values()))
-    places = {
-        axis: {block.get(f"First{axis}", "0") for block in blocks if owners.get(block) == own}
-        for axis in "CZT"
-    }
-    return "".join(axis for axis, found in places.items() if len(found) > 1)
+        pixels = next(element for element in root.iter() if element.tag.endswith("}Pixels"))
+        samples = max((int(channel.get("SamplesPerPixel", 1)) for channel in pixels), default=1)
+        sizes = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in "CZT"}
+        sizes["C"] //= samples
+        return "".join(axis for axis, size in sizes.items() if size > 1)
+    mine = [block for block in blocks if owners.get(block) == own]
+    return "".join(axis for axis in "CZT" if len({block.get(f"First{axis}", "0") for block in mine}) > 1)
 
 
 def _read(tiff: Any, stream: Stream, layout: Layout) -> Decoded:
