@@ -48,6 +48,7 @@ LEVELS = {
         "data.index",
         "data.missing",
         "data.place",
+        "data.tiff_samples",
         "evaluation.finetune_table",
         "evaluation.kept",
         "evaluation.probes",

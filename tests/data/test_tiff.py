@@ -195,6 +195,10 @@ def test_rows_that_were_written_as_pages_are_not_channels(tmp_path) -> None:
     np.testing.assert_array_equal(decode(LaidFile(str(tmp_path / "a.tif"), "hwc")), image)
     rows = decode(LaidFile(str(tmp_path / "a.tif"), "chw"))
     np.testing.assert_array_equal(rows, np.moveaxis(image, 0, 2))
+    for channels in (2, 13):
+        tifffile.imwrite(tmp_path / "b.tif", values("u2", channels))
+        with pytest.raises(DataError, match=f"33 pages of 47 x {channels}"):
+            decode(tmp_path / "b.tif")
 
 
 # ---- Colours

@@ -21,6 +21,8 @@ from byol.errors import DataError
 
 MARKERS = (-99999.0, -32768.0, -32767.0, -9999.0, -999.0, 65535.0, 99999.0, float(-(2**31)))
 _HUGE = 1e30  # float markers: -3.4e38 of GDAL and ESRI, 9.97e36 of netCDF, 1e20 is a possible measurement
+_LARGEST_BELOW = max(marker for marker in MARKERS if marker < 0)
+_LEAST_ABOVE = min(marker for marker in MARKERS if marker > 0)
 _FEWEST = 2  # times that a marker is there
 _ALL_MISSING = (
     "holds no measured value (channel {}: all are NaN, fill values, padding or masked); leave it out"
@@ -30,17 +32,27 @@ _ALL_MISSING = (
 def find_missing(decoded: Decoded) -> Bool[np.ndarray, "height width channels"] | None:
     """Where the image has no measured value, by the rules above; None: nowhere."""
     image = decoded.pixels
-    if image.dtype == np.uint8 and decoded.missing is None:
+    is_deep = image.dtype != np.uint8
+    if decoded.missing is None and not (is_deep and _may_hold_some(image)):
         return None
     missing = np.zeros(image.shape, dtype=bool)
     if decoded.missing is not None:
         missing |= decoded.missing
     if image.dtype == np.float32:
         missing |= ~np.isfinite(image)
-    if image.dtype != np.uint8:
+    if is_deep:
         for channel in range(image.shape[2]):
             _add_markers(image[..., channel], missing[..., channel])
     return missing if missing.any() else None
+
+
+def _may_hold_some(image: ImageArray) -> bool:
+    """By the ends of the values, which are NaN if one value is; of all channels first, which is faster."""
+    if image.min() > _LARGEST_BELOW and image.max() < _LEAST_ABOVE:
+        return False
+    planes = [image[..., channel] for channel in range(image.shape[2])]
+    ends = [float(end) for plane in planes for end in (plane.min(), plane.max())]
+    return any(not abs(end) < _HUGE or end in MARKERS for end in ends)
 
 
 def declared(values: Real[np.ndarray, "height width channels"], nodata: float) -> Missing | None:

@@ -5,28 +5,25 @@ the other pages, equal ones are the channels; pages of several kinds are refused
 meaning as an image: CIELab, a camera's raw data, chroma at a lower resolution outside of JPEG.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import struct
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
+from byol.data.arrays import find_layout
 from byol.data.codecs import read_pillow
-from byol.data.formats import Alpha, Decoded, Layout, Missing, RawArray, Stream, as_image, check_header
+from byol.data.formats import Decoded, Layout, Missing, RawArray, Stream, as_image, check_header
 from byol.data.missing import declared
+from byol.data.tiff_samples import MASK, OLD_JPEG, WHITE_IS_ZERO, Samples, as_colours, check_colours, invert
 from byol.errors import DataError
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = range(7)  # of the tag "photometric"
-_OLD_JPEG, _JPEGS = 6, (6, 7, 33007)  # of the tag "compression": they come as RGB
-_PREMULTIPLIED, _STRAIGHT = 1, 2  # of the tag "ExtraSamples"
-_ORIENTATION, _DNG_VERSION, _GDAL_NODATA, _REFERENCE = 274, 50706, 42113, 532
-_FULL_RANGE = (0, 255, 128, 255, 128, 255)  # of the tag "ReferenceBlackWhite" for YCbCr
+_ORIENTATION, _DNG_VERSION, _GDAL_NODATA = 274, 50706, 42113
+_KIND = (256, 257, 259, 262, 277, 339)  # width, height, compression, photometric, samples, type
 _NOT_ONE = "save each as a file of its own"
-_AS_RGB = "save it as RGB"
 
 
 def read_tiff(stream: Stream, *, layout: Layout) -> Decoded:
@@ -86,8 +83,8 @@ def _read(tiff: Any, stream: Stream, layout: Layout) -> Decoded:
     series, mask = _choose(tiff)
     page = series.keyframe
     check_header(page.imagelength, page.imagewidth, page.dtype)
-    _check_colours(page)
-    if page.compression == _OLD_JPEG and series.ndim == page.ndim:  # Pillow's libtiff alone reads all kinds
+    check_colours(page)
+    if page.compression == OLD_JPEG and series.ndim == page.ndim:  # Pillow's libtiff alone reads all kinds
         stream.seek(0)
         return read_pillow(Image.open(stream, formats=("TIFF",)))
     _check_segments(tiff, series)
@@ -101,14 +98,14 @@ def _read(tiff: Any, stream: Stream, layout: Layout) -> Decoded:
         masked: Any = mask.asarray(maxworkers=1).reshape(*values.shape[:2], 1) == 0
         missing = masked if missing is None else masked | missing
     is_plain = series.ndim == page.ndim  # not a stack of pages
-    samples = _Samples.of(page) if is_plain else _Samples(values.shape[2])
+    samples = Samples.of(page) if is_plain else Samples(values.shape[2])
     if is_plain:
-        values = _as_colours(values, page)
+        values = as_colours(values, page)
         samples = samples.after(values.shape[2])
         if missing is not None and missing.shape[2] not in (1, values.shape[2]):
             missing = np.asarray(missing.all(axis=2, keepdims=True))
-    elif page.photometric == _WHITE_IS_ZERO:
-        values = _inverted(values, page.bitspersample)
+    elif page.photometric == WHITE_IS_ZERO:
+        values = invert(values, page.bitspersample)
     decoded = Decoded(as_image(values, missing), missing, samples.alpha, samples.alpha_channel)
     return decoded.turned(int(page.tags.valueof(_ORIENTATION, default=1)))
 
@@ -138,7 +135,7 @@ def _choose(tiff: Any) -> tuple[Any, Any | None]:
         kinds = dict.fromkeys(f"{' x '.join(map(str, one.shape))} {one.dtype}" for one in images)
         raise DataError(f"has pages of different sizes or kinds ({', '.join(list(kinds)[:4])}); {_NOT_ONE}")
     chosen = images[0]
-    _check_complete(chosen)
+    _check_complete(tiff, chosen)
     sizes = [(one.keyframe.imagelength, one.keyframe.imagewidth) for one in masks]
     if sizes and (len(sizes) > 1 or sizes[0] != (chosen.keyframe.imagelength, chosen.keyframe.imagewidth)):
         raise DataError(
@@ -148,21 +145,31 @@ def _choose(tiff: Any) -> tuple[Any, Any | None]:
 
 
 def _is_mask(page: Any) -> bool:
-    return bool(page.is_mask or page.photometric == _MASK)
+    return bool(page.is_mask or page.photometric == MASK)
 
 
-def _check_complete(series: Any) -> None:
+def _check_complete(tiff: Any, series: Any) -> None:
     """All pages are there and of one kind: tifffile makes missing ones zero, and looks at a few of many."""
     if any(page is None for page in series.pages):
         raise DataError(
             "has fewer pages than its description (OME-XML) names; export it again, or save each image as a "
             "file of its own"
         )
-    if series.kind != "uniform":
+    if series.kind != "uniform" or len(series.pages) <= 3:  # of so many it has looked at all
         return
-    for page in series.pages:
-        if page.aspage().hash != series.keyframe.hash:
-            raise DataError(f"has pages of different sizes or kinds; {_NOT_ONE}")
+    if len({_describe_page(tiff, page.offset) for page in series.pages}) > 1:
+        raise DataError(f"has pages of different sizes or kinds; {_NOT_ONE}")
+
+
+def _describe_page(tiff: Any, offset: int) -> bytes:
+    """The tags that make the kind of a page, as they are stored: faster than to read the page."""
+    form, file = tiff.tiff, tiff.filehandle
+    file.seek(offset)
+    (number,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    tags = file.read(number * form.tagsize)
+    entries = [tags[at : at + form.tagsize] for at in range(0, len(tags), form.tagsize)]
+    codes = [int(struct.unpack(form.byteorder + "H", entry[:2])[0]) for entry in entries]
+    return b"".join(entry for entry, code in zip(entries, codes, strict=True) if code in _KIND)
 
 
 def _check_segments(tiff: Any, series: Any) -> None:
@@ -191,16 +198,21 @@ def _find_channel_axis(series: Any) -> int | None:
 def _is_channels_last(series: Any, layout: Layout) -> bool:
     """Whether an array of (height, width, channels) was written as if its rows were pages.
 
-    tifffile's `imwrite` does that to arrays of more than 4 channels, if it is not told otherwise.
+    tifffile's `imwrite` does that to arrays of two, or more than four channels, if it is not told otherwise.
 
     Raises:
         DataError: it may be, by its shape, and `layout` does not say.
     """
-    if series.kind != "shaped" or series.axes != "QYX" or series.ndim == series.keyframe.ndim:
+    if series.kind not in ("shaped", "uniform") or series.axes not in ("QYX", "IYX"):
+        return False
+    if series.ndim == series.keyframe.ndim or layout != "auto":
+        return layout == "hwc" and series.ndim != series.keyframe.ndim
+    try:
+        if find_layout(series.shape) == "chw":
+            return False
+    except DataError:  # pages are the channels by default
         return False
     pages, height, width = series.shape
-    if layout != "auto" or pages != height or width >= height:
-        return layout == "hwc"
     raise DataError(
         f"has {pages} pages of {height} x {width}: an array whose channels were last? Set data.layout=hwc if "
         "it was, data.layout=chw if the pages are the channels"
@@ -219,112 +231,6 @@ def _load(series: Any, page: Any) -> RawArray:
             ) from None
         raise
     return values
-
-
-# ---- Samples
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """How many samples a pixel has, and which of them is an alpha."""
-
-    count: int
-    alpha: Alpha = "none"
-    alpha_channel: int | None = None
-
-    @classmethod
-    def of(cls, page: Any) -> "_Samples":
-        count, extras = int(page.samplesperpixel), tuple(map(int, page.extrasamples))
-        first = count - len(extras)
-        for place, extra in enumerate(extras):
-            # libvips calls the second of many measured channels an alpha.
-            is_place = page.photometric != _BLACK_IS_ZERO or first + place == count - 1
-            if extra in (_PREMULTIPLIED, _STRAIGHT) and is_place:
-                kind: Alpha = "premultiplied" if extra == _PREMULTIPLIED else "straight"
-                return cls(count, kind, first + place)
-        if (page.photometric, count) in ((_RGB, 4), (_BLACK_IS_ZERO, 2)):
-            return cls(count, "unspecified", count - 1)
-        return cls(count)
-
-    def after(self, count: int) -> "_Samples":
-        """The same after colours became `count` - (extra samples) others."""
-        if self.alpha_channel is None:
-            return _Samples(count)
-        return _Samples(count, self.alpha, self.alpha_channel + count - self.count)
-
-
-def _check_colours(page: Any) -> None:
-    """Refuse what is no picture of grey, RGB or measured channels."""
-    photometric = int(page.photometric)
-    name = getattr(page.photometric, "name", str(photometric))
-    if photometric > _YCBCR:
-        advice = (
-            "develop it and save it as TIFF" if photometric in (32803, 34892) else "save it as grey or RGB"
-        )
-        raise DataError(f"holds values of the kind {name}, which are not read; {advice}")
-    if photometric == _YCBCR and page.compression not in _JPEGS:
-        reference = page.tags.valueof(_REFERENCE)
-        found = None if reference is None else tuple(float(a) / float(b) for a, b in _pairs(reference))
-        if (
-            tuple(page.subsampling or (1, 1)) != (1, 1)
-            or found not in (None, _FULL_RANGE)
-            or page.bitspersample != 8
-        ):
-            raise DataError(f"holds YCbCr with chroma at a lower resolution or another range; {_AS_RGB}")
-
-
-def _pairs(values: Any) -> Iterator[tuple[float, float]]:
-    return zip(values[::2], values[1::2], strict=True)
-
-
-def _as_colours(values: RawArray, page: Any) -> RawArray:
-    """Grey with white high, or RGB; then the extra samples as they are."""
-    first = values.shape[2] - len(page.extrasamples)
-    colours, extras = values[..., :first], values[..., first:]
-    match int(page.photometric):
-        case 0:  # white is zero
-            colours = _inverted(colours, page.bitspersample)
-        case 3:
-            colours = _by_palette(colours, page)
-        case 5:
-            colours = _from_cmyk(colours)
-        case 6 if page.compression not in _JPEGS:
-            image = Image.frombytes("YCbCr", (values.shape[1], values.shape[0]), colours.tobytes())
-            colours = np.asarray(image.convert("RGB"))
-        case _:
-            return values
-    return np.concatenate([colours, extras], axis=2) if extras.shape[2] else colours
-
-
-def _inverted(values: RawArray, bits: int) -> RawArray:
-    if values.dtype.kind == "f":
-        return -values
-    if values.dtype.kind == "u" and bits < 8 * values.itemsize:
-        return np.asarray(2**bits - 1 - values, dtype=values.dtype)
-    return ~values
-
-
-def _by_palette(values: RawArray, page: Any) -> RawArray:
-    """The colours of the palette, 8 bits each: its 16 bits repeat them, or hold them as they are."""
-    if page.colormap is None or values.shape[2] != 1:
-        raise DataError(f"has a palette that is missing or has several indices a pixel; {_AS_RGB}")
-    palette = np.asarray(page.colormap).T
-    palette = palette >> 8 if palette.max() > 255 else palette
-    colours: RawArray = palette.astype(np.uint8)[values[..., 0]]
-    return colours
-
-
-def _from_cmyk(values: RawArray) -> RawArray:
-    """(largest - ink) (largest - black) / largest, at the depth of the inks."""
-    if values.shape[2] != 4 or values.dtype.kind != "u" or values.itemsize > 2:
-        raise DataError(f"holds inks other than CMYK of 8 or 16 bits; {_AS_RGB}")
-    if values.dtype == np.uint8:
-        image = Image.frombytes("CMYK", (values.shape[1], values.shape[0]), values.tobytes())
-        return np.asarray(image.convert("RGB"))
-    largest = 65535
-    light = largest - values.astype(np.uint32)
-    product = light[..., :3].astype(np.uint64) * light[..., 3:]
-    return np.asarray((product + largest // 2) // largest, dtype=np.uint16)
 
 
 def _find_declared(page: Any, values: RawArray) -> Missing | None:
