@@ -80,6 +80,7 @@ def _find_own_axes(tiff: Any) -> str | None:
 
 def _read(tiff: Any, stream: Stream, layout: Layout) -> Decoded:
     _check_pages(tiff)
+    tiff.pages.cache = True  # they are looked at more than once
     series, mask = _choose(tiff)
     page = series.keyframe
     check_header(page.imagelength, page.imagewidth, page.dtype)
@@ -150,7 +151,7 @@ def _is_mask(page: Any) -> bool:
 
 def _check_complete(tiff: Any, series: Any) -> None:
     """All pages are there and of one kind: tifffile makes missing ones zero, and looks at a few of many."""
-    if any(page is None for page in series.pages):
+    if series.kind == "ome" and any(page is None for page in series.pages):
         raise DataError(
             "has fewer pages than its description (OME-XML) names; export it again, or save each image as a "
             "file of its own"
@@ -174,10 +175,10 @@ def _describe_page(tiff: Any, offset: int) -> bytes:
 
 def _check_segments(tiff: Any, series: Any) -> None:
     """Decoders make grey of the JPEG that is cut off by the end of the file."""
+    if series.keyframe.compression == 1:  # tifffile refuses it
+        return
     size = tiff.filehandle.size
     for page in series.pages:
-        if page is None or page.keyframe.compression == 1:
-            continue
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
             if offset + count > size:
                 raise DataError("is damaged or cut short (the image ends beyond the file)")
