@@ -63,6 +63,8 @@ class Decoded:
 
     def turned(self, orientation: int) -> "Decoded":
         """Upright, from EXIF's orientation 1..8 (other values mean nothing)."""
+        if orientation == 1:
+            return self
         missing = self.missing if self.missing is None else turned(self.missing, orientation)
         return replace(self, pixels=np.ascontiguousarray(turned(self.pixels, orientation)), missing=missing)
 
