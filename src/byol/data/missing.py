@@ -48,7 +48,7 @@ def find_missing(decoded: Decoded) -> Bool[np.ndarray, "height width channels"] 
 
 def _may_hold_some(image: ImageArray) -> bool:
     """By the ends of the values, which are NaN if one value is; of all channels first, which is faster."""
-    if image.min() > _LARGEST_BELOW and image.max() < _LEAST_ABOVE:
+    if image.max() < _LEAST_ABOVE and (image.dtype == np.uint16 or image.min() > _LARGEST_BELOW):
         return False
     planes = [image[..., channel] for channel in range(image.shape[2])]
     ends = [float(end) for plane in planes for end in (plane.min(), plane.max())]
