@@ -113,7 +113,7 @@ def test_what_is_packed_and_read_back(tmp_path: Path) -> None:
     assert list(packed.names) == [source.names(index) for index in (0, 1, 3, 4)]
     assert packed.labels.tolist() == [0, 1, 1, 0] and packed.class_names == ("a", "b")
     assert packed.num_bad == 1 and packed.note == "packed"
-    assert read_bad(packed.folder) == [["file", "reason"], [source.names(2), 'cut\n"short"']]
+    assert read_bad(packed.folder) == [["file", "reason"], [source.names(2), 'cut\\n"short"']]
     assert steps == [(done, 5) for done in range(1, 6)]
     assert isinstance(packed.images, np.memmap) and not packed.images.flags.writeable
     rows = np.array([3, 0])

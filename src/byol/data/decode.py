@@ -16,7 +16,7 @@ is read and what is refused.
     animation                      the first frame
     DICOM (pip install byol[dicom])    rescaled by slope and intercept to float32, where there are any;
                                        MONOCHROME1 inverted; colours as RGB; frames of a grey image: channels
-    HEIC (pip install byol[heic])  upright
+    HEIC (pip install pillow-heif)  upright
 
 The depth is decided by the type of the values, never by the values, so that the images of a set have one. The
 orientation that a camera recorded (EXIF) is applied. `decode` gives the values of the file; `load` and

@@ -229,7 +229,7 @@ def _open_folder(path: Path, layout: Layout = "auto", *, skip_unreadable: bool =
     )
 
 
-def _open_list(path: Path, layout: Layout, *, skip_unreadable: bool) -> FileSource:
+def _open_list(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False) -> FileSource:
     """Paths in a list that are not absolute are relative to the list's own folder.
 
     What is not there is looked for in this folder, by the rules for labels.
