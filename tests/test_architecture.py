@@ -53,12 +53,17 @@ LEVELS = {
     2: {
         "artifacts.feature_file",
         "config",
-        "data.given",
+        "data.arrays",
+        "data.codecs",
+        "data.fitting",
+        "data.foreign",
         "data.index",
         "data.mapped",
+        "data.missing",
         "data.opened",
         "data.place",
         "data.rows",
+        "data.tiff_samples",
         "evaluation.finetune_table",
         "evaluation.kept",
         "evaluation.probes",
@@ -66,11 +71,13 @@ LEVELS = {
         "method.trial",
     },
     3: {
-        "data.decode",
+        "data.dicom",
+        "data.given",
         "data.parallel",
         "data.partial",
         "data.spelling",
         "data.tables",
+        "data.tiff",
         "data.walk",
         "evaluation.geometry",
         "evaluation.scores",
@@ -88,7 +95,7 @@ LEVELS = {
     4: {
         "artifacts.sheets",
         "data.matching",
-        "data.survey",
+        "data.readers",
         "data.tally",
         "data.value_range",
         "method.convolution",
@@ -100,29 +107,33 @@ LEVELS = {
         "training.step",
     },
     5: {
-        "data.doctor",
+        "data.decode",
         "data.labels",
-        "data.packed",
         "method.networks",
     },
     6: {
-        "artifacts.thumbnails",
-        "data.batches",
-        "data.findings",
         "data.sources",
-        "evaluation.copies",
+        "data.survey",
         "evaluation.metadata",
-        "training.fixed_images",
-        "training.introduction",
         "training.probe",
     },
     7: {
-        "artifacts.encoder",
         "choices",
-        "data.images",
+        "data.doctor",
+        "data.packed",
         "evaluation.description",
     },
     8: {
+        "artifacts.encoder",
+        "artifacts.thumbnails",
+        "data.batches",
+        "data.findings",
+        "data.images",
+        "evaluation.copies",
+        "training.fixed_images",
+        "training.introduction",
+    },
+    9: {
         "artifacts.classifier",
         "evaluation.features",
         "evaluation.splits",
@@ -130,7 +141,7 @@ LEVELS = {
         "training.opening",
         "training.start",
     },
-    9: {
+    10: {
         "__init__",
         "artifacts.embedding_map",
         "artifacts.facts",
@@ -140,7 +151,7 @@ LEVELS = {
         "training.settle",
         "training.supervised",
     },
-    10: {
+    11: {
         "artifacts.card",
         "artifacts.compare",
         "artifacts.report_parts",
@@ -150,23 +161,23 @@ LEVELS = {
         "training.demo",
         "training.loop",
     },
-    11: {
+    12: {
         "artifacts.report",
         "check",
         "evaluation.finetune",
         "evaluation.low_shot",
     },
-    12: {
+    13: {
         "artifacts.explorer",
         "evaluation.table",
     },
-    13: {
+    14: {
         "commands",
     },
-    14: {
+    15: {
         "cli",
     },
-    15: {
+    16: {
         "__main__",
     },
 }

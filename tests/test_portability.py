@@ -151,8 +151,8 @@ def pack_with_children(folder: Path, into: Path, num_children: int) -> None:
     started = []
 
     class Noted(parallel._Child):
-        def __init__(self, look: Any) -> None:
-            super().__init__(look)
+        def __init__(self, look: Any, *, stop: bool) -> None:
+            super().__init__(look, stop=stop)
             started.append(self)
 
     parallel._Child = Noted  # type: ignore[misc]

@@ -26,6 +26,7 @@ from byol.data.findings import (
     Problem,
     describe_copies,
     describe_files,
+    describe_filled,
     describe_kinds,
     describe_sizes,
 )
@@ -107,6 +108,8 @@ class Report:
             yield describe_kinds(found)
             yield describe_sizes(found)
             yield describe_copies(found, self.alike)
+            if (filled := describe_filled(found)) is not None:
+                yield filled
         yield from self._left_out()
         if self.leaks is not None:
             alike, total = self.leaks.alike, len(self.leaks.test)

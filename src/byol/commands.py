@@ -263,7 +263,7 @@ def embed_command(options: argparse.Namespace) -> int:
         raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, 1 or more")
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
-    images = gather_and_say(options.images, skip_unreadable=skip_unreadable)
+    images = gather_and_say(options.images, layout=encoder.spec.layout, skip_unreadable=skip_unreadable)
     told = Told(skip_unreadable)
     blocks = list(
         encoder.embed_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
@@ -330,7 +330,9 @@ def predict_command(options: argparse.Namespace) -> int:
     skip_unreadable = _may_skip_unreadable(options, "prediction")
     check_predictions_path(options.output)
     classifier = load_classifier(options.classifier, device=options.device)
-    images = gather_and_say(options.images, skip_unreadable=skip_unreadable)
+    images = gather_and_say(
+        options.images, layout=classifier.encoder.spec.layout, skip_unreadable=skip_unreadable
+    )
     told = Told(skip_unreadable)
     blocks = list(
         classifier.predict_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)

@@ -222,6 +222,10 @@ class DataConfig(Section):
         description="How packed copies get their side. square: every image is squashed to it, crops keep its "
         "aspect; scale: images lie on a canvas of that side, not resized; larger ones are shrunk to fit."
     )
+    layout: Literal["auto", "hwc", "chw"] = Field(
+        description="Axes of arrays (.npy, .npz, in memory). hwc: height, width, channels; chw: channels "
+        "first; auto: by the shape, and a shape that does not tell is refused."
+    )
     packs: Text | None = Field(description="Folder of packed copies; null: 'packs' beside the run folder.")
     memory: Literal["auto", "ram", "map", "device"] = Field(
         description="Where the packed copy is read from: RAM, a memory map, the device; auto: by its size."

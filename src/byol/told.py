@@ -7,6 +7,7 @@ from byol.artifacts.encoder import gather
 from byol.console import complain, remark
 from byol.data.decode import Square
 from byol.data.disk import DiskError
+from byol.data.formats import Layout
 from byol.data.given import Images
 from byol.data.index import Source
 from byol.data.left_out import Few
@@ -64,13 +65,13 @@ class Told:
             remark(line)
 
 
-def gather_and_say(images: str | Path, *, skip_unreadable: bool) -> Images:
-    """New images; what a folder holds besides is said.
+def gather_and_say(images: str | Path, *, layout: Layout, skip_unreadable: bool) -> Images:
+    """New images, arrays in this layout; what a folder holds besides is said.
 
     Raises:
         DataError: as `encoder.gather`.
     """
-    found = gather(images, skip_unreadable=skip_unreadable)
+    found = gather(images, layout=layout, skip_unreadable=skip_unreadable)
     for line in describe_passed_by(left_out_of(found)) if isinstance(found, Source) else ():
         remark(line)
     return found

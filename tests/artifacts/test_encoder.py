@@ -19,7 +19,7 @@ import byol
 from byol.artifacts import encoder as encoder_file
 from byol.artifacts.encoder import Encoder, EncoderSpec, choose_whole_px, load, save_encoder
 from byol.config import Config, load_config
-from byol.data.decode import fit
+from byol.data.fitting import fit
 from byol.data.formats import Geometry
 from byol.data.images import open_images
 from byol.data.packed import pack
@@ -617,3 +617,19 @@ def test_unwritable_folder_leaves_what_was_there(saved: Path, encoder: Encoder) 
     with pytest.raises(ByolError, match="cannot be written"):
         save_encoder(saved.parent / "file", encoder.module, encoder.spec)
     assert load(saved).spec == encoder.spec
+
+
+def test_arrays_have_the_layout_of_the_training(tmp_path: Path) -> None:
+    """In memory and in files; without it, the same shape is refused."""
+    spec = replace(make_spec(channels=9), layout="chw")
+    images = draw_images(2, channels=9, px=(9, 9))
+    first = np.moveaxis(images, -1, 1)
+    (tmp_path / "set").mkdir()
+    for number, image in enumerate(first):
+        np.save(tmp_path / "set" / f"{number}.npy", image)
+    expected = make_encoder(replace(spec, layout="hwc")).embed(images)
+    encoder = make_encoder(spec)
+    for given in (first, list(first), tmp_path / "set", sorted((tmp_path / "set").iterdir())):
+        np.testing.assert_array_equal(encoder.embed(given), expected)
+    with pytest.raises(DataError, match=r"image 0: has the shape \(9, 9, 9\).*data\.layout=chw"):
+        make_encoder(replace(spec, layout="auto")).embed(images)

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 
 from byol.config import load_config
-from byol.data.decode import decode, kind_of, peek, read_square
+from byol.data.decode import decode, kind_of, load, peek, read_square
 from byol.data.packed import pack
 from byol.data.sources import open_source
 from byol.errors import DataError
@@ -92,6 +93,70 @@ def test_values_are_as_they_are_meant(file: bytes, expected: np.ndarray) -> None
     assert image.flags.c_contiguous and peek(file) == kind_of(image)
 
 
+@pytest.mark.parametrize("is_implicit", [True, False])
+def test_a_file_without_preamble_or_meta_information_is_known_by_its_content(is_implicit: bool) -> None:
+    data = pydicom.dcmread(io.BytesIO(write(DEEP, bits=12)))
+    bare = pydicom.Dataset()
+    bare.update({key: value for key, value in data.items() if key.group != 2})
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, bare, implicit_vr=is_implicit, little_endian=True, enforce_file_format=False)
+    assert stream.getvalue()[128:132] != b"DICM"
+    np.testing.assert_array_equal(decode(stream.getvalue()), DEEP[..., None], strict=True)
+
+
+@pytest.mark.parametrize("limit", [None, -1900])
+def test_padding_is_filled_and_does_not_count(limit: int | None) -> None:
+    stored = SIGNED.copy()
+    stored[0] = -2000
+    if limit is not None:
+        stored[1] = -1950
+    tags = {} if limit is None else {"PixelPaddingRangeLimit": limit}
+    file = write(stored, RescaleSlope="1", RescaleIntercept="-1024", PixelPaddingValue=-2000, **tags)
+    assert decode(file).min() == -3024
+    loaded = load(file)
+    rows = 1 if limit is None else 2
+    assert loaded.missing == pytest.approx(rows / 7)
+    assert loaded.pixels.min() == SIGNED[rows:].min() - 1024
+    np.testing.assert_array_equal(loaded.pixels[rows:, :, 0], SIGNED[rows:].astype("f4") - 1024)
+
+
+@pytest.mark.parametrize("kind", ["lossless", "ls", "j2k"])
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_compressed_frames_are_read_without_further_packages(kind: str, is_signed: bool) -> None:
+    values = (SIGNED // 4 if is_signed else DEEP).astype("i2" if is_signed else "u2")
+    bits = 16 if kind == "j2k" and is_signed else 12
+    stored = (values.astype(np.int32) & 4095).astype("u2")
+    if kind == "lossless":
+        frame, syntax = imagecodecs.jpeg_encode(stored, bitspersample=bits, lossless=True), "70"
+    elif kind == "ls":
+        frame, syntax = imagecodecs.jpegls_encode(stored), "80"
+    else:
+        coded = values if is_signed else stored
+        frame, syntax = imagecodecs.jpeg2k_encode(coded, level=0, reversible=True, codecformat="j2k"), "90"
+    data = pydicom.dcmread(io.BytesIO(write(values, bits=bits)))
+    data.file_meta.TransferSyntaxUID = f"1.2.840.10008.1.2.4.{syntax}"
+    data.PixelData = pydicom.encaps.encapsulate([bytes(frame)])
+    data["PixelData"].VR = "OB"
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, data, enforce_file_format=True)
+    expected = values.astype("f4") if is_signed else values
+    np.testing.assert_array_equal(decode(stream.getvalue())[..., 0], expected, strict=True)
+
+
+def test_frames_of_an_enhanced_image_are_rescaled_each_by_its_own() -> None:
+    groups = []
+    for slope in ("1", "2.5"):
+        scale = pydicom.Dataset()
+        scale.RescaleSlope, scale.RescaleIntercept = slope, "-10"
+        group = pydicom.Dataset()
+        group.PixelValueTransformationSequence = [scale]
+        groups.append(group)
+    frames = np.stack([DEEP, DEEP])
+    file = write(frames, frames=2, bits=12, PerFrameFunctionalGroupsSequence=groups)
+    expected = DEEP[..., None].astype("f4") * np.array([1, 2.5], "f4") - 10
+    np.testing.assert_array_equal(decode(file), expected)
+
+
 def test_colours_are_rgb() -> None:
     """A palette of 8 bits, and luma and chroma: white, black and red."""
     colours = RNG.integers(0, 256, (6, 3), dtype=np.uint8)
@@ -113,13 +178,14 @@ def test_colours_are_rgb() -> None:
         (write(None), "is a DICOM file without an image"),
         (write(DEEP)[:-20], "is damaged or cut short"),
         (write(np.stack([RGB, RGB]), "RGB", frames=2), "has 2 frames in colour"),
+        (write(SHALLOW, syntax="1.2.840.10008.1.2.4.57"), "is damaged or cut short"),
         (
-            write(SHALLOW, syntax="1.2.840.10008.1.2.4.57"),
+            write(RGB, "RGB", syntax="1.2.840.10008.1.2.4.57"),
             r"compressed in a way that pydicom cannot read here \(JPEG Lossless",
         ),
         (write(SHALLOW, Rows=60_000, Columns=60_000), "more than the 178,956,970"),
     ],
-    ids=["no image", "cut", "colour frames", "compressed", "bomb"],
+    ids=["no image", "cut", "colour frames", "no JPEG", "compressed", "bomb"],
 )
 def test_what_is_not_read_has_one_reason(file: bytes, reason: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match=reason) as caught:

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from byol.data import duplicates
-from byol.data.decode import decode, fit
+from byol.data.decode import decode
 from byol.data.duplicates import THUMBNAIL_PX, Alike, find_alike, find_leaks, hash_thumbnail, quantise
+from byol.data.fitting import fit
 
 
 def draw(seed: int, *, height: int = 64, width: int = 80) -> np.ndarray:

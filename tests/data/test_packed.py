@@ -23,7 +23,7 @@ from PIL import Image
 from byol.config import load_config
 from byol.data import disk, partial, place, tally
 from byol.data import packed as module
-from byol.data.decode import fit, place_on_canvas
+from byol.data.fitting import fit, place_on_canvas
 from byol.data.formats import Geometry, ImageArray
 from byol.data.images import open_images
 from byol.data.index import Source

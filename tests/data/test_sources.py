@@ -35,6 +35,7 @@ def config(source: str | Path, *, root: Path | str = "datasets", split: str | No
         alpha="auto",
         stored_px=None,
         geometry="square",
+        layout="auto",
         packs=None,
         memory="auto",
         max_bad=0.01,
@@ -296,7 +297,7 @@ def test_array_files_are_mapped_with_their_labels(
     [
         (np.zeros((6, 5, 8, 3), "c8"), r"holds complex64 of shape \(6, 5, 8, 3\)"),
         (np.zeros((0, 5, 8), "u1"), r"shape \(0, 5, 8\)"),
-        (np.zeros((6, 3, 9, 9), "u1"), "move the channels to the end"),
+        (np.zeros((6, 9, 9, 9), "u1"), r"x\.npy: holds 6 images, each has the shape .*data\.layout=hwc"),
         (np.array([None]), "cannot be read as a NumPy array"),
     ],
 )

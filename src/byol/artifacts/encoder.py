@@ -30,8 +30,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from byol.config import Config, load_config
-from byol.data.decode import Square, fit, read_square
-from byol.data.formats import Bits, Geometry, ImageArray, bits_of_dtype
+from byol.data.decode import Square, read_square
+from byol.data.fitting import fit
+from byol.data.formats import Bits, Geometry, ImageArray, Layout, bits_of_dtype
 from byol.data.given import Given, Images, OneImage
 from byol.data.packed import Packed
 from byol.data.reading import Alpha
@@ -73,6 +74,7 @@ class EncoderSpec:
     select: Literal["grey", "rgb"] | tuple[int, ...] | None = None  # as data.channels
     bits: Bits = 8  # of a value of the training images
     geometry: Geometry = "square"  # as data.geometry
+    layout: Layout = "auto"  # as data.layout
     whole_px: int | None = None  # side of what the encoder sees; None: as in training
     alpha: Alpha = "drop"  # as data.alpha; so in files that do not say it
 
@@ -107,6 +109,7 @@ class EncoderSpec:
             select=tuple(select) if isinstance(select, list) else select,
             bits=images.bits,
             geometry=config.data.geometry,
+            layout=config.data.layout,
             whole_px=choose_whole_px(config, channels=images.channels, stem=stem),
             alpha=config.data.alpha,
         )
@@ -145,7 +148,7 @@ class Encoder:
             DataError: names the first image that cannot be read, or has other channels or another depth than
                 the encoder takes.
         """
-        blocks = self.embed_source(gather(images), batch_size=batch_size)
+        blocks = self.embed_source(gather(images, layout=self.spec.layout), batch_size=batch_size)
         return _join([block.features for block in blocks], self.spec.num_features)
 
     __call__ = embed
@@ -278,22 +281,23 @@ class Encoder:
 # ---- Images in whatever form
 
 
-def gather(images: ManyImages, *, skip_unreadable: bool = False) -> Images:
+def gather(images: ManyImages, *, layout: Layout = "auto", skip_unreadable: bool = False) -> Images:
     """Images in any of the forms that `Encoder.embed` takes, as images that are read one by one.
 
-    `skip_unreadable`: folders that the system cannot read are left out, as by data.skip_unreadable.
+    `layout` is that of arrays, as data.layout; a tensor's channels are first. `skip_unreadable`: folders that
+    the system cannot read are left out, as by data.skip_unreadable.
 
     Raises:
         DataError: a path that does not exist or holds no images.
     """
     if isinstance(images, str | Path):
-        overrides = [f"data.skip_unreadable={str(skip_unreadable).lower()}"]
+        overrides = [f"data.layout={layout}", f"data.skip_unreadable={str(skip_unreadable).lower()}"]
         return open_source(load_config(None, overrides, preset="default").data, source=str(images))
     if isinstance(images, Image.Image):
-        return Given([images])
+        return Given([images], layout)
     if isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
-        return Given([images])
-    return Given(list(images))
+        return Given([images], layout)
+    return Given(list(images), layout)
 
 
 def _warn(name: str, what: str) -> None:

@@ -9,11 +9,11 @@ HEAD_BYTES = 512  # that are looked at
 # Suffixes of images. Files of other suffixes are passed by and counted; those without one are looked into.
 IMAGE_SUFFIXES: tuple[str, ...] = (
     ".apng", ".avif", ".avifs", ".bmp", ".dcm", ".dib", ".dic", ".dicom", ".gif", ".ima", ".j2c", ".j2k",
-    ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".npy", ".pbm", ".pfm", ".pgm",
-    ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+    ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl", ".jxr", ".lsm", ".mpo", ".npy",
+    ".npz", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".stk", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 # That another package reads: image suffixes where it is installed.
-_BY_PACKAGE = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif", ".jxl": "pillow_jxl"}
+_BY_PACKAGE = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif"}
 
 _SUFFIXES_OF_KIND: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -21,11 +21,12 @@ _SUFFIXES_OF_KIND: dict[str, tuple[str, ...]] = {
     "GIF": (".gif",),
     "BMP": (".bmp", ".dib"),
     "WebP": (".webp",),
-    "TIFF": (".tif", ".tiff"),
+    "TIFF": (".tif", ".tiff", ".lsm", ".stk"),
     "AVIF": (".avif", ".avifs"),
     "HEIC": (".heic", ".heif", ".hif"),
     "JPEG 2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
     "JPEG XL": (".jxl",),
+    "JPEG XR": (".jxr",),
     "NumPy": (".npy",),
     "DICOM": (".dcm", ".dicom", ".dic", ".ima"),
     "PNM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
@@ -44,6 +45,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\xff\x0a", "JPEG XL"),
+    (b"II\xbc", "JPEG XR"),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
 )
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
@@ -65,20 +67,16 @@ _NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
     (b"Rar!", "is an archive (RAR); unpack it"),
     (b"%PDF", "is a PDF; export its pages as images"),
     (b"%!PS", "is PostScript; export it as an image"),
-    (b"8BPS", "is a Photoshop file; export it as PNG or TIFF"),
     (b"\x1aE\xdf\xa3", "is a video (Matroska, WebM); export its frames as images"),
     (b"\0\0\x01\xba", "is a video (MPEG); export its frames as images"),
     (b"\0\0\x01\xb3", "is a video (MPEG); export its frames as images"),
-    (b"FUJIFILMCCD-RAW", "is a camera's raw file; export it as TIFF or JPEG"),
-    (b"\x89HDF", "is HDF5, not one image; save its images as TIFF or .npy"),
     (b"SQLite format 3", "is a database (SQLite)"),
     (b"\x7fELF", "is a program"),
     (b"MZ", "is a program"),
     (b"ID3", "is sound (MP3)"),
     (b"OggS", "is sound or video (Ogg)"),
 )
-_HEIC = "is a HEIC photo; pip install pillow-heif to read it, or convert it to JPEG"
-_JPEG_XL = "is JPEG XL; pip install pillow-jxl-plugin to read it, or convert it to PNG"
+HEIC = "is a HEIC photo; pip install pillow-heif to read it, or convert it to JPEG"
 
 
 def is_image_suffix(suffix: str) -> bool:
@@ -95,22 +93,16 @@ def suffix_of(name: str) -> str:
 def advise_suffix(suffix: str) -> str | None:
     """What to do about files of a suffix that is not read, where more is known than that it is not."""
     package = _BY_PACKAGE.get(suffix)
-    return (
-        None
-        if package is None
-        else "pip install " + {"pillow_jxl": "pillow-jxl-plugin"}.get(package, "pillow-heif")
-    )
+    return None if package is None else "pip install pillow-heif"
 
 
 @cache
 def open_package(name: str) -> bool:
-    """Let Pillow use a package that reads more formats; False: it is not installed."""
+    """Whether a package that reads more formats is installed."""
     try:
-        module = __import__(name)
+        __import__(name)
     except ImportError:
         return False
-    if name == "pillow_heif":
-        module.register_heif_opener()
     return True
 
 
@@ -158,9 +150,7 @@ def find_refusal(head: bytes) -> str | None:
     """Why a file that begins so is no image, and what to do; None: it may be one."""
     kind = image_kind(head)
     if kind == "HEIC":
-        return None if open_package("pillow_heif") else _HEIC
-    if kind == "JPEG XL":
-        return None if open_package("pillow_jxl") else _JPEG_XL
+        return None if open_package("pillow_heif") else HEIC
     if kind is not None:
         return None
     for magic, reason in _NOT_IMAGES:

@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
 
 from byol.data.content import suffix_of
-from byol.data.decode import decode, fit, select_channels
+from byol.data.decode import load
 from byol.data.duplicates import THUMBNAIL_PX, Alike, find_alike, hash_thumbnail, quantise
-from byol.data.formats import Bits, Channels, ImageArray, bits_of_dtype
+from byol.data.fitting import fit, select_channels
+from byol.data.formats import Bits, Channels, ImageArray, LaidFile, bits_of_dtype, path_of
 from byol.data.index import Source
 from byol.data.jpeg import find_damage_in
 from byol.data.left_out import Few
@@ -44,18 +45,20 @@ class Look:
     digest: int  # of its values, 64 bits
     hash: int  # see `duplicates.hash_thumbnail`
     thumbnail: UInt8[np.ndarray, "side side"]
+    missing: float  # share of values that were not measured, and are filled
     notes: tuple[str, ...] = ()  # of `reading.py`, and damage that decoding does not notice
 
 
-def look_at(item: str | ImageArray, *, channels: Channels, alpha: Alpha = "auto") -> Look:
+def look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Alpha = "auto") -> Look:
     """All that is kept of an image, with the channels and the transparency that the settings choose.
 
     Raises:
         DataError: it cannot be read, or does not have these channels.
     """
     with noting(alpha) as reading:
-        image = select_channels(item if isinstance(item, np.ndarray) else decode(item), channels)
-        if isinstance(item, str) and NO_END not in reading.notes and (damage := find_damage_in(item)):
+        loaded = load(item)
+        image, path = select_channels(loaded.pixels, channels), path_of(item)
+        if path is not None and NO_END not in reading.notes and (damage := find_damage_in(path)):
             note(damage)
     planes = np.ascontiguousarray(image.reshape(-1, image.shape[2]).T)  # side by side: 5 times as fast
     digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=8)
@@ -72,6 +75,7 @@ def look_at(item: str | ImageArray, *, channels: Channels, alpha: Alpha = "auto"
         digest=int.from_bytes(digest.digest()),
         hash=hash_thumbnail(thumbnail),
         thumbnail=quantise(thumbnail),
+        missing=loaded.missing,
         notes=tuple(reading.notes),
     )
 
@@ -100,6 +104,7 @@ class Examined:
     hashes: UInt64[np.ndarray, " n"]
     thumbnails: UInt8[np.ndarray, "n side side"]
     measures: Float32[np.ndarray, "values 3"]  # smallest, largest, std of each channel, image by image
+    missing: Float32[np.ndarray, " n"]  # share of an image's values that were not measured, and are filled
     bad: tuple[tuple[str, str], ...]  # name, reason
     changed: Mapping[str, Few] = field(default_factory=dict)  # notes of `Look`
     alpha: Alpha = "auto"  # as they were looked at
@@ -227,7 +232,7 @@ class _Columns:
 
     def __init__(self) -> None:
         self._rows, self._measures = array("q"), array("f")
-        self._keys, self._thumbnails = array("Q"), bytearray()
+        self._keys, self._thumbnails, self._missing = array("Q"), bytearray(), array("f")
         self.bad: list[tuple[str, str]] = []
         self.changed: dict[str, Few] = {}
 
@@ -235,6 +240,7 @@ class _Columns:
         numbers = index, look.height, look.width, len(look.std), look.bits, look.has_equal_channels
         self._rows.extend(map(int, numbers))
         self._keys.extend((look.digest, look.hash))
+        self._missing.append(look.missing)
         self._thumbnails += look.thumbnail.tobytes()
         self._measures.frombytes(np.stack([look.smallest, look.largest, look.std], axis=1).tobytes())
 
@@ -255,6 +261,7 @@ class _Columns:
             hashes=keys[:, 1],
             thumbnails=thumbnails.reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX),
             measures=np.array(self._measures, np.float32).reshape(-1, 3),
+            missing=np.array(self._missing, np.float32),
             bad=tuple(self.bad),
             changed=self.changed,
             alpha=alpha,

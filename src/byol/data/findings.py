@@ -7,7 +7,7 @@ from byol.data.doctor import Examined
 from byol.data.duplicates import Alike
 from byol.data.partial import BAD_FILES
 from byol.data.summary import group_reasons, round_up
-from byol.data.survey import describe_mixture
+from byol.data.survey import describe_missing, describe_mixture
 
 BLANK_FILES, DUPLICATES, LEAKS = "blank_files.csv", "duplicates.csv", "leaks.csv"
 _MANY_BLANK, _MANY_ALIKE = 0.05, 0.05  # shares, from where something should be done
@@ -82,6 +82,11 @@ def describe_copies(found: Examined, alike: Alike) -> str:
 def _share(number: int, found: Examined) -> str:
     share = number / len(found)
     return f" ({share:.1%})" if share >= 0.001 else ""
+
+
+def describe_filled(found: Examined) -> str | None:
+    """Values that are no measurement; None: there are none."""
+    return describe_missing(float(found.missing.mean()), float((found.missing > 0).mean()))
 
 
 # ---- Problems

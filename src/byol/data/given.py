@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from byol.data.formats import ImageArray, as_image
+from byol.data.arrays import as_given
+from byol.data.formats import ImageArray, LaidFile, Layout
 from byol.errors import DataError
 
 OneImage = str | Path | Image.Image | NDArray[Any] | Tensor
@@ -24,7 +25,7 @@ class Images(Protocol):
 
     def names(self, index: int) -> str: ...
 
-    def item(self, index: int) -> str | Path | ImageArray | Image.Image: ...
+    def item(self, index: int) -> str | Path | LaidFile | ImageArray | Image.Image: ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Given:
     """Images that the caller holds or names one by one."""
 
     items: Sequence[OneImage]
+    layout: Layout = "auto"  # of arrays, as data.layout
 
     def __len__(self) -> int:
         return len(self.items)
@@ -40,7 +42,7 @@ class Given:
         item = self.items[index]
         return str(item) if isinstance(item, str | Path) else f"image {index}"
 
-    def item(self, index: int) -> str | Path | ImageArray | Image.Image:
+    def item(self, index: int) -> str | Path | LaidFile | ImageArray | Image.Image:
         """A path or a Pillow image as it is; the values of an array or a tensor.
 
         Raises:
@@ -48,7 +50,7 @@ class Given:
         """
         match self.items[index]:
             case str() | Path() as path:
-                return path
+                return path if self.layout == "auto" else LaidFile(str(path), self.layout)
             case Image.Image() as image:
                 return image
             case Tensor() as tensor:
@@ -58,8 +60,6 @@ class Given:
                     )
                 tensor = tensor.detach().cpu()
                 tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has none
-                return as_image(tensor.numpy().transpose(1, 2, 0))
+                return as_given(tensor.numpy(), "chw")
             case array:
-                if array.ndim not in (2, 3):
-                    raise DataError(f"has the shape {array.shape}; (height, width, channel) is wanted")
-                return as_image(array)
+                return as_given(array, self.layout)

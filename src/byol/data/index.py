@@ -7,7 +7,7 @@ from typing import Protocol, overload, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 
-from byol.data.formats import ImageArray
+from byol.data.formats import ImageArray, LaidFile
 
 _STRETCH = 65_536  # names whose offsets are numbers of Python's at once
 
@@ -128,7 +128,7 @@ class Source(Protocol):
     def names(self, index: int) -> str:
         """What the image is called; unique, and a path where the image is a file."""
 
-    def item(self, index: int) -> str | ImageArray:
+    def item(self, index: int) -> str | LaidFile | ImageArray:
         """What `decode.read_square` and `decode.peek` take: a path, or the image if it is in an array."""
 
     @property

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from byol.data.content import HEAD_BYTES, image_kind, name_lies
 from byol.data.disk import is_of_the_disk, try_again
-from byol.data.formats import MAX_PIXELS, File, Stream
+from byol.data.formats import MAX_PIXELS, File, LaidFile, Stream
 from byol.data.reading import note
 from byol.errors import DataError
 
@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 def read_file(file: File, read: Callable[[Stream], T]) -> T:
     """What `read` makes of a file, of which one on a disk is tried again if the disk fails."""
+    file = file.path if isinstance(file, LaidFile) else file
     if isinstance(file, str | Path):
         return try_again(lambda: _read_path(file, read))
     with reasons():
@@ -101,7 +102,7 @@ def reasons() -> Iterator[None]:
 
 
 class _Quiet:
-    """No warnings from Pillow, tifffile and pydicom while any thread is inside.
+    """No warnings from Pillow, tifffile, pydicom and imagecodecs while any thread is inside.
 
     `warnings.catch_warnings` alone restores the wrong filters when threads overlap, so the first thread in
     sets the filter and the last one out takes it away.
@@ -115,7 +116,7 @@ class _Quiet:
             if self._inside == 0:
                 self._catch = warnings.catch_warnings()
                 self._catch.__enter__()
-                warnings.filterwarnings("ignore", module=r"(PIL|tifffile|pydicom)\.")
+                warnings.filterwarnings("ignore", module=r"(PIL|tifffile|pydicom|imagecodecs)\.")
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:

@@ -25,7 +25,7 @@ from jaxtyping import Int32, Int64, Real
 
 from byol.data.decode import DECODER, Square, peek, read_square
 from byol.data.disk import DiskError, is_of_the_disk, is_of_the_system, is_worth_a_try, try_again
-from byol.data.formats import Bits, Channels, Geometry, bits_of_dtype
+from byol.data.formats import Bits, Channels, Geometry, bits_of_dtype, path_of
 from byol.data.index import Names, Source, skips_unreadable
 from byol.data.left_out import Few
 from byol.data.mapped import load_array
@@ -257,7 +257,7 @@ def _count_back(packed: Packed, source: Source) -> int:
             found += 1
         except DiskError as error:
             if not skips_unreadable(source):
-                raise error.locate(item if isinstance(item, str) else source.names(index)) from None
+                raise error.locate(path_of(item) or source.names(index)) from None
         except DataError as error:
             found += not is_worth_a_try(str(error))  # it is there, and what is wrong with it is another thing
     return found

@@ -19,14 +19,14 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from byol.data.disk import DiskError
-from byol.data.formats import ImageArray
+from byol.data.formats import ImageArray, LaidFile, path_of
 from byol.data.index import Source, skips_unreadable
 from byol.data.opened import quiet
 from byol.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
-Look = Callable[[str | ImageArray], R]
+Look = Callable[[str | LaidFile | ImageArray], R]
 
 _PROCESS_FILE_BYTES = 4096  # processes read files that are smaller than this for each of them
 _PROCESS_MIN_IMAGES = 4000  # fewer are read in less time than it takes to start a process
@@ -69,7 +69,7 @@ def _result(
     found = future.result()
     if not skips_unreadable(source) and isinstance(found[-1], DiskError):  # the rest was not asked for
         name, item = source.names(part[len(found) - 1]), source.item(part[len(found) - 1])
-        raise found[-1].locate(item if isinstance(item, str) else name)
+        raise found[-1].locate(path_of(item) or name)
     yield from zip(part, found, strict=True)
 
 
@@ -143,7 +143,7 @@ class _Child:
             stop,
         )  # sent with the first question: by then the child has started
 
-    def ask(self, paths: Sequence[str | ImageArray]) -> list[Any]:
+    def ask(self, paths: Sequence[str | LaidFile | ImageArray]) -> list[Any]:
         try:
             if self._first is not None:
                 pickle.dump(self._first, self._input)

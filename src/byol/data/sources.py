@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from byol.config import DataConfig
+from byol.data.arrays import as_given, find_layout
 from byol.data.content import HEAD_BYTES, IMAGE_SUFFIXES, image_kind, is_image_suffix
 from byol.data.disk import DiskError, describe, try_again
-from byol.data.formats import ImageArray, as_image
+from byol.data.formats import ImageArray, LaidFile, Layout
 from byol.data.index import Names, Source
 from byol.data.labels import LabelFile, encode_labels, read_list
 from byol.data.left_out import LeftOut
@@ -57,7 +58,7 @@ def open_source(
             f"{source}: has no split {split}; name the folder or list of that part as the source instead"
         )
     else:
-        opened = _open_path(source, skip_unreadable=data.skip_unreadable)
+        opened = _open_path(source, data.layout, skip_unreadable=data.skip_unreadable)
     if labels is not None:
         names = (opened.names(index) for index in range(len(opened)))
         folder = opened.folder if isinstance(opened, FileSource) else None
@@ -90,6 +91,7 @@ class FileSource:
     stamps: Int64[np.ndarray, "n 2"]  # size in bytes (-1: missing), time of the last change in ns
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
+    layout: Layout = "auto"  # of arrays, as data.layout
     left_out: LeftOut = field(default_factory=LeftOut)
     skip_unreadable: bool = False  # as data.skip_unreadable
     notes: tuple[str, ...] = ()  # how a list was understood, one line each
@@ -100,8 +102,9 @@ class FileSource:
     def names(self, index: int) -> str:
         return self.files[index]
 
-    def item(self, index: int) -> str:
-        return os.path.join(self.folder, self.files[index])
+    def item(self, index: int) -> str | LaidFile:
+        path = os.path.join(self.folder, self.files[index])
+        return path if self.layout == "auto" else LaidFile(path, self.layout)
 
     @property
     def file_bytes(self) -> float:
@@ -111,6 +114,7 @@ class FileSource:
         digest = hashlib.blake2b(self.files.blob.data, digest_size=16)
         digest.update(self.files.offsets.data)
         digest.update(self.stamps.data)
+        digest.update(b"" if self.layout == "auto" else self.layout.encode())
         return digest.hexdigest()
 
 
@@ -123,6 +127,7 @@ class ArraySource:
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
     files: tuple[Path, ...] = ()  # where the arrays are maps: the files behind them
+    stored_layout: Layout = "hwc"  # in these files
     left_out: LeftOut = field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
 
@@ -135,7 +140,7 @@ class ArraySource:
 
     def item(self, index: int) -> ImageArray:
         part, row = self._find(index)
-        return as_image(part.images[row].reshape(*part.images.shape[1:3], -1))
+        return as_given(part.images[row].reshape(*part.images.shape[1:3], -1), "hwc")
 
     @property
     def file_bytes(self) -> float:
@@ -147,6 +152,7 @@ class ArraySource:
             digest.update(
                 b"".join(os.fsencode(path.name) + np.array(stamp(path)).tobytes() for path in self.files)
             )
+            digest.update(b"" if self.stored_layout == "hwc" else self.stored_layout.encode())
         else:
             for part in self.parts:
                 digest.update(np.ascontiguousarray(part.images).data)
@@ -168,23 +174,25 @@ def left_out_of(source: Source) -> LeftOut:
     return source.left_out if isinstance(source, FileSource | ArraySource) else LeftOut()
 
 
-def _open_path(source: str, *, skip_unreadable: bool) -> FileSource | ArraySource:
+def _open_path(source: str, layout: Layout, *, skip_unreadable: bool) -> FileSource | ArraySource:
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_dir():
-        return _open_folder(path, skip_unreadable=skip_unreadable)
+        return _open_folder(path, layout, skip_unreadable=skip_unreadable)
     if not path.exists():
         raise DataError(
             f"{source}: no such file or folder; a source is a folder, a .txt or .csv list, an .npy array, "
             f"or one of {', '.join(_SPLITS)}"
         )
     if suffix in (".txt", ".csv"):
-        return _open_list(path, skip_unreadable=skip_unreadable)
-    if suffix == ".npy" and (opened := _open_array(path)) is not None:
+        return _open_list(path, layout, skip_unreadable=skip_unreadable)
+    if suffix == ".npy" and (opened := _open_array(path, layout)) is not None:
         return opened
     if is_image_suffix(suffix) or _is_image(path):
         stamps = np.array([stamp(path)])
-        return FileSource(f"image {path}", path.parent, Names.of([path.name]), stamps, np.array([-1]), ())
+        return FileSource(
+            f"image {path}", path.parent, Names.of([path.name]), stamps, np.array([-1]), (), layout
+        )
     raise DataError(f"{source}: neither a folder, a list (.txt, .csv), an array (.npy) nor an image")
 
 
@@ -199,7 +207,7 @@ def _is_image(path: Path) -> bool:
         raise DataError(f"{path}: cannot be read ({describe(error)})") from None
 
 
-def _open_folder(path: Path, *, skip_unreadable: bool = False) -> FileSource:
+def _open_folder(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False) -> FileSource:
     scan = Walk(skip_unreadable=skip_unreadable)
     files = Names.of(scan.names(os.fsencode(path)))
     if len(files) == 0:
@@ -217,11 +225,11 @@ def _open_folder(path: Path, *, skip_unreadable: bool = False) -> FileSource:
         numbers = ranks[numbers]
     stamps = pairs(scan.stamps)
     return FileSource(
-        f"folder {path}/", path, files, stamps, numbers, class_names, scan.left_out, skip_unreadable
+        f"folder {path}/", path, files, stamps, numbers, class_names, layout, scan.left_out, skip_unreadable
     )
 
 
-def _open_list(path: Path, *, skip_unreadable: bool) -> FileSource:
+def _open_list(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False) -> FileSource:
     """Paths in a list that are not absolute are relative to the list's own folder.
 
     What is not there is looked for in this folder, by the rules for labels.
@@ -239,6 +247,7 @@ def _open_list(path: Path, *, skip_unreadable: bool) -> FileSource:
         stamps,
         numbers,
         class_names,
+        layout,
         skip_unreadable=skip_unreadable,
         notes=tuple(notes),
     )
@@ -265,8 +274,11 @@ def _find_missing(path: Path, files: Names, missing: Int64[np.ndarray, " m"]) ->
     return mended, list(describe_rules(path, match.rules, match.examples))
 
 
-def _open_array(path: Path) -> ArraySource | None:
-    """(N, H, W) or (N, H, W, C), with the labels of NAME_labels.npy if it lies beside; None if one image."""
+def _open_array(path: Path, layout: Layout) -> ArraySource | None:
+    """(N, H, W) or (N, H, W, C) or (N, C, H, W), with the labels of NAME_labels.npy if it lies beside.
+
+    None: it is one image.
+    """
     left_out = LeftOut()
     images = _load_map(path, left_out)
     if images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4 < images.shape[0]):
@@ -276,10 +288,13 @@ def _open_array(path: Path) -> ArraySource | None:
             f"{path}: holds {images.dtype} of shape {images.shape}; "
             "numbers of shape (N, height, width) or (N, height, width, channels) are read"
         )
-    if images.ndim == 4 and images.shape[1] <= 4 < images.shape[3]:
-        raise DataError(
-            f"{path}: has the shape {images.shape}; move the channels to the end (np.moveaxis(x, 1, -1))"
-        )
+    found: Layout = "hwc"
+    if images.ndim == 4:
+        try:
+            found = find_layout(images.shape[1:], layout)
+        except DataError as error:
+            raise DataError(f"{path}: holds {len(images)} images, each {error}") from None
+        images = np.moveaxis(images, 1, -1) if found == "chw" else images
     labels, class_names = np.full(len(images), -1), tuple[str, ...]()
     labels_path = path.with_name(f"{path.stem}_labels.npy")
     if labels_path.exists():
@@ -290,7 +305,7 @@ def _open_array(path: Path) -> ArraySource | None:
             )
         labels = given.astype(np.int64)
         class_names = tuple(str(number) for number in range(labels.max() + 1))
-    return ArraySource(f"array {path}", (Part("", images),), labels, class_names, (path,), left_out)
+    return ArraySource(f"array {path}", (Part("", images),), labels, class_names, (path,), found, left_out)
 
 
 def _load_map(path: Path, left_out: LeftOut) -> np.ndarray:

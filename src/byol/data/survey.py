@@ -8,8 +8,9 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float32, Integer
 
-from byol.data.decode import decode, fit, peek, select_channels
-from byol.data.formats import Bits, Channels, ImageArray, Kind, bits_of_dtype
+from byol.data.decode import load, peek
+from byol.data.fitting import fit, select_channels
+from byol.data.formats import Bits, Channels, ImageArray, Kind, LaidFile, bits_of_dtype
 from byol.data.index import Source
 from byol.data.parallel import read_ahead
 from byol.data.reading import Alpha, noting
@@ -38,6 +39,8 @@ class Survey:
     high: tuple[float, ...]
     blank: float  # share of images that show nothing
     upright: float  # 0.5..1, see `upright.py`
+    missing: float = 0.0  # share of values that were not measured, and are filled
+    with_missing: float = 0.0  # share of images that have such values
 
 
 def survey(
@@ -79,6 +82,7 @@ class _Look:
     smallest: Float32[np.ndarray, " channel"]
     largest: Float32[np.ndarray, " channel"]
     std: Float32[np.ndarray, " channel"]
+    missing: float
     values: Float32[np.ndarray, "channel value"]
     thumbnail: Float32[np.ndarray, "side side channel"]
 
@@ -87,9 +91,10 @@ class _Look:
         return len(self.std), self.bits
 
 
-def _look_at(item: str | ImageArray, *, channels: Channels, alpha: Alpha) -> _Look:
+def _look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Alpha) -> _Look:
     with noting(alpha):
-        image = select_channels(item if isinstance(item, np.ndarray) else decode(item), channels)
+        loaded = load(item)
+    image = select_channels(loaded.pixels, channels)
     planes = np.moveaxis(image, 2, 0).reshape(image.shape[2], -1)
     return _Look(
         height=image.shape[0],
@@ -99,6 +104,7 @@ def _look_at(item: str | ImageArray, *, channels: Channels, alpha: Alpha) -> _Lo
         smallest=planes.min(axis=1).astype(np.float32),
         largest=planes.max(axis=1).astype(np.float32),
         std=planes.std(axis=1, dtype=np.float32),
+        missing=loaded.missing,
         values=planes[:, np.linspace(0, planes.shape[1] - 1, _VALUES).astype(np.int64)].astype(np.float32),
         thumbnail=fit(image, THUMBNAIL_PX).astype(np.float32),
     )
@@ -128,12 +134,24 @@ def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
         high=tuple(high.tolist()),
         blank=float(np.mean([(look.std / span < BLANK_STD).all() for look in looks])),
         upright=measure_upright(thumbnails.mean(axis=3)),
+        missing=float(np.mean([look.missing for look in looks])),
+        with_missing=float(np.mean([look.missing > 0 for look in looks])),
     )
 
 
 def count_used_bits(bits: int, largest: float) -> int:
     """Of a stored value, up to the largest there is: 12 of 12-bit data in 16-bit files."""
     return max(8, int(largest).bit_length()) if bits == 16 else bits
+
+
+def describe_missing(missing: float, with_missing: float) -> str | None:
+    """What is filled, in words, by the share of the values and of the images; None: nothing."""
+    if with_missing == 0.0:
+        return None
+    return (
+        f"{100 * missing:.2g}% of all values, in {with_missing:.0%} of the images, are no measurement (NaN, "
+        "fill values, padding or masked); each is filled with the median of its channel in its image"
+    )
 
 
 def summarise_sides(longest: Integer[np.ndarray, " n"]) -> tuple[int, int, int, int]:
@@ -188,4 +206,6 @@ def describe_mixture(source: Source, *, all_channels: bool, num_workers: int, al
     else:
         advice = "choose some with data.channels=[0], or write the files of one kind in a list (.txt)"
     name = source.names(first[rarest])
+    if len(numbers) > 1 and name.lower().endswith((".npy", ".npz")):
+        advice = f"say where the arrays' channels are with data.layout=hwc or data.layout=chw; or {advice}"
     return f"the images differ: {', '.join(kinds)}, of these the first is {name!r}; {advice}"

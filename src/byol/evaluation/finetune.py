@@ -179,6 +179,7 @@ def _as_trained(spec: EncoderSpec) -> list[str]:
         f"data.channels={json.dumps(channels)}",
         f"data.geometry={spec.geometry}",
         f"data.alpha={spec.alpha}",
+        f"data.layout={spec.layout}",
     ]
 
 

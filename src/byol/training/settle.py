@@ -10,10 +10,11 @@ import torch
 from byol.choices import Choice, Chosen, Machine, choose, count_usable
 from byol.config import Config, Draft, load_config
 from byol.data.content import HEAD_BYTES, image_kind
+from byol.data.formats import path_of
 from byol.data.index import Source
 from byol.data.packed import find_limit_px
 from byol.data.sources import open_source
-from byol.data.survey import Survey, survey
+from byol.data.survey import Survey, describe_missing, survey
 from byol.devices import choose_device, choose_dtype, kind_of
 from byol.method.networks import check_name
 from byol.plan import Plan
@@ -47,6 +48,7 @@ def settle(
         chosen = _choose(draft, look, world_size=ranks.world_size)
         for choice in chosen.choices:
             say(str(choice))
+        _say_missing(look, say)
         checkpoint.claim_run_folder(run_dir, chosen.config)
         step_s = None if chosen.probe is None else chosen.probe.step_s
     ranks.wait()
@@ -72,10 +74,16 @@ def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
     found = forecast(draft, look)
     for choice in found.choices:
         say(str(choice))
+    _say_missing(look, say)
     origin = start.rehearse(found.config, channels=count_channels(found.config, look)) if begins else []
     for line in (*origin, *found.plan.explain(), found.describe_time()):
         say(line)
     say("nothing was written; the same command without -n trains")
+
+
+def _say_missing(look: Survey, say: Callable[[str], None]) -> None:
+    if (line := describe_missing(look.missing, look.with_missing)) is not None:
+        say(line)
 
 
 @dataclass(frozen=True)
@@ -148,11 +156,10 @@ def _choose(draft: Draft, look: Survey, *, world_size: int) -> Chosen:
 
 def _is_dicom(source: Source) -> bool:
     """Whether the first file is one, by its content."""
-    item = source.item(0)
-    if not isinstance(item, str):
+    if (path := path_of(source.item(0))) is None:
         return False
     try:
-        with open(item, "rb") as file:
+        with open(path, "rb") as file:
             return image_kind(file.read(HEAD_BYTES)) == "DICOM"
     except OSError:
         return False
