@@ -4,8 +4,8 @@
     python benchmarks/convolutions.py --out benchmarks/results/convolutions
     python benchmarks/convolutions.py --ours --quick --out runs/ours       # the package's layers instead
 
-Each kind of CPU that this machine can play (ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY, which the
-package's kernels follow) computes the same cases, drawn from `--seed`, in processes of its own under glibc's malloc
+Each kind of CPU that this machine can play (ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY, which the package's
+kernels follow) computes the same cases, drawn from `--seed`, in processes of its own under glibc's malloc
 checks. A crash or a hang ends one process alone, whose cases then run singly, each in its own process. A case
 counts as wrong where it is further from float64 than 1e-4 of the largest value (bfloat16: 2e-2).
 """
