@@ -88,6 +88,15 @@ def test_a_kind_that_the_cpu_lacks_is_refused(tmp_path: Path) -> None:
     assert run.returncode != 0 and "--isa amx" in run.stderr and "Traceback" not in run.stderr
 
 
+@pytest.mark.skipif(not isa.list_available(), reason="only an x86 CPU can stand for several kinds")
+def test_steps_as_another_kind_of_cpu(tmp_path: Path) -> None:
+    kind = isa.list_available()[0]
+    result = run("steps", tmp_path, "--isa", kind)
+    assert result["machine"]["isa"] == {"scalar": "baseline"}.get(kind, kind)
+    assert f"--isa {kind}" in result["command"]
+    assert {len(ways[way]) for ways in result["seconds"].values() for way in ("fast", "library")} == {2}
+
+
 def test_breakdown(tmp_path: Path) -> None:
     result = run("breakdown", tmp_path, "--setting", "b")
     assert all(value > 0 for value in result["parts_ms"].values()) and result["step_ms"] > 0

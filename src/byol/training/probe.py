@@ -124,7 +124,7 @@ def _world_size() -> int:
 
 
 def _try(config: Config, *, channels: int, stored_px: int, bits: int) -> Probe | None:
-    images = _Images(channels, stored_px, bits)
+    images = RandomImages(channels, stored_px, bits)
     device = choose_device(config.trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     if device.type != "cpu":
         return _try_on_gpu(config, images, device=device)
@@ -141,7 +141,7 @@ def _try(config: Config, *, channels: int, stored_px: int, bits: int) -> Probe |
     return Probe(config.batch_size, config.accumulation_steps, **answer, limit_bytes=int(_SHARE * limit))
 
 
-def _try_on_gpu(config: Config, images: "_Images", *, device: torch.device) -> Probe | None:
+def _try_on_gpu(config: Config, images: "RandomImages", *, device: torch.device) -> Probe | None:
     peak_memory = PeakMemory(device)
     free = free_bytes(device)
     step_s = None
@@ -203,7 +203,7 @@ def _name_signal(returncode: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Images:
+class RandomImages:
     """Random stored images, of the kind that a pack holds."""
 
     channels: int
@@ -223,7 +223,7 @@ class _Images:
         return Pixels(*((value,) * self.channels for value in (0.0, largest, 0.5, 0.25)))
 
 
-def _measure(config: Config, images: _Images, *, device: torch.device) -> float:
+def _measure(config: Config, images: RandomImages, *, device: torch.device) -> float:
     """Seconds of a step, median; the first is left out."""
     trainer = config.trainer
     # A rank's part of the batch, without the exchange.
@@ -231,7 +231,7 @@ def _measure(config: Config, images: _Images, *, device: torch.device) -> float:
     num_parts = min(_MEASURED_PARTS, config.accumulation_steps)
     part = config.batch_size // (config.accumulation_steps * ranks.world_size)
     with exact_fp32(device):
-        step = _make_step(config, images, ranks=ranks, num_images=part * num_parts, num_parts=num_parts)
+        step = make_step(config, images, ranks=ranks, num_images=part * num_parts, num_parts=num_parts)
         step()
         times: list[tuple[float, float]] = []
         start = time.perf_counter()
@@ -241,8 +241,8 @@ def _measure(config: Config, images: _Images, *, device: torch.device) -> float:
     return float(gradients_s * config.accumulation_steps / num_parts + update_s)
 
 
-def _make_step(
-    config: Config, images: _Images, *, ranks: Ranks, num_images: int, num_parts: int
+def make_step(
+    config: Config, images: RandomImages, *, ranks: Ranks, num_images: int, num_parts: int
 ) -> Callable[[], tuple[float, float]]:
     """A function that makes a step and says how long gradients and update took, seconds."""
     # Rates change neither time nor memory; with a time budget any number of steps will do.
@@ -280,7 +280,7 @@ def _main() -> None:
     answer: dict[str, Any]
     try:
         config = Config.model_validate_json(job["config"])
-        step_s = _measure(config, _Images(**job["images"]), device=torch.device("cpu"))
+        step_s = _measure(config, RandomImages(**job["images"]), device=torch.device("cpu"))
         answer = {"step_s": step_s, "peak_bytes": peak_bytes()}
     except (ConfigError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
