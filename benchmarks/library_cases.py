@@ -101,7 +101,7 @@ class Convolution:
     ) -> dict[str, Tensor]:
         """Trained as the package does: weights in float32, bfloat16 by autocast."""
         from byol.method.convolution import accelerate
-        from byol.method.library_faults import avoid_faults
+        from byol.method.onednn_faults import avoid_faults
 
         layer = nn.Conv2d(
             self.channels,

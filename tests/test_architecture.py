@@ -28,7 +28,7 @@ LEVELS = {
         "method.eager",
         "method.inert_pickle",
         "method.layouts",
-        "method.library_faults",
+        "method.onednn_faults",
         "method.pixelwise",
         "training.health",
         "training.memory",

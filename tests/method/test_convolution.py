@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from byol.method import convolution
 from byol.method.convolution import accelerate
-from byol.method.library_faults import avoid_faults
+from byol.method.onednn_faults import avoid_faults
 
 WAYS = [convolution._Ways(*flags) for flags in itertools.product((False, True), repeat=3)]
 SHAPES = [  # kernel, stride, padding

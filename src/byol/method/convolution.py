@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from byol.method.cpu import instruction_set
 from byol.method.eager import runs_eagerly
-from byol.method.library_faults import avoid_faults
+from byol.method.onednn_faults import avoid_faults
 from byol.method.winograd import choose_tile, convolve, multiplies_by_amx
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -33,7 +33,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def accelerate(module: ModuleT) -> ModuleT:
     """Let every plain `nn.Conv2d` in `module` (itself included) take the faster way on CPU; returns `module`.
 
-    Layers that the library may compute wrongly are routed round its fault first (`library_faults`).
+    Layers that the library may compute wrongly are routed round its fault first (`onednn_faults`).
     Parameters, buffers and state-dict keys stay as they are, and a second call changes nothing. Left alone:
     subclasses of `nn.Conv2d`, and layers with groups, dilation, or padding other than a number of zeros. On
     other devices, and under `torch.compile` and `torch.export`, the layers are the library's.

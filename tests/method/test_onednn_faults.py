@@ -10,8 +10,8 @@ import torch
 from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d
 from torch import Tensor, nn
 
-from byol.method.library_faults import avoid_faults, can_meet_fault
 from byol.method.networks import build_encoder
+from byol.method.onednn_faults import avoid_faults, can_meet_fault
 
 KINDS = [nn.Conv2d, Conv2dSame, StdConv2d, ScaledStdConv2d, ScaledStdConv2dSame]
 
@@ -82,7 +82,7 @@ import copy, sys
 import torch
 from torch import nn
 from byol.method.convolution import accelerate
-from byol.method.library_faults import avoid_faults
+from byol.method.onednn_faults import avoid_faults
 
 class Encoder(nn.Module):
     def __init__(self):
