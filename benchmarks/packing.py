@@ -40,6 +40,7 @@ from PIL import Image
 
 from byol.config import load_config
 from byol.data import decode
+from byol.data.opened import quiet
 from byol.data.packed import open_pack, pack
 from byol.data.sources import open_source
 from byol.training.distributed import keep_freed_memory
@@ -219,7 +220,7 @@ def _spare(times: int | None) -> Iterator[None]:
 def _loop(case: Case, folder: Path, spare: int | None = None) -> dict[str, float]:
     paths = sorted(folder.iterdir())
     start = time.perf_counter()
-    with decode.quiet, _spare(spare):
+    with quiet, _spare(spare):
         for path in paths:
             decode.read_square(path, px=case.stored_px, channels=None)
     return {"images_per_s": len(paths) / (time.perf_counter() - start)}

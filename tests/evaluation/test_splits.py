@@ -324,7 +324,7 @@ def test_official_splits_count_copies(tmp_path: Path, monkeypatch: pytest.Monkey
     def leak(split: str) -> object:
         images, labels = load(split)  # type: ignore[arg-type]
         if split == "test":
-            images = images.copy()
+            images, labels = images.copy(), labels.copy()
             images[0], labels[0] = (part[0] for part in load("train"))
         return images, labels
 

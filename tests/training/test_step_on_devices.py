@@ -58,11 +58,11 @@ class Stored(Packed):
     """A pack of which only the images are there."""
 
     def __init__(self, rows: np.ndarray) -> None:
-        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "file", rows)
 
     @property
     def images(self) -> np.ndarray:
-        return self.rows  # type: ignore[attr-defined, no-any-return]
+        return self.file  # type: ignore[return-value]
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         return np.asarray(self.images[rows])
