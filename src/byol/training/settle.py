@@ -64,13 +64,13 @@ def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
     check_name(draft.config.network.name)
     check_loggers(draft.config.trainer.loggers)
     checkpoint.check_run_folder(run_dir)
-    if draft.config.network.fine_tune_from is not None and not checkpoint.has_begun(run_dir):
+    begins = not checkpoint.has_begun(run_dir)
+    if draft.config.network.fine_tune_from is not None and begins:
         start.check_source(draft.config.network.fine_tune_from)
     look = look_at_some(draft)
-    if draft.open and checkpoint.has_begun(run_dir):
+    if draft.open and not begins:
         say(f"{run_dir} holds a run, which is continued: what is open is taken from it")
         draft = _ask_run(draft, run_dir)
-    begins = not checkpoint.has_begun(run_dir)
     found = forecast(draft, look)
     for choice in found.choices:
         say(str(choice))
