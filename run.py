@@ -6,7 +6,7 @@ python run.py my.yaml trainer.max_epochs=80     # another file, one value change
 
 import sys
 
-from byol.cli import main
+from byol.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["run", *sys.argv[1:]]))

@@ -19,12 +19,12 @@ from unittest.mock import patch
 import torch
 from command import new_parser, save_result
 from measure import describe_command, describe_machine, limit_cores, machine_lines, paired_ratios, spread
-from pictures import make_folders
 from settings import SETTINGS
 from systems import Job, ours
 from systems.ours import System
 
-from byol.method import convolution, normalisation
+from byol.kernels import convolution, normalisation
+from pictures import make_folders
 
 Switch = Callable[[System], Any]  # a context in which one optimisation is off
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from command import new_parser, save_result
 from measure import describe_command, describe_machine, limit_cores, machine_lines
-from pictures import make_folders
 from settings import SETTINGS
 from systems import Job
 from systems.ours import System, configure
@@ -28,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from byol.config import Config
 from byol.method.networks import Byol
+from pictures import make_folders
 
 # In the order of a step; "loss" is what the networks' forward takes beside the two: predictor and loss.
 PARTS = (

@@ -146,7 +146,7 @@ def _serve(job: dict[str, Any]) -> int:
         *draw_operations(job["operations"], seed=job["seed"]),
     ]
     if job["ours"]:
-        from byol.method.kernels import load_kernels
+        from byol.kernels.build import load_kernels
 
         load_kernels()
     while cases:

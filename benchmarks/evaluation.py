@@ -31,13 +31,13 @@ from measure import (
     show_range,
     spread,
 )
-from pictures import make_folders
 from settings import SETTINGS, Setting
 from systems import Job
 from systems.ours import System
 
-from byol.artifacts.encoder import Encoder, EncoderSpec
-from byol.evaluation import probes
+from byol.encoder.encoder import Encoder, EncoderSpec
+from byol.metrics import probes
+from pictures import make_folders
 
 _NUM_FEATURED = 50_000  # images that the time for features is given for
 

@@ -17,9 +17,10 @@ import torch
 from command import new_parser, save_result
 from measure import describe_command, describe_machine, limit_cores, machine_lines
 
-from byol.artifacts.encoder import Encoder
 from byol.config import write_override
-from byol.evaluation import features, geometry, rows, table, unlabelled
+from byol.encoder.encoder import Encoder
+from byol.evaluation import features, rows, table, unlabelled
+from byol.metrics import geometry
 
 # Part -> where the functions are that are it.
 PARTS: dict[str, list[tuple[Any, str]]] = {

@@ -38,8 +38,8 @@ from formats_still import (
 from formats_tiff import tiff_codecs, tiff_colours, tiff_descriptions, tiff_structure, tiff_types
 from rasterio.io import MemoryFile
 
-from byol.data.decode import decode, decode_all
-from byol.errors import DataError
+from byol.base.errors import DataError
+from byol.data.decoding.decode import decode, decode_all
 
 MAKERS = (
     tiff_types,

@@ -7,7 +7,7 @@ on others those of "scalar" are faster than such a CPU's.
 
 import os
 
-from byol.method.cpu import instruction_set
+from byol.kernels.cpu import instruction_set
 
 RESTRICTIONS = {
     "scalar": {

@@ -19,9 +19,7 @@ import torch
 from command import new_parser, save_result
 from measure import describe_command, describe_machine, limit_cores, machine_lines, read_own_peak_bytes
 
-from byol.evaluation import geometry
 from byol.evaluation.metadata import judge_column
-from byol.evaluation.neighbours import Distinct, find_neighbours, find_outliers, find_prototypes
 from byol.evaluation.unlabelled import (
     MOST_IMAGES,
     NUM_MEASURED,
@@ -29,6 +27,8 @@ from byol.evaluation.unlabelled import (
     NUM_OUTLIERS,
     NUM_PROTOTYPES,
 )
+from byol.metrics import geometry
+from byol.metrics.neighbours import Distinct, find_neighbours, find_outliers, find_prototypes
 from evaluation import Sizes, forget_peak, make_features
 
 _NUM_VALUES = 40  # of the column, plates say

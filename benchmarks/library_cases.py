@@ -100,8 +100,8 @@ class Convolution:
         self, gradient: Tensor, images: Tensor, weight: Tensor, bias: Tensor | None
     ) -> dict[str, Tensor]:
         """Trained as the package does: weights in float32, bfloat16 by autocast."""
-        from byol.method.convolution import accelerate
-        from byol.method.onednn_faults import avoid_faults
+        from byol.kernels.convolution import accelerate
+        from byol.kernels.onednn_faults import avoid_faults
 
         layer = nn.Conv2d(
             self.channels,

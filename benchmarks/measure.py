@@ -140,7 +140,7 @@ def describe_machine(*, threads: int) -> dict[str, Any]:
     """Hardware and versions, for the head of a result."""
     import torch
 
-    from byol.method.cpu import instruction_set
+    from byol.kernels.cpu import instruction_set
 
     found: dict[str, Any] = {
         "cpu": _cpu_name(),

@@ -35,15 +35,15 @@ from measure import (
     read_own_peak_bytes,
     spread,
 )
-from pictures import draw_picture
 from PIL import Image
 
 from byol.config import load_config
-from byol.data import decode
-from byol.data.opened import quiet
-from byol.data.packed import open_pack, pack
-from byol.data.sources import open_source
-from byol.training.distributed import keep_freed_memory
+from byol.data.decoding import decode
+from byol.data.decoding.opened import quiet
+from byol.data.pack.packed import open_pack, pack
+from byol.data.sources.opening import open_source
+from byol.device.ranks import keep_freed_memory
+from pictures import draw_picture
 
 _WHOLE = 2**16  # no JPEG is so much larger than the stored size that it would be decoded at a fraction
 

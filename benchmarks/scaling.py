@@ -34,10 +34,11 @@ from measure import (
     show_range,
     spread,
 )
-from pictures import make_folders
 from process import SystemFailedError, SystemProcess
 from settings import SETTINGS, Setting
 from systems import Job
+
+from pictures import make_folders
 
 _POINTS = {
     "rows": (1_000, 10_000, 100_000, 1_000_000),

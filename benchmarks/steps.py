@@ -30,12 +30,12 @@ from measure import (
 )
 
 from byol.config import Config, load_config
-from byol.devices import choose_dtype
-from byol.method.convolution import accelerate
-from byol.method.kernels import explain_kernels
-from byol.method.winograd import constant_weights
-from byol.training.distributed import Ranks, keep_freed_memory
-from byol.training.probe import RandomImages, make_step
+from byol.device.devices import choose_dtype
+from byol.device.ranks import Ranks, keep_freed_memory
+from byol.kernels.build import explain_kernels
+from byol.kernels.convolution import accelerate
+from byol.kernels.winograd import constant_weights
+from byol.training.step_benchmark import RandomImages, make_step
 
 WAYS = ("fast", "library")
 CPU = torch.device("cpu")

@@ -36,14 +36,14 @@ from measure import (
     show_range,
     spread,
 )
-from pictures import make_folders
 from process import Chunk, SystemFailedError, SystemProcess
 from settings import SETTINGS, Setting
 from systems import NAMES, Job
 from systems.ours import pack_files
 
-from byol.method.kernels import load_kernels
-from byol.training.memory import available_bytes
+from byol.device.memory import available_bytes
+from byol.kernels.build import load_kernels
+from pictures import make_folders
 
 _OURS = "ours"
 _OF_KINDS = (_OURS, "ours-library", "classic", "lightly")

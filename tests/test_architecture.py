@@ -224,7 +224,7 @@ def test_imports_go_down(module: str) -> None:
 )
 def test_light_commands_do_not_load_torch(arguments: list[str]) -> None:
     program = (
-        "import sys\nfrom byol.cli import main\n"
+        "import sys\nfrom byol.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         "assert 'torch' not in sys.modules and 'sklearn' not in sys.modules\n"
     )

@@ -11,10 +11,10 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from byol.cli import main
+from byol.cli.main import main
 from byol.config import load_config
-from byol.data.packed import open_pack
-from byol.training.checkpoint import read_latest
+from byol.data.pack.packed import open_pack
+from byol.runfolder.checkpoint import read_latest
 from byol.training.runlog import read_metrics
 from stl10 import write_stl10
 

@@ -16,14 +16,15 @@ import pytest
 from PIL import Image
 
 import byol
+from byol.base.errors import DataError
 from byol.config import load_config
-from byol.data import parallel, place, rows
-from byol.data.packed import Packed, open_pack, pack, verify
-from byol.data.place import move_into_place
-from byol.data.sources import _open_folder
-from byol.errors import DataError
-from byol.training import memory
-from byol.training.probe import _name_signal, probe_step
+from byol.data.pack import place, rows
+from byol.data.pack.packed import Packed, open_pack, pack, verify
+from byol.data.pack.place import move_into_place
+from byol.data.sources import parallel
+from byol.data.sources.opening import _open_folder
+from byol.device import memory
+from byol.training.step_benchmark import _name_signal, probe_step
 
 LACKING = """
 import os, signal, socket, sys, time
@@ -198,8 +199,8 @@ def test_a_program_without_a_main_guard_packs(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         f"print('started')\nfrom pathlib import Path\nimport sys\nsys.path[:0] = {sys.path!r}\n"
-        "from byol.data import parallel\nfrom byol.data.packed import pack\n"
-        "from byol.data.sources import _open_folder\n"
+        "from byol.data import parallel\nfrom byol.data.pack.packed import pack\n"
+        "from byol.data.sources.opening import _open_folder\n"
         "parallel._PROCESS_MIN_IMAGES, parallel.count_cores = 1, lambda: 2\n"
         f"pack(_open_folder(Path({str(folder)!r})), folder=Path({str(tmp_path / 'pack')!r}), stored_px=8, "
         "view_px=8, channels=None, max_bad=0.0, num_workers=2)\n",

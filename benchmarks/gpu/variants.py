@@ -42,11 +42,11 @@ from systems import Job
 from systems.ours import configure
 
 from byol.config import Config
-from byol.devices import choose_dtype
+from byol.device.devices import choose_dtype
 from byol.method.networks import Byol
-from byol.method.optim import build_optimizer
+from byol.method.optimizers import build_optimizer
+from byol.method.schedule import Plan
 from byol.method.views import Pixels, draw_views, make_views
-from byol.plan import Plan
 
 _FIRST_STEPS = 10  # not measured
 _WINDOWS = 5

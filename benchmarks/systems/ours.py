@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from byol.config import Config, load_config
-from byol.data.batches import Batches
-from byol.data.images import open_images
-from byol.data.packed import Packed
-from byol.method.kernels import explain_kernels
+from byol.data.pack.batches import Batches
+from byol.data.pack.images import open_images
+from byol.data.pack.packed import Packed
+from byol.device.ranks import connect, keep_freed_memory
+from byol.kernels.build import explain_kernels
+from byol.kernels.winograd import constant_weights
 from byol.method.networks import Byol
-from byol.method.optim import build_optimizer, set_lr
+from byol.method.optimizers import build_optimizer, set_lr
+from byol.method.schedule import Plan
 from byol.method.views import make_views
-from byol.method.winograd import constant_weights
-from byol.plan import Plan
-from byol.training.distributed import connect, keep_freed_memory
 from systems import Job
 
 

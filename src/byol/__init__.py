@@ -11,11 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from byol.artifacts.classifier import Classifier as Classifier
-    from byol.artifacts.classifier import load_classifier as load_classifier
-    from byol.artifacts.encoder import Encoder as Encoder
-    from byol.artifacts.encoder import load as load
-    from byol.errors import ValueRangeWarning as ValueRangeWarning
+    from byol.base.errors import ValueRangeWarning as ValueRangeWarning
+    from byol.encoder.classifier import Classifier as Classifier
+    from byol.encoder.classifier import load_classifier as load_classifier
+    from byol.encoder.encoder import Encoder as Encoder
+    from byol.encoder.encoder import load as load
     from byol.method.networks import Byol as Byol
 
 try:
@@ -26,11 +26,11 @@ except PackageNotFoundError:  # run from the source folder, not installed
 # Loaded when first used: `byol --help` need not wait for torch.
 _PUBLIC = {
     "Byol": "byol.method.networks",
-    "Classifier": "byol.artifacts.classifier",
-    "Encoder": "byol.artifacts.encoder",
-    "ValueRangeWarning": "byol.errors",
-    "load": "byol.artifacts.encoder",
-    "load_classifier": "byol.artifacts.classifier",
+    "Classifier": "byol.encoder.classifier",
+    "Encoder": "byol.encoder.encoder",
+    "ValueRangeWarning": "byol.base.errors",
+    "load": "byol.encoder.encoder",
+    "load_classifier": "byol.encoder.classifier",
 }
 __all__ = ["Byol", "Classifier", "Encoder", "ValueRangeWarning", "__version__", "load", "load_classifier"]
 

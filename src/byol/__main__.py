@@ -2,7 +2,7 @@
 
 import sys
 
-from byol.cli import main
+from byol.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import isa
-import pictures
 import process
 import pytest
 import settings
 import systems
 import throughput
+
+import pictures
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,7 +121,7 @@ def test_ablation(tmp_path: Path) -> None:
 def test_ablation_switches_off_what_it_says() -> None:
     import ablation
 
-    from byol.method import convolution, normalisation
+    from byol.kernels import convolution, normalisation
 
     looked_at = {
         "Winograd's convolution": lambda: convolution.choose_tile,

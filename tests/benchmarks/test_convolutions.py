@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from byol.method.onednn_faults import can_meet_fault
+from byol.kernels.onednn_faults import can_meet_fault
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

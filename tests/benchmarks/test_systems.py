@@ -4,12 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pictures
 import pytest
 import settings
 import systems
 import torch
 from PIL import Image
+
+import pictures
 
 TINY = {name: setting.sized(batch=None, tiny=True) for name, setting in settings.SETTINGS.items()}
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from byol.data.decode import decode
-from byol.data.packed import Packed, pack
-from byol.data.sources import _open_folder
+from byol.data.decoding.decode import decode
+from byol.data.pack.packed import Packed, pack
+from byol.data.sources.opening import _open_folder
 
 
 def unpack(archive: Path, folder: Path, *, num_images: int) -> Path:

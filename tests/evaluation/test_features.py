@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import PX, make_run, write_images
 from torch import nn
 
-from byol.artifacts.encoder import Encoder, load
+from byol.base.errors import DataError
 from byol.config import Config
-from byol.data.images import open_images
-from byol.data.packed import Packed
-from byol.errors import DataError
+from byol.data.pack.images import open_images
+from byol.data.pack.packed import Packed
+from byol.encoder.encoder import Encoder, load
 from byol.evaluation import features as features_file
 from byol.evaluation.features import features_of, pixel_components, trained, untrained
 from byol.method.networks import Byol
+from byol.method.schedule import Plan
 from byol.method.views import whole_view
-from byol.plan import Plan
+from runs import PX, make_run, write_images
 
 
 @pytest.fixture(scope="module")

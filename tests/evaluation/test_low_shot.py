@@ -7,13 +7,13 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from byol.data.packed import Packed
+from byol.data.pack.packed import Packed
 from byol.evaluation import low_shot as low_shot_file
-from byol.evaluation.folds import Fold, make_folds
 from byol.evaluation.low_shot import choose_counts, draw_images, measure_low_shot
-from byol.evaluation.probes import standardise
 from byol.evaluation.rows import Candidate
 from byol.evaluation.splits import Split, Splits
+from byol.metrics.folds import Fold, make_folds
+from byol.metrics.probes import standardise
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import PX, configure, make_spec, write_images
 
-from byol.errors import ConfigError, DataError
-from byol.evaluation import copies
+from byol.base.errors import ConfigError, DataError
+from byol.evaluation import duplicate_groups
 from byol.evaluation.splits import Splits, open_splits
+from runs import PX, configure, make_spec, write_images
 
 
 def open_in(folder: Path, source: Path | str, *overrides: str, said: list[str] | None = None) -> Splits:
@@ -78,7 +78,7 @@ def test_other_training_images_than_those_of_the_run(tmp_path: Path) -> None:
 def test_a_set_with_splits_is_tested_on_its_test_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from byol.data import motifs
+    from byol.data.sources import motifs
 
     monkeypatch.setattr(motifs, "NUM_TRAIN", 40)
     monkeypatch.setattr(motifs, "NUM_TEST", 20)
@@ -315,7 +315,7 @@ def test_copies_of_training_images_are_not_tested_on(tmp_path: Path) -> None:
 
 
 def test_official_splits_count_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from byol.data import motifs, sources
+    from byol.data.sources import motifs, opening
 
     monkeypatch.setattr(motifs, "NUM_TRAIN", 40)
     monkeypatch.setattr(motifs, "NUM_TEST", 20)
@@ -328,7 +328,7 @@ def test_official_splits_count_copies(tmp_path: Path, monkeypatch: pytest.Monkey
             images[0], labels[0] = (part[0] for part in load("train"))
         return images, labels
 
-    monkeypatch.setattr(sources, "load_motifs", leak)
+    monkeypatch.setattr(opening, "load_motifs", leak)
     said: list[str] = []
     splits = open_in(tmp_path, "motifs", said=said)
     assert said[0] == (
@@ -341,14 +341,14 @@ def test_digests_are_made_once_and_by_size_too(tmp_path: Path, monkeypatch: pyte
     write_images(tmp_path / "images", num=5)
     images = open_in(tmp_path, tmp_path / "images").train.images
     rows = np.arange(len(images))
-    digests = copies.digest_images(images, rows)
-    assert len(np.unique(digests, axis=0)) == len(rows) and copies.find_kinds(digests) is None
+    digests = duplicate_groups.digest_images(images, rows)
+    assert len(np.unique(digests, axis=0)) == len(rows) and duplicate_groups.find_kinds(digests) is None
     sizes = np.array(images.sizes)
     sizes[0] += 1
-    other = copies.digest_images(replace(images, sizes=sizes), rows)
+    other = duplicate_groups.digest_images(replace(images, sizes=sizes), rows)
     assert (other != digests).any(axis=1).tolist() == [True] + [False] * (len(rows) - 1)
-    monkeypatch.setattr(copies, "_digest", None)
-    np.testing.assert_array_equal(copies.digest_images(images, rows), digests)
+    monkeypatch.setattr(duplicate_groups, "_digest", None)
+    np.testing.assert_array_equal(duplicate_groups.digest_images(images, rows), digests)
 
 
 # ---- One training, and whether the encoder has seen the test images

@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import PX, make_run, write_images
 
-from byol.artifacts.encoder import Encoder
-from byol.data.packed import Packed
-from byol.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.base.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.data.pack.packed import Packed
+from byol.encoder.encoder import Encoder
 from byol.evaluation import features as features_file
 from byol.evaluation import low_shot as low_shot_file
 from byol.evaluation import rows as rows_file
 from byol.evaluation import table as table_file
-from byol.evaluation.folds import Groups, make_folds
 from byol.evaluation.low_shot import LowShot
 from byol.evaluation.rows import Candidate, Predicted, Row, predict
-from byol.evaluation.settings import read_config
 from byol.evaluation.splits import SEEN, Split, Splits
 from byol.evaluation.table import Confusion, Table, check_labels, evaluate
+from byol.metrics.folds import Groups, make_folds
+from byol.runfolder.settings import read_config
+from runs import PX, make_run, write_images
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import PX, make_run, write_images
 from safetensors.torch import load_file, save_file
 
-from byol.artifacts.encoder import Encoder, load
-from byol.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.base.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.encoder.encoder import Encoder, load
 from byol.evaluation import unlabelled as unlabelled_file
 from byol.evaluation.description import Description, Outlier
 from byol.evaluation.metadata import ColumnScore
 from byol.evaluation.unlabelled import describe
+from runs import PX, make_run, write_images
 
 
 @pytest.fixture(scope="module")

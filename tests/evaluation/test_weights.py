@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import PX, make_run, make_spec, write_images
 from safetensors.torch import save_file
 
-from byol.artifacts.encoder import load, save_encoder
-from byol.errors import ByolError, CheckpointError, ConfigError
+from byol.base.errors import ByolError, CheckpointError, ConfigError
+from byol.encoder.encoder import load, save_encoder
 from byol.evaluation import weights as weights_file
 from byol.evaluation.table import evaluate
 from byol.evaluation.weights import name_weights, open_weights
 from byol.method.networks import build_encoder
-from byol.method.pretrained import fit_channels
+from byol.weights.pretrained import fit_channels
+from runs import PX, make_run, make_spec, write_images
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from byol.base.errors import ConfigError
 from byol.config import load_config
-from byol.errors import ConfigError
-from byol.method.convolution import accelerate
+from byol.kernels.convolution import accelerate
 from byol.method.networks import Byol, build_encoder, byol_loss, count_features, resolve_stem
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from byol.config import load_config
-from byol.method.optim import build_optimizer, set_lr
-from byol.plan import Plan
+from byol.method.optimizers import build_optimizer, set_lr
+from byol.method.schedule import Plan
 
 LR, MOMENTUM = 0.3, 0.8
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from byol.base.errors import CollapsedError, DataError, DivergedError
 from byol.config import Config, load_config
-from byol.errors import CollapsedError, DataError, DivergedError
-from byol.plan import Plan
+from byol.method.schedule import Plan
+from byol.metrics.health import Health, Measures
 from byol.training import alarms, loop
-from byol.training.health import Health, Measures
-from byol.training.start import Start
+from byol.training.initial_weights import Start
 
 TINY = [
     "network.name=test_resnet",

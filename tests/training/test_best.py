@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from byol.base.errors import CheckpointError
 from byol.config import load_config
-from byol.errors import CheckpointError
-from byol.plan import Plan
+from byol.method.schedule import Plan
+from byol.metrics.health import Health, Measures
 from byol.training import best
 from byol.training.best import Best, Marked, Marker, score
-from byol.training.health import Health, Measures
 
 WELL = Health(0.25, 12.0, "healthy")
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from byol.base.errors import RunMismatchError
 from byol.config import Config, load_config
-from byol.errors import RunMismatchError
-from byol.training import checkpoint, loop, opening
+from byol.runfolder import checkpoint
+from byol.training import loop, setup
 from byol.training.loop import Outcome, train
-from byol.training.pace import Pace
-from byol.training.probe import Probe
 from byol.training.runlog import read_metrics
+from byol.training.step_benchmark import Probe
+from byol.training.time_budget import Pace
 
 TINY = [
     "network.name=test_resnet",
@@ -121,7 +122,7 @@ def test_the_speed_is_probed_before_the_start(
         probed.append(what)
         return Probe(16, 1, STEP_S, 1, 1)
 
-    monkeypatch.setattr(opening, "probe_step", probe_step)
+    monkeypatch.setattr(setup, "probe_step", probe_step)
     config = configure(images, f"trainer.max_hours={2 / 3600}")
     outcome, said = run(config, tmp_path / "run")
     assert probed == [{"channels": 3, "stored_px": 16, "bits": 8}] and outcome.done == 8

@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from byol.auto import resolve
+from byol.base.errors import ConfigError
 from byol.config import diff_configs, load_config, load_draft
-from byol.errors import ConfigError
-from byol.training import loggers, loop, settle
+from byol.training import loggers, loop
 from byol.training.loggers import Embedding, Run, check_loggers, open_loggers
 from byol.training.runlog import read_metrics
 
@@ -219,7 +220,7 @@ def test_a_missing_package_is_told_before_anything_is_written(
     with pytest.raises(ConfigError) as caught:
         loop.train(config, tmp_path / "run", console=Console(file=io.StringIO()))
     with pytest.raises(ConfigError, match="is not installed"):
-        settle.preview(load_draft(None, overrides, preset="demo"), tmp_path / "run", say=print)
+        resolve.preview(load_draft(None, overrides, preset="demo"), tmp_path / "run", say=print)
     assert str(caught.value) == (
         f'trainer.loggers: {name} is not installed; pip install "byol[{name}]", or leave it out: '
         "trainer.loggers=[tensorboard]"

@@ -18,9 +18,10 @@ from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from byol.base.errors import CollapsedError, DataError, DivergedError, RunMismatchError
 from byol.config import Config, load_config
-from byol.errors import CollapsedError, DataError, DivergedError, RunMismatchError
-from byol.training import checkpoint, environment, fixed_images, loop
+from byol.runfolder import checkpoint, environment
+from byol.training import fixed_images, loop
 from byol.training.loop import train
 from byol.training.runlog import read_metrics
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from byol.errors import CheckpointError
+from byol.base.errors import CheckpointError
 from byol.training.loggers import Run, TensorBoard
 from byol.training.runlog import Metrics, RunLog, format_time, read_metrics, tile_views
 

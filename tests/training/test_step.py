@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from byol.errors import ConfigError
+from byol.base.errors import ConfigError
+from byol.device.memory import available_bytes, is_out_of_memory, peak_bytes
+from byol.device.ranks import Ranks
 from byol.method.networks import Byol
-from byol.training.distributed import Ranks
-from byol.training.memory import available_bytes, is_out_of_memory, peak_bytes
 from byol.training.step import MIN_PART, Computed, can_halve, compute_gradients, compute_within_memory
 
 ALONE = Ranks(0, 1, torch.device("cpu"), torch.float32)

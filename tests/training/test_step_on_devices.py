@@ -13,19 +13,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from pretend import HostWaitsError, MixedDevicesError, NoKernelError, NoSuchTypeError, Trace, pretending
 from torch import Tensor
 
 from byol.config import Config, load_config
-from byol.data.batches import _DeviceStore, _HostStore
-from byol.data.packed import Packed
+from byol.data.pack.batches import _DeviceStore, _HostStore
+from byol.data.pack.packed import Packed
+from byol.device.ranks import Ranks
 from byol.method import networks, views
 from byol.method.networks import Byol
-from byol.method.optim import build_optimizer, set_lr
+from byol.method.optimizers import build_optimizer, set_lr
+from byol.method.schedule import Plan
 from byol.method.views import Pixels, make_views
-from byol.plan import Plan
-from byol.training.distributed import Ranks
 from byol.training.step import compute_within_memory
+from pretend import HostWaitsError, MixedDevicesError, NoKernelError, NoSuchTypeError, Trace, pretending
 
 BATCH, STORED_PX = 16, 40
 SMALL = ["trainer.batch_size=16", "trainer.accumulation_steps=2"]

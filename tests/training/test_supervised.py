@@ -6,8 +6,8 @@ import torchvision
 from torch import nn
 
 from byol.config import load_config
-from byol.training import supervised
-from byol.training.supervised import SYMMETRIES, mild
+from byol.finetune import supervised
+from byol.finetune.supervised import SYMMETRIES, mild
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""How good an encoder is: with labels a table of accuracies, without them its measures."""

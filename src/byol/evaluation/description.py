@@ -7,10 +7,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from byol.errors import printable
-from byol.evaluation.columns import render_columns, wrap
+from byol.base.errors import printable
+from byol.base.files import write_atomically
 from byol.evaluation.metadata import ColumnScore
-from byol.files import write_atomically
+from byol.metrics.columns import render_columns, wrap
 
 FORMAT = 1
 FILE_NAME = "measures.json"

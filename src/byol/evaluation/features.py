@@ -17,15 +17,15 @@ from sklearn.decomposition import PCA
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from byol.artifacts.encoder import Encoder, EncoderSpec
+from byol.base.errors import DataError
+from byol.base.files import write_atomically
 from byol.config import Config, DataTransforms
-from byol.data.packed import Packed
-from byol.errors import DataError
-from byol.evaluation.probes import fit_pca
-from byol.files import write_atomically
+from byol.data.pack.packed import Packed
+from byol.encoder.encoder import Encoder, EncoderSpec
 from byol.method.networks import Byol
+from byol.method.schedule import make_key
 from byol.method.views import make_views, whole_view
-from byol.plan import make_key
+from byol.metrics.probes import fit_pca
 
 FORMAT = 1
 NUM_CALIBRATION = 1000  # training images that the norms of an untrained encoder see

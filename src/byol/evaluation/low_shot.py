@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from byol.evaluation.folds import Indices, Labels
-from byol.evaluation.kept import Arrays, keep, make_key
-from byol.evaluation.probes import Test, Train, fit_logistic
+from byol.base.cache import Arrays, keep, make_key
 from byol.evaluation.rows import Candidate
 from byol.evaluation.splits import Splits
+from byol.metrics.folds import Indices, Labels
+from byol.metrics.probes import Test, Train, fit_logistic
 
 PER_CLASS = (1, 2, 5, 10, 50)
 # One image a class leaves none to choose a penalty on, so it is fixed. On plankton it is within a point of

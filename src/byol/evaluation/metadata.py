@@ -9,9 +9,9 @@ from jaxtyping import Float32, Int64
 from sklearn.covariance import ledoit_wolf
 from sklearn.model_selection import StratifiedKFold
 
-from byol.data.labels import Labels, encode_labels
-from byol.evaluation.probes import balanced_accuracy, standardise
-from byol.evaluation.scores import balanced_interval
+from byol.data.labels.label_file import Labels, encode_labels
+from byol.metrics.probes import balanced_accuracy, standardise
+from byol.metrics.scores import balanced_interval
 
 NUM_FOLDS = 5
 NUM_BOOTSTRAP = 2000

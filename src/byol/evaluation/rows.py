@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from byol.artifacts.encoder import SPEC_NAME, Encoder, load
+from byol.base.cache import Arrays, keep, make_key
 from byol.config import Config
-from byol.evaluation import probes
+from byol.encoder.encoder import SPEC_NAME, Encoder, load
 from byol.evaluation.features import Progress, features_of, pixel_components, trained, untrained
-from byol.evaluation.folds import Fold
-from byol.evaluation.kept import Arrays, keep, make_key
-from byol.evaluation.scores import score
-from byol.evaluation.sgd import sgd
 from byol.evaluation.splits import LEARNED, Split, Splits
 from byol.evaluation.weights import name_weights, open_weights
+from byol.metrics import probes
+from byol.metrics.folds import Fold
+from byol.metrics.scores import score
+from byol.metrics.sgd import sgd
 
 LINEAR, SGD, KNN = "logistic regression", "sgd", "knn"
 PCA_DIMENSIONS = 256

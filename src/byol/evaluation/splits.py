@@ -21,18 +21,18 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from byol.artifacts.encoder import EncoderSpec
+from byol.base.errors import ConfigError, DataError
 from byol.config import Config
-from byol.config_schema import EvaluationConfig
-from byol.data.images import open_images
-from byol.data.labels import LabelFile, encode_labels, match_columns
-from byol.data.packed import Packed
-from byol.data.sources import folder_of, splits_of
-from byol.data.value_range import check_bits
-from byol.errors import ConfigError, DataError
-from byol.evaluation.copies import Kinds, are_among, digest_images, find_kinds
-from byol.evaluation.folds import DEFAULT_FOLDS, Fold, Groups, find_unlearnt, make_folds
-from byol.evaluation.probes import check_classes
+from byol.config.schema import EvaluationConfig
+from byol.data.labels.label_file import LabelFile, encode_labels, match_columns
+from byol.data.pack.images import open_images
+from byol.data.pack.packed import Packed
+from byol.data.pack.value_range import check_bits
+from byol.data.sources.opening import folder_of, splits_of
+from byol.encoder.encoder import EncoderSpec
+from byol.evaluation.duplicate_groups import Kinds, are_among, digest_images, find_kinds
+from byol.metrics.folds import DEFAULT_FOLDS, Fold, Groups, find_unlearnt, make_folds
+from byol.metrics.probes import check_classes
 
 TEST_PART = "test part"  # the protocol without folds
 SEEN = "BYOL itself was trained on the test images, without their labels: new images may be harder."

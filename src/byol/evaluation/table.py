@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from byol.artifacts.encoder import load
+from byol.base.errors import NoLabelsError
+from byol.base.files import write_atomically
 from byol.config import Config
-from byol.errors import NoLabelsError
-from byol.evaluation.columns import render_columns, wrap
+from byol.device.ranks import keep_freed_memory
+from byol.encoder.encoder import load
 from byol.evaluation.features import Progress
-from byol.evaluation.folds import Validation
 from byol.evaluation.low_shot import LowShot, measure_low_shot
 from byol.evaluation.rows import (
     KNN,
@@ -31,13 +31,13 @@ from byol.evaluation.rows import (
     make_row,
     predict,
 )
-from byol.evaluation.scores import MIN_GROUPS, count_confusions
-from byol.evaluation.settings import read_config
 from byol.evaluation.splits import SEEN, TEST_PART, Splits, open_splits
-from byol.evaluation.verdict import BASELINES, ONLINE, judge
 from byol.evaluation.weights import open_weights
-from byol.files import write_atomically
-from byol.training.distributed import keep_freed_memory
+from byol.metrics.columns import render_columns, wrap
+from byol.metrics.folds import Validation
+from byol.metrics.scores import MIN_GROUPS, count_confusions
+from byol.metrics.verdict import BASELINES, ONLINE, judge
+from byol.runfolder.settings import read_config
 
 FORMAT = 2
 FILE_NAME = "eval.json"

@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from byol.artifacts.encoder import load
-from byol.artifacts.feature_file import write_prototypes
-from byol.artifacts.sheets import Sample, draw_contact
+from byol.base.cache import Arrays, keep, make_key
+from byol.base.errors import DataError
+from byol.base.files import write_atomically
 from byol.config import Config
-from byol.data.images import open_images
-from byol.data.labels import Labels, match_columns, match_labels
-from byol.data.packed import Packed
-from byol.data.sources import folder_of
-from byol.errors import DataError
-from byol.evaluation import geometry
+from byol.data.labels.label_file import Labels, match_columns, match_labels
+from byol.data.pack.images import open_images
+from byol.data.pack.packed import Packed
+from byol.data.sources.opening import folder_of
+from byol.device.ranks import keep_freed_memory
+from byol.encoder.encoder import load
+from byol.encoder.feature_file import write_prototypes
 from byol.evaluation.description import (
     FILE_NAME,
     PROTOTYPES_NAME,
@@ -42,9 +43,11 @@ from byol.evaluation.features import (
     untrained,
     view_features_of,
 )
-from byol.evaluation.kept import Arrays, keep, make_key
 from byol.evaluation.metadata import ColumnScore, are_alike, find_unusable, folders_of, judge_column
-from byol.evaluation.neighbours import (
+from byol.evaluation.splits import check_fit
+from byol.method.schedule import make_key as make_seed
+from byol.metrics import geometry
+from byol.metrics.neighbours import (
     Distinct,
     Neighbours,
     Prototypes,
@@ -52,11 +55,8 @@ from byol.evaluation.neighbours import (
     find_outliers,
     find_prototypes,
 )
-from byol.evaluation.settings import read_config
-from byol.evaluation.splits import check_fit
-from byol.files import write_atomically
-from byol.plan import make_key as make_seed
-from byol.training.distributed import keep_freed_memory
+from byol.pictures.sheets import Sample, draw_contact
+from byol.runfolder.settings import read_config
 
 MOST_IMAGES = 100_000  # of more, as many at even distances
 NUM_MEASURED = 2048  # images that encoders are measured on: rank up to 2,047, retrieval to 2 points

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from byol.artifacts.encoder import SPEC_NAME, WEIGHTS_NAME, Encoder, EncoderSpec, load
-from byol.errors import CheckpointError
+from byol.base.errors import CheckpointError
+from byol.encoder.encoder import SPEC_NAME, WEIGHTS_NAME, Encoder, EncoderSpec, load
 from byol.evaluation.features import FrozenEncoder, trained
 from byol.method.networks import build_encoder, count_features
-from byol.method.pretrained import TIMM, find_timm, fit_weights
-from byol.method.weight_files import State, holds_weights, read_weights, split_source
+from byol.weights.files import State, holds_weights, read_weights, split_source
+from byol.weights.pretrained import TIMM, find_timm, fit_weights
 
 KEY = "evaluation.weights"
 

@@ -1,0 +1,1 @@
+"""BYOL itself: the networks, the views, the optimizers and the schedule."""

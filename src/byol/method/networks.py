@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from byol.base.errors import ConfigError
 from byol.config import Config
-from byol.errors import ConfigError
-from byol.method.convolution import accelerate
-from byol.method.normalisation import fuse_norms
-from byol.method.onednn_faults import avoid_faults
+from byol.kernels.convolution import accelerate
+from byol.kernels.normalisation import fuse_norms
+from byol.kernels.onednn_faults import avoid_faults
 
 SMALL_VIEW_PX = 64  # at most: "auto" gives a ResNet the small stem, as its standard one divides the size by 4
 # ResNets: timm starts a block's last norm at gamma 0. After 14,500 CIFAR-10 images BYOL then had kNN 26.7 %

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
 from byol.config import DataTransforms, View
-from byol.devices import send, to_float32
+from byol.device.devices import send, to_float32
 from byol.method import pixelwise
 from byol.method.pixelwise import Jitter
 

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from byol.base.errors import CollapsedError, DataError, DivergedError
 from byol.config import Config, DataTransforms, View
-from byol.errors import CollapsedError, DataError, DivergedError
-from byol.plan import Plan, reference_lr
+from byol.method.schedule import Plan, reference_lr
+from byol.metrics.health import Health, Measures, describe_loss, has_lost_rank
 from byol.training.fixed_images import FixedImages
-from byol.training.health import Health, Measures, describe_loss, has_lost_rank
-from byol.training.start import Start
+from byol.training.initial_weights import Start
 
 PATIENCE = 2  # checks in a row that find the same before it is believed
 BLANK_STD = 0.05  # of an image or view, in units of the data set's std: below, it shows nothing

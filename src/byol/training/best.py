@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from byol.files import read_fields, write_atomically
-from byol.plan import Plan
-from byol.training.health import Health, Measures
+from byol.base.files import read_fields, write_atomically
+from byol.method.schedule import Plan
+from byol.metrics.health import Health, Measures
 
 FORMAT = 1
 FILE_NAME = "best.json"

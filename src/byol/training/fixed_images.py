@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from byol.config import DataTransforms
-from byol.data.packed import Packed
-from byol.devices import measured_on, send_stored
+from byol.data.pack.packed import Packed
+from byol.device.devices import measured_on, send_stored
+from byol.device.ranks import Ranks
 from byol.method.networks import Byol
+from byol.method.schedule import Plan
 from byol.method.views import Pixels, make_views, whole_view
-from byol.plan import Plan
-from byol.training import health
-from byol.training.distributed import Ranks
+from byol.metrics import health
 from byol.training.loggers import Embedding
 from byol.training.runlog import stretch
 

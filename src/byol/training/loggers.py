@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from byol.base.errors import ConfigError
 from byol.config import LoggerName
-from byol.errors import ConfigError
 
 PROJECT = "byol"  # the name of the project or experiment that runs are put into
 

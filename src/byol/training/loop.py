@@ -8,27 +8,28 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from byol import config_keys
-from byol.artifacts.encoder import EncoderSpec, save_encoder
-from byol.config import Config, Draft
-from byol.console import print_line
-from byol.data.batches import Batches
-from byol.data.packed import Packed
-from byol.devices import choose_dtype
+from byol.auto.resolve import settle
+from byol.base.console import print_line
+from byol.config import Config, Draft, keys
+from byol.data.pack.batches import Batches
+from byol.data.pack.packed import Packed
+from byol.device.devices import choose_dtype
+from byol.device.ranks import Ranks, StopSignal, connect, keep_freed_memory
+from byol.encoder.encoder import EncoderSpec, save_encoder
 from byol.method.networks import Byol, check_name
-from byol.method.optim import build_optimizer, set_lr
+from byol.method.optimizers import build_optimizer, set_lr
 from byol.method.views import make_views
-from byol.training import alarms, checkpoint, environment, health, start
+from byol.metrics import health
+from byol.runfolder import checkpoint, environment
+from byol.training import alarms, initial_weights
 from byol.training.best import Marker
-from byol.training.distributed import Ranks, StopSignal, connect, keep_freed_memory
 from byol.training.fixed_images import FixedImages
-from byol.training.introduction import introduce
 from byol.training.loggers import Logger, Run, check_loggers, open_loggers
-from byol.training.opening import as_begun, choose_parts, make_plan, open_run_images
-from byol.training.pace import Clock, Pace
 from byol.training.runlog import Metrics, RunLog
-from byol.training.settle import settle
+from byol.training.setup import as_begun, choose_parts, make_plan, open_run_images
 from byol.training.step import compute_within_memory
+from byol.training.summary import introduce
+from byol.training.time_budget import Clock, Pace
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
     check_name(config.network.name)
     check_loggers(config.trainer.loggers)
     if config.network.fine_tune_from is not None and not checkpoint.list_checkpoints(run_dir):
-        start.check_source(config.network.fine_tune_from)
+        initial_weights.check_source(config.network.fine_tune_from)
     with connect(config.trainer) as ranks, ExitStack() as stack:
         if isinstance(given, Draft):
             config, measured_s = settle(given, run_dir, ranks=ranks, say=partial(print_line, console))
@@ -70,7 +71,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         # Packing is interrupted at once, and can be continued; from here on signals wait for a checkpoint.
         stop = stack.enter_context(StopSignal().listen())
         byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
-        begun, origin = start.begin(run_dir, byol, config=config, plan=plan)
+        begun, origin = initial_weights.begin(run_dir, byol, config=config, plan=plan)
         byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         apart = byol.online.encoder if begun.parts_encoder else None
         optimizer = build_optimizer(byol, config.optimizer, plan=plan, apart=apart)
@@ -118,7 +119,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
         if done == 0:
             begun = replace(begun, measures=measures)
             if ranks.is_main:
-                start.write(run_dir, begun)
+                initial_weights.write(run_dir, begun)
         if training:
             environment.write(run_dir, record, done=done)
         watch = alarms.Watch(config, plan, start=begun)
@@ -129,7 +130,7 @@ def train(given: Config | Draft, run_dir: Path, *, console: Console, step_s: flo
             warm_steps=begun.warm_steps,
             save=partial(_save_online, byol=byol, config=config, images=images) if ranks.is_main else None,
         )
-        statistics = start.Statistics((byol.online.encoder, byol.target.encoder))
+        statistics = initial_weights.Statistics((byol.online.encoder, byol.target.encoder))
         clock = Clock(done)
         source = Batches(
             images,
@@ -260,7 +261,7 @@ def _save_online(folder: Path, done: int, *, byol: Byol, config: Config, images:
 
 
 def _open_loggers(config: Config, run_dir: Path, *, done: int, key: str, console: Console) -> list[Logger]:
-    settings = dict(config_keys.flatten(config.model_dump()))
+    settings = dict(keys.flatten(config.model_dump()))
     run = Run(run_dir, key, done, settings)
     return open_loggers(config.trainer.loggers, run, say=partial(print_line, console))
 

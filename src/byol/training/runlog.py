@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
-from byol.console import print_line
-from byol.errors import CheckpointError
-from byol.files import write_atomically
+from byol.base.console import print_line
+from byol.base.errors import CheckpointError
+from byol.base.files import write_atomically
 from byol.training.loggers import Embedding, Logger
 
 FORMAT = 1

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from byol.devices import empty_cache
-from byol.errors import ConfigError
-from byol.method.winograd import constant_weights
-from byol.training.distributed import Ranks
-from byol.training.memory import is_out_of_memory
+from byol.base.errors import ConfigError
+from byol.device.devices import empty_cache
+from byol.device.memory import is_out_of_memory
+from byol.device.ranks import Ranks
+from byol.kernels.winograd import constant_weights
 
 MIN_PART = 8  # images: BatchNorm's statistics of fewer are hardly any
 

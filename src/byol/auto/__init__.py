@@ -1,0 +1,1 @@
+"""Settings that nobody gave: chosen from the images and the machine."""

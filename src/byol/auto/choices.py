@@ -1,0 +1,242 @@
+"""What a person need not say: settings chosen from the images and the machine, each with its reason.
+
+The numbers that the rules go by stand at the top. A rule sets only what is free: what the preset leaves open
+and nobody has given. Once all else is chosen, the caller measures how fast a step is and whether it fits.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from byol.base.errors import ConfigError, DataError
+from byol.config import Config, Draft
+from byol.data.sources.survey import Survey
+from byol.device.devices import GPUS, DeviceName
+from byol.training.step_benchmark import Probe
+
+# Views. `upright` below this: a look at brightness can hardly tell an image from the same one turned.
+UPRIGHT_FROM = 0.6
+TURNED = {"vertical_flip": 0.5, "rotation": 180.0}
+MANY_CHANNELS = 10  # bands of a satellite; a microscope has fewer stains
+LARGER = 1.1  # times the median side that a view may be
+VIEW_SIDES = (32, 40, 48, 64, 96, 128, 160, 224)  # px
+
+# Network and length by device, alike for all GPUs: no other numbers are known of those of Intel and Apple.
+# Steps of a batch are never fewer than two an epoch.
+NETWORKS = {"cpu": "resnet10t"} | dict.fromkeys(GPUS, "resnet18")
+STRIDED_UP_TO = 48  # px of a view for which resnet10t on a CPU halves the image once, not four times
+MOST_VIEW_PX = {"cpu": 64} | dict.fromkeys(GPUS, 128)
+BATCHES = {"cpu": 64} | dict.fromkeys(GPUS, 256)
+FEWEST_IMAGES = 16
+PASSES = {"cpu": 400_000} | dict.fromkeys(GPUS, 4_000_000)  # images seen, at least
+PASSES_PER_IMAGE = {"cpu": 40} | dict.fromkeys(GPUS, 200)
+DEFAULT_HOURS = {"cpu": 0.85} | dict.fromkeys(GPUS, 8.0)  # at most, at the measured speed
+
+_TURN_WORDS = {"vertical_flip": "flips", "rotation": "rotation", "turn": "quarter turns"}
+_DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU", "xpu": "an Intel GPU", "mps": "an Apple GPU"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen value, or the values of a section, under a dotted key; what it is in words, and why."""
+
+    key: str
+    value: object
+    words: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.words} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What trains."""
+
+    device: DeviceName
+    precision: Literal["bf16", "fp32"]  # the best that it computes in
+    world_size: int
+
+
+# The step of a configuration without open settings, in as many parts as memory asks for if the flag says so.
+Measure = Callable[[Config, bool], Probe]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A configuration that can run, what was chosen for it, and its step where it was measured."""
+
+    config: Config
+    choices: tuple[Choice, ...]
+    probe: Probe | None
+
+
+def choose(
+    draft: Draft, survey: Survey, *, machine: Machine, is_dicom: bool, measure: Measure | None
+) -> Chosen:
+    """Every open setting, by the rules of this module. Without `measure` a batch is one part, time no limit.
+
+    Raises:
+        ConfigError: a chosen setting goes against a given one, or a step does not fit into memory.
+        DataError: fewer than FEWEST_IMAGES images.
+    """
+    choices = [
+        *_choose_views(draft, survey, is_dicom=is_dicom),
+        *_choose_channels(draft, survey),
+        *_choose_side(draft, survey, machine=machine),
+    ]
+    view_px = draft.settle(_values_of(choices)).config.view_px
+    choices += _choose_network(draft, view_px=view_px, machine=machine)
+    num_images = count_usable(survey)
+    choices += _choose_batch(draft, num_images=num_images, machine=machine)
+    settled, probe = draft.settle(_values_of(choices)), None
+    if settled.open and measure is not None:
+        trial = settled.settle({"trainer": {"accumulation_steps": 1, "max_epochs": 1}}).config
+        probe = measure(trial, "trainer.accumulation_steps" in settled.open)
+    choices += _choose_parts(settled, probe)
+    choices += _choose_length(settled, probe, num_images=num_images, device=machine.device)
+    return Chosen(draft.settle(_values_of(choices)).config, tuple(choices), probe)
+
+
+def count_usable(survey: Survey) -> int:
+    """The images of a source that can be read, as far as those looked at tell."""
+    return round(survey.num_images * (1.0 - survey.num_bad / survey.num_looked_at))
+
+
+def _values_of(choices: list[Choice]) -> dict[str, Any]:
+    return {choice.key: choice.value for choice in choices}
+
+
+# ---- What the views are
+
+
+def _choose_views(draft: Draft, survey: Survey, *, is_dicom: bool) -> list[Choice]:
+    if "data_transforms.domain" not in draft.open:
+        return []
+    domain, reason = _find_domain(survey, is_dicom=is_dicom)
+    chosen = Choice("data_transforms.domain", domain, f"views: {domain}", reason)
+    return [chosen, *_choose_turns(draft, domain, survey)]
+
+
+def _find_domain(survey: Survey, *, is_dicom: bool) -> tuple[str, str]:
+    channels = "1 channel" if survey.channels == 1 else f"{survey.channels} channels"
+    kind = f"{survey.bits} bit, {channels}"
+    if is_dicom:
+        return "medical", "DICOM files"
+    if survey.channels >= MANY_CHANNELS:
+        return "satellite", f"{kind}: more than a microscope has"
+    if survey.bits > 8 or survey.channels not in (1, 3):
+        return "microscopy", kind
+    if survey.is_grey:
+        return "grey", kind if survey.channels == 1 else f"{kind}, all equal"
+    return "photo", kind
+
+
+def _choose_turns(draft: Draft, domain: str, survey: Survey) -> list[Choice]:
+    """The domain's, and everything where nothing in the images is up; the numbers that are given stay."""
+    free = [name for name in TURNED if not draft.is_given(f"data_transforms.view1.{name}")]
+    if not free:
+        return []
+    can = survey.upright >= UPRIGHT_FROM
+    reason = f"orientation {'can' if can else 'cannot'} be told: {survey.upright:.0%}"
+    view = draft.settle({"data_transforms.domain": domain}).config.data_transforms.view1
+    values = {name: getattr(view, name) if can else TURNED[name] for name in free}
+    done = [words for name, words in _TURN_WORDS.items() if values.get(name, getattr(view, name))]
+    reason += f", but {domain} has no up and down" if can and done else ""
+    return [Choice("data_transforms.view", values, " and ".join(done) or "no up-down flips", reason)]
+
+
+def _choose_channels(draft: Draft, survey: Survey) -> list[Choice]:
+    if "data.channels" not in draft.free or not survey.is_grey or survey.channels != 3:
+        return []
+    if draft.config.channels == 3:  # stated by the person
+        return []
+    return [Choice("data.channels", "grey", "1 channel", "the 3 channels of the images are equal")]
+
+
+def _choose_side(draft: Draft, survey: Survey, *, machine: Machine) -> list[Choice]:
+    if "data_transforms.input_shape" not in draft.open:
+        return []
+    median, most = survey.sides[1], MOST_VIEW_PX[machine.device]
+    stored = draft.config.data.stored_px
+    limit = min(int(LARGER * median), most, most if stored is None else stored)
+    side = max((side for side in VIEW_SIDES if side <= limit), default=VIEW_SIDES[0])
+    reason = f"median side {median} px"
+    if median > most and limit == most:
+        reason += f"; on {_DEVICE_NAMES[machine.device]} at most {most}"
+    elif stored is not None and limit == stored:
+        reason += f"; stored at {stored} px"
+    elif side > limit:
+        reason += f"; at least {side}"
+    return [Choice("data_transforms.input_shape", (side, side, None), f"view size {side} px", reason)]
+
+
+# ---- What is trained, and for how long
+
+
+def _choose_network(draft: Draft, *, view_px: int, machine: Machine) -> list[Choice]:
+    choices, device = [], _DEVICE_NAMES[machine.device]
+    if "network.name" in draft.open:
+        name = NETWORKS[machine.device]
+        choices.append(Choice("network.name", name, f"network {name}", f"on {device}"))
+        if "network.stem" in draft.free and machine.device == "cpu":
+            stem = "strided" if view_px <= STRIDED_UP_TO else "standard"
+            choices.append(Choice("network.stem", stem, f"{stem} stem", f"views of {view_px} px on {device}"))
+    if "trainer.precision" in draft.free:
+        reason = "the hardware computes in it" if machine.precision == "bf16" else "no hardware for bf16"
+        words = f"precision {machine.precision}"
+        choices.append(Choice("trainer.precision", machine.precision, words, reason))
+    return choices
+
+
+def _choose_batch(draft: Draft, *, num_images: int, machine: Machine) -> list[Choice]:
+    """A power of two, rounded down to what ranks and given parts can share."""
+    if "trainer.batch_size" not in draft.open:
+        return []
+    if num_images < FEWEST_IMAGES:
+        raise DataError(
+            f"{draft.config.data.source}: {num_images} images are too few to learn from, at least "
+            f"{FEWEST_IMAGES} are needed; give more images"
+        )
+    wanted = BATCHES[machine.device]
+    share = machine.world_size * (draft.config.trainer.accumulation_steps or 1)
+    most = min(wanted, 2 ** int(math.log2(num_images // 2)))
+    batch = max(most // share, 2) * share
+    if batch > num_images // 2:
+        raise ConfigError(
+            f"trainer.batch_size: {num_images} images are too few for {share} ranks x parts; use fewer"
+        )
+    half = f"at most half of {num_images} images"
+    reason = half if most < wanted else f"on {_DEVICE_NAMES[machine.device]}"
+    reason += f"; a multiple of {share}" if batch != most else ""
+    return [Choice("trainer.batch_size", batch, f"batch {batch}", reason)]
+
+
+def _choose_parts(draft: Draft, probe: Probe | None) -> list[Choice]:
+    if "trainer.accumulation_steps" not in draft.open:
+        return []
+    parts = 1 if probe is None else probe.accumulation_steps
+    reason = "memory was not measured"
+    if probe is not None:
+        reason = f"{probe.peak_bytes / 1e9:.1f} GB of {probe.limit_bytes / 1e9:.1f} GB that may be used"
+    words = f"batch in {parts} parts" if parts > 1 else "batch in one part"
+    return [Choice("trainer.accumulation_steps", parts, words, reason)]
+
+
+def _choose_length(draft: Draft, probe: Probe | None, *, num_images: int, device: DeviceName) -> list[Choice]:
+    if "trainer.max_epochs" not in draft.open:
+        return []
+    batch = draft.config.batch_size
+    passes = max(PASSES[device], PASSES_PER_IMAGE[device] * num_images)
+    steps_per_epoch = max(1, num_images // batch)
+    epochs = max(1, round(passes / (steps_per_epoch * batch)))
+    reason = f"{passes:,} image passes"
+    if probe is not None:
+        hours = DEFAULT_HOURS[device]
+        affordable = int(hours * 3600 / probe.step_s / steps_per_epoch)
+        if affordable < epochs:
+            epochs = max(1, affordable)
+            reason = f"at most {hours:g} hours on {_DEVICE_NAMES[device]}, {probe.step_s:.3g} s a step"
+    words = f"{epochs} epoch{'s' if epochs > 1 else ''}, {epochs * steps_per_epoch:,} steps"
+    return [Choice("trainer.max_epochs", epochs, words, reason)]

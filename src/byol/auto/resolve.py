@@ -1,0 +1,198 @@
+"""From what a person gave to a configuration that can run: the rest is chosen, or taken from the run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from byol.auto.choices import Choice, Chosen, Machine, choose, count_usable
+from byol.config import Config, Draft, load_config
+from byol.data.decoding.content import HEAD_BYTES, image_kind
+from byol.data.decoding.formats import path_of
+from byol.data.decoding.index import Source
+from byol.data.pack.packed import find_limit_px
+from byol.data.sources.opening import open_source
+from byol.data.sources.survey import Survey, describe_missing, survey
+from byol.device.devices import choose_device, choose_dtype, kind_of
+from byol.device.ranks import Ranks
+from byol.method.networks import check_name
+from byol.method.schedule import Plan
+from byol.runfolder import checkpoint
+from byol.training import initial_weights
+from byol.training.loggers import check_loggers
+from byol.training.step_benchmark import Probe, choose_batch, probe_step
+
+_LOOK_AT = 2000  # images
+
+
+def settle(
+    draft: Draft, run_dir: Path, *, ranks: Ranks, say: Callable[[str], None]
+) -> tuple[Config, float | None]:
+    """The configuration of the run in `run_dir`, which is claimed if something had to be chosen.
+
+    And what a step takes, seconds, if that was measured on the way.
+
+    A run that has begun is asked for what is open. Else the first rank chooses, says what and why, and writes
+    it down for the others.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: see `choose`; nothing is written then.
+    """
+    if not draft.open:
+        return draft.config, None
+    step_s = None
+    if ranks.is_main and not checkpoint.has_begun(run_dir):
+        checkpoint.check_run_folder(run_dir)
+        look = look_at_some(draft)
+        chosen = _choose(draft, look, world_size=ranks.world_size)
+        for choice in chosen.choices:
+            say(str(choice))
+        _say_missing(look, say)
+        checkpoint.claim_run_folder(run_dir, chosen.config)
+        step_s = None if chosen.probe is None else chosen.probe.step_s
+    ranks.wait()
+    return _ask_run(draft, run_dir).config, step_s
+
+
+def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
+    """Say all that `settle` would choose, the schedule and how long it takes; nothing is written.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as training would.
+    """
+    check_name(draft.config.network.name)
+    check_loggers(draft.config.trainer.loggers)
+    checkpoint.check_run_folder(run_dir)
+    begins = not checkpoint.has_begun(run_dir)
+    if draft.config.network.fine_tune_from is not None and begins:
+        initial_weights.check_source(draft.config.network.fine_tune_from)
+    look = look_at_some(draft)
+    if draft.open and not begins:
+        say(f"{run_dir} holds a run, which is continued: what is open is taken from it")
+        draft = _ask_run(draft, run_dir)
+    found = forecast(draft, look)
+    for choice in found.choices:
+        say(str(choice))
+    _say_missing(look, say)
+    origin = (
+        initial_weights.rehearse(found.config, channels=count_channels(found.config, look)) if begins else []
+    )
+    for line in (*origin, *found.plan.explain(), found.describe_time()):
+        say(line)
+    say("nothing was written; the same command without -n trains")
+
+
+def _say_missing(look: Survey, say: Callable[[str], None]) -> None:
+    if (line := describe_missing(look.missing, look.with_missing)) is not None:
+        say(line)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would be."""
+
+    config: Config
+    choices: tuple[Choice, ...]
+    probe: Probe
+    plan: Plan
+    stored_px: int
+
+    def describe_time(self) -> str:
+        """How long it takes, a line."""
+        plan, step_s = self.plan, self.probe.step_s
+        return (
+            f"about {_in_words(plan.total_steps * step_s)}: {plan.total_steps:,} steps of "
+            f"{step_s:.3g} s, {plan.batch_size / step_s:.3g} images/s"
+        )
+
+
+def forecast(draft: Draft, look: Survey) -> Forecast:
+    """All that `settle` would choose on one device, and the time that a step takes here.
+
+    Raises:
+        ConfigError, DataError: as training would.
+    """
+    check_name(draft.config.network.name)
+    chosen = _choose(draft, look, world_size=1)
+    config = chosen.config
+    probe = chosen.probe or _measure(config, False, look=look)
+    hours = config.trainer.max_hours
+    expected = None if hours is None else max(1, round(3600.0 * hours / probe.step_s))
+    plan = Plan.of(config, num_images=count_usable(look), expected_steps=expected)
+    return Forecast(config, chosen.choices, probe, plan, _find_stored_px(config, look))
+
+
+def _ask_run(draft: Draft, run_dir: Path) -> Draft:
+    return draft.settle(draft.values_of(load_config(run_dir / "config.yaml", [], preset=None)))
+
+
+# ---- What choices are made from
+
+
+def look_at_some(draft: Draft) -> Survey:
+    """What choices are made from.
+
+    Raises:
+        DataError: as `survey`.
+    """
+    data = draft.config.data
+    workers = draft.config.trainer.num_workers
+    return survey(
+        open_source(data), most=_LOOK_AT, channels=data.channels, num_workers=workers, alpha=data.alpha
+    )
+
+
+def _choose(draft: Draft, look: Survey, *, world_size: int) -> Chosen:
+    trainer, source = draft.config.trainer, open_source(draft.config.data)
+    device = choose_device(trainer.device)
+    is_bf16 = choose_dtype("auto", device=device) == torch.bfloat16
+    return choose(
+        draft,
+        look,
+        machine=Machine(kind_of(device), "bf16" if is_bf16 else "fp32", world_size),
+        is_dicom=_is_dicom(source),
+        measure=partial(_measure, look=look),
+    )
+
+
+def _is_dicom(source: Source) -> bool:
+    """Whether the first file is one, by its content."""
+    if (path := path_of(source.item(0))) is None:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return image_kind(file.read(HEAD_BYTES)) == "DICOM"
+    except OSError:
+        return False
+
+
+def _measure(config: Config, in_parts: bool, *, look: Survey) -> Probe:
+    """The step of a run, in as many parts as memory asks for if `in_parts`."""
+    channels = count_channels(config, look)
+    stored_px = _find_stored_px(config, look)
+    if in_parts:
+        return choose_batch(
+            config, wanted=config.batch_size, channels=channels, stored_px=stored_px, bits=look.bits
+        )
+    return probe_step(config, channels=channels, stored_px=stored_px, bits=look.bits)
+
+
+def count_channels(config: Config, look: Survey) -> int:
+    """The channels of an image as the networks get it."""
+    select = config.data.channels
+    if isinstance(select, list):
+        return len(select)
+    return {"grey": 1, "rgb": 3}.get(select or "", look.channels)
+
+
+def _find_stored_px(config: Config, look: Survey) -> int:
+    """As packing would choose it, as far as the images looked at tell."""
+    return config.data.stored_px or min(find_limit_px(config.view_px), look.sides[3])
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

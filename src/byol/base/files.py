@@ -1,0 +1,97 @@
+"""Files are written whole or not at all, and what is read back is checked."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from errno import EISDIR
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from byol.base.errors import CheckpointError
+
+T = TypeVar("T")
+
+
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write `path` whole or leave it as it was: temporary name in the same folder, sync, rename.
+
+    `content` is the bytes, or a function that writes them to an open file.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    content(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise _make_refusal(path, error) from None
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place where `write_atomically` could not write, before what is to be written is made.
+
+    Nothing is left there, folders that are missing included.
+
+    Raises:
+        CheckpointError: as `write_atomically`.
+    """
+    folder = path.parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        with tempfile.TemporaryFile(prefix=f".{path.name}.", dir=folder):
+            pass
+    except OSError as error:
+        raise _make_refusal(path, error) from None
+
+
+def _make_refusal(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be written ({reason_of(error)}); free space or choose another place"
+    )
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file cannot be written, in words."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a file is where a folder must be"
+    return error.strerror or str(error)
+
+
+def read_fields(
+    path: Path, *, versions: Sequence[int], make: Callable[[dict[str, Any]], T], advice: str
+) -> T | None:
+    """What `make` makes of the other fields of a JSON file whose `format` is one of `versions`.
+
+    None if there is no file.
+
+    Raises:
+        CheckpointError: the file is damaged, of another format or not what `make` needs; ends with `advice`.
+    """
+    if not path.exists():
+        return None
+    try:
+        fields = json.loads(path.read_bytes())
+        found = fields.pop("format")
+        if found not in versions:
+            raise ValueError(f"format is {found}, not {' or '.join(map(str, versions))}")
+        return make(fields)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path}: cannot be read ({reason}); {advice}") from None

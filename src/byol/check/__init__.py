@@ -1,0 +1,1 @@
+"""`byol check`: are the images fit to train on?"""

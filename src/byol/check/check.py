@@ -1,0 +1,147 @@
+"""`byol check`: are images fit to train on, and what would training make of them; a report in a folder."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from byol.auto.choices import FEWEST_IMAGES
+from byol.auto.resolve import Forecast, count_channels, forecast, look_at_some
+from byol.base.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.check.doctor import Examined, Progress, examine, find_duplicates
+from byol.check.duplicates import find_leaks
+from byol.check.findings import Problem, find_leaks_problems, find_problems
+from byol.check.report import REPORT, Leaks, Report
+from byol.config import DataConfig, Draft
+from byol.data.decoding.decode import read_square
+from byol.data.sources.opening import open_source, splits_of
+from byol.pictures.sheets import Sample
+from byol.training import initial_weights
+from byol.training.alarms import check_images, check_views
+from byol.training.fixed_images import FixedImages
+
+_SAMPLE, _SAMPLE_BYTES, _FEWEST = 256, 2**25, 16  # images that are stored and looked at closely
+_PX = 96  # side at which they are stored where training could not say
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a check."""
+
+    lines: tuple[str, ...]
+    exit_code: int  # 0: training may start, 1: it may not, 2: a setting is wrong
+
+
+def check(
+    draft: Draft, folder: Path, *, test: str | None = None, progress: Progress | None = None
+) -> Verdict:
+    """Look at all images, try what training would do, and write the report into `folder`, nothing elsewhere.
+
+    `test` are images that training must not see, as data.source.
+
+    Raises:
+        ConfigError: the folder is not one for a report.
+        DataError: there are no images.
+        CheckpointError: the folder cannot be written.
+    """
+    data, workers = draft.config.data, draft.config.trainer.num_workers
+    source = open_source(data)
+    tested = None
+    if test is not None:
+        tested = open_source(data, source=test, split="test" if splits_of(test) else None)
+    _check_folder(folder, [data.source, *([] if test is None else [test])])
+    found = examine(source, channels=data.channels, num_workers=workers, alpha=data.alpha, progress=progress)
+    alike, leaks = find_duplicates(found), None
+    problems = find_problems(found, alike, max_bad=data.max_bad, fewest=FEWEST_IMAGES)
+    if tested is not None:
+        other = examine(
+            tested, channels=data.channels, num_workers=workers, alpha=data.alpha, progress=progress
+        )
+        leaks = Leaks(other, find_leaks(find_duplicates(found, other), len(found)))
+        problems += find_leaks_problems(leaks.alike, other)
+    is_unfit = any(problem.is_fatal for problem in problems)
+    ahead, failure = _forecast(draft) if len(found) else (None, None)
+    if isinstance(failure, ConfigError) or (failure is not None and not is_unfit):
+        problems += [Problem(line, is_fatal=True) for line in str(failure).splitlines()]
+    sample = _take_sample(found, draft, ahead)
+    if sample is not None and ahead is not None and not is_unfit:
+        problems += _judge_views(sample, ahead, source=data.source)
+    report = Report(draft, found, alike, leaks, ahead, sample, tuple(problems))
+    report.write(folder)
+    code = 2 if isinstance(failure, ConfigError) and not is_unfit else 1 if report.is_refused else 0
+    return Verdict(tuple(report.lines(folder)), code)
+
+
+def _check_folder(folder: Path, sources: Sequence[str]) -> None:
+    for source in sources:
+        if os.path.isdir(source) and folder.resolve().is_relative_to(Path(source).resolve()):
+            raise ConfigError(
+                f"-o {folder}: lies within the images, {source}, to which nothing is added; choose another"
+            )
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT).exists():
+        raise ConfigError(f"-o {folder}: holds files but no report; choose another folder")
+
+
+def _forecast(draft: Draft) -> tuple[Forecast | None, ByolError | None]:
+    """What a run would be; or, or as well, why training refuses."""
+    ahead = None
+    try:
+        look = look_at_some(draft)
+        ahead = forecast(draft, look)
+        initial_weights.rehearse(ahead.config, channels=count_channels(ahead.config, look))
+    except (ConfigError, DataError, CheckpointError) as error:
+        return ahead, error
+    return ahead, None
+
+
+# ---- Some images as training would see them
+
+
+def _take_sample(found: Examined, draft: Draft, ahead: Forecast | None) -> Sample | None:
+    """Of the most common kind, evenly through the set, those that show something first."""
+    if len(found) == 0:
+        return None
+    px, config = (_PX, draft.config) if ahead is None else (ahead.stored_px, ahead.config)
+    channels, bits = next(iter(found.kinds))
+    number = min(_SAMPLE, max(_FEWEST, _SAMPLE_BYTES // (px * px * channels * bits // 8)))
+    rows = found.usual
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, number).astype(np.int64))]
+    rows = rows[np.argsort(found.is_blank[rows], kind="stable")]
+    return _read(found, rows, px=px, data=config.data)
+
+
+def _read(found: Examined, rows: np.ndarray, *, px: int, data: DataConfig) -> Sample | None:
+    names, squares, sizes = [], [], []
+    for row in rows.tolist():
+        try:
+            item = found.source.item(int(found.places[row]))
+            square = read_square(
+                item, px=px, channels=data.channels, geometry=data.geometry, alpha=data.alpha
+            )
+        except DataError:  # it has gone since
+            continue
+        names.append(found.name(row))
+        squares.append(square.pixels)
+        sizes.append((square.height, square.width) if data.geometry == "square" else (px, px))
+    return Sample.of(names, np.stack(squares), np.array(sizes, np.int32)) if squares else None
+
+
+def _judge_views(sample: Sample, ahead: Forecast, *, source: str) -> Iterator[Problem]:
+    """What training would say of these images and their views."""
+    fixed = FixedImages(
+        sample.images,
+        torch.from_numpy(sample.sizes.astype(np.float32)),
+        torch.full((len(sample),), -1),
+        sample.pixels,
+        ahead.config.data_transforms,
+        ahead.plan.key("health", 1),
+    )
+    try:
+        check_images(fixed, source=source)
+        for line in check_views(fixed):
+            yield Problem(f"{line.removeprefix('warning: ')} (views.png)")
+    except DataError as error:
+        yield Problem(str(error), is_fatal=True)

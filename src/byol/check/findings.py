@@ -1,0 +1,181 @@
+"""What a look at every image of a source means, in lines: facts, and problems with what to do about each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from byol.check.doctor import Examined
+from byol.check.duplicates import Alike
+from byol.data.pack.partial import BAD_FILES
+from byol.data.sources.summary import group_reasons, round_up
+from byol.data.sources.survey import describe_missing, describe_mixture
+
+BLANK_FILES, DUPLICATES, LEAKS = "blank_files.csv", "duplicates.csv", "leaks.csv"
+_MANY_BLANK, _MANY_ALIKE = 0.05, 0.05  # shares, from where something should be done
+_MOST_CHANNELS = 4  # whose ranges are told one by one
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A line that says what is wrong and what to do."""
+
+    text: str
+    is_fatal: bool = False  # training may not start
+
+    def __str__(self) -> str:
+        return f"{'problem' if self.is_fatal else 'warning'}: {self.text}"
+
+
+# ---- Facts
+
+
+def describe_files(found: Examined) -> str:
+    """How many of which kinds, and where."""
+    total, suffixes = len(found.source), found.count_suffixes()
+    if not suffixes:
+        return f"{total:,} images, {found.source.name}"
+    kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(4))
+    kinds += ", ..." if len(suffixes) > 4 else ""
+    folders = found.count_folders()
+    where = f" in {folders} folders (not used as labels)" if folders > 1 else ""
+    return f"{total:,} files: {kinds}{where}"
+
+
+def describe_kinds(found: Examined) -> str:
+    """Channels, depth and true range of the most common kind."""
+    channels, bits = next(iter(found.kinds))
+    words = f"{channels} channel{'s' if channels > 1 else ''}"
+    if channels == 3 and bool(found.has_equal_channels[found.usual].all()):
+        words += ", all equal (grey saved as RGB)"
+    words += ", floating point" if bits == 32 else f", {bits} bit"
+    words += f", values {_describe_ranges(found)}"
+    if found.used_bits < bits:
+        words += f": {found.used_bits}-bit data in {bits}-bit files"
+    return words
+
+
+def _describe_ranges(found: Examined) -> str:
+    ranges = list(dict.fromkeys(zip(found.smallest, found.largest, strict=True)))
+    if len(ranges) > _MOST_CHANNELS:
+        ranges = [(min(found.smallest), max(found.largest))]
+    return ", ".join(f"{low:.6g}..{high:.6g}" for low, high in ranges)
+
+
+def describe_sizes(found: Examined) -> str:
+    """Of all images, px."""
+    if (size := found.one_size) is not None:
+        return f"size {size[0]} x {size[1]} px"
+    least, median, high, most = found.sides
+    return f"longest side {least}..{most} px, median {median}, 95 % up to {high}"
+
+
+def describe_copies(found: Examined, alike: Alike) -> str:
+    """Duplicates and blank images."""
+    at_least = "" if alike.is_complete else "at least "
+    near, blank = alike.num_near, int(found.is_blank.sum())
+    parts = [
+        f"exact duplicates {alike.num_exact:,}",
+        f"near duplicates {at_least}{near:,}{_share(near, found)}",
+    ]
+    return f"{', '.join(parts)}; blank {blank:,}{_share(blank, found)}"
+
+
+def _share(number: int, found: Examined) -> str:
+    share = number / len(found)
+    return f" ({share:.1%})" if share >= 0.001 else ""
+
+
+def describe_filled(found: Examined) -> str | None:
+    """Values that are no measurement; None: there are none."""
+    return describe_missing(float(found.missing.mean()), float((found.missing > 0).mean()))
+
+
+# ---- Problems
+
+
+def find_problems(found: Examined, alike: Alike, *, max_bad: float, fewest: int) -> list[Problem]:
+    """What is wrong with the images themselves; `fewest` are needed to train."""
+    return [
+        *_judge_bad(found, max_bad=max_bad),
+        *_judge_kinds(found),
+        *_judge_content(found, alike, fewest=fewest),
+    ]
+
+
+def _judge_bad(found: Examined, *, max_bad: float) -> Iterator[Problem]:
+    if not found.bad:
+        return
+    number, total = len(found.bad), len(found.source)
+    groups = group_reasons(found.bad)
+    name, reason = found.bad[0]
+    which = f"{number:,} of {total:,} files cannot be read ({BAD_FILES}), the first is {name!r}: {reason}"
+    if len(groups) > 1:
+        which += f"; all {len(groups)} kinds of reasons are above"
+    if number == total:
+        yield Problem(f"{which}; look at what these files are, and give others", is_fatal=True)
+    elif number > max_bad * total:
+        yield Problem(
+            f"{which}; mend or remove them, or allow them with data.max_bad={round_up(number / total):g}",
+            is_fatal=True,
+        )
+    else:
+        yield Problem(f"{which}; they are left out, mend them if you need them")
+
+
+def _judge_kinds(found: Examined) -> Iterator[Problem]:
+    if len(found.kinds) > 1:
+        all_channels = len({channels for channels, _ in found.kinds}) > 1
+        yield Problem(
+            describe_mixture(found.source, all_channels=all_channels, num_workers=1, alpha=found.alpha),
+            is_fatal=True,
+        )
+        return
+    ends = list(zip(found.smallest, found.largest, strict=True)) if len(found) else []
+    constant = [channel for channel, (low, high) in enumerate(ends) if low == high]
+    if constant and len(constant) < len(ends):
+        rest = ",".join(str(channel) for channel in range(len(ends)) if channel not in constant)
+        yield Problem(
+            f"channel {constant[0]} has one value, {ends[constant[0]][0]:g}, in all images; leave it out "
+            f"with data.channels=[{rest}]"
+        )
+
+
+def _judge_content(found: Examined, alike: Alike, *, fewest: int) -> Iterator[Problem]:
+    number, blank = len(found), int(found.is_blank.sum())
+    if 0 < number < fewest:
+        yield Problem(f"{number} images are too few to learn from, give {fewest} at least", is_fatal=True)
+    if number and blank == number:
+        yield Problem(
+            f"all {number:,} images are blank, of one value or nearly; look at contact.png, and give others",
+            is_fatal=True,
+        )
+    elif blank > _MANY_BLANK * number:
+        yield Problem(f"{blank / number:.0%} of the images are blank; remove those in {BLANK_FILES}")
+    copies = alike.num_exact + alike.num_near
+    if copies > _MANY_ALIKE * number:
+        yield Problem(
+            f"{copies / number:.0%} of the images repeat others: they count double; look at {DUPLICATES}, "
+            "keep one of each"
+        )
+
+
+def find_leaks_problems(leaks: Alike, test: Examined) -> list[Problem]:
+    """What is wrong with the test part."""
+    problems = []
+    if test.bad:
+        name, reason = test.bad[0]
+        problems.append(
+            Problem(
+                f"{test.source.name}: {len(test.bad)} of {len(test.source)} files cannot be read, the first "
+                f"is {name!r}: {reason}; mend or remove them"
+            )
+        )
+    number = leaks.num_exact + leaks.num_near
+    if number:
+        problems.append(
+            Problem(
+                f"{number:,} of {len(test):,} test images are in the training part too ({leaks.num_exact:,} "
+                f"exact, {leaks.num_near:,} near): results on them say nothing; remove those in {LEAKS} from "
+                "one part"
+            )
+        )
+    return problems

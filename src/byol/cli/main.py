@@ -1,0 +1,334 @@
+"""The arguments. A user's mistake is one line and an exit code: 2 configuration, 1 anything else.
+
+torch is loaded by the commands that need it, when they run.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from byol import __version__
+from byol.base.console import complain, prepare_streams
+from byol.base.errors import ByolError, ConfigError, printable
+from byol.cli import commands
+from byol.cli.commands import EXIT_INTERRUPTED
+from byol.config.schema import DeviceSetting
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*|--[A-Za-z_][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
+_OVERRIDE_FLAG = re.compile(r"--[A-Za-z_][\w-]*(\.[\w-]+)+")
+_EPILOG = """examples:
+  byol demo                                  generated images, then the table; minutes on 2 cores
+  byol check IMAGES/                         are they fit to train on? a report with pictures
+  byol train IMAGES/ -n                      what would be chosen, and how long it takes
+  byol train IMAGES/ -o runs/cells           no settings, no labels; the same again continues
+  byol train IMAGES/ --hours 2               as good as it gets in two hours
+  byol train IMAGES/ --init runs/cells       from existing weights, with new heads where need be
+  byol train config.yaml trainer.max_epochs=40
+  byol eval runs/cells --labels cells.csv    how good is it, beside pixels and the untrained encoder
+  byol compare runs/a runs/b                 results side by side, and the settings that differ
+  byol card runs/cells                       a model card: method, results, limits
+  byol report runs/cells                     one HTML file to show: results, curves, a map
+  byol explore runs/cells                    a live page: map, search by picture, lists
+  byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
+  byol finetune runs/cells --labels cells.csv --scratch   a classifier, beside one without BYOL
+  byol predict runs/cells-finetuned NEW/ -o classes.csv   classes of new images
+  byol config config.yaml                    the whole configuration, every value filled in
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    prepare_streams()
+    try:
+        rest, overrides = _take_overrides(sys.argv[1:] if arguments is None else arguments)
+        options = _make_parser().parse_args(rest)
+        options.overrides = overrides
+        code: int = options.command(options)
+        sys.stdout.flush()
+        return code
+    except ByolError as error:
+        for line in str(error).splitlines():  # a configuration can have several problems, each is one line
+            complain(line)
+        return error.exit_code
+    except KeyboardInterrupt:
+        complain("interrupted; the same command goes on from what is saved")
+        return EXIT_INTERRUPTED["SIGINT"]
+    except BrokenPipeError:  # `byol config | head`: whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_INTERRUPTED["SIGPIPE"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows arguments that it refuses as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="byol",
+        description="Turn a pile of unlabelled images into a good image encoder, and say how good it is.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"byol {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    demo = _add(
+        subparsers, "demo", commands.demo_command, "train on generated images, evaluate, print the table"
+    )
+    demo.add_argument("-o", "--output", type=Path, default=Path("runs/demo"), help="run folder (%(default)s)")
+    demo.add_argument(
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="print how long training and evaluation take; write nothing",
+    )
+
+    check = _add(
+        subparsers,
+        "check",
+        commands.check_command,
+        "look at all images, say what is wrong and what training would do",
+        "byol check IMAGES/ --test TEST/",
+    )
+    check.add_argument("source", help="images or a configuration file, as for train")
+    check.add_argument("--test", help="images that training must not see: are they in IMAGES/, too?")
+    check.add_argument("-o", "--output", type=Path, help="folder of the report (check/NAME)")
+    check.add_argument("--preset", help="classic, paper, default or demo")
+    check.add_argument("--hours", help="time for the training, as for train")
+
+    train = _add(
+        subparsers,
+        "train",
+        commands.train_command,
+        "train an encoder, or continue a run",
+        "byol train IMAGES/ -o runs/cells",
+    )
+    train.add_argument(
+        "source",
+        help="a folder of images, a .txt/.csv list, a .npy array, stl10, cifar10, "
+        "cifar100, motifs, or a configuration file (.yaml)",
+    )
+    train.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
+    train.add_argument("--preset", help="classic, paper, default or demo")
+    train.add_argument(
+        "--hours", help="time for the training, such as 2 or 0.5, instead of a number of epochs"
+    )
+    train.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="start from the folder of an earlier run, a file of weights (FILE:PREFIX for one of several "
+        "encoders in it), or timm:MODEL if it is on this machine (short for network.fine_tune_from=WEIGHTS)",
+    )
+    train.add_argument(
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="print what is chosen, and how long it takes; write nothing",
+    )
+
+    run = _add(
+        subparsers,
+        "run",
+        commands.run_command,
+        "train, then evaluate: what `python run.py` does",
+        "byol run config.yaml",
+    )
+    run.add_argument("source", nargs="?", default="config.yaml", help="configuration file (%(default)s)")
+    run.add_argument("-o", "--output", type=Path, help="run folder (runs/NAME)")
+    run.add_argument("--preset", help="classic, paper, default or demo")
+    run.add_argument("--hours", help="time for the training, such as 2 or 0.5, instead of a number of epochs")
+
+    evaluate = _add(
+        subparsers,
+        "eval",
+        commands.eval_command,
+        "how good is a run's encoder",
+        "byol eval runs/cells --labels cells.csv",
+    )
+    evaluate.add_argument("run", type=Path, help="run folder")
+    evaluate.add_argument("--labels", help="CSV with the columns file,label; not all images need one")
+    evaluate.add_argument("--train", help="labelled images to fit on (default: the run's own)")
+    evaluate.add_argument(
+        "--test", help="labelled images to test on (default: a fifth, or the set's test split)"
+    )
+    evaluate.add_argument("--weights", help="a row for other weights: a run's folder, a file, or timm:MODEL")
+    evaluate.add_argument(
+        "--folds", type=_read_number, help="without a test part: test on every image once, in so many folds"
+    )
+    evaluate.add_argument(
+        "--groups",
+        metavar="COLUMN",
+        help="column of the labels (or folder) that no two folds share, as plate",
+    )
+    evaluate.add_argument(
+        "--metadata", type=Path, help="CSV with a column file and others: do the features tell them?"
+    )
+
+    compare = _add(
+        subparsers,
+        "compare",
+        commands.compare_command,
+        "runs side by side, and the settings that differ",
+        "byol compare runs/a runs/b",
+    )
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, two or more")
+
+    card = _add(
+        subparsers,
+        "card",
+        commands.card_command,
+        "a model card: methods, results, limits, how to repeat it",
+        "byol card runs/cells",
+    )
+    card.add_argument("run", type=Path, help="run folder; the card is written into it")
+
+    report = _add(
+        subparsers,
+        "report",
+        commands.report_command,
+        "one HTML file that shows what a run is worth",
+        "byol report runs/cells",
+    )
+    report.add_argument("run", type=Path, help="run folder")
+    report.add_argument("--labels", type=Path, help="CSV with the columns file,label, to colour the map by")
+    report.add_argument(
+        "--metadata", type=Path, help="CSV with a column file and others to colour the map by"
+    )
+    report.add_argument("--images", type=int, default=10_000, help="images on the map, at most (%(default)s)")
+    report.add_argument("-o", "--output", type=Path, help="the file (RUN/report.html)")
+
+    explore = _add(
+        subparsers,
+        "explore",
+        commands.explore_command,
+        "a page on this machine to look through a run's images",
+        "byol explore runs/cells --open",
+    )
+    explore.add_argument("run", type=Path, help="run folder")
+    explore.add_argument("--images", help="other images than the run's: a folder, list or array")
+    explore.add_argument("--labels", type=Path, help="CSV with the columns file,label, to colour the map by")
+    explore.add_argument(
+        "--metadata", type=Path, help="CSV with a column file and others to colour the map by"
+    )
+    explore.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: a free one)")
+    explore.add_argument("--open", action="store_true", help="open it in the browser")
+
+    embed = _add(
+        subparsers,
+        "embed",
+        commands.embed_command,
+        "features of images, with their file names",
+        "byol embed runs/cells NEW/ -o features.csv",
+    )
+    embed.add_argument("run", type=Path, help="run folder")
+    embed.add_argument("images", help="a folder, an image, a .txt/.csv list or a .npy array")
+    embed.add_argument("-o", "--output", type=Path, required=True, help="a .parquet, .npz or .csv file")
+    embed.add_argument(
+        "--prototypes",
+        type=int,
+        metavar="N",
+        help="beside it NAME.prototypes.csv: N images that stand for all, worth a label",
+    )
+    embed.add_argument("--device", choices=get_args(DeviceSetting), default="auto")
+
+    _add_classifier(subparsers)
+
+    config = _add(
+        subparsers,
+        "config",
+        commands.config_command,
+        "print the configuration with every value filled in",
+        "byol config config.yaml trainer.max_epochs=10 > mine.yaml",
+    )
+    config.add_argument("file", nargs="?", type=Path, help="configuration file")
+    config.add_argument("--preset", help="classic, paper, default or demo")
+    config.add_argument("--schema", action="store_true", help="print the JSON schema, for editors")
+    return parser
+
+
+def _add_classifier(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
+    finetune = _add(
+        subparsers,
+        "finetune",
+        commands.finetune_command,
+        "train a classifier from a run's encoder and all labels or a few",
+        "byol finetune runs/cells --labels cells.csv --fraction 0.1 --scratch",
+    )
+    finetune.add_argument("source", type=Path, help="run folder, or a folder with an encoder in it")
+    finetune.add_argument("--labels", help="CSV with the columns file,label; not all images need one")
+    finetune.add_argument("--train", help="labelled images to train on (default: the run's own)")
+    finetune.add_argument(
+        "--test", help="labelled images to test on (default: a fifth, or the set's test split)"
+    )
+    finetune.add_argument(
+        "--fraction", type=float, default=1.0, help="share of the training labels to use, of every class"
+    )
+    finetune.add_argument("--epochs", type=int, help="passes over them (default: 10 to 20, by their number)")
+    finetune.add_argument(
+        "--scratch", action="store_true", help="train from random weights as well, and print both"
+    )
+    finetune.add_argument("-o", "--output", type=Path, help="folder to write (SOURCE-finetuned)")
+
+    predict = _add(
+        subparsers,
+        "predict",
+        commands.predict_command,
+        "classes of images, by what finetune wrote",
+        "byol predict runs/cells-finetuned NEW/ -o classes.csv",
+    )
+    predict.add_argument("classifier", type=Path, help="folder that `byol finetune` wrote")
+    predict.add_argument("images", help="a folder, an image, a .txt/.csv list or a .npy array")
+    predict.add_argument(
+        "-o", "--output", type=Path, required=True, help="a .csv file: file,label,probability"
+    )
+    predict.add_argument("--device", choices=get_args(DeviceSetting), default="auto")
+
+
+def _add(
+    subparsers: "argparse._SubParsersAction[_Parser]",
+    name: str,
+    command: Callable[[argparse.Namespace], int],
+    summary: str,
+    example: str | None = None,
+) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example or f'byol {name}'}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _read_number(text: str) -> int | str:
+    """A whole number; what is none stays text, which the configuration refuses in its own words."""
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
+
+
+def _take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split off `section.key=value`, `--section.key=value` and `--section.key value`."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if _OVERRIDE.fullmatch(argument) and not os.path.exists(argument):
+            overrides.append(argument.removeprefix("--"))
+        elif _OVERRIDE_FLAG.fullmatch(argument):
+            value = next(waiting, None)
+            if value is None:
+                raise ConfigError(f"override '{argument}': a value must follow")
+            overrides.append(f"{argument.removeprefix('--')}={value}")
+        else:
+            rest.append(argument)
+    return rest, overrides

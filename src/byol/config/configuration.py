@@ -1,0 +1,389 @@
+"""The configuration of a run: preset < domain < YAML file < `section.key=value`, checked before all else.
+
+A setting that is refused is named with its place, what was given, what is allowed and the nearest valid key;
+all problems come in one ConfigError. The settings themselves are in `config_schema.py`. Some may be open: a
+`Draft` is what is known before they are chosen. It keeps the layers, so that a domain can be put in between.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from byol.base.errors import ConfigError
+from byol.config import keys as config_keys
+from byol.config import yaml_text
+from byol.config.schema import (
+    OPEN,
+    Config,
+    DataConfig,
+    DataTransforms,
+    EvaluationConfig,
+    LoggerName,
+    NetworkConfig,
+    OptimizerConfig,
+    OptimizerParams,
+    ProjectionHead,
+    TrainerConfig,
+    View,
+    find_conflicts,
+)
+from byol.config.yaml_text import Given, UnreadableError
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "DataTransforms",
+    "Draft",
+    "EvaluationConfig",
+    "LoggerName",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "OptimizerParams",
+    "ProjectionHead",
+    "TrainerConfig",
+    "View",
+    "diff_configs",
+    "dump_config",
+    "json_schema",
+    "load_config",
+    "load_draft",
+]
+
+PRESETS = ("classic", "paper", "default", "demo")
+DOMAINS = ("photo", "grey", "microscopy", "satellite", "medical", "industrial")
+_DOMAIN_KEY = "data_transforms.domain"
+# Layers, later ones over earlier ones; what is chosen gives way to what a person has written.
+_PRESET, _DOMAIN, _CHOSEN, _FILE, _OVERRIDE = range(5)
+# Chosen with the open ones, where they are at this value, though a run can do without.
+_ALSO_FREE: dict[str, str | None] = {
+    "network.stem": "auto",
+    "trainer.precision": "auto",
+    "data.channels": None,
+}
+# What may differ between two starts of one run: labels of settings, where things lie, what is looked at when.
+_NO_PART_OF_A_RUN = (
+    "preset",
+    _DOMAIN_KEY,
+    "evaluation.",
+    "data.root",
+    "data.download",
+    "data.packs",
+    "data.memory",
+    "data.max_bad",
+    "data.skip_unreadable",
+    "trainer.num_workers",
+    "trainer.device",
+    "trainer.accumulation_steps",
+    "trainer.checkpoint_interval",
+    "trainer.log_interval",
+    "trainer.health_interval",
+    "trainer.loggers",
+)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A configuration that may have open settings, with where each of its values comes from."""
+
+    config: Config
+    layers: Mapping[str, Given]
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The settings that must be chosen before a run, in the order of `OPEN`."""
+        found = [key for key, value in OPEN.items() if self.layers[key].value == value]
+        if self.layers["trainer.max_hours"].value is not None:  # a length of its own
+            found = [key for key in found if key != "trainer.max_epochs"]
+        return tuple(found)
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """What a choice may set: the open settings and those that go with them; () if none is open."""
+        if not self.open:
+            return ()
+        also = [key for key, value in _ALSO_FREE.items() if self.layers[key].value == value]
+        if self.is_given("data.channels"):  # null is then what the person wants
+            also = [key for key in also if key != "data.channels"]
+        views = _list_views() if _DOMAIN_KEY in self.open else ()
+        return (*self.open, *also, *(key for key in views if not self.is_given(key)))
+
+    def is_given(self, key: str) -> bool:
+        """Whether the file or an override says it, be it open or not."""
+        return self.layers[key].layer >= _FILE
+
+    def settle(self, values: Mapping[str, object]) -> "Draft":
+        """With these values where they are free; the others are passed over. Keys may be short forms.
+
+        Raises:
+            ConfigError: a chosen value goes against one that was given.
+        """
+        free, layers = self.free, dict(self.layers)
+        for written, value in config_keys.flatten(values):
+            for key in config_keys.expand(written):
+                if key in free:
+                    layers[key] = Given(value, str(value), f"chosen: {written}", _CHOSEN)
+        problems: list[str] = []
+        layers = _put_domain(layers)
+        config = _validate(layers, problems)
+        if config is None or problems:
+            raise ConfigError(*dict.fromkeys(problems))
+        return Draft(config, layers)
+
+    def values_of(self, config: Config) -> dict[str, object]:
+        """For `settle`: what another configuration has where this one is free."""
+        values = dict(config_keys.flatten(config.model_dump()))
+        return {key: values[key] for key in self.free}
+
+    def dump(self) -> str:
+        """As YAML, which `load_draft` reads back to one with the same open settings.
+
+        While the domain is open, of the views only what was given is told: all else is the domain's.
+        """
+        values = dict(config_keys.flatten(self.config.model_dump()))
+        hidden = set(_list_views()) & set(self.free)
+        return yaml_text.write(config_keys.nest({k: v for k, v in values.items() if k not in hidden}))
+
+
+def load_config(path: Path | None, overrides: Sequence[str], *, preset: str | None) -> Config:
+    """As `load_draft`, without the layers."""
+    return load_draft(path, overrides, preset=preset).config
+
+
+def load_draft(path: Path | None, overrides: Sequence[str], *, preset: str | None) -> Draft:
+    """Read `path` over its preset and domain, and `overrides` ("section.key=value") over all.
+
+    The preset is the first given of: an override, `preset`, the key `preset` of the file; else `classic` for
+    a file and `default` without one.
+
+    Raises:
+        ConfigError: every problem of file and overrides, one line each.
+    """
+    problems: list[str] = []
+    written: dict[str, Given] = {}
+    if path is not None:
+        written |= _read_file(path, problems)
+    for override in overrides:
+        written |= _read_override(override, problems)
+    chosen = written.get("preset", Given("default" if path is None else "classic", "", "", _PRESET))
+    if preset is not None and chosen.layer < _OVERRIDE:
+        chosen = Given(preset, repr(preset), f"preset {preset!r}", _OVERRIDE)
+    if chosen.value in PRESETS:
+        written = _settle_length(_read_preset(str(chosen.value)) | written | {"preset": chosen}, problems)
+        layers = _put_domain(written)
+        config = _validate(layers, problems)
+        if config is not None and not problems:
+            return Draft(config, layers)
+    else:
+        problems.append(_refuse(chosen, "preset"))
+    raise ConfigError(*dict.fromkeys(problems))
+
+
+def write_override(key: str, value: str | int | float | None) -> str:
+    """The override by which a setting has this value; text stays text, also such as `null` and `#x`."""
+    return f"{key}={yaml_text.quote(value) if isinstance(value, str) else json.dumps(value)}"
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration as YAML, which `load_config` reads back to an equal one."""
+    return yaml_text.write(config.model_dump())
+
+
+def diff_configs(old: Config | dict[str, Any], new: Config) -> list[str]:
+    """Settings in which two configurations are different runs, as "trainer.batch_size: 64 -> 128".
+
+    Left out is what changes no number of the training: evaluation, logging, where files and packs lie.
+    """
+    before = _flat_values(old.model_dump() if isinstance(old, Config) else old)
+    after = _flat_values(new.model_dump())
+    keys = [key for key in dict.fromkeys([*after, *before]) if not key.startswith(_NO_PART_OF_A_RUN)]
+    return [
+        f"{key}: {_show(before, key)} -> {_show(after, key)}"
+        for key in keys
+        if key not in before or key not in after or before[key] != after[key]
+    ]
+
+
+def json_schema() -> str:
+    """The JSON schema of a configuration file, for editors. No key is required: presets fill the rest."""
+    schema = Config.model_json_schema()
+    transforms = schema["$defs"]["DataTransforms"]["properties"]
+    transforms["view"] = transforms["view1"] | {"description": "Short form: sets both views."}
+    for section in [schema, *schema["$defs"].values()]:
+        section.pop("required", None)
+        for name, setting in section["properties"].items():
+            if "prefixItems" in setting:
+                text = {"type": "string", "pattern": r"^\(.*\)$"}
+                described = {"description": setting.pop("description"), "title": setting.pop("title", name)}
+                section["properties"][name] = {"anyOf": [setting, text], **described}
+    schema["title"] = "byol configuration"
+    return json.dumps(schema, indent=2)
+
+
+# ---- The layers
+
+
+def _read_file(path: Path, problems: list[str]) -> dict[str, Given]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        return _collect(yaml_text.read_mapping(text, name=str(path)), problems, place=str(path), layer=_FILE)
+    except UnicodeDecodeError as error:
+        problems.append(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8")
+    except FileNotFoundError:
+        problems.append(f"{path}: no such file; `byol config --preset classic > {path}` writes one")
+    except IsADirectoryError:
+        problems.append(f"{path}: is a folder; a configuration file (.yaml) is expected")
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror}")
+    except UnreadableError as error:
+        problems.append(str(error))
+    return {}
+
+
+def _read_override(override: str, problems: list[str]) -> dict[str, Given]:
+    name, equals, text = override.removeprefix("--").partition("=")
+    place = f"override {yaml_text.shorten(override)!r}"
+    if not equals or not name.strip():
+        problems.append(f"{place}: section.key=value is expected, such as trainer.max_epochs=2")
+        return {}
+    key = name.strip().replace("-", "_")
+    try:
+        node = yaml_text.read_value(text)
+    except UnreadableError as error:
+        problems.append(f"{place}: {error}")
+        return {}
+    return _collect(node, problems, place=place, layer=_OVERRIDE, prefix=key)
+
+
+@cache
+def _read_preset(name: str) -> dict[str, Given]:
+    text = (resources.files("byol.config") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    problems: list[str] = []
+    place = f"preset {name}"
+    given = _collect(yaml_text.read_mapping(text, name=place), problems, place=place, layer=_PRESET)
+    missing = set(config_keys.leaves()) - set(given)
+    assert not problems and not missing, f"{problems} {missing}"
+    return given
+
+
+@cache
+def _read_domain(name: str) -> dict[str, Given]:
+    text = (resources.files("byol.config") / "presets" / "views" / f"{name}.yaml").read_text(encoding="utf-8")
+    problems: list[str] = []
+    node = yaml_text.read_mapping(text, name=f"domain {name}")
+    given = _collect(node, problems, place=f"domain {name}", layer=_DOMAIN, prefix="data_transforms")
+    assert not problems and set(given) == set(_list_views()), f"{problems} {given.keys()}"
+    return given
+
+
+def _put_domain(layers: Mapping[str, Given]) -> dict[str, Given]:
+    """The layers with the table of the domain that they name, if one, over the preset."""
+    name = layers[_DOMAIN_KEY].value
+    table = _read_domain(str(name)) if name in DOMAINS else {}
+    return {key: table.get(key, item) if item.layer <= _DOMAIN else item for key, item in layers.items()}
+
+
+@cache
+def _list_views() -> tuple[str, ...]:
+    """The settings of both views."""
+    return tuple(key for key in config_keys.leaves() if key.startswith(config_keys.VIEWS))
+
+
+def _collect(
+    node: yaml.Node, problems: list[str], *, place: str, layer: int, prefix: str = ""
+) -> dict[str, Given]:
+    """The settings below a node by dotted key; adds what is wrong with their names to `problems`.
+
+    Short forms are written out; beside one, what is said of a single view counts.
+    """
+    given: dict[str, Given] = {}
+    of_both: dict[str, Given] = {}
+    for key, line, found in yaml_text.walk(node, prefix=prefix, sections=config_keys.sections()):
+        where = f"{place}: {key}" if layer == _OVERRIDE and key != prefix else place
+        where = where if layer == _OVERRIDE else f"{place}:{line}: {key}"
+        meant = config_keys.expand(key)
+        if isinstance(found, str):
+            problems.append(f"{where}: {found}")
+        elif not meant:
+            problems.append(f"{where}: unknown key{config_keys.suggest(key)}")
+        else:
+            # A folder named 2024 needs no quotes.
+            as_text = config_keys.is_number_for_text(found, meant[0])
+            value = found.value if as_text else yaml_text.construct(found)
+            item = Given(value, yaml_text.show(found), where, layer)
+            (given if meant == (key,) else of_both).update(dict.fromkeys(meant, item))
+    return of_both | given
+
+
+def _settle_length(given: dict[str, Given], problems: list[str]) -> dict[str, Given]:
+    """A run is as long as the later layer says, in epochs or in hours; the other is then null."""
+    epochs, hours = given["trainer.max_epochs"], given["trainer.max_hours"]
+    if epochs.value is None or hours.value is None:
+        return given
+    if epochs.layer == hours.layer:
+        problems.append(
+            f"{hours.place}: trainer.max_hours {hours.text} and trainer.max_epochs {epochs.text} are two "
+            "lengths of one run; leave one out"
+        )
+        return given
+    key = "trainer.max_epochs" if epochs.layer < hours.layer else "trainer.max_hours"
+    return given | {key: replace(given[key], value=None, text="null")}
+
+
+# ---- Checks
+
+
+def _validate(layers: Mapping[str, Given], problems: list[str]) -> Config | None:
+    refused: dict[str, str | None] = {}
+    config = None
+    try:
+        config = Config.model_validate(config_keys.nest({key: item.value for key, item in layers.items()}))
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            key = config_keys.leaf_of(detail["loc"])
+            # Of a choice between kinds, each kind complains; our own checks have the best words.
+            reason = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else None
+            refused[key] = reason or refused.get(key)
+    problems += [_refuse(layers[key], key, allowed=reason) for key, reason in refused.items()]
+    values = {key: item.value for key, item in layers.items() if key not in refused}
+    for keys, reason in find_conflicts(values):
+        # The place is that of the latest layer: a preset is never what has to change.
+        place = max((layers[key] for key in keys), key=lambda item: item.layer).place
+        problems.append(f"{place}: {reason}")
+    return config
+
+
+def _refuse(item: Given, key: str, *, allowed: str | None = None) -> str:
+    """One line: where, what was given, what is allowed, and the nearest of the allowed values."""
+    schema = config_keys.leaves()[key]
+    choices = {
+        str(choice): str(choice) for part in yaml_text.parts(schema) for choice in part.get("enum", [])
+    }
+    if schema.get("type") == "boolean":
+        choices = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+    near = difflib.get_close_matches(str(item.value).lower(), choices, n=1)
+    hint = f"; did you mean {choices[near[0]]!r}?" if near else ""
+    return f"{item.place}: got {item.text}, allowed: {allowed or yaml_text.describe(schema)}{hint}"
+
+
+def _flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key, with tuples for lists: what compares equal is equal."""
+    flat = config_keys.flatten(values)
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in flat}
+
+
+def _show(values: Mapping[str, Any], key: str) -> str:
+    """A value as YAML would have it."""
+    if key not in values:
+        return "not given"
+    value = values[key]
+    if isinstance(value, tuple):
+        return f"[{', '.join('null' if item is None else str(item) for item in value)}]"
+    return "null" if value is None else str(value)

@@ -1,0 +1,109 @@
+"""Images in NumPy's files and in memory: which axis is the channels, and how `.npy` and `.npz` are read.
+
+An array of two axes is (height, width). Of three, `layout` "hwc" and "chw" say where the channels are; "auto"
+reads it off the shape, and refuses the shape that does not tell:
+
+    hwc    the last axis is 1, 3 or 4 and the first is not; or it is shorter than both others, and these are
+           equal or 2 times as long
+    chw    the first axis is shorter than both others, and these are equal or 4 times as long
+"""
+
+import zipfile
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from byol.base.errors import DataError
+from byol.data.decoding.formats import Decoded, ImageArray, Layout, RawArray, Stream, as_image, check_header
+
+_COLOURS = (1, 3, 4)  # grey, RGB, RGBA
+_CLEARLY_LAST, _CLEARLY_FIRST = (
+    2,
+    4,
+)  # times more rows and columns than channels
+
+
+def find_layout(shape: tuple[int, ...], layout: Layout = "auto") -> Layout:
+    """Of an array of three axes: "hwc" or "chw", by the rule above.
+
+    Raises:
+        DataError: neither is clear; the line names the setting that settles it.
+    """
+    if layout != "auto":
+        return layout
+    first, middle, last = shape
+    if last in _COLOURS and first not in _COLOURS:
+        return "hwc"
+    if last < min(first, middle) and (first == middle or _CLEARLY_LAST * last <= min(first, middle)):
+        return "hwc"
+    if first < min(middle, last) and (middle == last or _CLEARLY_FIRST * first <= min(middle, last)):
+        return "chw"
+    raise DataError(
+        f"has the shape {shape}, which does not tell the channels from height and width; set data.layout=hwc "
+        "(channels last) or data.layout=chw (channels first)"
+    )
+
+
+def channels_last(values: Shaped[np.ndarray, "..."], layout: Layout) -> RawArray:
+    """(height, width), or three axes in this layout -> the channels at the end.
+
+    Raises:
+        DataError: there are not two or three axes, or no layout is clear.
+    """
+    if values.ndim not in (2, 3):
+        raise DataError(
+            f"has the shape {values.shape}; (height, width), (height, width, channels) and (channels, "
+            "height, width) are read; save each image as a file of its own"
+        )
+    if values.ndim == 3 and find_layout(values.shape, layout) == "chw":
+        return np.moveaxis(values, 0, -1)
+    return values
+
+
+def as_given(values: Shaped[np.ndarray, "..."], layout: Layout) -> ImageArray:
+    """An array in memory as an image."""
+    return as_image(channels_last(values, layout))
+
+
+def read_npy(stream: Stream, *, layout: Layout) -> Decoded:
+    """One image in an `.npy` file."""
+    shape, dtype = _read_header(stream)
+    _check(shape, dtype, layout)
+    stream.seek(0)
+    return Decoded(as_given(np.load(stream, allow_pickle=False), layout))
+
+
+def read_npz(stream: Stream, *, layout: Layout) -> Decoded:
+    """The one array of an `.npz` file."""
+    with zipfile.ZipFile(stream) as file:
+        names = [name for name in file.namelist() if name.endswith(".npy")]
+        if len(names) != 1:
+            found = ", ".join(name.removesuffix(".npy") for name in names[:5]) or "none"
+            raise DataError(f"holds {len(names)} arrays ({found}), one is read; save the image alone as .npy")
+        with file.open(names[0]) as member:
+            _check(*_read_header(member), layout)
+        with file.open(names[0]) as member:
+            return Decoded(as_given(np.lib.format.read_array(member, allow_pickle=False), layout))
+
+
+def _read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read_header = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    return shape, dtype
+
+
+def _check(shape: tuple[int, ...], dtype: np.dtype[Any], layout: Layout) -> None:
+    """Refuse by the header, before memory is asked for."""
+    if dtype.kind not in "buif":
+        check_header(1, 1, dtype)
+    if 0 in shape:
+        raise DataError(f"has no pixels {shape}")
+    if len(shape) == 3:
+        height, width = sorted(shape)[1:]
+        check_header(height, width, dtype)
+    elif len(shape) == 2:
+        check_header(shape[0], shape[1], dtype)

@@ -1,0 +1,272 @@
+"""Readers of still images: what Pillow keeps whole by Pillow, what it would cut to 8 bit by imagecodecs."""
+
+import re
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from byol.base.errors import DataError
+from byol.data.decoding import content
+from byol.data.decoding.formats import Alpha, Bits, Decoded, RawArray, Stream, as_image, check_header
+from byol.data.decoding.reading import FIRST_FRAME, note
+
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "WEBP")  # of Pillow's, that keep every value
+DEEP_MODES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")
+CHANNELS_OF_MODE = dict.fromkeys(("1", "L", "LA", "La", *DEEP_MODES), 1) | dict.fromkeys(
+    ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"), 3
+)
+
+_ORIENTATION = 0x0112  # the number of this tag in EXIF and in TIFF
+_JXR_OFFSET, _JXR_COUNT = 0xBCC0, 0xBCC1  # tags of JPEG XR: where the image is, and its bytes
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")  # that change the image
+
+
+# ---- By Pillow
+
+
+def read_pillow(image: Image.Image) -> Decoded:
+    """Also of an image that is already in memory."""
+    if image.mode in DEEP_MODES:
+        array = np.asarray(image)
+        if bits_of(image) == 16:
+            array = array.astype(np.uint16)
+        return Decoded(as_image(array)).turned(orientation_of(image))
+    has_alpha = alpha_of(image) != "none"
+    array = np.asarray(as_samples(image))
+    if not has_alpha:
+        return Decoded(as_image(array)).turned(orientation_of(image))
+    return Decoded(as_image(array), None, "straight", array.shape[2] - 1).turned(orientation_of(image))
+
+
+def bits_of(image: Image.Image) -> Bits:
+    """Of a value, by the mode; "I" holds 32 bits, except that Pillow reads 16-bit PGM into it."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        return 32
+    return 16 if image.mode in DEEP_MODES else 8
+
+
+def alpha_of(image: Image.Image) -> Alpha:
+    """What the alpha of an image is; one colour or entry of the palette that is transparent is alpha too."""
+    if image.mode in ("La", "RGBa"):
+        return "premultiplied"
+    return "straight" if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info else "none"
+
+
+def is_animation(image: Image.Image) -> bool:
+    """Whether it has more frames than the one that is read; other pictures of a camera's file are none."""
+    if image.format not in ("GIF", "PNG", "WEBP", "AVIF"):
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # the second frame is damaged; it is not read
+        return True
+
+
+def as_samples(image: Image.Image) -> Image.Image:
+    """An image of 8 bits or less in Pillow's mode L, LA, RGB or RGBA, its pixels loaded."""
+    has_alpha = alpha_of(image) != "none"
+    match image.mode:
+        case "L" | "1":
+            image.load()
+            return image.convert("LA" if has_alpha else "L") if has_alpha or image.mode == "1" else image
+        case "LA" | "La":
+            return image.convert("LA")
+        case "RGB" if not has_alpha:
+            image.load()
+            return image
+        case "P" | "PA" | "RGB" | "RGBA" | "RGBa" | "RGBX":
+            image = image.convert("RGBA")
+            return image if has_alpha else image.convert("RGB")
+        case "CMYK" | "YCbCr":
+            return image.convert("RGB")
+        case mode:
+            raise DataError(f"Pillow's mode {mode} is not read; save it as grey or RGB")
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's orientation, 1 (upright) where there is none or it cannot be read; loads a PNG's pixels."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF raises nearly anything; the pixels are unharmed
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def strip_png(stream: Stream) -> BytesIO:
+    """A PNG with the parts that change its pixels alone: Pillow refuses texts and profiles above 1 MB."""
+    stream.seek(0)
+    file = stream.read()
+    kept, at = bytearray(file[:8]), 8
+    while at + 12 <= len(file):
+        end = at + 12 + int.from_bytes(file[at : at + 4], "big")
+        if file[at + 4 : at + 8] in _PNG_CHUNKS:
+            kept += file[at:end]
+        at = end
+    return BytesIO(kept)
+
+
+# ---- By imagecodecs
+
+
+def read_png_16_bit(stream: Stream) -> Decoded:
+    """A 16-bit PNG of colours, or of grey with alpha; one colour that is transparent is an alpha too."""
+    stripped = strip_png(stream)
+    image = Image.open(stripped, formats=("PNG",))  # checks the number of pixels
+    file = stripped.getvalue()
+    # It loads the pixels, once more: only where there is one, before or after them.
+    orientation = orientation_of(image) if b"eXIf" in file[: 2**16] + file[-(2**16) :] else 1
+    return _by_imagecodecs("png", file, "straight").turned(orientation)
+
+
+def read_jpeg_2000(stream: Stream) -> Decoded:
+    """JP2 or a bare codestream, at the depth that it has."""
+    _check_by_pillow(stream, "JPEG2000")
+    file = stream.read()
+    pixels = _by_imagecodecs("jpeg2k", file, "none").pixels
+    alpha, channel = _find_jp2_alpha(file)
+    if channel is None or channel >= pixels.shape[2]:
+        return Decoded(pixels)
+    return Decoded(pixels, None, alpha, channel)
+
+
+def _find_jp2_alpha(file: bytes) -> tuple[Alpha, int | None]:
+    """The kind and number of the channel that the box "cdef" calls an opacity; a fourth may be infrared."""
+    at = file.find(b"cdef", 0, 2**16) if file[4:8] == b"jP  " else -1
+    if at >= 0:
+        count = int.from_bytes(file[at + 4 : at + 6], "big")
+        for entry in range(at + 6, at + 6 + 6 * count, 6):
+            channel, kind = (int.from_bytes(file[entry + n : entry + n + 2], "big") for n in (0, 2))
+            if kind in (1, 2):
+                return "straight" if kind == 1 else "premultiplied", channel
+    return "none", None
+
+
+def read_jpeg_xl(stream: Stream) -> Decoded:
+    """Upright: the decoder turns it. Of an animation the first frame."""
+    return _by_imagecodecs("jpegxl", stream.read(), "straight", index=0)
+
+
+def read_jpeg_xr(stream: Stream) -> Decoded:
+    """JPEG XR, HD Photo, or the tiles of Zeiss."""
+    file = stream.read()
+    at = int.from_bytes(file[4:8], "little")
+    tags = dict[int, int]()
+    for entry in range(at + 2, at + 2 + 12 * int.from_bytes(file[at : at + 2], "little"), 12):
+        tags[int.from_bytes(file[entry : entry + 2], "little")] = int.from_bytes(
+            file[entry + 8 : entry + 12], "little"
+        )
+    first = tags.get(_JXR_OFFSET, 0)
+    if len(file) < first + max(1, tags.get(_JXR_COUNT, 0)):
+        raise DataError("is damaged or cut short (the image ends beyond the file)")  # else the rest is grey
+    return _by_imagecodecs("jpegxr", file, "unspecified")
+
+
+def read_avif(stream: Stream) -> Decoded:
+    """AVIF of 8, 10 or 12 bits; the turn is in the container, where Pillow finds it."""
+    image = Image.open(stream, formats=("AVIF",))
+    check_header(image.height, image.width, np.dtype(np.uint8))
+    orientation = orientation_of(image)
+    if is_animation(image):
+        note(FIRST_FRAME)
+    stream.seek(0)
+    return _by_imagecodecs("avif", stream.read(), "straight", index=0).turned(orientation)
+
+
+def is_deep_jpeg(file: bytes) -> bool:
+    """Whether a JPEG has more than 8 bits, of which Pillow opens none."""
+    frame = _find_jpeg_frame(file)
+    return frame is not None and frame[0] > 8
+
+
+def read_deep_jpeg(stream: Stream) -> Decoded:
+    """A JPEG of 12 bits, or lossless of up to 16."""
+    stream.seek(0)
+    file = stream.read()
+    frame = _find_jpeg_frame(file)
+    assert frame is not None
+    check_header(frame[1], frame[2], np.dtype(np.uint16))
+    check_jpeg_end(file)
+    return _by_imagecodecs("jpeg", file, "unspecified")
+
+
+def check_jpeg_end(file: bytes) -> None:
+    """Refuse a JPEG that is cut: imagecodecs makes the rest of the image grey."""
+    if file.rfind(b"\xff\xd9") < file.rfind(b"\xff\xda"):
+        raise DataError("is damaged or cut short (the JPEG has no end)")
+
+
+def _find_jpeg_frame(file: bytes) -> tuple[int, int, int] | None:
+    """Bits, height and width, by the frame header of a JPEG."""
+    at = 2
+    while at + 9 < len(file) and file[at] == 0xFF:
+        marker, size = file[at + 1], int.from_bytes(file[at + 2 : at + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(file[at + n : at + n + 2], "big") for n in (5, 7))
+            return file[at + 4], height, width
+        at += 2 + size if marker != 0xFF else 1
+    return None
+
+
+def read_heic(stream: Stream) -> Decoded:
+    """HEIC of 8, 10 or 12 bits, upright."""
+    if not content.open_package("pillow_heif"):
+        raise DataError(content.HEIC)
+    import pillow_heif
+
+    image = pillow_heif.open_heif(stream, convert_hdr_to_8bit=False)
+    check_header(image.size[1], image.size[0], np.dtype(np.uint16))
+    values = np.asarray(image)
+    is_alpha = "A" in image.mode or "a" in image.mode
+    alpha: Alpha = ("premultiplied" if image.premultiplied_alpha else "straight") if is_alpha else "none"
+    return Decoded(as_image(values), None, alpha, values.shape[2] - 1 if is_alpha else None)
+
+
+def _by_imagecodecs(name: str, file: bytes, alpha: Alpha, **options: Any) -> Decoded:
+    """An even number of samples ends with an alpha, or an extra sample if `alpha` is "unspecified"."""
+    import imagecodecs  # 20 ms
+
+    values: RawArray = getattr(imagecodecs, f"{name}_decode")(file, **options)
+    if values.ndim not in (2, 3):
+        raise DataError(f"holds an array of the shape {values.shape}; save each image as a file of its own")
+    check_header(values.shape[0], values.shape[1], values.dtype)
+    channels = values.shape[2] if values.ndim == 3 else 1
+    if channels in (2, 4) and alpha != "none":
+        return Decoded(as_image(values), None, alpha, channels - 1)
+    return Decoded(as_image(values))
+
+
+def _check_by_pillow(stream: Stream, format: str) -> None:
+    """Refuse by the header, before memory is asked for."""
+    with_header = Image.open(stream, formats=(format,))
+    check_header(with_header.height, with_header.width, np.dtype(np.uint8))
+    stream.seek(0)
+
+
+# ---- Portable maps of more than 8 bits, which Pillow scales or cuts
+
+_PNM_HEADER = re.compile(rb"P([2356])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
+
+
+def is_deep_pnm(head: bytes) -> bool:
+    """Whether the file is a PGM or PPM with values above 255."""
+    header = _PNM_HEADER.match(head) if head[:1] == b"P" else None
+    return header is not None and int(header[4]) > 255
+
+
+def read_deep_pnm(stream: Stream) -> Decoded:
+    """The stored values, as text or as big-endian numbers."""
+    file = stream.read()
+    header = _PNM_HEADER.match(file)
+    assert header is not None
+    kind, width, height, largest = (int(header[number]) for number in (1, 2, 3, 4))
+    check_header(height, width, np.dtype(np.uint16))
+    count = height * width * (1 if kind in (2, 5) else 3)
+    if kind in (5, 6):
+        values = np.frombuffer(file, ">u2", count=count, offset=header.end())
+    else:
+        values = np.array(re.sub(rb"#[^\n]*", b"", file[header.end() :]).split()[:count], dtype=np.int64)
+    if len(values) < count or values.max() > largest:
+        raise DataError("is damaged or cut short (values are missing, or above the largest)")
+    return Decoded(as_image(values.astype(np.uint16).reshape(height, width, -1)))

@@ -1,0 +1,131 @@
+"""From a path to an open file, and from whatever a reader raises to one plain reason."""
+
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image, UnidentifiedImageError
+
+from byol.base.errors import DataError
+from byol.data.decoding.content import HEAD_BYTES, image_kind, name_lies
+from byol.data.decoding.disk import is_of_the_disk, try_again
+from byol.data.decoding.formats import MAX_PIXELS, File, LaidFile, Stream
+from byol.data.decoding.reading import note
+
+_SMALL_BYTES, _CHUNK_BYTES, _LARGE_BYTES = 2**20, 2**22, 2**28
+
+T = TypeVar("T")
+
+
+def read_file(file: File, read: Callable[[Stream], T]) -> T:
+    """What `read` makes of a file, of which one on a disk is tried again if the disk fails."""
+    file = file.path if isinstance(file, LaidFile) else file
+    if isinstance(file, str | Path):
+        return try_again(lambda: _read_path(file, read))
+    with reasons():
+        return read(BytesIO(file) if isinstance(file, bytes | bytearray | memoryview) else file)
+
+
+def _read_path(path: str | Path, read: Callable[[Stream], T]) -> T:
+    try:
+        stream = _open(path)
+    except FileNotFoundError:
+        raise DataError("no such file") from None
+    except OSError as error:
+        if is_of_the_disk(error):
+            raise
+        raise DataError(f"cannot be opened ({error.strerror})") from None
+    with stream:
+        suffix, head = os.path.splitext(path)[1].lower(), stream.read(HEAD_BYTES)
+        if (kind := image_kind(head)) is not None and name_lies(kind, suffix):
+            note(f"named {suffix} but {kind}, and read as what they are")
+        stream.seek(0)
+        try:
+            with reasons():
+                return read(stream)
+        except DataError as error:
+            if isinstance(stream, BytesIO):
+                raise
+            failure = error
+    return _read_again(path, read, failure)
+
+
+def _read_again(path: str | Path, read: Callable[[Stream], T], failure: DataError) -> T:
+    """Of a large file, whose reader may have met a failing disk and taken it for damage.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    with open(path, "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size > _LARGE_BYTES:  # more than should be held
+            while file.read(_CHUNK_BYTES):
+                pass
+            raise failure
+        content = file.read()
+    with reasons():
+        return read(BytesIO(content))
+
+
+def _open(path: str | Path) -> Stream:
+    """Small files are read at once: readers ask for a few bytes many times, 15 us in all from a file."""
+    if os.stat(path).st_size >= _SMALL_BYTES:
+        return open(path, "rb")
+    with open(path, "rb", buffering=0) as file:
+        return BytesIO(file.read())
+
+
+@contextmanager
+def reasons() -> Iterator[None]:
+    """Turn whatever a format's reader raises into one plain reason, and keep its warnings quiet."""
+    try:
+        with quiet:
+            yield
+    except (DataError, AssertionError):
+        raise
+    except UnidentifiedImageError:
+        raise DataError("is not an image of a known format") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"has more than the {MAX_PIXELS:,} pixels that are read") from None
+    except MemoryError:
+        raise DataError("needs more memory than there is") from None
+    except (
+        Exception
+    ) as error:  # readers raise nearly anything on damaged files: struct.error, IndexError, ...
+        detail = " ".join(str(error).split())
+        raise DataError(f"is damaged or cut short ({detail or type(error).__name__})") from None
+
+
+class _Quiet:
+    """No warnings from Pillow, tifffile, pydicom and imagecodecs while any thread is inside.
+
+    `warnings.catch_warnings` alone restores the wrong filters when threads overlap, so the first thread in
+    sets the filter and the last one out takes it away.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._catch = warnings.catch_warnings()
+                self._catch.__enter__()
+                warnings.filterwarnings("ignore", module=r"(PIL|tifffile|pydicom|imagecodecs)\.")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._catch.__exit__(None, None, None)
+
+
+quiet = _Quiet()
+for _name in ("tifffile", "pydicom"):  # their complaints else go to stderr
+    logging.getLogger(_name).addHandler(logging.NullHandler())

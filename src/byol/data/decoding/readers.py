@@ -1,0 +1,111 @@
+"""From a file's first bytes to the reader of its format."""
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import TypeVar
+
+from PIL import Image, UnidentifiedImageError
+
+from byol.base.errors import DataError
+from byol.data.decoding import codecs, foreign
+from byol.data.decoding.arrays import read_npy, read_npz
+from byol.data.decoding.content import HEAD_BYTES, find_refusal, image_kind
+from byol.data.decoding.dicom import is_dicom, read_dicom
+from byol.data.decoding.formats import Decoded, File, LaidFile, Layout, Stream
+from byol.data.decoding.jpeg import has_all_rows
+from byol.data.decoding.reading import FIRST_FRAME, NO_END, note
+from byol.data.decoding.tiff import MAGIC, read_tiff
+
+_LONG_HEAD_BYTES = 2**13  # a portable map's header may hold comments
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_Result = TypeVar("_Result")
+
+
+def layout_of(file: File) -> Layout:
+    """What `data.layout` says of this file."""
+    return file.layout if isinstance(file, LaidFile) else "auto"
+
+
+def find_reader(stream: Stream, layout: Layout) -> Callable[[Stream], Decoded] | None:
+    """By the first bytes; None: Pillow's formats."""
+    head = stream.read(_LONG_HEAD_BYTES)
+    stream.seek(0)
+    if not head:
+        raise DataError("the file is empty")
+    if head[:2] == b"\xff\xd8" or (head[:8] == _PNG and not _is_deep_png(head)):
+        return None
+    if head[:4] in MAGIC:
+        return lambda stream: read_tiff(stream, layout=layout)
+    if head[:6] == b"\x93NUMPY":
+        return lambda stream: read_npy(stream, layout=layout)
+    if head[:4] == b"PK\3\4" and b".npy" in head[:2048]:
+        return lambda stream: read_npz(stream, layout=layout)
+    if head[:8] == _PNG:
+        return codecs.read_png_16_bit
+    if (reader := _find_codec(head)) is not None:
+        return reader
+    return read_dicom if is_dicom(head) else None
+
+
+def _is_deep_png(head: bytes) -> bool:
+    """Byte 24 is the bit depth, byte 25 is 0 for grey without alpha. Pillow cuts others to 8 bit."""
+    return head[24:25] == b"\x10" and head[25:26] != b"\0"
+
+
+def _find_codec(head: bytes) -> Callable[[Stream], Decoded] | None:
+    if head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or head[:4] == b"\xff\x4f\xff\x51":
+        return codecs.read_jpeg_2000
+    if head[:12] == b"\0\0\0\x0cJXL \r\n\x87\n" or head[:2] == b"\xff\x0a":
+        return codecs.read_jpeg_xl
+    if head[:3] == b"II\xbc":
+        return codecs.read_jpeg_xr
+    if head[4:8] == b"ftyp":
+        brands = {head[at : at + 4] for at in range(8, int.from_bytes(head[:4], "big"), 4)}
+        if brands & {b"avif", b"avis"}:
+            return codecs.read_avif
+        return codecs.read_heic if brands & _HEIC_BRANDS else None  # else a film
+    return codecs.read_deep_pnm if codecs.is_deep_pnm(head) else None
+
+
+def by_pillow(
+    stream: Stream, read: Callable[[Image.Image], _Result], otherwise: Callable[[Decoded], _Result]
+) -> _Result:
+    """`read` of the opened image; `otherwise` of one that Pillow does not open, and another reader does.
+
+    A JPEG that lacks nothing but its end mark is read too.
+
+    Raises:
+        DataError: it is known by its first bytes what the file is, and that it is not read.
+    """
+    head = stream.read(foreign.HEAD_BYTES)
+    stream.seek(0)
+    kind = image_kind(head)
+    if kind is None and (reason := foreign.refuse(head) or find_refusal(head[:HEAD_BYTES])) is not None:
+        raise DataError(reason)
+    try:
+        image = Image.open(stream, formats=codecs.FORMATS)
+        if codecs.is_animation(image):
+            note(FIRST_FRAME)
+        return read(image)
+    except UnidentifiedImageError as error:
+        if kind == "JPEG":
+            stream.seek(0)
+            if codecs.is_deep_jpeg(stream.read()):
+                return otherwise(codecs.read_deep_jpeg(stream))
+        if kind is not None:
+            raise DataError(f"begins like {kind}, but is damaged or of a variety that is not read") from error
+        if (reason := foreign.describe(stream)) is not None:
+            raise DataError(reason) from None
+        raise
+    except OSError:
+        stream.seek(0)
+        file = stream.read() if kind == "JPEG" else b""
+        if not file or not has_all_rows(file):
+            raise
+        note(NO_END)
+        return read(Image.open(BytesIO(file + b"\xff\xd9"), formats=("JPEG",)))
+    except ValueError as error:  # a text or a colour profile above 1 MB, which says nothing of the pixels
+        if "MAX_TEXT" not in str(error):
+            raise
+        return read(Image.open(codecs.strip_png(stream), formats=("PNG",)))

@@ -1,0 +1,252 @@
+"""TIFF, as tifffile with imagecodecs reads it: which page is the image, and what its samples are.
+
+Overviews (subfile type 1, SubIFDs) are left out; a mask (subfile type 4) says where nothing was measured. Of
+the other pages, equal ones are the channels; pages of several kinds are refused. So is what has no one
+meaning as an image: CIELab, a camera's raw data, chroma at a lower resolution outside of JPEG.
+"""
+
+import struct
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from byol.base.errors import DataError
+from byol.data.decoding.arrays import find_layout
+from byol.data.decoding.codecs import read_pillow
+from byol.data.decoding.formats import Decoded, Layout, Missing, RawArray, Stream, as_image, check_header
+from byol.data.decoding.missing import declared
+from byol.data.decoding.tiff_samples import (
+    MASK,
+    OLD_JPEG,
+    WHITE_IS_ZERO,
+    Samples,
+    as_colours,
+    check_colours,
+    invert,
+)
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+_ORIENTATION, _DNG_VERSION, _GDAL_NODATA = 274, 50706, 42113
+_KIND = (256, 257, 259, 262, 277, 339)  # width, height, compression, photometric, samples, type
+_NOT_ONE = "save each as a file of its own"
+
+
+def read_tiff(stream: Stream, *, layout: Layout) -> Decoded:
+    """The image of a TIFF file.
+
+    Raises:
+        DataError: it has several images, axes that are not one image's, colours or a compression not read.
+    """
+    from tifffile import TiffFile  # 75 ms
+
+    if stream.read(10)[8:] == b"CR":
+        raise DataError("is a camera raw file; develop it and save it as TIFF")
+    stream.seek(0)
+    with TiffFile(stream) as tiff:
+        own_axes = _find_own_axes(tiff)
+        if own_axes is None:
+            return _read(tiff, stream, layout)
+    stream.seek(0)
+    with TiffFile(stream, is_ome=False) as tiff:
+        if len(own_axes) > 1:
+            raise DataError(
+                f"is one file of an OME-TIFF set, with pages along {' and '.join(own_axes)}; {_NOT_ONE}"
+            )
+        return _read(tiff, stream, layout)
+
+
+def _find_own_axes(tiff: Any) -> str | None:
+    """Of a file that shares its OME-XML with others: the axes along which its own pages differ; else None.
+
+    tifffile opens the other files, or puts zeros in their place.
+    """
+    if not tiff.is_ome:
+        return None
+    try:
+        root = ElementTree.fromstring(tiff.ome_metadata)
+    except ElementTree.ParseError:
+        return None
+    if root.find("{*}BinaryOnly") is not None:
+        return ""
+    own = root.get("UUID")
+    blocks = [block for block in root.iter() if block.tag.endswith("}TiffData")]
+    owners = {block: owner.text for block in blocks for owner in block if owner.tag.endswith("}UUID")}
+    if not owners or set(owners.values()) == {own}:
+        return None
+    if len(set(owners.values())) == 1:  # one file that was named otherwise
+        pixels = next(element for element in root.iter() if element.tag.endswith("}Pixels"))
+        samples = max((int(channel.get("SamplesPerPixel", 1)) for channel in pixels), default=1)
+        sizes = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in "CZT"}
+        sizes["C"] //= samples
+        return "".join(axis for axis, size in sizes.items() if size > 1)
+    mine = [block for block in blocks if owners.get(block) == own]
+    return "".join(axis for axis in "CZT" if len({block.get(f"First{axis}", "0") for block in mine}) > 1)
+
+
+def _read(tiff: Any, stream: Stream, layout: Layout) -> Decoded:
+    _check_pages(tiff)
+    tiff.pages.cache = True  # they are looked at more than once
+    series, mask = _choose(tiff)
+    page = series.keyframe
+    check_header(page.imagelength, page.imagewidth, page.dtype)
+    check_colours(page)
+    if page.compression == OLD_JPEG and series.ndim == page.ndim:  # Pillow's libtiff alone reads all kinds
+        stream.seek(0)
+        return read_pillow(Image.open(stream, formats=("TIFF",)))
+    _check_segments(tiff, series)
+    values = _load(series, page)
+    if not _is_channels_last(series, layout):
+        axis = _find_channel_axis(series)
+        values = values if axis is None else np.moveaxis(values, axis, -1)
+        values = values.reshape(page.imagelength, page.imagewidth, -1)
+    missing: Missing | None = _find_declared(page, values)
+    if mask is not None:
+        masked: Any = mask.asarray(maxworkers=1).reshape(*values.shape[:2], 1) == 0
+        missing = masked if missing is None else masked | missing
+    is_plain = series.ndim == page.ndim  # not a stack of pages
+    samples = Samples.of(page) if is_plain else Samples(values.shape[2])
+    if is_plain:
+        values = as_colours(values, page)
+        samples = samples.after(values.shape[2])
+        if missing is not None and missing.shape[2] not in (1, values.shape[2]):
+            missing = np.asarray(missing.all(axis=2, keepdims=True))
+    elif page.photometric == WHITE_IS_ZERO:
+        values = invert(values, page.bitspersample)
+    decoded = Decoded(as_image(values, missing), missing, samples.alpha, samples.alpha_channel)
+    return decoded.turned(int(page.tags.valueof(_ORIENTATION, default=1)))
+
+
+# ---- Pages
+
+
+def _check_pages(tiff: Any) -> None:
+    """tifffile leaves out pages beyond the end of the file; the link after the last page must be 0."""
+    tiff.filehandle.seek(tiff.pages.next_page_offset or 0)
+    if tiff.filehandle.read(tiff.tiff.offsetsize) != bytes(tiff.tiff.offsetsize):
+        raise DataError("is damaged or cut short (pages are missing)")
+
+
+def _choose(tiff: Any) -> tuple[Any, Any | None]:
+    """The pages that are the image, and those that are its mask."""
+    series = [one for one in tiff.series if not one.keyframe.is_reduced]
+    masks = [one for one in series if _is_mask(one.keyframe)]
+    images = [one for one in series if not _is_mask(one.keyframe)]
+    if not images and len(tiff.series) == 1 and not tiff.pages.first.subifds:
+        return tiff.series[0], None  # all that there is, whatever it is called
+    if not images or _DNG_VERSION in tiff.pages.first.tags:
+        raise DataError(
+            "has no full image among its pages (a camera raw file?); develop it and save it as TIFF"
+        )
+    if len(images) > 1:
+        kinds = dict.fromkeys(f"{' x '.join(map(str, one.shape))} {one.dtype}" for one in images)
+        raise DataError(f"has pages of different sizes or kinds ({', '.join(list(kinds)[:4])}); {_NOT_ONE}")
+    chosen = images[0]
+    _check_complete(tiff, chosen)
+    sizes = [(one.keyframe.imagelength, one.keyframe.imagewidth) for one in masks]
+    if sizes and (len(sizes) > 1 or sizes[0] != (chosen.keyframe.imagelength, chosen.keyframe.imagewidth)):
+        raise DataError(
+            "has a mask that is not of the image's size; save it without the mask, or with an alpha"
+        )
+    return chosen, masks[0] if masks else None
+
+
+def _is_mask(page: Any) -> bool:
+    return bool(page.is_mask or page.photometric == MASK)
+
+
+def _check_complete(tiff: Any, series: Any) -> None:
+    """All pages are there and of one kind: tifffile makes missing ones zero, and looks at a few of many."""
+    if series.kind == "ome" and any(page is None for page in series.pages):
+        raise DataError(
+            "has fewer pages than its description (OME-XML) names; export it again, or save each image as a "
+            "file of its own"
+        )
+    if series.kind != "uniform" or len(series.pages) <= 3:  # of so many it has looked at all
+        return
+    if len({_describe_page(tiff, page.offset) for page in series.pages}) > 1:
+        raise DataError(f"has pages of different sizes or kinds; {_NOT_ONE}")
+
+
+def _describe_page(tiff: Any, offset: int) -> bytes:
+    """The tags that make the kind of a page, as they are stored: faster than to read the page."""
+    form, file = tiff.tiff, tiff.filehandle
+    file.seek(offset)
+    (number,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    tags = file.read(number * form.tagsize)
+    entries = [tags[at : at + form.tagsize] for at in range(0, len(tags), form.tagsize)]
+    codes = [int(struct.unpack(form.byteorder + "H", entry[:2])[0]) for entry in entries]
+    return b"".join(entry for entry, code in zip(entries, codes, strict=True) if code in _KIND)
+
+
+def _check_segments(tiff: Any, series: Any) -> None:
+    """Decoders make grey of the JPEG that is cut off by the end of the file."""
+    if series.keyframe.compression == 1:  # tifffile refuses it
+        return
+    size = tiff.filehandle.size
+    for page in series.pages:
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+            if offset + count > size:
+                raise DataError("is damaged or cut short (the image ends beyond the file)")
+
+
+def _find_channel_axis(series: Any) -> int | None:
+    """The one axis besides height and width, if there is one of more than one place."""
+    axes = [at for at, axis in enumerate(series.axes) if axis not in "YX" and series.shape[at] > 1]
+    if len(axes) > 1 or series.axes.find("Y") > series.axes.find("X"):
+        words = " x ".join(f"{axis} {size}" for axis, size in zip(series.axes, series.shape, strict=True))
+        raise DataError(
+            f"has the axes {words}; only one besides height and width can be the channels; save each "
+            "image as a file of its own"
+        )
+    return axes[0] if axes else None
+
+
+def _is_channels_last(series: Any, layout: Layout) -> bool:
+    """Whether an array of (height, width, channels) was written as if its rows were pages.
+
+    tifffile's `imwrite` does that to arrays of two, or more than four channels, if it is not told otherwise.
+
+    Raises:
+        DataError: it may be, by its shape, and `layout` does not say.
+    """
+    if series.kind not in ("shaped", "uniform") or series.axes not in ("QYX", "IYX"):
+        return False
+    if series.ndim == series.keyframe.ndim or layout != "auto":
+        return layout == "hwc" and series.ndim != series.keyframe.ndim
+    try:
+        if find_layout(series.shape) == "chw":
+            return False
+    except DataError:  # pages are the channels by default
+        return False
+    pages, height, width = series.shape
+    raise DataError(
+        f"has {pages} pages of {height} x {width}: an array whose channels were last? Set data.layout=hwc if "
+        "it was, data.layout=chw if the pages are the channels"
+    )
+
+
+def _load(series: Any, page: Any) -> RawArray:
+    try:
+        values: RawArray = series.asarray(maxworkers=1)
+    except Exception as error:
+        name, text = getattr(page.compression, "name", str(page.compression)), str(error)
+        if "imagecodecs" in text or "not supported" in text or "COMPRESSION" in text:
+            raise DataError(
+                f"is compressed in a way that is not read here ({name}); pip install -U imagecodecs, or save "
+                "it with LZW, Deflate, or without compression"
+            ) from None
+        raise
+    return values
+
+
+def _find_declared(page: Any, values: RawArray) -> Missing | None:
+    """Where the value stands that GDAL's tag declares to be none."""
+    text = page.tags.valueof(_GDAL_NODATA)
+    try:
+        nodata = float(str(text).strip("\0 "))
+    except ValueError:  # no such tag
+        return None
+    return declared(values, nodata)

@@ -1,0 +1,1 @@
+"""Tables of labels: read in any encoding and matched to the images."""

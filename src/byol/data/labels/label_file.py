@@ -1,0 +1,265 @@
+"""Files of labels and of other columns, and what they say of each image; lists of images.
+
+What a file leaves in doubt is either understood in one way, and said, or refused with an example and the kind
+of difference: labels that quietly fit nothing would change what is measured.
+"""
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from byol.base.errors import DataError
+from byol.data.decoding.index import Names
+from byol.data.labels.matching import describe_rules, find_first, match_files
+from byol.data.labels.spelling import Spelled, make_plain
+from byol.data.labels.tables import Column, Table, read_lines, read_table
+from byol.data.labels.text_files import decode_legacy
+
+Numbers = Int64[np.ndarray, " n"]
+Labels = tuple[Numbers, tuple[str, ...]]  # index into the class names, or -1; class names
+
+_WHOLE = re.compile(r"-?\d{1,18}")
+_ROUNDED = re.compile(r"\d+(?:[.,]\d+)?[eE][+-]?\d+")  # 1.2E+05
+_NUM_NEAR = 5000  # images that an unmatched name is compared with
+
+
+class LabelFile:
+    """A table that was read once, to be matched with one set of images or with several.
+
+    `want` is "label" for a file of classes, "columns" for a file of all that is known.
+
+    Raises:
+        DataError: the table cannot be read, or says two things of one file.
+    """
+
+    def __init__(self, path: Path, *, want: Literal["label", "columns"] = "label") -> None:
+        self.path, self._table, self._is_strict = path, read_table(path, want=want), want == "label"
+        self._columns = {name: _sort_column(column) for name, column in self._table.columns.items()}
+        self._plain = Spelled.plain(self._table.files)
+        self._first = find_first(self._plain.keys)
+        stacked = np.stack([numbers for numbers, _ in self._columns.values()])
+        self._codes = np.unique(stacked, axis=1, return_inverse=True)[1].reshape(-1)
+        _check_contradictions(self._table, self._columns, self._first)
+        says_something = np.unique(self._first[(stacked >= 0).any(axis=0)])
+        if want == "label" and len(says_something) == 0:
+            raise DataError(f"{path}: no label is given, its column is empty; fill it in")
+        self._given = says_something
+        self._is_used = np.zeros(len(self._first), dtype=np.bool_)
+        self._rules: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self._images = Names.of([])
+
+    def match(self, names: Iterable[str], *, folder: Path | None = None) -> dict[str, Labels]:
+        """What each column says of the images of these names, by the rules of `matching.match_files`.
+
+        Images that the file leaves out, and empty cells, get -1. Columns come in the order of the file.
+
+        Raises:
+            DataError: no image is named, or one could be named by several rows.
+        """
+        images = Names.of(names)
+        found = match_files(
+            self.path,
+            self._table.files,
+            images,
+            plain=self._plain,
+            codes=self._codes,
+            is_legacy=self._table.is_legacy,
+            folder=folder,
+        )
+        self._images = images
+        if (found.rows < 0).all():
+            raise DataError(
+                f"{self.path}: none of its {len(self._given)} files is among the images; {self._explain()}"
+            )
+        self._is_used[self._first[found.is_used]] = True
+        self._rules += found.rules
+        self._examples = found.examples | self._examples
+        labels = {
+            name: _sort_classes(np.where(found.rows >= 0, numbers[found.rows], -1), words)
+            for name, (numbers, words) in self._columns.items()
+        }
+        if self._is_strict and (labels["label"][0] < 0).all():
+            raise DataError(f"{self.path}: its files that are among the images have no label; fill them in")
+        return labels
+
+    def check(self, *, max_unmatched: float) -> None:
+        """Refuse a file of which too much names none of the images that were matched.
+
+        Raises:
+            DataError: more than the share `max_unmatched` of what it says is of no image, or, unless that
+                is 1, all that it says of a class.
+        """
+        lost, go_on = self._lost, "evaluation.max_unmatched=1 goes on without them"
+        if len(lost) > max_unmatched * len(self._given):
+            raise DataError(
+                f"{self.path}: {len(lost)} of its {len(self._given)} files are no image here; "
+                f"{self._explain()} ({go_on})"
+            )
+        if self._is_strict and max_unmatched < 1 and len(lost):
+            numbers, words = self._columns["label"]
+            kept = np.setdiff1d(self._given, lost)
+            gone = np.setdiff1d(numbers[lost], numbers[kept])
+            if len(gone):
+                row = int(lost[np.isin(numbers[lost], gone)][0])
+                raise DataError(
+                    f"{self.path}: none of the files of the class {words[int(gone[0])]} is an image here"
+                    f"{_count_others(len(gone))}; {self._explain(row)} ({go_on})"
+                )
+
+    def notes(self) -> Iterator[str]:
+        """What was understood in the file, and how its rows were matched; nothing if all is plain."""
+        yield from self._table.notes
+        yield from describe_rules(self.path, self._rules, self._examples)
+        what = "labels" if self._is_strict else "rows"
+        if len(self._lost):
+            num = f"{len(self._lost)} of the {len(self._given)} {what}"
+            yield f"left out, of no image here: {num} in {self.path}; {self._explain()}"
+
+    @property
+    def _lost(self) -> Int64[np.ndarray, " lost"]:
+        """The first rows of files that say something and are no image."""
+        is_lost = ~self._is_used[self._given]
+        return np.asarray(self._given[is_lost])
+
+    def _explain(self, row: int | None = None) -> str:
+        """An example of a file that is no image, and how it differs from the image nearest to it."""
+        if row is None:
+            row = int(self._lost[0]) if len(self._lost) else 0
+        file = self._table.files[row]
+        return _explain(decode_legacy(file) if self._table.is_legacy else file, self._images)
+
+
+def match_labels(path: Path, names: Iterable[str], *, folder: Path | None = None) -> Labels:
+    """The labels that the table `path` (columns `file`, `label`) gives to the images of these names.
+
+    Images that it leaves out get -1. What it says of no image is passed over: `LabelFile.check` refuses it.
+
+    Raises:
+        DataError: the table cannot be read, contradicts itself, fits no image or fits several alike.
+    """
+    return LabelFile(path).match(names, folder=folder)["label"]
+
+
+def match_columns(
+    path: Path, names: Iterable[str], *, folder: Path | None = None, max_unmatched: float = 1.0
+) -> tuple[dict[str, Labels], list[str]]:
+    """What each column but `file` of a table says of the images of these names, and what to say of the table.
+
+    Images that it leaves out, and empty cells, get -1; a column may be empty. Columns come in the order of
+    the file; one without a name (a row number) is left out.
+
+    Raises:
+        DataError: the table cannot be read, has no column but `file` or two of one name, contradicts itself,
+            fits no image or fits several alike, or more than the share `max_unmatched` of it is of no image.
+    """
+    table = LabelFile(path, want="columns")
+    columns = table.match(names, folder=folder)
+    table.check(max_unmatched=max_unmatched)
+    return columns, list(table.notes())
+
+
+def read_list(path: Path) -> tuple[Names, Labels, list[str]]:
+    """The files that a list names, as written there; their labels, if it has any; and what to say of it.
+
+    A .csv or .tsv is a table that starts with a line of column names. Anything else is text, one file a line.
+
+    Raises:
+        DataError: the list cannot be read, is empty, or names no column of files.
+    """
+    is_table = path.suffix.lower() in (".csv", ".tsv")
+    table = read_table(path, want="list") if is_table else read_lines(path)
+    column = table.columns.get("label")
+    labels = (np.full(len(table.files), -1), ()) if column is None else _sort_column(column)
+    return table.files, labels, list(table.notes)
+
+
+def encode_labels(labels: Iterable[str]) -> Labels:
+    """Labels as indices into their sorted distinct values; "" becomes -1. Whole numbers sort as numbers."""
+    seen = {"": -1}
+    numbers = np.fromiter((seen.setdefault(label, len(seen) - 1) for label in labels), dtype=np.int64)
+    return _sort_classes(numbers, list(seen)[1:])
+
+
+def _sort_column(column: Column) -> Labels:
+    return _sort_classes(column.numbers, column.words)
+
+
+def _sort_classes(numbers: Numbers, class_names: Iterable[str]) -> Labels:
+    """The same labels with the classes that occur alone, in their order."""
+    names = list(class_names)
+    used = np.unique(numbers[numbers >= 0]).tolist()
+    are_whole = all(_WHOLE.fullmatch(names[number]) for number in used)
+    used.sort(key=lambda number: (int(names[number]) if are_whole else 0, names[number]))
+    ranks = np.full(len(names) + 1, -1)  # one more, so that -1 finds -1
+    ranks[used] = np.arange(len(used))
+    return ranks[numbers], tuple(names[number] for number in used)
+
+
+def _check_contradictions(table: Table, columns: dict[str, Labels], first: Numbers) -> None:
+    for name, (numbers, words) in columns.items():
+        if len(contrary := np.flatnonzero(numbers != numbers[first])):
+            row = int(contrary[0])
+            one, two = (words[number] if number >= 0 else "" for number in numbers[[first[row], row]])
+            raise DataError(f"{table.path}: {table.files[row]} has two {name}s, {one} and {two}; keep one")
+
+
+def _count_others(num: int) -> str:
+    return f" (nor of {num - 1} more)" if num > 1 else ""
+
+
+def _explain(file: str, images: Names) -> str:
+    """How the name of a file differs from the image whose name is most like it."""
+    if len(images) == 0:
+        return f"it names {file}, the images are named like (there are none)"
+    if _ROUNDED.fullmatch(file.rpartition("/")[2].strip()):
+        return (
+            f"it names {file}, a number that a spreadsheet has rounded: make the column text there, fill in "
+            "the names and save it again"
+        )
+    step = -(-len(images) // _NUM_NEAR)
+    sample = [images[place] for place in range(0, len(images), step)]
+    plain = make_plain(file)
+    base = plain.rpartition("/")[2]
+    same = [image for image in images if make_plain(image).rpartition("/")[2] == base] if base else []
+    if same:
+        return (
+            f"it names {file}, and the nearest image, {same[0]}, is in another folder: name the same folders"
+        )
+    mended = _mend(plain)
+    if mended is not None and mended in set(sample):
+        return f"it names {file}, which is {mended} in a wrong encoding: save it as UTF-8 once more"
+    near = difflib.get_close_matches(plain, sample, n=1, cutoff=0.5)
+    if not near:
+        return f"it names {file}, the images are named like {sample[-1]}: write the names of the images"
+    return f"it names {file}, the nearest image is {near[0]}: {_describe_edit(plain, near[0])}"
+
+
+def _mend(name: str) -> str | None:
+    """UTF-8 that was read as Windows-1252, read again."""
+    try:
+        mended = name.encode("cp1252").decode("utf-8")
+    except UnicodeError:
+        return None
+    return mended if mended != name else None
+
+
+def _describe_edit(file: str, image: str) -> str:
+    """The first place where two names differ, in words."""
+    for kind, start, end, image_start, image_end in difflib.SequenceMatcher(
+        None, file, image, autojunk=False
+    ).get_opcodes():
+        theirs, ours = file[start:end], image[image_start:image_end]
+        if kind == "insert":
+            return f"{ours!r} is missing from it; write the names of the images"
+        if kind == "delete":
+            return f"it has {theirs!r} too much; write the names of the images"
+        if kind == "replace":
+            return f"it has {theirs!r} where the image has {ours!r}; write the names of the images"
+    return "write the names of the images"

@@ -1,0 +1,87 @@
+"""Text files that people write: UTF-8, UTF-16 as Excel saves it, or Windows-1252; no text is refused."""
+
+import codecs
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from byol.base.errors import DataError
+
+LEGACY = "cp1252"  # what a file is read as that is not Unicode
+_OTHER_FILES = {
+    b"PK\x03\x04": "an Excel workbook or another zip archive",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"\x1f\x8b": "compressed by gzip",
+    b"PAR1": "a Parquet file",
+    b"%PDF": "a PDF",
+}
+_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_BLOCK_BYTES = 2**20
+
+
+def decode_legacy(text: str) -> str:
+    """Text of a file that is no Unicode, as Windows-1252; as it is where that has no such characters."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode(LEGACY)
+    except UnicodeDecodeError:
+        return text
+
+
+def find_encoding(path: Path) -> str:
+    """`utf-8-sig`, a form of UTF-16, or what files are read as that are neither."""
+    with reading(path), path.open("rb") as file:
+        head = file.read(4096)
+        if not head:
+            raise DataError(f"{path}: is empty; write file,label on its first line, then a line an image")
+        for magic, what in _OTHER_FILES.items():
+            if head.startswith(magic):
+                raise DataError(f"{path}: is {what}, not text; export it as CSV (in Excel: CSV UTF-8)")
+        for bom, encoding in _BOMS.items():
+            if head.startswith(bom) and not head.startswith(codecs.BOM_UTF32_LE):
+                return encoding
+        nuls = [sum(byte == 0 for byte in head[parity::2]) for parity in (0, 1)]
+        # Every other byte: UTF-16 without its mark.
+        if max(nuls) > len(head) // 8 and min(nuls) * 8 < max(nuls):
+            return "utf-16-be" if nuls[0] > nuls[1] else "utf-16-le"
+        decoder, is_unicode, done = codecs.getincrementaldecoder("utf-8")(), True, 0
+        while head:
+            if (at := head.find(b"\0")) >= 0:
+                raise DataError(
+                    f"{path}: byte {done + at} is NUL, which no text holds; the file is damaged or no text: "
+                    "export it again as CSV (UTF-8)"
+                )
+            done += len(head)
+            if is_unicode:
+                is_unicode = _is_decodable(decoder, head)
+            head = file.read(_BLOCK_BYTES)
+        return "utf-8-sig" if is_unicode and _is_decodable(decoder, b"", is_end=True) else LEGACY
+
+
+def _is_decodable(decoder: codecs.IncrementalDecoder, block: bytes, *, is_end: bool = False) -> bool:
+    try:
+        decoder.decode(block, is_end)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def open_text(path: Path, encoding: str) -> TextIO:
+    if encoding.startswith("utf-16"):
+        return path.open(encoding=encoding, newline="")
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")  # bytes are kept
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
+    except UnicodeError:
+        raise DataError(f"{path}: begins as UTF-16 but is damaged; save it as UTF-8") from None
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: cannot be read as a table ({error}); look for a quote that is not closed"
+        ) from None

@@ -1,0 +1,111 @@
+"""Rows of an array file, read when they are asked for and then forgotten."""
+
+import os
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Real
+
+from byol.base.errors import DataError
+from byol.data.decoding.disk import DiskError, describe, is_of_the_disk, try_again
+
+_READS_AT = hasattr(os, "preadv")
+
+
+class RowFile:
+    """The images of an `.npy` file by rows, and as a map for who asks; several threads may read at once.
+
+    Pages of a map that have been touched count as memory of the process: up to 2 MB around each row (Linux
+    6.18). Rows that are read do not, and the system keeps the file in its cache either way. A row takes 2 us.
+    No map is made until it is asked for: some file systems refuse it.
+
+    Raises:
+        OSError, ValueError: the file cannot be read or holds no array.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        with open(os.dup(self._handle), "rb") as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0
+            header = read(stream) if version == (1, 0) else np.lib.format.read_array_header_2_0(stream)
+            self.shape: tuple[int, ...] = header[0]
+            self.dtype: np.dtype[Any] = header[2]
+            self._offset = stream.tell()
+        self._row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
+        if not _READS_AT:  # Windows reads from the map, and cannot remove a file that is open
+            self.map  # noqa: B018
+            os.close(self._handle)
+            del self._handle
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            os.close(self._handle)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all rows."""
+        return len(self) * self._row_bytes
+
+    @cached_property
+    def map(self) -> Real[np.ndarray, "n px px channels"]:
+        """The file that was opened, also if another has taken its name; in memory where there are no maps."""
+        try:
+            with open(os.dup(self._handle), "rb") as stream:
+                return np.memmap(stream, self.dtype, mode="r", offset=self._offset, shape=self.shape)
+        except OSError:
+            return self._read_with_pread(np.arange(len(self)), out=self._empty(len(self)))
+
+    def read(
+        self,
+        rows: Int64[np.ndarray, " batch"],
+        *,
+        out: Real[np.ndarray, "batch px px channels"] | None = None,
+    ) -> Real[np.ndarray, "batch px px channels"]:
+        """Copies of these rows, into `out` if it is given.
+
+        Raises:
+            DataError: the file has become shorter, or cannot be read any more.
+        """
+        assert len(rows) == 0 or 0 <= rows.min() <= rows.max() < len(self)
+        out = self._empty(len(rows)) if out is None else out
+        if not _READS_AT:
+            np.take(self.map, rows, axis=0, out=out)
+            return out
+        return self._read_with_pread(rows, out=out)
+
+    def _empty(self, num: int) -> Real[np.ndarray, "{num} px px channels"]:
+        return np.empty((num, *self.shape[1:]), dtype=self.dtype)
+
+    def _read_with_pread(
+        self, rows: Int64[np.ndarray, " batch"], *, out: Real[np.ndarray, "batch px px channels"]
+    ) -> Real[np.ndarray, "batch px px channels"]:
+        places = out.view(np.uint8).reshape(len(rows), self._row_bytes)
+        for place, row in zip(places, map(int, rows), strict=True):
+            try:
+                num_read = os.preadv(self._handle, (place.data,), self._offset + row * self._row_bytes)
+            except OSError as error:
+                num_read = self._read_again(place, row, error)
+            if num_read != self._row_bytes:
+                raise DataError(f"{self.path}: is cut short at image {row}; delete its folder to pack again")
+        return out
+
+    def _read_again(self, place: Any, row: int, error: OSError) -> int:
+        """A row that the disk did not give at first; its number of bytes."""
+        if not is_of_the_disk(error):
+            raise DataError(f"{self.path}: cannot be read ({describe(error)})") from None
+        try:
+            return try_again(
+                lambda: os.preadv(self._handle, (place.data,), self._offset + row * self._row_bytes)
+            )
+        except DiskError as failure:
+            raise DataError(
+                f"{self.path}: cannot be read, {failure}; look at the disk, then give the same command again"
+            ) from None

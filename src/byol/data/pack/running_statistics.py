@@ -1,0 +1,82 @@
+"""Statistics and checksum of the packed images, taken while they are written."""
+
+import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+
+from byol.data.pack.partial import PartialPack
+from byol.data.pack.statistics import ChannelStatistics, count_values, find_extremes, no_counts, summarise
+
+_CHUNK_BYTES = 2**21  # looked at in one go, while other threads that need the interpreter wait 1 ms
+
+
+class Tally:
+    """Follows the rows of `images.npy` as they are appended; a thread reads them, from the system's cache.
+
+    At the end this would take a seventh of the time of packing photographs, on hardly more than one core.
+    The checksum begins with the file's head, which tells the number of rows: it is guessed.
+    """
+
+    def __init__(self, writer: PartialPack) -> None:
+        self._writer, self._file = writer, writer.images_path.open("rb", buffering=0)
+        self._reader, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._num_given, self._last = 0, Future[None]()
+
+    def __enter__(self) -> "Tally":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.shutdown(cancel_futures=True)
+        self._hasher.shutdown()
+        self._file.close()
+
+    def follow(self, *, at_least: int = _CHUNK_BYTES) -> None:
+        """To be called after each image: begins to look at the new rows if they are so many bytes."""
+        writer = self._writer
+        num_new = writer.num_rows - self._num_given
+        if num_new * writer.row_bytes < at_least:
+            return
+        if self._num_given == 0:  # the kind of the images is known now
+            self._guess = writer.head(writer.mark.num_images - writer.num_bad)
+            self._file.seek(len(self._guess))
+            self._digest = hashlib.blake2b(self._guess, digest_size=16)
+            self._counts = no_counts(writer.channels, writer.dtype)
+            self._extremes = np.outer([np.inf, -np.inf], np.ones(writer.channels))
+            self._last.set_result(None)
+        writer.flush()
+        self._last = self._reader.submit(self._look, self._last, num_new)
+        self._num_given = writer.num_rows
+
+    def finish(self) -> tuple[ChannelStatistics, str]:
+        """The statistics of the channels and the checksum of the file, which is whole now.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        self.follow(at_least=1)
+        self._last.result()
+        digest = self._digest.hexdigest()
+        if self._guess != self._writer.head(self._writer.num_rows):  # some images could not be read
+            self._file.seek(0)
+            digest = hashlib.file_digest(self._file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        is_float = self._writer.dtype == np.float32
+        return summarise(self._counts, self._extremes if is_float else None), digest
+
+    def _look(self, before: "Future[None]", num_rows: int) -> None:
+        before.result()  # what went wrong there is wrong here
+        shape, dtype = self._writer.row_shape, self._writer.dtype
+        most = max(1, _CHUNK_BYTES // self._writer.row_bytes)
+        for first in range(0, num_rows, most):
+            count = min(most, num_rows - first)
+            rows = np.fromfile(self._file, dtype, count=count * int(np.prod(shape))).reshape(count, *shape)
+            hashed = self._hasher.submit(self._digest.update, rows.data)
+            count_values(rows, out=self._counts)
+            if rows.dtype == np.float32:
+                smallest, largest = find_extremes(rows)
+                np.minimum(self._extremes[0], smallest, out=self._extremes[0])
+                np.maximum(self._extremes[1], largest, out=self._extremes[1])
+            hashed.result()

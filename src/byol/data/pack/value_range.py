@@ -1,0 +1,57 @@
+"""Whether the values of an image are of the kind, and in the range, that an encoder was trained on.
+
+Values beyond low and high are clipped to black and white. Two things are called outside, for 16-bit and
+floating-point images (8-bit ones have one range):
+
+    a value beyond the smallest or largest of the training by more than MARGIN of (high - low)
+    more than MOST_CLIPPED of a channel's values above high, or below low
+
+Of the training images themselves none is the first, and for each channel at most 1 in 250 is the second,
+since 0.1 % of a channel's values lie beyond either end.
+"""
+
+import numpy as np
+
+from byol.base.errors import DataError
+from byol.data.decoding.formats import Bits, ImageArray
+from byol.method.views import Pixels
+
+MARGIN = 0.25  # of high - low
+MOST_CLIPPED = 0.5  # of the values of a channel of one image
+
+_IN_WORDS: dict[Bits, str] = {8: "8-bit values", 16: "16-bit values", 32: "floating-point values"}
+
+
+def check_bits(found: Bits, trained: Bits) -> None:
+    """Values of another depth have another scale: 8-bit ones would all be black to a 16-bit encoder.
+
+    Raises:
+        DataError: the depths differ; the caller knows the name.
+    """
+    if found != trained:
+        raise DataError(
+            f"holds {_IN_WORDS[found]}, the encoder was trained on {_IN_WORDS[trained]}; give values as the "
+            "training's files held them, scaling is done here"
+        )
+
+
+def describe_outside(square: ImageArray, pixels: Pixels) -> str | None:
+    """What lies outside of the range of the training, for the first such channel; None: nothing does."""
+    if square.dtype == np.uint8:
+        return None
+    values = square.reshape(-1, square.shape[2])
+    smallest, largest = values.min(axis=0).tolist(), values.max(axis=0).tolist()
+    for channel, (low, high) in enumerate(zip(pixels.low, pixels.high, strict=True)):
+        reach = MARGIN * (high - low)
+        known = (pixels.smallest[channel], pixels.largest[channel]) if pixels.smallest else (low, high)
+        if pixels.smallest and (smallest[channel] < known[0] - reach or largest[channel] > known[1] + reach):
+            what = "the values"
+        elif max((values[:, channel] < low).mean(), (values[:, channel] > high).mean()) > MOST_CLIPPED:
+            what = "most values are clipped, they"
+        else:
+            continue
+        return (
+            f"channel {channel}: {what} lie in {smallest[channel]:g} .. {largest[channel]:g}, those of the "
+            f"training in {known[0]:g} .. {known[1]:g}; was it recorded or scaled in another way?"
+        )
+    return None

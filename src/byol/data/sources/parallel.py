@@ -1,0 +1,178 @@
+"""Looking at many images in order, several at once: by threads, or by processes where the files are small.
+
+Pillow lets other threads run while it decodes or resizes an image. What it does around that takes about
+0.1 ms an image in which they wait: nothing beside a photograph's 2 ms, but most of what a file of 1 KB takes.
+So small files are read by child processes. These start afresh (not as copies of this process, which may hold
+threads and a GPU), get paths, return what was found, and end when their input does.
+"""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from byol.base.errors import DataError
+from byol.data.decoding.disk import DiskError
+from byol.data.decoding.formats import ImageArray, LaidFile, path_of
+from byol.data.decoding.index import Source, skips_unreadable
+from byol.data.decoding.opened import quiet
+
+T = TypeVar("T")
+R = TypeVar("R")
+Look = Callable[[str | LaidFile | ImageArray], R]
+
+_PROCESS_FILE_BYTES = 4096  # processes read files that are smaller than this for each of them
+_PROCESS_MIN_IMAGES = 4000  # fewer are read in less time than it takes to start a process
+_CHUNK, _CHUNK_BYTES = 64, 2**18  # of a task: images at most, bytes of files and of results
+
+
+def read_ahead(
+    look: Look[R], source: Source, indices: range, *, num_workers: int, result_bytes: int = 0
+) -> Generator[tuple[int, R | DataError], None, None]:
+    """Each index, and what `look` finds at the image or why it cannot be read, in order.
+
+    `num_workers` threads or processes stay a few tasks ahead; a task is one image, or several where these and
+    what is found (of `result_bytes`) are small. `look` must be picklable.
+
+    Raises:
+        DataError: the disk fails, which is no fault of the image, unless the source is to leave out what is
+            unreadable; or a child process has ended, the memory may not suffice for so many.
+    """
+    chunk = max(1, min(_CHUNK, _CHUNK_BYTES // int(max(source.file_bytes, result_bytes, 1))))
+    chunks = (indices[first : first + chunk] for first in range(0, len(indices), chunk))
+    waiting: deque[tuple[range, Future[list[R | DataError]]]] = deque()
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, num_workers)))
+        look_at = stack.enter_context(_open_lookers(look, source, len(indices), num_workers=num_workers))
+        try:
+            for part in chunks:
+                waiting.append((part, pool.submit(look_at, part)))
+                if len(waiting) > 4 * num_workers:
+                    yield from _result(source, *waiting.popleft())
+            while waiting:
+                yield from _result(source, *waiting.popleft())
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _result(
+    source: Source, part: range, future: Future[list[R | DataError]]
+) -> Iterator[tuple[int, R | DataError]]:
+    found = future.result()
+    if not skips_unreadable(source) and isinstance(found[-1], DiskError):  # the rest was not asked for
+        name, item = source.names(part[len(found) - 1]), source.item(part[len(found) - 1])
+        raise found[-1].locate(path_of(item) or name)
+    yield from zip(part, found, strict=True)
+
+
+def count_cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _open_lookers(
+    look: Look[R], source: Source, num_images: int, *, num_workers: int
+) -> Generator[Callable[[range], list[R | DataError]], None, None]:
+    """A function that looks at the images of some indices; several threads may call it at once."""
+    num_processes = min(num_workers, count_cores())
+    stop = not skips_unreadable(source)
+    small = 0 < source.file_bytes < _PROCESS_FILE_BYTES * num_processes
+    if not (small and num_processes > 1 and num_images >= _PROCESS_MIN_IMAGES and sys.executable):
+        yield lambda indices: _look_at(lambda index: look(source.item(index)), indices, stop=stop)
+        return
+    idle: SimpleQueue[_Child] = SimpleQueue()
+    children = [_Child(look, stop=stop) for _ in range(num_processes)]
+    for child in children:
+        idle.put(child)
+
+    def ask(indices: range) -> list[R | DataError]:
+        child = idle.get()
+        try:
+            return child.ask([source.item(index) for index in indices])
+        finally:
+            idle.put(child)
+
+    try:
+        yield ask
+    finally:
+        for child in children:
+            child.end()
+
+
+def _look_at(look: Callable[[T], R], items: Iterable[T], *, stop: bool) -> list[R | DataError]:
+    """What is found at each; if `stop`, up to the first where the disk fails."""
+    found: list[R | DataError] = []
+    with quiet:
+        for item in items:
+            try:
+                found.append(look(item))
+            except DataError as error:
+                found.append(error)
+                if stop and isinstance(error, DiskError):
+                    break
+    return found
+
+
+# ---- A child process, from both ends
+
+
+class _Child:
+    def __init__(self, look: Look[Any], *, stop: bool) -> None:
+        # -P: a module that lies where the command was given does not take the place of a library's.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        self._first: tuple[Look[Any], bool] | None = (
+            look,
+            stop,
+        )  # sent with the first question: by then the child has started
+
+    def ask(self, paths: Sequence[str | LaidFile | ImageArray]) -> list[Any]:
+        try:
+            if self._first is not None:
+                pickle.dump(self._first, self._input)
+                self._first = None
+            pickle.dump(paths, self._input)
+            self._input.flush()
+            found: list[Any] = pickle.load(self._output)
+            return found
+        except (OSError, EOFError, pickle.UnpicklingError):
+            raise DataError(
+                f"a process that reads images has ended (exit code {self._process.wait()}) at {paths[0]} or "
+                f"the {len(paths) - 1} after it; if memory is short, set trainer.num_workers=1"
+            ) from None
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._input, self._output):
+            with suppress(OSError):  # what was left to write has no reader
+                stream.close()
+
+
+def serve() -> None:
+    """What a child does: a `look` comes in, then lists of paths; what is found goes out, until none comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    questions, answers = sys.stdin.buffer, sys.stdout.buffer
+    with suppress(EOFError, BrokenPipeError), quiet:
+        look, stop = pickle.load(questions)
+        while True:
+            paths = pickle.load(questions)
+            pickle.dump(_look_at(look, paths, stop=stop), answers, protocol=pickle.HIGHEST_PROTOCOL)
+            answers.flush()

@@ -1,0 +1,137 @@
+"""What was left out or changed of a set of images, in lines: how many, the first names, and how to change it.
+
+`byol check`, `byol train`, `byol embed` and `byol predict` say it in these words.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import ceil
+
+from byol.data.decoding.content import advise_suffix
+from byol.data.sources.left_out import Few, LeftOut
+
+_MOST_SUFFIXES, _MOST_REASONS, _MOST_CHANGES = 6, 10, 7  # told one by one
+
+
+def describe_passed_by(left_out: LeftOut) -> Iterator[str]:
+    """Of a folder, before any image is read."""
+    if left_out.suffixes:
+        total = sum(few.count for few in left_out.suffixes.values())
+        yield (
+            f"passed by, {_files(total)} of kinds that are not read: {_list_suffixes(left_out)}; those that "
+            "are images are read if a list (.txt) names them"
+        )
+    for few, what, way in (
+        (
+            left_out.hidden,
+            "passed by, hidden files and folders or the system's",
+            "rename what should be used",
+        ),
+        (left_out.special, "passed by, pipes, sockets and devices", "give files"),
+        (
+            left_out.unreadable,
+            "left out, folders that cannot be read",
+            "data.skip_unreadable=false stops there",
+        ),
+        (
+            left_out.by_content,
+            "read by their content, without an image's suffix",
+            "remove those that should not",
+        ),
+    ):
+        if few.count:
+            yield f"{what}: {few.count:,} ({few}); {way}"
+    yield from left_out.notes
+
+
+def _list_suffixes(left_out: LeftOut) -> str:
+    most = sorted(left_out.suffixes.items(), key=lambda item: (-item[1].count, item[0]))
+    parts = []
+    for suffix, few in most[:_MOST_SUFFIXES]:
+        kind, advice = left_out.disguised.get(suffix), advise_suffix(suffix)
+        ways = [f"they hold {kind}: rename them"] if kind is not None and advice is None else []
+        ways += [f"to read them: {advice}"] if advice is not None else []
+        parts.append(f"{few.count:,} {suffix or 'without suffix'} ({'; '.join([str(few), *ways])})")
+    if len(most) > _MOST_SUFFIXES:
+        others = most[_MOST_SUFFIXES:]
+        parts.append(f"{sum(few.count for _, few in others):,} of {len(others)} other kinds")
+    return ", ".join(parts)
+
+
+def describe_images(
+    bad: Iterable[tuple[str, str]],
+    changed: Mapping[str, Few],
+    *,
+    num_images: int,
+    listed: str,
+) -> Iterator[str]:
+    """Of the images of a set, when they have been read: names and reasons of those that cannot be, and notes.
+
+    `num_images` are all, `listed` is where the bad ones are listed.
+    """
+    groups = group_reasons(bad)
+    if groups:
+        number = sum(group.few.count for group in groups)
+        yield f"unreadable and left out: {number:,} of {num_images:,} images, listed in {listed}"
+        lines = [f"{group.few.count:,} ({group.few}): {group.reason}" for group in groups]
+        yield from (f"  {line}" for line in _fold(lines, _MOST_REASONS))
+    most = sorted(changed.items(), key=lambda item: -item[1].count)
+    yield from _fold(
+        [f"{few.count:,} of {num_images:,} images ({few}): {text}" for text, few in most], _MOST_CHANGES
+    )
+
+
+def describe_larger(num_larger: int, *, num_images: int, stored_px: int) -> Iterator[str]:
+    """How many are stored at fewer pixels than they have, if any."""
+    if num_larger:
+        yield (
+            f"{num_larger:,} of {num_images:,} images are larger than the {stored_px} px they are stored at, "
+            "and shrunk; data.stored_px=N keeps more"
+        )
+
+
+def _fold(lines: list[str], most: int) -> Iterator[str]:
+    """Each for itself, but of many the last ones in one."""
+    if len(lines) <= most:
+        yield from lines
+    else:
+        yield from lines[: most - 1]
+        yield " | ".join(lines[most - 1 :])
+
+
+def describe_bad(bad: Iterable[tuple[str, str]]) -> str:
+    """In one sentence: the first of each kind, with its reason."""
+    first, *others = group_reasons(bad)
+    more = [
+        f"and {group.few.count:,} like {group.first!r}: {group.reason}" for group in others[:_MOST_REASONS]
+    ]
+    return "; ".join([f"the first is {first.first!r}: {first.reason}", *more])
+
+
+def round_up(share: float) -> float:
+    """A share that allows this one, in full percent."""
+    return min(1.0, ceil(share * 100 + 0.5) / 100)
+
+
+@dataclass
+class Group:
+    """Files that cannot be read for one reason."""
+
+    first: str  # name
+    reason: str
+    few: Few = field(default_factory=Few)
+
+
+def group_reasons(bad: Iterable[tuple[str, str]]) -> list[Group]:
+    """By what reasons have in common but for numbers and details in brackets; the largest group first."""
+    groups: dict[str, Group] = {}
+    for name, reason in bad:
+        key = re.sub(r"\d+", "N", re.sub(r" \(.*\)", "", reason))
+        group = groups.setdefault(key, Group(name, reason))
+        group.few.add(name)
+    return sorted(groups.values(), key=lambda group: -group.few.count)
+
+
+def _files(number: int) -> str:
+    return f"{number:,} file{'' if number == 1 else 's'}"

@@ -1,0 +1,211 @@
+"""Looking at many images before or while they are packed: at their headers, or at some of their pixels."""
+
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float32, Integer
+
+from byol.base.errors import DataError
+from byol.data.decoding.decode import load, peek
+from byol.data.decoding.fitting import fit, select_channels
+from byol.data.decoding.formats import Bits, Channels, ImageArray, Kind, LaidFile, bits_of_dtype
+from byol.data.decoding.index import Source
+from byol.data.decoding.reading import Alpha, noting
+from byol.data.sources.parallel import read_ahead
+from byol.data.sources.upright import THUMBNAIL_PX, measure_upright
+
+BLANK_STD = 0.01  # of an image's values, scaled to 0..1: below, in every channel, it shows nothing
+_VALUES = 256  # of each channel of an image, kept for the percentiles
+_LOW, _HIGH = 0.1, 99.9  # percentiles
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a look at some or all images of a source says; images of an unusual kind do not count."""
+
+    num_images: int  # of the source
+    num_looked_at: int
+    num_bad: int  # of those looked at: not readable
+    channels: int  # the most common number, after data.channels
+    bits: Bits  # the most common
+    used_bits: int  # 12 of 12-bit data in 16-bit files; otherwise as bits
+    is_grey: bool  # one channel, or three equal ones: grey saved as RGB
+    sides: tuple[int, int, int, int]  # longest side, px: least, median, 95th percentile, largest
+    one_size: bool  # all have the same height and width
+    low: tuple[float, ...]  # of each channel: 0.1 % of its values are below, 99.9 % for `high`
+    high: tuple[float, ...]
+    blank: float  # share of images that show nothing
+    upright: float  # 0.5..1, see `upright.py`
+    missing: float = 0.0  # share of values that were not measured, and are filled
+    with_missing: float = 0.0  # share of images that have such values
+
+
+def survey(
+    source: Source, *, most: int, channels: Channels, num_workers: int, alpha: Alpha = "auto"
+) -> Survey:
+    """Look at the pixels of `most` images at most, in even steps through the source.
+
+    Raises:
+        DataError: none of them is readable, or their channels are not those of `channels`.
+    """
+    indices = range(0, len(source), -(-len(source) // most))
+    looks: list[_Look] = []
+    first_bad: tuple[str, DataError] | None = None
+    look = partial(_look_at, channels=channels, alpha=alpha)
+    with closing(read_ahead(look, source, indices, num_workers=num_workers)) as found:
+        for index, one in found:
+            if isinstance(one, _Look):
+                looks.append(one)
+            elif first_bad is None:
+                first_bad = source.names(index), one
+    if not looks:
+        assert first_bad is not None
+        name, reason = first_bad
+        raise DataError(
+            f"{source.name}: none of {len(indices)} images looked at can be used, "
+            f"the first is {name!r}: {reason}"
+        )
+    return _summarise(looks, num_images=len(source), num_bad=len(indices) - len(looks))
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """One image, in a few numbers."""
+
+    height: int
+    width: int
+    bits: Bits
+    has_equal_channels: bool
+    smallest: Float32[np.ndarray, " channel"]
+    largest: Float32[np.ndarray, " channel"]
+    std: Float32[np.ndarray, " channel"]
+    missing: float
+    values: Float32[np.ndarray, "channel value"]
+    thumbnail: Float32[np.ndarray, "side side channel"]
+
+    @property
+    def kind(self) -> tuple[int, Bits]:
+        return len(self.std), self.bits
+
+
+def _look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Alpha) -> _Look:
+    with noting(alpha):
+        loaded = load(item)
+    image = select_channels(loaded.pixels, channels)
+    planes = np.moveaxis(image, 2, 0).reshape(image.shape[2], -1)
+    return _Look(
+        height=image.shape[0],
+        width=image.shape[1],
+        bits=bits_of_dtype(image.dtype),
+        has_equal_channels=bool((planes == planes[:1]).all()),
+        smallest=planes.min(axis=1).astype(np.float32),
+        largest=planes.max(axis=1).astype(np.float32),
+        std=planes.std(axis=1, dtype=np.float32),
+        missing=loaded.missing,
+        values=planes[:, np.linspace(0, planes.shape[1] - 1, _VALUES).astype(np.int64)].astype(np.float32),
+        thumbnail=fit(image, THUMBNAIL_PX).astype(np.float32),
+    )
+
+
+def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
+    num_looked_at = len(looks) + num_bad
+    (channels, bits), _ = Counter(look.kind for look in looks).most_common(1)[0]
+    looks = [look for look in looks if look.kind == (channels, bits)]
+    values = np.concatenate([look.values for look in looks], axis=1)
+    low, high = np.percentile(values, (_LOW, _HIGH), axis=1).astype(np.float32)
+    span = np.maximum(high - low, 1e-6) if bits > 8 else np.full(channels, 255.0, np.float32)
+    thumbnails = np.stack([(look.thumbnail - low) / span for look in looks])
+    sides = np.array([max(look.height, look.width) for look in looks])
+    largest = max(float(look.largest.max()) for look in looks)
+    return Survey(
+        num_images=num_images,
+        num_looked_at=num_looked_at,
+        num_bad=num_bad,
+        channels=channels,
+        bits=bits,
+        used_bits=count_used_bits(bits, largest),
+        is_grey=channels == 1 or (channels == 3 and all(look.has_equal_channels for look in looks)),
+        sides=summarise_sides(sides),
+        one_size=len({(look.height, look.width) for look in looks}) == 1,
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        blank=float(np.mean([(look.std / span < BLANK_STD).all() for look in looks])),
+        upright=measure_upright(thumbnails.mean(axis=3)),
+        missing=float(np.mean([look.missing for look in looks])),
+        with_missing=float(np.mean([look.missing > 0 for look in looks])),
+    )
+
+
+def count_used_bits(bits: int, largest: float) -> int:
+    """Of a stored value, up to the largest there is: 12 of 12-bit data in 16-bit files."""
+    return max(8, int(largest).bit_length()) if bits == 16 else bits
+
+
+def describe_missing(missing: float, with_missing: float) -> str | None:
+    """What is filled, in words, by the share of the values and of the images; None: nothing."""
+    if with_missing == 0.0:
+        return None
+    return (
+        f"{100 * missing:.2g}% of all values, in {with_missing:.0%} of the images, are no measurement (NaN, "
+        "fill values, padding or masked); each is filled with the median of its channel in its image"
+    )
+
+
+def summarise_sides(longest: Integer[np.ndarray, " n"]) -> tuple[int, int, int, int]:
+    """Of the longest sides of images: least, median, 95th percentile, largest, px."""
+    least, median, high, most = (int(np.percentile(longest, share)) for share in (0, 50, 95, 100))
+    return least, median, high, most
+
+
+def find_largest_side(source: Source, *, limit_px: int, most: int, num_workers: int) -> int:
+    """The largest side of any readable image, in px, or `limit_px` if one reaches it.
+
+    Looks at `most` images at most, in even steps, and no further than the first that reaches the limit: at
+    sets of large images hardly at all. 0: none is readable.
+    """
+    largest = 0
+    indices = range(0, len(source), -(-len(source) // most))
+    with closing(read_ahead(peek, source, indices, num_workers=num_workers)) as kinds:
+        for _, kind in kinds:
+            if isinstance(kind, Kind):
+                largest = max(largest, kind.longest_side)
+            if largest >= limit_px:
+                return limit_px
+    return largest
+
+
+def describe_mixture(source: Source, *, all_channels: bool, num_workers: int, alpha: Alpha = "auto") -> str:
+    """Which kinds of images there are, how many of each, which is the first of the rarest, and what to do.
+
+    Looks at every image. `all_channels`: images differ by their channels, otherwise by their depth alone.
+    """
+    counts: Counter[tuple[int, int]] = Counter()
+    first: dict[tuple[int, int], int] = {}
+    for index, kind in read_ahead(
+        partial(peek, alpha=alpha), source, range(len(source)), num_workers=num_workers
+    ):
+        if isinstance(kind, Kind):
+            key = (kind.channels if all_channels else 0, kind.bits)
+            counts[key] += 1
+            first.setdefault(key, index)
+    rarest = min(counts, key=lambda key: counts[key])
+    numbers, depths = {number for number, _ in counts}, {bits for _, bits in counts}
+    kinds = []
+    for (number, bits), count in counts.most_common():
+        channels = f"{number} channel{'s' if number > 1 else ''}" if len(numbers) > 1 else ""
+        kinds.append(
+            f"{count} of " + " ".join(filter(None, (channels, f"{bits} bit" if len(depths) > 1 else "")))
+        )
+    if len(depths) > 1:
+        advice = "convert the files of one kind, or write those of the other in a list (.txt)"
+    elif numbers <= {1, 3}:
+        advice = "set data.channels=rgb (grey three times) or data.channels=grey"
+    else:
+        advice = "choose some with data.channels=[0], or write the files of one kind in a list (.txt)"
+    name = source.names(first[rarest])
+    if len(numbers) > 1 and name.lower().endswith((".npy", ".npz")):
+        advice = f"say where the arrays' channels are with data.layout=hwc or data.layout=chw; or {advice}"
+    return f"the images differ: {', '.join(kinds)}, of these the first is {name!r}; {advice}"

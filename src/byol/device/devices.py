@@ -1,0 +1,268 @@
+"""The devices that a network can run on: which are there, which is chosen, how precise, how much memory.
+
+"cuda" (NVIDIA and AMD), "xpu" (Intel) and "mps" (Apple) are GPUs. All that differs between them is here.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from byol.base.errors import ConfigError
+from byol.kernels.cpu import computes_bf16
+
+DeviceName = Literal["cpu", "cuda", "xpu", "mps"]
+GPUS: tuple[DeviceName, ...] = ("cuda", "xpu", "mps")  # "auto" takes the first of these that is there
+_UNMEASURED = {"xpu": "Intel GPUs", "mps": "Apple GPUs"}
+_PINS = ("cuda", "xpu")  # where the host need not wait for a copy from pinned memory
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+
+
+# ---- Which
+
+
+def find_gpus() -> tuple[DeviceName, ...]:
+    """The kinds of GPU that PyTorch finds on this machine, the preferred one first."""
+    there: dict[DeviceName, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "xpu": torch.xpu.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    return tuple(name for name in GPUS if there[name]())
+
+
+def choose_device(name: str, *, local_rank: int = 0, key: str = "trainer.device") -> torch.device:
+    """The device `name` ("auto", a kind, or a kind and a number such as "cuda:1"); `key` is named in errors.
+
+    auto: a GPU if there is one, else the CPU. Without a number it is the GPU of this rank.
+
+    Raises:
+        ConfigError: there is no such device, or there are more ranks than GPUs.
+    """
+    gpus = find_gpus()
+    kind, number = _parse(name, gpus, key=key)
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind not in gpus:
+        raise ConfigError(f"{key}: '{name}' is asked for, but {_list_there(gpus)}")
+    rank = 0 if kind == "mps" else local_rank  # there is one; `choose_backend` refuses several ranks
+    index = rank if number is None else number
+    count = torch.get_device_module(kind).device_count()
+    if index < count:
+        return torch.device(kind, index)
+    if number is not None:
+        raise ConfigError(f"{key}: '{name}' is asked for, but there are {count}, numbered from 0; use {kind}")
+    raise ConfigError(
+        f"{key}: rank {local_rank} of this machine has no GPU ({kind}), there are {count}; start as many "
+        "ranks (--nproc-per-node), or use cpu"
+    )
+
+
+def _parse(name: str, gpus: tuple[DeviceName, ...], *, key: str) -> tuple[str, int | None]:
+    if name == "auto":
+        return (gpus[0] if gpus else "cpu"), None
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in get_args(DeviceName):
+        raise ConfigError(f"{key}: '{name}' is no device that byol knows; {_list_there(gpus)}")
+    return device.type, device.index
+
+
+def _list_there(gpus: tuple[DeviceName, ...]) -> str:
+    names = ["cpu", *gpus]
+    listed = " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"PyTorch finds {listed} here; use {' or '.join(['auto', *names])}"
+
+
+def kind_of(device: torch.device) -> DeviceName:
+    """The kind of a device that `choose_device` has returned."""
+    assert device.type in get_args(DeviceName)
+    return cast(DeviceName, device.type)
+
+
+def explain_device(device: torch.device) -> str | None:
+    """A line to say before a run on a device that byol was written for but has not been measured on."""
+    if device.type not in _UNMEASURED:
+        return None
+    return (
+        f"{_UNMEASURED[device.type]}: byol is written for them, but not yet measured on one; compare the "
+        "first losses with those of trainer.device=cpu, and see docs/devices.md"
+    )
+
+
+def name_gpu(device: torch.device) -> str | None:
+    """The model of a GPU, such as "NVIDIA H200"; None on a CPU."""
+    match device.type:
+        case "cuda":
+            return torch.cuda.get_device_name(device)
+        case "xpu":
+            return torch.xpu.get_device_name(device)
+        case "mps":
+            return torch.backends.mps.get_name()
+    return None
+
+
+# ---- How precise
+
+
+def choose_dtype(precision: str, *, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the hardware computes in it, fp32 elsewhere.
+
+    On Apple GPUs auto is fp32: macOS 14 stores bfloat16 on all of them, but the first generation computes it
+    in fp32, and PyTorch cannot tell which it is.
+
+    Raises:
+        ConfigError: bf16 is asked for on an Apple GPU with a macOS before 14, which does not know it.
+    """
+    if precision == "fp32":
+        return torch.float32
+    if precision == "bf16":
+        if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+            raise ConfigError(
+                "trainer.precision: bf16 on an Apple GPU needs macOS 14; use fp32, or trainer.device=cpu"
+            )
+        return torch.bfloat16
+    return torch.bfloat16 if _computes_bf16(device) else torch.float32
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    match device.type:
+        case "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        case "xpu":
+            return bool(torch.xpu.is_bf16_supported(including_emulation=False))
+        case "cpu":
+            return computes_bf16()
+    return False
+
+
+@contextmanager
+def exact_fp32(device: torch.device) -> Iterator[None]:
+    """Let a GPU compute float32 as such: cuDNN's convolutions otherwise round to 10 bits (TF32).
+
+    Intel's and Apple's libraries do not round unless asked to.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    backends: Any = torch.backends  # PyTorch's types leave `conv` out
+    operations = (backends.cudnn.conv, backends.cuda.matmul)
+    before = [operation.fp32_precision for operation in operations]
+    try:
+        for operation in operations:
+            operation.fp32_precision = "ieee"
+        yield
+    finally:
+        for operation, precision in zip(operations, before, strict=True):
+            operation.fp32_precision = precision
+
+
+# ---- Several processes
+
+
+def choose_backend(device: torch.device) -> str:
+    """The library by which ranks on such devices exchange tensors.
+
+    Raises:
+        ConfigError: this PyTorch has none for them.
+    """
+    if device.type == "mps":
+        raise ConfigError(
+            "trainer.device: an Apple GPU (mps) trains with one process only; start byol without torchrun, "
+            "or set trainer.device=cpu"
+        )
+    backend = _BACKENDS[device.type]
+    if not torch.distributed.is_backend_available(backend):
+        raise ConfigError(
+            f"trainer.device: several ranks on {device.type} need PyTorch with {backend}, which this one is "
+            "built without; start one process, or set trainer.device=cpu"
+        )
+    return backend
+
+
+# ---- Memory and waiting
+
+
+def pins(device: torch.device) -> bool:
+    """Whether the host need not wait for copies from pinned memory to this device."""
+    return device.type in _PINS
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device; pinned on the way where that helps, so that the host need not wait for the copy."""
+    if pins(device):
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until all that has been asked of the device is done."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give memory that no tensor uses back to the device."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def free_bytes(device: torch.device) -> int:
+    """A GPU's memory that can still be had."""
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return int(torch.get_device_module(device).mem_get_info(device)[0])
+
+
+class PeakMemory:
+    """How much more of a GPU's memory was in use, at most, since this was made. Frees what is unused then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        empty_cache(device)
+        if device.type != "mps":
+            torch.get_device_module(device).reset_peak_memory_stats(device)
+        self._before = self._reserved()
+
+    def bytes(self) -> int:
+        """So far; tensors of now included. On mps nothing may have called `empty_cache` since."""
+        if self._device.type == "mps":  # it keeps no peak; what it has taken it keeps for later tensors
+            return self._reserved() - self._before
+        return int(torch.get_device_module(self._device).max_memory_reserved(self._device)) - self._before
+
+    def _reserved(self) -> int:
+        if self._device.type == "mps":
+            return torch.mps.driver_allocated_memory()
+        return int(torch.get_device_module(self._device).memory_reserved(self._device))
+
+
+# ---- What a device cannot do
+
+
+def measured_on(tensor: Tensor) -> Tensor:
+    """`tensor` where it can be measured, at health checks: the GPUs of Intel and Apple lack pdist or svdvals.
+
+    A few hundred feature vectors go to the host, which waits for the result anyhow; other tensors stay.
+    """
+    return tensor.cpu() if tensor.device.type in _UNMEASURED else tensor
+
+
+def send_stored(images: Tensor, device: torch.device, *, non_blocking: bool = False) -> Tensor:
+    """Stored images to the device, in their own type; uint16 as bits of int16 where it is little known."""
+    if images.dtype == torch.uint16 and device.type in _UNMEASURED:
+        return images.view(torch.int16).to(device, non_blocking=non_blocking).view(torch.uint16)
+    return images.to(device, non_blocking=non_blocking)
+
+
+def to_float32(images: Tensor) -> Tensor:
+    """A copy of the values as float32, exact up to 16 bits, in the same memory order.
+
+    uint16 is read as such on CPU and CUDA, elsewhere as bits of int16.
+    """
+    if images.dtype == torch.uint16 and images.device.type in _UNMEASURED:
+        return images.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32)
+    return images.to(torch.float32, copy=True)

@@ -1,0 +1,298 @@
+"""Ranks, devices and precision: one process or many run the same loop.
+
+With several ranks (torchrun) gradients are averaged by DistributedDataParallel and BatchNorm uses the
+statistics of the global batch, on CPU too: a run does not depend on the number of ranks beyond rounding.
+"""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from byol.base.errors import ConfigError
+from byol.config import TrainerConfig
+from byol.device.devices import choose_backend, choose_device, choose_dtype, exact_fp32
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_PATIENCE = timedelta(days=7)
+_TIMEOUT = timedelta(minutes=10)  # a rank that hangs ends the job instead of waiting for ever
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world_size` equal ones, and where and how precisely it computes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    dtype: torch.dtype
+    patient: dist.ProcessGroup | None = None  # for waits without a limit
+
+    @property
+    def is_main(self) -> bool:
+        """True for the one process that writes files and prints."""
+        return self.rank == 0
+
+    def rows(self, batch_size: int) -> slice:
+        """This rank's part of a global batch, or of a stretch of one: every `world_size`-th image.
+
+        So the n-th parts of all ranks are the n-th part of the global batch.
+        """
+        return slice(self.rank, batch_size, self.world_size)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 where the precision says so; fp32 otherwise."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` itself on one rank; else with synchronised BatchNorm, in DistributedDataParallel."""
+        if self.world_size == 1:
+            return module
+        if self.device.type != "cpu":
+            module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+            return nn.parallel.DistributedDataParallel(module, [self.device])
+        _synchronise_on_cpu(module)
+        return nn.parallel.DistributedDataParallel(module)
+
+    def exchange(self, network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of one part of a batch: gradients are averaged over ranks at the last.
+
+        Until then each rank adds up its own; averaging each part would send them once a part.
+        """
+        if last or not isinstance(network, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return network.no_sync()
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a scalar over ranks. The host waits here."""
+        value = value.detach().clone()
+        if self.world_size > 1:
+            dist.all_reduce(value)
+            value /= self.world_size
+        return float(value)
+
+    def from_main(self, value: float) -> float:
+        """The first rank's value, on every rank. All ranks wait here."""
+        if self.world_size == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, 0)
+        return float(shared)
+
+    def any(self, flag: bool) -> bool:
+        """True if it is true on any rank. All ranks wait here."""
+        if self.world_size == 1:
+            return flag
+        return self.mean(torch.tensor(float(flag), device=self.device)) > 0.0
+
+    def wait(self) -> None:
+        """Until every rank has come here, for hours if need be: the first may be packing the images."""
+        if self.world_size > 1:
+            dist.barrier(self.patient)
+
+
+@contextmanager
+def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started, or be the only one. fp32 is then `exact_fp32`.
+
+    Raises:
+        ConfigError: a device that is not there or cannot be one of several, a batch that the ranks cannot
+            share evenly, or WORLD_SIZE without the rest of what torchrun sets.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1:
+        _check_launcher(world_size)
+    rank = int(os.environ.get("RANK", "0"))
+    device = choose_device(trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    if trainer.batch_size is not None:  # an open one is chosen to be right
+        check_share(trainer.batch_size, world_size=world_size, num_parts=trainer.accumulation_steps or 1)
+    backend = choose_backend(device) if world_size > 1 else None
+    dtype = choose_dtype(trainer.precision, device=device)
+    with exact_fp32(device):
+        if backend is None:
+            yield Ranks(rank, world_size, device, dtype)
+            return
+        if device.type != "cpu":
+            torch.get_device_module(device).set_device(device)
+        dist.init_process_group(
+            backend, store=_store(world_size), rank=rank, world_size=world_size, timeout=_TIMEOUT
+        )
+        try:
+            patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
+            yield Ranks(rank, world_size, device, dtype, patient)
+        finally:
+            dist.destroy_process_group()
+
+
+def check_share(batch_size: int, *, world_size: int, num_parts: int) -> None:
+    """Raises ConfigError for a batch that cannot be shared evenly, with what it must be a multiple of."""
+    share = world_size * num_parts
+    if batch_size % share:
+        raise ConfigError(
+            f"trainer.batch_size: {batch_size} cannot be shared by {world_size} ranks x "
+            f"{num_parts} accumulation steps; use a multiple of {share}"
+        )
+
+
+def _check_launcher(world_size: int) -> None:
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE={world_size} is in the environment, {' and '.join(missing)} not: start the ranks by "
+            f"torchrun --nproc-per-node={world_size} -m byol train ..., or unset WORLD_SIZE for one process"
+        )
+
+
+def _store(world_size: int) -> Store:
+    """The agent's store, with a name of its own for each restart.
+
+    A restarted group that reads the addresses of its dead predecessor hangs (pytorch issue 135712); with this
+    prefix 5 of 5 restarts after a kill went on.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    is_master = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ["RANK"] == "0"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, world_size, is_master=is_master, timeout=_TIMEOUT)
+    return PrefixStore(f"byol_{os.environ.get('TORCHELASTIC_RUN_ID', '')}_{restart}", store)
+
+
+class StopSignal:
+    """SIGTERM and Ctrl-C as a wish that the loop reads; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    @contextmanager
+    def listen(self) -> Iterator["StopSignal"]:
+        """Take the signals for as long as the block runs, then give them back."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
+            signal.signal(number, self._note)
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks for the next step, where it is glibc; elsewhere do nothing.
+
+    By default it returns large blocks to the system, and every step then faults its pages in again: a
+    ResNet-18 step at 32 px spent up to two thirds of its time in the kernel.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    if not mallopt(_M_MMAP_THRESHOLD, 1 << 30):  # older ones allow 32 MB at most
+        mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+# ---- Synchronised BatchNorm on CPU, which torch.nn.SyncBatchNorm does not offer
+
+
+def _synchronise_on_cpu(module: nn.Module) -> None:
+    """Let every BatchNorm in `module` use the statistics of all ranks; parameters and keys stay.
+
+    Raises:
+        ConfigError: a BatchNorm of another kind than torch's own.
+    """
+    for layer in module.modules():
+        # Only the class is exchanged, so optimizer and target keep their references.
+        if type(layer) is nn.BatchNorm1d:
+            layer.__class__ = _CpuSyncBatchNorm1d
+        elif type(layer) is nn.BatchNorm2d:
+            layer.__class__ = _CpuSyncBatchNorm2d
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"network.name: its {type(layer).__name__} layers cannot be synchronised between CPU ranks; "
+                "use one rank, or a ResNet"
+            )
+
+
+class _SyncForward:
+    def forward(self, input: Tensor) -> Tensor:
+        layer = cast(nn.BatchNorm2d, self)
+        if not layer.training:
+            return F.batch_norm(
+                input, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps
+            )
+        output, mean, variance, count = _SyncBatchNorm.apply(input, layer.weight, layer.bias, layer.eps)
+        assert layer.running_mean is not None and layer.running_var is not None
+        assert layer.num_batches_tracked is not None and layer.momentum is not None
+        with torch.no_grad():
+            unbiased = variance * (count / (count - 1.0))
+            layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), layer.momentum)
+            layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), layer.momentum)
+            layer.num_batches_tracked += 1
+        return cast(Tensor, output)
+
+
+class _CpuSyncBatchNorm1d(_SyncForward, nn.BatchNorm1d):
+    """BatchNorm1d with the statistics of all ranks."""
+
+
+class _CpuSyncBatchNorm2d(_SyncForward, nn.BatchNorm2d):
+    """BatchNorm2d with the statistics of all ranks."""
+
+
+class _SyncBatchNorm(torch.autograd.Function):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias; mean and biased var over all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        channels = input.shape[1]
+        axes = [0, *range(2, input.ndim)]
+        x = _at_least_fp32(input)
+        sums = torch.cat([x.sum(axes), (x * x).sum(axes), x.new_tensor([x.numel() / channels])]).double()
+        dist.all_reduce(sums)
+        count = sums[-1]
+        mean = sums[:channels] / count
+        variance = (sums[channels:-1] / count - mean * mean).clamp_min_(0.0)
+        scale = torch.rsqrt(variance + eps).to(x.dtype)
+        shape = (1, channels, *[1] * (input.ndim - 2))
+        normalised = (x - mean.to(x.dtype).view(shape)) * scale.view(shape)
+        ctx.save_for_backward(normalised, weight, scale, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        output = normalised * weight.view(shape) + bias.view(shape)
+        return output.to(input.dtype), mean, variance, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        normalised, weight, scale, count = ctx.saved_tensors
+        channels = gradient.shape[1]
+        axes = [0, *range(2, gradient.ndim)]
+        shape = (1, channels, *[1] * (gradient.ndim - 2))
+        dy = _at_least_fp32(gradient)
+        bias_gradient, weight_gradient = dy.sum(axes), (dy * normalised).sum(axes)
+        # Weight and bias keep this rank's part: DistributedDataParallel averages them.
+        sums = torch.cat([bias_gradient, weight_gradient]).double()
+        dist.all_reduce(sums)
+        mean_dy, mean_dy_x = (sums / count).to(dy.dtype).view(2, *shape)
+        dx = (dy - mean_dy - normalised * mean_dy_x) * (weight * scale).view(shape)
+        return dx.to(gradient.dtype), weight_gradient, bias_gradient, None
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,245 @@
+"""A classifier of images: an encoder, a linear layer on its features, and the names of the classes.
+
+    encoder.safetensors, encoder.json        as every encoder, `byol.load` reads them
+    classifier.safetensors, classifier.json  the linear layer; class names, and how it was trained
+
+`byol finetune` writes them, `load_classifier` reads them. Nothing here reads pickled code.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+from torch import nn
+
+from byol.base.errors import CheckpointError, ConfigError, DataError
+from byol.base.files import check_writable, write_atomically
+from byol.data.decoding.decode import Square
+from byol.data.sources.in_memory import Images
+from byol.encoder.encoder import Encoder, EncoderSpec, ManyImages, gather, load, save_encoder
+
+FORMAT = 1
+WEIGHTS_NAME = "classifier.safetensors"
+SPEC_NAME = "classifier.json"
+
+_AGAIN = "the same `byol finetune` command writes it anew"
+
+Features = Float32[np.ndarray, "image feature"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Logits of features: features @ weight.T + bias."""
+
+    weight: Float32[np.ndarray, "label feature"]
+    bias: Float32[np.ndarray, " label"]
+
+    def logits(self, features: Features) -> Float32[np.ndarray, "image label"]:
+        """One value a class for each image."""
+        logits: Float32[np.ndarray, "image label"] = features @ self.weight.T + self.bias
+        return logits
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """What `classifier.json` says of the weights beside it."""
+
+    class_names: tuple[str, ...]
+    num_features: int
+    start: str  # what the encoder was before: "byol online", "byol target"
+    fraction: float  # of the training labels, 0..1
+    num_labels: int  # that it was trained with
+    epochs: int  # passes over them; 0: the encoder stayed as it was
+    chosen: Mapping[str, str | int | float]  # settings, chosen on a part of the training images
+    byol_version: str
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The class of each image."""
+
+    names: list[str]  # of the images
+    labels: list[str]  # their most probable classes
+    probabilities: Float32[np.ndarray, "image label"]  # of all classes, in the order of `class_names`
+
+    @property
+    def confidences(self) -> Float32[np.ndarray, " image"]:
+        """The probability of the class that was chosen, 0..1."""
+        best: Float32[np.ndarray, " image"] = self.probabilities.max(axis=1)
+        return best
+
+
+class Classifier:
+    """An encoder with its preprocessing and a linear layer on it; `load_classifier` makes one from files."""
+
+    def __init__(self, spec: ClassifierSpec, encoder: Encoder, *, linear: Linear) -> None:
+        self.spec = spec
+        self.encoder = encoder
+        self.linear = linear
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the probabilities."""
+        return self.spec.class_names
+
+    def predict(self, images: ManyImages, *, batch_size: int = 256) -> Predictions:
+        """Classes of images in any form that `Encoder.embed` takes, in their order.
+
+        Raises:
+            DataError: names the first image that cannot be read, or that the encoder cannot take.
+        """
+        blocks = list(
+            self.predict_source(gather(images, layout=self.encoder.spec.layout), batch_size=batch_size)
+        )
+        probabilities = [block.probabilities for block in blocks]
+        empty = np.empty((0, len(self.class_names)), dtype=np.float32)
+        return Predictions(
+            [name for block in blocks for name in block.names],
+            [label for block in blocks for label in block.labels],
+            np.concatenate([empty, *probabilities]),
+        )
+
+    __call__ = predict
+
+    def predict_source(
+        self,
+        images: Images,
+        *,
+        batch_size: int = 256,
+        on_bad: Callable[[str, DataError], None] | None = None,
+        on_outside: Callable[[str, str], None] | None = None,
+        on_read: Callable[[str, Square], None] | None = None,
+    ) -> Iterator[Predictions]:
+        """Predictions, block by block; images are read, told and left out as by `Encoder.embed_source`.
+
+        Raises:
+            DataError: an image cannot be used, and there is no `on_bad`; the message names it.
+        """
+        blocks = self.encoder.embed_source(
+            images, batch_size=batch_size, on_bad=on_bad, on_outside=on_outside, on_read=on_read
+        )
+        for block in blocks:
+            logits = torch.from_numpy(self.linear.logits(block.features))
+            probabilities = logits.double().softmax(dim=1).float().numpy()
+            labels = [self.class_names[index] for index in logits.argmax(dim=1).tolist()]
+            yield Predictions(block.names, labels, probabilities)
+
+
+# ---- A table of predictions
+
+
+def check_predictions_path(path: Path) -> None:
+    """Refuse a file that `write_predictions` could not write, before anything is predicted.
+
+    Raises:
+        ConfigError: another suffix than .csv.
+        CheckpointError: the place cannot be written.
+    """
+    if path.suffix.lower() != ".csv":
+        raise ConfigError(f"{path}: predictions are written as .csv; choose this suffix")
+    check_writable(path)
+
+
+def write_predictions(path: Path, blocks: Sequence[Predictions]) -> None:
+    """Write the columns `file`, `label`, `probability`, a line an image, whole or not at all.
+
+    Raises:
+        ConfigError: see `check_predictions_path`.
+        CheckpointError: the file cannot be written.
+    """
+    check_predictions_path(path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "label", "probability"])
+    for block in blocks:
+        for row in zip(block.names, block.labels, block.confidences, strict=True):
+            writer.writerow([*row[:2], f"{row[2]:.4f}"])
+    write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+# ---- Files
+
+
+def save_classifier(
+    folder: Path, module: nn.Module, encoder_spec: EncoderSpec, *, linear: Linear, spec: ClassifierSpec
+) -> None:
+    """Write the four files; `classifier.json` last, so that it never lies beside another's encoder.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    try:
+        (folder / SPEC_NAME).unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder / SPEC_NAME}: cannot be replaced ({error.strerror})") from None
+    save_encoder(folder, module, encoder_spec)
+    # safetensors takes an array's memory as it lies, and would mix up the rows of a transposed one.
+    arrays = {"weight": np.ascontiguousarray(linear.weight), "bias": np.ascontiguousarray(linear.bias)}
+    write_atomically(folder / WEIGHTS_NAME, save(arrays))
+    write_atomically(folder / SPEC_NAME, to_json({"format": FORMAT, **asdict(spec)}, indent=2) + b"\n")
+
+
+def load_classifier(folder: str | Path, *, device: str = "auto") -> Classifier:
+    """The classifier that `byol finetune` wrote into a folder; "auto" takes a GPU if there is one.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of an unknown format, or does not fit the others.
+        ConfigError: a GPU is asked for and there is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such folder; name one that `byol finetune` wrote, or make it: "
+            f"byol finetune RUN --train LABELLED/ -o {folder}"
+        )
+    for name in (SPEC_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder}: has no {name}, it holds no classifier; make one: byol finetune {folder} "
+                "--train LABELLED/"
+            )
+    spec = _read_spec(folder / SPEC_NAME)
+    encoder = load(folder, device=device)
+    linear = _read_linear(folder / WEIGHTS_NAME)
+    shape = (len(spec.class_names), encoder.spec.num_features)
+    if linear.weight.shape != shape or linear.bias.shape != shape[:1] or spec.num_features != shape[1]:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_NAME}: has the shape {linear.weight.shape}, the encoder and the class names "
+            f"beside it want {shape}; {_AGAIN}"
+        )
+    return Classifier(spec, encoder, linear=linear)
+
+
+def _read_spec(path: Path) -> ClassifierSpec:
+    try:
+        content = from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {found}, this version of byol reads {FORMAT}; update byol, or {_AGAIN}"
+        )
+    try:
+        return TypeAdapter(ClassifierSpec).validate_json(to_json(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{path}: {where}: {first['msg'].lower()}; {_AGAIN}") from None
+
+
+def _read_linear(path: Path) -> Linear:
+    try:
+        tensors = load_file(path)
+        return Linear(tensors["weight"], tensors["bias"])
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path}: is damaged or cut short ({error}); {_AGAIN}") from None

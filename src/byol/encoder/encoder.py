@@ -1,0 +1,452 @@
+"""The encoder that a run leaves: `encoder.safetensors` (weights) and `encoder.json` (how to use them).
+
+The weights have the plain key names of timm or torchvision. Preprocessing is part of the artefact: whatever
+form images come in, they go the same way, and the same image gives the same features:
+
+    file, array, Pillow image or tensor -> chosen channels -> square of stored_px -> whole image of seen_px
+    -> features
+
+Nothing here reads pickled code.
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, Real
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from byol.base.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
+from byol.base.files import write_atomically
+from byol.config import Config, load_config
+from byol.data.decoding.decode import Square, read_square
+from byol.data.decoding.fitting import fit
+from byol.data.decoding.formats import Bits, Geometry, ImageArray, Layout, bits_of_dtype
+from byol.data.decoding.reading import Alpha
+from byol.data.pack.packed import Packed
+from byol.data.pack.value_range import check_bits, describe_outside
+from byol.data.sources.in_memory import Given, Images, OneImage
+from byol.data.sources.opening import open_source
+from byol.device.devices import choose_device, exact_fp32, send_stored
+from byol.kernels.convolution import accelerate
+from byol.kernels.winograd import constant_weights
+from byol.method.networks import build_encoder, count_features, resolve_stem
+from byol.method.views import Pixels, find_whole_px, whole_view
+
+FORMAT = 2
+WEIGHTS_NAME = "encoder.safetensors"
+SPEC_NAME = "encoder.json"
+
+_CPU_IMAGES = 64  # that the network sees at once on CPU; 256 took four times the memory and 5 to 20 % longer
+
+ManyImages = OneImage | Sequence[OneImage]
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What `encoder.json` says of the weights beside it."""
+
+    name: str  # of a timm or torchvision model
+    stem: str  # "standard", "small" or "strided"
+    channels: int
+    view_px: int  # side of what the encoder saw in training
+    stored_px: int  # side of the square that an image is first made
+    num_features: int
+    pixels: Pixels
+    which: Literal["online", "target", "finetuned"]  # finetuned: it has learned from labels
+    done: int  # training steps
+    byol_version: str
+    data_fingerprint: str  # of the packed training images
+    data_name: str
+    select: Literal["grey", "rgb"] | tuple[int, ...] | None = None  # as data.channels
+    bits: Bits = 8  # of a value of the training images
+    geometry: Geometry = "square"  # as data.geometry
+    layout: Layout = "auto"  # as data.layout
+    whole_px: int | None = None  # side of what the encoder sees; None: as in training
+    alpha: Alpha = "drop"  # as data.alpha; so in files that do not say it
+
+    @property
+    def seen_px(self) -> int:
+        """Side of a whole image as the encoder sees it, pixels."""
+        return self.view_px if self.whole_px is None else self.whole_px
+
+    @classmethod
+    def of(
+        cls, config: Config, images: Packed, *, which: Literal["online", "target"], done: int
+    ) -> "EncoderSpec":
+        """The spec of an encoder trained on `images` for `done` steps."""
+        from byol import __version__
+
+        name, view_px = config.network.name, config.view_px
+        stem = resolve_stem(config.network.stem, name=name, view_px=view_px)
+        select = config.data.channels
+        return cls(
+            name=name,
+            stem=stem,
+            channels=images.channels,
+            view_px=view_px,
+            stored_px=images.stored_px,
+            num_features=_count_features(name, channels=images.channels, view_px=view_px, stem=stem),
+            pixels=images.pixels,
+            which=which,
+            done=done,
+            byol_version=__version__,
+            data_fingerprint=images.fingerprint,
+            data_name=Path(config.data.source).name,
+            select=tuple(select) if isinstance(select, list) else select,
+            bits=images.bits,
+            geometry=config.data.geometry,
+            layout=config.data.layout,
+            whole_px=choose_whole_px(config, channels=images.channels, stem=stem),
+            alpha=config.data.alpha,
+        )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Features of some images, in the order of the source."""
+
+    names: list[str]
+    features: Float32[np.ndarray, "image feature"]
+
+
+class Encoder:
+    """A frozen encoder with its preprocessing; `load` makes one from files."""
+
+    def __init__(self, spec: EncoderSpec, module: nn.Module, *, device: str = "cpu") -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        module = accelerate(module.eval().requires_grad_(False))
+        self.module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def embed(self, images: ManyImages, *, batch_size: int = 256) -> Float32[np.ndarray, "image feature"]:
+        """Features of images in any form, in their order (files of a folder: sorted by path); float32.
+
+        path       an image, a folder, a .txt or .csv list, a .npy array of images
+        array      (height, width, channel) or (image, height, width, channel)
+        tensor     (channel, height, width) or (image, channel, height, width)
+        Pillow     an image
+        sequence   single images of these kinds
+
+        Arrays and tensors hold the values that files do: scaling is part of the encoder. An image whose
+        values lie outside of the range of the training is a `ValueRangeWarning` with its name.
+
+        Raises:
+            DataError: names the first image that cannot be read, or has other channels or another depth than
+                the encoder takes.
+        """
+        blocks = self.embed_source(gather(images, layout=self.spec.layout), batch_size=batch_size)
+        return _join([block.features for block in blocks], self.spec.num_features)
+
+    __call__ = embed
+
+    def embed_source(
+        self,
+        images: Images,
+        *,
+        batch_size: int = 256,
+        on_bad: Callable[[str, DataError], None] | None = None,
+        on_outside: Callable[[str, str], None] | None = None,
+        on_read: Callable[[str, Square], None] | None = None,
+    ) -> Iterator[Block]:
+        """Names and features, block by block: memory does not grow with the number of images.
+
+        `on_bad` is told the name and the reason for each image that cannot be used, which is then left out.
+        `on_outside` is told the name of each image whose values lie outside of the range of the training, and
+        how far; without it a `ValueRangeWarning` is. `on_read` is told of each image that is used what became
+        of it.
+
+        Raises:
+            DataError: an image cannot be used, and there is no `on_bad`; the message names it.
+        """
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+
+            def start(first: int) -> list[Future[Square | DataError]]:
+                end = min(first + batch_size, len(images))
+                return [pool.submit(self._try_square, images, index) for index in range(first, end)]
+
+            reading = start(0)
+            for first in range(0, len(images), batch_size):
+                # The next block is read while the network sees this one.
+                block, reading = reading, start(first + batch_size)
+                names, squares = [], []
+                for index, future in enumerate(block, start=first):
+                    square = future.result()
+                    if not isinstance(square, DataError):
+                        names.append(images.names(index))
+                        if on_read is not None:
+                            on_read(images.names(index), square)
+                        if (found := describe_outside(square.pixels, self.spec.pixels)) is not None:
+                            (on_outside or _warn)(images.names(index), found)
+                        squares.append(square.pixels)
+                    elif on_bad is not None:
+                        on_bad(images.names(index), square)
+                    else:
+                        _cancel(reading)
+                        raise DataError(f"{images.names(index)}: {square}") from square
+                yield Block(names, self._embed_squares(squares))
+
+    def embed_packed(
+        self,
+        images: Packed,
+        *,
+        rows: Int64[np.ndarray, " image"] | None = None,
+        batch_size: int = 256,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Float32[np.ndarray, "image feature"]:
+        """Features of packed images, or of some in the order of `rows`; `progress` hears done, of all.
+
+        The values are scaled as this encoder's training images were, whatever the pack measured of its own.
+        Images of another pack than the training's that lie outside of the range of the training are a
+        `ValueRangeWarning` with their number and the first's name.
+
+        Raises:
+            DataError: the images have another depth than those of the training.
+        """
+        try:
+            check_bits(images.bits, self.spec.bits)
+        except DataError as error:
+            raise DataError(f"{images.folder}: {error}") from None
+        rows = np.arange(len(images)) if rows is None else rows
+        blocks, outside = [], dict[int, str]()
+        for first in range(0, len(rows), batch_size):
+            chosen = images.read(rows[first : first + batch_size])
+            if images.fingerprint != self.spec.data_fingerprint:
+                found = (describe_outside(image, self.spec.pixels) for image in chosen)
+                outside |= {first + i: text for i, text in enumerate(found) if text is not None}
+            blocks.append(self._embed_squares([fit(image, self.spec.stored_px) for image in chosen]))
+            if progress is not None:
+                progress(min(first + batch_size, len(rows)), len(rows))
+        if outside:
+            place, text = next(iter(outside.items()))
+            count = f"{len(outside)} of {len(rows)} images are outside of the training's range, the first is "
+            _warn(f"{count}{images.names[int(rows[place])]}", text)
+        return _join(blocks, self.spec.num_features)
+
+    @torch.inference_mode()
+    def encode(self, squares: Real[Tensor, "image channel stored stored"]) -> Float[Tensor, "image feature"]:
+        """Representations y of stored squares, on the encoder's device; float32 whatever autocast says."""
+        return self.encode_views(
+            whole_view(send_stored(squares, self.device), self.spec.seen_px, pixels=self.spec.pixels)
+        )
+
+    @torch.inference_mode()
+    def encode_views(self, views: Float[Tensor, "image channel view view"]) -> Float[Tensor, "image feature"]:
+        """Representations y of views as `make_views` gives them, else as `encode`."""
+        views = views.to(self.device)
+        parts = torch.split(views, _CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
+        with torch.autocast(self.device.type, enabled=False), exact_fp32(self.device), constant_weights():
+            return torch.cat([self.module(part) for part in parts]).float()
+
+    def _embed_squares(self, squares: Sequence[ImageArray]) -> Float32[np.ndarray, "image feature"]:
+        if not squares:
+            return _join([], self.spec.num_features)
+        # In memory this is channels_last, which is what the network wants.
+        tensor = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
+        return self.encode(tensor).cpu().numpy()  # the host waits here
+
+    def _try_square(self, images: Images, index: int) -> Square | DataError:
+        """An error is returned, not raised: which image comes first is decided in their order."""
+        try:
+            spec = self.spec
+            channels = list(spec.select) if isinstance(spec.select, tuple) else spec.select
+            item = images.item(index)
+            square = read_square(
+                item, px=spec.stored_px, channels=channels, geometry=spec.geometry, alpha=spec.alpha
+            )
+            if square.pixels.shape[2] != spec.channels:
+                raise DataError(
+                    f"has {square.pixels.shape[2]} channels, the encoder was trained on {spec.channels}; "
+                    "give images like those of the training"
+                )
+            check_bits(bits_of_dtype(square.pixels.dtype), spec.bits)
+            return square
+        except DataError as error:
+            return error
+
+
+# ---- Images in whatever form
+
+
+def gather(images: ManyImages, *, layout: Layout = "auto", skip_unreadable: bool = False) -> Images:
+    """Images in any of the forms that `Encoder.embed` takes, as images that are read one by one.
+
+    `layout` is that of arrays, as data.layout; a tensor's channels are first. `skip_unreadable`: folders that
+    the system cannot read are left out, as by data.skip_unreadable.
+
+    Raises:
+        DataError: a path that does not exist or holds no images.
+    """
+    if isinstance(images, str | Path):
+        overrides = [f"data.layout={layout}", f"data.skip_unreadable={str(skip_unreadable).lower()}"]
+        return open_source(load_config(None, overrides, preset="default").data, source=str(images))
+    if isinstance(images, Image.Image):
+        return Given([images], layout)
+    if isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
+        return Given([images], layout)
+    return Given(list(images), layout)
+
+
+def _warn(name: str, what: str) -> None:
+    warnings.warn(f"{name}: {what}", ValueRangeWarning, stacklevel=3)
+
+
+def _join(blocks: list[np.ndarray], num_features: int) -> Float32[np.ndarray, "image feature"]:
+    return np.concatenate(blocks) if blocks else np.empty((0, num_features), dtype=np.float32)
+
+
+def _cancel(reading: Sequence[Future[Square | DataError]]) -> None:
+    for future in reading:
+        future.cancel()
+
+
+@functools.cache
+def _count_features(name: str, *, channels: int, view_px: int, stem: str) -> int:
+    # On the meta device nothing is allocated or computed, and no random number is drawn.
+    with torch.device("meta"):
+        encoder = build_encoder(name, channels=channels, view_px=view_px, stem=stem)
+    return count_features(encoder, channels=channels, view_px=view_px)
+
+
+# ---- Files
+
+
+def choose_whole_px(config: Config, *, channels: int, stem: str) -> int | None:
+    """`data_transforms.whole_px`; auto is None where the model takes images of its own size alone."""
+    wanted = config.data_transforms.whole_px
+    if wanted is None:
+        return None
+    name, view_px = config.network.name, config.view_px
+    px = find_whole_px(config.data_transforms) if wanted == "auto" else wanted
+    if _takes(name, channels=channels, view_px=view_px, stem=stem, whole_px=px):
+        return px
+    if wanted == "auto":
+        return None
+    raise ConfigError(f"data_transforms.whole_px: {name} does not take images of {px} px; leave it out")
+
+
+@functools.cache
+def _takes(name: str, *, channels: int, view_px: int, stem: str, whole_px: int) -> bool:
+    """Whether the model, made for `view_px`, also takes images of `whole_px`."""
+    with torch.device("meta"):
+        encoder = build_encoder(name, channels=channels, view_px=view_px, stem=stem)
+    try:
+        count_features(encoder, channels=channels, view_px=whole_px)
+    except ConfigError:
+        return False
+    return True
+
+
+def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
+    """Write both files, each whole or not at all; the weights first, so that a new pair is never half there.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    write_atomically(folder / WEIGHTS_NAME, to_safetensors(weights))
+    write_atomically(folder / SPEC_NAME, to_json({"format": FORMAT, **asdict(spec)}, indent=2) + b"\n")
+
+
+def load(run: str | Path, *, device: str = "auto") -> Encoder:
+    """The encoder of a run folder (or of any folder with its two files), ready to embed.
+
+    `<run>/target` holds the target network's. `device` is "auto" (a GPU if there is one), "cpu", "cuda",
+    "mps", "xpu", or one of several GPUs, such as "cuda:1".
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of an unknown format, or not of the network it names.
+        ConfigError: a device is asked for that is not there.
+    """
+    chosen = choose_device(device, key="device")
+    folder = Path(run)
+    if folder.name in (WEIGHTS_NAME, SPEC_NAME):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such folder; name a run's folder, or train one: byol train IMAGES/ -o runs/NAME"
+        )
+    spec = read_spec(_find(folder, SPEC_NAME))
+    path = _find(folder, WEIGHTS_NAME)
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
+        try:
+            module = build_encoder(spec.name, channels=spec.channels, view_px=spec.view_px, stem=spec.stem)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / SPEC_NAME}: {error}") from None
+    _fill(module, path, spec=spec)
+    return Encoder(spec, module, device=str(chosen))
+
+
+def _find(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: has no {name}; name a run's folder, where the same `byol train` command writes it"
+        )
+    return path
+
+
+def read_spec(path: Path) -> EncoderSpec:
+    """What an `encoder.json` says.
+
+    Raises:
+        CheckpointError: the file is damaged or of an unknown format.
+    """
+    try:
+        content = from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found not in (1, FORMAT):
+        raise CheckpointError(
+            f"{path}: has format {found}, this version of byol reads 1 and {FORMAT}; update byol, or {_AGAIN}"
+        )
+    try:
+        spec = TypeAdapter(EncoderSpec).validate_json(to_json(content))
+        if found == 1 and (set(spec.pixels.low), set(spec.pixels.high)) != ({0.0}, {255.0}):
+            spec = replace(spec, bits=16)  # there were two depths, and it was not written
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{path}: {where}: {first['msg'].lower()}; {_AGAIN}") from None
+    pixels = spec.pixels
+    lengths = {len(pixels.low), len(pixels.high), len(pixels.mean), len(pixels.std)}
+    if lengths | ({len(pixels.smallest), len(pixels.largest)} - {0}) != {spec.channels}:
+        raise CheckpointError(f"{path}: pixels: not one value for each of {spec.channels} channels; {_AGAIN}")
+    return spec
+
+
+def _fill(module: nn.Module, path: Path, *, spec: EncoderSpec) -> None:
+    """Load the weights into the module, every key and shape as it must be."""
+    try:
+        given = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is damaged or cut short ({error}); {_AGAIN}") from None
+    wanted = module.state_dict()
+    missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    wrong = [key for key in sorted(wanted.keys() & given.keys()) if wanted[key].shape != given[key].shape]
+    for keys, problem in (
+        (missing, "is missing"),
+        (unexpected, f"is not part of {spec.name}"),
+        (wrong, f"has another shape than in {spec.name}"),
+    ):
+        if keys:
+            others = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise CheckpointError(f"{path}: the key '{keys[0]}'{others} {problem}; {_AGAIN}")
+    module.load_state_dict(given, strict=True)
+
+
+_AGAIN = "the same `byol train` command writes it anew"

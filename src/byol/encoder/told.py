@@ -1,0 +1,77 @@
+"""What `byol embed` and `byol predict` say of new images: what is unlike the training's, what is left out."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from byol.base.console import complain, remark
+from byol.base.errors import DataError
+from byol.base.files import write_atomically
+from byol.data.decoding.decode import Square
+from byol.data.decoding.disk import DiskError
+from byol.data.decoding.formats import Layout
+from byol.data.decoding.index import Source
+from byol.data.pack.partial import csv_line
+from byol.data.sources.in_memory import Images
+from byol.data.sources.left_out import Few
+from byol.data.sources.opening import left_out_of
+from byol.data.sources.summary import describe_images, describe_passed_by
+from byol.encoder.encoder import gather
+
+_MOST_COMPLAINTS = 20  # that are said one by one
+
+
+@dataclass
+class Told:
+    """What is to be said of single images: unlike those of the training as they come, all else at the end."""
+
+    skip_unreadable: bool
+    bad: list[tuple[str, str]] = field(default_factory=list)  # names and reasons of those that are left out
+    changed: dict[str, Few] = field(default_factory=dict)
+    num_used: int = 0
+    num_outside: int = 0
+
+    def leave_out(self, name: str, error: DataError) -> None:
+        if isinstance(error, DiskError) and not self.skip_unreadable:
+            raise error.locate(name)
+        self.bad.append((name, str(error)))
+
+    def note(self, name: str, square: Square) -> None:
+        self.num_used += 1
+        for text in square.notes:
+            self.changed.setdefault(text, Few()).add(name)
+
+    def warn(self, name: str, found: str) -> None:
+        self.num_outside += 1
+        if self.num_outside <= _MOST_COMPLAINTS:
+            complain(f"{name}: {found}")
+
+    def say_all(self, output: Path) -> None:
+        """What was left out or changed, and a list of the first beside the output."""
+        others = self.num_outside - _MOST_COMPLAINTS
+        if others > 0:
+            complain(f"and {others:,} more images, unlike those of the training")
+        listed = output.with_suffix(".left_out.csv")
+        if self.bad:
+            write_atomically(listed, b"".join(csv_line(*row) for row in [("file", "reason"), *self.bad]))
+        else:
+            listed.unlink(missing_ok=True)  # of an earlier time
+        lines = describe_images(
+            self.bad,
+            self.changed,
+            num_images=self.num_used + len(self.bad),
+            listed=str(listed),
+        )
+        for line in lines:
+            remark(line)
+
+
+def gather_and_say(images: str | Path, *, layout: Layout, skip_unreadable: bool) -> Images:
+    """New images, arrays in this layout; what a folder holds besides is said.
+
+    Raises:
+        DataError: as `encoder.gather`.
+    """
+    found = gather(images, layout=layout, skip_unreadable=skip_unreadable)
+    for line in describe_passed_by(left_out_of(found)) if isinstance(found, Source) else ():
+        remark(line)
+    return found

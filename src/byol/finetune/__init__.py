@@ -1,0 +1,1 @@
+"""A classifier trained from an encoder, compared with one on frozen features."""

@@ -1,0 +1,348 @@
+"""`byol finetune`: a classifier from a run's encoder and a share of the labels, and how good it is.
+
+Test labels are met in one place, `_test`, after everything has been trained.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from byol import __version__
+from byol.base.errors import CheckpointError, ConfigError, DataError
+from byol.base.files import check_writable, write_atomically
+from byol.config import Config, diff_configs, load_config
+from byol.device.devices import choose_dtype, explain_device
+from byol.device.ranks import keep_freed_memory
+from byol.encoder import classifier as files
+from byol.encoder.classifier import ClassifierSpec, Linear
+from byol.encoder.encoder import SPEC_NAME, WEIGHTS_NAME, Encoder, EncoderSpec, load
+from byol.evaluation.features import untrained
+from byol.evaluation.splits import LEARNED, SEEN, Split, Splits, open_splits
+from byol.finetune.results import FORMAT, Outcome, Row
+from byol.finetune.supervised import SYMMETRIES, Setting, mild
+from byol.finetune.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
+from byol.metrics import probes
+
+FILE_NAME = "finetune.json"
+LOG_NAME = "finetune.jsonl"
+SCRATCH = "scratch"
+
+_OWN_FILES = {WEIGHTS_NAME, SPEC_NAME, files.WEIGHTS_NAME, files.SPEC_NAME, FILE_NAME, LOG_NAME}
+# What may be set differently from the run.
+_MAY_CHANGE = (
+    "evaluation.",
+    "data.source:",
+    "data.root:",
+    "data.packs:",
+    "data.download:",
+    "data.memory:",
+    "data.max_bad:",
+    "data.skip_unreadable:",
+    *(f"data_transforms.{view}.{key}:" for view in ("view1", "view2") for key in SYMMETRIES),
+    "trainer.device:",
+    "trainer.precision:",
+    "trainer.num_workers:",
+)
+
+Say = Callable[[str], None]
+Progress = Callable[[int, int], None]  # epochs done, of all that there may be
+
+
+def finetune(
+    source: Path,
+    output: Path,
+    *,
+    overrides: Sequence[str] = (),
+    fraction: float = 1.0,
+    epochs: int | None = None,
+    scratch: bool = False,
+    say: Say | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Train a classifier from the encoder in `source` with a share of the labels; write it to `output`.
+
+    `source` is a run folder, one of its encoders' (`target`, `best`), or a folder with an encoder alone.
+    `overrides` say where labelled images are (`evaluation.train`, `.test`, `.labels`); by default they
+    are those of `byol eval`; of folds the first is held out. `scratch`: the same training from random
+    weights as well.
+
+    Raises:
+        CheckpointError: there is no such encoder, or `output` holds something else or cannot be written.
+        ConfigError: a setting is not valid, or would change what the run was.
+        DataError: images or labels are missing, cannot be read, or are too few.
+        DivergedError: the loss is not finite.
+    """
+    _check_numbers(fraction, epochs)
+    keep_freed_memory()
+    check_output(output, source=source)
+    check_writable(output / FILE_NAME)
+    encoder = load(source)
+    config, run_dir = _read_config(source, overrides, spec=encoder.spec, output=output)
+    if config.trainer.device == "cpu" and encoder.device.type != "cpu":
+        encoder = load(source, device="cpu")
+    if say is not None and (notice := explain_device(encoder.device)) is not None:
+        say(notice)
+    if run_dir == output and say is not None and not any(map(_is_domain, overrides)):
+        say("crops and flips are those of photographs; data_transforms.domain=NAME for other images")
+    splits = open_splits(config, run_dir, spec=encoder.spec, is_single=True, say=say)
+    seed = config.evaluation.seed
+    data, class_names = _draw(splits, fraction=fraction, seed=seed)
+    if say is not None:
+        say(f"{len(data.rows)} of {len(splits.train.rows)} labels, {len(class_names)} classes")
+    setting = Setting(
+        spec=encoder.spec,
+        transforms=mild(config.data_transforms),
+        num_classes=len(class_names),
+        dtype=choose_dtype(config.trainer.precision, device=encoder.device),
+        device=encoder.device,
+        seed=seed,
+    )
+    which = encoder.spec.which
+    starts = {which if which == "finetuned" else f"byol {which}": encoder.module}
+    if which == "finetuned" and say is not None:
+        say(f"{which}: {LEARNED}")
+    if splits.seen and say is not None:
+        say(SEEN)
+    if scratch:
+        starts[SCRATCH] = _make_random(config, encoder, data=data)
+    trained, log = _train_all(starts, data, setting=setting, epochs=epochs, say=say, progress=progress)
+    rows = _test(trained, splits.test, class_names=(splits.class_names, class_names), setting=setting,
+                 config=config, fraction=fraction, num_labels=len(data.rows))  # fmt: skip
+    outcome = Outcome(splits.description, len(splits.test.rows), len(class_names), rows)
+    _save(output, trained[0], outcome, encoder.spec, class_names=class_names, log=log)
+    return outcome
+
+
+# ---- What is asked for
+
+
+def _check_numbers(fraction: float, epochs: int | None) -> None:
+    if not 0.0 < fraction <= 1.0:
+        raise ConfigError(f"--fraction: {fraction:g} is not a share; 0.01 is one label of a hundred, 1 all")
+    if epochs is not None and epochs < 1:
+        raise ConfigError(f"--epochs: {epochs} is not a number of passes; give 1 or more, or leave it out")
+
+
+def check_output(output: Path, *, source: Path) -> None:
+    """Refuse a folder that holds something else than an earlier fine-tuning, which is replaced.
+
+    Raises:
+        CheckpointError: it does, it is a file, or it is the source.
+    """
+    if output.exists() and not output.is_dir():
+        raise CheckpointError(f"{output}: is a file, a folder is wanted; choose another name with -o")
+    if output.exists() and any(output.iterdir()):
+        names = {path.name for path in output.iterdir() if not path.name.startswith(".")}
+        if FILE_NAME not in names or not names <= _OWN_FILES:
+            raise CheckpointError(
+                f"{output}: is not empty and not of `byol finetune`; choose another folder with -o"
+            )
+        if output.resolve() == source.resolve():
+            raise CheckpointError(f"{output}: is what to start from; choose another folder with -o")
+
+
+def _read_config(
+    source: Path, overrides: Sequence[str], *, spec: EncoderSpec, output: Path
+) -> tuple[Config, Path]:
+    """The run's configuration, or for an encoder alone one that agrees with its spec; the run's folder."""
+    candidates = [source, source.parent] if source.name in ("target", "best") else [source]
+    run_dir = next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
+    if run_dir is not None:
+        before: tuple[Path | None, list[str], str | None] = (run_dir / "config.yaml", [], None)
+    else:
+        before = (None, [*_as_trained(spec), *(text for text in overrides if _is_domain(text))], "default")
+    path, given, preset = before
+    config = load_config(path, [*given, *overrides], preset=preset)
+    changes = diff_configs(load_config(path, given, preset=preset), config)
+    refused = [change for change in changes if not change.startswith(_MAY_CHANGE)]
+    if refused:
+        raise ConfigError(f"fine-tuning cannot change or use this ({'; '.join(refused)}); leave it out")
+    if run_dir is None and config.evaluation.train is None:
+        raise ConfigError(
+            f"--train: {source} is an encoder without its run (no config.yaml), so that its images are not "
+            "known; give labelled ones by --train FOLDER"
+        )
+    return config, run_dir or output
+
+
+def _as_trained(spec: EncoderSpec) -> list[str]:
+    channels = list(spec.select) if isinstance(spec.select, tuple) else spec.select
+    return [
+        f"network.name={spec.name}",
+        f"network.stem={spec.stem}",
+        f"data_transforms.input_shape=[{spec.view_px}, {spec.view_px}, {spec.channels}]",
+        f"data.channels={json.dumps(channels)}",
+        f"data.geometry={spec.geometry}",
+        f"data.alpha={spec.alpha}",
+        f"data.layout={spec.layout}",
+    ]
+
+
+def _is_domain(override: str) -> bool:
+    return override.startswith("data_transforms.domain=")
+
+
+def _draw(splits: Splits, *, fraction: float, seed: int) -> tuple[Split, tuple[str, ...]]:
+    """The training labels that are used, as indices into the classes among them, and these."""
+    train = splits.train
+    drawn = draw_fraction(train.labels, fraction, seed=seed)
+    classes, labels, counts = np.unique(train.labels[drawn], return_inverse=True, return_counts=True)
+    class_names = tuple(splits.class_names[index] for index in classes)
+    if counts.max() < 2 and len(drawn) < len(train.rows):
+        raise DataError(
+            f"--fraction {fraction:g}: is one image of each of {len(classes)} classes, nothing is left to "
+            "choose learning rate and length on; give a larger one"
+        )
+    probes.check_classes(labels, class_names)
+    return replace(train.take(drawn), labels=labels.astype(np.int64)), class_names
+
+
+def _make_random(config: Config, encoder: Encoder, *, data: Split) -> nn.Module:
+    made = untrained(
+        config, encoder.spec, images=data.images, rows=data.rows, device=str(encoder.device)
+    ).make()
+    module: nn.Module = made.module
+    return module
+
+
+# ---- Training and testing
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What has come of one start."""
+
+    name: str
+    before: nn.Module
+    trained: Trained
+    seconds: float
+
+
+def _train_all(
+    starts: dict[str, nn.Module],
+    data: Split,
+    *,
+    setting: Setting,
+    epochs: int | None,
+    say: Say | None,
+    progress: Progress | None,
+) -> tuple[list[_Start], list[dict[str, object]]]:
+    """Each start trained on the same labels, and the lines of the log."""
+    log: list[dict[str, object]] = []
+    results: list[_Start] = []
+    recipes = {name: Recipe.of(len(data.rows), epochs=epochs, pretrained=name != SCRATCH) for name in starts}
+    num_epochs = sum((len(recipe.rates) + 1) * recipe.epochs for recipe in recipes.values())
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, num_epochs)
+
+    for name, start in starts.items():
+        began = time.perf_counter()
+
+        def note(look: Look, name: str = name) -> None:
+            log.append({"format": FORMAT, "start": name, **asdict(look)})
+
+        trained = train_classifier(start, data, recipe=recipes[name], setting=setting, note=note, tick=tick)
+        results.append(_Start(name, start, trained, time.perf_counter() - began))
+        if say is not None:
+            say(f"{name}: {_describe(trained)}, {results[-1].seconds:.0f} s")
+    return results, log
+
+
+def _describe(trained: Trained) -> str:
+    if trained.epochs == 0:
+        return (
+            "the frozen encoder with logistic regression is better on the validation part by more than one "
+            "standard error"
+        )
+    return (
+        f"{trained.epochs} epochs at a learning rate of {trained.chosen['lr']:g}, "
+        f"classifier: {trained.chosen['classifier']}"
+    )
+
+
+def _test(
+    results: Sequence[_Start],
+    test: Split,
+    *,
+    class_names: tuple[tuple[str, ...], tuple[str, ...]],
+    setting: Setting,
+    config: Config,
+    fraction: float,
+    num_labels: int,
+) -> tuple[Row, ...]:
+    """The one place where predictions meet the labels of the test images. `class_names`: theirs, and ours."""
+    theirs, ours = class_names
+    index = {name: place for place, name in enumerate(ours)}
+    # A class that was not learnt is none of ours: no answer is right.
+    truth = np.array([index.get(theirs[label], len(ours) + label) for label in test.labels], dtype=np.int64)
+
+    def test_one(
+        name: str,
+        module: nn.Module,
+        linear: Linear,
+        *,
+        epochs: int,
+        chosen: dict[str, str | int | float],
+        seconds: float,
+    ) -> Row:
+        encoder = Encoder(setting.spec, module, device=str(setting.device))
+        predicted = linear.logits(encoder.embed_packed(test.images, rows=test.rows)).argmax(axis=1)
+        correct = predicted == truth
+        low, high = probes.bootstrap_interval(correct, seed=setting.seed, num=config.evaluation.num_bootstrap)
+        balanced = probes.balanced_accuracy(predicted, truth)
+        top1 = float(correct.mean())
+        return Row(name, fraction, num_labels, top1, low, high, balanced, epochs, chosen, round(seconds, 2))
+
+    rows = [
+        test_one(
+            one.name,
+            one.trained.module,
+            one.trained.linear,
+            epochs=one.trained.epochs,
+            chosen=one.trained.chosen,
+            seconds=one.seconds,
+        )
+        for one in results
+    ]
+    first, frozen = results[0], results[0].trained
+    penalty: dict[str, str | int | float] = {"C": frozen.frozen_penalty}
+    name = f"{first.name}, frozen"
+    rows.append(test_one(name, first.before, frozen.frozen, epochs=0, chosen=penalty, seconds=0.0))
+    return tuple(rows)
+
+
+def _save(
+    output: Path,
+    first: _Start,
+    outcome: Outcome,
+    spec: EncoderSpec,
+    *,
+    class_names: tuple[str, ...],
+    log: Sequence[dict[str, object]],
+) -> None:
+    row = outcome.rows[0]
+    classifier = ClassifierSpec(
+        class_names=class_names,
+        num_features=spec.num_features,
+        start=first.name,
+        fraction=row.fraction,
+        num_labels=row.num_labels,
+        epochs=row.epochs,
+        chosen=row.chosen,
+        byol_version=__version__,
+    )
+    if row.epochs:
+        spec = replace(spec, which="finetuned")
+    files.save_classifier(output, first.trained.module, spec, linear=first.trained.linear, spec=classifier)
+    write_atomically(output / LOG_NAME, "".join(json.dumps(line) + "\n" for line in log).encode())
+    outcome.save(output / FILE_NAME)

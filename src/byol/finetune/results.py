@@ -1,0 +1,98 @@
+"""What fine-tuning has come to: a row for each way to a classifier from the same labels, and in words.
+
+Saved as `finetune.json`, whose rows others read; the format is described in docs/files.md.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from byol.base.files import write_atomically
+
+FORMAT = 1
+
+_HEADINGS = ("start", "labels", "top-1", "95 % interval", "balanced", "epochs", "chosen")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to get a classifier from the same labels; accuracies are shares of the test images, 0..1."""
+
+    start: str  # "byol online", "byol target", with ", frozen": the classifier alone learned; "scratch"
+    fraction: float  # of the training labels
+    num_labels: int
+    top1: float
+    low95: float  # of the bootstrap over the test images, or Wilson's where that is wider
+    high95: float
+    balanced: float  # mean over classes of the share that is right
+    epochs: int  # passes over the labelled images; 0: the encoder is as it was
+    chosen: dict[str, str | int | float]  # settings, chosen on a part of the training images
+    seconds: float  # to choose and to train
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `finetune.json` holds."""
+
+    split: str
+    num_test: int
+    num_classes: int
+    rows: tuple[Row, ...]
+
+    def render(self) -> str:
+        """The rows as plain text for a terminal, and a sentence below them."""
+        cells = [_HEADINGS, *map(_to_cells, self.rows)]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADINGS))]
+        lines = [
+            "  ".join(
+                text.ljust(width) if column in (0, 6) else text.rjust(width)
+                for column, (text, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in cells
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        about = f"{self.split}; {self.num_test} test images, {self.num_classes} classes"
+        return "\n".join([about, "", *lines, "", self.verdict()])
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        content = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
+        write_atomically(path, content.encode() + b"\n")
+
+    def verdict(self) -> str:
+        """A sentence for each other row: is the fine-tuned encoder above it, and the intervals apart?"""
+        return "\n".join(_judge(self.rows[0], other) for other in self.rows[1:])
+
+
+# ---- Words
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.1f} %"
+
+
+def _to_cells(row: Row) -> tuple[str, ...]:
+    interval = f"{100.0 * row.low95:.1f} to {100.0 * row.high95:.1f}"
+    chosen = ", ".join(
+        f"{name} = {value if isinstance(value, str) else format(value, 'g')}"
+        for name, value in row.chosen.items()
+    )
+    numbers = _percent(row.top1), interval, _percent(row.balanced), str(row.epochs)
+    return (row.start, str(row.num_labels), *numbers, chosen)
+
+
+def _judge(row: Row, other: Row) -> str:
+    figures = f"{row.start} {_percent(row.top1)}, {other.start} {_percent(other.top1)}"
+    if row.epochs == 0 and other.start == f"{row.start}, frozen":
+        return "The encoder is as it was: better on the validation part by more than one standard error."
+    if row.high95 < other.low95:
+        return f"Below {other.start}, the intervals do not overlap: {figures}."
+    if row.top1 <= other.top1:
+        return f"Not above {other.start}, the intervals overlap: {figures}."
+    if other.high95 >= row.low95:
+        return f"Ahead of {other.start}, but not surely, the intervals overlap: {figures}."
+    return f"Above {other.start}, the intervals do not overlap: {figures}."

@@ -1,0 +1,190 @@
+"""Training with labels: the whole encoder and a linear classifier on it, an epoch at a time.
+
+The first layers learn slower than the last: layer-wise decay of the learning rate, as timm divides a model
+into layers. Views are mild: the symmetries of the images, and crops of at least half of the area.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from byol.config import DataTransforms
+from byol.device.devices import send_stored
+from byol.encoder.classifier import Linear
+from byol.encoder.encoder import EncoderSpec
+from byol.evaluation.splits import Split
+from byol.kernels.convolution import accelerate
+from byol.kernels.normalisation import fuse_norms
+from byol.kernels.winograd import constant_weights
+from byol.method.schedule import make_key
+from byol.method.views import make_view
+
+BATCH_SIZE = 64
+WEIGHT_DECAY = 0.05
+SMOOTHING = 0.1  # of the labels
+SYMMETRIES = ("crop_area", "crop_aspect", "flip", "vertical_flip", "turn", "rotation")  # kept of a view
+_WARM_SHARE = 0.1  # of the steps, in which the learning rate rises
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on what a training computes."""
+
+    spec: EncoderSpec  # how the encoder is to see images
+    transforms: DataTransforms  # the table `view1` counts, see `mild`
+    num_classes: int
+    dtype: torch.dtype  # of the forward pass; weights are float32
+    device: torch.device
+    seed: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rates of one training."""
+
+    lr: float  # of the classifier, at its highest
+    epochs: int  # in which it falls to 0
+    layer_decay: float  # a block's rate, relative to that of the block above it
+
+
+class LostError(Exception):
+    """A loss or a feature is not finite; for whoever tries several rates."""
+
+
+def mild(transforms: DataTransforms) -> DataTransforms:
+    """The same symmetries (flips, turns, rotation), crops of at least half of the area, and no other change.
+
+    A run whose crops all have one size says that size matters: its images are seen whole.
+    """
+    view = transforms.view1
+    low, high = view.crop_area
+    area = (1.0, 1.0) if low == high else (max(0.5, low), 1.0)
+    off = ("jitter", "grey", "blur", "solarize", "invert", "noise", "channel_drop", "gamma")
+    view = view.model_copy(update={"crop_area": area, **dict.fromkeys(off, 0.0)})
+    return transforms.model_copy(update={"view1": view, "view2": view})
+
+
+class Course:
+    """One training from the start, an epoch at a time; AdamW, rates that rise and fall by a cosine."""
+
+    def __init__(
+        self,
+        start: nn.Module,
+        linear: Linear,
+        data: Split,
+        *,
+        rates: Rates,
+        setting: Setting,
+        tick: Callable[[], None],
+    ) -> None:
+        self.encoder = fuse_norms(accelerate(deepcopy(start)))
+        self.rates, self.setting = rates, setting
+        self._classifier = nn.Linear(linear.weight.shape[1], linear.weight.shape[0])
+        with torch.no_grad():
+            self._classifier.weight.copy_(torch.from_numpy(linear.weight))
+            self._classifier.bias.copy_(torch.from_numpy(linear.bias))
+        self.encoder.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._classifier.to(setting.device)
+        groups = list(_make_groups(self.encoder.requires_grad_(True), self._classifier, rates.layer_decay))
+        self._optimizer = torch.optim.AdamW(groups, lr=rates.lr)
+        self._data, self._tick = data, tick
+        self._num_parts = math.ceil(len(data.rows) / BATCH_SIZE)
+        self._step = 0
+
+    def linear(self) -> Linear:
+        """The classifier that learns along, as it is now."""
+        weight, bias = (p.detach().cpu().numpy().copy() for p in self._classifier.parameters())
+        return Linear(weight, bias)
+
+    def advance(self) -> float:
+        """Train for an epoch; the mean loss of its images. The host waits once, at the end.
+
+        Raises: LostError if it is not finite.
+        """
+        self.encoder.train()
+        epoch = self._step // self._num_parts
+        key = make_key(self.setting.seed, "finetune order", index=epoch)
+        order = np.random.default_rng(key).permutation(len(self._data.rows))
+        losses = [
+            self._make_step(part) * len(part)
+            # Even parts: BatchNorm could do nothing with a single image.
+            for part in np.array_split(order, self._num_parts)
+        ]
+        self.encoder.eval()
+        self._tick()
+        loss = float(torch.stack(losses).sum()) / len(order)
+        if not math.isfinite(loss):
+            raise LostError
+        return loss
+
+    def _make_step(self, part: Int64[np.ndarray, " batch"]) -> Float[Tensor, ""]:
+        self._set_lr()
+        setting = self.setting
+        view = self._make_view(self._data.rows[part])
+        truth = torch.from_numpy(self._data.labels[part]).to(setting.device)
+        torch.manual_seed(make_key(setting.seed, "finetune network", index=self._step))  # dropout
+        autocast = torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32)
+        with constant_weights():
+            with autocast:
+                logits = self._classifier(self.encoder(view))
+            loss = F.cross_entropy(logits.float(), truth, label_smoothing=SMOOTHING)
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._step += 1
+        return loss.detach()
+
+    def _make_view(self, rows: Int64[np.ndarray, " batch"]) -> Float[Tensor, "batch channel view view"]:
+        images, setting = self._data.images, self.setting
+        squares = send_stored(torch.from_numpy(images.read(rows)), setting.device).permute(0, 3, 1, 2)
+        return make_view(
+            squares,
+            torch.from_numpy(images.sizes[rows].astype(np.float32)),
+            setting.transforms,
+            key=make_key(setting.seed, "finetune views", index=self._step),
+            pixels=setting.spec.pixels,
+        )
+
+    def _set_lr(self) -> None:
+        total = self._num_parts * self.rates.epochs
+        warm = max(1, round(_WARM_SHARE * total))
+        share = min((self._step + 1) / warm, 0.5 * (1.0 + math.cos(math.pi * self._step / total)))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rates.lr * share * group["lr_scale"]
+
+
+class _Grouped(nn.Module):
+    """What timm wants to know of a model to divide it into layers."""
+
+    pretrained_cfg = {"classifier": "classifier"}  # noqa: RUF012
+
+    def __init__(self, encoder: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.classifier = encoder, classifier
+
+
+def _make_groups(encoder: nn.Module, classifier: nn.Linear, layer_decay: float) -> Iterator[dict[str, Any]]:
+    """Parameter groups with a share `lr_scale` of the learning rate: of a timm model by its blocks.
+
+    Models that do not say what their blocks are (torchvision's) are cut into runs of 12 parameters.
+    """
+    if not hasattr(encoder, "group_matcher"):
+        yield from param_groups_layer_decay(
+            _Grouped(encoder, classifier), WEIGHT_DECAY, layer_decay=layer_decay
+        )
+        return
+    known: Any = encoder
+    without = known.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
+    for group in param_groups_layer_decay(encoder, WEIGHT_DECAY, without, layer_decay=layer_decay):
+        yield {**group, "lr_scale": layer_decay * group["lr_scale"]}
+    yield {"params": [classifier.weight], "weight_decay": WEIGHT_DECAY, "lr_scale": 1.0}
+    yield {"params": [classifier.bias], "weight_decay": 0.0, "lr_scale": 1.0}

@@ -1,0 +1,242 @@
+"""Fine-tuning: an encoder and a classifier from labelled images, all settings chosen on a part of these.
+
+In two stages (arXiv 2202.10054): the classifier is fitted to the frozen encoder by logistic regression, then
+everything learns together. At the end logistic regression on the new features takes the classifier's place.
+
+Learning rate, which classifier, and whether the encoder is to change at all are decided on a validation part
+of the given images; then the encoder is trained on all of them. Nothing here has a parameter for test images.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+from torch import nn
+
+from byol.base.errors import DataError, DivergedError
+from byol.encoder.classifier import Linear
+from byol.encoder.encoder import Encoder
+from byol.evaluation.splits import Split
+from byol.finetune.supervised import Course, LostError, Rates, Setting
+from byol.metrics.logistic import Problem
+from byol.metrics.probes import Validation, choose_logistic, standardise
+
+FEW_LABELS = 5000  # up to here several learning rates are tried
+# Of AdamW, for the classifier. The first is taken where there are many labels.
+_RATES, _RATES_FROM_SCRATCH = (1e-3, 3e-4, 3e-3), (3e-3, 1e-3, 1e-2)
+_LAYER_DECAY = 0.75
+_IMAGES_SEEN, _MIN_EPOCHS, _MAX_EPOCHS = 10_000, 10, 20
+_LONE_PENALTY = 0.01  # C where every class has one image or all are of one group: nothing to choose it on
+_NEVER = -1e9  # bias of a class that there was no image of
+_CLASSIFIER_IMAGES = 10_000  # that logistic regression is fitted on at most
+
+Features = Float32[np.ndarray, "image feature"]
+Classes = Int64[np.ndarray, " image"]
+Kind = Literal["logistic regression", "trained"]
+_LOGISTIC: Kind = "logistic regression"
+_TRAINED: Kind = "trained"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is tried, and how long."""
+
+    rates: tuple[float, ...]  # learning rates of the last layer; the first is kept unless another is better
+    epochs: int
+    layer_decay: float
+
+    @classmethod
+    def of(cls, num_labels: int, *, epochs: int | None, pretrained: bool) -> "Recipe":
+        """By the number of labels; random weights learn at one rate in all layers."""
+        if epochs is None:
+            epochs = min(max(_IMAGES_SEEN // num_labels, _MIN_EPOCHS), _MAX_EPOCHS)
+        rates = _RATES if pretrained else _RATES_FROM_SCRATCH
+        return cls(
+            rates if num_labels <= FEW_LABELS else rates[:1], epochs, _LAYER_DECAY if pretrained else 1.0
+        )
+
+
+@dataclass(frozen=True)
+class Look:
+    """How far a training has come, a line of `finetune.jsonl`."""
+
+    stage: Literal["choose", "final"]  # on a part of the images, or on all
+    lr: float
+    epoch: int
+    loss: float | None  # cross-entropy, mean over the images of this epoch; None before the first
+    logistic: float | None = None  # top-1 on the validation part by logistic regression, 0..1
+    trained: float | None = None  # and by the classifier that learned along; both at the end of a training
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fine-tuned encoder, the classifier on it, and what was chosen."""
+
+    module: nn.Module
+    linear: Linear
+    frozen: Linear  # logistic regression on the encoder as it was, for comparison
+    frozen_penalty: float  # its C
+    epochs: int  # 0: the encoder is as it was
+    chosen: dict[str, str | int | float]
+
+
+def train_classifier(
+    start: nn.Module,
+    data: Split,
+    *,
+    recipe: Recipe,
+    setting: Setting,
+    note: Callable[[Look], None],
+    tick: Callable[[], None],
+) -> Trained:
+    """Fine-tune a copy of the encoder `start` and a classifier on labelled images.
+
+    `note` hears how far it has come, `tick` of each epoch.
+
+    Raises:
+        DataError: the encoder's features are not finite.
+        DivergedError: the loss is not finite, at the rate that had been chosen.
+    """
+    try:
+        frozen, penalty = _fit_logistic(start, data, setting=setting)
+    except LostError:
+        raise DataError(
+            "the encoder's features are not finite: its training diverged; train it again"
+        ) from None
+    best = _choose(start, frozen, data, recipe=recipe, setting=setting, note=note, tick=tick)
+    chosen: dict[str, str | int | float] = {"classifier": best.kind}
+    if best.rate is None:
+        return Trained(start, frozen, frozen, penalty, 0, {**chosen, "C": penalty})
+    rates = Rates(best.rate, recipe.epochs, recipe.layer_decay)
+    course = Course(start, frozen, data, rates=rates, setting=setting, tick=tick)
+    try:
+        for epoch in range(1, recipe.epochs + 1):
+            note(Look("final", best.rate, epoch, course.advance()))
+        linear = course.linear()
+        if best.kind == _LOGISTIC:
+            linear, chosen["C"] = _fit_logistic(course.encoder, data, setting=setting)
+    except LostError:
+        raise DivergedError(
+            f"fine-tuning on all {len(data.rows)} labels diverged at the learning rate {best.rate:g}, which "
+            "had been fine on four fifths of them; give another number of --epochs"
+        ) from None
+    return Trained(course.encoder, linear, frozen, penalty, recipe.epochs, {"lr": best.rate, **chosen})
+
+
+# ---- Choosing
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Something that can be chosen, and which images of the validation part it gets right."""
+
+    rate: float | None  # None: the encoder stays as it is
+    kind: Kind
+    right: Bool[np.ndarray, " image"]
+
+    def exceeds(self, other: "_Candidate") -> bool:
+        """By more than one standard error of the difference; both have seen the same images."""
+        gain = int(self.right.sum()) - int(other.right.sum())
+        return gain > math.sqrt((self.right != other.right).sum())
+
+
+def _choose(
+    start: nn.Module,
+    frozen: Linear,
+    data: Split,
+    *,
+    recipe: Recipe,
+    setting: Setting,
+    note: Callable[[Look], None],
+    tick: Callable[[], None],
+) -> _Candidate:
+    """The first rate and logistic regression, unless another exceeds these on the validation part.
+
+    No group lies on both sides, nor do copies of an image.
+    """
+    part = Validation.of(data.labels, seed=setting.seed, groups=data.units)
+    fit, held_out = data.take(part.fit), data.take(part.held_out)
+    candidates: list[_Candidate] = []
+    for rate in recipe.rates:
+        rates = Rates(rate, recipe.epochs, recipe.layer_decay)
+        course = Course(start, frozen, fit, rates=rates, setting=setting, tick=tick)
+        with suppress(LostError):  # such a rate is no candidate
+            for epoch in range(1, recipe.epochs):
+                note(Look("choose", rate, epoch, course.advance()))
+            loss = course.advance()
+            logistic, _ = _fit_logistic(course.encoder, fit, setting=setting)
+            features = _embed(course.encoder, held_out, setting=setting)
+            pair = [
+                _Candidate(rate, kind, linear.logits(features).argmax(axis=1) == held_out.labels)
+                for kind, linear in ((_LOGISTIC, logistic), (_TRAINED, course.linear()))
+            ]
+            note(Look("choose", rate, recipe.epochs, loss, *(float(one.right.mean()) for one in pair)))
+            candidates += pair
+    logistic, _ = _fit_logistic(start, fit, setting=setting)
+    features = _embed(start, held_out, setting=setting)
+    right = logistic.logits(features).argmax(axis=1) == held_out.labels
+    note(Look("choose", 0.0, 0, None, float(right.mean())))
+    candidates.append(_Candidate(None, _LOGISTIC, right))
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        best = candidate if candidate.exceeds(best) else best
+    return best
+
+
+# ---- The classifier, by logistic regression
+
+
+def fit_linear(features: Features, labels: Classes, *, inverse_penalty: float, num_classes: int) -> Linear:
+    """Multinomial logistic regression on standardised features, as a layer on the features as they are.
+
+    A class that does not occur in `labels` (all its images are in groups that are held out) is never chosen.
+    """
+    mean = features.mean(axis=0, dtype=np.float64)
+    std = features.std(axis=0, dtype=np.float64)
+    std[std <= 1e-6 * (np.abs(mean) + 1e-6)] = 1.0
+    classes, truth = np.unique(labels, return_inverse=True)
+    problem = Problem.of((features - mean) / std, truth, num_classes=len(classes))
+    found = problem.fit(inverse_penalty=inverse_penalty)
+    weight, bias = np.zeros((num_classes, features.shape[1])), np.full(num_classes, _NEVER)
+    weight[classes], bias[classes] = found.weights / std, found.biases
+    return Linear(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32))
+
+
+def _fit_logistic(module: nn.Module, data: Split, *, setting: Setting) -> tuple[Linear, float]:
+    """The classifier, and its C, on features of at most 10,000 of these images, every class among them."""
+    if len(data.rows) > _CLASSIFIER_IMAGES:
+        share = _CLASSIFIER_IMAGES / len(data.rows)
+        data = data.take(draw_fraction(data.labels, share, seed=setting.seed))
+    features = _embed(module, data, setting=setting)
+    penalty = _LONE_PENALTY
+    if np.bincount(data.labels).max() > 1:
+        scaled = standardise(features, features)[0]
+        with suppress(DataError):  # too few groups to choose it on
+            penalty = choose_logistic(scaled, data.labels, seed=setting.seed, groups=data.units)
+    return fit_linear(
+        features, data.labels, inverse_penalty=penalty, num_classes=setting.num_classes
+    ), penalty
+
+
+def draw_fraction(labels: Classes, fraction: float, *, seed: int) -> Int64[np.ndarray, " drawn"]:
+    """Indices of this share of each class's images, at least one of each, ascending."""
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        drawn.append(members[: max(1, round(fraction * len(members)))])
+    return np.sort(np.concatenate(drawn))
+
+
+def _embed(module: nn.Module, data: Split, *, setting: Setting) -> Features:
+    # A copy: the frozen encoder's parameters take no gradient, and its norms keep their statistics.
+    encoder = Encoder(setting.spec, deepcopy(module), device=str(setting.device))
+    features = encoder.embed_packed(data.images, rows=data.rows)
+    if not np.isfinite(features).all():
+        raise LostError
+    return features

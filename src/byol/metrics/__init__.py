@@ -1,0 +1,1 @@
+"""Numbers from arrays of features and predictions: classifiers, folds, intervals, health, verdict."""

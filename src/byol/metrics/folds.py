@@ -1,0 +1,169 @@
+"""Which images settings are chosen on and which a classifier is tested on: validation part, folds, groups.
+
+Images of one group (a plate, a patient) are alike for other reasons than their class. Where groups are given,
+none lies on both sides of any division here. Nor do exact copies of an image, whatever their labels.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from byol.base.errors import DataError
+
+DEFAULT_FOLDS = 5  # where groups are given and no number of folds
+
+_VALIDATION_PARTS = 5  # of these one is held out
+# More groups are dealt like images, for one by one they take 0.5 ms each; the large ones of these in turn.
+_MANY_GROUPS, _LARGE_SHARE = 1000, 0.01
+
+Labels = Int64[np.ndarray, " image"]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Places of training images and of test images; in two sets, or in one (then they are disjoint)."""
+
+    train: Indices
+    test: Indices
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The group of each image, as an index into the names of the groups."""
+
+    column: str  # what the groups are: "plate"
+    numbers: Labels
+    names: tuple[str, ...]
+
+
+def make_folds(
+    labels: Labels, *, num: int, seed: int, groups: Groups | None = None, kinds: Labels | None = None
+) -> tuple[Fold, ...]:
+    """Divide images into `num` parts with every class spread evenly; each part is tested on once.
+
+    No group lies in two parts. Copies (images of one number in `kinds`) do not either; those in two groups
+    do, but then the fold that tests on the one is not trained on the other.
+
+    Raises:
+        DataError: too few images of any class, too few groups, or a class's images cannot be parted.
+    """
+    most = int(np.unique(labels, return_counts=True)[1].max())
+    if most < num:
+        raise DataError(
+            f"evaluation.folds: the largest class has {most} labelled images, fewer than {num} folds; "
+            f"label more images, or give fewer folds: --folds {max(2, most)}"
+        )
+    if groups is not None:
+        _check_groups(labels, groups, num=num)
+        pairs = split_groups(labels, groups.numbers, num=num, seed=seed)
+        if kinds is not None:
+            pairs = [(rest[~np.isin(kinds[rest], kinds[part])], part) for rest, part in pairs]
+    elif kinds is not None:
+        pairs = split_groups(labels, kinds, num=num, seed=seed)
+    else:
+        pairs = _split_evenly(labels, num=num, seed=seed)
+    for rest, part in pairs:
+        if len(part) == 0 or len(np.unique(labels[rest])) < 2:
+            where = "evaluation.folds" if groups is None else f"evaluation.groups: {groups.column}"
+            raise DataError(
+                f"{where}: one of {num} folds has no images, or leaves one class only to learn from; label "
+                "more images of the rare classes, or give fewer folds: --folds 2"
+            )
+    return tuple(Fold(rest, part) for rest, part in pairs)
+
+
+def find_unlearnt(labels: Labels, units: Labels | None) -> Indices:
+    """Classes that no fold can learn before it is tested on them: of one image, or within one group."""
+    units = np.arange(len(labels)) if units is None else units
+    pairs = np.unique(np.stack([labels, units]), axis=1)
+    classes, counts = np.unique(pairs[0], return_counts=True)
+    return classes[counts < 2]
+
+
+def _check_groups(labels: Labels, groups: Groups, *, num: int) -> None:
+    where = f"evaluation.groups: {groups.column}"
+    num_groups = len(np.unique(groups.numbers))
+    if num_groups < num:
+        fewer = f"give fewer folds: --folds {num_groups}" if num_groups > 1 else "choose another column"
+        raise DataError(f"{where}: {num_groups} group(s) with labels, fewer than {num} folds; {fewer}")
+    if len(find_unlearnt(labels, groups.numbers)) == len(np.unique(labels)):
+        raise DataError(
+            f"{where}: every class lies within one group, so that no fold could learn the class it is tested "
+            "on; choose another column"
+        )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Two disjoint sets of training images: settings are fitted on the one and compared on the other."""
+
+    fit: Indices
+    held_out: Indices
+
+    @classmethod
+    def of(cls, labels: Labels, *, seed: int, groups: Labels | None = None) -> "Validation":
+        """Hold out a fifth of each class, at least one image; of a class with one image, none.
+
+        With `groups` whole groups are held out, about a fifth of the images. Copies may be groups.
+
+        Raises:
+            DataError: no group can be held out.
+        """
+        if groups is not None:
+            return cls._of_groups(labels, groups, seed=seed)
+        rng = np.random.default_rng(seed)
+        held_out = np.zeros(len(labels), dtype=bool)
+        for label in np.unique(labels):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            num = max(1, round(len(members) / _VALIDATION_PARTS)) if len(members) > 1 else 0
+            held_out[members[:num]] = True
+        assert held_out.any(), "check_classes was not called"
+        return cls(np.flatnonzero(~held_out), np.flatnonzero(held_out))
+
+    @classmethod
+    def _of_groups(cls, labels: Labels, groups: Labels, *, seed: int) -> "Validation":
+        num_groups = len(np.unique(groups))
+        for num_parts in range(min(_VALIDATION_PARTS, num_groups), 1, -1):
+            for fit, held_out in split_groups(labels, groups, num=num_parts, seed=seed):
+                if len(held_out) and len(np.unique(labels[fit])) > 1:
+                    return cls(fit, held_out)
+        raise DataError(
+            f"evaluation.groups: {len(labels)} training images lie in {num_groups} group(s), of "
+            "which none can be held out to choose a classifier on; label images of more groups"
+        )
+
+
+def split_groups(labels: Labels, groups: Labels, *, num: int, seed: int) -> list[tuple[Indices, Indices]]:
+    """`num` pairs of (rest, part): no group lies in two parts, and classes are spread as evenly as can be.
+
+    No pair where the largest class has fewer than `num` images, or `num` is below 2. A part may be empty.
+    """
+    if num < 2 or np.unique(labels, return_counts=True)[1].max() < num:
+        return []
+    _, first, member, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    if len(first) > _MANY_GROUPS:
+        is_large = sizes > _LARGE_SHARE * len(labels)
+        small, large = np.flatnonzero(~is_large), np.flatnonzero(is_large)
+        if np.bincount(labels[first[small]]).max() >= num:
+            part_of = np.empty(len(first), dtype=np.int64)
+            part_of[large[np.argsort(-sizes[large], kind="stable")]] = np.arange(len(large)) % num
+            for number, (_, part) in enumerate(_split_evenly(labels[first[small]], num=num, seed=seed)):
+                part_of[small[part]] = number
+            is_part = [part_of[member] == number for number in range(num)]
+            return [(np.flatnonzero(~inside), np.flatnonzero(inside)) for inside in is_part]
+    splitter = StratifiedGroupKFold(num, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")
+        return list(splitter.split(labels, labels, groups))
+
+
+def _split_evenly(labels: Labels, *, num: int, seed: int) -> list[tuple[Indices, Indices]]:
+    splitter = StratifiedKFold(num, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")
+        return list(splitter.split(labels, labels))

@@ -1,0 +1,1 @@
+"""Charts, contact sheets, thumbnails, and the frame of an HTML page."""

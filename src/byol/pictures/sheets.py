@@ -1,0 +1,181 @@
+"""Pictures of a set of images: as they are stored, as the networks see them, and how their values are spread.
+
+Three channels are shown as red, green and blue, one as grey. Of another number each is a grey picture of its
+own, side by side in reading order, channel 0 first; MOST_CHANNELS of them at most.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int32, Real
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from byol.config import DataTransforms
+from byol.data.pack.statistics import count_values, find_extremes, summarise
+from byol.method.views import Pixels, make_views
+
+MOST_CHANNELS = 16
+NUM_IMAGES, NUM_VIEWS = 8, 8  # rows and columns of the sheet of views
+_LEAST_PX, _MOST_PX = 64, 128  # side of a tile of one, or of three channels
+_SHEET_PX = 1100  # width of the contact sheet, about
+_GAP_PX, _GAP = 2, (128, 128, 128)
+_BINS, _PLOT_PX = 256, (512, 72)
+_COLOURS = ((200, 40, 40), (30, 140, 60), (50, 80, 200))
+_GREY = (90, 90, 90)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some images as training stores them, and the statistics that they are scaled by."""
+
+    names: tuple[str, ...]
+    squares: Real[np.ndarray, "n px px channels"]
+    sizes: Int32[np.ndarray, "n 2"]  # height, width, px, as packs keep them
+    pixels: Pixels
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        squares: Real[np.ndarray, "n px px channels"],
+        sizes: Int32[np.ndarray, "n 2"],
+    ) -> "Sample":
+        """With the statistics of these images alone; of all they are known when the set is packed."""
+        extremes = find_extremes(squares) if squares.dtype == np.float32 else None
+        pixels = Pixels(**asdict(summarise(count_values(squares), extremes)))
+        return cls(tuple(names), squares, sizes, pixels)
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+    def every(self, step: int) -> "Sample":
+        """Every `step`-th image; the statistics stay."""
+        part = slice(None, None, step)
+        return replace(self, names=self.names[part], squares=self.squares[part], sizes=self.sizes[part])
+
+    @property
+    def scaled(self) -> Float32[np.ndarray, "n px px channels"]:
+        """clip((v - low) / (high - low), 0, 1) of the stored values v."""
+        low, high = (np.array(ends, np.float32) for ends in (self.pixels.low, self.pixels.high))
+        scaled: Float32[np.ndarray, "n px px channels"] = ((self.squares - low) / (high - low)).clip(0.0, 1.0)
+        return scaled
+
+    @property
+    def images(self) -> Real[Tensor, "n channels px px"]:
+        """As `make_views` takes them."""
+        return torch.from_numpy(self.squares).permute(0, 3, 1, 2)
+
+
+def describe_mapping(channels: int) -> str:
+    """How images of so many channels are shown, in words."""
+    if channels in (1, 3):
+        return "channel 0 as grey" if channels == 1 else "channels 0, 1, 2 as red, green, blue"
+    shown = f"channels 0 to {min(channels, MOST_CHANNELS) - 1} of {channels}"
+    return f"{shown} as grey pictures, side by side in reading order"
+
+
+# ---- The three pictures
+
+
+def draw_contact(sample: Sample, *, columns: int | None = None) -> bytes:
+    """The images as they are stored and scaled, as PNG; in so many columns, or as many as fit a page."""
+    tiles = [_tile(image) for image in sample.scaled]
+    columns = columns or max(1, _SHEET_PX // (tiles[0].width + _GAP_PX))
+    return _png(_arrange([tiles[first : first + columns] for first in range(0, len(tiles), columns)]))
+
+
+def draw_views(sample: Sample, transforms: DataTransforms, *, seed: int) -> bytes:
+    """NUM_VIEWS views of each of NUM_IMAGES images at most, as PNG: first and second view in turns."""
+    rows = [list[Image.Image]() for _ in sample.names[:NUM_IMAGES]]
+    for key in range(seed, seed + NUM_VIEWS // 2):
+        for views in _make_views(sample, transforms, key=key, num=len(rows)):
+            for row, view in zip(rows, _unnormalise(views, sample.pixels), strict=True):
+                row.append(_tile(view))
+    return _png(_arrange(rows))
+
+
+def draw_histograms(sample: Sample) -> bytes:
+    """How the scaled values of each channel are spread, as PNG: height is the square root of the share."""
+    width, height = _PLOT_PX
+    values = sample.scaled
+    channels = min(values.shape[3], MOST_CHANNELS)
+    sheet = Image.new("RGB", (width + 20, channels * (height + 34) + 6), "white")
+    draw = ImageDraw.Draw(sheet)
+    for channel in range(channels):
+        counts, _ = np.histogram(values[..., channel], bins=_BINS, range=(0.0, 1.0))
+        bars = np.sqrt(counts / counts.max()) * height
+        low, high = sample.pixels.low[channel], sample.pixels.high[channel]
+        top, colour = channel * (height + 34) + 22, _COLOURS[channel] if values.shape[3] == 3 else _GREY
+        draw.text((10, top - 18), f"channel {channel}: {low:g} .. {high:g}", fill="black")
+        for place, bar in enumerate(bars.tolist()):
+            left = 10 + place * width // _BINS
+            draw.rectangle((left, top + height - bar, left + width // _BINS - 1, top + height), fill=colour)
+        draw.line((10, top + height + 1, 10 + width, top + height + 1), fill="black")
+    return _png(sheet)
+
+
+def _make_views(
+    sample: Sample, transforms: DataTransforms, *, key: int, num: int
+) -> tuple[Float[Tensor, "n channels view view"], Float[Tensor, "n channels view view"]]:
+    return make_views(
+        sample.images[:num],
+        torch.from_numpy(sample.sizes[:num]).float(),
+        transforms,
+        key=key,
+        rows=slice(None),
+        pixels=sample.pixels,
+    )
+
+
+def _unnormalise(
+    views: Float[Tensor, "n channels view view"], pixels: Pixels
+) -> Float32[np.ndarray, "n view view channels"]:
+    values = views.permute(0, 2, 3, 1).numpy()
+    unit: Float32[np.ndarray, "n view view channels"] = values * np.array(pixels.std, np.float32) + np.array(
+        pixels.mean, np.float32
+    )
+    return unit.clip(0.0, 1.0)
+
+
+# ---- Tiles
+
+
+def _tile(image: Float32[np.ndarray, "height width channels"]) -> Image.Image:
+    """One image of values in 0..1, small ones by whole factors larger."""
+    values = np.rint(image[..., :MOST_CHANNELS] * 255.0).astype(np.uint8)
+    channels = values.shape[2]
+    if channels in (1, 3):
+        return _enlarge(Image.fromarray(values if channels == 3 else values[..., 0]).convert("RGB"))
+    planes = [_enlarge(Image.fromarray(values[..., channel]).convert("RGB")) for channel in range(channels)]
+    columns = math.ceil(math.sqrt(channels))
+    rows = [planes[first : first + columns] for first in range(0, channels, columns)]
+    return _arrange(rows, gap=1)
+
+
+def _enlarge(image: Image.Image) -> Image.Image:
+    side = image.width
+    if side > _MOST_PX:
+        return image.resize((_MOST_PX, _MOST_PX), Image.Resampling.HAMMING)
+    side *= -(-_LEAST_PX // side)
+    return image.resize((side, side), Image.Resampling.NEAREST)
+
+
+def _arrange(rows: Sequence[Sequence[Image.Image]], *, gap: int = _GAP_PX) -> Image.Image:
+    """Tiles of one size in rows, which may be of different lengths."""
+    width, height = (side + gap for side in rows[0][0].size)
+    sheet = Image.new("RGB", (width * max(map(len, rows)) - gap, height * len(rows) - gap), _GAP)
+    for down, row in enumerate(rows):
+        for across, tile in enumerate(row):
+            sheet.paste(tile, (across * width, down * height))
+    return sheet
+
+
+def _png(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,293 @@
+"""A model card: how an encoder was made, how good it is, what is not known of it, and how to make it again.
+
+Every sentence is made from the files of the run; what they do not say is said to be unknown.
+"""
+
+from pathlib import Path
+
+from byol.base.files import write_atomically
+from byol.config import View
+from byol.evaluation.splits import SEEN
+from byol.method.schedule import Plan
+from byol.metrics.verdict import show_classifier
+from byol.report.run_summary import Facts, read_facts
+from byol.runfolder import checkpoint
+
+FILE_NAME = "card.md"
+_CITATION = (
+    "Grill et al., *Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning*, NeurIPS 2020, "
+    "[arXiv:2006.07733](https://arxiv.org/abs/2006.07733)"
+)
+_OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "adamw": "AdamW"}
+
+
+def write_card(run_dir: Path) -> str:
+    """Write `card.md` into a run folder; its text.
+
+    Raises:
+        CheckpointError: the folder holds no run or one that has not logged a step, or cannot be written.
+    """
+    facts = read_facts(run_dir)
+    parts = [
+        f"# {facts.name}\n\n{_summarise(facts)}",
+        f"## Method\n\n{_describe_method(facts)}\n\n{_CITATION}.",
+        f"## Images\n\n{_describe_images(facts)}",
+        f"## Results\n\n{_describe_results(facts)}",
+        "## Limitations\n\n" + "\n".join(f"- {line}" for line in _list_limitations(facts)),
+        f"## Use\n\n{_describe_use(facts)}",
+        f"## Repeat\n\n{_describe_repetition(facts)}",
+    ]
+    text = "\n\n".join(parts) + "\n"
+    write_atomically(run_dir / FILE_NAME, text.encode(errors="surrogateescape"))
+    return text
+
+
+def _summarise(facts: Facts) -> str:
+    return (
+        f"An image encoder ({facts.config.network.name}) trained without labels by BYOL on images of "
+        f"`{Path(facts.config.data.source).name}`."
+    )
+
+
+# ---- How it was made
+
+
+def _describe_method(facts: Facts) -> str:
+    sentences = [
+        _describe_network(facts),
+        *_describe_views(facts),
+        *_describe_optimisation(facts),
+        _describe_machine(facts),
+    ]
+    return " ".join(sentences)
+
+
+def _describe_network(facts: Facts) -> str:
+    network, head = facts.config.network, facts.config.network.projection_head
+    features = "" if facts.encoder is None else f", {facts.encoder.num_features} features"
+    start = (
+        "random weights" if network.fine_tune_from is None else f"the weights of `{network.fine_tune_from}`"
+    )
+    return (
+        f"The encoder ({network.name}, {network.stem} stem{features}) was trained with BYOL from {start}; "
+        f"projector and predictor have a hidden layer of {head.mlp_hidden_size} units and "
+        f"{head.projection_size} outputs."
+    )
+
+
+def _describe_views(facts: Facts) -> list[str]:
+    transforms = facts.config.data_transforms
+    ones, twos = _list_view(transforms.view1), _list_view(transforms.view2)
+    if ones["blur"] == twos["blur"] == "0":
+        del ones["blur sigma"]
+    described = ", ".join(
+        f"{name} {one}" if one == twos[name] else f"{name} {one} and {twos[name]}"
+        for name, one in ones.items()
+        if one != "0" or twos[name] != "0"
+    )
+    strength = "" if transforms.s == 1 else f", colour strength s = {transforms.s:g}"
+    views = f"{described}{strength}; one number for both views, else one and the other"
+    return [f"Two views of {facts.config.view_px} px were made of each image ({views})."]
+
+
+def _list_view(view: View) -> dict[str, str]:
+    shown = {}
+    for name, value in view.model_dump().items():
+        text = f"{value[0]:.3g} to {value[1]:.3g}" if isinstance(value, tuple) else f"{value:g}"
+        shown[name.replace("_", " ")] = text
+    return shown
+
+
+def _describe_optimisation(facts: Facts) -> list[str]:
+    config, num_images = facts.config, facts.num_images
+    if num_images is None or not facts.metrics:
+        return ["No step has been logged yet."]
+    plan = Plan.of(config, num_images=num_images, expected_steps=_find_expected_steps(facts))
+    optimizer, epochs = config.optimizer, facts.metrics[-1].epoch
+    fall = " and cosine decay" if optimizer.schedule == "cosine" else ""
+    tau = (
+        f"from {plan.base_tau:.4g} to 1 by a cosine"
+        if plan.tau_schedule == "cosine"
+        else f"{plan.base_tau:g}"
+    )
+    return [
+        f"{_OPTIMIZERS[optimizer.name]} (momentum {optimizer.params.momentum:g}, weight decay "
+        f"{plan.weight_decay:g}) with batches of {plan.batch_size} images, learning rate {plan.base_lr:.4g} "
+        f"after {plan.warmup_steps} steps of linear warm-up{fall}; the target network is a moving average "
+        f"with tau {tau}.",
+        f"{facts.done:,} steps ({epochs:.4g} epochs), seed {config.trainer.seed}.",
+    ]
+
+
+def _find_expected_steps(facts: Facts) -> int:
+    """Of a run with a time budget the length that its rates were chosen for."""
+    if facts.config.trainer.max_hours is not None:
+        state, _ = checkpoint.read_latest(facts.run_dir)
+        if state is not None:
+            return int(state["pace"]["total_steps"])
+    return facts.done
+
+
+def _describe_machine(facts: Facts) -> str:
+    hours = "an unknown time" if facts.hours is None else f"{facts.hours:.2f} hours"
+    if facts.environment is None:
+        version = "" if facts.encoder is None else f", byol {facts.encoder.byol_version}"
+        return f"Training took {hours}; hardware was not recorded{version}."
+    latest = facts.environment.starts[-1]
+    ranks = "" if latest.num_ranks == 1 else f" x {latest.num_ranks}"
+    threads = "" if latest.gpu else f" ({latest.num_threads} threads)"
+    several = "" if len(facts.environment.starts) == 1 else f" in {len(facts.environment.starts)} starts"
+    where = f"{latest.gpu or latest.cpu}{threads}{ranks} in {latest.precision}"
+    return (
+        f"Training took {hours}{several} on {where}, until {latest.ended[:10]}; byol {latest.byol}, torch "
+        f"{latest.torch}, Python {latest.python}, {latest.system}."
+    )
+
+
+# ---- What it was made of
+
+
+def _describe_images(facts: Facts) -> str:
+    known, encoder = facts.environment, facts.encoder
+    count = "an unknown number of" if facts.num_images is None else f"{facts.num_images:,}"
+    about = "" if known is not None or facts.num_images is None else "about "
+    bad = (
+        ""
+        if known is None or known.num_bad == 0
+        else f", {known.num_bad} more could not be read and are left out"
+    )
+    lines = [f"{about}{count} images of `{Path(facts.config.data.source).name}`{bad}; labels were not used."]
+    if encoder is not None:
+        channels = "1 channel" if encoder.channels == 1 else f"{encoder.channels} channels"
+        lines.append(
+            f"{channels}, {encoder.bits} bit, stored at {encoder.stored_px} px; fingerprint of the packed "
+            f"images `{encoder.data_fingerprint}`."
+        )
+    text = " ".join(lines)
+    return text[0].upper() + text[1:]
+
+
+# ---- How good it is
+
+
+def _describe_results(facts: Facts) -> str:
+    if facts.table is None:
+        return f"Not evaluated on labelled images.{_describe_own_measures(facts)}"
+    lines = ["| features | classifier | top-1 | 95 % interval | mean over classes |", "|---|---|---|---|---|"]
+    for row in facts.table.rows:
+        interval = f"{100 * row.low95:.1f} to {100 * row.high95:.1f} %"
+        figures = f"{100 * row.top1:.1f} % | {interval} | {100 * row.balanced:.1f} %"
+        lines.append(f"| {row.features} | {row.classifier} | {figures} |")
+    about = (
+        f"{facts.table.fields['split']}; {facts.table.images}. Classifiers on frozen features; their "
+        "settings were chosen on parts of the training images, 95 % intervals are over "
+        f"{facts.table.resampled}."
+    )
+    verdicts = " ".join(f"**{verdict.sentence}**" for verdict in facts.verdicts)
+    if facts.outdated_table is not None:
+        verdicts = f"**These are results of other weights: {_mark_command(facts.outdated_table)}.**"
+    return "\n\n".join(filter(None, [verdicts, about, "\n".join(lines)]))
+
+
+def _describe_own_measures(facts: Facts) -> str:
+    """What was measured without labels, if that is all there is."""
+    if facts.outdated_measures is not None:
+        return f" Without labels: {_mark_command(facts.outdated_measures)}."
+    if facts.measures is not None:
+        return f" Without labels: {facts.measures['verdict']}"
+    last = facts.metrics[-1] if facts.metrics else None
+    if last is None or last.retrieval is None or last.encoder_rank is None:
+        return ""
+    return (
+        f" Of some training images {last.retrieval:.0%} are found again by another view, and the effective "
+        f"rank of their features is {last.encoder_rank:.1f}."
+    )
+
+
+def _mark_command(sentence: str) -> str:
+    """Of "REASON: COMMAND" the command as code."""
+    reason, _, command = sentence.partition(": ")
+    return f"{reason}: `{command}`"
+
+
+# ---- What is not known
+
+
+def _list_limitations(facts: Facts) -> list[str]:
+    lines = []
+    if facts.table is None:
+        lines.append(
+            "It has not been evaluated on labelled images: nothing here says what it is good for "
+            f"(`byol eval {facts.run_dir} --labels LABELS.csv`)."
+        )
+    elif facts.outdated_table is not None:
+        lines.append(f"How good it is is not known: its results were {_mark_command(facts.outdated_table)}.")
+    if facts.table is not None and facts.table.fields.get("seen"):
+        lines.append(SEEN)
+    lost = [show_classifier(verdict.classifier) for verdict in facts.verdicts if verdict.kind == "bad"]
+    if lost:
+        lines.append(
+            f"By {' and '.join(lost)} its features are not shown to be better than simpler ones: use those."
+        )
+    verdict = facts.metrics[-1].verdict if facts.metrics else "healthy"
+    if verdict != "healthy":
+        lines.append(f"At the last check the training was *{verdict}*: its projections are too much alike.")
+    lines += _list_warnings_of_metadata(facts)
+    if facts.config.trainer.max_epochs is not None and facts.num_images is not None:
+        total = Plan.of(facts.config, num_images=facts.num_images, expected_steps=facts.done).total_steps
+        if facts.done < total:
+            lines.append(f"The training is not finished: {facts.done:,} of {total:,} steps.")
+    lines += [
+        f"One training with one seed ({facts.config.trainer.seed}): how much another differs is not known.",
+        "Images of other sources, instruments or resolutions than the training's may be represented badly; "
+        "values outside of its range are warned of when they are embedded.",
+        "For this card nobody has examined the training images for bias or personal data.",
+    ]
+    return lines
+
+
+def _list_warnings_of_metadata(facts: Facts) -> list[str]:
+    columns = [] if facts.measures is None else facts.measures["metadata"]
+    when = "" if facts.outdated_measures is None else "of other weights, "
+    return [
+        f"The features tell {column['column']} ({when}{column['accuracy']:.0%} right, chance "
+        f"{column['chance']:.0%}): they may hold how images were made rather than what they show."
+        for column in columns
+        if column["warning"]
+    ]
+
+
+# ---- How to use and repeat it
+
+
+def _describe_use(facts: Facts) -> str:
+    best = ""
+    if facts.best is not None and facts.best.done != facts.done:
+        best = (
+            f"\n\nBest by a measure without labels, {facts.best.measure}, was step {facts.best.done:,}: that "
+            "encoder is in `best/`, all figures above are of the last one."
+        )
+    return f'```python\nimport byol\n\nfeatures = byol.load("{facts.run_dir}").embed("IMAGES/")\n```{best}'
+
+
+def _describe_repetition(facts: Facts) -> str:
+    version = "of an unknown version"
+    if facts.environment is not None:
+        version = facts.environment.starts[-1].byol
+    elif facts.encoder is not None:
+        version = facts.encoder.byol_version
+    evaluation = "" if facts.table is None else f" && byol eval runs/again{facts.table.options or ''}"
+    unknown = ""
+    if facts.table is not None and facts.table.options is None:
+        unknown = f" The options of `byol eval` were not recorded; its images: {facts.table.fields['split']}."
+    exact = (
+        "On a CPU of the same kind and with the same versions the weights are the same to the bit; on a GPU "
+        "they are not."
+        if facts.config.trainer.max_hours is None
+        else "Its length is a time: another machine, or the same under another load, makes other weights."
+    )
+    return (
+        f"With byol {version}, `config.yaml` beside this card and the images in "
+        f"`{facts.config.data.source}`:\n\n"
+        f"```\nbyol train config.yaml -o runs/again{evaluation}\n```\n\n{exact}{unknown}"
+    )

@@ -1,0 +1,305 @@
+"""A run's images as its encoder sees them: features, what is known of each, and maps in two dimensions.
+
+Directions of features without their mean are what is mapped and compared: the cosine of two of them is how
+alike two images are. PCA is made at once; t-SNE and UMAP take minutes and are kept in `RUN/map.npz`.
+"""
+
+import hashlib
+import importlib.util
+import os.path
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt16
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from byol.base.errors import CheckpointError, DataError
+from byol.base.files import check_writable, write_atomically
+from byol.config import Config
+from byol.data.decoding.reading import Alpha
+from byol.data.labels.label_file import LabelFile, Labels, match_columns
+from byol.data.pack.images import open_images
+from byol.data.pack.packed import Packed
+from byol.encoder.encoder import Encoder
+from byol.evaluation.features import Progress, features_of, spread, trained
+from byol.evaluation.metadata import are_alike
+
+FILE_NAME = "map.npz"
+MOST_PLACED = 10_000  # images that t-SNE and UMAP place; the time grows faster than their number
+NOWHERE = 65_535  # both coordinates of an image that a map does not place
+_SPAN = 65_000
+_DIMENSIONS = 50  # that PCA leaves for t-SNE and UMAP
+_TSNE_STEPS = 500
+_FEWEST = 5  # images of a map
+_BLOCK_VALUES = 2**25  # similarities at a time: 128 MB
+
+Places = Float32[np.ndarray, "image 2"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """Images, their features, and columns of what is known of them (as labels)."""
+
+    images: Packed
+    features: Float32[np.ndarray, "image feature"]
+    columns: dict[str, Labels]
+
+    @classmethod
+    def of(
+        cls,
+        images: Packed,
+        run_dir: Path,
+        *,
+        encoder: Encoder,
+        metadata: Path | None = None,
+        say: Say,
+        progress: Progress | None = None,
+    ) -> "Embedded":
+        """Images of `open_run_images`; features come from the run's cache if they are there.
+
+        Where the cache cannot be written, `say` hears of it and features are not kept.
+
+        Raises:
+            DataError: `metadata` cannot be read, or a feature is not a finite number.
+        """
+        columns = _find_columns(images, metadata, say=say)
+        with _open_cache(run_dir / "features", say=say) as cache_folder:
+            features = features_of(
+                images,
+                np.arange(len(images)),
+                encoder=trained(encoder),
+                cache_folder=cache_folder,
+                progress=progress,
+            )
+        return cls(images, features, columns)
+
+    @cached_property
+    def directions(self) -> Float32[np.ndarray, "image feature"]:
+        """Features without their mean, of length 1."""
+        return self.direction_of(self.features)
+
+    def direction_of(self, features: Float32[np.ndarray, "m feature"]) -> Float32[np.ndarray, "m feature"]:
+        """Directions of other features, by the mean of these."""
+        centred = features - self.features.mean(axis=0)
+        unit: Float32[np.ndarray, "m feature"] = centred / np.maximum(
+            np.linalg.norm(centred, axis=1, keepdims=True), 1e-12
+        )
+        return unit
+
+
+def open_run_images(
+    config: Config, run_dir: Path, *, encoder: Encoder, source: str | None = None, say: Say
+) -> Packed:
+    """The run's images, or those of `source`, as its encoder takes them; `say` hears how labels were matched.
+
+    Raises:
+        DataError: they cannot be read, or have other channels.
+    """
+    wanted = encoder.spec.stored_px
+    find = partial(_open_labelled, config, run_dir, source=source, alpha=encoder.spec.alpha)
+    images, notes = find(stored_px=None if source is None else wanted)  # the training's copy, if it is there
+    if images.stored_px != wanted:
+        images, notes = find(stored_px=wanted)
+    if images.channels != encoder.spec.channels:
+        raise DataError(
+            f"{images.folder.name}: has {images.channels} channels, the encoder was trained on "
+            f"{encoder.spec.channels}; give images like those of the training"
+        )
+    for note in notes:
+        say(note)
+    return images
+
+
+def _open_labelled(
+    config: Config, run_dir: Path, *, source: str | None, stored_px: int | None, alpha: Alpha
+) -> tuple[Packed, list[str]]:
+    """Images with the labels of `evaluation.labels`, if there are such, and what to say of these."""
+    evaluation = config.evaluation
+    labels = None if evaluation.labels is None else LabelFile(Path(evaluation.labels))
+    images = open_images(
+        config, run_dir, console=None, source=source, labels=labels, stored_px=stored_px, alpha=alpha
+    )
+    if labels is None:
+        return images, []
+    labels.check(max_unmatched=evaluation.max_unmatched)
+    return images, list(labels.notes())
+
+
+@contextmanager
+def _open_cache(folder: Path, *, say: Say) -> Iterator[Path]:
+    """The folder, or where it cannot be written one for this time with what is in it."""
+    try:
+        check_writable(folder / "features.npy")
+    except CheckpointError as error:
+        say(f"features are not kept: {error}")
+    else:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as other:
+        for path in folder.glob("*.npy"):
+            try:
+                (Path(other) / path.name).symlink_to(path.resolve())
+            except OSError:  # Windows lets only some users make links
+                shutil.copyfile(path, Path(other) / path.name)
+        yield Path(other)
+
+
+def choose_rows(num: int, most: int) -> Int64[np.ndarray, " image"]:
+    """At most `most` of `num` rows, at even distances: all classes of a sorted set are among them."""
+    return spread(np.arange(num), min(num, most))
+
+
+def find_nearest(
+    queries: Float32[np.ndarray, "query feature"], directions: Float32[np.ndarray, "image feature"], *, k: int
+) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+    """Rows and cosines of the `k` nearest by cosine, nearest first; exact, in blocks."""
+    k = min(k, len(directions))
+    block = max(1, _BLOCK_VALUES // max(1, len(directions)))
+    rows, cosines = [np.empty((0, k), np.int64)], [np.empty((0, k), np.float32)]
+    for first in range(0, len(queries), block):
+        likeness = queries[first : first + block] @ directions.T
+        found = np.argpartition(-likeness, k - 1, axis=1)[:, :k]
+        near = np.take_along_axis(likeness, found, axis=1)
+        order = np.argsort(-near, axis=1, kind="stable")
+        rows.append(np.take_along_axis(found, order, axis=1))
+        cosines.append(np.take_along_axis(near, order, axis=1))
+    return np.concatenate(rows), np.concatenate(cosines)
+
+
+# ---- Maps
+
+
+def place_by_pca(directions: Float32[np.ndarray, "image feature"], *, seed: int) -> Places:
+    """Their first two principal components."""
+    if len(directions) < _FEWEST:
+        raise DataError(f"{len(directions)} images are too few for a map; {_FEWEST} are needed")
+    places: Places = _reduce(directions, dimensions=2, seed=seed)
+    return places
+
+
+def list_slow_maps() -> tuple[str, ...]:
+    """The maps that take minutes and can be made here: UMAP where umap-learn is installed."""
+    return ("t-SNE", "UMAP") if importlib.util.find_spec("umap") is not None else ("t-SNE",)
+
+
+def place_most_slowly(
+    names: Sequence[str],
+    directions: Float32[np.ndarray, "image feature"],
+    *,
+    run_dir: Path,
+    seed: int,
+    say: Say,
+) -> Iterator[tuple[str, UInt16[np.ndarray, "image 2"]]]:
+    """These maps of at most MOST_PLACED of the images, each when it is made; others are NOWHERE on them."""
+    rows = choose_rows(len(directions), MOST_PLACED)
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            say(line)
+        said.add(line)
+
+    for name in names:
+        places = place_slowly(name, directions[rows], run_dir=run_dir, seed=seed, say=say_once)
+        every = np.full((len(directions), 2), NOWHERE, dtype=np.uint16)
+        every[rows] = to_uint16(places)
+        yield name, every
+
+
+def place_slowly(
+    name: str, directions: Float32[np.ndarray, "image feature"], *, run_dir: Path, seed: int, say: Say
+) -> Places:
+    """The places of these images by "t-SNE" or "UMAP"; from `RUN/map.npz` if they are there.
+
+    `say` hears what takes long, and if the file cannot be written: places are then not kept.
+    """
+    path = run_dir / FILE_NAME
+    key = f"{name} {seed} {hashlib.sha256(np.ascontiguousarray(directions).tobytes()).hexdigest()[:32]}"
+    kept = _read_kept(path)
+    if key in kept:
+        return kept[key]
+    say(f"{name} of {len(directions):,} images")
+    reduced = _reduce(directions, dimensions=_DIMENSIONS, seed=seed)
+    places = (_place_by_tsne if name == "t-SNE" else _place_by_umap)(reduced, seed=seed)
+    # Those of other weights or images are of no use any more.
+    same = {other: kept[other] for other in kept if other.split()[1:] == key.split()[1:]}
+    try:
+        write_atomically(path, partial(_save, arrays=same | {key: places}))
+    except CheckpointError as error:
+        say(f"maps are not kept: {error}")
+    return places
+
+
+def to_uint16(places: Places) -> UInt16[np.ndarray, "image 2"]:
+    """Places as whole numbers 0 .. 65,000, in the middle, both axes by the same scale."""
+    low, high = places.min(axis=0), places.max(axis=0)
+    scaled = (places - (low + high) / 2) / max(float((high - low).max()), 1e-12) + 0.5
+    whole: UInt16[np.ndarray, "image 2"] = np.rint(scaled * _SPAN).astype(np.uint16)
+    return whole
+
+
+def _reduce(
+    directions: Float32[np.ndarray, "image feature"], *, dimensions: int, seed: int
+) -> Float32[np.ndarray, "image component"]:
+    most = min(dimensions, *directions.shape)
+    model = PCA(most, svd_solver="randomized", random_state=seed)
+    return np.asarray(model.fit_transform(directions), dtype=np.float32)
+
+
+def _place_by_tsne(reduced: Float32[np.ndarray, "image component"], *, seed: int) -> Places:
+    perplexity = min(30.0, (len(reduced) - 1) / 3)
+    model = TSNE(init="pca", perplexity=perplexity, max_iter=_TSNE_STEPS, random_state=seed)
+    return np.asarray(model.fit_transform(reduced), dtype=np.float32)
+
+
+def _place_by_umap(reduced: Float32[np.ndarray, "image component"], *, seed: int) -> Places:
+    import umap
+
+    with warnings.catch_warnings():  # that a seed means one thread
+        warnings.simplefilter("ignore")
+        model = umap.UMAP(n_neighbors=min(15, len(reduced) - 1), random_state=seed)
+        return np.asarray(model.fit_transform(reduced), dtype=np.float32)
+
+
+def _read_kept(path: Path) -> dict[str, Places]:
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return dict(kept)
+    except (OSError, ValueError, EOFError, KeyError):  # not there, or damaged: maps are made anew
+        return {}
+
+
+def _save(file: object, *, arrays: dict[str, Places]) -> None:
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+# ---- What is known of the images
+
+
+def _find_columns(images: Packed, metadata: Path | None, *, say: Say) -> dict[str, Labels]:
+    """Labels, folders if there are several that are not the labels, and the columns of a CSV file."""
+    columns: dict[str, Labels] = {}
+    if (images.labels >= 0).any():
+        columns["label"] = (np.asarray(images.labels), images.class_names)
+    folders = [os.path.dirname(name) for name in images.names]
+    distinct = sorted(set(folders))
+    if len(distinct) > 1:
+        numbers = {folder: number for number, folder in enumerate(distinct)}
+        values = np.array([numbers[folder] for folder in folders], dtype=np.int64)
+        if "label" not in columns or not are_alike(values, columns["label"][0]):
+            columns["folder"] = (values, tuple(distinct))
+    if metadata is None:
+        return columns
+    found, notes = match_columns(metadata, images.names)
+    for note in notes:
+        say(note)
+    return columns | found

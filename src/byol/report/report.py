@@ -1,0 +1,358 @@
+"""`byol report`: one HTML file of a run that needs nothing else, to be shown to others.
+
+Templates, style and scripts are in `web/`. A part whose data are missing says which command makes them.
+Names of files and classes are text of others: jinja2 escapes them in HTML, `tojson` in data for the scripts.
+"""
+
+import base64
+import platform
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib import metadata as packages
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from byol.base.errors import ConfigError, DataError, printable
+from byol.base.files import write_atomically
+from byol.config import write_override
+from byol.data.labels.label_file import Labels
+from byol.data.pack.packed import Packed
+from byol.encoder.encoder import load
+from byol.evaluation.features import Progress
+from byol.evaluation.splits import SEEN
+from byol.pictures.sheets import NUM_IMAGES, NUM_VIEWS, Sample, draw_views
+from byol.pictures.thumbnails import COLUMNS, ROWS, draw_sheets, draw_thumbnail, encode
+from byol.report import report_parts as parts
+from byol.report.embedding_map import (
+    MOST_PLACED,
+    Embedded,
+    choose_rows,
+    find_nearest,
+    list_slow_maps,
+    open_run_images,
+    place_by_pca,
+    place_most_slowly,
+    to_uint16,
+)
+from byol.report.run_summary import Facts, Json, read_facts
+from byol.training.runlog import format_time
+
+FILE_NAME = "report.html"
+WEB = Path(__file__).with_name("web")
+MOST_IMAGES = 65_535  # on the map: a row is a 16-bit number in the page
+NUM_NEAR = 8  # neighbours of an image on the map
+_SHEET_BYTES = 4_400_000  # of thumbnails; a third more in the page, which is to stay below 8 MB
+_TILE_PX = 64  # of neighbours, prototypes and outliers
+_VIEWS_QUALITY = 70
+
+Say = Callable[[str], None]
+
+
+def write_report(
+    run_dir: Path,
+    *,
+    labels: Path | None = None,
+    metadata: Path | None = None,
+    output: Path | None = None,
+    overrides: Sequence[str] = (),
+    most_images: int = MOST_PLACED,
+    say: Say | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the report of a run to `output`, or to `report.html` in the run folder; returns its path.
+
+    `labels` (columns file,label) and the columns of `metadata` colour the map of at most `most_images`
+    images. `overrides` say where the images lie, as for `evaluate`. `say` hears what takes long or is left
+    out, `progress` the images done.
+
+    Raises:
+        CheckpointError: the folder holds no run, one of its files is damaged, or `output` cannot be written.
+        ConfigError: an override is not valid, or would change what the run was; `most_images` is not in 1 ..
+            65,535.
+        DataError: `labels` or `metadata` cannot be read.
+    """
+    if not 1 <= most_images <= MOST_IMAGES:
+        raise ConfigError(
+            f"--images {most_images}: a report has 1 to {MOST_IMAGES:,} on its map; byol explore shows more"
+        )
+    tell: Say = say or (lambda line: None)
+    given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
+    facts = read_facts(run_dir, [*overrides, *given])
+    embedded, missing = _open_images(facts, metadata=metadata, say=tell, progress=progress)
+    shown = None if embedded is None else _Shown(facts, embedded)
+    places = None
+    if embedded is not None:
+        rows = choose_rows(len(embedded.images), most_images)
+        places = make_map_data(embedded, rows, facts=facts, say=tell)
+    page = render_page("report.html", _describe(facts, shown, places, missing=missing))
+    path = output or run_dir / FILE_NAME
+    write_atomically(path, page)
+    return path
+
+
+def render_page(template: str, content: Json) -> bytes:
+    """A page of `web/`. Text is shown on one line; control characters and foreign bytes are written out."""
+    environment = Environment(
+        loader=FileSystemLoader(WEB),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["include_raw"] = lambda name: Markup((WEB / name).read_text(encoding="utf-8"))
+    return environment.get_template(template).render(content).encode()
+
+
+def _open_images(
+    facts: Facts, *, metadata: Path | None, say: Say, progress: Progress | None
+) -> tuple[Embedded | None, str]:
+    """The images of the run and their features, or why there are none."""
+    if facts.encoder is None:
+        missing = "there is no encoder yet; the same byol train command finishes the run"
+    else:
+        device = "cpu" if facts.config.trainer.device == "cpu" else "auto"
+        try:
+            encoder = load(facts.run_dir, device=device)
+            images = open_run_images(facts.config, facts.run_dir, encoder=encoder, say=say)
+            stranger = _find_stranger(images, facts.measures)
+            if stranger is None:
+                embedded = Embedded.of(
+                    images, facts.run_dir, encoder=encoder, metadata=metadata, say=say, progress=progress
+                )
+                return embedded, ""
+        except DataError as error:
+            if metadata is not None or facts.config.evaluation.labels is not None:
+                raise  # a file that was asked for may be what is wrong
+            missing = f"the images cannot be opened ({error}); name their folder by data.source=FOLDER"
+        else:
+            raise DataError(f"{stranger}: is not among the images any more; byol eval measures again")
+    say(f"without pictures: {missing}")
+    return None, missing
+
+
+def _find_stranger(images: Packed, measures: Json | None) -> str | None:
+    """An image of measures.json that is shown, and is not where it was among the images."""
+    if measures is None:
+        return None
+    alike = [near for query in measures["neighbours"] for near in query["neighbours"]]
+    for one in (*measures["neighbours"], *alike, *measures["prototypes"], *measures["outliers"]):
+        if one["row"] >= len(images) or images.names[int(one["row"])] != one["name"]:
+            return str(one["name"])
+    return None
+
+
+# ---- The map
+
+
+def make_map_data(
+    embedded: Embedded, rows: Int64[np.ndarray, " image"], *, facts: Facts, say: Say
+) -> Json | None:
+    """What `map.js` draws of these images, with their thumbnails; None where they are too few."""
+    seed, directions = facts.config.evaluation.seed, embedded.directions[rows]
+    try:
+        pca = place_by_pca(directions, seed=seed)
+    except DataError as error:
+        say(f"without a map: {error}")
+        return None
+    slow = place_most_slowly(list_slow_maps(), directions, run_dir=facts.run_dir, seed=seed, say=say)
+    layouts = [*slow, ("PCA", to_uint16(pca))]
+    near, likeness = find_nearest(directions, directions, k=NUM_NEAR + 1)
+    sheets = draw_sheets(embedded.images, rows, most_bytes=_SHEET_BYTES)
+    return {
+        "count": len(rows),
+        "names": [embedded.images.names[int(row)] for row in rows],
+        "layouts": [(name, _base64(places)) for name, places in layouts],
+        "columns": [_describe_column(name, column, rows) for name, column in embedded.columns.items()],
+        "near": _base64(near.astype(np.uint16)),
+        "likeness": _base64(np.rint(100 * likeness).astype(np.int8)),
+        "perRow": near.shape[1],
+        "sheets": {
+            "px": sheets.px,
+            "columns": COLUMNS,
+            "each": COLUMNS * ROWS,
+            "images": [
+                f"data:image/webp;base64,{base64.b64encode(sheet).decode()}" for sheet in sheets.sheets
+            ],
+        },
+    }
+
+
+def _describe_column(name: str, column: Labels, rows: Int64[np.ndarray, " image"]) -> Json:
+    values, classes = column
+    return {"name": name, "classes": list(classes), "values": _base64(values[rows].astype(np.int32))}
+
+
+def _base64(array: np.ndarray) -> str:
+    """The values of an array, low byte first."""
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
+
+
+# ---- Pictures
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """Pictures of a run's images."""
+
+    facts: Facts
+    embedded: Embedded
+
+    def views(self) -> str:
+        """The sheet of views, as a data address."""
+        images, transforms = self.embedded.images, self.facts.config.data_transforms
+        rows = choose_rows(len(images), NUM_IMAGES)
+        names = tuple(images.names[int(row)] for row in rows)
+        sample = Sample(names, images.read(rows), np.array(images.sizes[rows]), images.pixels)
+        png = draw_views(sample, transforms, seed=self.facts.config.trainer.seed)
+        return to_address(encode(Image.open(BytesIO(png)), quality=_VIEWS_QUALITY))
+
+    def tile(self, entry: Json, *, caption: str, of_class: int | None = None) -> Json:
+        """One image of measures.json; `is_other` if its label is known and not `of_class`."""
+        row, images = int(entry["row"]), self.embedded.images
+        picture = draw_thumbnail(images.read(np.array([row]))[0], images.pixels, px=_TILE_PX)
+        label = self.label(row)
+        name = str(entry["name"])
+        words = name if label < 0 else f"{name} ({self.embedded.columns['label'][1][label]})"
+        return {
+            "address": to_address(encode(picture)),
+            "name": words,
+            "caption": caption,
+            "is_other": of_class is not None and of_class >= 0 and label >= 0 and label != of_class,
+        }
+
+    def label(self, row: int) -> int:
+        """-1 where it is not known."""
+        return int(self.embedded.columns["label"][0][row]) if "label" in self.embedded.columns else -1
+
+    def neighbours(self, measures: Json) -> list[list[Json]]:
+        """A strip a query: the query, and its neighbours with their similarity."""
+        return [
+            [
+                self.tile(query, caption="query"),
+                *(
+                    self.tile(one, caption=f"{one['similarity']:.2f}", of_class=self.label(int(query["row"])))
+                    for one in query["neighbours"]
+                ),
+            ]
+            for query in measures["neighbours"]
+        ]
+
+    def strip(self, entries: Sequence[Json], *, key: str, form: str) -> list[Json]:
+        """Prototypes or outliers, with a number below each."""
+        return [self.tile(entry, caption=form.format(entry[key])) for entry in entries]
+
+
+def to_address(webp: bytes) -> str:
+    """A picture as the address of an <img>."""
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
+
+
+# ---- What the page says
+
+
+def _describe(facts: Facts, shown: _Shown | None, places: Json | None, *, missing: str) -> Json:
+    table = facts.table
+    evaluation = None if table is None else table.fields
+    return {
+        "name": facts.name,
+        "run": shlex.quote(str(facts.run_dir)),
+        "today": date.today().isoformat(),
+        "verdict": parts.summarise(facts),
+        "health": parts.describe_health(facts.metrics),
+        "key_facts": _list_key_facts(facts, shown),
+        "evaluation": evaluation,
+        "seen": SEEN,
+        "images": None if table is None else table.images,
+        "resampled": None if table is None else table.resampled,
+        "outdated_table": facts.outdated_table,
+        "outdated_measures": facts.outdated_measures,
+        "eval_options": None if table is None else table.options,
+        "groups": parts.describe_rows(evaluation) if evaluation else [],
+        "low_shot": parts.draw_low_shot(evaluation) if evaluation else None,
+        "confusion": _describe_confusion(evaluation),
+        "measures": facts.measures,
+        "best": facts.best,
+        "curves": parts.draw_curves(facts),
+        "missing": missing,
+        "pictures": None if shown is None else _describe_pictures(facts, shown),
+        "map": places,
+        "map_total": None if shown is None else len(shown.embedded.images),
+        "config_text": Markup.escape((facts.run_dir / "config.yaml").read_text(encoding="utf-8")),
+        "data": _find_data(facts, shown),
+        "versions": _find_versions(),
+        "view_px": facts.config.view_px,
+    }
+
+
+def _describe_confusion(evaluation: Json | None) -> Json | None:
+    found = None if evaluation is None else parts.describe_confusion(evaluation)
+    if found is not None and found["heat"] is not None:
+        found["heat"] = f"data:image/png;base64,{base64.b64encode(found['heat']).decode()}"
+    return found
+
+
+def _describe_pictures(facts: Facts, shown: _Shown) -> Json:
+    measures = facts.measures
+    found: Json = {
+        "views": shown.views(),
+        "num_views": NUM_VIEWS,
+        "neighbours": [],
+        "prototypes": [],
+        "outliers": [],
+    }
+    if measures is None:
+        return found
+    return found | {
+        "neighbours": shown.neighbours(measures),
+        "prototypes": shown.strip(measures["prototypes"], key="size", form="{:,}"),
+        "outliers": shown.strip(measures["outliers"], key="distance", form="{:.2f}"),
+    }
+
+
+def _list_key_facts(facts: Facts, shown: _Shown | None) -> list[tuple[str, str]]:
+    found = [("Network", f"{facts.config.network.name}, {facts.config.view_px} px")]
+    if shown is not None:
+        found.insert(0, ("Training images", f"{len(shown.embedded.images):,}"))
+    if facts.hours is not None:
+        found.append(("Training", f"{facts.done:,} steps, {facts.metrics[-1].epoch:.3g} epochs"))
+        found.append(("Time, by the log", format_time(3600.0 * facts.hours)))
+    if facts.table is not None:
+        fields = facts.table.fields
+        name = "Labelled images" if facts.table.has_folds else "Test images"
+        found.append((name, f"{fields['num_test']:,} of {fields['num_classes']} classes"))
+    return found
+
+
+def _find_data(facts: Facts, shown: _Shown | None) -> list[tuple[str, str]]:
+    if shown is None:
+        return []
+    images = shown.embedded.images
+    return [
+        ("source", Path(facts.config.data.source).name),
+        ("images", f"{len(images):,}; {images.num_bad:,} could not be read and are left out"),
+        (
+            "stored",
+            f"{images.stored_px} x {images.stored_px} px, {images.channels} channels, {images.bits} bit",
+        ),
+        ("fingerprint", f"{images.fingerprint} (of the stored values)"),
+    ]
+
+
+def _find_versions() -> list[tuple[str, str]]:
+    names = ("byol", "torch", "torchvision", "timm", "numpy", "scikit-learn")
+    return [*((name, _version(name)) for name in names), ("python", platform.python_version())]
+
+
+def _version(name: str) -> str:
+    from byol import __version__
+
+    return __version__ if name == "byol" else packages.version(name)

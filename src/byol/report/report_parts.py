@@ -1,0 +1,277 @@
+"""The parts of a report that are words and numbers: verdict, table, curves, low-shot curve, confusions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from PIL import Image
+
+from byol.metrics.verdict import ONLINE, show_classifier
+from byol.pictures import charts
+from byol.pictures.charts import Series
+from byol.report.run_summary import Facts, Json
+from byol.training.runlog import Metrics
+
+MOST_CELLS = 25  # classes whose confusions are written out as numbers; more are a picture
+_MOST_PAIRS = 12
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure: its title, what is said beside it, and the SVG."""
+
+    title: str
+    note: str
+    svg: str
+
+
+# ---- The verdict
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The first sentence of the report, what follows it, and "good", "warn", "bad" or ""."""
+
+    kind: str
+    sentence: str
+    rest: tuple[str, ...]
+
+
+def summarise(facts: Facts) -> Summary:
+    """By labels if there are any, else by the label-free measures, else by the health of the training."""
+    if facts.verdicts:
+        first, *others = facts.verdicts
+        return Summary(first.kind, first.sentence, tuple(verdict.sentence for verdict in others))
+    if facts.outdated_table is not None:
+        known = facts.measures is not None and facts.outdated_measures is None
+        rest = (str(facts.measures["verdict"]),) if facts.measures is not None and known else ()
+        return Summary("warn", f"The accuracies are of other weights: {facts.outdated_table}.", rest)
+    if facts.outdated_measures is not None:
+        return Summary("warn", f"The measures are of other weights: {facts.outdated_measures}.", ())
+    if facts.measures is not None:
+        return Summary("", str(facts.measures["verdict"]), ("No labels were used for this.",))
+    unknown = "Whether BYOL helped has not been measured yet"
+    if not facts.metrics:
+        return Summary("warn", f"{unknown}, and nothing was logged.", ())
+    health = f"The training was {facts.metrics[-1].verdict} at the end."
+    return Summary("warn", f"{unknown}, after {facts.done:,} steps.", (health,))
+
+
+# ---- The table
+
+
+def describe_rows(evaluation: Json) -> list[Json]:
+    """A group a classifier: its name, and for each of its rows the cells of the table."""
+    groups = []
+    for classifier in dict.fromkeys(row["classifier"] for row in evaluation["rows"]):
+        rows = [_describe_row(row) for row in evaluation["rows"] if row["classifier"] == classifier]
+        groups.append({"classifier": show_classifier(classifier), "rows": rows})
+    return groups
+
+
+def _describe_row(row: Json) -> Json:
+    name = _name_features(row)
+    interval = f"{100 * row['low95']:.1f} to {100 * row['high95']:.1f}"
+    return {
+        "name": name[:1].upper() + name[1:],
+        "is_ours": row["features"] == ONLINE,
+        "dimensions": row["dimensions"],
+        "top1": percent(row["top1"]),
+        "interval": interval,
+        "top5": percent(row["top5"]) if row.get("top5") is not None else None,
+        "balanced": percent(row["balanced"]),
+        "chosen": ", ".join(f"{key} {_show_chosen(value)}" for key, value in row["chosen"].items()),
+        "bar": charts.draw_bar(
+            row["top1"],
+            row["low95"],
+            row["high95"],
+            kind=_kind(row["features"]),
+            title=f"{name}: {interval} %",
+        ),
+    }
+
+
+def _name_features(row: Mapping[str, Any]) -> str:
+    """The features of a row, in words."""
+    name = str(row["features"])
+    if name == "pixels":
+        return "pixels" if row.get("transform", "none") == "none" else f"pixels ({row['transform']})"
+    return {
+        "untrained": "untrained encoder",
+        ONLINE: "BYOL encoder",
+        "byol target": "BYOL's target network",
+    }.get(name, name)
+
+
+def _show_chosen(value: object) -> str:
+    if isinstance(value, list):
+        low, high = min(value), max(value)
+        return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _kind(features: str) -> str:
+    return {ONLINE: "main", "byol target": "second"}.get(features, "quiet")
+
+
+def percent(share: float) -> str:
+    """Of a share in 0..1."""
+    return f"{100 * share:.1f} %"
+
+
+# ---- Low-shot
+
+
+def draw_low_shot(evaluation: Json) -> Chart | None:
+    """Accuracy by labels per class; None where it was not measured."""
+    points = evaluation.get("low_shot") or []
+    series = []
+    for features in dict.fromkeys(point["features"] for point in points):
+        mine = sorted((p for p in points if p["features"] == features), key=lambda p: p["per_class"])
+        x, y, std = ([float(point[key]) for point in mine] for key in ("per_class", "mean", "std"))
+        name = {"untrained": "untrained", ONLINE: "BYOL", "byol target": "target"}.get(features, features)
+        series.append(Series(name, x, y, _kind(features), spread=std, has_dots=True))
+    if not series:
+        return None
+    svg = charts.draw_lines(
+        series,
+        title="accuracy by labelled images per class",
+        x_label="labelled images per class",
+        show=lambda value: f"{100 * value:.0f} %",
+        x_ticks=sorted({x for one in series for x in one.x}),
+        log_x=len({x for one in series for x in one.x}) > 1,
+    )
+    draws = max(point["num_draws"] for point in points)
+    return Chart("Few labels", f"top-1, mean ± std of {draws} draws", svg)
+
+
+# ---- Confusions
+
+
+def describe_confusion(evaluation: Json) -> Json | None:
+    """Counts as cells, or as a picture where there are many classes, and the pairs confused most."""
+    confusion = evaluation.get("confusion")
+    if not confusion:
+        return None
+    counts = np.array(confusion["counts"], dtype=np.int64)
+    names = [str(name) for name in evaluation["class_names"]]
+    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    pairs = [
+        {
+            "truth": names[truth],
+            "predicted": names[predicted],
+            "count": int(counts[truth, predicted]),
+            "share": f"{100 * counts[truth, predicted] / totals[truth, 0]:.0f} %",
+        }
+        for truth, predicted in _find_pairs(counts)
+    ]
+    few = len(names) <= MOST_CELLS
+    return {
+        "about": f"{show_classifier(confusion['classifier'])} on the {_name_features(confusion)}",
+        "names": names,
+        "cells": [
+            [(count, round(count / totals[row, 0], 3)) for count in line]
+            for row, line in enumerate(counts.tolist())
+        ]
+        if few
+        else None,
+        "heat": None if few else _draw_heat(counts / totals),
+        "pairs": pairs,
+    }
+
+
+def _find_pairs(counts: Int64[np.ndarray, "truth predicted"]) -> Iterator[tuple[int, int]]:
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:_MOST_PAIRS].tolist():
+        truth, predicted = divmod(place, len(counts))
+        if wrong[truth, predicted]:
+            yield truth, predicted
+
+
+def _draw_heat(shares: np.ndarray) -> bytes:
+    """A PNG of one pixel a cell, seen on light and dark; as opaque as the root of the share."""
+    cells = np.empty((*shares.shape, 4), np.uint8)
+    cells[..., :3] = (70, 120, 235)
+    cells[..., 3] = np.rint(255 * np.sqrt(shares))
+    file = BytesIO()
+    Image.fromarray(cells).save(file, "PNG")
+    return file.getvalue()
+
+
+# ---- Curves
+
+
+def draw_curves(facts: Facts) -> list[Chart]:
+    """What the training logged."""
+    metrics = facts.metrics
+    if not metrics:
+        return []
+    ideal = facts.config.network.projection_head.projection_size**-0.5
+    steps = [float(line.done) for line in metrics]
+
+    def one(title: str, note: str, key: str, *, factor: float = 1.0, form: str = "{:.3g}") -> Chart:
+        values = [factor * getattr(line, key) for line in metrics]
+        svg = charts.draw_lines(
+            [Series(title, steps, values)], title=title, x_label="step", show=lambda value: form.format(value)
+        )
+        return Chart(title, note, svg)
+
+    measured = (_draw_measure(metrics, key) for key in ("alignment", "uniformity"))
+    return [
+        one("Loss", "of both directions, 0 to 8", "loss"),
+        *_draw_encoder(facts),
+        one("Spread of projections", "1 is ideal, 0 collapse", "feature_std", factor=1 / ideal),
+        one("Rank of projections", "effective dimensions", "rank"),
+        *(chart for chart in measured if chart is not None),
+        one("Learning rate", "", "lr", form="{:.2g}"),
+        one("Target momentum", "tau", "tau", form="{:.4g}"),
+        one("Throughput", "images/s", "images_per_s", form="{:,.0f}"),
+        one("Waiting for data", "share of the time", "data_wait", factor=100.0, form="{:.2g} %"),
+    ]
+
+
+def _draw_encoder(facts: Facts) -> Iterator[Chart]:
+    """Measures of the encoder on the fixed images, from step 0 on."""
+    for key, title, note, is_share in (
+        ("retrieval", "Views found again", "share of fixed images", True),
+        ("knn", "kNN", "right for fixed images", True),
+        ("encoder_rank", "Rank of the encoder", "effective dimensions", False),
+    ):
+        points = [(float(line.done), getattr(line, key)) for line in facts.metrics]
+        before = None if facts.start is None else facts.start.measures
+        points = [(0.0, getattr(before, key, None)), *points]
+        known = [(x, y) for x, y in points if y is not None]
+        if len(known) > 1:
+            x, y = zip(*known, strict=True)
+            show = (lambda value: f"{100 * value:.0f} %") if is_share else (lambda value: f"{value:.3g}")
+            yield Chart(
+                title, note, charts.draw_lines([Series(title, x, y)], title=title, x_label="step", show=show)
+            )
+
+
+def _draw_measure(metrics: Sequence[Metrics], key: str) -> Chart | None:
+    """Alignment or uniformity, which earlier versions did not log."""
+    known = [(float(m.done), getattr(m, key, None)) for m in metrics]
+    points = [(x, y) for x, y in known if y is not None]
+    if not points:
+        return None
+    x, y = zip(*points, strict=True)
+    note = {"alignment": "of two views; 0 is equal", "uniformity": "lower is more even"}[key]
+    title = key.capitalize()
+    return Chart(title, note, charts.draw_lines([Series(title, x, y, "second")], title=title, x_label="step"))
+
+
+def describe_health(metrics: Sequence[Metrics]) -> str:
+    """When the health check said other than healthy."""
+    if not metrics:
+        return ""
+    odd = [line for line in metrics if line.verdict != "healthy"]
+    if not odd:
+        return "Healthy at every check."
+    words = ", ".join(dict.fromkeys(line.verdict for line in odd))
+    last = f"the last word is {metrics[-1].verdict}"
+    return f"Not always healthy: {words} between steps {odd[0].done:,} and {odd[-1].done:,}; {last}."

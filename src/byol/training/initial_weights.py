@@ -1,0 +1,234 @@
+"""How a run begins: with random weights, the networks of an earlier run, or a trained encoder and new heads.
+
+New heads on a trained encoder would spoil it with the gradients of their first steps. So at first the heads
+learn alone: the encoder's learning rate is 0 and its BatchNorm statistics stay. Then it rises in as many
+steps to its share. All of it is a function of the step and of what `start.json` says, written at step 0.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from byol.base.errors import CheckpointError
+from byol.base.files import read_fields, write_atomically
+from byol.config import Config, NetworkConfig
+from byol.encoder import encoder as encoder_files
+from byol.method.networks import Byol
+from byol.method.schedule import Plan
+from byol.metrics.health import Measures
+from byol.runfolder import checkpoint
+from byol.weights.files import State, holds_weights, read_weights, split_source
+from byol.weights.pretrained import KEY, TIMM, compare_states, find_timm, fit_weights
+
+FORMAT = 1
+FILE_NAME = "start.json"
+_WARM_SHARE, _WARM_MAX_STEPS = 0.05, 500
+_ENCODER_LR = 0.3  # of the heads' rate, for a trained encoder below new heads
+
+Heads = Literal["random", "new", "kept"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run began with, the contents of `start.json`."""
+
+    heads: Heads  # random: the encoder as well; new: on a trained encoder; kept: those of the earlier run
+    warm_steps: int  # first steps, in which the encoder does not learn
+    encoder_lr: float  # the encoder's learning rate afterwards, as a share of the heads'
+    measures: Measures | None = None  # of the fixed images at step 0; None: not known
+
+    @classmethod
+    def of(cls, network: NetworkConfig, *, heads: Heads, plan: Plan) -> "Start":
+        """The configuration's values; null ones are for new heads on a trained encoder alone."""
+        warm = min(_WARM_MAX_STEPS, round(_WARM_SHARE * plan.total_steps)) if heads == "new" else 0
+        rate = _ENCODER_LR if heads == "new" else 1.0
+        return cls(
+            heads,
+            warm if network.warm_heads is None else network.warm_heads,
+            rate if network.encoder_lr is None else network.encoder_lr,
+        )
+
+    @property
+    def parts_encoder(self) -> bool:
+        """Whether the encoder's learning rate ever differs from the heads'."""
+        return self.warm_steps > 0 or self.encoder_lr != 1.0
+
+    def encoder_share(self, step: int) -> float:
+        """The encoder's learning rate in a step, as a share of the heads'."""
+        if self.warm_steps == 0:
+            return self.encoder_lr
+        return self.encoder_lr * min(max(step + 1 - self.warm_steps, 0) / self.warm_steps, 1.0)
+
+    def explain(self) -> list[str]:
+        """A line if encoder and heads are treated differently."""
+        if not self.parts_encoder:
+            return []
+        warm = f"the first {self.warm_steps} steps train the heads alone (network.warm_heads); "
+        rate = f"the encoder's learning rate is {self.encoder_lr:g} of theirs (network.encoder_lr)"
+        return [(warm if self.warm_steps else "") + rate]
+
+
+def begin(run_dir: Path, byol: Byol, *, config: Config, plan: Plan) -> tuple[Start, list[str]]:
+    """Load the weights to start from into `byol`; or, for a run with checkpoints, read how it had begun.
+
+    Raises:
+        ConfigError, CheckpointError: what `network.fine_tune_from` names cannot be used, or `start.json` is
+            damaged.
+    """
+    if checkpoint.list_checkpoints(run_dir):
+        begun = read(run_dir)
+        if begun is None:  # of an earlier version, which had no warming of heads
+            fresh = config.network.fine_tune_from is None
+            begun = Start.of(config.network, heads="random" if fresh else "kept", plan=plan)
+        return begun, []
+    source = config.network.fine_tune_from
+    heads: Heads = "random"
+    notes: list[str] = []
+    if source is not None:
+        found = _find(source, byol, name=config.network.name)
+        heads, notes = found.heads, found.notes
+        if found.networks is not None:
+            byol.load_state_dict(found.networks)
+        if found.encoder is not None:
+            for branch in (byol.online, byol.target):
+                branch.encoder.load_state_dict(found.encoder)
+    return Start.of(config.network, heads=heads, plan=plan), notes
+
+
+def rehearse(config: Config, *, channels: int) -> list[str]:
+    """What `begin` would say of the weights to start from, or its refusal, for images of `channels`.
+
+    Raises:
+        ConfigError, CheckpointError: as `begin`.
+    """
+    source = config.network.fine_tune_from
+    if source is None:
+        return []
+    with torch.device("meta"):  # nothing is allocated or drawn
+        byol = Byol.of(config, channels=channels, seed_key=0)
+    return _find(source, byol, name=config.network.name).notes
+
+
+def check_source(source: str) -> None:
+    """Refuse what cannot hold weights, before anything is looked at or packed.
+
+    Raises:
+        ConfigError, CheckpointError: it is no folder, no file with tensors and no model of timm's here.
+    """
+    if source.startswith(TIMM):
+        find_timm(source.removeprefix(TIMM))
+        return
+    path, _ = split_source(source)
+    if not path.is_dir() and not path.is_file():
+        raise CheckpointError(
+            f"{KEY}: {source} is neither a folder nor a file of weights; "
+            "name an earlier run's folder, such a file, FILE:PREFIX, or timm:MODEL"
+        )
+    if path.is_file():
+        read_weights(path, key=KEY)
+
+
+def read(run_dir: Path) -> Start | None:
+    """How a run began; None if there is no `start.json`, as in runs of earlier versions.
+
+    Raises:
+        CheckpointError: the file is damaged or of another format.
+    """
+    advice = "start again in another folder with -o"
+    return read_fields(run_dir / FILE_NAME, versions=(FORMAT,), make=_make_start, advice=advice)
+
+
+def _make_start(fields: dict[str, Any]) -> Start:
+    measures = fields.pop("measures")
+    return Start(**fields, measures=None if measures is None else Measures(**measures))
+
+
+def write(run_dir: Path, start: Start) -> None:
+    """Write `start.json`.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    content = json.dumps({"format": FORMAT, **asdict(start)}, indent=1)
+    write_atomically(run_dir / FILE_NAME, content.encode() + b"\n")
+
+
+@dataclass
+class Statistics:
+    """The BatchNorm statistics of some networks, which move with each batch unless they are held."""
+
+    networks: tuple[nn.Module, ...]
+    _momenta: dict[_BatchNorm, float | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        layers = (layer for network in self.networks for layer in network.modules())
+        self._momenta = {layer: layer.momentum for layer in layers if isinstance(layer, _BatchNorm)}
+
+    def hold(self, held: bool) -> None:
+        """Whether they stay as they are in the steps to come; normalising is by the batch either way."""
+        for layer, momentum in self._momenta.items():
+            layer.momentum = 0.0 if held else momentum
+
+
+# ---- Where weights come from
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Weights to start from: of the encoder, or of all networks."""
+
+    heads: Heads
+    notes: list[str]
+    encoder: State | None = None
+    networks: State | None = None
+
+
+def _find(source: str, byol: Byol, *, name: str) -> _Found:
+    """What a run's folder, a file or timm's cache holds for `byol`, which stays as it is."""
+    if source.startswith(TIMM):
+        model = source.removeprefix(TIMM)
+        found = read_weights(find_timm(model), key=KEY)
+        if model.partition(".")[0] != name.partition(".")[0]:
+            raise CheckpointError(
+                f"{KEY}: {source} is another model than network.name {name}; "
+                f"set network.name={model.partition('.')[0]}"
+            )
+        return _find_encoder(found, byol, where=source)
+    path, select = split_source(source)
+    if path.is_dir() and not holds_weights(path):
+        return _find_run(path, byol)
+    check_source(source)
+    return _find_encoder(read_weights(path, key=KEY), byol, where=source, select=select)
+
+
+def _find_run(folder: Path, byol: Byol) -> _Found:
+    """All networks of an earlier run if they fit, else its encoder; or a folder with an encoder alone."""
+    state, _ = checkpoint.read_latest(folder)
+    if state is None:
+        if not (folder / encoder_files.SPEC_NAME).is_file():
+            raise CheckpointError(
+                f"{KEY}: {folder} holds neither a checkpoint nor an encoder; name an earlier run's folder"
+            )
+        encoder = encoder_files.load(folder, device="cpu")
+        return _find_encoder(encoder.module.state_dict(), byol, where=str(folder))
+    problem = compare_states(state["byol"], byol.state_dict(), there="the run")
+    if problem is None:
+        notes = [f"starting from the networks of {folder}, step {state['done']}"]
+        return _Found("kept", notes, networks=state["byol"])
+    prefix = "online.encoder."
+    found = {key.removeprefix(prefix): value for key, value in state["byol"].items() if prefix in key}
+    with_encoder = _find_encoder(found, byol, where=str(folder))
+    left_out = f"its heads are left out, since {problem}"
+    return replace(with_encoder, notes=[*with_encoder.notes, left_out])
+
+
+def _find_encoder(found: State, byol: Byol, *, where: str, select: str | None = None) -> _Found:
+    """Both branches' encoders; the heads are as they were drawn, the same in both branches."""
+    state, notes = fit_weights(found, byol.online.encoder, where=where, select=select)
+    notes = [f"starting from the encoder of {where}, with new heads", *notes]
+    return _Found("new", notes, encoder=state)

@@ -1,0 +1,93 @@
+"""What a run says of itself before its first step."""
+
+from collections.abc import Iterator
+
+import torch
+
+from byol.config import Config
+from byol.data.pack.packed import Packed
+from byol.data.pack.partial import BAD_FILES, read_bad
+from byol.data.sources.summary import describe_images, describe_larger
+from byol.device.devices import explain_device
+from byol.device.ranks import Ranks
+from byol.kernels.build import explain_kernels
+from byol.method.networks import resolve_stem
+from byol.method.schedule import Plan
+from byol.training.runlog import format_time
+from byol.training.time_budget import Pace
+
+
+def introduce(
+    config: Config,
+    images: Packed,
+    *,
+    plan: Plan,
+    pace: Pace,
+    step_s: float | None,
+    ranks: Ranks,
+    done: int,
+) -> list[str]:
+    """What is about to happen, in a few lines."""
+    stem = resolve_stem(config.network.stem, name=config.network.name, view_px=config.view_px)
+    channels = "1 channel" if images.channels == 1 else f"{images.channels} channels"
+    precision = "bf16" if ranks.dtype == torch.bfloat16 else "fp32"
+    ranks_text = f", {ranks.world_size} ranks" if ranks.world_size > 1 else ""
+    has_choice = ranks.device.type == "cpu" and config.trainer.convolution == "fast"
+    kernels = f"; {explain_kernels()}" if has_choice else ""
+    lines = [
+        f"{len(images)} images, {channels}, stored at {images.stored_px} px, views of "
+        f"{config.view_px} px (s = {config.data_transforms.s:g})",
+        f"{config.network.name} with the {stem} stem on {ranks.device} in {precision}{ranks_text}{kernels}",
+        f"batch {plan.batch_size}, {plan.steps_per_epoch} steps an epoch, {_describe_length(plan, step_s)}",
+        *plan.explain(),
+    ]
+    if config.data.geometry == "scale":
+        lines.insert(1, _explain_scale(images))
+    else:
+        larger = int((images.sizes > images.stored_px).any(axis=1).sum())
+        lines[1:1] = describe_larger(larger, num_images=len(images), stored_px=images.stored_px)
+    if done == 0 and (notice := explain_device(ranks.device)) is not None:
+        lines.append(notice)
+    lines[:0] = images.source_notes
+    if images.note not in ("packed", "found"):
+        lines.insert(0, images.note)
+    lines = [*_describe_images(images), *lines]
+    if pace.is_last(done):
+        lines.append(f"finished before: all {done} steps are done")
+    elif done:
+        used = f", {format_time(pace.elapsed_s)} of the time used" if plan.budget_s is not None else ""
+        lines.append(f"continuing at step {done} of {pace.end}{used}")
+    return lines
+
+
+def _describe_images(images: Packed) -> Iterator[str]:
+    """What was left out or changed."""
+    yield from describe_images(
+        read_bad(images.folder),
+        images.changed,
+        num_images=len(images) + images.num_bad,
+        listed=str(images.folder / BAD_FILES),
+    )
+    if images.unmapped is not None:
+        yield f"{images.folder}: {images.unmapped}, so images are read one by one; data.packs=FOLDER moves it"
+
+
+def _explain_scale(images: Packed) -> str:
+    if images.num_shrunk == 0:
+        return "no image is resized: each lies on a canvas of that side"
+    return (
+        f"no image is resized but {images.num_shrunk} of {len(images)}, which are larger than the canvas of "
+        f"{images.stored_px} px and shrunk to fit; a larger data.stored_px keeps their scale too"
+    )
+
+
+def _describe_length(plan: Plan, step_s: float | None) -> str:
+    """Steps and time, as far as they are known before the start."""
+    steps = plan.total_steps
+    if plan.budget_s is not None:
+        epochs = f"{steps / plan.steps_per_epoch:.3g} epochs"
+        speed = f"{plan.budget_s / steps:.3g} s a step"
+        return f"about {steps} ({epochs}) in {format_time(plan.budget_s)} at {speed}, as measured on the way"
+    if step_s is None:
+        return f"{steps} in all"
+    return f"{steps} in all, about {format_time(steps * step_s)} at {step_s:.3g} s a step"

@@ -1,0 +1,168 @@
+"""Files of weights, whoever wrote them, as tensors by name; content decides, not the suffix.
+
+Containers may be nested: `{"state_dict": {"module.conv1.weight": ...}}` is `state_dict.module.conv1.weight`.
+No file's code is run: what PyTorch's `weights_only` refuses is read by `inert_pickle`.
+"""
+
+import json
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from byol.base.errors import CheckpointError
+from byol.weights.inert_pickle import Held, Inert, UnreadableError, read_inert
+
+State = dict[str, Tensor]
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder as the Hugging Face hub has it
+_INDEX = ".index.json"  # behind their names: which files the tensors are in
+_DEPTH = 24  # of containers in each other
+_OF_MODULES = {"_parameters", "_buffers", "_modules"}  # of a whole pickled model: no part of names
+_NO_TENSORS = (  # how files begin that are none, what they are, and what to do
+    (b"version https://git-lfs", "a Git LFS pointer, not the file", "get the file with `git lfs pull`"),
+    (b"<", "a web page or XML, not weights", "download the file again"),
+    (b"\x1f\x8b", "packed with gzip", "unpack it first"),
+    (b"\x89HDF", "HDF5 (Keras)", "save the weights as .safetensors"),
+    (b"{", "JSON text, not weights", "name the file of weights beside it"),
+)
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether `path` is a file, or a folder as the Hugging Face hub has it."""
+    return path.is_file() or (path.is_dir() and _find_in_folder(path) is not None)
+
+
+def split_source(source: str) -> tuple[Path, str | None]:
+    """`FILE` or `FILE:PREFIX` as the path and the prefix; a file with such a name goes first."""
+    file, colon, prefix = source.rpartition(":")
+    if colon and prefix and not Path(source).exists() and Path(file).exists():
+        return Path(file), prefix
+    return Path(source), None
+
+
+def read_weights(path: str | Path, *, key: str = "weights") -> State:
+    """The tensors of a file or folder by their names, on the CPU, containers joined by dots.
+
+    Raises:
+        CheckpointError: it cannot be read or holds no tensors; names the setting `key` and what to do.
+    """
+    path = Path(path)
+    try:
+        state = _read_folder(path) if path.is_dir() else _read_file(path)
+    except _NotWeightsError as error:
+        raise CheckpointError(f"{key}: {path} is {error}") from None
+    except (SafetensorError, UnreadableError, OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        reason = show((str(error).splitlines() or [type(error).__name__])[0][:200])
+        raise CheckpointError(
+            f"{key}: {path} cannot be read ({reason}): it is damaged, cut short or no file of weights; get "
+            "it again, or save the model's state_dict() as .safetensors"
+        ) from None
+    if not state:
+        raise CheckpointError(
+            f"{key}: {path} holds no tensors by name; give a file with a model's state_dict()"
+        )
+    return state
+
+
+def show(name: str) -> str:
+    """A name out of a file for the terminal: nothing in it is a control code, and it is not long."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[:200])
+    return text if len(name) <= 200 else text + "..."
+
+
+class _NotWeightsError(Exception):
+    """What the file is instead, and what to do."""
+
+
+def _read_file(path: Path) -> State:
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise _NotWeightsError("empty; get it again")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
+        return load_file(path)
+    start = head.lstrip()
+    for signature, what, advice in _NO_TENSORS:
+        if start.startswith(signature):
+            raise _NotWeightsError(f"{what}; {advice}")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith(".npy") for name in names):
+            return _read_npz(path)
+        if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
+            raise _NotWeightsError("a zip file without weights of PyTorch or numpy; unpack it first")
+    elif head.startswith(b"PK\x03\x04"):
+        raise _NotWeightsError("cut short: the end of the file is missing; get it again")
+    elif head[257:262] == b"ustar" and tarfile.is_tarfile(path):
+        raise _NotWeightsError(
+            "a tar file, as PyTorch wrote them before 2017; unpack it, or load it with torch.load and save "
+            "the model's state_dict() again"
+        )
+    return dict(_flatten(_load(path)))
+
+
+def _load(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats and TorchScript, which are read all the same
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # damaged content raises anything, struct.error for one
+        return read_inert(path)  # which refuses damaged files
+
+
+def _read_npz(path: Path) -> State:
+    with np.load(path, allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    return {name: torch.from_numpy(array) for name, array in found.items() if array.dtype.kind in "fiub"}
+
+
+def _read_folder(folder: Path) -> State:
+    file = _find_in_folder(folder)
+    if file is None:
+        raise _NotWeightsError(f"a folder without {' or '.join(HUB_FILES)}; name a file of weights")
+    if not file.name.endswith(_INDEX):
+        return _read_file(file)
+    index = json.loads(file.read_bytes())
+    parts = index.get("weight_map", {}) if isinstance(index, dict) else {}
+    names = sorted({Path(str(name)).name for name in parts.values()})
+    return {name: value for part in names for name, value in _read_file(folder / part).items()}
+
+
+def _find_in_folder(folder: Path) -> Path | None:
+    files = (folder / (name + suffix) for name in HUB_FILES for suffix in ("", _INDEX))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _flatten(
+    content: Any, prefix: str = "", depth: int = 0, above: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor with the names of the containers that it lies in."""
+    if isinstance(content, Held):
+        content = content.tensor
+    if isinstance(content, Tensor):
+        if prefix and content.layout is torch.strided and not content.is_quantized:
+            yield prefix, content.detach()
+        return
+    if isinstance(content, Inert):
+        content = content.attributes
+    if depth > _DEPTH or id(content) in above:
+        return
+    if isinstance(content, dict):
+        items: Sequence[tuple[Any, Any]] = list(dict.items(content))
+    elif isinstance(content, list | tuple):
+        items = list(enumerate(content))
+    else:
+        return
+    for name, value in items:
+        inner = prefix if name in _OF_MODULES else f"{prefix}.{name}".lstrip(".")
+        yield from _flatten(value, inner, depth + 1, (*above, id(content)))

@@ -1,0 +1,182 @@
+"""Where a network's tensors lie in a file: behind which prefix, and in whose layout.
+
+What self-supervised methods save holds the encoder behind a prefix (`module.encoder_q.`), beside heads,
+queues, optimizers and often a second encoder. It is found by the names and shapes of the network's tensors.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from byol.weights.files import show
+from byol.weights.layouts import layouts_of
+
+State = dict[str, Tensor]
+
+COUNTER = "num_batches_tracked"  # which old files lack, and no result depends on
+_CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.", "head_dist.")  # of timm and torchvision
+# What lies beside an encoder in one module, by the beginning of its name.
+_BESIDE = re.compile(
+    r"(aux|classif|cls_head|contrast|decoder|dino|fc\d?\b|head|ibot|linear|last_linear|logit|loss|mask_token|mlp|"
+    r"memory|momentum|neck|online|optim|predict|proj|prototype|queue|student|target|teacher|temperature)",
+    re.IGNORECASE,
+)
+# The encoder that the method's authors evaluate, and the other one.
+_PREFERRED = (
+    ("teacher", "student"),
+    ("encoder_q", "encoder_k"),
+    ("base_encoder", "momentum_encoder"),
+    ("query_encoder", "key_encoder"),
+    ("online", "target"),
+)
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")  # of DDP and torch.compile
+_SECOND = re.compile(r"_momentum(?=[._])|(?:^|(?<=[._]))momentum_")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One prefix of a file, and how what lies behind it compares with a network."""
+
+    prefix: str  # with its last dot; "" is the file itself
+    layout: str  # of whose names; "" for the network's own
+    state: State  # behind the prefix, its names without it
+    missing: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)  # of another shape
+    unknown: list[str] = field(default_factory=list)  # that the network lacks, and no head's
+    beside: list[str] = field(default_factory=list)  # heads and the like, which are left out
+
+    @property
+    def fits(self) -> bool:
+        """Whether all that the network needs is there, and nothing that it lacks."""
+        return not (self.missing or self.other or self.unknown)
+
+    @property
+    def name(self) -> str:
+        """The prefix as `FILE:PREFIX` has it."""
+        return self.prefix.removesuffix(".")
+
+
+def find_places(
+    found: State, wanted: State, *, select: str | None, may_differ: frozenset[str]
+) -> list[Place]:
+    """Prefixes with tensors of the network `wanted`, the best first; only those within `select`.
+
+    The tensors named in `may_differ` are fitted later: of their shapes only the first axis counts.
+    """
+    places = []
+    for layout, state in layouts_of(found).items():
+        counts = Counter(_prefixes(state, wanted))
+        most = max(counts.values(), default=0)
+        for prefix, count in counts.items():
+            if _is_within(prefix, select) and count >= max(2, most // 2):
+                places.append(_compare(state, wanted, prefix, layout, may_differ))
+    places.sort(key=lambda place: (not place.fits, -len(place.state), _distance(place), len(place.prefix)))
+    return places
+
+
+def prefer(places: list[Place]) -> list[Place]:
+    """Those places that no other is preferred to, by what the authors of the methods evaluate."""
+    prefixes = {_WRAPPERS.sub("", place.prefix) for place in places}
+    return [
+        place
+        for place in places
+        if not any(better in prefixes for better in _better(_WRAPPERS.sub("", place.prefix)))
+    ]
+
+
+def count_prefixes(found: State, *, most: int = 6) -> str:
+    """In words, the prefixes in a file with the number of their tensors, down to where they part."""
+    groups = Counter(_group(name) for name in found)
+    shown = [f"{repr_prefix(prefix)} ({number})" for prefix, number in groups.most_common(most)]
+    more = len(groups) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def repr_prefix(prefix: str) -> str:
+    """A prefix for the terminal."""
+    return f"'{show(prefix)}'" if prefix else "(no prefix)"
+
+
+def _group(name: str) -> str:
+    """The names of containers, which end where layers begin."""
+    parts = name.split(".")[:-1]
+    layers = next((at for at, part in enumerate(parts) if re.search(r"\d$", part)), None)
+    return "".join(f"{part}." for part in (parts[:layers] if layers is not None else parts[:-1] or parts))
+
+
+def _prefixes(state: State, wanted: State) -> Iterator[str]:
+    for name in state:
+        start = 0
+        while True:
+            if name[start:] in wanted and not name.endswith(COUNTER):
+                yield name[:start]
+            dot = name.find(".", start)
+            if dot < 0:
+                break
+            start = dot + 1
+
+
+def _is_within(prefix: str, select: str | None) -> bool:
+    """Whether the names in `select` stand in the prefix, one after another."""
+    return select is None or f".{select.strip('.')}." in f".{prefix}"
+
+
+def _compare(state: State, wanted: State, prefix: str, layout: str, may_differ: frozenset[str]) -> Place:
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    own = {name.partition(".")[0] for name in wanted}
+    place = Place(prefix, layout, {name: inside[name] for name in wanted if name in inside})
+    for name, value in wanted.items():
+        if name.endswith(COUNTER):
+            continue
+        if name not in inside:
+            place.missing.append(name)
+            continue
+        given = inside[name]
+        same = given.shape == value.shape
+        if name in may_differ and given.ndim == value.ndim > 0:
+            same = given.shape[0] == value.shape[0]
+        if not same or given.is_floating_point() != value.is_floating_point():
+            place.other.append(name)
+    for name in inside.keys() - wanted.keys():
+        is_other_part = name.partition(".")[0] not in own and _BESIDE.match(name) is not None
+        (place.beside if is_other_part or name.startswith(_CLASSIFIERS) else place.unknown).append(name)
+    order = list(inside)
+    place.unknown.sort(key=order.index)
+    place.beside.sort(key=order.index)
+    return place
+
+
+def _distance(place: Place) -> int:
+    return len(place.missing) + len(place.other) + len(place.unknown)
+
+
+def drop_equal(places: list[Place]) -> list[Place]:
+    """Without places that hold the same as an earlier one: one network under two names."""
+    kept: list[Place] = []
+    for place in places:
+        if not any(_are_equal(place.state, other.state) for other in kept):
+            kept.append(place)
+    return kept
+
+
+def _are_equal(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(
+        value.shape == other[name].shape and value.dtype == other[name].dtype and value.equal(other[name])
+        for name, value in one.items()
+    )
+
+
+def _better(prefix: str) -> Iterator[str]:
+    """What would be preferred to `prefix`, were it there."""
+    for better, worse in _PREFERRED:
+        if worse in prefix:
+            yield prefix.replace(worse, better)
+    if (first := _SECOND.sub("", prefix)) != prefix:
+        yield first
+    parts = prefix.split(".")
+    for at, part in enumerate(parts[:-1]):
+        for average in (f"{part}_ema", f"ema_{part}"):
+            yield ".".join([*parts[:at], average, *parts[at + 1 :]])

@@ -1,0 +1,240 @@
+"""Choices: a table of surveys and what follows; given values stay; every line says why."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from byol.auto import choices
+from byol.auto.choices import Chosen, Machine, choose
+from byol.base.errors import ConfigError, DataError
+from byol.config import Config, load_draft
+from byol.data.sources.survey import Survey
+from byol.training.step_benchmark import Probe
+
+CPU = Machine("cpu", "fp32", 1)
+GPU = Machine("cuda", "bf16", 1)
+PHOTOS = Survey(
+    num_images=20_000,
+    num_looked_at=1000,
+    num_bad=0,
+    channels=3,
+    bits=8,
+    used_bits=8,
+    is_grey=False,
+    sides=(200, 320, 400, 500),
+    one_size=False,
+    low=(0.0,) * 3,
+    high=(255.0,) * 3,
+    blank=0.0,
+    upright=0.83,
+)
+
+
+def decide(
+    *overrides: str, machine: Machine = CPU, is_dicom: bool = False, step_s: float | None = None, **facts: Any
+) -> Chosen:
+    def measure(config: Config, in_parts: bool) -> Probe:
+        parts = 4 if in_parts else config.accumulation_steps
+        return Probe(config.batch_size, parts, step_s or 0.0, 3 * 10**9, 4 * 10**9)
+
+    return choose(
+        load_draft(None, overrides, preset="default"),
+        replace(PHOTOS, **facts),
+        machine=machine,
+        is_dicom=is_dicom,
+        measure=None if step_s is None else measure,
+    )
+
+
+def lines(chosen: Chosen) -> list[str]:
+    return [str(choice) for choice in chosen.choices]
+
+
+# ---- Views
+
+
+@pytest.mark.parametrize(
+    ("facts", "domain", "line"),
+    [
+        ({}, "photo", "views: photo (8 bit, 3 channels)"),
+        ({"is_grey": True, "channels": 1}, "grey", "views: grey (8 bit, 1 channel)"),
+        ({"is_grey": True}, "grey", "views: grey (8 bit, 3 channels, all equal)"),
+        ({"bits": 16}, "microscopy", "views: microscopy (16 bit, 3 channels)"),
+        ({"bits": 32, "channels": 1}, "microscopy", "views: microscopy (32 bit, 1 channel)"),
+        ({"channels": 2}, "microscopy", "views: microscopy (8 bit, 2 channels)"),
+        (
+            {"bits": 16, "channels": 13},
+            "satellite",
+            "views: satellite (16 bit, 13 channels: more than a microscope has)",
+        ),
+        ({"bits": 16, "channels": 1, "is_dicom": True}, "medical", "views: medical (DICOM files)"),
+    ],
+)
+def test_domain(facts: dict[str, Any], domain: str, line: str) -> None:
+    chosen = decide(**facts)
+    assert chosen.config.data_transforms.domain == domain
+    assert lines(chosen)[0] == line
+    table = load_draft(None, [f"data_transforms.domain={domain}"], preset="default").config.data_transforms
+    assert chosen.config.data_transforms.view1 == table.view1
+    assert chosen.config.data_transforms.view2 == table.view2
+
+
+@pytest.mark.parametrize(
+    ("facts", "turned", "line"),
+    [
+        ({"upright": 0.83}, False, "no up-down flips (orientation can be told: 83%)"),
+        ({"upright": 0.51}, True, "flips and rotation (orientation cannot be told: 51%)"),
+        ({"upright": 0.7}, False, "no up-down flips (orientation can be told: 70%)"),
+        (
+            {"upright": 0.7, "bits": 16},
+            True,
+            "flips and rotation (orientation can be told: 70%, but microscopy has no up and down)",
+        ),
+    ],
+)
+def test_turns(facts: dict[str, Any], turned: bool, line: str) -> None:
+    chosen = decide(**facts)
+    for view in (chosen.config.data_transforms.view1, chosen.config.data_transforms.view2):
+        assert (view.vertical_flip, view.rotation) == ((0.5, 180.0) if turned else (0.0, 0.0))
+    assert lines(chosen)[1] == line
+
+
+def test_given_numbers_of_views_stay() -> None:
+    chosen = decide("data_transforms.view.rotation=0", "data_transforms.view2.blur=0.9", upright=0.5, bits=16)
+    transforms = chosen.config.data_transforms
+    assert (transforms.view1.rotation, transforms.view1.vertical_flip, transforms.view2.blur) == (
+        0.0,
+        0.5,
+        0.9,
+    )
+    assert "flips (orientation cannot be told: 50%)" in lines(chosen)
+    chosen = decide("data_transforms.view={rotation: 0, vertical_flip: 0.1}", upright=0.5)
+    assert not any("orientation" in line for line in lines(chosen))
+    chosen = decide("data_transforms.domain=medical", upright=0.5)  # a person's word on all numbers
+    assert chosen.config.data_transforms.view1.rotation == 10.0
+    assert not any("orientation" in line or "views: " in line for line in lines(chosen))
+
+
+def test_grey_saved_as_rgb_is_read_as_grey() -> None:
+    chosen = decide(is_grey=True)
+    assert chosen.config.data.channels == "grey"
+    assert "1 channel (the 3 channels of the images are equal)" in lines(chosen)
+    assert decide(is_grey=True, channels=1).config.data.channels is None
+    assert decide("data.channels=null", is_grey=True).config.data.channels is None
+    assert decide("data.channels=rgb", is_grey=True).config.data.channels == "rgb"
+    assert decide("data_transforms.input_shape=[32,32,3]", is_grey=True).config.data.channels is None
+
+
+@pytest.mark.parametrize(
+    ("median", "machine", "overrides", "side", "reason"),
+    [
+        (56, CPU, (), 48, "median side 56 px"),
+        (60, CPU, (), 64, "median side 60 px"),
+        (64, CPU, (), 64, "median side 64 px"),
+        (320, CPU, (), 64, "median side 320 px; on a CPU at most 64"),
+        (320, GPU, (), 128, "median side 320 px; on a GPU at most 128"),
+        (100, GPU, (), 96, "median side 100 px"),
+        (20, CPU, (), 32, "median side 20 px; at least 32"),
+        (320, CPU, ("data.stored_px=50",), 48, "median side 320 px; stored at 50 px"),
+    ],
+)
+def test_view_size(median: int, machine: Machine, overrides: tuple[str, ...], side: int, reason: str) -> None:
+    chosen = decide(*overrides, machine=machine, sides=(10, median, 400, 500))
+    assert chosen.config.data_transforms.input_shape == (side, side, None)
+    assert f"view size {side} px ({reason})" in lines(chosen)
+
+
+# ---- What is trained
+
+
+def test_network_by_device() -> None:
+    small, large, gpu = decide(sides=(40, 50, 60, 70)), decide(), decide(machine=GPU)
+    assert (small.config.network.name, small.config.network.stem) == ("resnet10t", "strided")
+    assert (large.config.network.name, large.config.network.stem) == ("resnet10t", "standard")
+    assert (gpu.config.network.name, gpu.config.network.stem) == ("resnet18", "auto")
+    assert "network resnet10t (on a CPU)" in lines(small)
+    assert "strided stem (views of 48 px on a CPU)" in lines(small)
+    assert (small.config.trainer.precision, gpu.config.trainer.precision) == ("fp32", "bf16")
+    given = decide("network.name=resnet50", "trainer.precision=bf16")
+    assert (given.config.network.name, given.config.network.stem) == ("resnet50", "auto")
+    assert given.config.trainer.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("num_images", "machine", "overrides", "batch", "reason"),
+    [
+        (20_000, CPU, (), 64, "on a CPU"),
+        (20_000, GPU, (), 256, "on a GPU"),
+        (100, CPU, (), 32, "at most half of 100 images"),
+        (16, CPU, (), 8, "at most half of 16 images"),
+        (20_000, Machine("cuda", "bf16", 3), (), 255, "on a GPU; a multiple of 3"),
+        (20_000, CPU, ("trainer.accumulation_steps=4",), 64, "on a CPU"),
+    ],
+)
+def test_batch(
+    num_images: int, machine: Machine, overrides: tuple[str, ...], batch: int, reason: str
+) -> None:
+    chosen = decide(*overrides, machine=machine, num_images=num_images)
+    assert chosen.config.trainer.batch_size == batch
+    assert f"batch {batch} ({reason})" in lines(chosen)
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(DataError, match=r"^images: 15 images are too few .* at least 16"):
+        decide(num_images=15)
+    with pytest.raises(DataError, match=r"^images: 12 images"):  # a quarter cannot be read
+        decide(num_images=16, num_looked_at=16, num_bad=4)
+    with pytest.raises(ConfigError, match="20 images are too few for 8 ranks x parts"):
+        decide(num_images=20, machine=Machine("cpu", "fp32", 8))
+
+
+def test_parts_and_length_by_the_measured_step() -> None:
+    chosen = decide(step_s=0.9)
+    trainer = chosen.config.trainer
+    assert trainer.accumulation_steps == 4 and chosen.probe is not None
+    assert "batch in 4 parts (3.0 GB of 4.0 GB that may be used)" in lines(chosen)
+    # 0.85 h of 0.9 s are 3,400 steps, of 312 an epoch.
+    assert trainer.max_epochs == 10
+    assert lines(chosen)[-1] == "10 epochs, 3,120 steps (at most 0.85 hours on a CPU, 0.9 s a step)"
+    assert decide(step_s=1000.0).config.trainer.max_epochs == 1
+    fast = decide(step_s=0.001)
+    assert lines(fast)[-1] == "40 epochs, 12,480 steps (800,000 image passes)"
+    assert decide(num_images=1000).config.trainer.max_epochs == round(400_000 / 960)
+    given = decide("trainer.accumulation_steps=2", "trainer.max_epochs=3", step_s=0.9)
+    assert (given.config.accumulation_steps, given.config.trainer.max_epochs, given.probe) == (2, 3, None)
+
+
+def test_every_choice_can_be_given_and_leaves_nothing_open() -> None:
+    chosen = decide(step_s=0.5)
+    keys = {choice.key for choice in chosen.choices}
+    assert keys == {
+        "data_transforms.domain",
+        "data_transforms.view",
+        "data_transforms.input_shape",
+        "network.name",
+        "network.stem",
+        "trainer.precision",
+        "trainer.batch_size",
+        "trainer.accumulation_steps",
+        "trainer.max_epochs",
+    }
+    assert all("\n" not in str(choice) for choice in chosen.choices)
+    demo = choose(load_draft(None, [], preset="demo"), PHOTOS, machine=CPU, is_dicom=False, measure=None)
+    assert demo.choices == () and demo.config == load_draft(None, [], preset="demo").config
+
+
+def test_a_chosen_value_that_goes_against_a_given_one_is_told() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^override 'optimizer\.warmup_epochs=900': .* longer than the run"
+    ):
+        decide("optimizer.warmup_epochs=900", step_s=0.5)
+
+
+def test_the_rules_are_numbers_at_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(choices.BATCHES, "cpu", 16)
+    monkeypatch.setitem(choices.MOST_VIEW_PX, "cpu", 96)
+    monkeypatch.setattr(choices, "UPRIGHT_FROM", 0.9)
+    chosen = decide()
+    assert (chosen.config.batch_size, chosen.config.view_px) == (16, 96)
+    assert chosen.config.data_transforms.view1.rotation == 180.0

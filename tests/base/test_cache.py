@@ -1,0 +1,44 @@
+"""What is kept is found again, belongs to its values, and a damaged file is no obstacle."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from byol.base.cache import Arrays, keep, make_key
+from byol.base.errors import CheckpointError
+
+
+def test_made_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def make() -> Arrays:
+        calls.append(1)
+        return {"ranked": np.arange(6).reshape(2, 3), "chosen": np.array('{"C": 0.1}')}
+
+    path = tmp_path / "features" / "key.npz"
+    assert [keep(path, make)[1], keep(path, make)[1]] == [False, True] and len(calls) == 1
+    np.testing.assert_array_equal(keep(path, make)[0]["ranked"], [[0, 1, 2], [3, 4, 5]])
+    for damaged in (b"", b"PK\x03\x04 not a zip", b"nothing"):
+        path.write_bytes(damaged)
+        made, known = keep(path, make)
+        assert not known and str(made["chosen"]) == '{"C": 0.1}'
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        keep(path / "below.npz", make)
+
+
+def test_a_key_belongs_to_values_types_and_order() -> None:
+    one = np.arange(4)
+    keys = {
+        make_key(one),
+        make_key(one, one),
+        make_key(one.reshape(2, 2)),
+        make_key(one.astype(np.int32)),
+        make_key(one[::-1]),
+        make_key("1"),
+        make_key(1),
+        make_key(None),
+        make_key("a", "b"),
+        make_key("ab"),
+    }
+    assert len(keys) == 10 and make_key(one[::2]) == make_key(one[::2].copy())
