@@ -2,6 +2,8 @@
 
 from html.parser import HTMLParser
 
+_VOID = {"meta", "img"}
+
 
 class Reader(HTMLParser):
     """Refuses what is not closed; keeps tags, attributes and text."""

@@ -11,11 +11,12 @@ from rich.console import Console
 
 from byol.auto import demo, resolve
 from byol.auto.demo import LEAST_S, TOTAL_S, choose_length, fit_to_time
+from byol.auto.train import train
 from byol.config import Config, Draft, load_config, load_draft
 from byol.data.sources.motifs import NUM_TRAIN
 from byol.method.schedule import Plan
-from byol.training import loop
-from byol.training.loop import Outcome, train
+from byol.training import loop, setup
+from byol.training.loop import Outcome
 from byol.training.runlog import read_metrics
 from byol.training.step_benchmark import Probe
 from byol.training.time_budget import Pace
@@ -115,12 +116,12 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
         monkeypatch.setattr(demo, "probe_step", lambda *_, **__: Probe(16, 1, step_s, 1, 2))
         monkeypatch.setattr(loop, "make_views", step)
-        monkeypatch.setattr(loop, "Pace", partial(Pace, now=lambda: made * step_s))
+        monkeypatch.setattr(setup, "Pace", partial(Pace, now=lambda: made * step_s))
 
     return install
 
 
-def fit(draft: Draft, run_dir: Path) -> tuple[Config | Draft, float | None, str]:
+def fit(draft: Draft, run_dir: Path) -> tuple[Draft, float | None, str]:
     output = io.StringIO()
     console = Console(file=output, width=200)
     given, step_s = fit_to_time(draft, run_dir, elapsed=lambda: 10.0, console=console)

@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 
 from byol.auto import resolve
+from byol.auto.train import train
 from byol.base.errors import CheckpointError, ConfigError, RunMismatchError
 from byol.config import Config, Draft, load_config, load_draft
 from byol.data.sources.survey import Survey
 from byol.device.ranks import Ranks
-from byol.training.loop import Outcome, train
+from byol.training.loop import Outcome
 from byol.training.step_benchmark import Probe
 
 SMALL = [

@@ -74,7 +74,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], None]]:
         return make_views(*arguments, **others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "make_views", step)
-    monkeypatch.setattr(loop, "Pace", partial(Pace, now=lambda: made * STEP_S))
+    monkeypatch.setattr(setup, "Pace", partial(Pace, now=lambda: made * STEP_S))
     return actions
 
 

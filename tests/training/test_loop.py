@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from byol.base.errors import CollapsedError, DataError, DivergedError, RunMismatchError
 from byol.config import Config, load_config
+from byol.method.networks import Byol
 from byol.runfolder import checkpoint, environment
 from byol.training import fixed_images, loop
 from byol.training.loop import train
@@ -154,10 +155,10 @@ def test_stopped_by_a_signal_and_continued(
 def test_a_network_with_dropout_continues_exactly(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_byol, original = loop.Byol.of, loop.set_lr
+    make_byol, original = Byol.of, loop.set_lr
     calls = 0
 
-    def make_with_dropout(*arguments: object, **others: object) -> loop.Byol:
+    def make_with_dropout(*arguments: object, **others: object) -> Byol:
         byol = make_byol(*arguments, **others)  # type: ignore[arg-type]
         byol.online.encoder.drop_rate = 0.5  # type: ignore[assignment]
         return byol
@@ -171,7 +172,7 @@ def test_a_network_with_dropout_continues_exactly(
 
     plain = tmp_path / "plain"
     run(configure(images, "trainer.max_epochs=1"), plain)
-    monkeypatch.setattr(loop.Byol, "of", make_with_dropout)
+    monkeypatch.setattr(Byol, "of", make_with_dropout)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(configure(images, "trainer.max_epochs=1"), whole)
     monkeypatch.setattr(loop, "set_lr", stop_at_5)
@@ -230,8 +231,8 @@ def train_in_fp64(rank: int, world_size: int, port: int, images: Path, run_dir: 
     torch.set_num_threads(1)
     os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{world_size}", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = f"{port}"
-    make_views, whole_view, make_byol = loop.make_views, fixed_images.whole_view, loop.Byol.of
-    loop.Byol.of = lambda *a, **k: make_byol(*a, **k).double()  # type: ignore[method-assign]
+    make_views, whole_view, make_byol = loop.make_views, fixed_images.whole_view, Byol.of
+    Byol.of = lambda *a, **k: make_byol(*a, **k).double()  # type: ignore[method-assign]
     loop.make_views = lambda *a, **k: tuple(view.double() for view in make_views(*a, **k))  # type: ignore[assignment]
     fixed_images.make_views = loop.make_views  # type: ignore[assignment]
     fixed_images.whole_view = lambda *a, **k: whole_view(*a, **k).double()  # type: ignore[assignment]
@@ -295,20 +296,20 @@ def test_accumulation_takes_every_image_once(
     """Four parts of two images: as many optimizer steps and target updates as without, all images seen."""
     rows: list[slice] = []
     updates = 0
-    make_views, update = loop.make_views, loop.Byol.update_target
+    make_views, update = loop.make_views, Byol.update_target
 
     def note_rows(*arguments: object, rows: slice, **others: object) -> object:
         seen.append(rows)
         return make_views(*arguments, rows=rows, **others)  # type: ignore[arg-type]
 
-    def count(self: loop.Byol, tau: float) -> None:
+    def count(self: Byol, tau: float) -> None:
         nonlocal updates
         updates += 1
         update(self, tau)
 
     seen = rows
     monkeypatch.setattr(loop, "make_views", note_rows)
-    monkeypatch.setattr(loop.Byol, "update_target", count)
+    monkeypatch.setattr(Byol, "update_target", count)
     run(configure(images, "trainer.accumulation_steps=4", "trainer.max_epochs=1"), tmp_path / "run")
     assert rows == [slice(at, at + 2, 1) for at in (0, 2, 4, 6)] * 8
     assert updates == 8
@@ -350,7 +351,7 @@ def test_the_host_waits_once_in_a_step_that_does_not_log(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     """For the loss, which is looked at in every step on CPU alone."""
-    waits, make_views, make_byol = Waits(), loop.make_views, loop.Byol.of
+    waits, make_views, make_byol = Waits(), loop.make_views, Byol.of
 
     def start_step(batch: torch.Tensor, *arguments: object, **others: object) -> object:
         if others["rows"] == slice(0, 4, 1):
@@ -358,13 +359,13 @@ def test_the_host_waits_once_in_a_step_that_does_not_log(
         waits.add(batch)
         return make_views(batch, *arguments, **others)  # type: ignore[arg-type]
 
-    def note_network(*arguments: object, **others: object) -> loop.Byol:
+    def note_network(*arguments: object, **others: object) -> Byol:
         byol = make_byol(*arguments, **others)  # type: ignore[arg-type]
         waits.add(*byol.state_dict().values())
         return byol
 
     monkeypatch.setattr(loop, "make_views", start_step)
-    monkeypatch.setattr(loop.Byol, "of", note_network)
+    monkeypatch.setattr(Byol, "of", note_network)
     rarely = [f"trainer.{name}_interval=1000" for name in ("log", "health", "checkpoint")]
     overrides = [*rarely, "trainer.accumulation_steps=2", "trainer.max_epochs=1"]
     with waits:
@@ -377,11 +378,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "run"
-    forward = loop.Byol.forward
+    forward = Byol.forward
     calls = 0
 
     def poison(
-        self: loop.Byol, view1: torch.Tensor, view2: torch.Tensor, *, symmetric: bool
+        self: Byol, view1: torch.Tensor, view2: torch.Tensor, *, symmetric: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal calls
         calls += 1
@@ -389,7 +390,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
         # Two calls a step: the second direction of step 9.
         return (loss * float("nan") if calls == 20 else loss), projection
 
-    monkeypatch.setattr(loop.Byol, "forward", poison)
+    monkeypatch.setattr(Byol, "forward", poison)
     with pytest.raises(
         DivergedError, match=r"not finite at step 9 .*the step was not applied.*optimizer\.params\.lr="
     ):

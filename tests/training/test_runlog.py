@@ -35,8 +35,13 @@ def make_log(
     run_dir: Path, *, first_step: int = 0, active: bool = True, output: io.StringIO | None = None
 ) -> RunLog:
     console = Console(file=output or io.StringIO(), width=200)
-    loggers = [TensorBoard(Run(run_dir, "0", first_step, {}))] if active else []
-    return RunLog(run_dir, console, first_step=first_step, steps_per_epoch=10, active=active, loggers=loggers)
+
+    def open_loggers() -> list[TensorBoard]:
+        return [TensorBoard(Run(run_dir, "0", first_step, {}))]
+
+    return RunLog(
+        run_dir, console, first_step=first_step, steps_per_epoch=10, active=active, open_loggers=open_loggers
+    )
 
 
 def write(log: RunLog, done: int, *, end: int = 30) -> None:

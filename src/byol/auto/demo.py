@@ -15,11 +15,10 @@ from byol.auto import resolve
 from byol.auto.choices import count_usable
 from byol.config import Config, Draft, load_config
 from byol.data.pack.images import open_images
-from byol.method.networks import check_name
 from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
-from byol.training.loggers import check_loggers
 from byol.training.runlog import format_time
+from byol.training.setup import check_settings
 from byol.training.step_benchmark import probe_step
 
 TOTAL_S = 210.0  # of the whole command: half a minute less than four, for a machine that gets slower
@@ -78,7 +77,7 @@ def choose_length(config: Config, *, num_images: int, step_s: float, elapsed_s: 
 
 def fit_to_time(
     draft: Draft, run_dir: Path, *, elapsed: Callable[[], float], console: Console
-) -> tuple[Config | Draft, float | None]:
+) -> tuple[Draft, float | None]:
     """The demo's configuration with its length, and what a step takes, seconds, if that was measured.
 
     A run that has begun keeps its length. Given lengths, open settings and several ranks leave nothing to
@@ -90,17 +89,16 @@ def fit_to_time(
     if not _is_free(draft):
         return draft, None
     if checkpoint.has_begun(run_dir):
-        return _keep_length(draft.config, run_dir), None
+        return Draft(_keep_length(draft.config, run_dir), draft.layers), None
     config = draft.config
-    check_name(config.network.name)
-    check_loggers(config.trainer.loggers)
+    check_settings(config, run_dir)
     checkpoint.check_run_folder(run_dir)
     images = open_images(config, run_dir, console=console)
     console.print("measuring how long a step takes", highlight=False)
     step_s = probe_step(config, channels=images.channels, stored_px=images.stored_px, bits=images.bits).step_s
     length = choose_length(config, num_images=len(images), step_s=step_s, elapsed_s=elapsed())
     console.print(length.describe(), highlight=False, soft_wrap=True)
-    return length.config, length.step_s
+    return Draft(length.config, draft.layers), length.step_s
 
 
 def preview(draft: Draft, run_dir: Path, *, elapsed: Callable[[], float], say: Callable[[str], None]) -> None:

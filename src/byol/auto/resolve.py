@@ -21,7 +21,7 @@ from byol.method.networks import check_name
 from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
 from byol.training import initial_weights
-from byol.training.loggers import check_loggers
+from byol.training.setup import check_settings
 from byol.training.step_benchmark import Probe, choose_batch, probe_step
 
 _LOOK_AT = 2000  # images
@@ -62,12 +62,9 @@ def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
     Raises:
         ConfigError, DataError, CheckpointError: as training would.
     """
-    check_name(draft.config.network.name)
-    check_loggers(draft.config.trainer.loggers)
+    check_settings(draft.config, run_dir)
     checkpoint.check_run_folder(run_dir)
     begins = not checkpoint.has_begun(run_dir)
-    if draft.config.network.fine_tune_from is not None and begins:
-        initial_weights.check_source(draft.config.network.fine_tune_from)
     look = look_at_some(draft)
     if draft.open and not begins:
         say(f"{run_dir} holds a run, which is continued: what is open is taken from it")

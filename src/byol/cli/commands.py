@@ -13,7 +13,7 @@ from typing import Any
 
 from byol.base.console import complain, is_watched, make_console, print_line, say, say_block
 from byol.base.errors import ConfigError, DataError, NoLabelsError, printable
-from byol.config import Config, Draft, json_schema, load_draft, write_override
+from byol.config import Draft, json_schema, load_draft, write_override
 
 EXIT_INTERRUPTED = {
     "SIGINT": 130,
@@ -39,8 +39,8 @@ def demo_command(options: argparse.Namespace) -> int:
         if _is_main_rank():
             demo.preview(draft, options.output, elapsed=elapsed, say=say)
         return 0
-    given, step_s = demo.fit_to_time(draft, options.output, elapsed=elapsed, console=make_console())
-    return _train_and_evaluate(given, options.output, step_s=step_s)
+    draft, step_s = demo.fit_to_time(draft, options.output, elapsed=elapsed, console=make_console())
+    return _train_and_evaluate(draft, options.output, step_s=step_s)
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -115,10 +115,10 @@ def _preview(draft: Draft, run_dir: Path) -> int:
     return 0
 
 
-def _train_run(given: Config | Draft, run_dir: Path, *, step_s: float | None = None) -> int:
-    from byol.training.loop import train
+def _train_run(draft: Draft, run_dir: Path, *, step_s: float | None = None) -> int:
+    from byol.auto.train import train
 
-    outcome = train(given, run_dir, console=make_console(), step_s=step_s)
+    outcome = train(draft, run_dir, console=make_console(), step_s=step_s)
     if outcome.stopped_by is not None:
         if _is_main_rank():
             say(
@@ -131,13 +131,12 @@ def _train_run(given: Config | Draft, run_dir: Path, *, step_s: float | None = N
     return 0
 
 
-def _train_and_evaluate(given: Config | Draft, run_dir: Path, *, step_s: float | None = None) -> int:
-    code = _train_run(given, run_dir, step_s=step_s)
+def _train_and_evaluate(draft: Draft, run_dir: Path, *, step_s: float | None = None) -> int:
+    code = _train_run(draft, run_dir, step_s=step_s)
     if code or not _is_main_rank():
         return code
     # The run's own file keeps what its first start said; how to evaluate is for this start to say.
-    config = given.config if isinstance(given, Draft) else given
-    chosen = config.evaluation.model_dump().items()
+    chosen = draft.config.evaluation.model_dump().items()
     return _print_table(
         run_dir, overrides=[write_override(f"evaluation.{key}", value) for key, value in chosen]
     )

@@ -58,27 +58,35 @@ class RunLog:
     def __init__(
         self,
         run_dir: Path,
-        console: Console,
+        console: Console | None,
         *,
         first_step: int,
         steps_per_epoch: int,
         active: bool,
-        loggers: Sequence[Logger] = (),
+        open_loggers: Callable[[], Sequence[Logger]] = tuple,
     ) -> None:
-        self._console, self._active, self._loggers = console, active, loggers
+        """`console`: None prints nothing. `open_loggers` is called when the block begins."""
+        self._console, self._active, self._open_loggers = console, active, open_loggers
+        self._path = run_dir / FILE_NAME
         self._embedding: Embedding | None = None
         self._first_step, self._steps_per_epoch = first_step, steps_per_epoch
-        if not active:
-            return
-        self._path = run_dir / FILE_NAME
-        kept = [metrics for metrics in read_metrics(run_dir) if metrics.done <= first_step]
-        write_atomically(self._path, "".join(map(_to_line, kept)).encode())
-        self._file = self._path.open("a", encoding="utf-8")
-        self._progress = _make_progress(console) if console.is_terminal else None
+        self._loggers: Sequence[Logger] = ()
+        self._progress: Progress | None = None
         self._last_line_s = -math.inf
 
     def __enter__(self) -> "RunLog":
-        if self._active and self._progress is not None:
+        if not self._active:
+            return self
+        kept = [metrics for metrics in read_metrics(self._path.parent) if metrics.done <= self._first_step]
+        write_atomically(self._path, "".join(map(_to_line, kept)).encode())
+        self._file = self._path.open("a", encoding="utf-8")
+        try:
+            self._loggers = self._open_loggers()
+        except BaseException:
+            self._file.close()
+            raise
+        if self._console is not None and self._console.is_terminal:
+            self._progress = _make_progress(self._console)
             self._progress.start()
             self._task = self._progress.add_task("", total=None, completed=self._first_step)
         return self
@@ -129,7 +137,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """One line for the person."""
-        if self._active:
+        if self._active and self._console is not None:
             print_line(self._console, text)
 
     def _unwritable(self, error: OSError) -> CheckpointError:

@@ -1,23 +1,134 @@
-"""What a run needs before its first step: its images, its plan, and the parts of a batch."""
+"""What a run needs before its first step: images, plan, networks and optimizer, as new or as saved."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import nn
+from torch.optim import Optimizer
 
 from byol.base.console import print_line
 from byol.base.errors import CheckpointError, DataError
 from byol.config import Config
+from byol.data.pack.batches import Batches
 from byol.data.pack.images import open_images
 from byol.data.pack.packed import Packed
-from byol.device.ranks import Ranks, check_share
+from byol.device.ranks import Ranks, check_share, keep_freed_memory
 from byol.encoder.encoder import SPEC_NAME, read_spec
+from byol.method.networks import Byol, check_name
+from byol.method.optimizers import build_optimizer
 from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
+from byol.training import initial_weights
+from byol.training.loggers import check_loggers
 from byol.training.step_benchmark import probe_step
+from byol.training.time_budget import Pace
 
 
-def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Console) -> Packed:
+@dataclass(frozen=True)
+class Setup:
+    """A run that is ready for its next step."""
+
+    config: Config
+    run_dir: Path
+    ranks: Ranks
+    images: Packed
+    plan: Plan
+    byol: Byol
+    network: nn.Module  # `byol`, or `byol` in DistributedDataParallel
+    optimizer: Optimizer
+    pace: Pace
+    begun: initial_weights.Start
+    num_parts: int  # of a batch, computed one after another
+    done: int  # finished steps
+    best: dict[str, Any] | None  # what the checkpoint says of the best encoder
+    notes: list[str]  # lines for the person, on what was found
+    origin: list[str]  # and on the weights that it starts from
+    step_s: float | None  # expected seconds of a step, where they are known
+    console: Console | None  # None: nothing is printed
+    statistics: initial_weights.Statistics = field(init=False)
+
+    def __post_init__(self) -> None:
+        networks = (self.byol.online.encoder, self.byol.target.encoder)
+        object.__setattr__(self, "statistics", initial_weights.Statistics(networks))
+
+    @property
+    def view_options(self) -> dict[str, Any]:
+        """The arguments of `make_views` that are the same at every step."""
+        return {"transforms": self.config.data_transforms, "pixels": self.images.pixels}
+
+    def open_batches(self) -> Batches:
+        """This rank's batches from the next step on, to be closed by `with`."""
+        return Batches(
+            self.images,
+            self.plan,
+            rows=self.ranks.rows(self.plan.batch_size),
+            device=self.ranks.device,
+            first_step=self.done,
+            memory=self.config.data.memory,
+        )
+
+
+def check_settings(config: Config, run_dir: Path) -> None:
+    """Refuse, before anything is looked at or packed, settings that cannot work on this machine.
+
+    Raises:
+        ConfigError: an unknown network or a logger that is not installed.
+        ConfigError, CheckpointError: the weights to start from cannot be read.
+    """
+    check_name(config.network.name)
+    check_loggers(config.trainer.loggers)
+    if config.network.fine_tune_from is not None and not checkpoint.list_checkpoints(run_dir):
+        initial_weights.check_source(config.network.fine_tune_from)
+
+
+def prepare(
+    config: Config, run_dir: Path, *, ranks: Ranks, step_s: float | None, console: Console | None
+) -> Setup:
+    """Pack the images, build the networks, and load what the run has saved or starts from.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RunMismatchError: nothing is damaged.
+    """
+    keep_freed_memory()
+    images = open_run_images(config, run_dir, ranks=ranks, console=console)
+    config = as_begun(config, run_dir)
+    state, notes = checkpoint.read_latest(run_dir)
+    plan = make_plan(config, images, state, step_s=step_s, ranks=ranks, console=console)
+    byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
+    begun, origin = initial_weights.begin(run_dir, byol, config=config, plan=plan)
+    byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    apart = byol.online.encoder if begun.parts_encoder else None
+    optimizer = build_optimizer(byol, config.optimizer, plan=plan, apart=apart)
+    done = 0
+    if state is not None:
+        done = checkpoint.restore(
+            run_dir, state, byol=byol, optimizer=optimizer, data_fingerprint=images.fingerprint
+        )
+    return Setup(
+        config=config,
+        run_dir=run_dir,
+        ranks=ranks,
+        images=images,
+        plan=plan,
+        byol=byol,
+        network=ranks.wrap(byol),
+        optimizer=optimizer,
+        pace=Pace(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main),
+        begun=begun,
+        num_parts=choose_parts(config, state, ranks=ranks),
+        done=done,
+        best=None if state is None else state.get("best"),
+        notes=notes,
+        origin=origin,
+        step_s=step_s,
+        console=console,
+    )
+
+
+def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Console | None) -> Packed:
     """Claim the run folder and pack the images on the first rank; the others then find both done."""
     if ranks.is_main:
         checkpoint.claim_run_folder(run_dir, config)
@@ -54,7 +165,7 @@ def make_plan(
     *,
     step_s: float | None,
     ranks: Ranks,
-    console: Console,
+    console: Console | None,
 ) -> Plan:
     """With a time budget for the number of steps that a probe expects; a continued run keeps to its own."""
     hours = config.trainer.max_hours
@@ -63,7 +174,8 @@ def make_plan(
     if state is not None:
         return Plan.of(config, num_images=len(images), expected_steps=state["pace"]["total_steps"])
     if step_s is None and ranks.is_main:
-        print_line(console, "measuring how long a step takes")
+        if console is not None:
+            print_line(console, "measuring how long a step takes")
         step_s = probe_step(
             config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
         ).step_s

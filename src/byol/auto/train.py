@@ -1,0 +1,33 @@
+"""Train with settings of which some are left open: they are resolved, then the training loop begins."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from byol.auto.resolve import settle
+from byol.base.console import print_line
+from byol.config import Draft
+from byol.device.devices import choose_dtype
+from byol.device.ranks import connect
+from byol.training import loop
+from byol.training.setup import check_settings
+
+
+def train(
+    draft: Draft, run_dir: Path, *, console: Console | None = None, step_s: float | None = None
+) -> loop.Outcome:
+    """Choose the open settings, or take them from the run in `run_dir`, and call the training loop.
+
+    `console`: None prints nothing. `step_s`: expected seconds of a step, where they are known.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RunMismatchError, DivergedError, CollapsedError: as the loop.
+    """
+    check_settings(draft.config, run_dir)
+    with connect(draft.config.trainer) as ranks:
+        say = (lambda line: None) if console is None else partial(print_line, console)
+        config, measured_s = settle(draft, run_dir, ranks=ranks, say=say)
+        ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
+        return loop.train(config, run_dir, console=console, step_s=step_s or measured_s, ranks=ranks)

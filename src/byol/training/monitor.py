@@ -1,0 +1,218 @@
+"""What is watched while a run trains: its health, the best encoder so far, alarms, and the log."""
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from types import TracebackType
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from byol.config import keys
+from byol.metrics import health
+from byol.runfolder import checkpoint, environment
+from byol.training import alarms, initial_weights
+from byol.training.best import Marker
+from byol.training.fixed_images import FixedImages
+from byol.training.loggers import Logger, Run, open_loggers
+from byol.training.runlog import Metrics, RunLog
+from byol.training.saving import Saver
+from byol.training.setup import Setup
+from byol.training.summary import introduce
+from byol.training.time_budget import Clock
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done after a step besides the step."""
+
+    log: bool
+    check: bool  # judge health on the fixed images
+    save: bool
+    stop: bool  # a signal asks for it
+
+    @property
+    def host_waits(self) -> bool:
+        """Whether the host waits for the device anyway, so that looking at values costs nothing more."""
+        return self.log or self.check or self.save
+
+
+class Monitor:
+    """Looks at a run at its start, now and then, and at its end; open for as long as the block runs."""
+
+    def __init__(self, setup: Setup, saver: Saver) -> None:
+        self._setup, self._saver = setup, saver
+        self._stack = ExitStack()
+        self._blank: list[str] = []  # what was said of blank views
+
+    def __enter__(self) -> "Monitor":
+        with ExitStack() as stack:
+            self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _open(self, stack: ExitStack) -> None:
+        setup, ranks = self._setup, self._setup.ranks
+        config, plan, pace, done = setup.config, setup.plan, setup.pace, setup.done
+        self._fixed = FixedImages.of(setup.images, plan, transforms=config.data_transforms, ranks=ranks)
+        if done == 0:
+            alarms.check_images(self._fixed, source=config.data.source)
+            self._blank = alarms.check_views(self._fixed)
+        self._has_steps = not pace.is_last(done)
+        writes = self._has_steps and ranks.is_main
+        self._log = stack.enter_context(
+            RunLog(
+                setup.run_dir,
+                self._setup.console,
+                first_step=done,
+                steps_per_epoch=plan.steps_per_epoch,
+                active=ranks.is_main,
+                open_loggers=self._open_loggers if writes else tuple,
+            )
+        )
+        self._introduce()
+        before = pace.now()
+        self._health, self._measures = self._fixed.look(setup.byol, ranks=ranks)
+        # At the end it is looked at once more, and saving takes about as long.
+        pace.keep_for_end(2.0 * (pace.now() - before))
+        self._begun = setup.begun
+        if done == 0:
+            self._begun = replace(setup.begun, measures=self._measures)
+            if ranks.is_main:
+                initial_weights.write(setup.run_dir, self._begun)
+        if writes:
+            self._saver.save_record(done)
+        self._watch = alarms.Watch(config, plan, start=self._begun)
+        self._marker = Marker(
+            setup.run_dir,
+            plan,
+            saved=setup.best,
+            warm_steps=setup.begun.warm_steps,
+            save=self._saver.save_online if ranks.is_main else None,
+        )
+        self._clock = Clock(done)
+
+    def _introduce(self) -> None:
+        setup = self._setup
+        for note in (
+            *setup.notes,
+            *introduce(
+                setup.config,
+                setup.images,
+                plan=setup.plan,
+                pace=setup.pace,
+                step_s=setup.step_s,
+                ranks=setup.ranks,
+                done=setup.done,
+            ),
+            *environment.explain_change(self._saver.record),
+            *setup.origin,
+            *setup.begun.explain(),
+            *self._blank,
+            *alarms.describe_rate(setup.config, setup.plan),
+        ):
+            self._log.say(note)
+
+    def _open_loggers(self) -> list[Logger]:
+        setup = self._setup
+        settings = dict(keys.flatten(setup.config.model_dump()))
+        run = Run(setup.run_dir, self._saver.record.run, setup.done, settings)
+        return open_loggers(setup.config.trainer.loggers, run, say=self.say)
+
+    def say(self, text: str) -> None:
+        """Print one line for the person, on the first rank."""
+        self._log.say(text)
+
+    def show_views(self, view1: Tensor, view2: Tensor) -> None:
+        """Give the first images' two views to the loggers; shape (batch, channel, side, side)."""
+        self._log.add_views(view1, view2)
+
+    def check(self, done: int) -> None:
+        """Judge health after `done` steps, keep the encoder if it is the best so far, and warn."""
+        setup, pace = self._setup, self._setup.pace
+        self._health, self._measures = self._fixed.look(setup.byol, ranks=setup.ranks)
+        position, last = pace.position(done), pace.is_last(done)
+        warning = self._watch.note(self._health, self._measures, done=done)
+        flat = self._marker.note(self._health, self._measures, done=done, position=position, last=last)
+        for line in filter(None, (warning, flat)):
+            self._log.say(line)
+
+    def check_finite(self, loss: Float[Tensor, ""], *, step: int, gradients_too: bool) -> None:
+        """Take note of the loss of a step that is not applied yet.
+
+        Raises:
+            DivergedError: the loss is not finite, or with `gradients_too` the gradient.
+        """
+        setup = self._setup
+        self._loss = setup.ranks.mean(loss)
+        lr = setup.plan.lr(setup.pace.position(step))
+        alarms.check_finite(
+            self._loss,
+            setup.optimizer,
+            config=setup.config,
+            plan=setup.plan,
+            step=step,
+            lr=lr,
+            gradients_too=gradients_too,
+        )
+
+    def log(self, done: int, projection: Float[Tensor, "part dim"], *, wait_s: float) -> None:
+        """Write the metrics after `done` steps; `wait_s` seconds of all were spent waiting for images."""
+        plan, pace, ranks = self._setup.plan, self._setup.pace, self._setup.ranks
+        position = pace.position(done - 1)
+        images_per_s, data_wait = self._clock.lap(done, plan.batch_size, wait_s=wait_s)
+        self._log.write(
+            Metrics(
+                done=done,
+                epoch=done / plan.steps_per_epoch,
+                loss=self._loss,
+                lr=plan.lr(position),
+                tau=plan.tau(position),
+                feature_std=ranks.mean(health.measure_feature_std(projection)),
+                images_per_s=images_per_s,
+                data_wait=data_wait,
+                verdict=self._health.verdict,
+                rank=self._health.rank,
+                **asdict(self._measures),
+            ),
+            end=pace.end,
+            left_s=pace.left_s(done, step_s=plan.batch_size / images_per_s),
+        )
+
+    def refuse_collapse(self, done: int) -> None:
+        """End a run whose checks have found it beyond hope.
+
+        Raises:
+            CollapsedError: with the likeliest cause and one setting to change.
+        """
+        if self._watch.is_over:
+            kept = checkpoint.list_checkpoints(self._setup.run_dir)
+            raise alarms.explain_collapse(
+                self._setup.config,
+                self._setup.plan,
+                health=self._health,
+                done=done,
+                kept=f"the last checkpoint is {kept[0].name}" if kept else "no checkpoint was written",
+                views=self._blank,
+            )
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the best encoder so far."""
+        return self._marker.best.state()
+
+    def finish(self, done: int) -> None:
+        """After the last step: compare with step 0, and give the loggers the embedding."""
+        setup = self._setup
+        if not setup.pace.is_last(done):
+            return
+        if self._begun.measures is not None:
+            self._log.say(health.compare(self._measures, self._begun.measures))
+        # On every rank, for BatchNorm of several ranks waits for all of them.
+        if self._has_steps and setup.config.trainer.loggers:
+            self._log.keep_embedding(self._fixed.embed(setup.byol, done=done, ranks=setup.ranks))

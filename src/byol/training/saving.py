@@ -1,0 +1,64 @@
+"""What a run leaves at a checkpoint: the checkpoint, both encoders, and the record of its sessions."""
+
+from pathlib import Path
+from typing import Any
+
+from byol.encoder.encoder import EncoderSpec, save_encoder
+from byol.runfolder import checkpoint, environment
+from byol.training.setup import Setup
+
+
+class Saver:
+    """Writes the files of one run; does nothing on ranks other than the first."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self.record = environment.begin(
+            setup.run_dir,
+            num_images=len(setup.images),
+            num_bad=setup.images.num_bad,
+            first_step=setup.done,
+            ranks=setup.ranks,
+        )
+        if setup.done:  # the encoders may be older than the checkpoint, missing or damaged
+            self.save_encoders(setup.done)
+
+    def save(self, done: int, *, num_parts: int, best: dict[str, Any]) -> None:
+        """Write all of it after `done` steps; a batch was last computed in `num_parts` parts.
+
+        Raises:
+            CheckpointError: a file cannot be written; the files of the checkpoint before stay.
+        """
+        setup = self._setup
+        if not setup.ranks.is_main:
+            return
+        checkpoint.save(
+            setup.run_dir,
+            done,
+            byol=setup.byol,
+            optimizer=setup.optimizer,
+            data_fingerprint=setup.images.fingerprint,
+            num_parts=num_parts,
+            pace=setup.pace.state(),
+            best=best,
+        )
+        self.save_encoders(done)
+        self.save_record(done)
+
+    def save_encoders(self, done: int) -> None:
+        """Write the online encoder into the run folder and the target's into `target/` below it."""
+        if self._setup.ranks.is_main:
+            self.save_online(self._setup.run_dir, done)
+            target = EncoderSpec.of(self._setup.config, self._setup.images, which="target", done=done)
+            save_encoder(self._setup.run_dir / "target", self._setup.byol.target.encoder, target)
+
+    def save_online(self, folder: Path, done: int) -> None:
+        """Write the online encoder into `folder`."""
+        if self._setup.ranks.is_main:
+            spec = EncoderSpec.of(self._setup.config, self._setup.images, which="online", done=done)
+            save_encoder(folder, self._setup.byol.online.encoder, spec)
+
+    def save_record(self, done: int) -> None:
+        """Write into `environment.json` that this session has come to `done` steps."""
+        if self._setup.ranks.is_main:
+            environment.write(self._setup.run_dir, self.record, done=done)
