@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from byol.base.errors import CheckpointError, ConfigError
-from byol.cli.main import commands, main
+from byol.cli.commands import name_labelled
+from byol.cli.main import read_arguments
 from byol.config import dump_config, load_config, write_override
 from byol.device.ranks import Ranks
 from byol.report.card import write_card
@@ -353,10 +354,8 @@ def test_what_a_card_repeats_is_what_was_evaluated(tmp_path: Path, value: str) -
     evaluate(run_dir, number=2, **given)  # type: ignore[arg-type]
     table = read_facts(run_dir).table
     assert table is not None and table.options is not None
-    arguments, overrides = main._take_overrides(["eval", "RUN", *shlex.split(table.options)])
-    options = main._make_parser().parse_args(arguments)
-    options.overrides = overrides
-    again = read_config(run_dir, commands._name_labelled(options, "weights", "folds", "groups"))
+    options = read_arguments(["eval", "RUN", *shlex.split(table.options)])
+    again = read_config(run_dir, name_labelled(options, "weights", "folds", "groups"))
     assert again.evaluation.model_dump() == table.fields["settings"]
     assert str(run_dir) in write_card(run_dir)
 

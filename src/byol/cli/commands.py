@@ -77,12 +77,12 @@ def run_command(options: argparse.Namespace) -> int:
 def eval_command(options: argparse.Namespace) -> int:
     return _print_table(
         options.run,
-        overrides=_name_labelled(options, "weights", "folds", "groups"),
+        overrides=name_labelled(options, "weights", "folds", "groups"),
         metadata=options.metadata,
     )
 
 
-def _name_labelled(options: argparse.Namespace, *more: str) -> list[str]:
+def name_labelled(options: argparse.Namespace, *more: str) -> list[str]:
     """The overrides, and those that say which images have labels and how they are used."""
     chosen = {key: getattr(options, key) for key in ("labels", "train", "test", *more)}
     given = (write_override(f"evaluation.{key}", value) for key, value in chosen.items() if value is not None)
@@ -307,7 +307,7 @@ def finetune_command(options: argparse.Namespace) -> int:
             outcome = finetune(
                 source,
                 output,
-                overrides=_name_labelled(options),
+                overrides=name_labelled(options),
                 fraction=options.fraction,
                 epochs=options.epochs,
                 scratch=options.scratch,

@@ -44,9 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     prepare_streams()
     try:
-        rest, overrides = _take_overrides(sys.argv[1:] if arguments is None else arguments)
-        options = _make_parser().parse_args(rest)
-        options.overrides = overrides
+        options = read_arguments(sys.argv[1:] if arguments is None else arguments)
         code: int = options.command(options)
         sys.stdout.flush()
         return code
@@ -60,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `byol config | head`: whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_INTERRUPTED["SIGPIPE"]
+
+
+def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; `overrides` are its settings, `command` is what to call with all of it."""
+    rest, overrides = _take_overrides(arguments)
+    options = _make_parser().parse_args(rest)
+    options.overrides = overrides
+    return options
 
 
 class _Parser(argparse.ArgumentParser):
