@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line; `overrides` are its settings, `command` is what to call with all of it."""
+    """The options of a command line: `overrides` are its settings, `command` is what to call with them."""
     rest, overrides = _take_overrides(arguments)
     options = _make_parser().parse_args(rest)
     options.overrides = overrides
