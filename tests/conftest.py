@@ -1,10 +1,12 @@
 """Shared by all tests: one thread (small tensors gain nothing from two), and where the real images lie."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 torch.set_num_threads(1)
 
 

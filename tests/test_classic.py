@@ -43,6 +43,7 @@ def test_the_readme_shows_the_configuration_that_is_there() -> None:
     assert (REPOSITORY / "config.yaml").read_text() in (REPOSITORY / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_config_yaml_unchanged_for_two_epochs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_stl10(folder / "datasets" / "stl10_binary", num=BIG_ENOUGH, labels=(1, 2, 3, 4))
     assert main(["run", "config.yaml", "trainer.max_epochs=2", *FAST]) == 0
@@ -90,6 +91,7 @@ def test_the_file_means_what_it_meant(folder: Path) -> None:
     assert config.data_transforms.input_shape == (96, 96, 3)
 
 
+@pytest.mark.slow
 def test_resnet50_and_the_papers_heads(folder: Path) -> None:
     write_sixteen(folder)
     text = (folder / "config.yaml").read_text()
@@ -111,6 +113,7 @@ def test_resnet50_and_the_papers_heads(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_fine_tune_from_in_the_file_and_run_py(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`python run.py` as the README has it; then its line for starting from an earlier run, uncommented."""
     write_sixteen(folder)

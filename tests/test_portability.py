@@ -48,6 +48,7 @@ def list_modules() -> list[str]:
     return [module.name for module in found if not module.name.endswith("__main__")]
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_without_what_windows_lacks() -> None:
     modules = list_modules()
     assert len(modules) > 90
@@ -179,6 +180,7 @@ def run_spawned(target: Any, *arguments: object) -> None:
     assert process.exitcode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("px", "num_children"), [(8, 2), (90, 0)], ids=["small files", "large files"])
 def test_packing_in_a_spawned_process(tmp_path: Path, px: int, num_children: int) -> None:
     folder = make_folder(tmp_path / "images", px=px, num=70)
@@ -189,6 +191,7 @@ def test_packing_in_a_spawned_process(tmp_path: Path, px: int, num_children: int
     assert found.fingerprint == pack_folder(folder, tmp_path / "here").fingerprint
 
 
+@pytest.mark.slow
 def test_the_step_is_measured_in_a_spawned_process() -> None:
     run_spawned(measure_step)
 
@@ -199,7 +202,7 @@ def test_a_program_without_a_main_guard_packs(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         f"print('started')\nfrom pathlib import Path\nimport sys\nsys.path[:0] = {sys.path!r}\n"
-        "from byol.data import parallel\nfrom byol.data.pack.packed import pack\n"
+        "from byol.data.sources import parallel\nfrom byol.data.pack.packed import pack\n"
         "from byol.data.sources.opening import _open_folder\n"
         "parallel._PROCESS_MIN_IMAGES, parallel.count_cores = 1, lambda: 2\n"
         f"pack(_open_folder(Path({str(folder)!r})), folder=Path({str(tmp_path / 'pack')!r}), stored_px=8, "

@@ -1,5 +1,6 @@
 """The project's own papers agree with the sources: file tree, dependencies, the classic configuration."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -12,10 +13,14 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_lists_every_source_file() -> None:
-    sources = {path.name for path in (ROOT / "src" / "byol").rglob("*.py") if not path.name.startswith("__")}
-    listed = set(re.findall(r"^ {2,4}(\w+\.py) ", README, re.MULTILINE))
-    assert listed == sources
+def test_the_readme_lists_every_folder_with_its_purpose() -> None:
+    source = ROOT / "src" / "byol"
+    purposes = {}
+    for path in source.rglob("__init__.py"):
+        if path.parent != source:
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+            purposes[path.parent.relative_to(source).as_posix()] = (doc or "").splitlines()[0]
+    assert dict(re.findall(r"^\| `([a-z/]+)` \| (.*) \|$", README, re.MULTILINE)) == purposes
 
 
 def test_conda_and_pip_install_the_same() -> None:

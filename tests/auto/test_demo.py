@@ -12,7 +12,7 @@ from rich.console import Console
 from byol.auto import demo, resolve
 from byol.auto.demo import LEAST_S, TOTAL_S, choose_length, fit_to_time
 from byol.auto.train import train
-from byol.config import Config, Draft, load_config, load_draft
+from byol.config import Draft, load_config, load_draft
 from byol.data.sources.motifs import NUM_TRAIN
 from byol.method.schedule import Plan
 from byol.training import loop, setup
@@ -135,8 +135,10 @@ def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
     draft = load_draft(None, [f"data.source={images}", *TINY], preset="demo")
     run_dir = tmp_path / "run"
     given, step_s, said = fit(draft, run_dir)
-    assert isinstance(given, Config) and given.trainer.max_hours is not None
-    assert given.trainer.max_hours * 3600 == pytest.approx(5.0, abs=0.05) and "this takes about" in said
+    assert given.config.trainer.max_hours is not None
+    assert (
+        given.config.trainer.max_hours * 3600 == pytest.approx(5.0, abs=0.05) and "this takes about" in said
+    )
     quiet = Console(file=io.StringIO())
     assert train(given, run_dir, console=quiet, step_s=step_s) == Outcome(20, 20, None)
     lines = read_metrics(run_dir)
@@ -146,7 +148,7 @@ def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
     again, step_s, said = fit(draft, run_dir)
     assert again == given and step_s is None and said == ""
     assert train(given, run_dir, console=quiet) == Outcome(20, 20, None)
-    assert load_config(run_dir / "config.yaml", [], preset=None).trainer == given.trainer
+    assert load_config(run_dir / "config.yaml", [], preset=None).trainer == given.config.trainer
 
 
 def test_a_given_length_is_kept_to(images: Path, tmp_path: Path, probed: Callable[[float], None]) -> None:

@@ -174,6 +174,7 @@ def test_time_in_words(seconds: float, words: str) -> None:
     assert resolve._in_words(seconds) == words
 
 
+@pytest.mark.slow
 def test_a_preview_refuses_weights_as_training_does(images: Path, tmp_path: Path) -> None:
     torch.save({"x.y": torch.zeros(2)}, tmp_path / "other.pth")
     (tmp_path / "page.pth").write_text("<html>")

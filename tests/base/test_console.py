@@ -68,6 +68,7 @@ def test_closed_and_broken_outputs_are_no_traceback() -> None:
         assert done.returncode == code or (code is None and done.returncode in (0, 141))
 
 
+@pytest.mark.slow
 def test_a_check_of_images_with_any_name_into_a_file(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     folder = tmp_path / "set"

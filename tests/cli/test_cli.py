@@ -218,6 +218,7 @@ def test_compare_and_card(capsys: Capture, copied: Path) -> None:
     assert encoder.spec.done == best["done"] and encoder.embed("images").shape == (20, 96)
 
 
+@pytest.mark.slow
 def test_demo_and_run(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both train and print the table; the demo's own images would take minutes, so it gets a folder."""
     write_images(Path("images"))
@@ -420,6 +421,7 @@ def write_labels(path: str, labels: dict[str, str]) -> None:
     Path(path).write_text("file,label\n" + "".join(f"{file},{label}\n" for file, label in labels.items()))
 
 
+@pytest.mark.slow
 def test_labels(capsys: Capture, finished: Path) -> None:
     """None, of one class, of nothing here, too few; then some, of which some are of other images."""
     write_images(Path("images"), classes=("dark",))
@@ -782,6 +784,7 @@ def test_a_number_of_hours(capsys: Capture, finished: Path) -> None:
     assert "trainer.max_hours 2 and trainer.max_epochs 3 are two lengths of one run; leave one out" in said
 
 
+@pytest.mark.slow
 def test_training_for_a_second(capsys: Capture, finished: Path) -> None:
     """With the real clock and the real probe; how long it takes is not judged."""
     settings = [setting for setting in TINY if "max_epochs" not in setting]

@@ -50,6 +50,7 @@ def run_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
@@ -116,6 +117,7 @@ def run_rank_in_parts(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_ranks_exchange_the_gradients_of_all_parts_once(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(run_rank_in_parts, args=(str(tmp_path),), nprocs=2)

@@ -280,6 +280,7 @@ def _embed_elsewhere(net: nn.Module, images: Tensor, queue: "multiprocessing.Que
     queue.put(net(images).detach().numpy())
 
 
+@pytest.mark.slow
 def test_another_process(encoder: Encoder, expected: Tensor) -> None:
     spawn = torch.multiprocessing.get_context("spawn")
     queue = spawn.Queue()
@@ -388,6 +389,7 @@ def _fuzz(seed: int) -> None:
             continue
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_nothing_crashes_the_process() -> None:
     child = multiprocessing.get_context("spawn").Process(target=_fuzz, args=(0,))

@@ -30,6 +30,7 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiles_once_and_keeps_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
@@ -71,6 +72,7 @@ def test_a_compiler_that_fails_is_named_with_its_reason(
     assert found is None and "missing" in why
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_an_unwritable_cache_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
@@ -96,6 +98,7 @@ def test_a_cpu_without_avx2_and_an_unknown_system_have_none(monkeypatch: pytest.
     assert found is None and "Windows" in why
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiler_without_openmp_serves_one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")

@@ -15,6 +15,7 @@ IS_X86_LINUX = (platform.system(), platform.machine()) == ("Linux", "x86_64")
 AVX2 = ("-mavx2", "-mfma", "-mbmi2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compiler", "flags", "emulator"),
     [

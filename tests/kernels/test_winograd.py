@@ -141,6 +141,7 @@ def test_the_rule_leaves_to_the_library_what_does_not_fit() -> None:
     assert choose(dtype=torch.float64) is None and choose(dtype=torch.float16) is None
 
 
+@pytest.mark.slow
 def test_kernels_of_a_cpu_without_avx512_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled for AVX2, which any CPU with AVX-512 can run."""
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):

@@ -180,6 +180,7 @@ def test_a_port_that_is_taken_or_not_one(explorer: Explorer, server: Server) -> 
             open_server(explorer, port=port)
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_address_and_ends_with_ctrl_c(run_dir: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(byol.__file__).parents[1])}
     process = subprocess.Popen(

@@ -82,6 +82,7 @@ def stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_stopped_twice_is_never_stopped(
     images: Path, tmp_path: Path, at_step: dict[int, Callable[[], None]]
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_known_speed_is_told_without_a_budget(images: Path, tmp_path: Path) ->
 # ---- Out of memory
 
 
+@pytest.mark.slow
 def test_out_of_memory_goes_on_in_smaller_parts_and_so_does_a_continued_run(
     images: Path, tmp_path: Path, at_step: dict[int, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

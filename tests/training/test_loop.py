@@ -81,6 +81,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_everything(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
@@ -103,6 +104,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Path, images: Path) -> None:
     assert_same(before, final_state(finished))
 
 
+@pytest.mark.slow
 def test_what_changes_no_numbers_may_change(finished: Path, images: Path, tmp_path: Path) -> None:
     """Logging, checking and saving at other moments, and more workers, give the same weights."""
     other = configure(
@@ -119,12 +121,14 @@ def test_what_changes_no_numbers_may_change(finished: Path, images: Path, tmp_pa
     assert not (tmp_path / "run" / "tensorboard").exists()
 
 
+@pytest.mark.slow
 def test_another_seed_changes_them(finished: Path, images: Path, tmp_path: Path) -> None:
     run(configure(images, "trainer.seed=1"), tmp_path / "run")
     weights = "online.encoder.layer1.0.conv1.weight"
     assert not torch.equal(final_state(finished)[weights], final_state(tmp_path / "run")[weights])
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_and_continued(
     finished: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +156,7 @@ def test_stopped_by_a_signal_and_continued(
     assert [(start.first_step, start.done) for start in known.starts] == [(0, 5), (5, 18), (18, TOTAL_STEPS)]
 
 
+@pytest.mark.slow
 def test_a_network_with_dropout_continues_exactly(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +188,7 @@ def test_a_network_with_dropout_continues_exactly(
     assert losses[1] == losses[2] and losses[0] != losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_killed_at_five_random_moments_and_continued(images: Path, tmp_path: Path, precision: str) -> None:
     """kill -9 of a process that trains, five times; the last start finishes."""
@@ -240,6 +246,7 @@ def train_in_fp64(rank: int, world_size: int, port: int, images: Path, run_dir: 
     run(config, run_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_two_ranks_of_32_equal_one_of_64(images: Path, tmp_path: Path) -> None:
     """20 steps at the demo's learning rate: the same losses and BatchNorm statistics to 1e-6.
@@ -261,6 +268,7 @@ def test_two_ranks_of_32_equal_one_of_64(images: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(states[1]["byol"][key], value, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_torchrun_follows_one_process(images: Path, tmp_path: Path) -> None:
     """The command under torchrun, fp32: the first losses to 1e-4 (later rounding is blown up)."""
     arguments = [
@@ -290,6 +298,7 @@ def test_torchrun_follows_one_process(images: Path, tmp_path: Path) -> None:
     assert max(abs(a.loss - b.loss) for a, b in zip(one[:2], two[:2], strict=True)) < 1e-4
 
 
+@pytest.mark.slow
 def test_accumulation_takes_every_image_once(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +383,7 @@ def test_the_host_waits_once_in_a_step_that_does_not_log(
     assert len(waits.steps[-1]) > 3  # the last one logs
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_before_the_step(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +422,7 @@ def test_a_run_with_a_far_too_high_rate_is_stopped(images: Path, tmp_path: Path)
         )
 
 
+@pytest.mark.slow
 def test_starting_from_an_earlier_run(finished: Path, images: Path, tmp_path: Path) -> None:
     run(
         configure(images, f"network.fine_tune_from={finished}", "optimizer.params.lr=1e-12"), tmp_path / "run"

@@ -54,6 +54,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     return seen
 
 
+@pytest.mark.slow
 def test_real_steps_in_a_child() -> None:
     config = configure("trainer.batch_size=16", "trainer.accumulation_steps=2")
     measured = probe_step(config, channels=2, stored_px=20, bits=16)

@@ -79,6 +79,7 @@ def test_the_end_is_reached_exactly() -> None:
     assert pace.position(pace.end) == plan.total_steps and pace.is_last(pace.end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPEEDS)
 def test_stopped_twice_is_never_stopped(name: str) -> None:
     plan = make_plan(expected_steps=360)

@@ -127,6 +127,7 @@ def test_the_fingerprint_changes_with_files_and_not_with_the_place(tmp_path: Pat
     assert len({before, changed, open_source(config(tmp_path / "two")).fingerprint()}) == 3
 
 
+@pytest.mark.slow
 def test_many_files_are_indexed_in_flat_memory(tmp_path: Path) -> None:
     """100,000; the index grows by the length of a name and 32 bytes a file, whatever their number.
 
