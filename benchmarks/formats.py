@@ -39,7 +39,7 @@ from formats_tiff import tiff_codecs, tiff_colours, tiff_descriptions, tiff_stru
 from rasterio.io import MemoryFile
 
 from byol.base.errors import DataError
-from byol.data.decoding.decode import decode, decode_all
+from byol.data.decode.image import decode, decode_all
 
 MAKERS = (
     tiff_types,

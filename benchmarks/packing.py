@@ -38,8 +38,9 @@ from measure import (
 from PIL import Image
 
 from byol.config import load_config
-from byol.data.decoding import decode
-from byol.data.decoding.opened import quiet
+from byol.data.decode import image
+from byol.data.decode.image import read_square
+from byol.data.decode.opened import quiet
 from byol.data.pack.packed import open_pack, pack
 from byol.data.sources.opening import open_source
 from byol.device.ranks import keep_freed_memory
@@ -209,12 +210,12 @@ def _begin(cores: int) -> None:
 @contextmanager
 def _spare(times: int | None) -> Iterator[None]:
     """Another rule for decoding JPEGs at a fraction, in this process: for files that threads read."""
-    before = decode._SPARE
-    decode._SPARE = times or before
+    before = image._SPARE
+    image._SPARE = times or before
     try:
         yield
     finally:
-        decode._SPARE = before
+        image._SPARE = before
 
 
 def _loop(case: Case, folder: Path, spare: int | None = None) -> dict[str, float]:
@@ -222,7 +223,7 @@ def _loop(case: Case, folder: Path, spare: int | None = None) -> dict[str, float
     start = time.perf_counter()
     with quiet, _spare(spare):
         for path in paths:
-            decode.read_square(path, px=case.stored_px, channels=None)
+            read_square(path, px=case.stored_px, channels=None)
     return {"images_per_s": len(paths) / (time.perf_counter() - start)}
 
 

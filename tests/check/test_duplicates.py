@@ -8,8 +8,8 @@ from PIL import Image
 
 from byol.check import duplicates
 from byol.check.duplicates import THUMBNAIL_PX, Alike, find_alike, find_leaks, hash_thumbnail, quantise
-from byol.data.decoding.decode import decode
-from byol.data.decoding.fitting import fit
+from byol.data.decode.fitting import fit
+from byol.data.decode.image import decode
 
 
 def draw(seed: int, *, height: int = 64, width: int = 80) -> np.ndarray:

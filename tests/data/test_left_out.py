@@ -11,7 +11,7 @@ from PIL import Image
 from byol.auto import resolve
 from byol.cli.main import main
 from byol.config import Config
-from byol.data.decoding import content, disk
+from byol.data.decode import content, disk
 from byol.training.step_benchmark import Probe
 
 Capture = pytest.CaptureFixture[str]

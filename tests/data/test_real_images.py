@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from byol.data.decoding.decode import decode
+from byol.data.decode.image import decode
 from byol.data.pack.packed import Packed, pack
 from byol.data.sources.opening import _open_folder
 

@@ -18,8 +18,8 @@ from torch import nn
 import byol
 from byol.base.errors import ByolError, CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.config import Config, load_config
-from byol.data.decoding.fitting import fit
-from byol.data.decoding.formats import Geometry
+from byol.data.decode.fitting import fit
+from byol.data.decode.formats import Geometry
 from byol.data.pack.images import open_images
 from byol.data.pack.packed import pack
 from byol.data.sources.opening import ArraySource, Part, open_source

@@ -129,6 +129,7 @@ def test_every_preset(kind: str, preset: str, bf16: bool, monkeypatch: pytest.Mo
     check_operations(trace, bf16=bf16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "rotation"), [(8, 0), (8, 45), (16, 0), (32, 45)])
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])

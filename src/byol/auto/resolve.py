@@ -9,9 +9,9 @@ import torch
 
 from byol.auto.choices import Choice, Chosen, Machine, choose, count_usable
 from byol.config import Config, Draft, load_config
-from byol.data.decoding.content import HEAD_BYTES, image_kind
-from byol.data.decoding.formats import path_of
-from byol.data.decoding.index import Source
+from byol.data.decode.content import HEAD_BYTES, image_kind
+from byol.data.decode.formats import path_of
+from byol.data.decode.index import Source
 from byol.data.pack.packed import find_limit_px
 from byol.data.sources.opening import open_source
 from byol.data.sources.survey import Survey, describe_missing, survey

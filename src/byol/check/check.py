@@ -16,7 +16,7 @@ from byol.check.duplicates import find_leaks
 from byol.check.findings import Problem, find_leaks_problems, find_problems
 from byol.check.report import REPORT, Leaks, Report
 from byol.config import DataConfig, Draft
-from byol.data.decoding.decode import read_square
+from byol.data.decode.image import read_square
 from byol.data.sources.opening import open_source, splits_of
 from byol.pictures.sheets import Sample
 from byol.training import initial_weights

@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
 
 from byol.check.duplicates import THUMBNAIL_PX, Alike, find_alike, hash_thumbnail, quantise
-from byol.data.decoding.content import suffix_of
-from byol.data.decoding.decode import load
-from byol.data.decoding.fitting import fit, select_channels
-from byol.data.decoding.formats import Bits, Channels, ImageArray, LaidFile, bits_of_dtype, path_of
-from byol.data.decoding.index import Source
-from byol.data.decoding.jpeg import find_damage_in
-from byol.data.decoding.reading import NO_END, Alpha, note, noting
+from byol.data.decode.content import suffix_of
+from byol.data.decode.fitting import fit, select_channels
+from byol.data.decode.formats import Bits, Channels, ImageArray, LaidFile, bits_of_dtype, path_of
+from byol.data.decode.image import load
+from byol.data.decode.index import Source
+from byol.data.decode.jpeg import find_damage_in
+from byol.data.decode.reading import NO_END, Alpha, note, noting
 from byol.data.sources.left_out import Few
 from byol.data.sources.parallel import read_ahead
 from byol.data.sources.survey import BLANK_STD, count_used_bits, summarise_sides

@@ -23,7 +23,7 @@ from torch import nn
 
 from byol.base.errors import CheckpointError, ConfigError, DataError
 from byol.base.files import check_writable, write_atomically
-from byol.data.decoding.decode import Square
+from byol.data.decode.image import Square
 from byol.data.sources.in_memory import Images
 from byol.encoder.encoder import Encoder, EncoderSpec, ManyImages, gather, load, save_encoder
 

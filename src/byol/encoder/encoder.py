@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from byol.base.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.base.files import write_atomically
 from byol.config import Config, load_config
-from byol.data.decoding.decode import Square, read_square
-from byol.data.decoding.fitting import fit
-from byol.data.decoding.formats import Bits, Geometry, ImageArray, Layout, bits_of_dtype
-from byol.data.decoding.reading import Alpha
+from byol.data.decode.fitting import fit
+from byol.data.decode.formats import Bits, Geometry, ImageArray, Layout, bits_of_dtype
+from byol.data.decode.image import Square, read_square
+from byol.data.decode.reading import Alpha
 from byol.data.pack.packed import Packed
 from byol.data.pack.value_range import check_bits, describe_outside
 from byol.data.sources.in_memory import Given, Images, OneImage

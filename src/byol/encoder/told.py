@@ -6,10 +6,10 @@ from pathlib import Path
 from byol.base.console import complain, remark
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
-from byol.data.decoding.decode import Square
-from byol.data.decoding.disk import DiskError
-from byol.data.decoding.formats import Layout
-from byol.data.decoding.index import Source
+from byol.data.decode.disk import DiskError
+from byol.data.decode.formats import Layout
+from byol.data.decode.image import Square
+from byol.data.decode.index import Source
 from byol.data.pack.partial import csv_line
 from byol.data.sources.in_memory import Images
 from byol.data.sources.left_out import Few

@@ -24,7 +24,7 @@ from sklearn.manifold import TSNE
 from byol.base.errors import CheckpointError, DataError
 from byol.base.files import check_writable, write_atomically
 from byol.config import Config
-from byol.data.decoding.reading import Alpha
+from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile, Labels, match_columns
 from byol.data.pack.images import open_images
 from byol.data.pack.packed import Packed

@@ -4,6 +4,8 @@ import gc
 import threading
 import time
 from pathlib import Path
+from threading import Event, Semaphore
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,24 +113,31 @@ def test_what_goes_wrong_in_a_thread_is_raised_where_the_batch_is_due(
 def test_waiting_is_measured_and_reading_is_two_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By a clock that moves by half a second, while the first batch is waited for, and then stands still."""
     packed, plan = make(tmp_path / "p", num_images=18)
-    prepare, begun = module._HostStore.prepare, []
+    prepare, begun, asked, now = module._HostStore.prepare, Semaphore(0), Event(), [0.0]
 
-    def slow(store: module._HostStore, indices: torch.Tensor) -> torch.Tensor:
-        begun.append(time.perf_counter())
-        time.sleep(0.05)
+    def read_clock() -> float:
+        value = now[0]
+        asked.set()
+        return value
+
+    def prepare_slowly(store: module._HostStore, indices: torch.Tensor) -> torch.Tensor:
+        begun.release()
+        assert asked.wait(timeout=60)
+        now[0] = 0.5
         return prepare(store, indices)
 
-    monkeypatch.setattr(module._HostStore, "prepare", slow)
+    monkeypatch.setattr(module._HostStore, "prepare", prepare_slowly)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=read_clock))
     with Batches(packed, plan, rows=slice(0, 4), device=CPU, first_step=0, memory="map") as source:
         assert source.wait_s == 0.0
         next(source)
-        waited = source.wait_s
-        assert waited > 0.04
-        time.sleep(0.2)
-        assert len(begun) == 3
+        assert source.wait_s == 0.5
+        for _ in range(3):
+            assert begun.acquire(timeout=60)
         next(source)
-        assert source.wait_s - waited < 0.02
+        assert source.wait_s == 0.5
 
 
 def test_where_the_images_are_kept_is_said(tmp_path: Path) -> None:

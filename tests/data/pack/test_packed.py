@@ -22,11 +22,11 @@ from PIL import Image
 
 from byol.base.errors import DataError
 from byol.config import load_config
-from byol.data.decoding import disk
-from byol.data.decoding.fitting import fit, place_on_canvas
-from byol.data.decoding.formats import Geometry, ImageArray
-from byol.data.decoding.index import Source
-from byol.data.decoding.reading import ON_WHITE
+from byol.data.decode import disk
+from byol.data.decode.fitting import fit, place_on_canvas
+from byol.data.decode.formats import Geometry, ImageArray
+from byol.data.decode.index import Source
+from byol.data.decode.reading import ON_WHITE
 from byol.data.pack import packed as module
 from byol.data.pack import partial, place, running_statistics
 from byol.data.pack.images import open_images

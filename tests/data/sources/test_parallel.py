@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.data.decoding.decode import Square, peek, read_square
-from byol.data.decoding.formats import ImageArray, Kind
+from byol.data.decode.formats import ImageArray, Kind
+from byol.data.decode.image import Square, peek, read_square
 from byol.data.sources import parallel as module
 from byol.data.sources.opening import ArraySource, FileSource, Part, _open_folder
 from byol.data.sources.parallel import read_ahead

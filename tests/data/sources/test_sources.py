@@ -14,8 +14,8 @@ from PIL import Image
 
 from byol.base.errors import DataError
 from byol.config import DataConfig
-from byol.data.decoding.decode import decode
-from byol.data.decoding.index import Source
+from byol.data.decode.image import decode
+from byol.data.decode.index import Source
 from byol.data.labels.label_file import LabelFile
 from byol.data.sources import opening
 from byol.data.sources.motifs import make_motifs

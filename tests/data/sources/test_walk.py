@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.data.decoding import disk
+from byol.data.decode import disk
 from byol.data.sources.opening import FileSource, _open_folder
 from byol.data.sources.summary import describe_passed_by
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from byol.base.errors import DataError
-from byol.data.decoding.index import Names
+from byol.data.decode.index import Names
 from byol.data.labels.matching import describe_rules, find_first, match_files
 from byol.data.labels.spelling import Spelled, make_plain
 from byol.data.labels.tables import Column, Table, read_lines, read_table

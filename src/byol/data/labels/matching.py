@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from byol.base.errors import DataError
-from byol.data.decoding.index import Names
+from byol.data.decode.index import Names
 from byol.data.labels.spelling import (
     Numbers,
     Places,

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from byol.base.errors import DataError
-from byol.data.decoding.content import IMAGE_SUFFIXES
-from byol.data.decoding.index import Names, NamesBuilder
+from byol.data.decode.content import IMAGE_SUFFIXES
+from byol.data.decode.index import Names, NamesBuilder
 from byol.data.labels.text_files import decode_legacy
 
 Numbers = Int64[np.ndarray, " _n"]

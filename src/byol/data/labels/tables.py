@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from byol.base.errors import DataError, printable
-from byol.data.decoding.content import IMAGE_SUFFIXES
-from byol.data.decoding.index import Names, NamesBuilder
+from byol.data.decode.content import IMAGE_SUFFIXES
+from byol.data.decode.index import Names, NamesBuilder
 from byol.data.labels.text_files import LEGACY, decode_legacy, find_encoding, open_text, reading
 
 Want = Literal["label", "list", "columns"]  # a column of classes; one if it is there; all but the files

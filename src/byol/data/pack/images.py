@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from byol.config import Config
-from byol.data.decoding.reading import Alpha
+from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile
 from byol.data.pack.packed import Packed, pack
 from byol.data.sources.opening import left_out_of, open_source

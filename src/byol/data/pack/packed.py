@@ -25,12 +25,12 @@ from jaxtyping import Int32, Int64, Real
 
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
-from byol.data.decoding.decode import DECODER, Square, peek, read_square
-from byol.data.decoding.disk import DiskError, is_of_the_disk, is_of_the_system, is_worth_a_try, try_again
-from byol.data.decoding.formats import Bits, Channels, Geometry, bits_of_dtype, path_of
-from byol.data.decoding.index import Names, Source, skips_unreadable
-from byol.data.decoding.mapped import load_array
-from byol.data.decoding.reading import Alpha
+from byol.data.decode.disk import DiskError, is_of_the_disk, is_of_the_system, is_worth_a_try, try_again
+from byol.data.decode.formats import Bits, Channels, Geometry, bits_of_dtype, path_of
+from byol.data.decode.image import DECODER, Square, peek, read_square
+from byol.data.decode.index import Names, Source, skips_unreadable
+from byol.data.decode.mapped import load_array
+from byol.data.decode.reading import Alpha
 from byol.data.pack.partial import (
     BAD_FILES,
     MARK_FILES,
@@ -126,7 +126,7 @@ def pack(
 
     The side P of the packed images is `stored_px`; without it 1.15 x `view_px`, rounded up, but not more
     than the largest side in the source: a set of one square size up to that is kept exactly. Images are
-    squashed to P x P, or put on a canvas of that side (`geometry`, see `decode.read_square`). A pack is found
+    squashed to P x P, or put on a canvas of that side (`geometry`, see `image.read_square`). A pack is found
     if its source has not changed and P, `channels`, `geometry` and `alpha` are the same; labels are the
     source's of now. Images that the disk did not give to an earlier start are tried again.
 

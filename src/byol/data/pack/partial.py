@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from byol.base.files import write_atomically
-from byol.data.decoding.formats import Channels, Geometry, ImageArray
-from byol.data.decoding.reading import Alpha
+from byol.data.decode.formats import Channels, Geometry, ImageArray
+from byol.data.decode.reading import Alpha
 from byol.data.pack.place import remove_files
 from byol.data.sources.left_out import Few
 

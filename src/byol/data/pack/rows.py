@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64, Real
 
 from byol.base.errors import DataError
-from byol.data.decoding.disk import DiskError, describe, is_of_the_disk, try_again
+from byol.data.decode.disk import DiskError, describe, is_of_the_disk, try_again
 
 _READS_AT = hasattr(os, "preadv")
 

@@ -13,7 +13,7 @@ since 0.1 % of a channel's values lie beyond either end.
 import numpy as np
 
 from byol.base.errors import DataError
-from byol.data.decoding.formats import Bits, ImageArray
+from byol.data.decode.formats import Bits, ImageArray
 from byol.method.views import Pixels
 
 MARGIN = 0.25  # of high - low

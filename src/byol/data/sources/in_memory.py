@@ -11,15 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from byol.base.errors import DataError
-from byol.data.decoding.arrays import as_given
-from byol.data.decoding.formats import ImageArray, LaidFile, Layout
+from byol.data.decode.arrays import as_given
+from byol.data.decode.formats import ImageArray, LaidFile, Layout
 
 OneImage = str | Path | Image.Image | NDArray[Any] | Tensor
 
 
 @runtime_checkable
 class Images(Protocol):
-    """Images that `decode.read_square` can read one by one: a `data.index.Source`, or `Given`."""
+    """Images that `image.read_square` can read one by one: a `data.index.Source`, or `Given`."""
 
     def __len__(self) -> int: ...
 

@@ -15,12 +15,12 @@ from jaxtyping import Int64
 
 from byol.base.errors import DataError
 from byol.config import DataConfig
-from byol.data.decoding.arrays import as_given, find_layout
-from byol.data.decoding.content import HEAD_BYTES, IMAGE_SUFFIXES, image_kind, is_image_suffix
-from byol.data.decoding.disk import DiskError, describe, try_again
-from byol.data.decoding.formats import ImageArray, LaidFile, Layout
-from byol.data.decoding.index import Names, Source
-from byol.data.decoding.mapped import load_array
+from byol.data.decode.arrays import as_given, find_layout
+from byol.data.decode.content import HEAD_BYTES, IMAGE_SUFFIXES, image_kind, is_image_suffix
+from byol.data.decode.disk import DiskError, describe, try_again
+from byol.data.decode.formats import ImageArray, LaidFile, Layout
+from byol.data.decode.index import Names, Source
+from byol.data.decode.mapped import load_array
 from byol.data.labels.label_file import LabelFile, encode_labels, read_list
 from byol.data.labels.matching import describe_rules, match_files
 from byol.data.labels.spelling import Spelled

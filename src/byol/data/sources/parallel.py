@@ -19,10 +19,10 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from byol.base.errors import DataError
-from byol.data.decoding.disk import DiskError
-from byol.data.decoding.formats import ImageArray, LaidFile, path_of
-from byol.data.decoding.index import Source, skips_unreadable
-from byol.data.decoding.opened import quiet
+from byol.data.decode.disk import DiskError
+from byol.data.decode.formats import ImageArray, LaidFile, path_of
+from byol.data.decode.index import Source, skips_unreadable
+from byol.data.decode.opened import quiet
 
 T = TypeVar("T")
 R = TypeVar("R")

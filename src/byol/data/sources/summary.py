@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 
-from byol.data.decoding.content import advise_suffix
+from byol.data.decode.content import advise_suffix
 from byol.data.sources.left_out import Few, LeftOut
 
 _MOST_SUFFIXES, _MOST_REASONS, _MOST_CHANGES = 6, 10, 7  # told one by one

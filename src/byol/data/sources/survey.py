@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float32, Integer
 
 from byol.base.errors import DataError
-from byol.data.decoding.decode import load, peek
-from byol.data.decoding.fitting import fit, select_channels
-from byol.data.decoding.formats import Bits, Channels, ImageArray, Kind, LaidFile, bits_of_dtype
-from byol.data.decoding.index import Source
-from byol.data.decoding.reading import Alpha, noting
+from byol.data.decode.fitting import fit, select_channels
+from byol.data.decode.formats import Bits, Channels, ImageArray, Kind, LaidFile, bits_of_dtype
+from byol.data.decode.image import load, peek
+from byol.data.decode.index import Source
+from byol.data.decode.reading import Alpha, noting
 from byol.data.sources.parallel import read_ahead
 from byol.data.sources.upright import THUMBNAIL_PX, measure_upright
 

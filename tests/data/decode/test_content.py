@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byol.data.decoding import content
-from byol.data.decoding.content import find_refusal, image_kind, is_image_suffix, name_lies, suffix_of
+from byol.data.decode import content
+from byol.data.decode.content import find_refusal, image_kind, is_image_suffix, name_lies, suffix_of
 
 
 def encode(format: str, **options: object) -> bytes:

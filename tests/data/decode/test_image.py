@@ -14,9 +14,9 @@ import tifffile
 from PIL import Image, ImageOps
 
 from byol.base.errors import DataError
-from byol.data.decoding.decode import decode, kind_of, peek, read_square
-from byol.data.decoding.fitting import fit, select_channels
-from byol.data.decoding.reading import noting
+from byol.data.decode.fitting import fit, select_channels
+from byol.data.decode.image import decode, kind_of, peek, read_square
+from byol.data.decode.reading import noting
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (7, 5, 1), dtype=np.uint8)

@@ -11,7 +11,7 @@ import pytest
 
 from byol.base.errors import DataError
 from byol.config import load_config
-from byol.data.decoding.decode import decode, kind_of, load, peek, read_square
+from byol.data.decode.image import decode, kind_of, load, peek, read_square
 from byol.data.pack.packed import pack
 from byol.data.sources.opening import open_source
 
@@ -217,7 +217,7 @@ def test_without_pydicom_one_line_says_how_to_install_it(tmp_path: Path) -> None
     (tmp_path / "scan.dcm").write_bytes(write(DEEP))
     program = (
         "import sys; sys.modules['pydicom'] = None\n"
-        "from byol.data.decoding.decode import decode\n"
+        "from byol.data.decode.image import decode\n"
         "try:\n    decode(sys.argv[1])\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "scan.dcm")]

@@ -35,10 +35,10 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
-from byol.data.decoding import codecs
-from byol.data.decoding.codecs import CHANNELS_OF_MODE
-from byol.data.decoding.fitting import fit, place_on_canvas, resampling_of, select_channels
-from byol.data.decoding.formats import (
+from byol.data.decode import codecs
+from byol.data.decode.codecs import CHANNELS_OF_MODE
+from byol.data.decode.fitting import fit, place_on_canvas, resampling_of, select_channels
+from byol.data.decode.formats import (
     Channels,
     Decoded,
     File,
@@ -49,10 +49,10 @@ from byol.data.decoding.formats import (
     bits_of_dtype,
     turned,
 )
-from byol.data.decoding.missing import fill, find_missing
-from byol.data.decoding.opened import read_file, reasons
-from byol.data.decoding.readers import by_pillow, find_reader, layout_of
-from byol.data.decoding.reading import Alpha, alpha_choice, noting, settle_alpha, settle_pillow_alpha
+from byol.data.decode.missing import fill, find_missing
+from byol.data.decode.opened import read_file, reasons
+from byol.data.decode.readers import by_pillow, find_reader, layout_of
+from byol.data.decode.reading import Alpha, alpha_choice, noting, settle_alpha, settle_pillow_alpha
 
 DECODER = 5  # goes up when the same file gives other values: packs of other numbers are made again
 

@@ -13,10 +13,10 @@ from typing import TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from byol.base.errors import DataError
-from byol.data.decoding.content import HEAD_BYTES, image_kind, name_lies
-from byol.data.decoding.disk import is_of_the_disk, try_again
-from byol.data.decoding.formats import MAX_PIXELS, File, LaidFile, Stream
-from byol.data.decoding.reading import note
+from byol.data.decode.content import HEAD_BYTES, image_kind, name_lies
+from byol.data.decode.disk import is_of_the_disk, try_again
+from byol.data.decode.formats import MAX_PIXELS, File, LaidFile, Stream
+from byol.data.decode.reading import note
 
 _SMALL_BYTES, _CHUNK_BYTES, _LARGE_BYTES = 2**20, 2**22, 2**28
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from byol.base.errors import DataError
-from byol.data.decoding.codecs import check_jpeg_end
-from byol.data.decoding.formats import Decoded, Missing, RawArray, Stream, as_image, check_header
+from byol.data.decode.codecs import check_jpeg_end
+from byol.data.decode.formats import Decoded, Missing, RawArray, Stream, as_image, check_header
 
 _CODECS = {  # of transfer syntaxes that pydicom leaves to other packages
     "1.2.840.10008.1.2.4.51": "jpeg",

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from byol.base.errors import DataError
-from byol.data.decoding.disk import describe
+from byol.data.decode.disk import describe
 
 
 def load_array(path: Path) -> tuple[NDArray[Any], str | None]:

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.data.decoding import content
-from byol.data.decoding.formats import Alpha, Bits, Decoded, RawArray, Stream, as_image, check_header
-from byol.data.decoding.reading import FIRST_FRAME, note
+from byol.data.decode import content
+from byol.data.decode.formats import Alpha, Bits, Decoded, RawArray, Stream, as_image, check_header
+from byol.data.decode.reading import FIRST_FRAME, note
 
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "WEBP")  # of Pillow's, that keep every value
 DEEP_MODES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")

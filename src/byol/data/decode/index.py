@@ -7,7 +7,7 @@ from typing import Protocol, overload, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 
-from byol.data.decoding.formats import ImageArray, LaidFile
+from byol.data.decode.formats import ImageArray, LaidFile
 
 _STRETCH = 65_536  # names whose offsets are numbers of Python's at once
 
@@ -129,7 +129,7 @@ class Source(Protocol):
         """What the image is called; unique, and a path where the image is a file."""
 
     def item(self, index: int) -> str | LaidFile | ImageArray:
-        """What `decode.read_square` and `decode.peek` take: a path, or the image if it is in an array."""
+        """What `image.read_square` and `image.peek` take: a path, or the image if it is in an array."""
 
     @property
     def file_bytes(self) -> float:

@@ -10,8 +10,8 @@ import tifffile
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.data.decoding.decode import decode, decode_all
-from byol.data.decoding.formats import LaidFile
+from byol.data.decode.formats import LaidFile
+from byol.data.decode.image import decode, decode_all
 
 RNG = np.random.default_rng(0)
 HEIGHT, WIDTH = 33, 47

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.data.decoding import disk, opened
-from byol.data.decoding.decode import decode, peek, read_square
-from byol.data.decoding.disk import DiskError, is_of_the_disk, is_worth_a_try, try_again
+from byol.data.decode import disk, opened
+from byol.data.decode.disk import DiskError, is_of_the_disk, is_worth_a_try, try_again
+from byol.data.decode.image import decode, peek, read_square
 
 pytestmark = pytest.mark.usefixtures("pauses")
 

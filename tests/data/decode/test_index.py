@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from byol.data.decoding.index import Names
+from byol.data.decode.index import Names
 
 
 def test_names_are_one_block_and_any_bytes_survive() -> None:

@@ -9,9 +9,9 @@ import torch
 
 from byol.base.errors import DataError
 from byol.config import load_config
-from byol.data.decoding.arrays import find_layout
-from byol.data.decoding.decode import decode
-from byol.data.decoding.formats import LaidFile
+from byol.data.decode.arrays import find_layout
+from byol.data.decode.formats import LaidFile
+from byol.data.decode.image import decode
 from byol.data.sources.in_memory import Given
 from byol.data.sources.opening import open_source
 

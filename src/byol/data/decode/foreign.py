@@ -4,7 +4,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from byol.data.decoding.formats import Stream
+from byol.data.decode.formats import Stream
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # where, what, and what it is
     (0, b"SIMPLE  =", "a FITS file"),

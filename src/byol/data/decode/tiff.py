@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.data.decoding.arrays import find_layout
-from byol.data.decoding.codecs import read_pillow
-from byol.data.decoding.formats import Decoded, Layout, Missing, RawArray, Stream, as_image, check_header
-from byol.data.decoding.missing import declared
-from byol.data.decoding.tiff_samples import (
+from byol.data.decode.arrays import find_layout
+from byol.data.decode.codecs import read_pillow
+from byol.data.decode.formats import Decoded, Layout, Missing, RawArray, Stream, as_image, check_header
+from byol.data.decode.missing import declared
+from byol.data.decode.tiff_samples import (
     MASK,
     OLD_JPEG,
     WHITE_IS_ZERO,

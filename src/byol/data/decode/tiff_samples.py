@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.data.decoding.formats import Alpha, RawArray
+from byol.data.decode.formats import Alpha, RawArray
 
 OLD_JPEG, _JPEGS = 6, (6, 7, 33007)  # of the tag "compression": they come as RGB
 WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, MASK, _CMYK, _YCBCR = range(7)  # of the tag "photometric"

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Real
 
 from byol.base.errors import DataError
-from byol.data.decoding.formats import Decoded, ImageArray, Missing
+from byol.data.decode.formats import Decoded, ImageArray, Missing
 
 MARKERS = (-99999.0, -32768.0, -32767.0, -9999.0, -999.0, 65535.0, 99999.0, float(-(2**31)))
 _HUGE = 1e30  # float markers: -3.4e38 of GDAL and ESRI, 9.97e36 of netCDF, 1e20 is a possible measurement

@@ -7,14 +7,14 @@ from typing import TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from byol.base.errors import DataError
-from byol.data.decoding import codecs, foreign
-from byol.data.decoding.arrays import read_npy, read_npz
-from byol.data.decoding.content import HEAD_BYTES, find_refusal, image_kind
-from byol.data.decoding.dicom import is_dicom, read_dicom
-from byol.data.decoding.formats import Decoded, File, LaidFile, Layout, Stream
-from byol.data.decoding.jpeg import has_all_rows
-from byol.data.decoding.reading import FIRST_FRAME, NO_END, note
-from byol.data.decoding.tiff import MAGIC, read_tiff
+from byol.data.decode import codecs, foreign
+from byol.data.decode.arrays import read_npy, read_npz
+from byol.data.decode.content import HEAD_BYTES, find_refusal, image_kind
+from byol.data.decode.dicom import is_dicom, read_dicom
+from byol.data.decode.formats import Decoded, File, LaidFile, Layout, Stream
+from byol.data.decode.jpeg import has_all_rows
+from byol.data.decode.reading import FIRST_FRAME, NO_END, note
+from byol.data.decode.tiff import MAGIC, read_tiff
 
 _LONG_HEAD_BYTES = 2**13  # a portable map's header may hold comments
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}

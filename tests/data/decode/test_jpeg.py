@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.data.decoding.decode import decode, read_square
-from byol.data.decoding.jpeg import find_damage, find_damage_in, has_all_rows
-from byol.data.decoding.reading import NO_END, noting
+from byol.data.decode.image import decode, read_square
+from byol.data.decode.jpeg import find_damage, find_damage_in, has_all_rows
+from byol.data.decode.reading import NO_END, noting
 
 RNG = np.random.default_rng(0)
 

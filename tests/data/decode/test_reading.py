@@ -8,9 +8,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from byol.data.decoding import reading
-from byol.data.decoding.decode import decode, peek, read_square
-from byol.data.decoding.reading import Alpha, noting
+from byol.data.decode import reading
+from byol.data.decode.image import decode, peek, read_square
+from byol.data.decode.reading import Alpha, noting
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (8, 6, 3), dtype=np.uint8)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.data.decoding.decode import decode, decode_all, kind_of, peek, read_square
-from byol.data.decoding.reading import noting
+from byol.data.decode.image import decode, decode_all, kind_of, peek, read_square
+from byol.data.decode.reading import noting
 
 RNG = np.random.default_rng(0)
 
@@ -189,7 +189,7 @@ def test_heic_at_its_depth() -> None:
 def test_without_pillow_heif_one_line_says_how_to_install_it() -> None:
     program = (
         "import sys; sys.modules['pillow_heif'] = None\n"
-        "from byol.data.decoding.decode import decode\n"
+        "from byol.data.decode.image import decode\n"
         "try:\n    decode(b'\\0\\0\\0\\x18ftypheic\\0\\0\\0\\0mif1heic' + bytes(200))\n"
         "except Exception as error:\n    print(error)\n"
     )

@@ -9,9 +9,9 @@ import tifffile
 
 from byol.base.errors import DataError
 from byol.config import load_config
-from byol.data.decoding.decode import decode, load, read_square
-from byol.data.decoding.formats import Decoded
-from byol.data.decoding.missing import declared, find_missing
+from byol.data.decode.formats import Decoded
+from byol.data.decode.image import decode, load, read_square
+from byol.data.decode.missing import declared, find_missing
 from byol.data.pack.packed import pack
 from byol.data.sources.opening import open_source
 from byol.data.sources.survey import survey

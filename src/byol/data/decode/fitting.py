@@ -5,7 +5,7 @@ from jaxtyping import Real
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.data.decoding.formats import Channels, ImageArray
+from byol.data.decode.formats import Channels, ImageArray
 
 
 def fit(image: Real[np.ndarray, "height width channels"], px: int) -> Real[np.ndarray, "{px} {px} channels"]:

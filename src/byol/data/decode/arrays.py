@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from byol.base.errors import DataError
-from byol.data.decoding.formats import Decoded, ImageArray, Layout, RawArray, Stream, as_image, check_header
+from byol.data.decode.formats import Decoded, ImageArray, Layout, RawArray, Stream, as_image, check_header
 
 _COLOURS = (1, 3, 4)  # grey, RGB, RGBA
 _CLEARLY_LAST, _CLEARLY_FIRST = (

@@ -1,0 +1,25 @@
+"""What the public functions raise and warn of; every error is a `ByolError`."""
+
+from byol.base.errors import (
+    ByolError,
+    CheckpointError,
+    CollapsedError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    NoLabelsError,
+    RunMismatchError,
+    ValueRangeWarning,
+)
+
+__all__ = [
+    "ByolError",
+    "CheckpointError",
+    "CollapsedError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "NoLabelsError",
+    "RunMismatchError",
+    "ValueRangeWarning",
+]
