@@ -8,8 +8,8 @@ from PIL import Image
 
 from byol.cli.main import main
 from byol.encoder.encoder import load
-from byol.report.embedding_map import Embedded, open_run_images
-from byol.report.run_summary import read_facts
+from byol.reporting.embedding_map import Embedded, open_run_images
+from byol.reporting.run_summary import read_facts
 
 HARD_NAMES = ("<img src=x onerror=alert(1)>.png", "quo\"te's & <b>.png", "line\nbreak.png", "größe 大.png")
 COLOURS = {"dark": (40, 40, 40), "<i>red</i>": (200, 40, 40), "blue": (40, 40, 200)}

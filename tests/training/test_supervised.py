@@ -6,8 +6,8 @@ import torchvision
 from torch import nn
 
 from byol.config import load_config
-from byol.finetune import supervised
-from byol.finetune.supervised import SYMMETRIES, mild
+from byol.finetuning import supervised
+from byol.finetuning.supervised import SYMMETRIES, mild
 
 
 @pytest.mark.parametrize(

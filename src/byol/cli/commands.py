@@ -46,7 +46,7 @@ def demo_command(options: argparse.Namespace) -> int:
 def check_command(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
-    from byol.check.check import check
+    from byol.checking.check import check
 
     draft, folder = _configure(options, place="check")
     with Progress(transient=True, disable=not is_watched()) as bar:
@@ -166,7 +166,7 @@ def _print_table(run_dir: Path, *, overrides: list[str], metadata: Path | None =
 
 
 def compare_command(options: argparse.Namespace) -> int:
-    from byol.report.compare import compare
+    from byol.reporting.compare import compare
 
     _refuse_overrides(options, "comparing")
     say_block(compare(options.runs))
@@ -174,7 +174,7 @@ def compare_command(options: argparse.Namespace) -> int:
 
 
 def card_command(options: argparse.Namespace) -> int:
-    from byol.report.card import FILE_NAME, write_card
+    from byol.reporting.card import FILE_NAME, write_card
 
     _refuse_overrides(options, "a card")
     say_block(write_card(options.run))
@@ -188,7 +188,7 @@ def _refuse_overrides(options: argparse.Namespace, what: str) -> None:
 
 
 def report_command(options: argparse.Namespace) -> int:
-    from byol.report.report import write_report
+    from byol.reporting.report import write_report
 
     with _show_features() as progress:
         path = write_report(
@@ -206,7 +206,7 @@ def report_command(options: argparse.Namespace) -> int:
 
 
 def explore_command(options: argparse.Namespace) -> int:
-    from byol.report.explorer import explore
+    from byol.reporting.explorer import explore
 
     with _show_features() as progress:
         explore(
@@ -296,7 +296,7 @@ def _explain_copies(num: int) -> str:
 def finetune_command(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
-    from byol.finetune.finetune import finetune
+    from byol.finetuning.finetune import finetune
 
     source = options.source
     output = options.output or source.with_name(f"{source.resolve().name}-finetuned")

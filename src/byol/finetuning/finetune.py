@@ -23,9 +23,9 @@ from byol.encoder.classifier import ClassifierSpec, Linear
 from byol.encoder.encoder import SPEC_NAME, WEIGHTS_NAME, Encoder, EncoderSpec, load
 from byol.evaluation.features import untrained
 from byol.evaluation.splits import LEARNED, SEEN, Split, Splits, open_splits
-from byol.finetune.results import FORMAT, Outcome, Row
-from byol.finetune.supervised import SYMMETRIES, Setting, mild
-from byol.finetune.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
+from byol.finetuning.results import FORMAT, Outcome, Row
+from byol.finetuning.supervised import SYMMETRIES, Setting, mild
+from byol.finetuning.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
 from byol.metrics import probes
 
 FILE_NAME = "finetune.json"

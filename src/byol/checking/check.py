@@ -11,10 +11,10 @@ import torch
 from byol.auto.choices import FEWEST_IMAGES
 from byol.auto.resolve import Forecast, count_channels, forecast, look_at_some
 from byol.base.errors import ByolError, CheckpointError, ConfigError, DataError
-from byol.check.doctor import Examined, Progress, examine, find_duplicates
-from byol.check.duplicates import find_leaks
-from byol.check.findings import Problem, find_leaks_problems, find_problems
-from byol.check.report import REPORT, Leaks, Report
+from byol.checking.doctor import Examined, Progress, examine, find_duplicates
+from byol.checking.duplicates import find_leaks
+from byol.checking.findings import Problem, find_leaks_problems, find_problems
+from byol.checking.report import REPORT, Leaks, Report
 from byol.config import DataConfig, Draft
 from byol.data.decode.image import read_square
 from byol.data.sources.opening import open_source, splits_of

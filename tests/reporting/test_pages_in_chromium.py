@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from byol.encoder.encoder import load
-from byol.report import report
-from byol.report.embedding_map import place_by_pca, to_uint16
-from byol.report.explorer import Explorer, open_server
-from byol.report.report import write_report
+from byol.reporting import report
+from byol.reporting.embedding_map import place_by_pca, to_uint16
+from byol.reporting.explorer import Explorer, open_server
+from byol.reporting.report import write_report
 from trained import COLOURS, HARD_NAMES, open_embedded, train_run, write_evaluation, write_measures
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

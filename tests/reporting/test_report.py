@@ -18,12 +18,12 @@ import pytest
 from byol.base.errors import CheckpointError, ConfigError, DataError
 from byol.evaluation.splits import SEEN
 from byol.pictures import thumbnails
-from byol.report import embedding_map, report
-from byol.report.card import write_card
-from byol.report.embedding_map import NOWHERE, choose_rows, find_nearest, place_slowly, to_uint16
-from byol.report.report import WEB, write_report
-from byol.report.report_parts import summarise
-from byol.report.run_summary import read_facts
+from byol.reporting import embedding_map, report
+from byol.reporting.card import write_card
+from byol.reporting.embedding_map import NOWHERE, choose_rows, find_nearest, place_slowly, to_uint16
+from byol.reporting.report import WEB, write_report
+from byol.reporting.report_parts import summarise
+from byol.reporting.run_summary import read_facts
 from trained import HARD_NAMES, open_embedded, train_run, write_evaluation, write_measures
 
 

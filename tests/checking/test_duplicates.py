@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byol.check import duplicates
-from byol.check.duplicates import THUMBNAIL_PX, Alike, find_alike, find_leaks, hash_thumbnail, quantise
+from byol.checking import duplicates
+from byol.checking.duplicates import THUMBNAIL_PX, Alike, find_alike, find_leaks, hash_thumbnail, quantise
 from byol.data.decode.fitting import fit
 from byol.data.decode.image import decode
 

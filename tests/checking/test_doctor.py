@@ -7,8 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from byol.check.doctor import Examined, examine, find_duplicates
-from byol.check.findings import (
+from byol.checking.doctor import Examined, examine, find_duplicates
+from byol.checking.findings import (
     describe_copies,
     describe_files,
     describe_kinds,

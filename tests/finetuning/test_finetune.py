@@ -13,9 +13,9 @@ import byol
 from byol.cli.main import main
 from byol.evaluation.splits import LEARNED, SEEN
 from byol.evaluation.table import evaluate
-from byol.finetune import finetune as finetune_file
-from byol.finetune import tuning
-from byol.finetune.finetune import Outcome, Row, finetune
+from byol.finetuning import finetune as finetune_file
+from byol.finetuning import tuning
+from byol.finetuning.finetune import Outcome, Row, finetune
 from byol.metrics.folds import Labels, Validation
 from runs import PX, make_run, write_images
 

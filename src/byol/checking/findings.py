@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from byol.check.doctor import Examined
-from byol.check.duplicates import Alike
+from byol.checking.doctor import Examined
+from byol.checking.duplicates import Alike
 from byol.data.pack.partial import BAD_FILES
 from byol.data.sources.summary import group_reasons, round_up
 from byol.data.sources.survey import describe_missing, describe_mixture

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
 
-from byol.check.duplicates import THUMBNAIL_PX, Alike, find_alike, hash_thumbnail, quantise
+from byol.checking.duplicates import THUMBNAIL_PX, Alike, find_alike, hash_thumbnail, quantise
 from byol.data.decode.content import suffix_of
 from byol.data.decode.fitting import fit, select_channels
 from byol.data.decode.formats import Bits, Channels, ImageArray, LaidFile, bits_of_dtype, path_of

@@ -18,9 +18,9 @@ from byol.config import load_config
 from byol.data.pack.images import open_images
 from byol.encoder.encoder import EncoderSpec
 from byol.evaluation.splits import Split
-from byol.finetune import supervised, tuning
-from byol.finetune.supervised import Setting, mild
-from byol.finetune.tuning import Look, Recipe, Trained, draw_fraction, fit_linear, train_classifier
+from byol.finetuning import supervised, tuning
+from byol.finetuning.supervised import Setting, mild
+from byol.finetuning.tuning import Look, Recipe, Trained, draw_fraction, fit_linear, train_classifier
 from byol.method.networks import build_encoder
 from byol.method.views import Pixels
 

@@ -22,7 +22,7 @@ from byol.base.errors import DataError, DivergedError
 from byol.encoder.classifier import Linear
 from byol.encoder.encoder import Encoder
 from byol.evaluation.splits import Split
-from byol.finetune.supervised import Course, LostError, Rates, Setting
+from byol.finetuning.supervised import Course, LostError, Rates, Setting
 from byol.metrics.logistic import Problem
 from byol.metrics.probes import Validation, choose_logistic, standardise
 

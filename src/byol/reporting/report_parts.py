@@ -12,7 +12,7 @@ from PIL import Image
 from byol.metrics.verdict import ONLINE, show_classifier
 from byol.pictures import charts
 from byol.pictures.charts import Series
-from byol.report.run_summary import Facts, Json
+from byol.reporting.run_summary import Facts, Json
 from byol.training.runlog import Metrics
 
 MOST_CELLS = 25  # classes whose confusions are written out as numbers; more are a picture

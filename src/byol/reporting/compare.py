@@ -8,7 +8,7 @@ from byol.base.errors import ConfigError
 from byol.config import diff_configs
 from byol.config import keys as config_keys
 from byol.metrics.verdict import Judged
-from byol.report.run_summary import Facts, read_facts
+from byol.reporting.run_summary import Facts, read_facts
 
 _NONE = "-"
 _TEST = ("train", "test", "labels", "folds", "groups", "seed")  # settings by which test images are chosen

@@ -13,10 +13,10 @@ from byol.cli.commands import name_labelled
 from byol.cli.main import read_arguments
 from byol.config import dump_config, load_config, write_override
 from byol.device.ranks import Ranks
-from byol.report.card import write_card
-from byol.report.compare import compare
-from byol.report.report_parts import summarise
-from byol.report.run_summary import read_facts
+from byol.reporting.card import write_card
+from byol.reporting.compare import compare
+from byol.reporting.report_parts import summarise
+from byol.reporting.run_summary import read_facts
 from byol.runfolder import environment
 from byol.runfolder.settings import read_config
 from byol.training import best

@@ -19,8 +19,8 @@ from PIL import Image
 import byol
 from byol.base.errors import ConfigError, DataError
 from byol.encoder.encoder import load
-from byol.report.embedding_map import NOWHERE, find_nearest, place_by_pca, to_uint16
-from byol.report.explorer import Explorer, Server, open_server
+from byol.reporting.embedding_map import NOWHERE, find_nearest, place_by_pca, to_uint16
+from byol.reporting.explorer import Explorer, Server, open_server
 from trained import open_embedded, train_run
 
 
@@ -140,7 +140,7 @@ def test_a_picture_that_is_too_large_is_not_read(server: Server) -> None:
 def test_slow_maps_come_later_and_place_some(
     explorer: Explorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("byol.report.embedding_map.MOST_PLACED", 12)
+    monkeypatch.setattr("byol.reporting.embedding_map.MOST_PLACED", 12)
     explorer.make_slow_maps(run_dir=tmp_path, seed=0, say=lambda line: None)
     placed = (explorer.layouts.pop("t-SNE") != NOWHERE).any(axis=1)
     assert placed.sum() == 12 and explorer.waiting == () and (tmp_path / "map.npz").is_file()
@@ -167,7 +167,7 @@ def test_a_map_that_cannot_be_made_is_not_waited_for(
     def refuse(*arguments: object, **options: object) -> None:
         raise DataError("no")
 
-    monkeypatch.setattr("byol.report.embedding_map.place_slowly", refuse)
+    monkeypatch.setattr("byol.reporting.embedding_map.place_slowly", refuse)
     said: list[str] = []
     explorer.make_slow_maps(run_dir=tmp_path, seed=0, say=said.append)
     assert said == ["without t-SNE: no"] and explorer.waiting == () and "t-SNE" not in explorer.layouts

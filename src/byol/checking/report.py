@@ -8,9 +8,9 @@ import numpy as np
 
 from byol.auto.resolve import Forecast
 from byol.base.files import write_atomically
-from byol.check.doctor import Examined
-from byol.check.duplicates import Alike
-from byol.check.findings import (
+from byol.checking.doctor import Examined
+from byol.checking.duplicates import Alike
+from byol.checking.findings import (
     BLANK_FILES,
     DUPLICATES,
     LEAKS,

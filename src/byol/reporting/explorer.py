@@ -27,7 +27,7 @@ from byol.config import write_override
 from byol.encoder.encoder import Encoder, load
 from byol.evaluation.features import Progress
 from byol.pictures.thumbnails import draw_thumbnail, encode
-from byol.report.embedding_map import (
+from byol.reporting.embedding_map import (
     Embedded,
     find_nearest,
     list_slow_maps,
@@ -36,9 +36,9 @@ from byol.report.embedding_map import (
     place_most_slowly,
     to_uint16,
 )
-from byol.report.report import render_page
-from byol.report.report_parts import summarise
-from byol.report.run_summary import Json, read_facts
+from byol.reporting.report import render_page
+from byol.reporting.report_parts import summarise
+from byol.reporting.run_summary import Json, read_facts
 
 NUM_NEAR = 24  # images that a search shows
 THUMB_PX = 128

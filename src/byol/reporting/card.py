@@ -10,7 +10,7 @@ from byol.config import View
 from byol.evaluation.splits import SEEN
 from byol.method.schedule import Plan
 from byol.metrics.verdict import show_classifier
-from byol.report.run_summary import Facts, read_facts
+from byol.reporting.run_summary import Facts, read_facts
 from byol.runfolder import checkpoint
 
 FILE_NAME = "card.md"

@@ -30,8 +30,8 @@ from byol.evaluation.features import Progress
 from byol.evaluation.splits import SEEN
 from byol.pictures.sheets import NUM_IMAGES, NUM_VIEWS, Sample, draw_views
 from byol.pictures.thumbnails import COLUMNS, ROWS, draw_sheets, draw_thumbnail, encode
-from byol.report import report_parts as parts
-from byol.report.embedding_map import (
+from byol.reporting import report_parts as parts
+from byol.reporting.embedding_map import (
     MOST_PLACED,
     Embedded,
     choose_rows,
@@ -42,7 +42,7 @@ from byol.report.embedding_map import (
     place_most_slowly,
     to_uint16,
 )
-from byol.report.run_summary import Facts, Json, read_facts
+from byol.reporting.run_summary import Facts, Json, read_facts
 from byol.training.runlog import format_time
 
 FILE_NAME = "report.html"
