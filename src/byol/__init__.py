@@ -1,41 +1,74 @@
 """byol: turn a pile of unlabelled images into a good image encoder, and say honestly how good it is.
 
-encoder = byol.load("runs/cells")            # an encoder that `byol train` left
-features = encoder.embed("new_images/")      # (N, F) float32
-classes = byol.load_classifier("runs/cells-finetuned").predict("new_images/")
-learner = byol.Byol(any_torch_module, ...)   # the method alone, for your own loop
+run = byol.train("IMAGES/", output="runs/cells", hours=2)   # the same call again continues
+features = run.embed("NEW/")                                 # (N, F) float32
+print(byol.evaluate(run, labels="cells.csv").render())       # beside pixels and the untrained encoder
+encoder = byol.load("runs/cells")                            # an encoder that was trained before
+learner = byol.Byol(any_torch_module, ...)                   # the method alone, for your own loop
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from byol.base.version import __version__
+
 if TYPE_CHECKING:
-    from byol.base.errors import ValueRangeWarning as ValueRangeWarning
+    from byol.api.classifiers import Finetuned as Finetuned
+    from byol.api.classifiers import finetune as finetune
+    from byol.api.evaluation import Evaluation as Evaluation
+    from byol.api.evaluation import evaluate as evaluate
+    from byol.api.reports import check as check
+    from byol.api.reports import report as report
+    from byol.api.run import Run as Run
+    from byol.api.run import open_run as open_run
+    from byol.api.run import train as train
+    from byol.checking.check import CheckResult as CheckResult
     from byol.encoder.classifier import Classifier as Classifier
     from byol.encoder.classifier import load_classifier as load_classifier
     from byol.encoder.encoder import Encoder as Encoder
     from byol.encoder.encoder import load as load
+    from byol.errors import ByolError as ByolError
+    from byol.errors import CheckpointError as CheckpointError
+    from byol.errors import CollapsedError as CollapsedError
+    from byol.errors import ConfigError as ConfigError
+    from byol.errors import DataError as DataError
+    from byol.errors import DivergedError as DivergedError
+    from byol.errors import NoLabelsError as NoLabelsError
+    from byol.errors import RunMismatchError as RunMismatchError
+    from byol.errors import ValueRangeWarning as ValueRangeWarning
     from byol.method.networks import Byol as Byol
-
-try:
-    __version__ = version("byol")
-except PackageNotFoundError:  # run from the source folder, not installed
-    __version__ = "0.1.0+source"
 
 # Loaded when first used: `byol --help` need not wait for torch.
 _PUBLIC = {
-    "Byol": "byol.method.networks",
-    "Classifier": "byol.encoder.classifier",
-    "Encoder": "byol.encoder.encoder",
-    "ValueRangeWarning": "byol.base.errors",
-    "load": "byol.encoder.encoder",
-    "load_classifier": "byol.encoder.classifier",
+    "byol.api.classifiers": ("Finetuned", "finetune"),
+    "byol.api.evaluation": ("Evaluation", "evaluate"),
+    "byol.api.reports": ("check", "report"),
+    "byol.api.run": ("Run", "open_run", "train"),
+    "byol.checking.check": ("CheckResult",),
+    "byol.encoder.classifier": ("Classifier", "load_classifier"),
+    "byol.encoder.encoder": ("Encoder", "load"),
+    "byol.errors": (
+        "ByolError",
+        "CheckpointError",
+        "CollapsedError",
+        "ConfigError",
+        "DataError",
+        "DivergedError",
+        "NoLabelsError",
+        "RunMismatchError",
+        "ValueRangeWarning",
+    ),
+    "byol.method.networks": ("Byol",),
 }
-__all__ = ["Byol", "Classifier", "Encoder", "ValueRangeWarning", "__version__", "load", "load_classifier"]
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'byol' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from byol.api.arguments import list_evaluation
 from byol.base.errors import CheckpointError, ConfigError
-from byol.cli.commands import name_labelled
 from byol.cli.main import read_arguments
 from byol.config import dump_config, load_config, write_override
 from byol.device.ranks import Ranks
@@ -355,7 +355,10 @@ def test_what_a_card_repeats_is_what_was_evaluated(tmp_path: Path, value: str) -
     table = read_facts(run_dir).table
     assert table is not None and table.options is not None
     options = read_arguments(["eval", "RUN", *shlex.split(table.options)])
-    again = read_config(run_dir, name_labelled(options, "weights", "folds", "groups"))
+    named = {
+        name: getattr(options, name) for name in ("labels", "train", "test", "weights", "folds", "groups")
+    }
+    again = read_config(run_dir, list_evaluation(options.overrides, **named))
     assert again.evaluation.model_dump() == table.fields["settings"]
     assert str(run_dir) in write_card(run_dir)
 

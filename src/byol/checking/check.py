@@ -27,17 +27,27 @@ _SAMPLE, _SAMPLE_BYTES, _FEWEST = 256, 2**25, 16  # images that are stored and l
 _PX = 96  # side at which they are stored where training could not say
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome of a check."""
+@dataclass(frozen=True, repr=False)
+class CheckResult:
+    """The outcome of a check; the report with pictures is in `folder`."""
 
+    folder: Path
     lines: tuple[str, ...]
     exit_code: int  # 0: training may start, 1: it may not, 2: a setting is wrong
+
+    def __repr__(self) -> str:
+        outcome = "training may start" if self.is_fit else "training may not start"
+        return f"<byol.CheckResult: {outcome}, report in {self.folder}>"
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether training may start."""
+        return self.exit_code == 0
 
 
 def check(
     draft: Draft, folder: Path, *, test: str | None = None, progress: Progress | None = None
-) -> Verdict:
+) -> CheckResult:
     """Look at all images, try what training would do, and write the report into `folder`, nothing elsewhere.
 
     `test` are images that training must not see, as data.source.
@@ -72,7 +82,7 @@ def check(
     report = Report(draft, found, alike, leaks, ahead, sample, tuple(problems))
     report.write(folder)
     code = 2 if isinstance(failure, ConfigError) and not is_unfit else 1 if report.is_refused else 0
-    return Verdict(tuple(report.lines(folder)), code)
+    return CheckResult(folder, tuple(report.lines(folder)), code)
 
 
 def _check_folder(folder: Path, sources: Sequence[str]) -> None:

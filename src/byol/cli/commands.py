@@ -6,14 +6,18 @@ torch is loaded by the commands that need it, when they run.
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from byol.base.console import complain, is_watched, make_console, print_line, say, say_block
-from byol.base.errors import ConfigError, DataError, NoLabelsError, printable
+import byol
+from byol.api.arguments import choose_folder, make_draft
+from byol.api.progress import show_bar
+from byol.base.console import complain, is_watched, make_console, say, say_block
+from byol.base.errors import ConfigError, DataError, printable
 from byol.config import Draft, json_schema, load_draft, write_override
+
+if TYPE_CHECKING:
+    from byol.api.run import Run
 
 EXIT_INTERRUPTED = {
     "SIGINT": 130,
@@ -44,67 +48,62 @@ def demo_command(options: argparse.Namespace) -> int:
 
 
 def check_command(options: argparse.Namespace) -> int:
-    from rich.progress import Progress
-
-    from byol.checking.check import check
-
-    draft, folder = _configure(options, place="check")
-    with Progress(transient=True, disable=not is_watched()) as bar:
-        task = bar.add_task("looking at images", total=None)
-        verdict = check(
-            draft,
-            folder,
-            test=options.test,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    for line in verdict.lines:
+    result = byol.check(
+        options.source,
+        output=options.output,
+        test=options.test,
+        hours=options.hours,
+        preset=options.preset,
+        overrides=options.overrides,
+        progress=is_watched(),
+    )
+    for line in result.lines:
         say(line)
-    return verdict.exit_code
+    return result.exit_code
 
 
 def train_command(options: argparse.Namespace) -> int:
-    if options.init is not None:
-        options.overrides = [write_override("network.fine_tune_from", options.init), *options.overrides]
-    draft, run_dir = _configure(options)
-    return _preview(draft, run_dir) if options.dry_run else _train_run(draft, run_dir)
-
-
-def run_command(options: argparse.Namespace) -> int:
-    draft, run_dir = _configure(options)
-    return _train_and_evaluate(draft, run_dir)
-
-
-def eval_command(options: argparse.Namespace) -> int:
-    return _print_table(
-        options.run,
-        overrides=name_labelled(options, "weights", "folds", "groups"),
-        metadata=options.metadata,
+    if options.dry_run:
+        draft = make_draft(
+            options.source,
+            preset=options.preset,
+            hours=options.hours,
+            init=options.init,
+            overrides=options.overrides,
+        )
+        return _preview(draft, choose_folder(options.source, options.output, place="runs"))
+    return _report_training(
+        byol.train(
+            options.source,
+            output=options.output,
+            hours=options.hours,
+            init=options.init,
+            preset=options.preset,
+            overrides=options.overrides,
+            progress=True,
+        )
     )
 
 
-def name_labelled(options: argparse.Namespace, *more: str) -> list[str]:
-    """The overrides, and those that say which images have labels and how they are used."""
-    chosen = {key: getattr(options, key) for key in ("labels", "train", "test", *more)}
-    given = (write_override(f"evaluation.{key}", value) for key, value in chosen.items() if value is not None)
-    return [*options.overrides, *given]
+def run_command(options: argparse.Namespace) -> int:
+    draft = make_draft(
+        options.source, preset=options.preset, hours=options.hours, overrides=options.overrides
+    )
+    return _train_and_evaluate(draft, choose_folder(options.source, options.output, place="runs"))
 
 
-def _configure(options: argparse.Namespace, *, place: str = "runs") -> tuple[Draft, Path]:
-    """The configuration that the arguments mean, and the folder to write to, in `place` if not given."""
-    source = str(options.source)
-    overrides = [
-        *options.overrides,
-        *([] if options.hours is None else [f"trainer.max_hours={options.hours}"]),
-    ]
-    if Path(source).suffix.lower() in (".yaml", ".yml"):
-        draft = load_draft(Path(source), overrides, preset=options.preset)
-        name = Path(source).stem
-    else:
-        source_override = write_override("data.source", source)
-        draft = load_draft(None, [source_override, *overrides], preset=options.preset or "default")
-        path = Path(source).resolve()
-        name = path.name if path.is_dir() else path.stem
-    return draft, options.output or Path(place) / name
+def eval_command(options: argparse.Namespace) -> int:
+    return _evaluate(
+        options.run,
+        labels=options.labels,
+        train=options.train,
+        test=options.test,
+        weights=options.weights,
+        folds=options.folds,
+        groups=options.groups,
+        metadata=options.metadata,
+        overrides=options.overrides,
+    )
 
 
 def _preview(draft: Draft, run_dir: Path) -> int:
@@ -115,53 +114,45 @@ def _preview(draft: Draft, run_dir: Path) -> int:
     return 0
 
 
-def _train_run(draft: Draft, run_dir: Path, *, step_s: float | None = None) -> int:
-    from byol.auto.train import train
-
-    outcome = train(draft, run_dir, console=make_console(), step_s=step_s)
-    if outcome.stopped_by is not None:
+def _report_training(run: "Run") -> int:
+    """Say where the encoder is, or how to continue."""
+    if run.stopped_by is not None:
         if _is_main_rank():
             say(
-                f"stopped by {outcome.stopped_by} after step {outcome.done} of {outcome.total_steps}, saved "
-                f"in {run_dir}; the same command continues"
+                f"stopped by {run.stopped_by} after step {run.done} of {run.total_steps}, saved in "
+                f"{run.folder}; the same command continues"
             )
-        return EXIT_INTERRUPTED[outcome.stopped_by]
+        return EXIT_INTERRUPTED[run.stopped_by]
     if _is_main_rank():
-        say_block(_THE_ENCODER.format(run=printable(str(run_dir))))
+        say_block(_THE_ENCODER.format(run=printable(str(run.folder))))
     return 0
 
 
 def _train_and_evaluate(draft: Draft, run_dir: Path, *, step_s: float | None = None) -> int:
-    code = _train_run(draft, run_dir, step_s=step_s)
+    from byol.api.run import Run
+    from byol.auto.train import train
+
+    outcome = train(draft, run_dir, console=make_console(), step_s=step_s)
+    code = _report_training(Run(run_dir, outcome.done, outcome.total_steps, outcome.stopped_by))
     if code or not _is_main_rank():
         return code
     # The run's own file keeps what its first start said; how to evaluate is for this start to say.
     chosen = draft.config.evaluation.model_dump().items()
-    return _print_table(
-        run_dir, overrides=[write_override(f"evaluation.{key}", value) for key, value in chosen]
-    )
+    return _evaluate(run_dir, overrides=[write_override(f"evaluation.{key}", value) for key, value in chosen])
 
 
 def _is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _print_table(run_dir: Path, *, overrides: list[str], metadata: Path | None = None) -> int:
-    """What features are worth without labels, and the table if there are any."""
-    from byol.evaluation.table import check_labels, evaluate
-    from byol.evaluation.unlabelled import describe
-
-    check_labels(run_dir, overrides=overrides)
-    with _show_features() as progress:
-        description = describe(run_dir, overrides=overrides, metadata=metadata, say=say, progress=progress)
-    say_block(f"{description.render()}\n")
-    try:
-        with _show_features() as progress:
-            table = evaluate(run_dir, overrides=overrides, say=say, progress=progress)
-    except NoLabelsError as error:
-        say_block(f"no table: {error}\n\nsaved in {printable(str(run_dir / 'measures.json'))}")
+def _evaluate(run_dir: Path, **options: Any) -> int:
+    """Print what features are worth without labels, and the table if there are any."""
+    evaluation = byol.evaluate(run_dir, progress=True, **options)
+    if evaluation.table is None:
+        say_block(f"\nsaved in {printable(str(run_dir / 'measures.json'))}")
         return 0
-    say_block(f"\n{table.render()}\n\nsaved in {printable(str(run_dir / 'eval.json'))} and measures.json")
+    saved = f"saved in {printable(str(run_dir / 'eval.json'))} and measures.json"
+    say_block(f"\n{evaluation.table.render()}\n\n{saved}")
     return 0
 
 
@@ -188,19 +179,15 @@ def _refuse_overrides(options: argparse.Namespace, what: str) -> None:
 
 
 def report_command(options: argparse.Namespace) -> int:
-    from byol.reporting.report import write_report
-
-    with _show_features() as progress:
-        path = write_report(
-            options.run,
-            labels=options.labels,
-            metadata=options.metadata,
-            output=options.output,
-            overrides=options.overrides,
-            most_images=options.images,
-            say=say,
-            progress=progress,
-        )
+    path = byol.report(
+        options.run,
+        labels=options.labels,
+        metadata=options.metadata,
+        images=options.images,
+        output=options.output,
+        overrides=options.overrides,
+        progress=True,
+    )
     say(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens without network)")
     return 0
 
@@ -208,7 +195,7 @@ def report_command(options: argparse.Namespace) -> int:
 def explore_command(options: argparse.Namespace) -> int:
     from byol.reporting.explorer import explore
 
-    with _show_features() as progress:
+    with show_bar(make_console(), "features") as count:
         explore(
             options.run,
             images=options.images,
@@ -218,25 +205,9 @@ def explore_command(options: argparse.Namespace) -> int:
             port=options.port,
             open_browser=options.open,
             say=say,
-            progress=progress,
+            progress=count,
         )
     return 0
-
-
-@contextmanager
-def _show_features() -> Iterator[Callable[[int, int], None]]:
-    """A bar of the images embedded, on a terminal, from the first on."""
-    from rich.progress import Progress
-
-    with Progress(transient=True, disable=not is_watched()) as bar:
-        tasks: list[Any] = []
-
-        def show(done: int, total: int) -> None:
-            if not tasks:
-                tasks.append(bar.add_task("features", total=total))
-            bar.update(tasks[0], completed=done, total=total, visible=done < total)
-
-        yield show
 
 
 def _may_skip_unreadable(options: argparse.Namespace, what: str) -> bool:
@@ -294,31 +265,24 @@ def _explain_copies(num: int) -> str:
 
 
 def finetune_command(options: argparse.Namespace) -> int:
-    from rich.progress import Progress
-
-    from byol.finetuning.finetune import finetune
-
-    source = options.source
-    output = options.output or source.with_name(f"{source.resolve().name}-finetuned")
-    console = make_console()
     try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("epochs", total=None)
-            outcome = finetune(
-                source,
-                output,
-                overrides=name_labelled(options),
-                fraction=options.fraction,
-                epochs=options.epochs,
-                scratch=options.scratch,
-                say=lambda line: print_line(console, line),
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
+        found = byol.finetune(
+            options.source,
+            output=options.output,
+            labels=options.labels,
+            train=options.train,
+            test=options.test,
+            fraction=options.fraction,
+            epochs=options.epochs,
+            scratch=options.scratch,
+            overrides=options.overrides,
+            progress=True,
+        )
     except KeyboardInterrupt:
         complain("interrupted; nothing is written, the same command starts anew")
         return EXIT_INTERRUPTED["SIGINT"]
-    say_block(f"\n{outcome.render()}\n")
-    say(f"the classifier is in {output}: byol predict {output} IMAGES/ -o classes.csv")
+    say_block(f"\n{found.outcome.render()}\n")
+    say(f"the classifier is in {found.folder}: byol predict {found.folder} IMAGES/ -o classes.csv")
     return 0
 
 

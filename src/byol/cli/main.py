@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from byol import __version__
 from byol.base.console import complain, prepare_streams
 from byol.base.errors import ByolError, ConfigError, printable
+from byol.base.version import __version__
 from byol.cli import commands
 from byol.cli.commands import EXIT_INTERRUPTED
 from byol.config.schema import DeviceSetting

@@ -186,7 +186,7 @@ def load_draft(path: Path | None, overrides: Sequence[str], *, preset: str | Non
     raise ConfigError(*dict.fromkeys(problems))
 
 
-def write_override(key: str, value: str | int | float | None) -> str:
+def write_override(key: str, value: object) -> str:
     """The override by which a setting has this value; text stays text, also such as `null` and `#x`."""
     return f"{key}={yaml_text.quote(value) if isinstance(value, str) else json.dumps(value)}"
 

@@ -7,6 +7,7 @@ statistics of the global batch, on CPU too: a run does not depend on the number 
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -170,7 +171,10 @@ def _store(world_size: int) -> Store:
 
 
 class StopSignal:
-    """SIGTERM and Ctrl-C as a wish that the loop reads; a second Ctrl-C interrupts at once."""
+    """SIGTERM and Ctrl-C as a wish that the loop reads; a second Ctrl-C interrupts at once.
+
+    Python lets the main thread alone handle signals: in another one nothing is heard.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -178,7 +182,9 @@ class StopSignal:
     @contextmanager
     def listen(self) -> Iterator["StopSignal"]:
         """Take the signals for as long as the block runs, then give them back."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        heard = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if heard else ()
+        before = {number: signal.getsignal(number) for number in numbers}
         for number in before:
             signal.signal(number, self._note)
         try:

@@ -86,6 +86,9 @@ class Classifier:
         self.encoder = encoder
         self.linear = linear
 
+    def __repr__(self) -> str:
+        return f"<byol.Classifier of {len(self.class_names)} classes on {self.encoder!r}>"
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes, in the order of the probabilities."""

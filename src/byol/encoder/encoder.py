@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from byol.base.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.base.files import write_atomically
+from byol.base.version import __version__
 from byol.config import Config, load_config
 from byol.data.decode.fitting import fit
 from byol.data.decode.formats import Bits, Geometry, ImageArray, Layout, bits_of_dtype
@@ -88,8 +89,6 @@ class EncoderSpec:
         cls, config: Config, images: Packed, *, which: Literal["online", "target"], done: int
     ) -> "EncoderSpec":
         """The spec of an encoder trained on `images` for `done` steps."""
-        from byol import __version__
-
         name, view_px = config.network.name, config.view_px
         stem = resolve_stem(config.network.stem, name=name, view_px=view_px)
         select = config.data.channels
@@ -131,6 +130,13 @@ class Encoder:
         self.device = torch.device(device)
         module = accelerate(module.eval().requires_grad_(False))
         self.module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        return (
+            f"<byol.Encoder {spec.name}: {spec.channels} channels, views of {spec.view_px} px, "
+            f"{spec.num_features} features, step {spec.done:,}, on {self.device}>"
+        )
 
     def embed(self, images: ManyImages, *, batch_size: int = 256) -> Float32[np.ndarray, "image feature"]:
         """Features of images in any form, in their order (files of a folder: sorted by path); float32.

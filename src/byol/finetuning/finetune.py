@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from byol import __version__
 from byol.base.errors import CheckpointError, ConfigError, DataError
 from byol.base.files import check_writable, write_atomically
+from byol.base.version import __version__
 from byol.config import Config, diff_configs, load_config
 from byol.device.devices import choose_dtype, explain_device
 from byol.device.ranks import keep_freed_memory

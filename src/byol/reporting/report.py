@@ -22,6 +22,7 @@ from PIL import Image
 
 from byol.base.errors import ConfigError, DataError, printable
 from byol.base.files import write_atomically
+from byol.base.version import __version__
 from byol.config import write_override
 from byol.data.labels.label_file import Labels
 from byol.data.pack.packed import Packed
@@ -353,6 +354,4 @@ def _find_versions() -> list[tuple[str, str]]:
 
 
 def _version(name: str) -> str:
-    from byol import __version__
-
     return __version__ if name == "byol" else packages.version(name)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from byol.base.files import read_fields, write_atomically
+from byol.base.version import __version__
 from byol.device.devices import name_gpu
 from byol.device.ranks import Ranks
 from byol.kernels.cpu import instruction_set
@@ -61,8 +62,6 @@ class Environment:
 
 def begin(run_dir: Path, *, num_images: int, num_bad: int, first_step: int, ranks: Ranks) -> Environment:
     """What is known of the run, with this start added. Nothing is written yet."""
-    from byol import __version__
-
     known = read(run_dir) if first_step else None
     now = _now()
     start = Start(

@@ -15,14 +15,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import byol
 from byol.base.errors import ConfigError
+from byol.base.version import SOURCE
 from byol.config import Config
 from byol.device.devices import (
     PeakMemory,
@@ -160,7 +159,7 @@ def _try_on_gpu(config: Config, images: "RandomImages", *, device: torch.device)
 def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
     """What the child measured; None if it ran out of memory, or the system ended it because of that."""
     # This same package, wherever the person is; -P: no file there is taken for a module.
-    paths = [str(Path(byol.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     child = subprocess.Popen(
         [sys.executable, "-P", "-W", "ignore", "-m", "byol.training.step_benchmark"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},

@@ -1,0 +1,68 @@
+"""From the arguments of a public function, or of a command, to a configuration and a folder."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+from byol.config import Draft, keys, load_draft, write_override
+
+Overrides = Mapping[str, object] | Sequence[str] | None
+"""Settings: {"trainer.max_epochs": 3}, {"trainer": {"max_epochs": 3}}, or ["trainer.max_epochs=3"]."""
+
+AnyPath = str | PathLike[str]
+
+
+def list_overrides(overrides: Overrides) -> list[str]:
+    """Each as `section.key=value`, the form of the command line."""
+    if overrides is None:
+        return []
+    if isinstance(overrides, Mapping):
+        return [write_override(key, value) for key, value in keys.flatten(overrides)]
+    return list(overrides)
+
+
+def list_evaluation(overrides: Overrides, **given: object) -> list[str]:
+    """The overrides, and those of the section `evaluation` that are not None."""
+    chosen = [
+        write_override(f"evaluation.{key}", str(value) if isinstance(value, PathLike) else value)
+        for key, value in given.items()
+        if value is not None
+    ]
+    return [*list_overrides(overrides), *chosen]
+
+
+def make_draft(
+    images: AnyPath,
+    *,
+    preset: str | None,
+    hours: str | float | None,
+    init: AnyPath | None = None,
+    overrides: Overrides = None,
+) -> Draft:
+    """The configuration that the arguments mean; `images` may be a configuration file (.yaml).
+
+    Raises:
+        ConfigError: an unknown or impossible setting, or an unreadable file.
+    """
+    given = list_overrides(overrides)
+    if init is not None:
+        given.insert(0, write_override("network.fine_tune_from", str(init)))
+    if hours is not None:
+        given.append(f"trainer.max_hours={hours}")
+    source = str(images)
+    if _is_configuration(source):
+        return load_draft(Path(source), given, preset=preset)
+    return load_draft(None, [write_override("data.source", source), *given], preset=preset or "default")
+
+
+def choose_folder(images: AnyPath, output: AnyPath | None, *, place: str) -> Path:
+    """`output`, or a folder in `place` named after the images or the configuration file."""
+    if output is not None:
+        return Path(output)
+    source = str(images)
+    path = Path(source) if _is_configuration(source) else Path(source).resolve()
+    return Path(place) / (path.name if path.is_dir() else path.stem)
+
+
+def _is_configuration(source: str) -> bool:
+    return Path(source).suffix.lower() in (".yaml", ".yml")

@@ -1,0 +1,84 @@
+"""Checks and reports in Python."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from byol.api.arguments import AnyPath, Overrides, choose_folder, list_overrides, make_draft
+from byol.api.evaluation import folder_of
+from byol.api.progress import make_say, open_console, show_bar
+from byol.api.run import Run
+
+if TYPE_CHECKING:
+    from byol.checking.check import CheckResult
+
+
+def check(
+    images: AnyPath,
+    *,
+    output: AnyPath | None = None,
+    test: AnyPath | None = None,
+    hours: str | float | None = None,
+    preset: str | None = None,
+    overrides: Overrides = None,
+    progress: bool | None = None,
+) -> "CheckResult":
+    """Look at all images: what is wrong with them, and what would training do?
+
+    Args:
+        images: as for `train`.
+        output: the folder of the report; by default `check/NAME`.
+        test: images that training must not see: are any of them among `images`?
+        hours, preset, overrides: as for `train`.
+        progress: whether to draw a bar; None: in a terminal or a notebook.
+
+    Raises:
+        ConfigError: a setting is unknown, or `output` is no folder for a report.
+        DataError: there are no images.
+        CheckpointError: the folder cannot be written.
+    """
+    from byol.checking.check import check as look
+
+    draft = make_draft(images, preset=preset, hours=hours, overrides=overrides)
+    folder = choose_folder(images, output, place="check")
+    with show_bar(open_console(progress), "looking at images") as count:
+        return look(draft, folder, test=None if test is None else str(test), progress=count)
+
+
+def report(
+    run: Run | AnyPath,
+    *,
+    labels: AnyPath | None = None,
+    metadata: AnyPath | None = None,
+    images: int = 10_000,
+    output: AnyPath | None = None,
+    overrides: Overrides = None,
+    progress: bool | None = None,
+) -> Path:
+    """Write one HTML file that shows what a run is worth; returns its path.
+
+    Args:
+        run: a `Run` or a run folder.
+        labels, metadata: CSV files to colour the map by.
+        images: on the map, at most.
+        output: the file; by default `report.html` in the run folder.
+        overrides: of where the images lie (`data.`).
+        progress: whether to print what is done; None: in a terminal or a notebook.
+
+    Raises:
+        CheckpointError: the folder holds no run, or the file cannot be written.
+        ConfigError, DataError: a setting, the labels or the images cannot be used.
+    """
+    from byol.reporting.report import write_report
+
+    console = open_console(progress)
+    with show_bar(console, "features") as count:
+        return write_report(
+            folder_of(run),
+            labels=None if labels is None else Path(labels),
+            metadata=None if metadata is None else Path(metadata),
+            output=None if output is None else Path(output),
+            overrides=list_overrides(overrides),
+            most_images=images,
+            say=make_say(console),
+            progress=count,
+        )
