@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn, get_args
 
 from byol import __version__
-from byol.base.console import complain, prepare_streams
+from byol.base.console import complain, finish_output, prepare_streams
 from byol.base.errors import ByolError, ConfigError, printable
 from byol.cli import commands
 from byol.cli.commands import EXIT_INTERRUPTED
@@ -44,12 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     prepare_streams()
     try:
-        rest, overrides = _take_overrides(sys.argv[1:] if arguments is None else arguments)
-        options = _make_parser().parse_args(rest)
-        options.overrides = overrides
-        code: int = options.command(options)
-        sys.stdout.flush()
-        return code
+        return _run(arguments)
     except ByolError as error:
         for line in str(error).splitlines():  # a configuration can have several problems, each is one line
             complain(line)
@@ -58,8 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain("interrupted; the same command goes on from what is saved")
         return EXIT_INTERRUPTED["SIGINT"]
     except BrokenPipeError:  # `byol config | head`: whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_INTERRUPTED["SIGPIPE"]
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """As `main`, but failures are raised."""
+    try:
+        rest, overrides = _take_overrides(sys.argv[1:] if arguments is None else arguments)
+        options = _make_parser().parse_args(rest)
+        options.overrides = overrides
+        code: int = options.command(options)
+    except SystemExit:  # after --help, --version and refused arguments
+        finish_output()
+        raise
+    finish_output()
+    return code
 
 
 class _Parser(argparse.ArgumentParser):
