@@ -132,4 +132,4 @@ def open_embedded(run_dir: Path) -> Embedded:
     config = read_facts(run_dir).config
     encoder = load(run_dir, device="cpu")
     images = open_run_images(config, run_dir, encoder=encoder, say=lambda line: None)
-    return Embedded.of(images, run_dir, encoder=encoder, say=print)
+    return Embedded.of(images, run_dir, config=config, encoder=encoder, say=print)

@@ -102,3 +102,34 @@ def test_errors_hold_no_control_characters() -> None:
     assert str(DataError("a\nb\x9b")) == r"a\nb\x9b"
     assert str(ConfigError("one\x1b", "two")) == "one\\x1b\ntwo"  # one line a problem
     assert printable("👩\u200d🔬 قط\u200c") == "👩\u200d🔬 قط\u200c"
+
+
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+
+
+@FULL
+@pytest.mark.parametrize("arguments", [("config",), ("config", "--schema"), ("--help",), ("--version",)])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments, shell=">/dev/full")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and len(lines) == 1
+    assert lines[0].startswith(b"byol: standard output") and b"send it elsewhere" in lines[0]
+
+
+@FULL
+def test_a_check_into_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "set").mkdir()
+    for number in range(4):
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / f"{number}.png")
+    done = run("check", str(tmp_path / "set"), "-o", str(tmp_path / "report"), shell=">/dev/full")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith(b"byol: standard output")
+
+
+@FULL
+def test_what_cannot_be_complained_of_keeps_its_exit_code() -> None:
+    assert run("config", "nowhere.yaml", shell="2>/dev/full").returncode == 2
+    assert run("config", "nowhere.yaml", shell="2>&-").returncode == 2
+    assert run("config", shell=">/dev/full 2>/dev/full").returncode == 1

@@ -498,6 +498,31 @@ def test_metadata(capsys: Capture, copied: Path) -> None:
     assert "missing.csv: cannot be opened" in fail(capsys, "eval", "runs/a", "--metadata", "missing.csv")
 
 
+@pytest.mark.parametrize("command", ["report", "explore"])
+def test_metadata_of_other_images_is_refused_for_a_map(capsys: Capture, copied: Path, command: str) -> None:
+    lines = [f"dark/{index:02d}.png,one" for index in range(10)]
+    lines += [f"other/{index:02d}.tif,two" for index in range(10, 14)]
+    Path("plates.csv").write_text("\n".join(["file,plate", *lines]) + "\n")
+    arguments = (command, "runs/b", "--metadata", "plates.csv")
+    said = fail(capsys, *arguments)
+    assert said.startswith("plates.csv: 4 of its 14 files") and "evaluation.max_unmatched=1" in said
+    if command == "report":
+        said = succeed(capsys, *arguments, "evaluation.max_unmatched=0.5")
+        assert "4 of the 14 rows in plates.csv" in said
+
+
+def test_a_list_of_other_spelling_is_explained_wherever_it_is_read(capsys: Capture, copied: Path) -> None:
+    names = [f"images/{label}/{index:02d}.PNG" for label in ("dark", "red") for index in range(10)]
+    Path("list.csv").write_text("\n".join(["file;label", *(f"{name};a" for name in names)]) + "\n")
+    capsys.readouterr()
+    assert main(["embed", "runs/b", "list.csv", "-o", "features.csv"]) == 0
+    embedded = capsys.readouterr().err.splitlines()
+    main(["check", "list.csv", *TINY])
+    checked = capsys.readouterr().out.splitlines()
+    notes = [line for line in embedded if line.startswith("list.csv") and "20" in line]
+    assert notes and all(note in checked for note in notes)
+
+
 def test_prototypes(capsys: Capture, finished: Path) -> None:
     run, images = finished / "runs" / "a", finished / "images"
     said = succeed(capsys, "embed", run, images, "-o", "f.csv", "--prototypes", "3")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from byol.base.errors import ByolError, CheckpointError, ConfigError
 from byol.encoder.encoder import load, save_encoder
@@ -102,3 +102,14 @@ def test_what_cannot_be_compared_with(tmp_path: Path) -> None:
     check_refused(
         ConfigError, "timm:no_such", message=r"^evaluation\.weights: timm has no weights of 'no_such'"
     )
+
+
+def test_where_the_encoder_was_found_is_said_once(tmp_path: Path, images: Path) -> None:
+    make_run(tmp_path / "run", images, target=False)
+    state = load_file(tmp_path / "run" / "encoder.safetensors")
+    torch.save({f"module.backbone.{name}": value for name, value in state.items()}, tmp_path / "theirs.pth")
+    said: list[str] = []
+    evaluate(tmp_path / "run", overrides=[f"evaluation.weights={tmp_path / 'theirs.pth'}"], say=said.append)
+    lines = [line for line in said if "module.backbone" in line]
+    assert len(lines) == 1 and "found behind" in lines[0]
+    assert said.index(lines[0]) == said.index(f"comparing with the encoder of {tmp_path / 'theirs.pth'}") + 1

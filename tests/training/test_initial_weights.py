@@ -11,8 +11,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from byol.auto import resolve
+from byol.auto.train import train as train_draft
 from byol.base.errors import CheckpointError
-from byol.config import Config, load_config
+from byol.config import Config, load_config, load_draft
 from byol.method.networks import Byol
 from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
@@ -202,3 +204,21 @@ def test_what_cannot_be_started_from(finished: Path, tmp_path: Path) -> None:
         CheckpointError, match=r"does not fit the encoder: .* choose its model with network\.name"
     ):
         run(other, tmp_path / "b")
+
+
+@pytest.mark.parametrize("channels", [None, "grey"])
+def test_weights_that_do_not_fit_are_refused_before_images_are_packed(
+    tmp_path: Path, channels: str | None
+) -> None:
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.bias": torch.zeros(3)}, tmp_path / "other.pth")
+    chosen = [] if channels is None else [f"data.channels={channels}"]
+    config = configure(tmp_path, f"network.fine_tune_from={tmp_path / 'other.pth'}", *chosen)
+    with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):
+        resolve.check_weights(config, tmp_path / "run")
+    overrides = [f"data.source={config.data.source}", f"network.fine_tune_from={tmp_path / 'other.pth'}"]
+    draft = load_draft(None, [*overrides, *TINY, *chosen], preset="default")
+    with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):
+        train_draft(draft, tmp_path / "run", console=Console(file=io.StringIO()))
+    with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):
+        resolve.preview(draft, tmp_path / "run", say=print)
+    assert not (tmp_path / "run").exists()

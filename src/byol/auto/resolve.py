@@ -41,12 +41,15 @@ def settle(
         ConfigError, DataError, CheckpointError: see `choose`; nothing is written then.
     """
     if not draft.open:
+        if ranks.is_main:
+            check_weights(draft.config, run_dir)
         return draft.config, None
     step_s = None
     if ranks.is_main and not checkpoint.has_begun(run_dir):
         checkpoint.check_run_folder(run_dir)
         look = look_at_some(draft)
         chosen = _choose(draft, look, world_size=ranks.world_size)
+        initial_weights.rehearse(chosen.config, channels=count_channels(chosen.config, look))
         for choice in chosen.choices:
             say(str(choice))
         _say_missing(look, say)
@@ -54,6 +57,22 @@ def settle(
         step_s = None if chosen.probe is None else chosen.probe.step_s
     ranks.wait()
     return _ask_run(draft, run_dir).config, step_s
+
+
+def check_weights(config: Config, run_dir: Path) -> None:
+    """Refuse, before a new run packs its images, weights that do not fit its networks.
+
+    Some images are looked at where the configuration leaves open how many channels they have.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as training would; nothing is written.
+    """
+    if config.network.fine_tune_from is None or checkpoint.has_begun(run_dir):
+        return
+    channels = _stated_channels(config)
+    if channels is None:
+        channels = _look_at(config).channels
+    initial_weights.rehearse(config, channels=channels)
 
 
 def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
@@ -134,8 +153,11 @@ def look_at_some(draft: Draft) -> Survey:
     Raises:
         DataError: as `survey`.
     """
-    data = draft.config.data
-    workers = draft.config.trainer.num_workers
+    return _look_at(draft.config)
+
+
+def _look_at(config: Config) -> Survey:
+    data, workers = config.data, config.trainer.num_workers
     return survey(
         open_source(data), most=_LOOK_AT, channels=data.channels, num_workers=workers, alpha=data.alpha
     )
@@ -178,10 +200,16 @@ def _measure(config: Config, in_parts: bool, *, look: Survey) -> Probe:
 
 def count_channels(config: Config, look: Survey) -> int:
     """The channels of an image as the networks get it."""
+    stated = _stated_channels(config)
+    return look.channels if stated is None else stated
+
+
+def _stated_channels(config: Config) -> int | None:
+    """The channels that `data.channels` selects; None: as many as the images have."""
     select = config.data.channels
     if isinstance(select, list):
         return len(select)
-    return {"grey": 1, "rgb": 3}.get(select or "", look.channels)
+    return {"grey": 1, "rgb": 3}.get(select or "")
 
 
 def _find_stored_px(config: Config, look: Survey) -> int:

@@ -6,9 +6,11 @@ files, classes and keys never reach it.
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
-from byol.base.errors import printable
+from byol.base.errors import OutputError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,29 +36,35 @@ def prepare_streams() -> None:
 
 def say(line: str) -> None:
     """One line on standard output, at once."""
-    print(printable(line), flush=True)
+    with _to_output():
+        print(printable(line), flush=True)
 
 
 def say_block(text: str) -> None:
     """Several lines on standard output, at once."""
-    for line in text.split("\n"):
-        print(printable(line))
-    sys.stdout.flush()
+    with _to_output():
+        for line in text.split("\n"):
+            print(printable(line))
+        sys.stdout.flush()
 
 
 def complain(line: str) -> None:
     """One line on standard error, which says whom it is from."""
-    print(f"byol: {printable(line)}", file=sys.stderr, flush=True)
+    remark(f"byol: {line}")
 
 
 def remark(line: str) -> None:
     """One line on standard error, where standard output may hold a result."""
-    print(printable(line), file=sys.stderr, flush=True)
+    try:
+        print(printable(line), file=sys.stderr, flush=True)
+    except OSError:  # nobody can read it: it must not hide what it was about
+        _drop(sys.stderr)
 
 
 def print_line(console: "Console", line: str) -> None:
     """One line above the console's bar, never cut or coloured."""
-    console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+    with _to_output():
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def is_watched() -> bool:
@@ -69,3 +77,40 @@ def make_console() -> "Console":
     from rich.console import Console
 
     return Console(force_terminal=None if is_watched() else False)
+
+
+def finish_output() -> None:
+    """Write what is buffered for standard output.
+
+    Raises:
+        OutputError, BrokenPipeError: it cannot be written.
+    """
+    with _to_output():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _to_output() -> Iterator[None]:
+    """Put a failure of standard output into words, and drop what is buffered: it would fail again at exit."""
+    try:
+        yield
+    except BrokenPipeError:
+        _drop(sys.stdout)
+        raise
+    except OSError as error:
+        _drop(sys.stdout)
+        raise OutputError(
+            f"standard output cannot be written ({error.strerror or error}); "
+            "free some space, or send it elsewhere"
+        ) from None
+
+
+def _drop(stream: TextIO) -> None:
+    """Lead a stream of the process nowhere."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # a replacement, as of notebooks
+        return
+    empty = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(empty, number)
+    os.close(empty)

@@ -6,6 +6,7 @@ ByolError                   exit code 1
 │   └── NoLabelsError       no image has a label: what needs none can still be done
 ├── CheckpointError         a run folder, checkpoint or encoder that cannot be read or written
 │   └── RunMismatchError    the run folder belongs to another configuration or other data
+├── OutputError             standard output cannot be written
 ├── DivergedError           the loss stopped being a finite number
 └── CollapsedError          every image gets (nearly) the same projection
 
@@ -65,6 +66,10 @@ class CheckpointError(ByolError):
 
 class RunMismatchError(CheckpointError):
     """The output folder holds a run of another configuration or of other data."""
+
+
+class OutputError(ByolError):
+    """Standard output cannot be written: the disk behind it is full, say."""
 
 
 class DivergedError(ByolError):

@@ -23,8 +23,8 @@ from byol.checking.findings import (
 )
 from byol.config import Draft
 from byol.data.pack.partial import BAD_FILES, csv_line
-from byol.data.sources.opening import left_out_of
-from byol.data.sources.summary import describe_images, describe_larger, describe_passed_by
+from byol.data.sources.opening import describe_source
+from byol.data.sources.summary import describe_images, describe_larger
 from byol.pictures import page
 from byol.pictures.sheets import (
     NUM_IMAGES,
@@ -121,7 +121,7 @@ class Report:
     def _left_out(self) -> Iterator[str]:
         """As training and embedding say it."""
         found = self.found
-        yield from describe_passed_by(left_out_of(found.source))
+        yield from describe_source(found.source)
         yield from describe_images(
             found.bad,
             found.changed,

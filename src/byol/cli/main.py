@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from byol.base.console import complain, prepare_streams
+from byol.base.console import complain, finish_output, prepare_streams
 from byol.base.errors import ByolError, ConfigError, printable
 from byol.base.version import __version__
 from byol.cli import commands
@@ -44,10 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     prepare_streams()
     try:
-        options = read_arguments(sys.argv[1:] if arguments is None else arguments)
-        code: int = options.command(options)
-        sys.stdout.flush()
-        return code
+        return _run(arguments)
     except ByolError as error:
         for line in str(error).splitlines():  # a configuration can have several problems, each is one line
             complain(line)
@@ -56,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain("interrupted; the same command goes on from what is saved")
         return EXIT_INTERRUPTED["SIGINT"]
     except BrokenPipeError:  # `byol config | head`: whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_INTERRUPTED["SIGPIPE"]
 
 
@@ -66,6 +62,18 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options = _make_parser().parse_args(rest)
     options.overrides = overrides
     return options
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """As `main`, but failures are raised."""
+    try:
+        options = read_arguments(sys.argv[1:] if arguments is None else arguments)
+        code: int = options.command(options)
+    except SystemExit:  # after --help, --version and refused arguments
+        finish_output()
+        raise
+    finish_output()
+    return code
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,8 +13,8 @@ from byol.data.decode.index import Source
 from byol.data.pack.partial import csv_line
 from byol.data.sources.in_memory import Images
 from byol.data.sources.left_out import Few
-from byol.data.sources.opening import left_out_of
-from byol.data.sources.summary import describe_images, describe_passed_by
+from byol.data.sources.opening import describe_source
+from byol.data.sources.summary import describe_images
 from byol.encoder.encoder import gather
 
 _MOST_COMPLAINTS = 20  # that are said one by one
@@ -66,12 +66,12 @@ class Told:
 
 
 def gather_and_say(images: str | Path, *, layout: Layout, skip_unreadable: bool) -> Images:
-    """New images, arrays in this layout; what a folder holds besides is said.
+    """New images, arrays in this layout; what a folder holds besides, or how a list was understood, is said.
 
     Raises:
         DataError: as `encoder.gather`.
     """
     found = gather(images, layout=layout, skip_unreadable=skip_unreadable)
-    for line in describe_passed_by(left_out_of(found)) if isinstance(found, Source) else ():
+    for line in describe_source(found) if isinstance(found, Source) else ():
         remark(line)
     return found

@@ -90,7 +90,7 @@ def make_candidates(
 ) -> Iterator[Candidate]:
     """Baselines first, so that what BYOL has to beat is known when its rows come.
 
-    `say` hears of other weights that have learned from labels.
+    `say` hears how other weights were read, and whether they have learned from labels.
     """
     train, test, cache_folder = splits.train, splits.test, run_dir / "features"
 
@@ -112,7 +112,7 @@ def make_candidates(
         "untrained": untrained(config, online.spec, images=train.images, rows=train.rows, device=device)
     }
     if (source := config.evaluation.weights) is not None:
-        weights = open_weights(source, spec=online.spec, device=device)
+        weights = open_weights(source, spec=online.spec, device=device, say=say)
         name = name_weights(source, which=weights.spec.which)
         encoders[name] = weights
         if weights.spec.which == "finetuned" and say is not None:

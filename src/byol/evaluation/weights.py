@@ -1,5 +1,6 @@
 """Weights that others have trained, for one more row of the table; with their own preprocessing if known."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from byol.weights.pretrained import TIMM, find_timm, fit_weights
 KEY = "evaluation.weights"
 
 
-def open_weights(source: str, *, spec: EncoderSpec, device: str) -> FrozenEncoder:
+Say = Callable[[str], None]
+
+
+def open_weights(source: str, *, spec: EncoderSpec, device: str, say: Say | None = None) -> FrozenEncoder:
     """The encoder that `source` names, for images like those of the run's encoder (`spec`).
 
         timm:MODEL           that model, with the mean and std it was trained with, if it is on this machine
         folder of a run      its encoder, with all of its preprocessing if it takes as many channels
         FILE, FILE:PREFIX    weights of the run's own kind of network, with the run's preprocessing
 
-    Of other channels each gets the same share of the first convolution (`fit_channels`).
+    Of other channels each gets the same share of the first convolution (`fit_channels`). `say` hears where in
+    a file the encoder was found and what was changed or left out, as training says it.
 
     Raises:
         CheckpointError, ConfigError: nothing is there, it cannot be read, or is of another network.
@@ -31,7 +36,7 @@ def open_weights(source: str, *, spec: EncoderSpec, device: str) -> FrozenEncode
     if source.startswith(TIMM):
         model = source.removeprefix(TIMM)
         found = read_weights(find_timm(model, key=KEY), key=KEY)
-        return _fit(found, _as_timm(spec, model), where=source, device=device)
+        return _fit(found, _as_timm(spec, model), where=source, device=device, say=say)
     path = Path(source)
     folder = path.parent if path.name == WEIGHTS_NAME else path
     if (folder / SPEC_NAME).is_file():
@@ -39,14 +44,14 @@ def open_weights(source: str, *, spec: EncoderSpec, device: str) -> FrozenEncode
         if encoder.spec.channels == spec.channels:
             return trained(encoder)
         theirs = replace(spec, name=encoder.spec.name, stem=encoder.spec.stem, which=encoder.spec.which)
-        return _fit(encoder.module.state_dict(), theirs, where=source, device=device)
+        return _fit(encoder.module.state_dict(), theirs, where=source, device=device, say=say)
     path, select = split_source(source)
     if not holds_weights(path):
         raise CheckpointError(
             f"{KEY}: {source} is neither a folder with an encoder nor a file of weights; "
             "name a run's folder, such a file, FILE:PREFIX, or timm:MODEL"
         )
-    return _fit(read_weights(path, key=KEY), spec, where=source, device=device, select=select)
+    return _fit(read_weights(path, key=KEY), spec, where=source, device=device, say=say, select=select)
 
 
 def name_weights(source: str, *, which: str = "online") -> str:
@@ -60,15 +65,24 @@ def name_weights(source: str, *, which: str = "online") -> str:
 
 
 def _fit(
-    found: State, spec: EncoderSpec, *, where: str, device: str, select: str | None = None
+    found: State,
+    spec: EncoderSpec,
+    *,
+    where: str,
+    device: str,
+    say: Say | None,
+    select: str | None = None,
 ) -> FrozenEncoder:
     size = {"channels": spec.channels, "view_px": spec.view_px}
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
         module = build_encoder(spec.name, stem=spec.stem, **size)
     # In training the network can be chosen, here it is the run's.
     advice = f"give weights of {spec.name}, a folder with {SPEC_NAME}, or timm:MODEL"
-    state, _ = fit_weights(found, module, where=where, key=KEY, select=select, advice=advice)
+    state, notes = fit_weights(found, module, where=where, key=KEY, select=select, advice=advice)
     module.load_state_dict(state)
+    if say is not None and notes:
+        for line in (f"comparing with the encoder of {where}", *notes):
+            say(line)
     spec = replace(spec, num_features=count_features(module, **size), done=0)
     return trained(Encoder(spec, module, device=device))
 

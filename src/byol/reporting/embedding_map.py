@@ -28,6 +28,7 @@ from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile, Labels, match_columns
 from byol.data.pack.images import open_images
 from byol.data.pack.packed import Packed
+from byol.data.sources.opening import folder_of
 from byol.encoder.encoder import Encoder
 from byol.evaluation.features import Progress, features_of, spread, trained
 from byol.evaluation.metadata import are_alike
@@ -59,19 +60,22 @@ class Embedded:
         images: Packed,
         run_dir: Path,
         *,
+        config: Config,
         encoder: Encoder,
+        source: str | None = None,
         metadata: Path | None = None,
         say: Say,
         progress: Progress | None = None,
     ) -> "Embedded":
-        """Images of `open_run_images`; features come from the run's cache if they are there.
+        """Images of `open_run_images`, which got `source`; features come from the run's cache if there.
 
         Where the cache cannot be written, `say` hears of it and features are not kept.
 
         Raises:
-            DataError: `metadata` cannot be read, or a feature is not a finite number.
+            DataError: `metadata` cannot be read, too much of it names no image, or a feature is not
+                finite.
         """
-        columns = _find_columns(images, metadata, say=say)
+        columns = _find_columns(images, metadata, config=config, source=source or config.data.source, say=say)
         with _open_cache(run_dir / "features", say=say) as cache_folder:
             features = features_of(
                 images,
@@ -285,7 +289,9 @@ def _save(file: object, *, arrays: dict[str, Places]) -> None:
 # ---- What is known of the images
 
 
-def _find_columns(images: Packed, metadata: Path | None, *, say: Say) -> dict[str, Labels]:
+def _find_columns(
+    images: Packed, metadata: Path | None, *, config: Config, source: str, say: Say
+) -> dict[str, Labels]:
     """Labels, folders if there are several that are not the labels, and the columns of a CSV file."""
     columns: dict[str, Labels] = {}
     if (images.labels >= 0).any():
@@ -299,7 +305,12 @@ def _find_columns(images: Packed, metadata: Path | None, *, say: Say) -> dict[st
             columns["folder"] = (values, tuple(distinct))
     if metadata is None:
         return columns
-    found, notes = match_columns(metadata, images.names)
+    found, notes = match_columns(
+        metadata,
+        images.names,
+        folder=folder_of(source),
+        max_unmatched=config.evaluation.max_unmatched,
+    )
     for note in notes:
         say(note)
     return columns | found

@@ -156,7 +156,16 @@ def explore(
     config, seed = facts.config, facts.config.evaluation.seed
     encoder = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     packed = open_run_images(config, run_dir, encoder=encoder, source=images, say=say)
-    embedded = Embedded.of(packed, run_dir, encoder=encoder, metadata=metadata, say=say, progress=progress)
+    embedded = Embedded.of(
+        packed,
+        run_dir,
+        config=config,
+        encoder=encoder,
+        source=images,
+        metadata=metadata,
+        say=say,
+        progress=progress,
+    )
     pca = to_uint16(place_by_pca(embedded.directions, seed=seed))
     explorer = Explorer(
         run_dir.resolve().name, summarise(facts).sentence, encoder, embedded, {"PCA": pca}, list_slow_maps()

@@ -127,7 +127,13 @@ def _open_images(
             stranger = _find_stranger(images, facts.measures)
             if stranger is None:
                 embedded = Embedded.of(
-                    images, facts.run_dir, encoder=encoder, metadata=metadata, say=say, progress=progress
+                    images,
+                    facts.run_dir,
+                    config=facts.config,
+                    encoder=encoder,
+                    metadata=metadata,
+                    say=say,
+                    progress=progress,
                 )
                 return embedded, ""
         except DataError as error:

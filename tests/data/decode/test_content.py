@@ -75,6 +75,8 @@ NOT_IMAGES = {
     "zeros": (bytes(512), "zeros"),
     "text": ("größe und breite\n".encode(), "text"),
     "text of windows": ("größe und breite\n".encode("latin-1"), "text"),
+    "short text": (b"oops\n", "text"),
+    "two letters": (b"ok", "text"),
     "utf-16": ("file,label\n".encode("utf-16"), "text"),
 }
 
@@ -89,6 +91,8 @@ def test_what_is_no_image_is_told_with_what_to_do(name: str, no_packages: None) 
 def test_what_is_not_known_is_left_to_the_readers() -> None:
     noise = np.random.default_rng(0).integers(0, 255, 512, dtype=np.uint8).tobytes()
     assert image_kind(noise) is None and find_refusal(b"\x07" + noise) is None
+    for cut in (b"", b"\x89PNG", b"\xff\xd8", b"GI"):  # too little to tell what it was
+        assert find_refusal(cut) is None
 
 
 def test_suffixes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,6 +186,8 @@ def _refuse_text(head: bytes) -> str | None:
         return f"is XML, as servers send in place of an image; {_AGAIN}"
     if text.startswith(("{", "[")):
         return f"is JSON, as servers send in place of an image; {_AGAIN}"
-    if len(text) < 8:
-        return None
+    if len(head) < 8 and (
+        not head or not head.isascii() or any(magic.startswith(head) for magic, _ in _MAGIC)
+    ):
+        return None  # too little to tell text from an image that was cut
     return f"is not an image of a known format: it is text; {_AGAIN}"

@@ -6,6 +6,7 @@ A source knows the names and labels of its images and reads each when asked. Not
 import hashlib
 import os
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,7 @@ from byol.data.labels.spelling import Spelled
 from byol.data.sources.left_out import LeftOut
 from byol.data.sources.motifs import CLASS_NAMES, load_motifs
 from byol.data.sources.official import Part, load_cifar10, load_cifar100, load_stl10
+from byol.data.sources.summary import describe_passed_by
 from byol.data.sources.walk import Walk, pairs, stamp
 
 _SPLITS: dict[str, tuple[str, ...]] = {  # the first is the usual one for training
@@ -172,6 +174,12 @@ class ArraySource:
 def left_out_of(source: Source) -> LeftOut:
     """What was passed by when a source was opened; nothing, where it does not tell."""
     return source.left_out if isinstance(source, FileSource | ArraySource) else LeftOut()
+
+
+def describe_source(source: Source) -> Iterator[str]:
+    """What was passed by when a source was opened, and how its list was understood, one line each."""
+    yield from describe_passed_by(left_out_of(source))
+    yield from source.notes
 
 
 def _open_path(source: str, layout: Layout, *, skip_unreadable: bool) -> FileSource | ArraySource:
