@@ -74,10 +74,10 @@ def _read_again(path: str | Path, read: Callable[[Stream], T], failure: DataErro
 
 def _open(path: str | Path) -> Stream:
     """Small files are read at once: readers ask for a few bytes many times, 15 us in all from a file."""
-    if os.stat(path).st_size >= _SMALL_BYTES:
-        return open(path, "rb")
     with open(path, "rb", buffering=0) as file:
-        return BytesIO(file.read())
+        if os.fstat(file.fileno()).st_size < _SMALL_BYTES:
+            return BytesIO(file.read())
+    return open(path, "rb")
 
 
 @contextmanager

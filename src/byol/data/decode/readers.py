@@ -19,6 +19,7 @@ from byol.data.decode.tiff import MAGIC, read_tiff
 _LONG_HEAD_BYTES = 2**13  # a portable map's header may hold comments
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PILLOW_OF: dict[str | None, tuple[str, ...]] = {"JPEG": ("JPEG",), "PNG": ("PNG",)}  # no other is asked
 _Result = TypeVar("_Result")
 
 
@@ -84,7 +85,7 @@ def by_pillow(
     if kind is None and (reason := foreign.refuse(head) or find_refusal(head[:HEAD_BYTES])) is not None:
         raise DataError(reason)
     try:
-        image = Image.open(stream, formats=codecs.FORMATS)
+        image = Image.open(stream, formats=_PILLOW_OF.get(kind, codecs.FORMATS))
         if codecs.is_animation(image):
             note(FIRST_FRAME)
         return read(image)

@@ -6,6 +6,7 @@ meaning as an image: CIELab, a camera's raw data, chroma at a lower resolution o
 """
 
 import struct
+from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
@@ -131,6 +132,8 @@ def _check_pages(tiff: Any) -> None:
 
 def _choose(tiff: Any) -> tuple[Any, Any | None]:
     """The pages that are the image, and those that are its mask."""
+    if (plain := _find_plain(tiff)) is not None:
+        return plain, None
     series = [one for one in tiff.series if not one.keyframe.is_reduced]
     masks = [one for one in series if _is_mask(one.keyframe)]
     images = [one for one in series if not _is_mask(one.keyframe)]
@@ -151,6 +154,31 @@ def _choose(tiff: Any) -> tuple[Any, Any | None]:
             "has a mask that is not of the image's size; save it without the mask, or with an alpha"
         )
     return chosen, masks[0] if masks else None
+
+
+@dataclass(frozen=True)
+class _OnePage:
+    """What tifffile's series of a file with one page says; to have it looked for takes twice as long."""
+
+    keyframe: Any
+    kind: str = "page"
+
+    def __getattr__(self, name: str) -> Any:  # ndim, shape, axes, asarray
+        return getattr(self.keyframe, name)
+
+    @property
+    def pages(self) -> list[Any]:
+        return [self.keyframe]
+
+
+def _find_plain(tiff: Any) -> _OnePage | None:
+    """The only page of a file in which nothing says that it is more or less than an image; else None."""
+    page = tiff.pages.first
+    shape = ", ".join(map(str, page.shape))
+    is_described = page.description not in ("", f'{{"shape": [{shape}]}}')  # as tifffile writes it
+    if is_described or len(tiff.pages) > 1 or page.subfiletype or page.subifds or _is_mask(page):
+        return None
+    return None if _DNG_VERSION in page.tags else _OnePage(page)
 
 
 def _is_mask(page: Any) -> bool:
