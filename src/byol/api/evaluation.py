@@ -59,6 +59,7 @@ class Evaluation:
         return "\n\n".join(parts)
 
 
+# Longer than 60 lines, because half of it is the arguments and what they mean.
 def evaluate(
     run: Run | AnyPath,
     *,

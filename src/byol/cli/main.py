@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import NoReturn, TypeAlias, get_args
 
 from byol.base.console import complain, finish_output, prepare_streams
 from byol.base.errors import ByolError, ConfigError, printable
@@ -83,6 +83,9 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
+_Subparsers: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="byol",
@@ -93,7 +96,26 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"byol {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (
+        _add_demo,
+        _add_check,
+        _add_train,
+        _add_run,
+        _add_evaluate,
+        _add_compare,
+        _add_card,
+        _add_report,
+        _add_explore,
+        _add_embed,
+        _add_finetune,
+        _add_predict,
+        _add_config,
+    ):
+        add(subparsers)
+    return parser
 
+
+def _add_demo(subparsers: _Subparsers) -> None:
     demo = _add(
         subparsers, "demo", commands.demo_command, "train on generated images, evaluate, print the table"
     )
@@ -105,6 +127,8 @@ def _make_parser() -> argparse.ArgumentParser:
         help="print how long training and evaluation take; write nothing",
     )
 
+
+def _add_check(subparsers: _Subparsers) -> None:
     check = _add(
         subparsers,
         "check",
@@ -118,6 +142,8 @@ def _make_parser() -> argparse.ArgumentParser:
     check.add_argument("--preset", help="classic, paper, default or demo")
     check.add_argument("--hours", help="time for the training, as for train")
 
+
+def _add_train(subparsers: _Subparsers) -> None:
     train = _add(
         subparsers,
         "train",
@@ -148,6 +174,8 @@ def _make_parser() -> argparse.ArgumentParser:
         help="print what is chosen, and how long it takes; write nothing",
     )
 
+
+def _add_run(subparsers: _Subparsers) -> None:
     run = _add(
         subparsers,
         "run",
@@ -160,6 +188,8 @@ def _make_parser() -> argparse.ArgumentParser:
     run.add_argument("--preset", help="classic, paper, default or demo")
     run.add_argument("--hours", help="time for the training, such as 2 or 0.5, instead of a number of epochs")
 
+
+def _add_evaluate(subparsers: _Subparsers) -> None:
     evaluate = _add(
         subparsers,
         "eval",
@@ -186,6 +216,8 @@ def _make_parser() -> argparse.ArgumentParser:
         "--metadata", type=Path, help="CSV with a column file and others: do the features tell them?"
     )
 
+
+def _add_compare(subparsers: _Subparsers) -> None:
     compare = _add(
         subparsers,
         "compare",
@@ -195,6 +227,8 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, two or more")
 
+
+def _add_card(subparsers: _Subparsers) -> None:
     card = _add(
         subparsers,
         "card",
@@ -204,6 +238,8 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     card.add_argument("run", type=Path, help="run folder; the card is written into it")
 
+
+def _add_report(subparsers: _Subparsers) -> None:
     report = _add(
         subparsers,
         "report",
@@ -219,6 +255,8 @@ def _make_parser() -> argparse.ArgumentParser:
     report.add_argument("--images", type=int, default=10_000, help="images on the map, at most (%(default)s)")
     report.add_argument("-o", "--output", type=Path, help="the file (RUN/report.html)")
 
+
+def _add_explore(subparsers: _Subparsers) -> None:
     explore = _add(
         subparsers,
         "explore",
@@ -235,6 +273,8 @@ def _make_parser() -> argparse.ArgumentParser:
     explore.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: a free one)")
     explore.add_argument("--open", action="store_true", help="open it in the browser")
 
+
+def _add_embed(subparsers: _Subparsers) -> None:
     embed = _add(
         subparsers,
         "embed",
@@ -253,22 +293,8 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     embed.add_argument("--device", choices=get_args(DeviceSetting), default="auto")
 
-    _add_classifier(subparsers)
 
-    config = _add(
-        subparsers,
-        "config",
-        commands.config_command,
-        "print the configuration with every value filled in",
-        "byol config config.yaml trainer.max_epochs=10 > mine.yaml",
-    )
-    config.add_argument("file", nargs="?", type=Path, help="configuration file")
-    config.add_argument("--preset", help="classic, paper, default or demo")
-    config.add_argument("--schema", action="store_true", help="print the JSON schema, for editors")
-    return parser
-
-
-def _add_classifier(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
+def _add_finetune(subparsers: _Subparsers) -> None:
     finetune = _add(
         subparsers,
         "finetune",
@@ -291,6 +317,8 @@ def _add_classifier(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
     )
     finetune.add_argument("-o", "--output", type=Path, help="folder to write (SOURCE-finetuned)")
 
+
+def _add_predict(subparsers: _Subparsers) -> None:
     predict = _add(
         subparsers,
         "predict",
@@ -306,8 +334,21 @@ def _add_classifier(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
     predict.add_argument("--device", choices=get_args(DeviceSetting), default="auto")
 
 
+def _add_config(subparsers: _Subparsers) -> None:
+    config = _add(
+        subparsers,
+        "config",
+        commands.config_command,
+        "print the configuration with every value filled in",
+        "byol config config.yaml trainer.max_epochs=10 > mine.yaml",
+    )
+    config.add_argument("file", nargs="?", type=Path, help="configuration file")
+    config.add_argument("--preset", help="classic, paper, default or demo")
+    config.add_argument("--schema", action="store_true", help="print the JSON schema, for editors")
+
+
 def _add(
-    subparsers: "argparse._SubParsersAction[_Parser]",
+    subparsers: _Subparsers,
     name: str,
     command: Callable[[argparse.Namespace], int],
     summary: str,

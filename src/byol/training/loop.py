@@ -26,6 +26,7 @@ class Outcome:
     stopped_by: str | None
 
 
+# Longer than 60 lines, because the whole method in its order is to be read on one screen.
 def train(
     config: Config,
     run_dir: Path,
