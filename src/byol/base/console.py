@@ -6,12 +6,15 @@ files, classes and keys never reach it.
 
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from byol.base.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Say = Callable[[str], None]  # is told a line
 
 _STREAMS = ("stdin", "stdout", "stderr")
 
@@ -35,6 +38,10 @@ def prepare_streams() -> None:
 def say(line: str) -> None:
     """One line on standard output, at once."""
     print(printable(line), flush=True)
+
+
+def silent(line: str) -> None:
+    """Where nobody wants to hear it."""
 
 
 def say_block(text: str) -> None:
