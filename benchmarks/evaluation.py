@@ -35,7 +35,8 @@ from settings import SETTINGS, Setting
 from systems import Job
 from systems.ours import System
 
-from byol.encoder.encoder import Encoder, EncoderSpec
+from byol.encoder.encoder import Encoder
+from byol.encoder.spec import EncoderSpec
 from byol.metrics import probes
 from pictures import make_folders
 

@@ -41,7 +41,8 @@ from byol.config import load_config
 from byol.data.decode import image
 from byol.data.decode.image import read_square
 from byol.data.decode.opened import quiet
-from byol.data.pack.packed import open_pack, pack
+from byol.data.pack.packed import open_pack
+from byol.data.pack.packing import pack
 from byol.data.sources.opening import open_source
 from byol.device.ranks import keep_freed_memory
 from pictures import draw_picture

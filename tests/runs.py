@@ -8,7 +8,8 @@ from PIL import Image
 
 from byol.config import Config, dump_config, load_config
 from byol.data.pack.images import open_images
-from byol.encoder.encoder import EncoderSpec, save_encoder
+from byol.encoder.encoder import save_encoder
+from byol.encoder.spec import EncoderSpec
 from byol.method.networks import Byol
 from byol.method.views import Pixels
 

@@ -9,7 +9,8 @@ import pytest
 import tifffile
 
 from byol.data.decode.image import decode
-from byol.data.pack.packed import Packed, pack
+from byol.data.pack.packed import Packed
+from byol.data.pack.packing import pack
 from byol.data.sources.opening import _open_folder
 
 

@@ -10,7 +10,7 @@ import torch
 
 from byol.base.errors import ConfigError
 from byol.config import load_config
-from byol.data.pack.packed import pack
+from byol.data.pack.packing import pack
 from byol.data.sources.official import Part
 from byol.data.sources.opening import ArraySource
 from byol.device import devices

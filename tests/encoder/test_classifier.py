@@ -21,7 +21,8 @@ from byol.encoder.classifier import (
     save_classifier,
     write_predictions,
 )
-from byol.encoder.encoder import Encoder, EncoderSpec, load
+from byol.encoder.encoder import Encoder, load
+from byol.encoder.spec import EncoderSpec
 from byol.method.networks import build_encoder
 from byol.method.views import Pixels
 

@@ -21,11 +21,12 @@ from byol.config import Config, load_config
 from byol.data.decode.fitting import fit
 from byol.data.decode.formats import Geometry
 from byol.data.pack.images import open_images
-from byol.data.pack.packed import pack
+from byol.data.pack.packing import pack
 from byol.data.sources.opening import ArraySource, Part, open_source
 from byol.device.devices import find_gpus
 from byol.encoder import encoder as encoder_file
-from byol.encoder.encoder import Encoder, EncoderSpec, choose_whole_px, load, save_encoder
+from byol.encoder.encoder import Encoder, load, save_encoder
+from byol.encoder.spec import EncoderSpec, choose_whole_px
 from byol.method.networks import build_encoder, count_features
 from byol.method.views import Pixels, whole_view
 

@@ -17,7 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from byol.encoder.encoder import Encoder, EncoderSpec, load, save_encoder
+from byol.encoder.encoder import Encoder, load, save_encoder
+from byol.encoder.spec import EncoderSpec
 from byol.kernels import convolution
 from byol.method.networks import build_encoder
 from byol.method.views import Pixels

@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from byol.base.console import silent
 from byol.base.errors import ConfigError, DataError
 from byol.evaluation import duplicate_groups
-from byol.evaluation.splits import Splits, open_splits
+from byol.evaluation.labelled import open_splits
+from byol.evaluation.splits import Splits
 from runs import PX, configure, make_spec, write_images
 
 
 def open_in(folder: Path, source: Path | str, *overrides: str, said: list[str] | None = None) -> Splits:
     """With a packs folder of its own, so that nothing is shared between tests."""
     config = configure(source, f"data.packs={folder / 'packs'}", *overrides)
-    return open_splits(config, folder / "run", spec=make_spec(), say=None if said is None else said.append)
+    return open_splits(config, folder / "run", spec=make_spec(), say=silent if said is None else said.append)
 
 
 def names_of(splits: Splits, part: str) -> list[str]:

@@ -15,9 +15,10 @@ from byol.evaluation import features as features_file
 from byol.evaluation import low_shot as low_shot_file
 from byol.evaluation import rows as rows_file
 from byol.evaluation import table as table_file
+from byol.evaluation.labelled import SEEN
 from byol.evaluation.low_shot import LowShot
 from byol.evaluation.rows import Candidate, Predicted, Row, predict
-from byol.evaluation.splits import SEEN, Split, Splits
+from byol.evaluation.splits import Split, Splits
 from byol.evaluation.table import Confusion, Table, check_labels, evaluate
 from byol.metrics.folds import Groups, make_folds
 from byol.runfolder.settings import read_config

@@ -11,7 +11,7 @@ from PIL import Image
 
 import byol
 from byol.cli.main import main
-from byol.evaluation.splits import LEARNED, SEEN
+from byol.evaluation.labelled import LEARNED, SEEN
 from byol.evaluation.table import evaluate
 from byol.finetuning import finetune as finetune_file
 from byol.finetuning import tuning

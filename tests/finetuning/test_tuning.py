@@ -16,7 +16,7 @@ from torch import nn
 from byol.base.errors import DataError
 from byol.config import load_config
 from byol.data.pack.images import open_images
-from byol.encoder.encoder import EncoderSpec
+from byol.encoder.spec import EncoderSpec
 from byol.evaluation.splits import Split
 from byol.finetuning import supervised, tuning
 from byol.finetuning.supervised import Setting, mild

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from byol.base.errors import DataError
 from byol.metrics import neighbours as neighbours_file
@@ -160,3 +161,14 @@ def test_outliers_of_few_images_are_all_of_them() -> None:
     similarity = np.array([[0.5], [0.9], [0.5]], dtype=np.float32)
     rows, _ = find_outliers(Neighbours(np.zeros((3, 1), dtype=np.int64), similarity), num=20)
     assert rows.tolist() == [0, 2, 1]  # of equals the first
+
+
+def test_nearest_are_exact_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours_file, "_BLOCK", 100)
+    x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    found = neighbours_file.find_nearest(x, torch.from_numpy(unit), k=5)
+    cosines, rows = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+    likeness = unit @ unit.T
+    assert (rows == np.argsort(-likeness, axis=1)[:, :5]).all()
+    np.testing.assert_allclose(cosines, np.sort(likeness, axis=1)[:, ::-1][:, :5], rtol=1e-5)

@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from byol.base.errors import DataError
-from byol.metrics import probes
+from byol.metrics import neighbours, probes
 from byol.metrics import sgd as sgd_file
 from byol.metrics.logistic import Problem
 from byol.metrics.probes import Validation
@@ -35,6 +35,12 @@ def make_features(
 # ---- kNN
 
 
+def knn_predict(
+    train: np.ndarray, labels: np.ndarray, *, test: np.ndarray, k: int, temperature: float
+) -> np.ndarray:
+    return probes.knn_rank(train, labels, test=test, k=k, temperature=temperature)[:, 0]
+
+
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 @pytest.mark.parametrize("k", [1, 7, 50])
 def test_knn_is_exactly_that_of_scikit_learn(k: int, temperature: float) -> None:
@@ -43,16 +49,16 @@ def test_knn_is_exactly_that_of_scikit_learn(k: int, temperature: float) -> None
     reference = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1.0 - d) / temperature))
     expected = reference.fit(train, labels).predict(test)
     np.testing.assert_array_equal(
-        probes.knn_predict(train, labels, test=test, k=k, temperature=temperature), expected
+        knn_predict(train, labels, test=test, k=k, temperature=temperature), expected
     )
 
 
 def test_knn_in_blocks_is_knn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     (train, labels), (test, _) = make_features(300, seed=0), make_features(100, seed=1)
-    whole = probes.knn_predict(train, labels, test=test, k=20, temperature=0.1)
+    whole = knn_predict(train, labels, test=test, k=20, temperature=0.1)
     chosen = probes.choose_knn(train, labels, seed=0)
-    monkeypatch.setattr(probes, "_BLOCK", 300 * 7)
-    np.testing.assert_array_equal(probes.knn_predict(train, labels, test=test, k=20, temperature=0.1), whole)
+    monkeypatch.setattr(neighbours, "_BLOCK", 300 * 7)
+    np.testing.assert_array_equal(knn_predict(train, labels, test=test, k=20, temperature=0.1), whole)
     assert probes.choose_knn(train, labels, seed=0) == chosen
 
 
@@ -61,7 +67,7 @@ def test_knn_choice_is_the_best_on_the_validation_part() -> None:
     part = Validation.of(labels, seed=3)
     right = {
         (k, temperature): np.mean(
-            probes.knn_predict(
+            knn_predict(
                 train[part.fit], labels[part.fit], test=train[part.held_out], k=k, temperature=temperature
             )
             == labels[part.held_out]
@@ -75,9 +81,9 @@ def test_knn_choice_is_the_best_on_the_validation_part() -> None:
 def test_knn_extremes_neither_overflow_nor_divide_by_zero() -> None:
     train = np.array([[1, 0], [0, 1], [0, 0]], dtype=np.float32)
     labels, test = np.array([0, 1, 1]), np.array([[2, 0], [0, 0], [0.1, 5]], dtype=np.float32)
-    predicted = probes.knn_predict(train, labels, test=test, k=1000, temperature=1e-4)
+    predicted = knn_predict(train, labels, test=test, k=1000, temperature=1e-4)
     np.testing.assert_array_equal(predicted, [0, 1, 1])
-    assert probes.knn_predict(train, labels, test=test[:0], k=1, temperature=0.1).shape == (0,)
+    assert knn_predict(train, labels, test=test[:0], k=1, temperature=0.1).shape == (0,)
 
 
 # ---- Logistic regression

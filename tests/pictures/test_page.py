@@ -1,27 +1,32 @@
-"""The page: all that is given is escaped, pictures lie inside, nothing comes from elsewhere."""
+"""A page: all that is given is escaped, and what no line can hold is written out."""
 
-from byol.pictures import page
+from pathlib import Path
+
+from byol.pictures.page import render_page, to_address
 from html_reader import read
 
+TEMPLATE = (
+    "<html><title>{{ title }}</title><p title=\"{{ title }}\">{{ title }}</p>{{ include_raw('a.js') }}</html>"
+)
 
-def test_text_is_escaped_everywhere() -> None:
+
+def make_page(folder: Path, title: str) -> bytes:
+    (folder / "page.html").write_text(TEMPLATE)
+    (folder / "a.js").write_text("<b>as it is</b>")
+    return render_page(folder / "page.html", {"title": title})
+
+
+def test_text_is_escaped_everywhere(tmp_path: Path) -> None:
     evil = "<script>alert('\"&')</script>"
-    parts = [
-        page.heading(evil),
-        page.paragraph(evil, kind="bad"),
-        page.paragraph(evil),
-        page.items([evil], kind="warn"),
-        page.table([evil], [[evil, "2"]]),
-        page.picture(b"png", title=evil),
-    ]
-    reader = read(page.make_page(evil, parts))
-    assert "script" not in reader.tags
-    assert reader.text.count(evil) == 8
-    assert ("alt", evil) in reader.attributes
-    assert ("src", "data:image/png;base64,cG5n") in reader.attributes
+    reader = read(make_page(tmp_path, evil))
+    assert reader.tags == ["html", "title", "p", "b"]
+    assert reader.text.count(evil) == 2 and ("title", evil) in reader.attributes
 
 
-def test_names_that_no_line_can_hold() -> None:
-    names = ["a\nb", "\udcff.png", "tab\t", "ö \u202e"]
-    assert [page.printable(name) for name in names] == ["a\\nb", "\\xff.png", "tab\\t", "ö \\u202e"]
-    assert "a\\nb" in read(page.make_page("t", [page.items(names)])).text
+def test_names_that_no_line_can_hold(tmp_path: Path) -> None:
+    text = read(make_page(tmp_path, "a\nb \udcff.png tab\t \u202e")).text
+    assert "a\\nb \\xff.png tab\\t \\u202e" in text
+
+
+def test_a_picture_lies_in_the_page() -> None:
+    assert to_address(b"png", "png") == "data:image/png;base64,cG5n"

@@ -19,7 +19,7 @@ from PIL import Image
 import byol
 from byol.base.errors import ConfigError, DataError
 from byol.encoder.encoder import load
-from byol.reporting.embedding_map import NOWHERE, find_nearest, place_by_pca, to_uint16
+from byol.reporting.embedding_map import NOWHERE, place_by_pca, to_uint16
 from byol.reporting.explorer import Explorer, Server, open_server
 from trained import open_embedded, train_run
 
@@ -113,7 +113,7 @@ def test_what_it_answers(server: Server, explorer: Explorer) -> None:
     assert (labels == images.labels).all()
     picture = np.asarray(Image.open(io.BytesIO(ask(server, "/thumb/5")[1])).convert("RGB"), np.float32)
     assert abs(picture - images.images[5]).mean() < 25  # WebP of noise
-    rows, _ = find_nearest(explorer.embedded.directions[7:8], explorer.embedded.directions, k=25)
+    rows = np.argsort(-explorer.embedded.directions @ explorer.embedded.directions[7])[None, :25]
     near = [one["row"] for one in json.loads(ask(server, "/near/7")[1])]
     assert near == [row for row in rows[0].tolist() if row != 7][:24]
 

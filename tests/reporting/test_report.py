@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from byol.base.errors import CheckpointError, ConfigError, DataError
-from byol.evaluation.splits import SEEN
+from byol.evaluation.labelled import SEEN
 from byol.pictures import thumbnails
 from byol.reporting import embedding_map, report
 from byol.reporting.card import write_card
-from byol.reporting.embedding_map import NOWHERE, choose_rows, find_nearest, place_slowly, to_uint16
+from byol.reporting.embedding_map import NOWHERE, choose_rows, place_slowly, to_uint16
 from byol.reporting.report import WEB, write_report
 from byol.reporting.report_parts import summarise
 from byol.reporting.run_summary import read_facts
@@ -288,16 +288,6 @@ def test_numbers_of_images_that_cannot_be_shown(run_dir: Path, most_images: int)
         write_report(run_dir, most_images=most_images)
 
 
-def test_nearest_are_exact_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_map, "_BLOCK_VALUES", 100)
-    x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    rows, cosines = find_nearest(x, x, k=5)
-    likeness = x @ x.T
-    assert (rows == np.argsort(-likeness, axis=1)[:, :5]).all()
-    np.testing.assert_allclose(cosines, np.sort(likeness, axis=1)[:, ::-1][:, :5], rtol=1e-5)
-
-
 def test_slow_maps_are_kept_for_the_same_features_alone(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
     said: list[str] = []
@@ -348,4 +338,5 @@ def test_the_wheel_holds_templates_style_and_scripts(tmp_path: Path) -> None:
     )
     (wheel,) = (tmp_path / "p" / "dist").glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"byol/artifacts/web/{path.name}" for path in WEB.iterdir()} <= inside
+    assert {f"byol/reporting/web/{path.name}" for path in WEB.iterdir()} <= inside
+    assert "byol/checking/web/check.html" in inside

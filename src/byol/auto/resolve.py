@@ -12,7 +12,7 @@ from byol.config import Config, Draft, load_config
 from byol.data.decode.content import HEAD_BYTES, image_kind
 from byol.data.decode.formats import path_of
 from byol.data.decode.index import Source
-from byol.data.pack.packed import find_limit_px
+from byol.data.pack.packing import find_limit_px
 from byol.data.sources.opening import open_source
 from byol.data.sources.survey import Survey, describe_missing, survey
 from byol.device.devices import choose_device, choose_dtype, kind_of

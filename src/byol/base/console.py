@@ -6,7 +6,7 @@ files, classes and keys never reach it.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,6 +14,8 @@ from byol.base.errors import OutputError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Say = Callable[[str], None]  # is told a line
 
 _STREAMS = ("stdin", "stdout", "stderr")
 
@@ -38,6 +40,10 @@ def say(line: str) -> None:
     """One line on standard output, at once."""
     with _to_output():
         print(printable(line), flush=True)
+
+
+def silent(line: str) -> None:
+    """Where nobody wants to hear it."""
 
 
 def say_block(text: str) -> None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +39,7 @@ from byol.pictures.sheets import (
 )
 
 REPORT = "report.html"
+_TEMPLATE = Path(__file__).with_name("web") / "check.html"
 _CONTACT = 96  # images on the contact sheet, at most
 _LISTED = 20  # names in the page; all are in the CSV files
 
@@ -75,7 +78,9 @@ class Report:
         write_atomically(folder / BAD_FILES, _csv(("file", "reason"), self.found.bad))
         blank = ((self.found.name(row),) for row in np.flatnonzero(self.found.is_blank).tolist())
         write_atomically(folder / BLANK_FILES, _csv(("file",), blank))
-        write_atomically(folder / DUPLICATES, _csv(("file", "same as", "kind"), self._duplicates()))
+        write_atomically(
+            folder / DUPLICATES, _csv(("file", "same as", "kind"), _pairs(self.alike, self.found, self.found))
+        )
         (folder / LEAKS).unlink(missing_ok=True)  # of an earlier check
         if self.leaks is not None:
             write_atomically(folder / LEAKS, _csv(("file", "same as", "kind"), self._leaks()))
@@ -84,8 +89,7 @@ class Report:
             (folder / name).unlink(missing_ok=True)
         for name, png in pictures.items():
             write_atomically(folder / name, png)
-        title = f"byol check: {self.draft.config.data.source}"
-        write_atomically(folder / REPORT, page.make_page(title, self._parts(pictures)))
+        write_atomically(folder / REPORT, page.render_page(_TEMPLATE, self._describe(pictures)))
 
     def lines(self, folder: Path) -> Iterator[str]:
         """For the terminal, less than a screen."""
@@ -154,12 +158,9 @@ class Report:
             channels = self.sample.squares.shape[3]
         return channels, bits // 8
 
-    def _duplicates(self) -> Iterator[tuple[str, str, str]]:
-        yield from _pairs(self.alike, self.found, self.found)
-
     def _leaks(self) -> Iterator[tuple[str, str, str]]:
-        assert self.leaks is not None
-        yield from _pairs(self.leaks.alike, self.leaks.test, self.found)
+        if self.leaks is not None:
+            yield from _pairs(self.leaks.alike, self.leaks.test, self.found)
 
     def _draw(self) -> dict[str, bytes]:
         if self.sample is None:
@@ -174,80 +175,53 @@ class Report:
 
     # ---- The page
 
-    def _parts(self, pictures: dict[str, bytes]) -> Iterator[str]:
-        yield page.paragraph(
-            "Training may not start before this is mended." if self.is_refused else "Training may start.",
-            kind="bad" if self.is_refused else "good",
-        )
-        for kind, fatal in (("bad", True), ("warn", False)):
-            lines = [str(problem) for problem in self.problems if problem.is_fatal == fatal]
-            if lines:
-                yield page.items(lines, kind=kind)
-        yield page.heading("The images")
-        yield page.items(self._facts())
+    def _describe(self, pictures: dict[str, bytes]) -> dict[str, Any]:
+        """What `check.html` shows."""
+        content = {
+            "title": f"byol check: {self.draft.config.data.source}",
+            "is_refused": self.is_refused,
+            "problems": [
+                (kind, [str(problem) for problem in self.problems if problem.is_fatal == is_fatal])
+                for kind, is_fatal in (("bad", True), ("warn", False))
+            ],
+            "facts": list(self._facts()),
+            "sample": self.sample,
+            "pictures": {name: page.to_address(png, "png") for name, png in pictures.items()},
+            "num_views": NUM_VIEWS,
+            "ahead": self.ahead,
+            "lists": list(self._list_files()),
+        }
         if self.sample is not None:
-            yield from self._picture_parts(self.sample, pictures)
-        if self.ahead is not None:
-            yield from self._training_parts(self.ahead)
-        yield from self._list_parts()
+            pixels = self.sample.pixels
+            ranges = zip(pixels.low, pixels.high, pixels.mean, pixels.std, strict=True)
+            content["mapping"] = describe_mapping(self.sample.squares.shape[3])
+            content["channels"] = [(at, *map(_show, numbers)) for at, numbers in enumerate(ranges)]
+        if (ahead := self.ahead) is not None:
+            first, second = ahead.config.data_transforms.view1, ahead.config.data_transforms.view2
+            content["views"] = [
+                (key, _show(getattr(first, key)), _show(getattr(second, key)), setting.description or "")
+                for key, setting in type(first).model_fields.items()
+            ]
+            content["choices"] = list(map(str, ahead.choices))
+            content["plan"] = [
+                *ahead.plan.explain(),
+                f"{ahead.describe_time()}; {self._describe_room(ahead)}",
+            ]
+        return content
 
-    def _picture_parts(self, sample: Sample, pictures: dict[str, bytes]) -> Iterator[str]:
-        px, mapping = sample.squares.shape[1], describe_mapping(sample.squares.shape[3])
-        yield page.heading("Contact sheet")
-        yield page.paragraph(
-            f"As they are decoded, stored at {px} x {px} px and scaled to 0..1; {mapping}.", kind="quiet"
-        )
-        yield page.picture(pictures["contact.png"], title="contact sheet")
-        yield page.heading("Values")
-        yield page.paragraph(
-            f"Of {len(sample)} images, scaled from low .. high to 0..1; the height is the square root of the "
-            "share.",
-            kind="quiet",
-        )
-        yield page.picture(pictures["hist.png"], title="histograms")
-        rows = [
-            (str(channel), *(f"{value:.4g}" for value in numbers))
-            for channel, numbers in enumerate(
-                zip(sample.pixels.low, sample.pixels.high, sample.pixels.mean, sample.pixels.std, strict=True)
-            )
-        ]
-        yield page.table(("channel", "low", "high", "mean of scaled", "std of scaled"), rows)
-        if "views.png" in pictures:
-            yield page.heading("Views")
-            yield page.paragraph(
-                f"A row an image, {NUM_VIEWS} views of each: first and second view in turns. Whatever two "
-                "views of one image do not share, the encoder learns to ignore. Is the thing that matters to "
-                f"you in each of them? {mapping[0].upper()}{mapping[1:]}.",
-                kind="quiet",
-            )
-            yield page.picture(pictures["views.png"], title="views")
-
-    def _training_parts(self, ahead: Forecast) -> Iterator[str]:
-        transforms = ahead.config.data_transforms
-        first, second = transforms.view1.model_dump(), transforms.view2.model_dump()
-        fields = type(transforms.view1).model_fields
-        rows = [(key, _show(first[key]), _show(second[key]), fields[key].description or "") for key in first]
-        yield page.table((f"views, s = {transforms.s:g}", "view1", "view2", "meaning"), rows)
-        yield page.heading("What training would do")
-        yield page.items(map(str, ahead.choices))
-        yield page.items([*ahead.plan.explain(), f"{ahead.describe_time()}; {self._describe_room(ahead)}"])
-
-    def _list_parts(self) -> Iterator[str]:
-        blank = [(self.found.name(row),) for row in np.flatnonzero(self.found.is_blank)[:_LISTED].tolist()]
+    def _list_files(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]], bool]]:
+        """Heading, head, the first rows, and whether these are all that is shown of more."""
+        blank = ((self.found.name(row),) for row in np.flatnonzero(self.found.is_blank).tolist())
         repeats = ("file", "same as", "kind")
-        leaks = self._leaks() if self.leaks is not None else iter(())
-        for title, head, rows in (
-            (f"Files that cannot be read ({BAD_FILES})", ("file", "reason"), iter(self.found.bad)),
-            (f"Test images that are in the training part ({LEAKS})", repeats, leaks),
-            (f"Duplicates ({DUPLICATES})", repeats, self._duplicates()),
-            (f"Blank images ({BLANK_FILES})", ("file",), iter(blank)),
-        ):
-            shown = [row for row, _ in zip(rows, range(_LISTED), strict=False)]
-            if shown:
-                yield page.heading(title)
-                yield page.table(head, shown)
-                if len(shown) == _LISTED:
-                    yield page.paragraph(f"The first {_LISTED}; the file lists all.", kind="quiet")
+        lists: tuple[tuple[str, tuple[str, ...], Iterable[tuple[str, ...]]], ...] = (
+            (f"Files that cannot be read ({BAD_FILES})", ("file", "reason"), self.found.bad),
+            (f"Test images that are in the training part ({LEAKS})", repeats, self._leaks()),
+            (f"Duplicates ({DUPLICATES})", repeats, _pairs(self.alike, self.found, self.found)),
+            (f"Blank images ({BLANK_FILES})", ("file",), blank),
+        )
+        for heading, head, rows in lists:
+            shown = list(islice(rows, _LISTED))
+            yield heading, head, shown, len(shown) == _LISTED
 
 
 def _pairs(alike: Alike, found: Examined, others: Examined) -> Iterator[tuple[str, str, str]]:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from byol.base.errors import ConfigError
 from byol.config import keys as config_keys
 from byol.config import yaml_text
+from byol.config.conflicts import find_conflicts
 from byol.config.schema import (
     OPEN,
     Config,
@@ -33,7 +34,6 @@ from byol.config.schema import (
     ProjectionHead,
     TrainerConfig,
     View,
-    find_conflicts,
 )
 from byol.config.yaml_text import Given, UnreadableError
 

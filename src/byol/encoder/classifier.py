@@ -25,7 +25,8 @@ from byol.base.errors import CheckpointError, ConfigError, DataError
 from byol.base.files import check_writable, write_atomically
 from byol.data.decode.image import Square
 from byol.data.sources.in_memory import Images
-from byol.encoder.encoder import Encoder, EncoderSpec, ManyImages, gather, load, save_encoder
+from byol.encoder.encoder import Encoder, ManyImages, gather, load, save_encoder
+from byol.encoder.spec import EncoderSpec
 
 FORMAT = 1
 WEIGHTS_NAME = "classifier.safetensors"

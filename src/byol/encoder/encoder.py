@@ -9,21 +9,18 @@ form images come in, they go the same way, and the same image gives the same fea
 Nothing here reads pickled code.
 """
 
-import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, Real
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
@@ -31,87 +28,29 @@ from torch import Tensor, nn
 
 from byol.base.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.base.files import write_atomically
-from byol.base.version import __version__
-from byol.config import Config, load_config
+from byol.config import load_config
 from byol.data.decode.fitting import fit
-from byol.data.decode.formats import Bits, Geometry, ImageArray, Layout, bits_of_dtype
+from byol.data.decode.formats import ImageArray, Layout, bits_of_dtype
 from byol.data.decode.image import Square, read_square
-from byol.data.decode.reading import Alpha
 from byol.data.pack.packed import Packed
 from byol.data.pack.value_range import check_bits, describe_outside
 from byol.data.sources.in_memory import Given, Images, OneImage
 from byol.data.sources.opening import open_source
 from byol.device.devices import choose_device, exact_fp32, send_stored
+from byol.encoder.spec import AGAIN, FORMAT
+from byol.encoder.spec import SPEC_NAME as SPEC_NAME
+from byol.encoder.spec import EncoderSpec as EncoderSpec
+from byol.encoder.spec import read_spec as read_spec
 from byol.kernels.convolution import accelerate
 from byol.kernels.winograd import constant_weights
-from byol.method.networks import build_encoder, count_features, resolve_stem
-from byol.method.views import Pixels, find_whole_px, whole_view
+from byol.method.networks import build_encoder
+from byol.method.views import whole_view
 
-FORMAT = 2
 WEIGHTS_NAME = "encoder.safetensors"
-SPEC_NAME = "encoder.json"
 
 _CPU_IMAGES = 64  # that the network sees at once on CPU; 256 took four times the memory and 5 to 20 % longer
 
 ManyImages = OneImage | Sequence[OneImage]
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """What `encoder.json` says of the weights beside it."""
-
-    name: str  # of a timm or torchvision model
-    stem: str  # "standard", "small" or "strided"
-    channels: int
-    view_px: int  # side of what the encoder saw in training
-    stored_px: int  # side of the square that an image is first made
-    num_features: int
-    pixels: Pixels
-    which: Literal["online", "target", "finetuned"]  # finetuned: it has learned from labels
-    done: int  # training steps
-    byol_version: str
-    data_fingerprint: str  # of the packed training images
-    data_name: str
-    select: Literal["grey", "rgb"] | tuple[int, ...] | None = None  # as data.channels
-    bits: Bits = 8  # of a value of the training images
-    geometry: Geometry = "square"  # as data.geometry
-    layout: Layout = "auto"  # as data.layout
-    whole_px: int | None = None  # side of what the encoder sees; None: as in training
-    alpha: Alpha = "drop"  # as data.alpha; so in files that do not say it
-
-    @property
-    def seen_px(self) -> int:
-        """Side of a whole image as the encoder sees it, pixels."""
-        return self.view_px if self.whole_px is None else self.whole_px
-
-    @classmethod
-    def of(
-        cls, config: Config, images: Packed, *, which: Literal["online", "target"], done: int
-    ) -> "EncoderSpec":
-        """The spec of an encoder trained on `images` for `done` steps."""
-        name, view_px = config.network.name, config.view_px
-        stem = resolve_stem(config.network.stem, name=name, view_px=view_px)
-        select = config.data.channels
-        return cls(
-            name=name,
-            stem=stem,
-            channels=images.channels,
-            view_px=view_px,
-            stored_px=images.stored_px,
-            num_features=_count_features(name, channels=images.channels, view_px=view_px, stem=stem),
-            pixels=images.pixels,
-            which=which,
-            done=done,
-            byol_version=__version__,
-            data_fingerprint=images.fingerprint,
-            data_name=Path(config.data.source).name,
-            select=tuple(select) if isinstance(select, list) else select,
-            bits=images.bits,
-            geometry=config.data.geometry,
-            layout=config.data.layout,
-            whole_px=choose_whole_px(config, channels=images.channels, stem=stem),
-            alpha=config.data.alpha,
-        )
 
 
 @dataclass(frozen=True)
@@ -319,41 +258,7 @@ def _cancel(reading: Sequence[Future[Square | DataError]]) -> None:
         future.cancel()
 
 
-@functools.cache
-def _count_features(name: str, *, channels: int, view_px: int, stem: str) -> int:
-    # On the meta device nothing is allocated or computed, and no random number is drawn.
-    with torch.device("meta"):
-        encoder = build_encoder(name, channels=channels, view_px=view_px, stem=stem)
-    return count_features(encoder, channels=channels, view_px=view_px)
-
-
 # ---- Files
-
-
-def choose_whole_px(config: Config, *, channels: int, stem: str) -> int | None:
-    """`data_transforms.whole_px`; auto is None where the model takes images of its own size alone."""
-    wanted = config.data_transforms.whole_px
-    if wanted is None:
-        return None
-    name, view_px = config.network.name, config.view_px
-    px = find_whole_px(config.data_transforms) if wanted == "auto" else wanted
-    if _takes(name, channels=channels, view_px=view_px, stem=stem, whole_px=px):
-        return px
-    if wanted == "auto":
-        return None
-    raise ConfigError(f"data_transforms.whole_px: {name} does not take images of {px} px; leave it out")
-
-
-@functools.cache
-def _takes(name: str, *, channels: int, view_px: int, stem: str, whole_px: int) -> bool:
-    """Whether the model, made for `view_px`, also takes images of `whole_px`."""
-    with torch.device("meta"):
-        encoder = build_encoder(name, channels=channels, view_px=view_px, stem=stem)
-    try:
-        count_features(encoder, channels=channels, view_px=whole_px)
-    except ConfigError:
-        return False
-    return True
 
 
 def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
@@ -405,42 +310,12 @@ def _find(folder: Path, name: str) -> Path:
     return path
 
 
-def read_spec(path: Path) -> EncoderSpec:
-    """What an `encoder.json` says.
-
-    Raises:
-        CheckpointError: the file is damaged or of an unknown format.
-    """
-    try:
-        content = from_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found not in (1, FORMAT):
-        raise CheckpointError(
-            f"{path}: has format {found}, this version of byol reads 1 and {FORMAT}; update byol, or {_AGAIN}"
-        )
-    try:
-        spec = TypeAdapter(EncoderSpec).validate_json(to_json(content))
-        if found == 1 and (set(spec.pixels.low), set(spec.pixels.high)) != ({0.0}, {255.0}):
-            spec = replace(spec, bits=16)  # there were two depths, and it was not written
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{path}: {where}: {first['msg'].lower()}; {_AGAIN}") from None
-    pixels = spec.pixels
-    lengths = {len(pixels.low), len(pixels.high), len(pixels.mean), len(pixels.std)}
-    if lengths | ({len(pixels.smallest), len(pixels.largest)} - {0}) != {spec.channels}:
-        raise CheckpointError(f"{path}: pixels: not one value for each of {spec.channels} channels; {_AGAIN}")
-    return spec
-
-
 def _fill(module: nn.Module, path: Path, *, spec: EncoderSpec) -> None:
     """Load the weights into the module, every key and shape as it must be."""
     try:
         given = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is damaged or cut short ({error}); {_AGAIN}") from None
+        raise CheckpointError(f"{path}: is damaged or cut short ({error}); {AGAIN}") from None
     wanted = module.state_dict()
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     wrong = [key for key in sorted(wanted.keys() & given.keys()) if wanted[key].shape != given[key].shape]
@@ -451,8 +326,5 @@ def _fill(module: nn.Module, path: Path, *, spec: EncoderSpec) -> None:
     ):
         if keys:
             others = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-            raise CheckpointError(f"{path}: the key '{keys[0]}'{others} {problem}; {_AGAIN}")
+            raise CheckpointError(f"{path}: the key '{keys[0]}'{others} {problem}; {AGAIN}")
     module.load_state_dict(given, strict=True)
-
-
-_AGAIN = "the same `byol train` command writes it anew"

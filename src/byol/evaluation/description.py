@@ -9,8 +9,8 @@ from pathlib import Path
 
 from byol.base.errors import printable
 from byol.base.files import write_atomically
+from byol.base.text_table import percent, percent_range, render_columns, wrap
 from byol.evaluation.metadata import ColumnScore
-from byol.metrics.columns import render_columns, wrap
 
 FORMAT = 1
 FILE_NAME = "measures.json"
@@ -112,10 +112,10 @@ class Description:
     def _render_encoders(self) -> list[str]:
         cells = [["features", "views found again", "95 % interval", "rank", "alignment", "uniformity"]]
         for one in self.encoders:
-            interval = f"{100.0 * one.retrieval_low95:.1f} to {100.0 * one.retrieval_high95:.1f}"
+            interval = percent_range(one.retrieval_low95, one.retrieval_high95)
             rank = f"{one.rank:.0f} of {one.max_rank}"
             spread = f"{one.alignment:.3f}", f"{one.uniformity:.2f}"
-            cells.append([one.features, _percent(one.retrieval), interval, rank, *spread])
+            cells.append([one.features, percent(one.retrieval), interval, rank, *spread])
         return render_columns(cells, left=[True, *(False for _ in cells[0][1:])])
 
     def _render_metadata(self) -> list[str]:
@@ -123,8 +123,8 @@ class Description:
         columns = sorted(self.metadata, key=lambda one: not one.warning)
         cells = [["told by the features", "values", "balanced accuracy", "95 % interval", "chance", ""]]
         for one in columns[:_MOST_COLUMNS]:
-            interval = f"{100.0 * one.low95:.1f} to {100.0 * one.high95:.1f}"
-            numbers = str(one.num_values), _percent(one.accuracy), interval, _percent(one.chance)
+            interval = percent_range(one.low95, one.high95)
+            numbers = str(one.num_values), percent(one.accuracy), interval, percent(one.chance)
             cells.append([one.column, *numbers, "batch effect?" if one.warning else ""])
         lines = render_columns(cells, left=[True, False, False, False, False, True])
         if len(columns) > _MOST_COLUMNS:
@@ -135,7 +135,3 @@ class Description:
                 "what you look for, compare images within it, or test by evaluation.groups"
             )
         return lines
-
-
-def _percent(share: float) -> str:
-    return f"{100.0 * share:.1f} %"

@@ -21,7 +21,8 @@ from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.config import Config, DataTransforms
 from byol.data.pack.packed import Packed
-from byol.encoder.encoder import Encoder, EncoderSpec
+from byol.encoder.encoder import Encoder
+from byol.encoder.spec import EncoderSpec
 from byol.method.networks import Byol
 from byol.method.schedule import make_key
 from byol.method.views import make_views, whole_view

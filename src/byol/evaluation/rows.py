@@ -11,10 +11,13 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from byol.base.cache import Arrays, keep, make_key
+from byol.base.console import Say
 from byol.config import Config
-from byol.encoder.encoder import SPEC_NAME, Encoder, load
+from byol.encoder.encoder import Encoder, load
+from byol.encoder.spec import SPEC_NAME
 from byol.evaluation.features import Progress, features_of, pixel_components, trained, untrained
-from byol.evaluation.splits import LEARNED, Split, Splits
+from byol.evaluation.labelled import LEARNED
+from byol.evaluation.splits import Split, Splits
 from byol.evaluation.weights import name_weights, open_weights
 from byol.metrics import probes
 from byol.metrics.folds import Fold
@@ -85,7 +88,7 @@ def make_candidates(
     *,
     splits: Splits,
     online: Encoder,
-    say: Callable[[str], None] | None,
+    say: Say,
     progress: Progress | None,
 ) -> Iterator[Candidate]:
     """Baselines first, so that what BYOL has to beat is known when its rows come.
@@ -115,7 +118,7 @@ def make_candidates(
         weights = open_weights(source, spec=online.spec, device=device, say=say)
         name = name_weights(source, which=weights.spec.which)
         encoders[name] = weights
-        if weights.spec.which == "finetuned" and say is not None:
+        if weights.spec.which == "finetuned":
             say(f"{name}: {LEARNED}")
     encoders["byol online"] = trained(online)
     if (run_dir / "target" / SPEC_NAME).is_file():

@@ -6,19 +6,22 @@ Saved as `eval.json`, whose rows others read; the format is described in docs/fi
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from byol.base.console import Say, silent
 from byol.base.errors import NoLabelsError
 from byol.base.files import write_atomically
+from byol.base.text_table import percent, percent_range, render_columns, wrap
 from byol.config import Config
 from byol.device.ranks import keep_freed_memory
 from byol.encoder.encoder import load
 from byol.evaluation.features import Progress
+from byol.evaluation.labelled import SEEN, open_splits
 from byol.evaluation.low_shot import LowShot, measure_low_shot
 from byol.evaluation.rows import (
     KNN,
@@ -31,9 +34,8 @@ from byol.evaluation.rows import (
     make_row,
     predict,
 )
-from byol.evaluation.splits import SEEN, TEST_PART, Splits, open_splits
+from byol.evaluation.splits import TEST_PART, Splits
 from byol.evaluation.weights import open_weights
-from byol.metrics.columns import render_columns, wrap
 from byol.metrics.folds import Validation
 from byol.metrics.scores import MIN_GROUPS, count_confusions
 from byol.metrics.verdict import BASELINES, ONLINE, judge
@@ -47,8 +49,6 @@ _HEADINGS = (
     "95 % interval", "chosen",
 )  # fmt: skip
 _TO_THE_LEFT = ("features", "transform", "classifier", "chosen")
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -139,48 +139,35 @@ def evaluate(
         ConfigError: an override is not valid, or would change what the run was.
         DataError: the labelled images cannot be read, or have no or too few labels.
     """
-    start = time.perf_counter()
+    start, say = time.perf_counter(), say or silent
     keep_freed_memory()
     config = read_config(run_dir, overrides)
+    evaluation, cache_folder = config.evaluation, run_dir / "features"
     # "cuda" is where the run was trained, which need not be where it is evaluated.
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     splits = open_splits(config, run_dir, spec=online.spec, say=say)
-    groups = splits.test.group_numbers
-    if say is not None and groups is not None and (num_groups := len(np.unique(groups))) < MIN_GROUPS:
-        say(f"only {num_groups} group{'s' if num_groups > 1 else ''} of test images: intervals are rough")
-    rows: list[Row] = []
-    num_reused = 0
-    low_shot: list[LowShot] = []
-    confusions: list[Confusion] = []
-    cache_folder = run_dir / "features"
+    _warn_of_few_groups(splits, say)
+    rows, num_reused = list[Row](), 0
+    low_shot, confusions = list[LowShot](), list[Confusion]()
     for candidate in make_candidates(
         config, run_dir, splits=splits, online=online, say=say, progress=progress
     ):
         judged = list(_judge_all(candidate, splits, config=config, cache_folder=cache_folder))
         rows += [row for row, _ in judged]
+        num_reused += sum(found.reused for _, found in judged)
         if candidate.name == ONLINE:
             confusions.append(_confuse(judged[0], splits))
-        num_draws = config.evaluation.num_draws
-        if candidate.name in (ONLINE, *BASELINES) and num_draws is not None:
+        if (num_draws := evaluation.num_draws) is not None and candidate.name in (ONLINE, *BASELINES):
             low_shot += measure_low_shot(
-                candidate,
-                splits,
-                num_draws=num_draws,
-                seed=config.evaluation.seed,
-                cache_folder=cache_folder,
+                candidate, splits, num_draws=num_draws, seed=evaluation.seed, cache_folder=cache_folder
             )
-        if say is not None:
-            say(
-                f"{candidate.name}: "
-                + ", ".join(f"{row.classifier} {_percent(row.top1)}" for row, _ in judged)
-            )
-        num_reused += sum(found.reused for _, found in judged)
-    if say is not None and num_reused:
+        say(_describe_judged(candidate, judged))
+    if num_reused:
         say(f"not fitted again, but kept in {cache_folder}: {num_reused} of {len(rows)} rows")
     table = Table(
         split=splits.description,
         protocol=splits.protocol,
-        settings=config.evaluation.model_dump(),
+        settings=evaluation.model_dump(),
         num_train=splits.num_train,
         num_test=len(splits.test.rows),
         num_classes=splits.num_classes,
@@ -195,6 +182,12 @@ def evaluate(
     )
     table.save(run_dir / FILE_NAME)
     return table
+
+
+def _warn_of_few_groups(splits: Splits, say: Say) -> None:
+    groups = splits.test.group_numbers
+    if groups is not None and (num := len(np.unique(groups))) < MIN_GROUPS:
+        say(f"only {num} group{'s' if num > 1 else ''} of test images: intervals are rough")
 
 
 def _judge_all(
@@ -219,8 +212,8 @@ def _confuse(judged: tuple[Row, Predicted], splits: Splits) -> Confusion:
 # ---- Words
 
 
-def _percent(share: float) -> str:
-    return f"{100.0 * share:.1f} %"
+def _describe_judged(candidate: Candidate, judged: Sequence[tuple[Row, Predicted]]) -> str:
+    return f"{candidate.name}: " + ", ".join(f"{row.classifier} {percent(row.top1)}" for row, _ in judged)
 
 
 def _render_rows(rows: Sequence[Row]) -> list[str]:
@@ -238,7 +231,7 @@ def _render_low_shot(points: Sequence[LowShot]) -> list[str]:
     cells = [["training images a class", *map(str, counts)]]
     for name in dict.fromkeys(point.features for point in points):
         shares = [
-            f"{_percent(point.mean)} ± {100.0 * point.std:.1f}" for point in points if point.features == name
+            f"{percent(point.mean)} ± {100.0 * point.std:.1f}" for point in points if point.features == name
         ]
         cells.append([name, *shares])
     about = f"logistic regression on few labels: top-1, mean ± std of {points[0].num_draws} draws"
@@ -252,17 +245,13 @@ def _to_cells(row: Row) -> tuple[str, ...]:
         row.transform,
         row.classifier,
         str(row.dimensions),
-        _percent(row.top1),
-        _interval(row.low95, row.high95),
-        "" if row.top5 is None else _percent(row.top5),
-        _percent(row.balanced),
-        _interval(row.balanced_low95, row.balanced_high95),
+        percent(row.top1),
+        percent_range(row.low95, row.high95),
+        "" if row.top5 is None else percent(row.top5),
+        percent(row.balanced),
+        percent_range(row.balanced_low95, row.balanced_high95),
         chosen,
     )
-
-
-def _interval(low: float, high: float) -> str:
-    return f"{100.0 * low:.1f} to {100.0 * high:.1f}"
 
 
 def _show(value: int | float | list[int | float]) -> str:

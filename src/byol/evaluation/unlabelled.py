@@ -5,14 +5,16 @@ Beside `measures.json` it leaves `neighbours.png` (a row is an image and the 8 m
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from byol.base.cache import Arrays, keep, make_key
+from byol.base.console import Say, silent
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.config import Config
@@ -43,8 +45,8 @@ from byol.evaluation.features import (
     untrained,
     view_features_of,
 )
+from byol.evaluation.labelled import check_fit
 from byol.evaluation.metadata import ColumnScore, are_alike, find_unusable, folders_of, judge_column
-from byol.evaluation.splits import check_fit
 from byol.method.schedule import make_key as make_seed
 from byol.metrics import geometry
 from byol.metrics.neighbours import (
@@ -70,7 +72,6 @@ _FOLDER = "folder"
 Features = Float32[np.ndarray, "image feature"]
 Rows = Int64[np.ndarray, " image"]
 Values = Int64[np.ndarray, " image"]
-Say = Callable[[str], None]
 
 
 def describe(
@@ -93,60 +94,41 @@ def describe(
         ConfigError: an override is not valid, or would change what the run was.
         DataError: the images or `metadata` cannot be read, features are not finite or all the same.
     """
-    start = time.perf_counter()
+    start, say, cache_folder = time.perf_counter(), say or silent, run_dir / "features"
     keep_freed_memory()
     config = read_config(run_dir, overrides)
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     images = open_images(config, run_dir, console=None, alpha=online.spec.alpha)
     check_fit(images, online.spec, name=Path(config.data.source).name or config.data.source)
-    rows = np.arange(len(images))
-    rows = rows if len(rows) <= MOST_IMAGES else spread(rows, MOST_IMAGES)
+    rows = spread(np.arange(len(images)), min(len(images), MOST_IMAGES))
     columns = _find_columns(images, rows, metadata=metadata, config=config, say=say)
     features = features_of(
-        images, rows, encoder=trained(online), cache_folder=run_dir / "features", progress=progress
+        images, rows, encoder=trained(online), cache_folder=cache_folder, progress=progress
     )
-    seed = config.evaluation.seed
-    found = _find(features, seed=seed, cache_folder=run_dir / "features")
-    encoders = {
-        "untrained": untrained(config, online.spec, images=images, rows=rows, device=str(online.device)),
-        "byol online": trained(online),
-    }
+    found = _find(features, seed=config.evaluation.seed, cache_folder=cache_folder)
     measured = _choose_measured(rows, seed=config.trainer.seed)
-    geometries = {
-        name: _measure(
-            encoder,
-            images,
-            measured,
-            whole=features[np.searchsorted(rows, measured)] if name == "byol online" else None,
-            config=config,
-            cache_folder=run_dir / "features",
-        )
-        for name, encoder in encoders.items()
-    }
+    frozen = untrained(config, online.spec, images=images, rows=rows, device=str(online.device))
+    measure = partial(_measure, images=images, rows=measured, config=config, cache_folder=cache_folder)
+    before = measure(frozen, whole=None)
+    after = measure(trained(online), whole=features[np.searchsorted(rows, measured)])
+    labels = _find_label_columns(columns, images, rows, config=config)
     description = Description(
         num_images=len(rows),
         num_copies=len(rows) - len(found.distinct.rows),
         num_measured=len(measured),
         done=online.spec.done,
         seconds=round(time.perf_counter() - start, 2),
-        encoders=tuple(EncoderMeasures(name, **asdict(one)) for name, one in geometries.items()),
-        verdict=geometry.judge(geometries["byol online"], geometries["untrained"]),
-        neighbours=tuple(_list_queries(found, images, rows=rows)),
-        prototypes=tuple(
-            Prototype(int(rows[place]), images.names[int(rows[place])], int(size))
-            for place, size in zip(found.prototypes.rows, found.prototypes.sizes, strict=True)
+        encoders=(
+            EncoderMeasures("untrained", **asdict(before)),
+            EncoderMeasures("byol online", **asdict(after)),
         ),
+        verdict=geometry.judge(after, before),
+        neighbours=tuple(_list_queries(found, images, rows=rows)),
+        prototypes=tuple(_list_prototypes(found, images, rows=rows)),
         outliers=tuple(_list_outliers(found, images, rows=rows)),
         metadata=tuple(
             _judge_columns(
-                features,
-                columns,
-                found=found,
-                labels=_find_label_columns(
-                    columns, images, rows, given=config.evaluation.labels, source=config.data.source
-                ),
-                seed=seed,
-                say=say,
+                features, columns, found=found, labels=labels, seed=config.evaluation.seed, say=say
             )
         ),
     )
@@ -166,9 +148,9 @@ def _choose_measured(rows: Rows, *, seed: int) -> Int64[np.ndarray, " measured"]
 
 def _measure(
     encoder: FrozenEncoder,
+    *,
     images: Packed,
     rows: Rows,
-    *,
     whole: Features | None,
     config: Config,
     cache_folder: Path,
@@ -235,6 +217,12 @@ def _list_queries(found: _Found, images: Packed, *, rows: Rows) -> Iterator[Quer
         )
 
 
+def _list_prototypes(found: _Found, images: Packed, *, rows: Rows) -> Iterator[Prototype]:
+    for place, size in zip(found.prototypes.rows, found.prototypes.sizes, strict=True):
+        row = int(rows[place])
+        yield Prototype(row, images.names[row], int(size))
+
+
 def _list_outliers(found: _Found, images: Packed, *, rows: Rows) -> Iterator[Outlier]:
     for place, distance in zip(*find_outliers(found.neighbours, num=NUM_OUTLIERS), strict=True):
         row = int(rows[found.distinct.rows[place]])
@@ -245,7 +233,7 @@ def _list_outliers(found: _Found, images: Packed, *, rows: Rows) -> Iterator[Out
 
 
 def _find_columns(
-    images: Packed, rows: Rows, *, metadata: Path | None, config: Config, say: Say | None
+    images: Packed, rows: Rows, *, metadata: Path | None, config: Config, say: Say
 ) -> dict[str, Values]:
     """The folder, if there are several, and the columns of the CSV file; -1 where a value is not known."""
     names = list(images.names)
@@ -257,27 +245,26 @@ def _find_columns(
             metadata, names, folder=folder, max_unmatched=config.evaluation.max_unmatched
         )
         columns |= found
-        if say is not None:
-            for note in notes:
-                say(note)
+        for note in notes:
+            say(note)
     return {name: values[rows] for name, (values, _) in columns.items()}
 
 
 def _find_label_columns(
-    columns: Mapping[str, Values], images: Packed, rows: Rows, *, given: str | None, source: str
+    columns: Mapping[str, Values], images: Packed, rows: Rows, *, config: Config
 ) -> set[str]:
     """The columns that features are meant to tell: `label`, and the folder if it is the class.
 
     It is if each folder holds images of one class of the set's own; or, where a file of labels is given, if
     the labelled images lie in folders as they have labels.
     """
-    found = {"label"}
+    found, given = {"label"}, config.evaluation.labels
     folders, labels = columns.get(_FOLDER), images.labels[rows]
     if folders is None:
         return found
     if given is not None:
         try:
-            labels = match_labels(Path(given), images.names, folder=folder_of(source))[0][rows]
+            labels = match_labels(Path(given), images.names, folder=folder_of(config.data.source))[0][rows]
         except DataError:  # they are of other images
             return found
         is_labelled = labels >= 0
@@ -295,7 +282,7 @@ def _judge_columns(
     found: _Found,
     labels: set[str],
     seed: int,
-    say: Say | None,
+    say: Say,
 ) -> Iterator[ColumnScore]:
     """A copy would find its original in the other folds, so copies are left out."""
     kept = found.distinct.rows
@@ -303,7 +290,7 @@ def _judge_columns(
         problem = find_unusable(values[kept])
         if problem is None:
             yield judge_column(features[kept], values[kept], name=name, is_label=name in labels, seed=seed)
-        elif say is not None:
+        else:
             say(f"column {name!r} {problem}; left out")
 
 

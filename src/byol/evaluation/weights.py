@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from byol.base.errors import CheckpointError
-from byol.encoder.encoder import SPEC_NAME, WEIGHTS_NAME, Encoder, EncoderSpec, load
+from byol.encoder.encoder import WEIGHTS_NAME, Encoder, load
+from byol.encoder.spec import SPEC_NAME, EncoderSpec
 from byol.evaluation.features import FrozenEncoder, trained
 from byol.method.networks import build_encoder, count_features
 from byol.weights.files import State, holds_weights, read_weights, split_source

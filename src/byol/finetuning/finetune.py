@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from byol.base.console import Say, silent
 from byol.base.errors import CheckpointError, ConfigError, DataError
 from byol.base.files import check_writable, write_atomically
 from byol.base.version import __version__
@@ -20,9 +21,11 @@ from byol.device.devices import choose_dtype, explain_device
 from byol.device.ranks import keep_freed_memory
 from byol.encoder import classifier as files
 from byol.encoder.classifier import ClassifierSpec, Linear
-from byol.encoder.encoder import SPEC_NAME, WEIGHTS_NAME, Encoder, EncoderSpec, load
+from byol.encoder.encoder import WEIGHTS_NAME, Encoder, load
+from byol.encoder.spec import SPEC_NAME, EncoderSpec
 from byol.evaluation.features import untrained
-from byol.evaluation.splits import LEARNED, SEEN, Split, Splits, open_splits
+from byol.evaluation.labelled import LEARNED, SEEN, open_splits
+from byol.evaluation.splits import Split, Splits
 from byol.finetuning.results import FORMAT, Outcome, Row
 from byol.finetuning.supervised import SYMMETRIES, Setting, mild
 from byol.finetuning.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
@@ -49,7 +52,6 @@ _MAY_CHANGE = (
     "trainer.num_workers:",
 )
 
-Say = Callable[[str], None]
 Progress = Callable[[int, int], None]  # epochs done, of all that there may be
 
 
@@ -77,36 +79,28 @@ def finetune(
         DataError: images or labels are missing, cannot be read, or are too few.
         DivergedError: the loss is not finite.
     """
+    say = say or silent
     _check_numbers(fraction, epochs)
     keep_freed_memory()
     check_output(output, source=source)
     check_writable(output / FILE_NAME)
-    encoder = load(source)
-    config, run_dir = _read_config(source, overrides, spec=encoder.spec, output=output)
-    if config.trainer.device == "cpu" and encoder.device.type != "cpu":
-        encoder = load(source, device="cpu")
-    if say is not None and (notice := explain_device(encoder.device)) is not None:
-        say(notice)
-    if run_dir == output and say is not None and not any(map(_is_domain, overrides)):
-        say("crops and flips are those of photographs; data_transforms.domain=NAME for other images")
+    encoder, config, run_dir = _open_encoder(source, overrides, output=output, say=say)
     splits = open_splits(config, run_dir, spec=encoder.spec, is_single=True, say=say)
-    seed = config.evaluation.seed
-    data, class_names = _draw(splits, fraction=fraction, seed=seed)
-    if say is not None:
-        say(f"{len(data.rows)} of {len(splits.train.rows)} labels, {len(class_names)} classes")
+    data, class_names = _draw(splits, fraction=fraction, seed=config.evaluation.seed)
+    say(f"{len(data.rows)} of {len(splits.train.rows)} labels, {len(class_names)} classes")
     setting = Setting(
         spec=encoder.spec,
         transforms=mild(config.data_transforms),
         num_classes=len(class_names),
         dtype=choose_dtype(config.trainer.precision, device=encoder.device),
         device=encoder.device,
-        seed=seed,
+        seed=config.evaluation.seed,
     )
     which = encoder.spec.which
     starts = {which if which == "finetuned" else f"byol {which}": encoder.module}
-    if which == "finetuned" and say is not None:
+    if which == "finetuned":
         say(f"{which}: {LEARNED}")
-    if splits.seen and say is not None:
+    if splits.seen:
         say(SEEN)
     if scratch:
         starts[SCRATCH] = _make_random(config, encoder, data=data)
@@ -144,6 +138,21 @@ def check_output(output: Path, *, source: Path) -> None:
             )
         if output.resolve() == source.resolve():
             raise CheckpointError(f"{output}: is what to start from; choose another folder with -o")
+
+
+def _open_encoder(
+    source: Path, overrides: Sequence[str], *, output: Path, say: Say
+) -> tuple[Encoder, Config, Path]:
+    """The encoder, and what `_read_config` returns."""
+    encoder = load(source)
+    config, run_dir = _read_config(source, overrides, spec=encoder.spec, output=output)
+    if config.trainer.device == "cpu" and encoder.device.type != "cpu":
+        encoder = load(source, device="cpu")
+    if (notice := explain_device(encoder.device)) is not None:
+        say(notice)
+    if run_dir == output and not any(map(_is_domain, overrides)):
+        say("crops and flips are those of photographs; data_transforms.domain=NAME for other images")
+    return encoder, config, run_dir
 
 
 def _read_config(
@@ -229,7 +238,7 @@ def _train_all(
     *,
     setting: Setting,
     epochs: int | None,
-    say: Say | None,
+    say: Say,
     progress: Progress | None,
 ) -> tuple[list[_Start], list[dict[str, object]]]:
     """Each start trained on the same labels, and the lines of the log."""
@@ -253,8 +262,7 @@ def _train_all(
 
         trained = train_classifier(start, data, recipe=recipes[name], setting=setting, note=note, tick=tick)
         results.append(_Start(name, start, trained, time.perf_counter() - began))
-        if say is not None:
-            say(f"{name}: {_describe(trained)}, {results[-1].seconds:.0f} s")
+        say(f"{name}: {_describe(trained)}, {results[-1].seconds:.0f} s")
     return results, log
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from byol.base.files import write_atomically
+from byol.base.text_table import percent, percent_range, render_columns
 
 FORMAT = 1
 
@@ -42,15 +43,7 @@ class Outcome:
     def render(self) -> str:
         """The rows as plain text for a terminal, and a sentence below them."""
         cells = [_HEADINGS, *map(_to_cells, self.rows)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADINGS))]
-        lines = [
-            "  ".join(
-                text.ljust(width) if column in (0, 6) else text.rjust(width)
-                for column, (text, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines = render_columns(cells, left=[name in ("start", "chosen") for name in _HEADINGS])
         about = f"{self.split}; {self.num_test} test images, {self.num_classes} classes"
         return "\n".join([about, "", *lines, "", self.verdict()])
 
@@ -71,22 +64,18 @@ class Outcome:
 # ---- Words
 
 
-def _percent(share: float) -> str:
-    return f"{100.0 * share:.1f} %"
-
-
 def _to_cells(row: Row) -> tuple[str, ...]:
-    interval = f"{100.0 * row.low95:.1f} to {100.0 * row.high95:.1f}"
+    interval = percent_range(row.low95, row.high95)
     chosen = ", ".join(
         f"{name} = {value if isinstance(value, str) else format(value, 'g')}"
         for name, value in row.chosen.items()
     )
-    numbers = _percent(row.top1), interval, _percent(row.balanced), str(row.epochs)
+    numbers = percent(row.top1), interval, percent(row.balanced), str(row.epochs)
     return (row.start, str(row.num_labels), *numbers, chosen)
 
 
 def _judge(row: Row, other: Row) -> str:
-    figures = f"{row.start} {_percent(row.top1)}, {other.start} {_percent(other.top1)}"
+    figures = f"{row.start} {percent(row.top1)}, {other.start} {percent(other.top1)}"
     if row.epochs == 0 and other.start == f"{row.start}, frozen":
         return "The encoder is as it was: better on the validation part by more than one standard error."
     if row.high95 < other.low95:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from byol.config import DataTransforms
 from byol.device.devices import send_stored
 from byol.encoder.classifier import Linear
-from byol.encoder.encoder import EncoderSpec
+from byol.encoder.spec import EncoderSpec
 from byol.evaluation.splits import Split
 from byol.kernels.convolution import accelerate
 from byol.kernels.normalisation import fuse_norms

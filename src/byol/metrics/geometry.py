@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from byol.base.text_table import percent
 from byol.metrics import health
 from byol.metrics.probes import bootstrap_interval
 
@@ -63,8 +64,8 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
     """
     figures = (
         f"alignment + uniformity {_loss(trained):.2f} (untrained {_loss(untrained):.2f}, lower is better), "
-        f"{_percent(trained.retrieval)} of the images found again from another view "
-        f"(untrained {_percent(untrained.retrieval)}), "
+        f"{percent(trained.retrieval)} of the images found again from another view "
+        f"(untrained {percent(untrained.retrieval)}), "
         f"rank {trained.rank:.0f} (untrained {untrained.rank:.0f})"
     )
     gain = _loss(untrained) - _loss(trained)
@@ -82,7 +83,3 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
 
 def _loss(geometry: Geometry) -> float:
     return geometry.alignment + geometry.uniformity
-
-
-def _percent(share: float) -> str:
-    return f"{100.0 * share:.1f} %"

@@ -6,6 +6,7 @@ other like it.
 """
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from byol.base.errors import DataError
 
 _MOST_FITTED = 10_000  # images that clusters are found on: 100 of each of 100; all others join the nearest
+_BLOCK = 2**25  # similarities of queries that are held at once, 128 MB
 _TILE = 4096  # images a side of the similarities that are held at once: 64 MB, and as much again
 
 Features = Float32[np.ndarray, "image feature"]
@@ -61,6 +63,27 @@ class Neighbours:
     similarity: Float32[np.ndarray, "image k"]  # cosine
 
 
+def normalise(features: Features) -> Float32[Tensor, "image feature"]:
+    """Directions of features: of length 1, so that their products are cosines. A copy."""
+    return F.normalize(torch.from_numpy(np.array(features, dtype=np.float32)))
+
+
+def find_nearest(
+    queries: Float32[np.ndarray, "query feature"], bank: Float32[Tensor, "image feature"], *, k: int
+) -> Iterator[tuple[Float32[Tensor, "block k"], Int64[Tensor, "block k"]]]:
+    """Cosines and rows of the k nearest of `bank`, most similar first, for blocks of queries. Exact.
+
+    `bank` is of length 1. A k above its number of rows means all of them. Memory does not grow with the
+    number of queries.
+    """
+    k, block = min(k, len(bank)), max(1, _BLOCK // len(bank))
+    # One block of memory for all: the system would give, and clear, a new one each time (11 % of the time).
+    similarities = torch.empty(min(block, len(queries)), len(bank))
+    for first in range(0, len(queries), block):
+        unit = normalise(queries[first : first + block])
+        yield torch.mm(unit, bank.T, out=similarities[: len(unit)]).topk(k, dim=1)
+
+
 def find_neighbours(features: Features, *, k: int) -> Neighbours:
     """The k nearest others of each image among all; at most all others. Exact.
 
@@ -70,7 +93,7 @@ def find_neighbours(features: Features, *, k: int) -> Neighbours:
     """
     num = len(features)
     k = min(k, num - 1)
-    unit = F.normalize(torch.from_numpy(np.array(features)))
+    unit = normalise(features)
     best = torch.full((num, k), -torch.inf)
     index = torch.zeros((num, k), dtype=torch.int64)
     starts = range(0, num, _TILE)
@@ -112,7 +135,7 @@ def find_prototypes(features: Features, distinct: Distinct, *, num: int, seed: i
     image counts once, however many copies it has. They are found on at most 10,000 images, drawn; every image
     belongs to the cluster whose centre is nearest.
     """
-    unit = F.normalize(torch.from_numpy(features[distinct.rows])).numpy()
+    unit = normalise(features[distinct.rows]).numpy()
     num = min(num, len(unit))
     fitted = unit
     if len(unit) > _MOST_FITTED:

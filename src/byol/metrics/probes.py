@@ -6,13 +6,12 @@ for test labels. Settings are chosen on a validation part of the training images
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
@@ -22,6 +21,7 @@ from byol.base.errors import DataError, NoLabelsError
 from byol.metrics.folds import Indices
 from byol.metrics.folds import Validation as Validation
 from byol.metrics.logistic import Linear, Problem
+from byol.metrics.neighbours import find_nearest, normalise
 
 NUM_RANKED = 5  # classes that a classifier names for an image
 NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
@@ -31,7 +31,6 @@ QUANTILE = 1.959964  # of the normal distribution at 0.975
 
 _SWEEP_ROWS = 10_000  # images the penalty is chosen on: bounds the time, and it hardly depends on more
 _PCA_ROWS = 10_000
-_BLOCK = 2**25  # similarities held at once, 128 MB
 
 Train = Float32[np.ndarray, "train feature"]
 Test = Float32[np.ndarray, "test feature"]
@@ -138,7 +137,7 @@ def choose_knn(train: Train, labels: Labels, *, seed: int, groups: Labels | None
     fit_index, truth = torch.from_numpy(index[part.fit]), torch.from_numpy(index[part.held_out])
     num_right = np.zeros((len(ks), len(TEMPERATURES)), dtype=np.int64)
     first = 0
-    for similarity, neighbour in _nearest(train[part.fit], train[part.held_out], k=ks[-1]):
+    for similarity, neighbour in find_nearest(train[part.held_out], normalise(train[part.fit]), k=ks[-1]):
         wanted = truth[first : first + len(neighbour)]
         first += len(neighbour)
         for column, temperature in enumerate(TEMPERATURES):
@@ -150,13 +149,6 @@ def choose_knn(train: Train, labels: Labels, *, seed: int, groups: Labels | None
                 num_right[row, column] += int((votes.argmax(dim=1) == wanted).sum())
     best_row, best_column = np.unravel_index(num_right.argmax(), num_right.shape)
     return ks[best_row], TEMPERATURES[best_column]
-
-
-def knn_predict(
-    train: Train, labels: Labels, *, test: Test, k: int, temperature: float
-) -> Int64[np.ndarray, " test"]:
-    """Class of each test image by vote of its k most similar training images: the first of `knn_rank`."""
-    return knn_rank(train, labels, test=test, k=k, temperature=temperature)[:, 0]
 
 
 def knn_rank(
@@ -171,7 +163,7 @@ def knn_rank(
     train_index = torch.from_numpy(index)
     ranked = np.empty((len(test), min(NUM_RANKED, len(classes))), dtype=np.int64)
     first = 0
-    for similarity, neighbour in _nearest(train, test, k=min(k, len(train))):
+    for similarity, neighbour in find_nearest(test, normalise(train), k=k):
         weight = _weigh(similarity, temperature=temperature)
         votes = weight.new_zeros(len(weight), len(classes)).scatter_add_(1, train_index[neighbour], weight)
         # Stable: of equal votes the first class wins, whatever the number of classes.
@@ -180,17 +172,6 @@ def knn_rank(
         ranked[first : first + len(votes)] = named
         first += len(votes)
     return ranked
-
-
-def _nearest(train: Train, test: Test, *, k: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cosines and indices of the k nearest training images, most similar first, for blocks of test images."""
-    bank = F.normalize(torch.from_numpy(np.array(train, dtype=np.float32)))
-    block = max(1, _BLOCK // len(train))
-    # One block of memory for all: the system would give, and clear, a new one each time (11 % of the time).
-    similarities = torch.empty(min(block, len(test)), len(train))
-    for first in range(0, len(test), block):
-        queries = F.normalize(torch.from_numpy(np.array(test[first : first + block], dtype=np.float32)))
-        yield torch.mm(queries, bank.T, out=similarities[: len(queries)]).topk(k, dim=1)
 
 
 def _weigh(similarity: Float[Tensor, "image k"], *, temperature: float) -> Float[Tensor, "image k"]:

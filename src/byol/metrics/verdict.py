@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from byol.base.text_table import percent
+
 ONLINE, BASELINES = "byol online", ("untrained", "pixels")
 
 
@@ -68,12 +70,8 @@ def _judge(rows: Sequence[Judged]) -> Verdict | None:
         end = f"; the interval overlaps that of {overlapping[0]}"
     else:
         kind, start, end = "good", "BYOL helps", "; the intervals do not overlap"
-    against = " and ".join(f"{row.features} {_percent(row)}" for row in baselines)
-    figures = f"{show_classifier(byol.classifier)} {_percent(byol)} against {against}"
+    against = " and ".join(f"{row.features} {percent(row.top1)}" for row in baselines)
+    figures = f"{show_classifier(byol.classifier)} {percent(byol.top1)} against {against}"
     above = [row for row in rows if row.features.startswith("weights ") and row.top1 > byol.top1]
-    others = "".join(f"; {row.features} are above BYOL with {_percent(row)}" for row in above)
+    others = "".join(f"; {row.features} are above BYOL with {percent(row.top1)}" for row in above)
     return Verdict(kind, f"{start}: {figures}{end}{others}.", byol.classifier, byol, best)
-
-
-def _percent(row: Judged) -> str:
-    return f"{100.0 * row.top1:.1f} %"

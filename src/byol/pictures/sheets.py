@@ -6,7 +6,7 @@ own, side by side in reading order, channel 0 first; MOST_CHANNELS of them at mo
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 import numpy as np
@@ -47,8 +47,7 @@ class Sample:
     ) -> "Sample":
         """With the statistics of these images alone; of all they are known when the set is packed."""
         extremes = find_extremes(squares) if squares.dtype == np.float32 else None
-        pixels = Pixels(**asdict(summarise(count_values(squares), extremes)))
-        return cls(tuple(names), squares, sizes, pixels)
+        return cls(tuple(names), squares, sizes, summarise(count_values(squares), extremes))
 
     def __len__(self) -> int:
         return len(self.squares)

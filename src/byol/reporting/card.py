@@ -6,8 +6,9 @@ Every sentence is made from the files of the run; what they do not say is said t
 from pathlib import Path
 
 from byol.base.files import write_atomically
+from byol.base.text_table import percent, percent_range
 from byol.config import View
-from byol.evaluation.splits import SEEN
+from byol.evaluation.labelled import SEEN
 from byol.method.schedule import Plan
 from byol.metrics.verdict import show_classifier
 from byol.reporting.run_summary import Facts, read_facts
@@ -175,8 +176,8 @@ def _describe_results(facts: Facts) -> str:
         return f"Not evaluated on labelled images.{_describe_own_measures(facts)}"
     lines = ["| features | classifier | top-1 | 95 % interval | mean over classes |", "|---|---|---|---|---|"]
     for row in facts.table.rows:
-        interval = f"{100 * row.low95:.1f} to {100 * row.high95:.1f} %"
-        figures = f"{100 * row.top1:.1f} % | {interval} | {100 * row.balanced:.1f} %"
+        interval = f"{percent_range(row.low95, row.high95)} %"
+        figures = f"{percent(row.top1)} | {interval} | {percent(row.balanced)}"
         lines.append(f"| {row.features} | {row.classifier} | {figures} |")
     about = (
         f"{facts.table.fields['split']}; {facts.table.images}. Classifiers on frozen features; their "

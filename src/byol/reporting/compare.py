@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from byol.base.errors import ConfigError
+from byol.base.text_table import percent, percent_range, render_columns
 from byol.config import diff_configs
 from byol.config import keys as config_keys
 from byol.metrics.verdict import Judged
@@ -33,7 +34,7 @@ def compare(run_dirs: Sequence[Path]) -> str:
         _list_settings(runs),
     ]
     lines = [["", *_name(run_dirs)], *(row for group in groups for row in group)]
-    return "\n".join([*_align(lines), *_list_notes(runs)])
+    return "\n".join([*render_columns(lines, left=[True] * len(lines[0])), *_list_notes(runs)])
 
 
 Row = list[str]
@@ -117,7 +118,7 @@ def _list_results(runs: Sequence[Facts]) -> list[Row]:
 
 
 def _show_top1(row: Judged) -> str:
-    return f"{100 * row.top1:.1f} % ({100 * row.low95:.1f} to {100 * row.high95:.1f})"
+    return f"{percent(row.top1)} ({percent_range(row.low95, row.high95)})"
 
 
 def _list_settings(runs: Sequence[Facts]) -> list[Row]:
@@ -181,12 +182,3 @@ def _differ(tests: Sequence[Mapping[str, Any]], key: str) -> bool:
 
 def _list_values(tests: Sequence[Mapping[str, Any]], key: str) -> str:
     return ", ".join(dict.fromkeys(_show(test[key]) for test in tests))
-
-
-def _align(rows: Sequence[Row]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return lines

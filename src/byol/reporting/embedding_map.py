@@ -10,7 +10,7 @@ import os.path
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,6 +21,7 @@ from jaxtyping import Float32, Int64, UInt16
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from byol.base.console import Say
 from byol.base.errors import CheckpointError, DataError
 from byol.base.files import check_writable, write_atomically
 from byol.config import Config
@@ -40,10 +41,8 @@ _SPAN = 65_000
 _DIMENSIONS = 50  # that PCA leaves for t-SNE and UMAP
 _TSNE_STEPS = 500
 _FEWEST = 5  # images of a map
-_BLOCK_VALUES = 2**25  # similarities at a time: 128 MB
 
 Places = Float32[np.ndarray, "image 2"]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,23 +159,6 @@ def _open_cache(folder: Path, *, say: Say) -> Iterator[Path]:
 def choose_rows(num: int, most: int) -> Int64[np.ndarray, " image"]:
     """At most `most` of `num` rows, at even distances: all classes of a sorted set are among them."""
     return spread(np.arange(num), min(num, most))
-
-
-def find_nearest(
-    queries: Float32[np.ndarray, "query feature"], directions: Float32[np.ndarray, "image feature"], *, k: int
-) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
-    """Rows and cosines of the `k` nearest by cosine, nearest first; exact, in blocks."""
-    k = min(k, len(directions))
-    block = max(1, _BLOCK_VALUES // max(1, len(directions)))
-    rows, cosines = [np.empty((0, k), np.int64)], [np.empty((0, k), np.float32)]
-    for first in range(0, len(queries), block):
-        likeness = queries[first : first + block] @ directions.T
-        found = np.argpartition(-likeness, k - 1, axis=1)[:, :k]
-        near = np.take_along_axis(likeness, found, axis=1)
-        order = np.argsort(-near, axis=1, kind="stable")
-        rows.append(np.take_along_axis(found, order, axis=1))
-        cosines.append(np.take_along_axis(near, order, axis=1))
-    return np.concatenate(rows), np.concatenate(cosines)
 
 
 # ---- Maps

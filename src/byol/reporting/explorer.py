@@ -20,23 +20,26 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt16
+import torch
+from jaxtyping import Float32, UInt16
 
+from byol.base.console import Say
 from byol.base.errors import ByolError, ConfigError
 from byol.config import write_override
 from byol.encoder.encoder import Encoder, load
 from byol.evaluation.features import Progress
+from byol.metrics.neighbours import find_nearest
+from byol.pictures.page import render_page
 from byol.pictures.thumbnails import draw_thumbnail, encode
 from byol.reporting.embedding_map import (
     Embedded,
-    find_nearest,
     list_slow_maps,
     open_run_images,
     place_by_pca,
     place_most_slowly,
     to_uint16,
 )
-from byol.reporting.report import render_page
+from byol.reporting.report import WEB
 from byol.reporting.report_parts import summarise
 from byol.reporting.run_summary import Json, read_facts
 
@@ -48,8 +51,6 @@ _PAGE_POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'"
 )
-
-Say = Callable[[str], None]
 
 
 @dataclass(eq=False)
@@ -122,14 +123,14 @@ class Explorer:
             self.waiting = ()  # the page does not ask for what will not come
 
     def _find(self, directions: Float32[np.ndarray, "1 feature"], *, k: int) -> list[Json]:
-        rows: Int64[np.ndarray, "1 k"]
-        rows, cosines = find_nearest(directions, self.embedded.directions, k=k)
+        ((cosines, rows),) = find_nearest(directions, torch.from_numpy(self.embedded.directions), k=k)
         return [
             {"row": row, "similarity": round(cosine, 4)}
             for row, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
         ]
 
 
+# Longer than 60 lines, because half of it is the arguments and what they mean.
 def explore(
     run_dir: Path,
     *,
@@ -266,7 +267,9 @@ class _Handler(BaseHTTPRequestHandler):
         explorer = self.server.explorer
         match parts:
             case []:
-                page = render_page("explore.html", {"name": explorer.title, "verdict": explorer.verdict})
+                page = render_page(
+                    WEB / "explore.html", {"name": explorer.title, "verdict": explorer.verdict}
+                )
                 return page, "text/html; charset=utf-8"
             case ["map.json"]:
                 return _to_json(explorer.describe())

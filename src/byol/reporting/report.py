@@ -7,7 +7,7 @@ Names of files and classes are text of others: jinja2 escapes them in HTML, `toj
 import base64
 import platform
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib import metadata as packages
@@ -15,12 +15,13 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Int64
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from byol.base.errors import ConfigError, DataError, printable
+from byol.base.console import Say, silent
+from byol.base.errors import ConfigError, DataError
 from byol.base.files import write_atomically
 from byol.base.version import __version__
 from byol.config import write_override
@@ -28,7 +29,9 @@ from byol.data.labels.label_file import Labels
 from byol.data.pack.packed import Packed
 from byol.encoder.encoder import load
 from byol.evaluation.features import Progress
-from byol.evaluation.splits import SEEN
+from byol.evaluation.labelled import SEEN
+from byol.metrics.neighbours import find_nearest
+from byol.pictures.page import render_page, to_address
 from byol.pictures.sheets import NUM_IMAGES, NUM_VIEWS, Sample, draw_views
 from byol.pictures.thumbnails import COLUMNS, ROWS, draw_sheets, draw_thumbnail, encode
 from byol.reporting import report_parts as parts
@@ -36,7 +39,6 @@ from byol.reporting.embedding_map import (
     MOST_PLACED,
     Embedded,
     choose_rows,
-    find_nearest,
     list_slow_maps,
     open_run_images,
     place_by_pca,
@@ -53,8 +55,6 @@ NUM_NEAR = 8  # neighbours of an image on the map
 _SHEET_BYTES = 4_400_000  # of thumbnails; a third more in the page, which is to stay below 8 MB
 _TILE_PX = 64  # of neighbours, prototypes and outliers
 _VIEWS_QUALITY = 70
-
-Say = Callable[[str], None]
 
 
 def write_report(
@@ -84,33 +84,19 @@ def write_report(
         raise ConfigError(
             f"--images {most_images}: a report has 1 to {MOST_IMAGES:,} on its map; byol explore shows more"
         )
-    tell: Say = say or (lambda line: None)
+    say = say or silent
     given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
     facts = read_facts(run_dir, [*overrides, *given])
-    embedded, missing = _open_images(facts, metadata=metadata, say=tell, progress=progress)
+    embedded, missing = _open_images(facts, metadata=metadata, say=say, progress=progress)
     shown = None if embedded is None else _Shown(facts, embedded)
     places = None
     if embedded is not None:
         rows = choose_rows(len(embedded.images), most_images)
-        places = make_map_data(embedded, rows, facts=facts, say=tell)
-    page = render_page("report.html", _describe(facts, shown, places, missing=missing))
+        places = make_map_data(embedded, rows, facts=facts, say=say)
+    page = render_page(WEB / "report.html", _describe(facts, shown, places, missing=missing))
     path = output or run_dir / FILE_NAME
     write_atomically(path, page)
     return path
-
-
-def render_page(template: str, content: Json) -> bytes:
-    """A page of `web/`. Text is shown on one line; control characters and foreign bytes are written out."""
-    environment = Environment(
-        loader=FileSystemLoader(WEB),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["include_raw"] = lambda name: Markup((WEB / name).read_text(encoding="utf-8"))
-    return environment.get_template(template).render(content).encode()
 
 
 def _open_images(
@@ -172,7 +158,8 @@ def make_map_data(
         return None
     slow = place_most_slowly(list_slow_maps(), directions, run_dir=facts.run_dir, seed=seed, say=say)
     layouts = [*slow, ("PCA", to_uint16(pca))]
-    near, likeness = find_nearest(directions, directions, k=NUM_NEAR + 1)
+    found = find_nearest(directions, torch.from_numpy(directions), k=NUM_NEAR + 1)
+    likeness, near = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
     sheets = draw_sheets(embedded.images, rows, most_bytes=_SHEET_BYTES)
     return {
         "count": len(rows),
@@ -186,9 +173,7 @@ def make_map_data(
             "px": sheets.px,
             "columns": COLUMNS,
             "each": COLUMNS * ROWS,
-            "images": [
-                f"data:image/webp;base64,{base64.b64encode(sheet).decode()}" for sheet in sheets.sheets
-            ],
+            "images": [to_address(sheet, "webp") for sheet in sheets.sheets],
         },
     }
 
@@ -220,7 +205,7 @@ class _Shown:
         names = tuple(images.names[int(row)] for row in rows)
         sample = Sample(names, images.read(rows), np.array(images.sizes[rows]), images.pixels)
         png = draw_views(sample, transforms, seed=self.facts.config.trainer.seed)
-        return to_address(encode(Image.open(BytesIO(png)), quality=_VIEWS_QUALITY))
+        return to_address(encode(Image.open(BytesIO(png)), quality=_VIEWS_QUALITY), "webp")
 
     def tile(self, entry: Json, *, caption: str, of_class: int | None = None) -> Json:
         """One image of measures.json; `is_other` if its label is known and not `of_class`."""
@@ -230,7 +215,7 @@ class _Shown:
         name = str(entry["name"])
         words = name if label < 0 else f"{name} ({self.embedded.columns['label'][1][label]})"
         return {
-            "address": to_address(encode(picture)),
+            "address": to_address(encode(picture), "webp"),
             "name": words,
             "caption": caption,
             "is_other": of_class is not None and of_class >= 0 and label >= 0 and label != of_class,
@@ -256,11 +241,6 @@ class _Shown:
     def strip(self, entries: Sequence[Json], *, key: str, form: str) -> list[Json]:
         """Prototypes or outliers, with a number below each."""
         return [self.tile(entry, caption=form.format(entry[key])) for entry in entries]
-
-
-def to_address(webp: bytes) -> str:
-    """A picture as the address of an <img>."""
-    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
 
 
 # ---- What the page says
@@ -303,7 +283,7 @@ def _describe(facts: Facts, shown: _Shown | None, places: Json | None, *, missin
 def _describe_confusion(evaluation: Json | None) -> Json | None:
     found = None if evaluation is None else parts.describe_confusion(evaluation)
     if found is not None and found["heat"] is not None:
-        found["heat"] = f"data:image/png;base64,{base64.b64encode(found['heat']).decode()}"
+        found["heat"] = to_address(found["heat"], "png")
     return found
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
+from byol.base.text_table import percent, percent_range
 from byol.metrics.verdict import ONLINE, show_classifier
 from byol.pictures import charts
 from byol.pictures.charts import Series
@@ -74,7 +75,7 @@ def describe_rows(evaluation: Json) -> list[Json]:
 
 def _describe_row(row: Json) -> Json:
     name = _name_features(row)
-    interval = f"{100 * row['low95']:.1f} to {100 * row['high95']:.1f}"
+    interval = percent_range(row["low95"], row["high95"])
     return {
         "name": name[:1].upper() + name[1:],
         "is_ours": row["features"] == ONLINE,
@@ -115,11 +116,6 @@ def _show_chosen(value: object) -> str:
 
 def _kind(features: str) -> str:
     return {ONLINE: "main", "byol target": "second"}.get(features, "quiet")
-
-
-def percent(share: float) -> str:
-    """Of a share in 0..1."""
-    return f"{100 * share:.1f} %"
 
 
 # ---- Low-shot

@@ -8,7 +8,7 @@ from typing import Any
 
 from byol.base.files import read_fields
 from byol.config import Config, EvaluationConfig, write_override
-from byol.encoder.encoder import SPEC_NAME, EncoderSpec, read_spec
+from byol.encoder.spec import SPEC_NAME, EncoderSpec, read_spec
 from byol.evaluation.splits import TEST_PART
 from byol.metrics import verdict
 from byol.runfolder import environment

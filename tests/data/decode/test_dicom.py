@@ -12,7 +12,7 @@ import pytest
 from byol.base.errors import DataError
 from byol.config import load_config
 from byol.data.decode.image import decode, kind_of, load, peek, read_square
-from byol.data.pack.packed import pack
+from byol.data.pack.packing import pack
 from byol.data.sources.opening import open_source
 
 pydicom = pytest.importorskip("pydicom", reason="pip install 'byol[dicom]'")

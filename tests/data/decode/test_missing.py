@@ -12,7 +12,7 @@ from byol.config import load_config
 from byol.data.decode.formats import Decoded
 from byol.data.decode.image import decode, load, read_square
 from byol.data.decode.missing import declared, find_missing
-from byol.data.pack.packed import pack
+from byol.data.pack.packing import pack
 from byol.data.sources.opening import open_source
 from byol.data.sources.survey import survey
 

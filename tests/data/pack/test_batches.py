@@ -14,7 +14,8 @@ import torch
 from byol.config import load_config
 from byol.data.pack import batches as module
 from byol.data.pack.batches import Batches
-from byol.data.pack.packed import Packed, pack
+from byol.data.pack.packed import Packed
+from byol.data.pack.packing import pack
 from byol.data.sources.opening import ArraySource, Part
 from byol.method.schedule import Plan
 

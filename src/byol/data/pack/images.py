@@ -10,7 +10,8 @@ from rich.progress import Progress
 from byol.config import Config
 from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile
-from byol.data.pack.packed import Packed, pack
+from byol.data.pack.packed import Packed
+from byol.data.pack.packing import pack
 from byol.data.sources.opening import left_out_of, open_source
 from byol.data.sources.summary import describe_passed_by
 

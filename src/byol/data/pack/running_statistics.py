@@ -7,7 +7,8 @@ from types import TracebackType
 import numpy as np
 
 from byol.data.pack.partial import PartialPack
-from byol.data.pack.statistics import ChannelStatistics, count_values, find_extremes, no_counts, summarise
+from byol.data.pack.statistics import count_values, find_extremes, no_counts, summarise
+from byol.method.views import Pixels
 
 _CHUNK_BYTES = 2**21  # looked at in one go, while other threads that need the interpreter wait 1 ms
 
@@ -51,7 +52,7 @@ class Tally:
         self._last = self._reader.submit(self._look, self._last, num_new)
         self._num_given = writer.num_rows
 
-    def finish(self) -> tuple[ChannelStatistics, str]:
+    def finish(self) -> tuple[Pixels, str]:
         """The statistics of the channels and the checksum of the file, which is whole now.
 
         Raises:

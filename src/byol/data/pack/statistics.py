@@ -5,32 +5,18 @@ first 18 of their 32 bits, put in the order of the values: sign, exponent and 9 
 percentiles, mean and std are those of values rounded to 1 part in 512. Smallest and largest are exact.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64, Real, UInt32
 from PIL import Image
 
+from byol.method.views import Pixels
+
 _LOW, _HIGH = 0.001, 0.999  # the share of a deep channel's values at or below its black, and its white
 _LEVELS = {1: 2**8, 2: 2**16, 4: 2**18}  # by the bytes of a value
 _DROPPED = np.uint32(32 - 18)  # bits of a float32 that are not counted by
 _SIGN = np.uint32(2**31)
-
-
-@dataclass(frozen=True)
-class ChannelStatistics:
-    """Per channel, of x = clip((v - low) / (high - low), 0, 1) for stored values v: the mean and std of x.
-
-    `smallest` and `largest` are the extremes of v.
-    """
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    smallest: tuple[float, ...]
-    largest: tuple[float, ...]
 
 
 def no_counts(channels: int, dtype: np.dtype[Any]) -> Int64[np.ndarray, "channels levels"]:
@@ -80,7 +66,7 @@ def _planes(images: Real[np.ndarray, "n height width channels"]) -> Real[np.ndar
 
 def summarise(
     counts: Int64[np.ndarray, "channels levels"], extremes: Float[np.ndarray, "2 channels"] | None = None
-) -> ChannelStatistics:
+) -> Pixels:
     """Statistics of the values that were counted; counts of several batches add up.
 
     8 bit: low and high are 0 and 255. Deeper: the values at 0.1 % and 99.9 % of the channel, since cameras
@@ -94,7 +80,7 @@ def summarise(
         extremes = np.array([[levels[0] for levels in used], [levels[-1] for levels in used]], dtype=float)
     channels = [_summarise(channel, *ends) for channel, ends in zip(counts, extremes.T.tolist(), strict=True)]
     low, high, mean, std = zip(*channels, strict=True)
-    return ChannelStatistics(low, high, mean, std, *(tuple(row) for row in extremes.tolist()))
+    return Pixels(low, high, mean, std, *(tuple(row) for row in extremes.tolist()))
 
 
 def _summarise(

@@ -1,9 +1,19 @@
-"""Tables and sentences of plain text, for a terminal."""
+"""Tables, sentences and shares as plain text, for a terminal."""
 
 import textwrap
 from collections.abc import Sequence
 
 _WIDTH = 120  # of sentences
+
+
+def percent(share: float) -> str:
+    """Of a share in 0..1."""
+    return f"{100.0 * share:.1f} %"
+
+
+def percent_range(low: float, high: float) -> str:
+    """Of two shares in 0..1; the unit is said elsewhere."""
+    return f"{100.0 * low:.1f} to {100.0 * high:.1f}"
 
 
 def wrap(*sentences: str) -> list[str]:

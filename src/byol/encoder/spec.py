@@ -1,0 +1,149 @@
+"""What `encoder.json` says: how an encoder is to be used.
+
+Nothing here reads pickled code.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+
+from byol.base.errors import CheckpointError, ConfigError
+from byol.config import Config
+from byol.data.decode.formats import Bits, Geometry, Layout
+from byol.data.decode.reading import Alpha
+from byol.data.pack.packed import Packed
+from byol.method.networks import build_encoder, count_features, resolve_stem
+from byol.method.views import Pixels, find_whole_px
+
+FORMAT = 2
+SPEC_NAME = "encoder.json"
+AGAIN = "the same `byol train` command writes it anew"  # ends a message
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What `encoder.json` says of the weights beside it."""
+
+    name: str  # of a timm or torchvision model
+    stem: str  # "standard", "small" or "strided"
+    channels: int
+    view_px: int  # side of what the encoder saw in training
+    stored_px: int  # side of the square that an image is first made
+    num_features: int
+    pixels: Pixels
+    which: Literal["online", "target", "finetuned"]  # finetuned: it has learned from labels
+    done: int  # training steps
+    byol_version: str
+    data_fingerprint: str  # of the packed training images
+    data_name: str
+    select: Literal["grey", "rgb"] | tuple[int, ...] | None = None  # as data.channels
+    bits: Bits = 8  # of a value of the training images
+    geometry: Geometry = "square"  # as data.geometry
+    layout: Layout = "auto"  # as data.layout
+    whole_px: int | None = None  # side of what the encoder sees; None: as in training
+    alpha: Alpha = "drop"  # as data.alpha; so in files that do not say it
+
+    @property
+    def seen_px(self) -> int:
+        """Side of a whole image as the encoder sees it, pixels."""
+        return self.view_px if self.whole_px is None else self.whole_px
+
+    @classmethod
+    def of(
+        cls, config: Config, images: Packed, *, which: Literal["online", "target"], done: int
+    ) -> "EncoderSpec":
+        """The spec of an encoder trained on `images` for `done` steps."""
+        from byol.base.version import __version__
+
+        name, view_px = config.network.name, config.view_px
+        stem = resolve_stem(config.network.stem, name=name, view_px=view_px)
+        select = config.data.channels
+        return cls(
+            name=name,
+            stem=stem,
+            channels=images.channels,
+            view_px=view_px,
+            stored_px=images.stored_px,
+            num_features=_count_features(name, channels=images.channels, view_px=view_px, stem=stem),
+            pixels=images.pixels,
+            which=which,
+            done=done,
+            byol_version=__version__,
+            data_fingerprint=images.fingerprint,
+            data_name=Path(config.data.source).name,
+            select=tuple(select) if isinstance(select, list) else select,
+            bits=images.bits,
+            geometry=config.data.geometry,
+            layout=config.data.layout,
+            whole_px=choose_whole_px(config, channels=images.channels, stem=stem),
+            alpha=config.data.alpha,
+        )
+
+
+@functools.cache
+def _count_features(name: str, *, channels: int, view_px: int, stem: str) -> int:
+    # On the meta device nothing is allocated or computed, and no random number is drawn.
+    with torch.device("meta"):
+        encoder = build_encoder(name, channels=channels, view_px=view_px, stem=stem)
+    return count_features(encoder, channels=channels, view_px=view_px)
+
+
+def choose_whole_px(config: Config, *, channels: int, stem: str) -> int | None:
+    """`data_transforms.whole_px`; auto is None where the model takes images of its own size alone."""
+    wanted = config.data_transforms.whole_px
+    if wanted is None:
+        return None
+    name, view_px = config.network.name, config.view_px
+    px = find_whole_px(config.data_transforms) if wanted == "auto" else wanted
+    if _takes(name, channels=channels, view_px=view_px, stem=stem, whole_px=px):
+        return px
+    if wanted == "auto":
+        return None
+    raise ConfigError(f"data_transforms.whole_px: {name} does not take images of {px} px; leave it out")
+
+
+@functools.cache
+def _takes(name: str, *, channels: int, view_px: int, stem: str, whole_px: int) -> bool:
+    """Whether the model, made for `view_px`, also takes images of `whole_px`."""
+    with torch.device("meta"):
+        encoder = build_encoder(name, channels=channels, view_px=view_px, stem=stem)
+    try:
+        count_features(encoder, channels=channels, view_px=whole_px)
+    except ConfigError:
+        return False
+    return True
+
+
+def read_spec(path: Path) -> EncoderSpec:
+    """What an `encoder.json` says.
+
+    Raises:
+        CheckpointError: the file is damaged or of an unknown format.
+    """
+    try:
+        content = from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {AGAIN}") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found not in (1, FORMAT):
+        raise CheckpointError(
+            f"{path}: has format {found}, this version of byol reads 1 and {FORMAT}; update byol, or {AGAIN}"
+        )
+    try:
+        spec = TypeAdapter(EncoderSpec).validate_json(to_json(content))
+        if found == 1 and (set(spec.pixels.low), set(spec.pixels.high)) != ({0.0}, {255.0}):
+            spec = replace(spec, bits=16)  # there were two depths, and it was not written
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{path}: {where}: {first['msg'].lower()}; {AGAIN}") from None
+    pixels = spec.pixels
+    lengths = {len(pixels.low), len(pixels.high), len(pixels.mean), len(pixels.std)}
+    if lengths | ({len(pixels.smallest), len(pixels.largest)} - {0}) != {spec.channels}:
+        raise CheckpointError(f"{path}: pixels: not one value for each of {spec.channels} channels; {AGAIN}")
+    return spec

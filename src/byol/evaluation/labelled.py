@@ -1,0 +1,157 @@
+"""Open the labelled images that a configuration names, and say what was found out about them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from byol.base.console import Say, silent
+from byol.base.errors import ConfigError, DataError
+from byol.config import Config
+from byol.config.schema import EvaluationConfig
+from byol.data.labels.label_file import LabelFile
+from byol.data.pack.images import open_images
+from byol.data.pack.packed import Packed
+from byol.data.pack.value_range import check_bits
+from byol.data.sources.opening import splits_of
+from byol.encoder.encoder import EncoderSpec
+from byol.evaluation.splits import Splits, fold_images, hold_out, hold_out_first, name_source, pair
+from byol.metrics.folds import find_unlearnt
+
+SEEN = "BYOL itself was trained on the test images, without their labels: new images may be harder."
+LEARNED = "its encoder has learned from labels, perhaps of these test images"
+
+
+def open_splits(
+    config: Config,
+    run_dir: Path,
+    *,
+    spec: EncoderSpec,
+    is_single: bool = False,
+    say: Say = silent,
+) -> Splits:
+    """Open (and pack, where that has not been done) the labelled images of `config.evaluation`.
+
+    They are stored as `spec` says that the encoder takes them. `is_single`: there is one training, so that of
+    several folds the first is the test part. `say` hears what is left out.
+
+    Raises:
+        NoLabelsError: no image to fit on has a label.
+        DataError: images cannot be read, or have other channels than the encoder takes; labels or groups are
+            missing or too few; a test class is unknown in training.
+        ConfigError: folds are asked for although there are test images.
+    """
+    evaluation = config.evaluation
+    source = evaluation.train if evaluation.train is not None else config.data.source
+    has_splits = "test" in splits_of(source)
+    has_test = evaluation.test is not None or has_splits
+    if has_test and (evaluation.folds is not None or evaluation.groups is not None):
+        name = "folds" if evaluation.folds is not None else "groups"
+        raise ConfigError(
+            f"evaluation.{name}: folds are for images without a test part, and there is one "
+            f"({name_source(evaluation.test or source)}); leave out --{name}, or give other images by --train"
+        )
+    labels = None if evaluation.labels is None else LabelFile(Path(evaluation.labels))
+    open_part = partial(_open, config, run_dir, labels=labels, spec=spec)
+    train = open_part(source=source, split="train" if has_splits else None)
+    if has_test:
+        target = evaluation.test if evaluation.test is not None else source
+        split = "test" if "test" in splits_of(target) else None
+        test = open_part(source=target, split=split)
+        _check_all(labels, evaluation)
+        names = (name_source(source), name_source(target))
+        splits = pair(train, test, names=names, is_official=split is not None)
+    elif evaluation.folds is not None or evaluation.groups is not None:
+        target = source
+        _check_all(labels, evaluation)
+        splits = fold_images(train, evaluation, source=source)
+        splits = hold_out_first(splits) if is_single else splits
+    else:
+        target = source
+        _check_all(labels, evaluation)
+        splits = hold_out(train, name=name_source(source))
+    is_own = splits.test.images.fingerprint == spec.data_fingerprint
+    seen = is_own or _lies_within(target, config.data.source)
+    splits = replace(splits, seen=seen)
+    understood = (*splits.train.images.source_notes, *(labels.notes() if labels is not None else ()))
+    for line in (*understood, *_describe_left_out(splits), *splits.notes, *_describe_unlearnt(splits)):
+        say(line)
+    return splits
+
+
+def _lies_within(target: str, source: str) -> bool:
+    """Whether the one is the other, or a folder or file below it; sets with official splits are neither."""
+    if splits_of(target) or splits_of(source):
+        return False
+    return Path(target).resolve().is_relative_to(Path(source).resolve())
+
+
+def _check_all(labels: LabelFile | None, evaluation: EvaluationConfig) -> None:
+    if labels is not None:
+        labels.check(max_unmatched=evaluation.max_unmatched)
+
+
+def _describe_left_out(splits: Splits) -> Iterator[str]:
+    packs = {id(split.images): split.images for split in (splits.train, splits.test)}.values()
+    if splits.num_unlabelled:
+        num_images = sum(map(len, packs))
+        yield f"left out, without a label: {splits.num_unlabelled} of {num_images} images"
+
+
+def _describe_unlearnt(splits: Splits) -> Iterator[str]:
+    """Classes that are counted but cannot be right."""
+    if splits.test is splits.train:
+        rare = find_unlearnt(splits.train.labels, splits.train.units)
+        where = "one image" if splits.train.groups is None else f"images of one {splits.train.groups.column}"
+        what = f"with labels for {where} only, never learnt before they are tested on"
+    else:
+        classes, counts = np.unique(splits.train.labels, return_counts=True)
+        unknown = np.setdiff1d(splits.test.labels, classes)
+        rare, what = classes[counts < 2], "with one training image only"
+        if len(unknown):
+            rare, what = unknown, "in the test part alone, never learnt"
+    if len(rare):
+        others = f" (and {len(rare) - 1} more)" if len(rare) > 1 else ""
+        yield f"classes {what}: {splits.class_names[rare[0]]}{others}; label more of their images"
+
+
+def _open(
+    config: Config,
+    run_dir: Path,
+    *,
+    source: str,
+    split: str | None,
+    labels: LabelFile | None,
+    spec: EncoderSpec,
+) -> Packed:
+    images = open_images(
+        config,
+        run_dir,
+        console=None,
+        source=source,
+        split=split,
+        labels=labels,
+        stored_px=spec.stored_px,
+        alpha=spec.alpha,
+    )
+    check_fit(images, spec, name=name_source(source))
+    return images
+
+
+def check_fit(images: Packed, spec: EncoderSpec, *, name: str) -> None:
+    """Refuse images with other channels or another depth than the encoder takes.
+
+    Raises:
+        DataError: they have.
+    """
+    if images.channels != spec.channels:
+        raise DataError(
+            f"{name}: has {images.channels} channels, the encoder was trained on {spec.channels}; "
+            "give images like those of the training"
+        )
+    try:
+        check_bits(images.bits, spec.bits)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
