@@ -25,7 +25,7 @@ from byol.data.pack.place import move_into_place
 from byol.data.sources import parallel
 from byol.data.sources.opening import _open_folder
 from byol.device import memory
-from byol.training.step_benchmark import _name_signal, probe_step
+from byol.training.step_benchmark import _name_signal, benchmark_step
 
 LACKING = """
 import os, signal, socket, sys, time
@@ -171,7 +171,7 @@ def measure_step() -> None:
          "network.projection_head.mlp_hidden_size=16", "network.projection_head.projection_size=8"],
         preset="default",
     )  # fmt: skip
-    assert probe_step(config, channels=3, stored_px=18, bits=8).step_s > 0.0
+    assert benchmark_step(config, channels=3, stored_px=18, bits=8).step_s > 0.0
 
 
 def run_spawned(target: Any, *arguments: object) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from byol.cli.main import main
 from byol.encoder.encoder import load
 from byol.reporting.embedding_map import Embedded, open_run_images
-from byol.reporting.run_summary import read_facts
+from byol.reporting.run_summary import read_summary
 
 HARD_NAMES = ("<img src=x onerror=alert(1)>.png", "quo\"te's & <b>.png", "line\nbreak.png", "größe 大.png")
 COLOURS = {"dark": (40, 40, 40), "<i>red</i>": (200, 40, 40), "blue": (40, 40, 200)}
@@ -129,7 +129,7 @@ def write_measures(run_dir: Path) -> None:
 
 def open_embedded(run_dir: Path) -> Embedded:
     """The run's images and features."""
-    config = read_facts(run_dir).config
+    config = read_summary(run_dir).config
     encoder = load(run_dir, device="cpu")
     images = open_run_images(config, run_dir, encoder=encoder, say=lambda line: None)
     return Embedded.of(images, run_dir, config=config, encoder=encoder, say=print)

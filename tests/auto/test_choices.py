@@ -8,9 +8,9 @@ import pytest
 from byol.auto import choices
 from byol.auto.choices import Chosen, Machine, choose
 from byol.base.errors import ConfigError, DataError
-from byol.config import Config, load_draft
+from byol.config import Config, load_partial
 from byol.data.sources.survey import Survey
-from byol.training.step_benchmark import Probe
+from byol.training.step_benchmark import StepBenchmark
 
 CPU = Machine("cpu", "fp32", 1)
 GPU = Machine("cuda", "bf16", 1)
@@ -34,12 +34,12 @@ PHOTOS = Survey(
 def decide(
     *overrides: str, machine: Machine = CPU, is_dicom: bool = False, step_s: float | None = None, **facts: Any
 ) -> Chosen:
-    def measure(config: Config, in_parts: bool) -> Probe:
+    def measure(config: Config, in_parts: bool) -> StepBenchmark:
         parts = 4 if in_parts else config.accumulation_steps
-        return Probe(config.batch_size, parts, step_s or 0.0, 3 * 10**9, 4 * 10**9)
+        return StepBenchmark(config.batch_size, parts, step_s or 0.0, 3 * 10**9, 4 * 10**9)
 
     return choose(
-        load_draft(None, overrides, preset="default"),
+        load_partial(None, overrides, preset="default"),
         replace(PHOTOS, **facts),
         machine=machine,
         is_dicom=is_dicom,
@@ -75,7 +75,7 @@ def test_domain(facts: dict[str, Any], domain: str, line: str) -> None:
     chosen = decide(**facts)
     assert chosen.config.data_transforms.domain == domain
     assert lines(chosen)[0] == line
-    table = load_draft(None, [f"data_transforms.domain={domain}"], preset="default").config.data_transforms
+    table = load_partial(None, [f"data_transforms.domain={domain}"], preset="default").config.data_transforms
     assert chosen.config.data_transforms.view1 == table.view1
     assert chosen.config.data_transforms.view2 == table.view2
 
@@ -220,8 +220,8 @@ def test_every_choice_can_be_given_and_leaves_nothing_open() -> None:
         "trainer.max_epochs",
     }
     assert all("\n" not in str(choice) for choice in chosen.choices)
-    demo = choose(load_draft(None, [], preset="demo"), PHOTOS, machine=CPU, is_dicom=False, measure=None)
-    assert demo.choices == () and demo.config == load_draft(None, [], preset="demo").config
+    demo = choose(load_partial(None, [], preset="demo"), PHOTOS, machine=CPU, is_dicom=False, measure=None)
+    assert demo.choices == () and demo.config == load_partial(None, [], preset="demo").config
 
 
 def test_a_chosen_value_that_goes_against_a_given_one_is_told() -> None:

@@ -12,14 +12,14 @@ from rich.console import Console
 from byol.auto import demo, resolve
 from byol.auto.demo import LEAST_S, TOTAL_S, choose_length, fit_to_time
 from byol.auto.train import train
-from byol.config import Draft, load_config, load_draft
+from byol.config import PartialConfig, load_config, load_partial
 from byol.data.sources.motifs import NUM_TRAIN
 from byol.method.schedule import Plan
 from byol.training import loop, setup
-from byol.training.loop import Outcome
+from byol.training.loop import TrainingOutcome
 from byol.training.runlog import read_metrics
-from byol.training.step_benchmark import Probe
-from byol.training.time_budget import Pace
+from byol.training.step_benchmark import StepBenchmark
+from byol.training.time_budget import TimeBudget
 
 BEFORE = 624  # steps that the demo had when it did not look at the clock
 STEPS_PER_EPOCH = NUM_TRAIN // 64
@@ -114,14 +114,14 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
             made += 1
             return make_views(*arguments, **others)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(demo, "probe_step", lambda *_, **__: Probe(16, 1, step_s, 1, 2))
+        monkeypatch.setattr(demo, "benchmark_step", lambda *_, **__: StepBenchmark(16, 1, step_s, 1, 2))
         monkeypatch.setattr(loop, "make_views", step)
-        monkeypatch.setattr(setup, "Pace", partial(Pace, now=lambda: made * step_s))
+        monkeypatch.setattr(setup, "TimeBudget", partial(TimeBudget, now=lambda: made * step_s))
 
     return install
 
 
-def fit(draft: Draft, run_dir: Path) -> tuple[Draft, float | None, str]:
+def fit(draft: PartialConfig, run_dir: Path) -> tuple[PartialConfig, float | None, str]:
     output = io.StringIO()
     console = Console(file=output, width=200)
     given, step_s = fit_to_time(draft, run_dir, elapsed=lambda: 10.0, console=console)
@@ -132,7 +132,7 @@ def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
     images: Path, tmp_path: Path, probed: Callable[[float], None]
 ) -> None:
     probed(0.25)
-    draft = load_draft(None, [f"data.source={images}", *TINY], preset="demo")
+    draft = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
     run_dir = tmp_path / "run"
     given, step_s, said = fit(draft, run_dir)
     assert given.config.trainer.max_hours is not None
@@ -140,21 +140,21 @@ def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
         given.config.trainer.max_hours * 3600 == pytest.approx(5.0, abs=0.05) and "this takes about" in said
     )
     quiet = Console(file=io.StringIO())
-    assert train(given, run_dir, console=quiet, step_s=step_s) == Outcome(20, 20, None)
+    assert train(given, run_dir, console=quiet, step_s=step_s) == TrainingOutcome(20, 20, None)
     lines = read_metrics(run_dir)
     assert lines[-1].lr < 0.001 and lines[-1].tau > 0.999
     # Again, at another speed: the length is that of the run.
     probed(0.001)
     again, step_s, said = fit(draft, run_dir)
     assert again == given and step_s is None and said == ""
-    assert train(given, run_dir, console=quiet) == Outcome(20, 20, None)
+    assert train(given, run_dir, console=quiet) == TrainingOutcome(20, 20, None)
     assert load_config(run_dir / "config.yaml", [], preset=None).trainer == given.config.trainer
 
 
 def test_a_given_length_is_kept_to(images: Path, tmp_path: Path, probed: Callable[[float], None]) -> None:
     probed(100.0)
     for override in ("trainer.max_epochs=4", "trainer.max_hours=0.5"):
-        draft = load_draft(None, [f"data.source={images}", *TINY, override], preset="demo")
+        draft = load_partial(None, [f"data.source={images}", *TINY, override], preset="demo")
         given, step_s, said = fit(draft, tmp_path / "run")
         assert (given, step_s, said) == (draft, None, "")
 
@@ -163,14 +163,14 @@ def test_the_preview_says_the_time_and_writes_nothing(
     images: Path, tmp_path: Path, probed: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probed(0.25)
-    monkeypatch.setattr(resolve, "probe_step", lambda *_, **__: Probe(16, 1, 0.25, 1, 2))
+    monkeypatch.setattr(resolve, "benchmark_step", lambda *_, **__: StepBenchmark(16, 1, 0.25, 1, 2))
     before, said = sorted(tmp_path.rglob("*")), list[str]()
-    draft = load_draft(None, [f"data.source={images}", *TINY], preset="demo")
+    draft = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
     demo.preview(draft, tmp_path / "run", elapsed=lambda: 10.0, say=said.append)
     assert said[0].startswith("this takes about 1:00") and "18 training steps in 0:05" in said[0]
     assert any(line.startswith("learning rate") for line in said) and "nothing was written" in said[-1]
     assert sorted(tmp_path.rglob("*")) == before
-    given = load_draft(None, [f"data.source={images}", *TINY, "trainer.max_epochs=4"], preset="demo")
+    given = load_partial(None, [f"data.source={images}", *TINY, "trainer.max_epochs=4"], preset="demo")
     said.clear()
     demo.preview(given, tmp_path / "run", elapsed=lambda: 10.0, say=said.append)
     assert any("16 steps" in line for line in said) and not any("this takes" in line for line in said)

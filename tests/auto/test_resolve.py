@@ -12,11 +12,11 @@ from rich.console import Console
 from byol.auto import resolve
 from byol.auto.train import train
 from byol.base.errors import CheckpointError, ConfigError, RunMismatchError
-from byol.config import Config, Draft, load_config, load_draft
+from byol.config import Config, PartialConfig, load_config, load_partial
 from byol.data.sources.survey import Survey
 from byol.device.ranks import Ranks
-from byol.training.loop import Outcome
-from byol.training.step_benchmark import Probe
+from byol.training.loop import TrainingOutcome
+from byol.training.step_benchmark import StepBenchmark
 
 SMALL = [
     "network.name=test_resnet",
@@ -59,21 +59,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append("survey")
         return LOOK
 
-    def probe(config: Config, *, channels: int, stored_px: int, bits: int, wanted: int = 0) -> Probe:
+    def probe(config: Config, *, channels: int, stored_px: int, bits: int, wanted: int = 0) -> StepBenchmark:
         seen.append(f"{'batch' if wanted else 'step'} {channels} {stored_px} {bits}")
-        return Probe(config.batch_size, 2 if wanted else 1, 0.5, 10**9, 2 * 10**9)
+        return StepBenchmark(config.batch_size, 2 if wanted else 1, 0.5, 10**9, 2 * 10**9)
 
     monkeypatch.setattr(resolve, "survey", survey)
     monkeypatch.setattr(resolve, "choose_batch", probe)
-    monkeypatch.setattr(resolve, "probe_step", probe)
+    monkeypatch.setattr(resolve, "benchmark_step", probe)
     return seen
 
 
-def configure(images: Path, *overrides: str) -> Draft:
-    return load_draft(None, [f"data.source={images}", *SMALL, *overrides], preset="default")
+def configure(images: Path, *overrides: str) -> PartialConfig:
+    return load_partial(None, [f"data.source={images}", *SMALL, *overrides], preset="default")
 
 
-def run(draft: Draft, run_dir: Path) -> tuple[Outcome, list[str]]:
+def run(draft: PartialConfig, run_dir: Path) -> tuple[TrainingOutcome, list[str]]:
     said = io.StringIO()
     outcome = train(draft, run_dir, console=Console(file=said, width=200))
     return outcome, said.getvalue().splitlines()
@@ -97,7 +97,7 @@ def test_the_same_again_continues_without_a_look(images: Path, tmp_path: Path, a
 
 def test_other_ranks_read_what_the_first_has_chosen(images: Path, tmp_path: Path, asked: list[str]) -> None:
     configs = [
-        resolve.settle(
+        resolve.resolve(
             configure(images),
             tmp_path / "run",
             ranks=Ranks(rank, 1, torch.device("cpu"), torch.float32),  # a world of 1, so that none waits

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from byol.base.cache import Arrays, keep, make_key
+from byol.base.cache import Arrays, cache_key, keep
 from byol.base.errors import CheckpointError
 
 
@@ -30,15 +30,15 @@ def test_made_once(tmp_path: Path) -> None:
 def test_a_key_belongs_to_values_types_and_order() -> None:
     one = np.arange(4)
     keys = {
-        make_key(one),
-        make_key(one, one),
-        make_key(one.reshape(2, 2)),
-        make_key(one.astype(np.int32)),
-        make_key(one[::-1]),
-        make_key("1"),
-        make_key(1),
-        make_key(None),
-        make_key("a", "b"),
-        make_key("ab"),
+        cache_key(one),
+        cache_key(one, one),
+        cache_key(one.reshape(2, 2)),
+        cache_key(one.astype(np.int32)),
+        cache_key(one[::-1]),
+        cache_key("1"),
+        cache_key(1),
+        cache_key(None),
+        cache_key("a", "b"),
+        cache_key("ab"),
     }
-    assert len(keys) == 10 and make_key(one[::2]) == make_key(one[::2].copy())
+    assert len(keys) == 10 and cache_key(one[::2]) == cache_key(one[::2].copy())

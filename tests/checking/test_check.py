@@ -13,7 +13,7 @@ from PIL import Image
 from byol.auto import resolve
 from byol.cli.main import main
 from byol.config import Config
-from byol.training.step_benchmark import Probe
+from byol.training.step_benchmark import StepBenchmark
 from html_reader import read
 
 LISTS, PICTURES = (
@@ -27,11 +27,11 @@ Capture = pytest.CaptureFixture[str]
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder; steps are not measured."""
 
-    def probe(config: Config, **images: object) -> Probe:
-        return Probe(config.batch_size, config.accumulation_steps, 0.5, 10**9, 2 * 10**9)
+    def probe(config: Config, **images: object) -> StepBenchmark:
+        return StepBenchmark(config.batch_size, config.accumulation_steps, 0.5, 10**9, 2 * 10**9)
 
     monkeypatch.setattr(resolve, "choose_batch", probe)
-    monkeypatch.setattr(resolve, "probe_step", probe)
+    monkeypatch.setattr(resolve, "benchmark_step", probe)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

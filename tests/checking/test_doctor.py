@@ -15,12 +15,12 @@ from byol.checking.findings import (
     describe_sizes,
     find_problems,
 )
-from byol.config import load_draft
+from byol.config import load_partial
 from byol.data.sources.opening import open_source
 
 
 def look(source: Path | str, *overrides: str) -> Examined:
-    data = load_draft(None, [f"data.source={source}", *overrides], preset="default").config.data
+    data = load_partial(None, [f"data.source={source}", *overrides], preset="default").config.data
     return examine(open_source(data), channels=data.channels, num_workers=1)
 
 

@@ -24,7 +24,7 @@ from byol.cli.main import main
 from byol.config import Config
 from byol.runfolder import checkpoint
 from byol.training import loop, setup
-from byol.training.step_benchmark import Probe
+from byol.training.step_benchmark import StepBenchmark
 
 TINY = [
     "network.name=test_resnet",
@@ -127,11 +127,11 @@ def contents(folder: Path) -> dict[str, str]:
 def test_a_dry_run_then_the_run(capsys: Capture, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody says anything but the folder (and sizes, to be fast): all is chosen, told, kept."""
 
-    def probe(config: Config, *, wanted: int = 0, **images: int) -> Probe:
-        return Probe(config.batch_size, 1, 100.0, 10**9, 2 * 10**9)
+    def probe(config: Config, *, wanted: int = 0, **images: int) -> StepBenchmark:
+        return StepBenchmark(config.batch_size, 1, 100.0, 10**9, 2 * 10**9)
 
     monkeypatch.setattr(resolve, "choose_batch", probe)
-    monkeypatch.setattr(resolve, "probe_step", probe)
+    monkeypatch.setattr(resolve, "benchmark_step", probe)
     write_images(Path("images"))
     few = [*TINY[:4], "trainer.device=cpu", "trainer.num_workers=1"]
     said = succeed(capsys, "train", "images", "-o", "runs/a", *few, "-n")

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from byol.base.errors import ConfigError
-from byol.config import Config, diff_configs, dump_config, json_schema, load_config, load_draft
+from byol.config import Config, diff_configs, dump_config, json_schema, load_config, load_partial
 
 PRESETS = ("classic", "paper", "default", "demo")
 SETTLED = ("data_transforms.input_shape=[96,96,null]", "trainer.batch_size=64", "trainer.max_epochs=100")
@@ -220,9 +220,9 @@ def test_refused_domains_and_short_forms(tmp_path: Path) -> None:
 
 def test_only_the_default_preset_is_open() -> None:
     for preset in ("classic", "paper", "demo"):
-        draft = load_draft(None, [], preset=preset)
+        draft = load_partial(None, [], preset=preset)
         assert draft.open == draft.free == () and draft.settle({"trainer.batch_size": 3}) == draft
-    draft = load_draft(None, ["trainer.batch_size=8"], preset="default")
+    draft = load_partial(None, ["trainer.batch_size=8"], preset="default")
     assert draft.open == (
         "network.name",
         "data_transforms.domain",
@@ -234,7 +234,7 @@ def test_only_the_default_preset_is_open() -> None:
 
 def test_what_is_given_stays_when_the_rest_is_settled(tmp_path: Path) -> None:
     given = ["data_transforms.view1.turn=0.1", "trainer.batch_size=8", "network.stem=standard"]
-    draft = load_draft(None, given, preset="default")
+    draft = load_partial(None, given, preset="default")
     chosen = {
         "network": {"name": "resnet18", "stem": "small"},
         "data_transforms.domain": "microscopy",
@@ -258,12 +258,12 @@ def test_what_is_given_stays_when_the_rest_is_settled(tmp_path: Path) -> None:
 
 def test_an_open_configuration_is_written_without_the_numbers_of_its_domain(tmp_path: Path) -> None:
     """Else they would all be given when it is read, and a domain that is chosen could change nothing."""
-    draft = load_draft(None, ["data_transforms.view.blur=0.9"], preset="default")
+    draft = load_partial(None, ["data_transforms.view.blur=0.9"], preset="default")
     text = draft.dump()
     written = yaml.safe_load(text)["data_transforms"]
     assert written["domain"] == "auto" and written["input_shape"] is None
     assert written["view1"] == written["view2"] == {"blur": 0.9}
-    read = load_draft(write(tmp_path, text), [], preset=None)
+    read = load_partial(write(tmp_path, text), [], preset=None)
     assert (read.config, read.open) == (draft.config, draft.open)
     assert read.settle({"data_transforms.domain": "medical"}).config.data_transforms.view1.rotation == 10.0
 

@@ -12,7 +12,7 @@ from byol.auto import resolve
 from byol.cli.main import main
 from byol.config import Config
 from byol.data.decode import content, disk
-from byol.training.step_benchmark import Probe
+from byol.training.step_benchmark import StepBenchmark
 
 Capture = pytest.CaptureFixture[str]
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + np.random.default_rng(0).integers(0, 255, 999, "u1").tobytes()
@@ -23,11 +23,11 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:6fd5d72fe458\nsiz
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder; steps are not measured, no package for more formats, no pauses."""
 
-    def probe(config: Config, **images: object) -> Probe:
-        return Probe(config.batch_size, config.accumulation_steps, 0.5, 10**9, 2 * 10**9)
+    def probe(config: Config, **images: object) -> StepBenchmark:
+        return StepBenchmark(config.batch_size, config.accumulation_steps, 0.5, 10**9, 2 * 10**9)
 
     monkeypatch.setattr(resolve, "choose_batch", probe)
-    monkeypatch.setattr(resolve, "probe_step", probe)
+    monkeypatch.setattr(resolve, "benchmark_step", probe)
     monkeypatch.setattr(content, "open_package", lambda name: False)
     monkeypatch.setattr(disk, "PAUSES_S", (0.0,))
     monkeypatch.chdir(tmp_path)

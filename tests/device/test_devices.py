@@ -32,7 +32,7 @@ from byol.device.memory import is_out_of_memory
 from byol.device.ranks import Ranks, connect
 from byol.method.schedule import Plan
 from byol.training.summary import introduce
-from byol.training.time_budget import Pace
+from byol.training.time_budget import TimeBudget
 
 CPU = torch.device("cpu")
 Has = Callable[..., None]
@@ -275,7 +275,7 @@ def test_a_run_on_such_a_device_says_so_at_its_start(tmp_path: Path) -> None:
     )
     config = load_config(None, ["trainer.batch_size=4"], preset="demo")
     plan = Plan.of(config, num_images=8)
-    pace = Pace(plan, saved=None)
+    pace = TimeBudget(plan, saved=None)
     said = {
         (kind, done): "\n".join(
             introduce(

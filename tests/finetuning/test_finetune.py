@@ -15,7 +15,7 @@ from byol.evaluation.labelled import LEARNED, SEEN
 from byol.evaluation.table import evaluate
 from byol.finetuning import finetune as finetune_file
 from byol.finetuning import tuning
-from byol.finetuning.finetune import Outcome, Row, finetune
+from byol.finetuning.finetune import FinetuneResult, FinetuneRow, finetune
 from byol.metrics.folds import Labels, Validation
 from runs import PX, make_run, write_images
 
@@ -309,8 +309,8 @@ def test_ctrl_c(place: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytes
 # ---- Words
 
 
-def make_row(start: str, *, top1: float, epochs: int = 5) -> Row:
-    return Row(start, 0.01, 500, top1, top1 - 0.02, top1 + 0.02, top1, epochs, {"lr": 1e-3}, 1.0)
+def make_row(start: str, *, top1: float, epochs: int = 5) -> FinetuneRow:
+    return FinetuneRow(start, 0.01, 500, top1, top1 - 0.02, top1 + 0.02, top1, epochs, {"lr": 1e-3}, 1.0)
 
 
 def test_the_verdict_says_what_the_intervals_say() -> None:
@@ -321,8 +321,8 @@ def test_the_verdict_says_what_the_intervals_say() -> None:
         (0.53, "Not above scratch, the intervals overlap"),
         (0.6, "Below scratch, the intervals do not overlap"),
     ):
-        outcome = Outcome("s", 100, 2, (*rows, make_row("scratch", top1=top1)))
+        outcome = FinetuneResult("s", 100, 2, (*rows, make_row("scratch", top1=top1)))
         assert said in outcome.verdict() and "50.0 %" in outcome.render()
     kept = make_row("byol online", top1=0.5, epochs=0)
     frozen = make_row("byol online, frozen", top1=0.5, epochs=0)
-    assert "is as it was" in Outcome("s", 100, 2, (kept, frozen)).verdict()
+    assert "is as it was" in FinetuneResult("s", 100, 2, (kept, frozen)).verdict()

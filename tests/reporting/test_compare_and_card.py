@@ -16,7 +16,7 @@ from byol.device.ranks import Ranks
 from byol.reporting.card import write_card
 from byol.reporting.compare import compare
 from byol.reporting.report_parts import summarise
-from byol.reporting.run_summary import read_facts
+from byol.reporting.run_summary import read_summary
 from byol.runfolder import environment
 from byol.runfolder.settings import read_config
 from byol.training import best
@@ -102,11 +102,11 @@ def cells_of(text: str) -> dict[str, list[str]]:
     return {row[0]: [cell.strip() for cell in row[1:]] for row in rows}
 
 
-# ---- Facts
+# ---- RunSummary
 
 
 def test_facts_of_a_bare_run(tmp_path: Path) -> None:
-    facts = read_facts(make_run(tmp_path / "a"))
+    facts = read_summary(make_run(tmp_path / "a"))
     assert (facts.name, facts.done, facts.num_images) == ("a", 40, 100)
     assert facts.hours == pytest.approx(40 * 10 / 100 / 3600)
     assert facts.table is facts.measures is facts.best is facts.environment is facts.start is None
@@ -115,7 +115,7 @@ def test_facts_of_a_bare_run(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no run \(no config\.yaml\); name a run's folder"):
-        read_facts(tmp_path)
+        read_summary(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_damaged_file_of_an_evaluation(tmp_path: Path, name: str, text: str, p
     run_dir = make_run(tmp_path / "a")
     (run_dir / name).write_text(text)
     with pytest.raises(CheckpointError) as caught:
-        read_facts(run_dir)
+        read_summary(run_dir)
     said = str(caught.value)
     assert said.startswith(f"{run_dir / name}: {problem}") and "\n" not in said
     assert said.endswith(f"; make it again: byol eval {run_dir}")
@@ -154,16 +154,16 @@ def test_a_damaged_file_of_a_training(tmp_path: Path, name: str, advice: str) ->
     run_dir = make_run(tmp_path / "a")
     (run_dir / name).write_text('{"format": 9}\n')
     with pytest.raises(CheckpointError) as caught:
-        read_facts(run_dir)
+        read_summary(run_dir)
     said = str(caught.value)
     assert said.startswith(str(run_dir / name)) and said.endswith(advice) and "\n" not in said
 
 
 def test_overrides_are_of_the_evaluation_alone(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "a")
-    assert read_facts(run_dir, ["evaluation.labels=l.csv"]).config.evaluation.labels == "l.csv"
+    assert read_summary(run_dir, ["evaluation.labels=l.csv"]).config.evaluation.labels == "l.csv"
     with pytest.raises(ConfigError, match="cannot change what the run was"):
-        read_facts(run_dir, ["trainer.seed=3"])
+        read_summary(run_dir, ["trainer.seed=3"])
 
 
 def test_results_of_another_step_than_the_encoders_are_no_verdict(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_results_of_another_step_than_the_encoders_are_no_verdict(tmp_path: Path
     evaluate(run_dir, number=2, done=20, labels="my.csv")
     measure(run_dir, warning=True, done=20)
     said = f"measured after step 20; the encoder is of step 40: byol eval '{run_dir}' --labels my.csv"
-    facts = read_facts(run_dir)
+    facts = read_summary(run_dir)
     assert facts.outdated_table == facts.outdated_measures == said and facts.verdicts == ()
     assert summarise(facts).sentence == f"The accuracies are of other weights: {said}."
     card = write_card(run_dir)
@@ -185,13 +185,13 @@ def test_results_of_another_step_than_the_encoders_are_no_verdict(tmp_path: Path
     assert "70.0 %" not in rows and "33.3" not in rows
     (run_dir / "eval.json").unlink()
     said = said.removesuffix(" --labels my.csv")
-    assert summarise(read_facts(run_dir)).sentence == f"The measures are of other weights: {said}."
+    assert summarise(read_summary(run_dir)).sentence == f"The measures are of other weights: {said}."
     assert f"Without labels: {said.replace('byol', '`byol', 1)}`." in write_card(run_dir)
     measure(run_dir, warning=True)
     evaluate(run_dir, done=20)
-    assert summarise(read_facts(run_dir)).rest == ("Better than untrained.",)
+    assert summarise(read_summary(run_dir)).rest == ("Better than untrained.",)
     evaluate(run_dir)
-    assert read_facts(run_dir).outdated_table is None and len(read_facts(run_dir).verdicts) == 2
+    assert read_summary(run_dir).outdated_table is None and len(read_summary(run_dir).verdicts) == 2
 
 
 # ---- compare
@@ -352,7 +352,7 @@ def test_what_a_card_repeats_is_what_was_evaluated(tmp_path: Path, value: str) -
     run_dir = make_run(tmp_path / "a")
     given = {"labels": value, "test": value, "weights": value, "groups": value, "folds": 3}
     evaluate(run_dir, number=2, **given)  # type: ignore[arg-type]
-    table = read_facts(run_dir).table
+    table = read_summary(run_dir).table
     assert table is not None and table.options is not None
     options = read_arguments(["eval", "RUN", *shlex.split(table.options)])
     named = {

@@ -23,7 +23,7 @@ from byol.reporting.card import write_card
 from byol.reporting.embedding_map import NOWHERE, choose_rows, place_slowly, to_uint16
 from byol.reporting.report import WEB, write_report
 from byol.reporting.report_parts import summarise
-from byol.reporting.run_summary import read_facts
+from byol.reporting.run_summary import read_summary
 from trained import HARD_NAMES, open_embedded, train_run, write_evaluation, write_measures
 
 
@@ -111,13 +111,13 @@ def test_names_of_others_are_text(run_dir: Path, tmp_path: Path) -> None:
 )
 def test_the_verdict_is_that_of_the_table(run_dir: Path, online: float, words: str, kind: str) -> None:
     write_evaluation(run_dir, online=online, version=1)
-    summary = summarise(read_facts(run_dir))
+    summary = summarise(read_summary(run_dir))
     assert summary.sentence.startswith(words) and (summary.kind, summary.rest) == (kind, ())
 
 
 def test_without_labels_the_measures_decide(run_dir: Path) -> None:
     write_measures(run_dir)
-    assert summarise(read_facts(run_dir)).sentence.startswith("The encoder finds 80 %")
+    assert summarise(read_summary(run_dir)).sentence.startswith("The encoder finds 80 %")
 
 
 def test_the_trainings_copy_of_the_images_is_used(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

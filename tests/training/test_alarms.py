@@ -13,7 +13,7 @@ from byol.config import Config, load_config
 from byol.method.schedule import Plan
 from byol.metrics.health import Health, Measures
 from byol.training import alarms, loop
-from byol.training.initial_weights import Start
+from byol.training.initial_weights import InitialWeights
 
 TINY = [
     "network.name=test_resnet",
@@ -115,7 +115,7 @@ def test_a_far_too_high_rate_is_named(tmp_path: Path) -> None:
 def make_watch(tmp_path: Path, *overrides: str) -> alarms.Watch:
     config = configure(tmp_path, *overrides)
     plan = Plan.of(config, num_images=1000)
-    return alarms.Watch(config, plan, start=replace(Start("new", 0, 1.0), measures=BEFORE))
+    return alarms.Watch(config, plan, start=replace(InitialWeights("new", 0, 1.0), measures=BEFORE))
 
 
 def test_collapsed_must_be_said_twice_in_a_row(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_worse_than_at_step_0_is_said_once(tmp_path: Path, worse: Measures) -> N
 def test_random_weights_may_lose_rank(tmp_path: Path) -> None:
     config = configure(tmp_path)
     plan = Plan.of(config, num_images=1000)
-    watch = alarms.Watch(config, plan, start=replace(Start("random", 0, 1.0), measures=BEFORE))
+    watch = alarms.Watch(config, plan, start=replace(InitialWeights("random", 0, 1.0), measures=BEFORE))
     assert [watch.note(GOOD, Measures(0.5, 5.0, None), done=done) for done in (200, 400, 600)] == [None] * 3
     assert not watch.is_over
 

@@ -16,10 +16,10 @@ from byol.base.errors import RunMismatchError
 from byol.config import Config, load_config
 from byol.runfolder import checkpoint
 from byol.training import loop, setup
-from byol.training.loop import Outcome, train
+from byol.training.loop import TrainingOutcome, train
 from byol.training.runlog import read_metrics
-from byol.training.step_benchmark import Probe
-from byol.training.time_budget import Pace
+from byol.training.step_benchmark import StepBenchmark
+from byol.training.time_budget import TimeBudget
 
 TINY = [
     "network.name=test_resnet",
@@ -48,7 +48,7 @@ def configure(images: Path, *overrides: str) -> Config:
     return load_config(None, [f"data.source={images}", *TINY, *overrides], preset="demo")
 
 
-def run(config: Config, run_dir: Path, *, step_s: float | None = None) -> tuple[Outcome, str]:
+def run(config: Config, run_dir: Path, *, step_s: float | None = None) -> tuple[TrainingOutcome, str]:
     output = io.StringIO()
     outcome = train(config, run_dir, console=Console(file=output, width=200), step_s=step_s)
     return outcome, output.getvalue()
@@ -74,7 +74,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], None]]:
         return make_views(*arguments, **others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "make_views", step)
-    monkeypatch.setattr(setup, "Pace", partial(Pace, now=lambda: made * STEP_S))
+    monkeypatch.setattr(setup, "TimeBudget", partial(TimeBudget, now=lambda: made * STEP_S))
     return actions
 
 
@@ -89,7 +89,7 @@ def test_stopped_twice_is_never_stopped(
     """6 s at 0.25 s a step are 24 steps, though the first estimate was a second a step."""
     config = configure(images, f"trainer.max_hours={6 / 3600}")
     outcome, said = run(config, tmp_path / "whole", step_s=1.0)
-    assert outcome == Outcome(24, 24, None)
+    assert outcome == TrainingOutcome(24, 24, None)
     assert "about 6 (1.5 epochs) in 0:06 at 1 s a step" in said and "0:00 left" in said
     whole = read_metrics(tmp_path / "whole")
     assert [line.done for line in whole] == list(range(1, 25))
@@ -101,7 +101,7 @@ def test_stopped_twice_is_never_stopped(
     outcome, said = run(config, stopped, step_s=123.0)  # the estimate of the start counts
     assert outcome.stopped_by == "SIGTERM" and outcome.done == 17
     assert "continuing at step 3 of" in said and "0:01 of the time used" in said
-    assert run(config, stopped)[0] == Outcome(24, 24, None)
+    assert run(config, stopped)[0] == TrainingOutcome(24, 24, None)
     rates = [
         [(line.done, line.loss, line.lr, line.tau) for line in lines]
         for lines in (whole, read_metrics(stopped))
@@ -119,11 +119,11 @@ def test_the_speed_is_probed_before_the_start(
 ) -> None:
     probed: list[dict[str, int]] = []
 
-    def probe_step(config: Config, **what: int) -> Probe:
+    def benchmark_step(config: Config, **what: int) -> StepBenchmark:
         probed.append(what)
-        return Probe(16, 1, STEP_S, 1, 1)
+        return StepBenchmark(16, 1, STEP_S, 1, 1)
 
-    monkeypatch.setattr(setup, "probe_step", probe_step)
+    monkeypatch.setattr(setup, "benchmark_step", benchmark_step)
     config = configure(images, f"trainer.max_hours={2 / 3600}")
     outcome, said = run(config, tmp_path / "run")
     assert probed == [{"channels": 3, "stored_px": 16, "bits": 8}] and outcome.done == 8
@@ -153,7 +153,7 @@ def test_out_of_memory_goes_on_in_smaller_parts_and_so_does_a_continued_run(
     # Calls: 1, 2, 3 (fails), then two a step.
     at_step |= {3: fail, 9: stop}
     outcome, said = run(config, tmp_path / "run")
-    assert outcome == Outcome(5, 8, "SIGTERM")
+    assert outcome == TrainingOutcome(5, 8, "SIGTERM")
     assert said.count("out of memory: this step again, and all others, in 2 parts of 8 images") == 1
     state, _ = checkpoint.read_latest(tmp_path / "run")
     assert state is not None and state["num_parts"] == 2
@@ -165,7 +165,7 @@ def test_out_of_memory_goes_on_in_smaller_parts_and_so_does_a_continued_run(
         lambda *a, num_parts, **k: (parts.append(num_parts), compute(*a, num_parts=num_parts, **k))[1],
     )
     outcome, said = run(config, tmp_path / "run")
-    assert outcome == Outcome(8, 8, None) and parts == [2] * 3 and "out of memory" not in said
+    assert outcome == TrainingOutcome(8, 8, None) and parts == [2] * 3 and "out of memory" not in said
 
     at_step[9 + 6 + 2] = stop  # the same by hand: two steps whole, the others in two parts
     run(config, tmp_path / "by hand")

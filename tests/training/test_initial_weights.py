@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from byol.auto import resolve
 from byol.auto.train import train as train_draft
 from byol.base.errors import CheckpointError
-from byol.config import Config, load_config, load_draft
+from byol.config import Config, load_config, load_partial
 from byol.method.networks import Byol
 from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
 from byol.training import initial_weights, loop
-from byol.training.initial_weights import Start
+from byol.training.initial_weights import InitialWeights
 
 TINY = [
     "network.name=test_resnet",
@@ -79,15 +79,15 @@ def is_same(key: str, one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]
 )
 def test_open_values(tmp_path: Path, overrides: list[str], heads: str, expected: tuple[int, float]) -> None:
     config = configure(tmp_path, "trainer.max_epochs=20", *overrides)
-    begun = Start.of(config.network, heads=heads, plan=Plan.of(config, num_images=16))  # type: ignore[arg-type]
+    begun = InitialWeights.of(config.network, heads=heads, plan=Plan.of(config, num_images=16))  # type: ignore[arg-type]
     assert (begun.warm_steps, begun.encoder_lr) == expected
 
 
 def test_the_encoder_stays_then_rises_to_its_share() -> None:
-    begun = Start("new", warm_steps=4, encoder_lr=0.4)
+    begun = InitialWeights("new", warm_steps=4, encoder_lr=0.4)
     shares = [begun.encoder_share(step) for step in range(10)]
     assert shares == pytest.approx([0, 0, 0, 0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
-    assert Start("new", warm_steps=0, encoder_lr=0.4).encoder_share(0) == 0.4
+    assert InitialWeights("new", warm_steps=0, encoder_lr=0.4).encoder_share(0) == 0.4
 
 
 def test_all_networks_of_a_run_come_along(finished: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_run_of_an_earlier_version_and_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-00000004.pt").touch()
     networks = object.__new__(Byol)  # theirs are in the checkpoint
     assert initial_weights.begin(tmp_path, networks, config=config, plan=plan) == (
-        Start("random", 0, 1.0),
+        InitialWeights("random", 0, 1.0),
         [],
     )
     for text in ('{"format": 2}', "{", '{"format": 1}'):
@@ -216,7 +216,7 @@ def test_weights_that_do_not_fit_are_refused_before_images_are_packed(
     with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):
         resolve.check_weights(config, tmp_path / "run")
     overrides = [f"data.source={config.data.source}", f"network.fine_tune_from={tmp_path / 'other.pth'}"]
-    draft = load_draft(None, [*overrides, *TINY, *chosen], preset="default")
+    draft = load_partial(None, [*overrides, *TINY, *chosen], preset="default")
     with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):
         train_draft(draft, tmp_path / "run", console=Console(file=io.StringIO()))
     with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from byol.auto import resolve
 from byol.base.errors import ConfigError
-from byol.config import diff_configs, load_config, load_draft
+from byol.config import diff_configs, load_config, load_partial
 from byol.training import loggers, loop
 from byol.training.loggers import Embedding, Run, check_loggers, open_loggers
 from byol.training.runlog import read_metrics
@@ -220,7 +220,7 @@ def test_a_missing_package_is_told_before_anything_is_written(
     with pytest.raises(ConfigError) as caught:
         loop.train(config, tmp_path / "run", console=Console(file=io.StringIO()))
     with pytest.raises(ConfigError, match="is not installed"):
-        resolve.preview(load_draft(None, overrides, preset="demo"), tmp_path / "run", say=print)
+        resolve.preview(load_partial(None, overrides, preset="demo"), tmp_path / "run", say=print)
     assert str(caught.value) == (
         f'trainer.loggers: {name} is not installed; pip install "byol[{name}]", or leave it out: '
         "trainer.loggers=[tensorboard]"

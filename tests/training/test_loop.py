@@ -55,7 +55,7 @@ def configure(images: Path, *overrides: str) -> Config:
     return load_config(None, [f"data.source={images}", *TINY, *overrides], preset="demo")
 
 
-def run(config: Config, run_dir: Path) -> loop.Outcome:
+def run(config: Config, run_dir: Path) -> loop.TrainingOutcome:
     return train(config, run_dir, console=Console(file=io.StringIO(), width=200))
 
 
@@ -77,7 +77,7 @@ def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> N
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     outcome = run(configure(images), run_dir)
-    assert outcome == loop.Outcome(TOTAL_STEPS, TOTAL_STEPS, None)
+    assert outcome == loop.TrainingOutcome(TOTAL_STEPS, TOTAL_STEPS, None)
     return run_dir
 
 
@@ -144,9 +144,9 @@ def test_stopped_by_a_signal_and_continued(
         return original(*arguments, **others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "make_views", stop_at_5_and_18)
-    assert run(configure(images), run_dir) == loop.Outcome(5, TOTAL_STEPS, "SIGTERM")
-    assert run(configure(images), run_dir) == loop.Outcome(18, TOTAL_STEPS, "SIGTERM")
-    assert run(configure(images), run_dir) == loop.Outcome(TOTAL_STEPS, TOTAL_STEPS, None)
+    assert run(configure(images), run_dir) == loop.TrainingOutcome(5, TOTAL_STEPS, "SIGTERM")
+    assert run(configure(images), run_dir) == loop.TrainingOutcome(18, TOTAL_STEPS, "SIGTERM")
+    assert run(configure(images), run_dir) == loop.TrainingOutcome(TOTAL_STEPS, TOTAL_STEPS, None)
     assert_same(final_state(finished), final_state(run_dir))
     assert [metrics.done for metrics in read_metrics(run_dir)] == list(range(1, TOTAL_STEPS + 1))
     for name in ("best.json", "best/encoder.safetensors", "best/encoder.json"):

@@ -13,7 +13,7 @@ import pytest
 from byol.base.errors import ConfigError
 from byol.config import Config, load_config
 from byol.training import step_benchmark
-from byol.training.step_benchmark import Probe, choose_batch, probe_step
+from byol.training.step_benchmark import StepBenchmark, benchmark_step, choose_batch
 
 TINY = [
     "network.name=test_resnet",
@@ -42,12 +42,14 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """
     seen: list[Config] = []
 
-    def answer(config: Config, **images: int) -> Probe | None:
+    def answer(config: Config, **images: int) -> StepBenchmark | None:
         assert images == IMAGES
         seen.append(config)
         trainer = config.trainer
         part = trainer.batch_size // trainer.accumulation_steps
-        result = Probe(trainer.batch_size, trainer.accumulation_steps, 0.5, 10**9 + part * 10**8, 4 * 10**9)
+        result = StepBenchmark(
+            trainer.batch_size, trainer.accumulation_steps, 0.5, 10**9 + part * 10**8, 4 * 10**9
+        )
         return result if part <= 100 else None
 
     monkeypatch.setattr(step_benchmark, "_try", answer)
@@ -57,7 +59,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 @pytest.mark.slow
 def test_real_steps_in_a_child() -> None:
     config = configure("trainer.batch_size=16", "trainer.accumulation_steps=2")
-    measured = probe_step(config, channels=2, stored_px=20, bits=16)
+    measured = benchmark_step(config, channels=2, stored_px=20, bits=16)
     assert (measured.batch_size, measured.accumulation_steps) == (16, 2)
     assert 0.0 < measured.step_s < 60.0
     # Python and PyTorch alone take more than 100 MB.
@@ -79,7 +81,9 @@ def test_it_begins_with_the_parts_of_the_configuration(tried: list[Config]) -> N
 def test_nothing_fits(tried: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
     fake = step_benchmark._try
     monkeypatch.setattr(
-        step_benchmark, "_try", lambda c, **k: replace(fake(c, **k) or Probe(0, 0, 0, 9, 0), limit_bytes=5)
+        step_benchmark,
+        "_try",
+        lambda c, **k: replace(fake(c, **k) or StepBenchmark(0, 0, 0, 9, 0), limit_bytes=5),
     )
     with pytest.raises(
         ConfigError, match=r"trainer\.batch_size: 64 images do not fit .* 8 at a time .*1\.8 GB"
@@ -97,7 +101,7 @@ def test_a_batch_that_cannot_be_halved(tried: list[Config]) -> None:
 
 def test_the_step_of_a_probe_that_fails_names_the_key(tried: list[Config]) -> None:
     with pytest.raises(ConfigError, match=r"128 images in 1 part.*set trainer\.accumulation_steps=2"):
-        probe_step(configure("trainer.batch_size=128"), **IMAGES)
+        benchmark_step(configure("trainer.batch_size=128"), **IMAGES)
 
 
 def test_a_child_that_may_not_allocate_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +109,7 @@ def test_a_child_that_may_not_allocate_says_so(monkeypatch: pytest.MonkeyPatch) 
         pytest.skip("only Linux limits what a process allocates")
     monkeypatch.setattr(step_benchmark, "available_bytes", lambda: 200 * 10**6)
     with pytest.raises(ConfigError, match="runs out of memory"):
-        probe_step(configure(), channels=3, stored_px=200, bits=8)
+        benchmark_step(configure(), channels=3, stored_px=200, bits=8)
 
 
 def test_what_the_networks_refuse_comes_back(
@@ -132,7 +136,7 @@ def test_what_the_networks_refuse_comes_back(
 
     monkeypatch.setattr(step_benchmark.subprocess, "Popen", lambda *a, **k: Child())
     with pytest.raises(ConfigError, match=r"network\.stem: 'small' needs a ResNet"):
-        probe_step(config, **IMAGES)
+        benchmark_step(config, **IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -149,4 +153,4 @@ def test_a_child_that_is_ended(
     # The default action of Ctrl-C: Python's own handler is not there yet when the process starts.
     monkeypatch.setattr(step_benchmark.subprocess, "Popen", Child)
     with pytest.raises(expected):
-        probe_step(configure(), **IMAGES)
+        benchmark_step(configure(), **IMAGES)

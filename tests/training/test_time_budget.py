@@ -8,7 +8,7 @@ import pytest
 
 from byol.config import load_config
 from byol.method.schedule import Plan
-from byol.training.time_budget import Pace
+from byol.training.time_budget import TimeBudget
 
 
 class Clock:
@@ -33,7 +33,7 @@ def run(
     clock, positions, done = Clock(), [], 0
     saved = None
     while True:
-        pace = Pace(plan, saved=saved, now=clock)
+        pace = TimeBudget(plan, saved=saved, now=clock)
         pace.start()
         while not pace.is_last(done):
             positions.append(pace.position(done))
@@ -75,7 +75,7 @@ def test_on_time_and_complete(name: str) -> None:
 
 def test_the_end_is_reached_exactly() -> None:
     plan = make_plan(expected_steps=100)
-    pace = Pace(plan, saved=None, now=Clock())
+    pace = TimeBudget(plan, saved=None, now=Clock())
     assert pace.position(pace.end) == plan.total_steps and pace.is_last(pace.end)
 
 
@@ -110,7 +110,7 @@ def test_the_first_ranks_clock_decides() -> None:
         told.append(seconds)
         return 10.0 * len(told)
 
-    pace = Pace(plan, saved=None, agree=agree, now=clock)
+    pace = TimeBudget(plan, saved=None, agree=agree, now=clock)
     pace.start()
     for done in range(1, 5):
         pace.follow(done)
@@ -120,7 +120,7 @@ def test_the_first_ranks_clock_decides() -> None:
 
 def test_time_is_kept_for_what_comes_after_the_last_step() -> None:
     plan, clock = make_plan(expected_steps=360), Clock()
-    pace = Pace(plan, saved=None, now=clock)
+    pace = TimeBudget(plan, saved=None, now=clock)
     pace.keep_for_end(12.0)
     pace.start()
     clock.now_s += 2.0
@@ -132,7 +132,7 @@ def test_without_a_budget_a_position_is_a_step() -> None:
     plan = Plan.of(
         load_config(None, ["trainer.max_epochs=3", "trainer.batch_size=64"], preset="default"), num_images=640
     )
-    pace = Pace(plan, saved=None)
+    pace = TimeBudget(plan, saved=None)
     pace.start()
     for done in range(plan.total_steps):
         position = pace.position(done)
@@ -144,7 +144,7 @@ def test_without_a_budget_a_position_is_a_step() -> None:
 
 def test_time_left_is_that_of_the_budget() -> None:
     plan, clock = make_plan(expected_steps=360), Clock()
-    pace = Pace(plan, saved=None, now=clock)
+    pace = TimeBudget(plan, saved=None, now=clock)
     pace.start()
     clock.now_s += 30.0
     assert pace.left_s(10, step_s=1.0) == 150.0

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from byol.config import Draft, keys, load_draft, write_override
+from byol.config import PartialConfig, keys, load_partial, write_override
 
 Overrides = Mapping[str, object] | Sequence[str] | None
 """Settings: {"trainer.max_epochs": 3}, {"trainer": {"max_epochs": 3}}, or ["trainer.max_epochs=3"]."""
@@ -38,7 +38,7 @@ def make_draft(
     hours: str | float | None,
     init: AnyPath | None = None,
     overrides: Overrides = None,
-) -> Draft:
+) -> PartialConfig:
     """The configuration that the arguments mean; `images` may be a configuration file (.yaml).
 
     Raises:
@@ -51,8 +51,8 @@ def make_draft(
         given.append(f"trainer.max_hours={hours}")
     source = str(images)
     if _is_configuration(source):
-        return load_draft(Path(source), given, preset=preset)
-    return load_draft(None, [write_override("data.source", source), *given], preset=preset or "default")
+        return load_partial(Path(source), given, preset=preset)
+    return load_partial(None, [write_override("data.source", source), *given], preset=preset or "default")
 
 
 def choose_folder(images: AnyPath, output: AnyPath | None, *, place: str) -> Path:

@@ -12,7 +12,7 @@ from byol.api.run import Run
 
 if TYPE_CHECKING:
     from byol.encoder.classifier import Classifier
-    from byol.finetuning.results import Outcome
+    from byol.finetuning.results import FinetuneResult
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,7 +20,7 @@ class Finetuned:
     """A classifier that `finetune` has written, and how good it is."""
 
     folder: Path
-    outcome: "Outcome"  # its rows, with intervals
+    outcome: "FinetuneResult"  # its rows, with intervals
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{row.start} {100 * row.top1:.1f} %" for row in self.outcome.rows)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from byol.base.errors import ConfigError, DataError
-from byol.config import Config, Draft
+from byol.config import Config, PartialConfig
 from byol.data.sources.survey import Survey
 from byol.device.devices import GPUS, DeviceName
-from byol.training.step_benchmark import Probe
+from byol.training.step_benchmark import StepBenchmark
 
 # Views. `upright` below this: a look at brightness can hardly tell an image from the same one turned.
 UPRIGHT_FROM = 0.6
@@ -60,7 +60,7 @@ class Machine:
 
 
 # The step of a configuration without open settings, in as many parts as memory asks for if the flag says so.
-Measure = Callable[[Config, bool], Probe]
+Measure = Callable[[Config, bool], StepBenchmark]
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Chosen:
 
     config: Config
     choices: tuple[Choice, ...]
-    probe: Probe | None
+    probe: StepBenchmark | None
 
 
 def choose(
-    draft: Draft, survey: Survey, *, machine: Machine, is_dicom: bool, measure: Measure | None
+    draft: PartialConfig, survey: Survey, *, machine: Machine, is_dicom: bool, measure: Measure | None
 ) -> Chosen:
     """Every open setting, by the rules of this module. Without `measure` a batch is one part, time no limit.
 
@@ -111,7 +111,7 @@ def _values_of(choices: list[Choice]) -> dict[str, Any]:
 # ---- What the views are
 
 
-def _choose_views(draft: Draft, survey: Survey, *, is_dicom: bool) -> list[Choice]:
+def _choose_views(draft: PartialConfig, survey: Survey, *, is_dicom: bool) -> list[Choice]:
     if "data_transforms.domain" not in draft.open:
         return []
     domain, reason = _find_domain(survey, is_dicom=is_dicom)
@@ -133,7 +133,7 @@ def _find_domain(survey: Survey, *, is_dicom: bool) -> tuple[str, str]:
     return "photo", kind
 
 
-def _choose_turns(draft: Draft, domain: str, survey: Survey) -> list[Choice]:
+def _choose_turns(draft: PartialConfig, domain: str, survey: Survey) -> list[Choice]:
     """The domain's, and everything where nothing in the images is up; the numbers that are given stay."""
     free = [name for name in TURNED if not draft.is_given(f"data_transforms.view1.{name}")]
     if not free:
@@ -147,7 +147,7 @@ def _choose_turns(draft: Draft, domain: str, survey: Survey) -> list[Choice]:
     return [Choice("data_transforms.view", values, " and ".join(done) or "no up-down flips", reason)]
 
 
-def _choose_channels(draft: Draft, survey: Survey) -> list[Choice]:
+def _choose_channels(draft: PartialConfig, survey: Survey) -> list[Choice]:
     if "data.channels" not in draft.free or not survey.is_grey or survey.channels != 3:
         return []
     if draft.config.channels == 3:  # stated by the person
@@ -155,7 +155,7 @@ def _choose_channels(draft: Draft, survey: Survey) -> list[Choice]:
     return [Choice("data.channels", "grey", "1 channel", "the 3 channels of the images are equal")]
 
 
-def _choose_side(draft: Draft, survey: Survey, *, machine: Machine) -> list[Choice]:
+def _choose_side(draft: PartialConfig, survey: Survey, *, machine: Machine) -> list[Choice]:
     if "data_transforms.input_shape" not in draft.open:
         return []
     median, most = survey.sides[1], MOST_VIEW_PX[machine.device]
@@ -175,7 +175,7 @@ def _choose_side(draft: Draft, survey: Survey, *, machine: Machine) -> list[Choi
 # ---- What is trained, and for how long
 
 
-def _choose_network(draft: Draft, *, view_px: int, machine: Machine) -> list[Choice]:
+def _choose_network(draft: PartialConfig, *, view_px: int, machine: Machine) -> list[Choice]:
     choices, device = [], _DEVICE_NAMES[machine.device]
     if "network.name" in draft.open:
         name = NETWORKS[machine.device]
@@ -190,7 +190,7 @@ def _choose_network(draft: Draft, *, view_px: int, machine: Machine) -> list[Cho
     return choices
 
 
-def _choose_batch(draft: Draft, *, num_images: int, machine: Machine) -> list[Choice]:
+def _choose_batch(draft: PartialConfig, *, num_images: int, machine: Machine) -> list[Choice]:
     """A power of two, rounded down to what ranks and given parts can share."""
     if "trainer.batch_size" not in draft.open:
         return []
@@ -213,7 +213,7 @@ def _choose_batch(draft: Draft, *, num_images: int, machine: Machine) -> list[Ch
     return [Choice("trainer.batch_size", batch, f"batch {batch}", reason)]
 
 
-def _choose_parts(draft: Draft, probe: Probe | None) -> list[Choice]:
+def _choose_parts(draft: PartialConfig, probe: StepBenchmark | None) -> list[Choice]:
     if "trainer.accumulation_steps" not in draft.open:
         return []
     parts = 1 if probe is None else probe.accumulation_steps
@@ -224,7 +224,9 @@ def _choose_parts(draft: Draft, probe: Probe | None) -> list[Choice]:
     return [Choice("trainer.accumulation_steps", parts, words, reason)]
 
 
-def _choose_length(draft: Draft, probe: Probe | None, *, num_images: int, device: DeviceName) -> list[Choice]:
+def _choose_length(
+    draft: PartialConfig, probe: StepBenchmark | None, *, num_images: int, device: DeviceName
+) -> list[Choice]:
     if "trainer.max_epochs" not in draft.open:
         return []
     batch = draft.config.batch_size

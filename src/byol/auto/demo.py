@@ -13,13 +13,13 @@ from rich.console import Console
 
 from byol.auto import resolve
 from byol.auto.choices import count_usable
-from byol.config import Config, Draft, load_config
+from byol.config import Config, PartialConfig, load_config
 from byol.data.pack.images import open_images
 from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
 from byol.training.runlog import format_time
 from byol.training.setup import check_settings
-from byol.training.step_benchmark import probe_step
+from byol.training.step_benchmark import benchmark_step
 
 TOTAL_S = 210.0  # of the whole command: half a minute less than four, for a machine that gets slower
 LEAST_S = 60.0  # of training, on a machine where the rest takes too long
@@ -76,8 +76,8 @@ def choose_length(config: Config, *, num_images: int, step_s: float, elapsed_s: 
 
 
 def fit_to_time(
-    draft: Draft, run_dir: Path, *, elapsed: Callable[[], float], console: Console
-) -> tuple[Draft, float | None]:
+    draft: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], console: Console
+) -> tuple[PartialConfig, float | None]:
     """The demo's configuration with its length, and what a step takes, seconds, if that was measured.
 
     A run that has begun keeps its length. Given lengths, open settings and several ranks leave nothing to
@@ -89,19 +89,23 @@ def fit_to_time(
     if not _is_free(draft):
         return draft, None
     if checkpoint.has_begun(run_dir):
-        return Draft(_keep_length(draft.config, run_dir), draft.layers), None
+        return PartialConfig(_keep_length(draft.config, run_dir), draft.layers), None
     config = draft.config
     check_settings(config, run_dir)
     checkpoint.check_run_folder(run_dir)
     images = open_images(config, run_dir, console=console)
     console.print("measuring how long a step takes", highlight=False)
-    step_s = probe_step(config, channels=images.channels, stored_px=images.stored_px, bits=images.bits).step_s
+    step_s = benchmark_step(
+        config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
+    ).step_s
     length = choose_length(config, num_images=len(images), step_s=step_s, elapsed_s=elapsed())
     console.print(length.describe(), highlight=False, soft_wrap=True)
-    return Draft(length.config, draft.layers), length.step_s
+    return PartialConfig(length.config, draft.layers), length.step_s
 
 
-def preview(draft: Draft, run_dir: Path, *, elapsed: Callable[[], float], say: Callable[[str], None]) -> None:
+def preview(
+    draft: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], say: Callable[[str], None]
+) -> None:
     """Say what `fit_to_time` would choose, and the schedule; nothing is written.
 
     Raises:
@@ -109,7 +113,7 @@ def preview(draft: Draft, run_dir: Path, *, elapsed: Callable[[], float], say: C
     """
     if not _is_free(draft) or checkpoint.has_begun(run_dir):
         kept = _keep_length(draft.config, run_dir) if _is_free(draft) else draft.config
-        resolve.preview(Draft(kept, draft.layers), run_dir, say=say)
+        resolve.preview(PartialConfig(kept, draft.layers), run_dir, say=say)
         return
     checkpoint.check_run_folder(run_dir)
     look = resolve.look_at_some(draft)
@@ -131,7 +135,7 @@ def _keep_length(config: Config, run_dir: Path) -> Config:
     return config.model_copy(update={"trainer": config.trainer.model_copy(update=kept)})
 
 
-def _is_free(draft: Draft) -> bool:
+def _is_free(draft: PartialConfig) -> bool:
     """Whether the length is for this module to choose."""
     given = any(draft.is_given(f"trainer.{key}") for key in ("max_epochs", "max_hours"))
     return not given and not draft.open and os.environ.get("WORLD_SIZE", "1") == "1"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from byol.auto.choices import Choice, Chosen, Machine, choose, count_usable
-from byol.config import Config, Draft, load_config
+from byol.config import Config, PartialConfig, load_config
 from byol.data.decode.content import HEAD_BYTES, image_kind
 from byol.data.decode.formats import path_of
 from byol.data.decode.index import Source
@@ -22,13 +22,13 @@ from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
 from byol.training import initial_weights
 from byol.training.setup import check_settings
-from byol.training.step_benchmark import Probe, choose_batch, probe_step
+from byol.training.step_benchmark import StepBenchmark, benchmark_step, choose_batch
 
 _LOOK_AT = 2000  # images
 
 
-def settle(
-    draft: Draft, run_dir: Path, *, ranks: Ranks, say: Callable[[str], None]
+def resolve(
+    draft: PartialConfig, run_dir: Path, *, ranks: Ranks, say: Callable[[str], None]
 ) -> tuple[Config, float | None]:
     """The configuration of the run in `run_dir`, which is claimed if something had to be chosen.
 
@@ -75,8 +75,8 @@ def check_weights(config: Config, run_dir: Path) -> None:
     initial_weights.rehearse(config, channels=channels)
 
 
-def preview(draft: Draft, run_dir: Path, *, say: Callable[[str], None]) -> None:
-    """Say all that `settle` would choose, the schedule and how long it takes; nothing is written.
+def preview(draft: PartialConfig, run_dir: Path, *, say: Callable[[str], None]) -> None:
+    """Say all that `resolve` would choose, the schedule and how long it takes; nothing is written.
 
     Raises:
         ConfigError, DataError, CheckpointError: as training would.
@@ -111,7 +111,7 @@ class Forecast:
 
     config: Config
     choices: tuple[Choice, ...]
-    probe: Probe
+    probe: StepBenchmark
     plan: Plan
     stored_px: int
 
@@ -124,8 +124,8 @@ class Forecast:
         )
 
 
-def forecast(draft: Draft, look: Survey) -> Forecast:
-    """All that `settle` would choose on one device, and the time that a step takes here.
+def forecast(draft: PartialConfig, look: Survey) -> Forecast:
+    """All that `resolve` would choose on one device, and the time that a step takes here.
 
     Raises:
         ConfigError, DataError: as training would.
@@ -140,14 +140,14 @@ def forecast(draft: Draft, look: Survey) -> Forecast:
     return Forecast(config, chosen.choices, probe, plan, _find_stored_px(config, look))
 
 
-def _ask_run(draft: Draft, run_dir: Path) -> Draft:
+def _ask_run(draft: PartialConfig, run_dir: Path) -> PartialConfig:
     return draft.settle(draft.values_of(load_config(run_dir / "config.yaml", [], preset=None)))
 
 
 # ---- What choices are made from
 
 
-def look_at_some(draft: Draft) -> Survey:
+def look_at_some(draft: PartialConfig) -> Survey:
     """What choices are made from.
 
     Raises:
@@ -163,7 +163,7 @@ def _look_at(config: Config) -> Survey:
     )
 
 
-def _choose(draft: Draft, look: Survey, *, world_size: int) -> Chosen:
+def _choose(draft: PartialConfig, look: Survey, *, world_size: int) -> Chosen:
     trainer, source = draft.config.trainer, open_source(draft.config.data)
     device = choose_device(trainer.device)
     is_bf16 = choose_dtype("auto", device=device) == torch.bfloat16
@@ -187,7 +187,7 @@ def _is_dicom(source: Source) -> bool:
         return False
 
 
-def _measure(config: Config, in_parts: bool, *, look: Survey) -> Probe:
+def _measure(config: Config, in_parts: bool, *, look: Survey) -> StepBenchmark:
     """The step of a run, in as many parts as memory asks for if `in_parts`."""
     channels = count_channels(config, look)
     stored_px = _find_stored_px(config, look)
@@ -195,7 +195,7 @@ def _measure(config: Config, in_parts: bool, *, look: Survey) -> Probe:
         return choose_batch(
             config, wanted=config.batch_size, channels=channels, stored_px=stored_px, bits=look.bits
         )
-    return probe_step(config, channels=channels, stored_px=stored_px, bits=look.bits)
+    return benchmark_step(config, channels=channels, stored_px=stored_px, bits=look.bits)
 
 
 def count_channels(config: Config, look: Survey) -> int:

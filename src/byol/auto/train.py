@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from byol.auto.resolve import settle
+from byol.auto.resolve import resolve
 from byol.base.console import print_line
-from byol.config import Draft
+from byol.config import PartialConfig
 from byol.device.devices import choose_dtype
 from byol.device.ranks import connect
 from byol.training import loop
@@ -16,8 +16,8 @@ from byol.training.setup import check_settings
 
 
 def train(
-    draft: Draft, run_dir: Path, *, console: Console | None = None, step_s: float | None = None
-) -> loop.Outcome:
+    draft: PartialConfig, run_dir: Path, *, console: Console | None = None, step_s: float | None = None
+) -> loop.TrainingOutcome:
     """Choose the open settings, or take them from the run in `run_dir`, and call the training loop.
 
     `console`: None prints nothing. `step_s`: expected seconds of a step, where they are known.
@@ -28,6 +28,6 @@ def train(
     check_settings(draft.config, run_dir)
     with connect(draft.config.trainer) as ranks:
         say = (lambda line: None) if console is None else partial(print_line, console)
-        config, measured_s = settle(draft, run_dir, ranks=ranks, say=say)
+        config, measured_s = resolve(draft, run_dir, ranks=ranks, say=say)
         ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
         return loop.train(config, run_dir, console=console, step_s=step_s or measured_s, ranks=ranks)

@@ -21,7 +21,7 @@ Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
 
 
-def make_key(*parts: str | int | float | Array | None) -> str:
+def cache_key(*parts: str | int | float | Array | None) -> str:
     """A hash of values and of the contents of arrays."""
     digest = hashlib.sha256(str(FORMAT).encode())
     for part in parts:

@@ -15,7 +15,7 @@ from byol.checking.doctor import Examined, Progress, examine, find_duplicates
 from byol.checking.duplicates import find_leaks
 from byol.checking.findings import Problem, find_leaks_problems, find_problems
 from byol.checking.report import REPORT, Leaks, Report
-from byol.config import DataConfig, Draft
+from byol.config import DataConfig, PartialConfig
 from byol.data.decode.image import read_square
 from byol.data.sources.opening import open_source, splits_of
 from byol.pictures.sheets import Sample
@@ -46,7 +46,7 @@ class CheckResult:
 
 
 def check(
-    draft: Draft, folder: Path, *, test: str | None = None, progress: Progress | None = None
+    draft: PartialConfig, folder: Path, *, test: str | None = None, progress: Progress | None = None
 ) -> CheckResult:
     """Look at all images, try what training would do, and write the report into `folder`, nothing elsewhere.
 
@@ -95,7 +95,7 @@ def _check_folder(folder: Path, sources: Sequence[str]) -> None:
         raise ConfigError(f"-o {folder}: holds files but no report; choose another folder")
 
 
-def _forecast(draft: Draft) -> tuple[Forecast | None, ByolError | None]:
+def _forecast(draft: PartialConfig) -> tuple[Forecast | None, ByolError | None]:
     """What a run would be; or, or as well, why training refuses."""
     ahead = None
     try:
@@ -110,7 +110,7 @@ def _forecast(draft: Draft) -> tuple[Forecast | None, ByolError | None]:
 # ---- Some images as training would see them
 
 
-def _take_sample(found: Examined, draft: Draft, ahead: Forecast | None) -> Sample | None:
+def _take_sample(found: Examined, draft: PartialConfig, ahead: Forecast | None) -> Sample | None:
     """Of the most common kind, evenly through the set, those that show something first."""
     if len(found) == 0:
         return None

@@ -25,7 +25,7 @@ class Problem:
         return f"{'problem' if self.is_fatal else 'warning'}: {self.text}"
 
 
-# ---- Facts
+# ---- RunSummary
 
 
 def describe_files(found: Examined) -> str:

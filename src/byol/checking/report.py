@@ -23,7 +23,7 @@ from byol.checking.findings import (
     describe_kinds,
     describe_sizes,
 )
-from byol.config import Draft
+from byol.config import PartialConfig
 from byol.data.pack.partial import BAD_FILES, csv_line
 from byol.data.sources.opening import describe_source
 from byol.data.sources.summary import describe_images, describe_larger
@@ -56,7 +56,7 @@ class Leaks:
 class Report:
     """All that a check has found; `ahead` and `sample` are None where there is nothing to train on."""
 
-    draft: Draft
+    draft: PartialConfig
     found: Examined
     alike: Alike
     leaks: Leaks | None

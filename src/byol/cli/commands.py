@@ -14,7 +14,7 @@ from byol.api.arguments import choose_folder, make_draft
 from byol.api.progress import show_bar
 from byol.base.console import complain, is_watched, make_console, say, say_block
 from byol.base.errors import ConfigError, DataError, printable
-from byol.config import Draft, json_schema, load_draft, write_override
+from byol.config import PartialConfig, json_schema, load_partial, write_override
 
 if TYPE_CHECKING:
     from byol.api.run import Run
@@ -33,7 +33,7 @@ _THE_ENCODER = """the encoder is in {run}:
 
 def demo_command(options: argparse.Namespace) -> int:
     start = time.perf_counter()
-    draft = load_draft(None, options.overrides, preset="demo")
+    draft = load_partial(None, options.overrides, preset="demo")
     from byol.auto import demo
 
     def elapsed() -> float:
@@ -106,7 +106,7 @@ def eval_command(options: argparse.Namespace) -> int:
     )
 
 
-def _preview(draft: Draft, run_dir: Path) -> int:
+def _preview(draft: PartialConfig, run_dir: Path) -> int:
     from byol.auto.resolve import preview
 
     if _is_main_rank():
@@ -128,7 +128,7 @@ def _report_training(run: "Run") -> int:
     return 0
 
 
-def _train_and_evaluate(draft: Draft, run_dir: Path, *, step_s: float | None = None) -> int:
+def _train_and_evaluate(draft: PartialConfig, run_dir: Path, *, step_s: float | None = None) -> int:
     from byol.api.run import Run
     from byol.auto.train import train
 
@@ -216,7 +216,7 @@ def _may_skip_unreadable(options: argparse.Namespace, what: str) -> bool:
     given = [override for override in options.overrides if override.startswith(key)]
     options.overrides = [override for override in options.overrides if not override.startswith(key)]
     _refuse_overrides(options, what)
-    return load_draft(None, given, preset="default").config.data.skip_unreadable
+    return load_partial(None, given, preset="default").config.data.skip_unreadable
 
 
 def embed_command(options: argparse.Namespace) -> int:
@@ -224,7 +224,7 @@ def embed_command(options: argparse.Namespace) -> int:
 
     from byol.encoder.encoder import load
     from byol.encoder.feature_file import check_feature_path, write_features, write_prototypes
-    from byol.encoder.told import Told, gather_and_say
+    from byol.encoder.remarks import Remarks, gather_and_say
     from byol.evaluation.features import check_finite
     from byol.metrics.neighbours import Distinct, find_prototypes
 
@@ -234,7 +234,7 @@ def embed_command(options: argparse.Namespace) -> int:
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
     images = gather_and_say(options.images, layout=encoder.spec.layout, skip_unreadable=skip_unreadable)
-    told = Told(skip_unreadable)
+    told = Remarks(skip_unreadable)
     blocks = list(
         encoder.embed_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
     )
@@ -288,7 +288,7 @@ def finetune_command(options: argparse.Namespace) -> int:
 
 def predict_command(options: argparse.Namespace) -> int:
     from byol.encoder.classifier import check_predictions_path, load_classifier, write_predictions
-    from byol.encoder.told import Told, gather_and_say
+    from byol.encoder.remarks import Remarks, gather_and_say
 
     skip_unreadable = _may_skip_unreadable(options, "prediction")
     check_predictions_path(options.output)
@@ -296,7 +296,7 @@ def predict_command(options: argparse.Namespace) -> int:
     images = gather_and_say(
         options.images, layout=classifier.encoder.spec.layout, skip_unreadable=skip_unreadable
     )
-    told = Told(skip_unreadable)
+    told = Remarks(skip_unreadable)
     blocks = list(
         classifier.predict_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
     )
@@ -315,6 +315,6 @@ def config_command(options: argparse.Namespace) -> int:
         say_block(json_schema())
     else:
         say_block(
-            load_draft(options.file, options.overrides, preset=options.preset).dump().removesuffix("\n")
+            load_partial(options.file, options.overrides, preset=options.preset).dump().removesuffix("\n")
         )
     return 0

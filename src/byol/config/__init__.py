@@ -1,12 +1,12 @@
 """The configuration: its schema, presets, files and overrides; other rooms get all of it from here."""
 
 from byol.config.configuration import (
-    Draft,
+    PartialConfig,
     diff_configs,
     dump_config,
     json_schema,
     load_config,
-    load_draft,
+    load_partial,
     write_override,
 )
 from byol.config.schema import (
@@ -25,17 +25,17 @@ __all__ = [
     "Config",
     "DataConfig",
     "DataTransforms",
-    "Draft",
     "EvaluationConfig",
     "LoggerName",
     "NetworkConfig",
     "OptimizerConfig",
+    "PartialConfig",
     "TrainerConfig",
     "View",
     "diff_configs",
     "dump_config",
     "json_schema",
     "load_config",
-    "load_draft",
+    "load_partial",
     "write_override",
 ]

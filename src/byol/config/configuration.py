@@ -1,8 +1,9 @@
 """The configuration of a run: preset < domain < YAML file < `section.key=value`, checked before all else.
 
 A setting that is refused is named with its place, what was given, what is allowed and the nearest valid key;
-all problems come in one ConfigError. The settings themselves are in `config_schema.py`. Some may be open: a
-`Draft` is what is known before they are chosen. It keeps the layers, so that a domain can be put in between.
+all problems come in one ConfigError. The settings themselves are in `schema.py`. Some may be open: a
+`PartialConfig` is what is known before they are chosen. It keeps the layers, so that a domain can be put in
+between.
 """
 
 import difflib
@@ -41,12 +42,12 @@ __all__ = [
     "Config",
     "DataConfig",
     "DataTransforms",
-    "Draft",
     "EvaluationConfig",
     "LoggerName",
     "NetworkConfig",
     "OptimizerConfig",
     "OptimizerParams",
+    "PartialConfig",
     "ProjectionHead",
     "TrainerConfig",
     "View",
@@ -54,7 +55,7 @@ __all__ = [
     "dump_config",
     "json_schema",
     "load_config",
-    "load_draft",
+    "load_partial",
 ]
 
 PRESETS = ("classic", "paper", "default", "demo")
@@ -90,7 +91,7 @@ _NO_PART_OF_A_RUN = (
 
 
 @dataclass(frozen=True)
-class Draft:
+class PartialConfig:
     """A configuration that may have open settings, with where each of its values comes from."""
 
     config: Config
@@ -119,7 +120,7 @@ class Draft:
         """Whether the file or an override says it, be it open or not."""
         return self.layers[key].layer >= _FILE
 
-    def settle(self, values: Mapping[str, object]) -> "Draft":
+    def settle(self, values: Mapping[str, object]) -> "PartialConfig":
         """With these values where they are free; the others are passed over. Keys may be short forms.
 
         Raises:
@@ -135,7 +136,7 @@ class Draft:
         config = _validate(layers, problems)
         if config is None or problems:
             raise ConfigError(*dict.fromkeys(problems))
-        return Draft(config, layers)
+        return PartialConfig(config, layers)
 
     def values_of(self, config: Config) -> dict[str, object]:
         """For `settle`: what another configuration has where this one is free."""
@@ -143,7 +144,7 @@ class Draft:
         return {key: values[key] for key in self.free}
 
     def dump(self) -> str:
-        """As YAML, which `load_draft` reads back to one with the same open settings.
+        """As YAML, which `load_partial` reads back to one with the same open settings.
 
         While the domain is open, of the views only what was given is told: all else is the domain's.
         """
@@ -153,11 +154,11 @@ class Draft:
 
 
 def load_config(path: Path | None, overrides: Sequence[str], *, preset: str | None) -> Config:
-    """As `load_draft`, without the layers."""
-    return load_draft(path, overrides, preset=preset).config
+    """As `load_partial`, without the layers."""
+    return load_partial(path, overrides, preset=preset).config
 
 
-def load_draft(path: Path | None, overrides: Sequence[str], *, preset: str | None) -> Draft:
+def load_partial(path: Path | None, overrides: Sequence[str], *, preset: str | None) -> PartialConfig:
     """Read `path` over its preset and domain, and `overrides` ("section.key=value") over all.
 
     The preset is the first given of: an override, `preset`, the key `preset` of the file; else `classic` for
@@ -180,7 +181,7 @@ def load_draft(path: Path | None, overrides: Sequence[str], *, preset: str | Non
         layers = _put_domain(written)
         config = _validate(layers, problems)
         if config is not None and not problems:
-            return Draft(config, layers)
+            return PartialConfig(config, layers)
     else:
         problems.append(_refuse(chosen, "preset"))
     raise ConfigError(*dict.fromkeys(problems))

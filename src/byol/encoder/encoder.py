@@ -34,7 +34,7 @@ from byol.data.decode.formats import ImageArray, Layout, bits_of_dtype
 from byol.data.decode.image import Square, read_square
 from byol.data.pack.packed import Packed
 from byol.data.pack.value_range import check_bits, describe_outside
-from byol.data.sources.in_memory import Given, Images, OneImage
+from byol.data.sources.in_memory import Images, InMemoryImages, OneImage
 from byol.data.sources.opening import open_source
 from byol.device.devices import choose_device, exact_fp32, send_stored
 from byol.encoder.spec import AGAIN, FORMAT
@@ -239,10 +239,10 @@ def gather(images: ManyImages, *, layout: Layout = "auto", skip_unreadable: bool
         overrides = [f"data.layout={layout}", f"data.skip_unreadable={str(skip_unreadable).lower()}"]
         return open_source(load_config(None, overrides, preset="default").data, source=str(images))
     if isinstance(images, Image.Image):
-        return Given([images], layout)
+        return InMemoryImages([images], layout)
     if isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
-        return Given([images], layout)
-    return Given(list(images), layout)
+        return InMemoryImages([images], layout)
+    return InMemoryImages(list(images), layout)
 
 
 def _warn(name: str, what: str) -> None:

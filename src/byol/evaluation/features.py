@@ -24,7 +24,7 @@ from byol.data.pack.packed import Packed
 from byol.encoder.encoder import Encoder
 from byol.encoder.spec import EncoderSpec
 from byol.method.networks import Byol
-from byol.method.schedule import make_key
+from byol.method.schedule import derive_seed
 from byol.method.views import make_views, whole_view
 from byol.metrics.probes import fit_pca
 
@@ -62,7 +62,7 @@ def untrained(
     BatchNorm's running statistics would be 0 and 1, which no network in training ever sees. They are
     estimated on at most 1,000 of the training images (`rows`), seen whole.
     """
-    key = make_key(config.trainer.seed, "init", index=0)
+    key = derive_seed(config.trainer.seed, "init", index=0)
     module = Byol.of(config, channels=spec.channels, seed_key=key).online.encoder
     chosen = rows if len(rows) <= NUM_CALIBRATION else spread(rows, NUM_CALIBRATION)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from byol.base.cache import Arrays, keep, make_key
+from byol.base.cache import Arrays, cache_key, keep
 from byol.evaluation.rows import Candidate
 from byol.evaluation.splits import Splits
 from byol.metrics.folds import Indices, Labels
@@ -66,7 +66,7 @@ def measure_low_shot(
         draws = range(number, num_draws, len(splits.folds))
         known = splits.train.take(fold.train)
         features = candidate.of_fold(fold)
-        key = make_key("low-shot", candidate.transform, seed, *counts, "of", *draws, *features, known.labels)
+        key = cache_key("low-shot", candidate.transform, seed, *counts, "of", *draws, *features, known.labels)
         fit = partial(_fit, candidate, *features, labels=known.labels, counts=counts, draws=draws, seed=seed)
         predicted = keep(cache_folder / f"{key}.npz", fit)[0]["predicted"]
         top1[draws] = (predicted == splits.test.labels[fold.test]).mean(axis=2)

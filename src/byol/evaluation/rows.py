@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from byol.base.cache import Arrays, keep, make_key
+from byol.base.cache import Arrays, cache_key, keep
 from byol.base.console import Say
 from byol.config import Config
 from byol.encoder.encoder import Encoder, load
@@ -170,7 +170,7 @@ def predict(
     for fold in splits.folds:
         features = candidate.of_fold(fold)
         known = splits.train.take(fold.train)
-        key = make_key(classifier, candidate.transform, seed, *features, known.labels, known.units)
+        key = cache_key(classifier, candidate.transform, seed, *features, known.labels, known.units)
         fit = partial(_fit, candidate, *features, known=known, classifier=classifier, seed=seed)
         fitted, was_kept = keep(cache_folder / f"{key}.npz", fit)
         ranked[fold.test, : fitted["ranked"].shape[1]] = fitted["ranked"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from byol.base.cache import Arrays, keep, make_key
+from byol.base.cache import Arrays, cache_key, keep
 from byol.base.console import Say, silent
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
@@ -47,7 +47,7 @@ from byol.evaluation.features import (
 )
 from byol.evaluation.labelled import check_fit
 from byol.evaluation.metadata import ColumnScore, are_alike, find_unusable, folders_of, judge_column
-from byol.method.schedule import make_key as make_seed
+from byol.method.schedule import derive_seed
 from byol.metrics import geometry
 from byol.metrics.neighbours import (
     Distinct,
@@ -161,7 +161,7 @@ def _measure(
         rows,
         encoder=encoder,
         transforms=config.data_transforms,
-        key=make_seed(config.trainer.seed, "measures", index=0),
+        key=derive_seed(config.trainer.seed, "measures", index=0),
         cache_folder=cache_folder,
     )
     if whole is None:
@@ -192,7 +192,7 @@ def _find(features: Features, *, seed: int, cache_folder: Path) -> _Found:
             "sizes": prototypes.sizes,
         }
 
-    key = make_key("neighbours", features, NUM_NEIGHBOURS, NUM_PROTOTYPES, seed)
+    key = cache_key("neighbours", features, NUM_NEIGHBOURS, NUM_PROTOTYPES, seed)
     kept, _ = keep(cache_folder / f"{key}.npz", make)
     neighbours = Neighbours(kept["index"].astype(np.int64), kept["similarity"].astype(np.float32))
     prototypes = Prototypes(kept["rows"].astype(np.int64), kept["sizes"].astype(np.int64))

@@ -26,7 +26,7 @@ from byol.encoder.spec import SPEC_NAME, EncoderSpec
 from byol.evaluation.features import untrained
 from byol.evaluation.labelled import LEARNED, SEEN, open_splits
 from byol.evaluation.splits import Split, Splits
-from byol.finetuning.results import FORMAT, Outcome, Row
+from byol.finetuning.results import FORMAT, FinetuneResult, FinetuneRow
 from byol.finetuning.supervised import SYMMETRIES, Setting, mild
 from byol.finetuning.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
 from byol.metrics import probes
@@ -65,7 +65,7 @@ def finetune(
     scratch: bool = False,
     say: Say | None = None,
     progress: Progress | None = None,
-) -> Outcome:
+) -> FinetuneResult:
     """Train a classifier from the encoder in `source` with a share of the labels; write it to `output`.
 
     `source` is a run folder, one of its encoders' (`target`, `best`), or a folder with an encoder alone.
@@ -107,7 +107,7 @@ def finetune(
     trained, log = _train_all(starts, data, setting=setting, epochs=epochs, say=say, progress=progress)
     rows = _test(trained, splits.test, class_names=(splits.class_names, class_names), setting=setting,
                  config=config, fraction=fraction, num_labels=len(data.rows))  # fmt: skip
-    outcome = Outcome(splits.description, len(splits.test.rows), len(class_names), rows)
+    outcome = FinetuneResult(splits.description, len(splits.test.rows), len(class_names), rows)
     _save(output, trained[0], outcome, encoder.spec, class_names=class_names, log=log)
     return outcome
 
@@ -287,7 +287,7 @@ def _test(
     config: Config,
     fraction: float,
     num_labels: int,
-) -> tuple[Row, ...]:
+) -> tuple[FinetuneRow, ...]:
     """The one place where predictions meet the labels of the test images. `class_names`: theirs, and ours."""
     theirs, ours = class_names
     index = {name: place for place, name in enumerate(ours)}
@@ -302,14 +302,16 @@ def _test(
         epochs: int,
         chosen: dict[str, str | int | float],
         seconds: float,
-    ) -> Row:
+    ) -> FinetuneRow:
         encoder = Encoder(setting.spec, module, device=str(setting.device))
         predicted = linear.logits(encoder.embed_packed(test.images, rows=test.rows)).argmax(axis=1)
         correct = predicted == truth
         low, high = probes.bootstrap_interval(correct, seed=setting.seed, num=config.evaluation.num_bootstrap)
         balanced = probes.balanced_accuracy(predicted, truth)
         top1 = float(correct.mean())
-        return Row(name, fraction, num_labels, top1, low, high, balanced, epochs, chosen, round(seconds, 2))
+        return FinetuneRow(
+            name, fraction, num_labels, top1, low, high, balanced, epochs, chosen, round(seconds, 2)
+        )
 
     rows = [
         test_one(
@@ -332,7 +334,7 @@ def _test(
 def _save(
     output: Path,
     first: _Start,
-    outcome: Outcome,
+    outcome: FinetuneResult,
     spec: EncoderSpec,
     *,
     class_names: tuple[str, ...],

@@ -16,7 +16,7 @@ _HEADINGS = ("start", "labels", "top-1", "95 % interval", "balanced", "epochs", 
 
 
 @dataclass(frozen=True)
-class Row:
+class FinetuneRow:
     """One way to get a classifier from the same labels; accuracies are shares of the test images, 0..1."""
 
     start: str  # "byol online", "byol target", with ", frozen": the classifier alone learned; "scratch"
@@ -32,13 +32,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FinetuneResult:
     """What `finetune.json` holds."""
 
     split: str
     num_test: int
     num_classes: int
-    rows: tuple[Row, ...]
+    rows: tuple[FinetuneRow, ...]
 
     def render(self) -> str:
         """The rows as plain text for a terminal, and a sentence below them."""
@@ -64,7 +64,7 @@ class Outcome:
 # ---- Words
 
 
-def _to_cells(row: Row) -> tuple[str, ...]:
+def _to_cells(row: FinetuneRow) -> tuple[str, ...]:
     interval = percent_range(row.low95, row.high95)
     chosen = ", ".join(
         f"{name} = {value if isinstance(value, str) else format(value, 'g')}"
@@ -74,7 +74,7 @@ def _to_cells(row: Row) -> tuple[str, ...]:
     return (row.start, str(row.num_labels), *numbers, chosen)
 
 
-def _judge(row: Row, other: Row) -> str:
+def _judge(row: FinetuneRow, other: FinetuneRow) -> str:
     figures = f"{row.start} {percent(row.top1)}, {other.start} {percent(other.top1)}"
     if row.epochs == 0 and other.start == f"{row.start}, frozen":
         return "The encoder is as it was: better on the validation part by more than one standard error."

@@ -25,7 +25,7 @@ from byol.evaluation.splits import Split
 from byol.kernels.convolution import accelerate
 from byol.kernels.normalisation import fuse_norms
 from byol.kernels.winograd import constant_weights
-from byol.method.schedule import make_key
+from byol.method.schedule import derive_seed
 from byol.method.views import make_view
 
 BATCH_SIZE = 64
@@ -112,7 +112,7 @@ class Course:
         """
         self.encoder.train()
         epoch = self._step // self._num_parts
-        key = make_key(self.setting.seed, "finetune order", index=epoch)
+        key = derive_seed(self.setting.seed, "finetune order", index=epoch)
         order = np.random.default_rng(key).permutation(len(self._data.rows))
         losses = [
             self._make_step(part) * len(part)
@@ -131,7 +131,7 @@ class Course:
         setting = self.setting
         view = self._make_view(self._data.rows[part])
         truth = torch.from_numpy(self._data.labels[part]).to(setting.device)
-        torch.manual_seed(make_key(setting.seed, "finetune network", index=self._step))  # dropout
+        torch.manual_seed(derive_seed(setting.seed, "finetune network", index=self._step))  # dropout
         autocast = torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32)
         with constant_weights():
             with autocast:
@@ -150,7 +150,7 @@ class Course:
             squares,
             torch.from_numpy(images.sizes[rows].astype(np.float32)),
             setting.transforms,
-            key=make_key(setting.seed, "finetune views", index=self._step),
+            key=derive_seed(setting.seed, "finetune views", index=self._step),
             pixels=setting.spec.pixels,
         )
 

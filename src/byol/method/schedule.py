@@ -106,7 +106,7 @@ class Plan:
     def lr(self, position: int | float) -> float:
         """Linear from base_lr / warmup_steps to base_lr, then constant, or a cosine that ends near 0.
 
-        `position` is the step, or with a time budget what `Pace.position` makes of it.
+        `position` is the step, or with a time budget what `TimeBudget.position` makes of it.
         """
         if position < self.warmup_steps:
             return self.base_lr * min(position + 1, self.warmup_steps) / self.warmup_steps
@@ -123,7 +123,7 @@ class Plan:
 
     def key(self, stream: str, index: int) -> int:
         """A 63-bit seed for the `index`-th use of a kind of randomness."""
-        return make_key(self.seed, stream, index=index)
+        return derive_seed(self.seed, stream, index=index)
 
     def indices(self, step: int) -> Int64[np.ndarray, " batch"]:
         """The images of the global batch: an epoch is a fresh permutation without its partial last batch."""
@@ -148,7 +148,7 @@ class Plan:
         return list(self.reasons)
 
 
-def make_key(seed: int, stream: str, *, index: int) -> int:
+def derive_seed(seed: int, stream: str, *, index: int) -> int:
     """A 63-bit seed for the `index`-th use of a kind of randomness in a run of this seed."""
     text = f"{seed}/{stream}/{index}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1

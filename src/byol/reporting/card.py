@@ -11,7 +11,7 @@ from byol.config import View
 from byol.evaluation.labelled import SEEN
 from byol.method.schedule import Plan
 from byol.metrics.verdict import show_classifier
-from byol.reporting.run_summary import Facts, read_facts
+from byol.reporting.run_summary import RunSummary, read_summary
 from byol.runfolder import checkpoint
 
 FILE_NAME = "card.md"
@@ -28,7 +28,7 @@ def write_card(run_dir: Path) -> str:
     Raises:
         CheckpointError: the folder holds no run or one that has not logged a step, or cannot be written.
     """
-    facts = read_facts(run_dir)
+    facts = read_summary(run_dir)
     parts = [
         f"# {facts.name}\n\n{_summarise(facts)}",
         f"## Method\n\n{_describe_method(facts)}\n\n{_CITATION}.",
@@ -43,7 +43,7 @@ def write_card(run_dir: Path) -> str:
     return text
 
 
-def _summarise(facts: Facts) -> str:
+def _summarise(facts: RunSummary) -> str:
     return (
         f"An image encoder ({facts.config.network.name}) trained without labels by BYOL on images of "
         f"`{Path(facts.config.data.source).name}`."
@@ -53,7 +53,7 @@ def _summarise(facts: Facts) -> str:
 # ---- How it was made
 
 
-def _describe_method(facts: Facts) -> str:
+def _describe_method(facts: RunSummary) -> str:
     sentences = [
         _describe_network(facts),
         *_describe_views(facts),
@@ -63,7 +63,7 @@ def _describe_method(facts: Facts) -> str:
     return " ".join(sentences)
 
 
-def _describe_network(facts: Facts) -> str:
+def _describe_network(facts: RunSummary) -> str:
     network, head = facts.config.network, facts.config.network.projection_head
     features = "" if facts.encoder is None else f", {facts.encoder.num_features} features"
     start = (
@@ -76,7 +76,7 @@ def _describe_network(facts: Facts) -> str:
     )
 
 
-def _describe_views(facts: Facts) -> list[str]:
+def _describe_views(facts: RunSummary) -> list[str]:
     transforms = facts.config.data_transforms
     ones, twos = _list_view(transforms.view1), _list_view(transforms.view2)
     if ones["blur"] == twos["blur"] == "0":
@@ -99,7 +99,7 @@ def _list_view(view: View) -> dict[str, str]:
     return shown
 
 
-def _describe_optimisation(facts: Facts) -> list[str]:
+def _describe_optimisation(facts: RunSummary) -> list[str]:
     config, num_images = facts.config, facts.num_images
     if num_images is None or not facts.metrics:
         return ["No step has been logged yet."]
@@ -120,7 +120,7 @@ def _describe_optimisation(facts: Facts) -> list[str]:
     ]
 
 
-def _find_expected_steps(facts: Facts) -> int:
+def _find_expected_steps(facts: RunSummary) -> int:
     """Of a run with a time budget the length that its rates were chosen for."""
     if facts.config.trainer.max_hours is not None:
         state, _ = checkpoint.read_latest(facts.run_dir)
@@ -129,7 +129,7 @@ def _find_expected_steps(facts: Facts) -> int:
     return facts.done
 
 
-def _describe_machine(facts: Facts) -> str:
+def _describe_machine(facts: RunSummary) -> str:
     hours = "an unknown time" if facts.hours is None else f"{facts.hours:.2f} hours"
     if facts.environment is None:
         version = "" if facts.encoder is None else f", byol {facts.encoder.byol_version}"
@@ -148,7 +148,7 @@ def _describe_machine(facts: Facts) -> str:
 # ---- What it was made of
 
 
-def _describe_images(facts: Facts) -> str:
+def _describe_images(facts: RunSummary) -> str:
     known, encoder = facts.environment, facts.encoder
     count = "an unknown number of" if facts.num_images is None else f"{facts.num_images:,}"
     about = "" if known is not None or facts.num_images is None else "about "
@@ -171,7 +171,7 @@ def _describe_images(facts: Facts) -> str:
 # ---- How good it is
 
 
-def _describe_results(facts: Facts) -> str:
+def _describe_results(facts: RunSummary) -> str:
     if facts.table is None:
         return f"Not evaluated on labelled images.{_describe_own_measures(facts)}"
     lines = ["| features | classifier | top-1 | 95 % interval | mean over classes |", "|---|---|---|---|---|"]
@@ -190,7 +190,7 @@ def _describe_results(facts: Facts) -> str:
     return "\n\n".join(filter(None, [verdicts, about, "\n".join(lines)]))
 
 
-def _describe_own_measures(facts: Facts) -> str:
+def _describe_own_measures(facts: RunSummary) -> str:
     """What was measured without labels, if that is all there is."""
     if facts.outdated_measures is not None:
         return f" Without labels: {_mark_command(facts.outdated_measures)}."
@@ -214,7 +214,7 @@ def _mark_command(sentence: str) -> str:
 # ---- What is not known
 
 
-def _list_limitations(facts: Facts) -> list[str]:
+def _list_limitations(facts: RunSummary) -> list[str]:
     lines = []
     if facts.table is None:
         lines.append(
@@ -247,7 +247,7 @@ def _list_limitations(facts: Facts) -> list[str]:
     return lines
 
 
-def _list_warnings_of_metadata(facts: Facts) -> list[str]:
+def _list_warnings_of_metadata(facts: RunSummary) -> list[str]:
     columns = [] if facts.measures is None else facts.measures["metadata"]
     when = "" if facts.outdated_measures is None else "of other weights, "
     return [
@@ -261,7 +261,7 @@ def _list_warnings_of_metadata(facts: Facts) -> list[str]:
 # ---- How to use and repeat it
 
 
-def _describe_use(facts: Facts) -> str:
+def _describe_use(facts: RunSummary) -> str:
     best = ""
     if facts.best is not None and facts.best.done != facts.done:
         best = (
@@ -271,7 +271,7 @@ def _describe_use(facts: Facts) -> str:
     return f'```python\nimport byol\n\nfeatures = byol.load("{facts.run_dir}").embed("IMAGES/")\n```{best}'
 
 
-def _describe_repetition(facts: Facts) -> str:
+def _describe_repetition(facts: RunSummary) -> str:
     version = "of an unknown version"
     if facts.environment is not None:
         version = facts.environment.starts[-1].byol

@@ -9,7 +9,7 @@ from byol.base.text_table import percent, percent_range, render_columns
 from byol.config import diff_configs
 from byol.config import keys as config_keys
 from byol.metrics.verdict import Judged
-from byol.reporting.run_summary import Facts, read_facts
+from byol.reporting.run_summary import RunSummary, read_summary
 
 _NONE = "-"
 _TEST = ("train", "test", "labels", "folds", "groups", "seed")  # settings by which test images are chosen
@@ -25,7 +25,7 @@ def compare(run_dirs: Sequence[Path]) -> str:
     """
     if len(run_dirs) < 2 or len({path.resolve() for path in run_dirs}) < len(run_dirs):
         raise ConfigError("compare: name two or more different runs: byol compare RUN RUN")
-    runs = [read_facts(path) for path in run_dirs]
+    runs = [read_summary(path) for path in run_dirs]
     groups = [
         _list_sizes(runs),
         _list_training(runs),
@@ -40,7 +40,7 @@ def compare(run_dirs: Sequence[Path]) -> str:
 Row = list[str]
 
 
-def _row(label: str, runs: Sequence[Facts], tell: Callable[[Facts], str | None]) -> list[Row]:
+def _row(label: str, runs: Sequence[RunSummary], tell: Callable[[RunSummary], str | None]) -> list[Row]:
     """A line, unless no run has anything to say."""
     cells = [tell(run) for run in runs]
     return [] if all(cell is None for cell in cells) else [[label, *(cell or _NONE for cell in cells)]]
@@ -52,7 +52,7 @@ def _name(run_dirs: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in run_dirs]
 
 
-def _list_sizes(runs: Sequence[Facts]) -> list[Row]:
+def _list_sizes(runs: Sequence[RunSummary]) -> list[Row]:
     return [
         *_row("images", runs, lambda run: None if run.num_images is None else f"{run.num_images:,}"),
         *_row("steps", runs, lambda run: f"{run.done:,}"),
@@ -60,11 +60,11 @@ def _list_sizes(runs: Sequence[Facts]) -> list[Row]:
     ]
 
 
-def _list_training(runs: Sequence[Facts]) -> list[Row]:
+def _list_training(runs: Sequence[RunSummary]) -> list[Row]:
     """What the last line of metrics.jsonl says, and which step was best."""
 
-    def tell(name: str, form: str) -> Callable[[Facts], str | None]:
-        def cell(run: Facts) -> str | None:
+    def tell(name: str, form: str) -> Callable[[RunSummary], str | None]:
+        def cell(run: RunSummary) -> str | None:
             value = getattr(run.metrics[-1], name) if run.metrics else None
             return None if value is None else format(value, form)
 
@@ -86,11 +86,11 @@ def _list_training(runs: Sequence[Facts]) -> list[Row]:
     return [*rows, *best]
 
 
-def _list_measures(runs: Sequence[Facts]) -> list[Row]:
+def _list_measures(runs: Sequence[RunSummary]) -> list[Row]:
     """What measures.json says of the online encoder on all images."""
 
-    def tell(name: str, form: str) -> Callable[[Facts], str | None]:
-        def cell(run: Facts) -> str | None:
+    def tell(name: str, form: str) -> Callable[[RunSummary], str | None]:
+        def cell(run: RunSummary) -> str | None:
             if run.measures is None or run.outdated_measures is not None:
                 return None
             encoders = run.measures["encoders"]
@@ -102,7 +102,7 @@ def _list_measures(runs: Sequence[Facts]) -> list[Row]:
     return [row for name, form in _MEASURES for row in _row(f"all images: {name}", runs, tell(name, form))]
 
 
-def _list_results(runs: Sequence[Facts]) -> list[Row]:
+def _list_results(runs: Sequence[RunSummary]) -> list[Row]:
     """For each classifier the online encoder, and the better of pixels and the untrained encoder."""
     found = [{verdict.classifier: verdict for verdict in run.verdicts} for run in runs]
     rows: list[Row] = []
@@ -121,7 +121,7 @@ def _show_top1(row: Judged) -> str:
     return f"{percent(row.top1)} ({percent_range(row.low95, row.high95)})"
 
 
-def _list_settings(runs: Sequence[Facts]) -> list[Row]:
+def _list_settings(runs: Sequence[RunSummary]) -> list[Row]:
     """The settings in which any run differs from the first."""
     changes = [change for run in runs[1:] for change in diff_configs(runs[0].config, run.config)]
     values = [dict(config_keys.flatten(run.config.model_dump())) for run in runs]
@@ -141,7 +141,7 @@ def _show(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def _list_notes(runs: Sequence[Facts]) -> list[str]:
+def _list_notes(runs: Sequence[RunSummary]) -> list[str]:
     """What a reader must know before comparing figures."""
     notes = []
     tables = [run.table.fields for run in runs if run.table is not None]
@@ -162,7 +162,7 @@ def _list_notes(runs: Sequence[Facts]) -> list[str]:
     return ["", *notes] if notes else []
 
 
-def _find_test(run: Facts) -> dict[str, Any]:
+def _find_test(run: RunSummary) -> dict[str, Any]:
     """Which images a run with settings was tested on, and how they were parted."""
     settings = {} if run.table is None else run.table.fields["settings"]
     test: dict[str, Any] = {key: settings.get(key) for key in _TEST}

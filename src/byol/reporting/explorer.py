@@ -41,7 +41,7 @@ from byol.reporting.embedding_map import (
 )
 from byol.reporting.report import WEB
 from byol.reporting.report_parts import summarise
-from byol.reporting.run_summary import Json, read_facts
+from byol.reporting.run_summary import Json, read_summary
 
 NUM_NEAR = 24  # images that a search shows
 THUMB_PX = 128
@@ -153,7 +153,7 @@ def explore(
         DataError: images, labels or metadata cannot be read, or there are too few images.
     """
     given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
-    facts = read_facts(run_dir, [*overrides, *given])
+    facts = read_summary(run_dir, [*overrides, *given])
     config, seed = facts.config, facts.config.evaluation.seed
     encoder = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     packed = open_run_images(config, run_dir, encoder=encoder, source=images, say=say)

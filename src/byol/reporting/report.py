@@ -45,7 +45,7 @@ from byol.reporting.embedding_map import (
     place_most_slowly,
     to_uint16,
 )
-from byol.reporting.run_summary import Facts, Json, read_facts
+from byol.reporting.run_summary import Json, RunSummary, read_summary
 from byol.training.runlog import format_time
 
 FILE_NAME = "report.html"
@@ -86,7 +86,7 @@ def write_report(
         )
     say = say or silent
     given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
-    facts = read_facts(run_dir, [*overrides, *given])
+    facts = read_summary(run_dir, [*overrides, *given])
     embedded, missing = _open_images(facts, metadata=metadata, say=say, progress=progress)
     shown = None if embedded is None else _Shown(facts, embedded)
     places = None
@@ -100,7 +100,7 @@ def write_report(
 
 
 def _open_images(
-    facts: Facts, *, metadata: Path | None, say: Say, progress: Progress | None
+    facts: RunSummary, *, metadata: Path | None, say: Say, progress: Progress | None
 ) -> tuple[Embedded | None, str]:
     """The images of the run and their features, or why there are none."""
     if facts.encoder is None:
@@ -147,7 +147,7 @@ def _find_stranger(images: Packed, measures: Json | None) -> str | None:
 
 
 def make_map_data(
-    embedded: Embedded, rows: Int64[np.ndarray, " image"], *, facts: Facts, say: Say
+    embedded: Embedded, rows: Int64[np.ndarray, " image"], *, facts: RunSummary, say: Say
 ) -> Json | None:
     """What `map.js` draws of these images, with their thumbnails; None where they are too few."""
     seed, directions = facts.config.evaluation.seed, embedded.directions[rows]
@@ -195,7 +195,7 @@ def _base64(array: np.ndarray) -> str:
 class _Shown:
     """Pictures of a run's images."""
 
-    facts: Facts
+    facts: RunSummary
     embedded: Embedded
 
     def views(self) -> str:
@@ -246,7 +246,7 @@ class _Shown:
 # ---- What the page says
 
 
-def _describe(facts: Facts, shown: _Shown | None, places: Json | None, *, missing: str) -> Json:
+def _describe(facts: RunSummary, shown: _Shown | None, places: Json | None, *, missing: str) -> Json:
     table = facts.table
     evaluation = None if table is None else table.fields
     return {
@@ -287,7 +287,7 @@ def _describe_confusion(evaluation: Json | None) -> Json | None:
     return found
 
 
-def _describe_pictures(facts: Facts, shown: _Shown) -> Json:
+def _describe_pictures(facts: RunSummary, shown: _Shown) -> Json:
     measures = facts.measures
     found: Json = {
         "views": shown.views(),
@@ -305,7 +305,7 @@ def _describe_pictures(facts: Facts, shown: _Shown) -> Json:
     }
 
 
-def _list_key_facts(facts: Facts, shown: _Shown | None) -> list[tuple[str, str]]:
+def _list_key_facts(facts: RunSummary, shown: _Shown | None) -> list[tuple[str, str]]:
     found = [("Network", f"{facts.config.network.name}, {facts.config.view_px} px")]
     if shown is not None:
         found.insert(0, ("Training images", f"{len(shown.embedded.images):,}"))
@@ -319,7 +319,7 @@ def _list_key_facts(facts: Facts, shown: _Shown | None) -> list[tuple[str, str]]
     return found
 
 
-def _find_data(facts: Facts, shown: _Shown | None) -> list[tuple[str, str]]:
+def _find_data(facts: RunSummary, shown: _Shown | None) -> list[tuple[str, str]]:
     if shown is None:
         return []
     images = shown.embedded.images

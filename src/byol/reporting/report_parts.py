@@ -13,7 +13,7 @@ from byol.base.text_table import percent, percent_range
 from byol.metrics.verdict import ONLINE, show_classifier
 from byol.pictures import charts
 from byol.pictures.charts import Series
-from byol.reporting.run_summary import Facts, Json
+from byol.reporting.run_summary import Json, RunSummary
 from byol.training.runlog import Metrics
 
 MOST_CELLS = 25  # classes whose confusions are written out as numbers; more are a picture
@@ -41,7 +41,7 @@ class Summary:
     rest: tuple[str, ...]
 
 
-def summarise(facts: Facts) -> Summary:
+def summarise(facts: RunSummary) -> Summary:
     """By labels if there are any, else by the label-free measures, else by the health of the training."""
     if facts.verdicts:
         first, *others = facts.verdicts
@@ -201,7 +201,7 @@ def _draw_heat(shares: np.ndarray) -> bytes:
 # ---- Curves
 
 
-def draw_curves(facts: Facts) -> list[Chart]:
+def draw_curves(facts: RunSummary) -> list[Chart]:
     """What the training logged."""
     metrics = facts.metrics
     if not metrics:
@@ -230,7 +230,7 @@ def draw_curves(facts: Facts) -> list[Chart]:
     ]
 
 
-def _draw_encoder(facts: Facts) -> Iterator[Chart]:
+def _draw_encoder(facts: RunSummary) -> Iterator[Chart]:
     """Measures of the encoder on the fixed images, from step 0 on."""
     for key, title, note, is_share in (
         ("retrieval", "Views found again", "share of fixed images", True),

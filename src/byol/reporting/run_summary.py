@@ -76,14 +76,14 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunSummary:
     """The contents of a run folder that others may want to know."""
 
     run_dir: Path
     config: Config
     metrics: tuple[Metrics, ...]
     encoder: EncoderSpec | None
-    start: start.Start | None
+    start: start.InitialWeights | None
     table: Table | None
     measures: Json | None  # measures.json, as docs/files.md has it
     best: best.Marked | None
@@ -144,7 +144,7 @@ class Facts:
         )
 
 
-def read_facts(run_dir: Path, overrides: Sequence[str] = ()) -> Facts:
+def read_summary(run_dir: Path, overrides: Sequence[str] = ()) -> RunSummary:
     """Read a run folder; `overrides` of its configuration are those that `evaluate` takes.
 
     Raises:
@@ -153,7 +153,7 @@ def read_facts(run_dir: Path, overrides: Sequence[str] = ()) -> Facts:
     """
     own = read_config(run_dir, ()).evaluation
     again = f"make it again: byol eval {shlex.quote(str(run_dir))}"
-    return Facts(
+    return RunSummary(
         run_dir=run_dir,
         config=read_config(run_dir, overrides),
         metrics=tuple(read_metrics(run_dir)),

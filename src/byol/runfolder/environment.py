@@ -23,7 +23,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
-class Start:
+class Session:
     """One start of a run. Times are UTC, ISO 8601 to the second."""
 
     started: str
@@ -49,7 +49,7 @@ class Environment:
     run: str  # 32 hex digits, drawn at the first start: names the run for trackers
     num_images: int  # trained on
     num_bad: int  # left out, since they cannot be read
-    starts: tuple[Start, ...]
+    starts: tuple[Session, ...]
 
     @property
     def seconds(self) -> float:
@@ -64,7 +64,7 @@ def begin(run_dir: Path, *, num_images: int, num_bad: int, first_step: int, rank
     """What is known of the run, with this start added. Nothing is written yet."""
     known = read(run_dir) if first_step else None
     now = _now()
-    start = Start(
+    start = Session(
         started=now,
         ended=now,
         first_step=first_step,
@@ -133,7 +133,7 @@ def read(run_dir: Path) -> Environment | None:
 
 
 def _make_environment(fields: dict[str, Any]) -> Environment:
-    return Environment(**fields | {"starts": tuple(Start(**start) for start in fields["starts"])})
+    return Environment(**fields | {"starts": tuple(Session(**start) for start in fields["starts"])})
 
 
 def _now() -> str:

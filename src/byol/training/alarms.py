@@ -11,7 +11,7 @@ from byol.config import Config, DataTransforms, View
 from byol.method.schedule import Plan, reference_lr
 from byol.metrics.health import Health, Measures, describe_loss, has_lost_rank
 from byol.training.fixed_images import FixedImages
-from byol.training.initial_weights import Start
+from byol.training.initial_weights import InitialWeights
 
 PATIENCE = 2  # checks in a row that find the same before it is believed
 BLANK_STD = 0.05  # of an image or view, in units of the data set's std: below, it shows nothing
@@ -94,7 +94,7 @@ def describe_rate(config: Config, plan: Plan) -> list[str]:
 class Watch:
     """What the checks of a run have found so far, and what follows from it."""
 
-    def __init__(self, config: Config, plan: Plan, *, start: Start) -> None:
+    def __init__(self, config: Config, plan: Plan, *, start: InitialWeights) -> None:
         self._config, self._plan, self._measures = config, plan, start.measures
         self._not_before = max(plan.warmup_steps, 2 * start.warm_steps, _SETTLED)
         self._ill, self._worse = 0, 0

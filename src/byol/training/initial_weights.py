@@ -34,7 +34,7 @@ Heads = Literal["random", "new", "kept"]
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialWeights:
     """What a run began with, the contents of `start.json`."""
 
     heads: Heads  # random: the encoder as well; new: on a trained encoder; kept: those of the earlier run
@@ -43,7 +43,7 @@ class Start:
     measures: Measures | None = None  # of the fixed images at step 0; None: not known
 
     @classmethod
-    def of(cls, network: NetworkConfig, *, heads: Heads, plan: Plan) -> "Start":
+    def of(cls, network: NetworkConfig, *, heads: Heads, plan: Plan) -> "InitialWeights":
         """The configuration's values; null ones are for new heads on a trained encoder alone."""
         warm = min(_WARM_MAX_STEPS, round(_WARM_SHARE * plan.total_steps)) if heads == "new" else 0
         rate = _ENCODER_LR if heads == "new" else 1.0
@@ -73,7 +73,7 @@ class Start:
         return [(warm if self.warm_steps else "") + rate]
 
 
-def begin(run_dir: Path, byol: Byol, *, config: Config, plan: Plan) -> tuple[Start, list[str]]:
+def begin(run_dir: Path, byol: Byol, *, config: Config, plan: Plan) -> tuple[InitialWeights, list[str]]:
     """Load the weights to start from into `byol`; or, for a run with checkpoints, read how it had begun.
 
     Raises:
@@ -84,7 +84,7 @@ def begin(run_dir: Path, byol: Byol, *, config: Config, plan: Plan) -> tuple[Sta
         begun = read(run_dir)
         if begun is None:  # of an earlier version, which had no warming of heads
             fresh = config.network.fine_tune_from is None
-            begun = Start.of(config.network, heads="random" if fresh else "kept", plan=plan)
+            begun = InitialWeights.of(config.network, heads="random" if fresh else "kept", plan=plan)
         return begun, []
     source = config.network.fine_tune_from
     heads: Heads = "random"
@@ -97,7 +97,7 @@ def begin(run_dir: Path, byol: Byol, *, config: Config, plan: Plan) -> tuple[Sta
         if found.encoder is not None:
             for branch in (byol.online, byol.target):
                 branch.encoder.load_state_dict(found.encoder)
-    return Start.of(config.network, heads=heads, plan=plan), notes
+    return InitialWeights.of(config.network, heads=heads, plan=plan), notes
 
 
 def rehearse(config: Config, *, channels: int) -> list[str]:
@@ -133,7 +133,7 @@ def check_source(source: str) -> None:
         read_weights(path, key=KEY)
 
 
-def read(run_dir: Path) -> Start | None:
+def read(run_dir: Path) -> InitialWeights | None:
     """How a run began; None if there is no `start.json`, as in runs of earlier versions.
 
     Raises:
@@ -143,12 +143,12 @@ def read(run_dir: Path) -> Start | None:
     return read_fields(run_dir / FILE_NAME, versions=(FORMAT,), make=_make_start, advice=advice)
 
 
-def _make_start(fields: dict[str, Any]) -> Start:
+def _make_start(fields: dict[str, Any]) -> InitialWeights:
     measures = fields.pop("measures")
-    return Start(**fields, measures=None if measures is None else Measures(**measures))
+    return InitialWeights(**fields, measures=None if measures is None else Measures(**measures))
 
 
-def write(run_dir: Path, start: Start) -> None:
+def write(run_dir: Path, start: InitialWeights) -> None:
     """Write `start.json`.
 
     Raises:

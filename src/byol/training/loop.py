@@ -18,7 +18,7 @@ from byol.training.step import compute_within_memory
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """How far a run has come, and the signal that stopped it, if one did."""
 
     done: int
@@ -34,7 +34,7 @@ def train(
     console: Console | None = None,
     step_s: float | None = None,
     ranks: Ranks | None = None,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train, or continue the run in `run_dir`, until all steps are done or a signal asks to stop.
 
     `console`: None prints nothing. `step_s`: expected seconds of a step; without it a run with a time budget
@@ -94,7 +94,7 @@ def train(
             monitor.finish(done)
         ranks.wait()
         # The signal may have reached another rank only.
-        return Outcome(done, pace.end, None if pace.is_last(done) else stop.name or "SIGTERM")
+        return TrainingOutcome(done, pace.end, None if pace.is_last(done) else stop.name or "SIGTERM")
 
 
 def _find_due(run: Setup, stop: StopSignal, done: int) -> Due:

@@ -19,7 +19,7 @@ from byol.training.runlog import Metrics, RunLog
 from byol.training.saving import Saver
 from byol.training.setup import Setup
 from byol.training.summary import introduce
-from byol.training.time_budget import Clock
+from byol.training.time_budget import ThroughputMeter
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Monitor:
             warm_steps=setup.begun.warm_steps,
             save=self._saver.save_online if ranks.is_main else None,
         )
-        self._clock = Clock(done)
+        self._clock = ThroughputMeter(done)
 
     def _introduce(self) -> None:
         setup = self._setup

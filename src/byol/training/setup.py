@@ -23,8 +23,8 @@ from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
 from byol.training import initial_weights
 from byol.training.loggers import check_loggers
-from byol.training.step_benchmark import probe_step
-from byol.training.time_budget import Pace
+from byol.training.step_benchmark import benchmark_step
+from byol.training.time_budget import TimeBudget
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Setup:
     byol: Byol
     network: nn.Module  # `byol`, or `byol` in DistributedDataParallel
     optimizer: Optimizer
-    pace: Pace
-    begun: initial_weights.Start
+    pace: TimeBudget
+    begun: initial_weights.InitialWeights
     num_parts: int  # of a batch, computed one after another
     done: int  # finished steps
     best: dict[str, Any] | None  # what the checkpoint says of the best encoder
@@ -116,7 +116,7 @@ def prepare(
         byol=byol,
         network=ranks.wrap(byol),
         optimizer=optimizer,
-        pace=Pace(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main),
+        pace=TimeBudget(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main),
         begun=begun,
         num_parts=choose_parts(config, state, ranks=ranks),
         done=done,
@@ -176,7 +176,7 @@ def make_plan(
     if step_s is None and ranks.is_main:
         if console is not None:
             print_line(console, "measuring how long a step takes")
-        step_s = probe_step(
+        step_s = benchmark_step(
             config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
         ).step_s
     step_s = ranks.from_main(step_s or 0.0)

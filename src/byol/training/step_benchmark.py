@@ -51,7 +51,7 @@ _OUT_OF_MEMORY = "out of memory"  # the child's answer
 
 
 @dataclass(frozen=True)
-class Probe:
+class StepBenchmark:
     """A step of a run, as measured on this machine."""
 
     batch_size: int  # global batch
@@ -66,7 +66,7 @@ class Probe:
         return self.peak_bytes <= self.limit_bytes
 
 
-def probe_step(config: Config, *, channels: int, stored_px: int, bits: int) -> Probe:
+def benchmark_step(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark:
     """Time and peak memory of the run's step on random stored images of so many channels, pixels and bits.
 
     A few seconds, more where two parts of a batch take longer. Under torchrun it is the step of one rank
@@ -84,7 +84,7 @@ def probe_step(config: Config, *, channels: int, stored_px: int, bits: int) -> P
     return probe
 
 
-def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, bits: int) -> Probe:
+def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, bits: int) -> StepBenchmark:
     """The step of `wanted` images in as few parts as fit into memory, from the configuration's number on.
 
     Their number is doubled until it fits; parts are equal and have at least MIN_PART images.
@@ -109,7 +109,7 @@ def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, 
         num_parts *= 2
 
 
-def _describe(probe: Probe | None) -> str:
+def _describe(probe: StepBenchmark | None) -> str:
     if probe is None:
         return "allocation failed"
     return f"{probe.peak_bytes / 1e9:.1f} GB needed, {probe.limit_bytes / 1e9:.1f} GB may be used"
@@ -122,7 +122,7 @@ def _world_size() -> int:
 # ---- One attempt; None says that memory ran out
 
 
-def _try(config: Config, *, channels: int, stored_px: int, bits: int) -> Probe | None:
+def _try(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark | None:
     images = RandomImages(channels, stored_px, bits)
     device = choose_device(config.trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     if device.type != "cpu":
@@ -137,10 +137,12 @@ def _try(config: Config, *, channels: int, stored_px: int, bits: int) -> Probe |
     answer = _ask_child(job)
     if answer is None:
         return None
-    return Probe(config.batch_size, config.accumulation_steps, **answer, limit_bytes=int(_SHARE * limit))
+    return StepBenchmark(
+        config.batch_size, config.accumulation_steps, **answer, limit_bytes=int(_SHARE * limit)
+    )
 
 
-def _try_on_gpu(config: Config, images: "RandomImages", *, device: torch.device) -> Probe | None:
+def _try_on_gpu(config: Config, images: "RandomImages", *, device: torch.device) -> StepBenchmark | None:
     peak_memory = PeakMemory(device)
     free = free_bytes(device)
     step_s = None
@@ -153,7 +155,7 @@ def _try_on_gpu(config: Config, images: "RandomImages", *, device: torch.device)
     empty_cache(device)
     if step_s is None:
         return None
-    return Probe(config.batch_size, config.accumulation_steps, step_s, peak, int(_GPU_SHARE * free))
+    return StepBenchmark(config.batch_size, config.accumulation_steps, step_s, peak, int(_GPU_SHARE * free))
 
 
 def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:

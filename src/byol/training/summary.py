@@ -14,7 +14,7 @@ from byol.kernels.build import explain_kernels
 from byol.method.networks import resolve_stem
 from byol.method.schedule import Plan
 from byol.training.runlog import format_time
-from byol.training.time_budget import Pace
+from byol.training.time_budget import TimeBudget
 
 
 def introduce(
@@ -22,7 +22,7 @@ def introduce(
     images: Packed,
     *,
     plan: Plan,
-    pace: Pace,
+    pace: TimeBudget,
     step_s: float | None,
     ranks: Ranks,
     done: int,

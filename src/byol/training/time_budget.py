@@ -29,7 +29,7 @@ class Fit:
     due: int  # finished steps after which it is fitted again
 
 
-class Pace:
+class TimeBudget:
     """The way of one run from its first to its last step, over as many starts as it takes."""
 
     def __init__(
@@ -118,7 +118,7 @@ class Pace:
         return done + max(1, steps)
 
 
-class Clock:
+class ThroughputMeter:
     """Images a second and share of waiting since the last lap."""
 
     def __init__(self, done: int) -> None:

@@ -12,7 +12,7 @@ from byol.config import load_config
 from byol.data.decode.arrays import find_layout
 from byol.data.decode.formats import LaidFile
 from byol.data.decode.image import decode
-from byol.data.sources.in_memory import Given
+from byol.data.sources.in_memory import InMemoryImages
 from byol.data.sources.opening import open_source
 
 RNG = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def test_a_clear_shape_tells_the_layout(shape: tuple[int, ...], layout: str, tmp
     expected = stored if layout == "hwc" else np.moveaxis(stored, 0, -1)
     for name in ("a.npy", "a.npz"):
         np.testing.assert_array_equal(decode(tmp_path / name), expected)
-    np.testing.assert_array_equal(Given([stored]).item(0), expected)
+    np.testing.assert_array_equal(InMemoryImages([stored]).item(0), expected)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_shape_that_does_not_tell_is_refused_until_it_is_said(
 ) -> None:
     stored, path = values(*shape), tmp_path / "a.npy"
     np.save(path, stored)
-    for read in (lambda: decode(path), lambda: Given([stored]).item(0)):
+    for read in (lambda: decode(path), lambda: InMemoryImages([stored]).item(0)):
         with pytest.raises(DataError, match=r"data\.layout=hwc .*data\.layout=chw") as caught:
             read()
         assert str(shape) in str(caught.value)
@@ -69,7 +69,7 @@ def test_a_shape_that_does_not_tell_is_refused_until_it_is_said(
 
 def test_a_tensor_has_its_channels_first() -> None:
     stored = values(9, 5, 7)
-    image = Given([torch.from_numpy(stored.astype(np.float32))]).item(0)
+    image = InMemoryImages([torch.from_numpy(stored.astype(np.float32))]).item(0)
     np.testing.assert_array_equal(image, np.moveaxis(stored, 0, -1))
 
 

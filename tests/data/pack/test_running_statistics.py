@@ -8,7 +8,7 @@ import pytest
 
 from byol.data.pack import running_statistics as module
 from byol.data.pack.partial import Mark, PartialPack, Recipe
-from byol.data.pack.running_statistics import Tally
+from byol.data.pack.running_statistics import RunningStatistics
 from byol.data.pack.statistics import count_values, find_extremes, summarise
 
 RNG = np.random.default_rng(0)
@@ -28,7 +28,7 @@ def test_statistics_and_checksum_are_those_of_the_file(
     monkeypatch.setattr(module, "_CHUNK_BYTES", 500)
     images = RNG.integers(0, 250 if dtype is np.uint8 else 60_000, (12, 6, 6, channels)).astype(dtype)
     writer = open_writer(tmp_path / "p", num_images=12)
-    with Tally(writer) as tally:
+    with RunningStatistics(writer) as tally:
         for index, image in enumerate(images):
             if index in bad:
                 writer.append_bad("name", "reason")
@@ -63,7 +63,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_at_the_end(
 
     monkeypatch.setattr(module, "count_values", fail)
     writer = open_writer(tmp_path / "p", num_images=2)
-    with Tally(writer) as tally:
+    with RunningStatistics(writer) as tally:
         for index in range(2):
             writer.append(index, np.zeros((6, 6, 1), dtype=np.uint8), height=6, width=6)
             writer.finish_image()

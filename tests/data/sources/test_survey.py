@@ -9,13 +9,13 @@ import tifffile
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.config import load_draft
+from byol.config import load_partial
 from byol.data.sources.opening import open_source
 from byol.data.sources.survey import Survey, survey
 
 
 def look(source: Path, *overrides: str, most: int = 1000) -> Survey:
-    data = load_draft(None, [f"data.source={source}", *overrides], preset="default").config.data
+    data = load_partial(None, [f"data.source={source}", *overrides], preset="default").config.data
     return survey(open_source(data), most=most, channels=data.channels, num_workers=1)
 
 

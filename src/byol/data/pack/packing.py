@@ -28,7 +28,7 @@ from byol.data.pack.partial import (
     read_mark,
 )
 from byol.data.pack.place import check_space, locked, move_into_place, remove_files, writing
-from byol.data.pack.running_statistics import Tally
+from byol.data.pack.running_statistics import RunningStatistics
 from byol.data.sources.parallel import read_ahead
 from byol.data.sources.summary import describe_bad, round_up
 from byol.data.sources.survey import describe_mixture, find_largest_side
@@ -209,7 +209,7 @@ def _write_at(
     with writing(partial):
         writer = PartialPack(partial, mark)
     try:
-        with Tally(writer) as tally:
+        with RunningStatistics(writer) as tally:
             _append_all(writer, source, recipe, tally=tally, num_workers=num_workers, progress=progress)
             _check_bad(partial, source, num_bad=writer.num_bad, max_bad=max_bad)
             with writing(partial):
@@ -224,7 +224,7 @@ def _append_all(
     source: Source,
     recipe: Recipe,
     *,
-    tally: Tally,
+    tally: RunningStatistics,
     num_workers: int,
     progress: Progress | None,
 ) -> None:
@@ -275,7 +275,7 @@ def _append(writer: PartialPack, source: Source, index: int, image: Square | Dat
     writer.finish_image()
 
 
-def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, tally: Tally) -> None:
+def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, tally: RunningStatistics) -> None:
     """The head of the images, the small arrays and `pack.json`."""
     partial = writer.folder
     places, sizes = writer.complete_images()

@@ -13,7 +13,7 @@ from byol.method.views import Pixels
 _CHUNK_BYTES = 2**21  # looked at in one go, while other threads that need the interpreter wait 1 ms
 
 
-class Tally:
+class RunningStatistics:
     """Follows the rows of `images.npy` as they are appended; a thread reads them, from the system's cache.
 
     At the end this would take a seventh of the time of packing photographs, on hardly more than one core.
@@ -25,7 +25,7 @@ class Tally:
         self._reader, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._num_given, self._last = 0, Future[None]()
 
-    def __enter__(self) -> "Tally":
+    def __enter__(self) -> "RunningStatistics":
         return self
 
     def __exit__(

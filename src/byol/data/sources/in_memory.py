@@ -19,7 +19,7 @@ OneImage = str | Path | Image.Image | NDArray[Any] | Tensor
 
 @runtime_checkable
 class Images(Protocol):
-    """Images that `image.read_square` can read one by one: a `data.index.Source`, or `Given`."""
+    """Images that `image.read_square` can read one by one: a `data.index.Source`, or `InMemoryImages`."""
 
     def __len__(self) -> int: ...
 
@@ -29,7 +29,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Given:
+class InMemoryImages:
     """Images that the caller holds or names one by one."""
 
     items: Sequence[OneImage]

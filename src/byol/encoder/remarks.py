@@ -21,7 +21,7 @@ _MOST_COMPLAINTS = 20  # that are said one by one
 
 
 @dataclass
-class Told:
+class Remarks:
     """What is to be said of single images: unlike those of the training as they come, all else at the end."""
 
     skip_unreadable: bool
