@@ -42,10 +42,10 @@ def _read_path(path: str | Path, read: Callable[[Stream], T]) -> T:
             raise
         raise DataError(f"cannot be opened ({error.strerror})") from None
     with stream:
-        suffix, head = os.path.splitext(path)[1].lower(), stream.read(HEAD_BYTES)
-        if (kind := image_kind(head)) is not None and name_lies(kind, suffix):
-            note(f"named {suffix} but {kind}, and read as what they are")
+        kind, suffix = image_kind(stream.read(HEAD_BYTES)), os.path.splitext(path)[1].lower()
         stream.seek(0)
+        if kind is not None and name_lies(kind, suffix):
+            note(f"named {suffix} but {kind}, and read as what they are")
         try:
             with reasons():
                 return read(stream)
@@ -74,10 +74,10 @@ def _read_again(path: str | Path, read: Callable[[Stream], T], failure: DataErro
 
 def _open(path: str | Path) -> Stream:
     """Small files are read at once: readers ask for a few bytes many times, 15 us in all from a file."""
-    if os.stat(path).st_size >= _SMALL_BYTES:
-        return open(path, "rb")
     with open(path, "rb", buffering=0) as file:
-        return BytesIO(file.read())
+        if os.fstat(file.fileno()).st_size < _SMALL_BYTES:
+            return BytesIO(file.read())
+    return open(path, "rb")
 
 
 @contextmanager
