@@ -80,8 +80,11 @@ def _open(path: str | Path) -> Stream:
     return open(path, "rb")
 
 
-class reasons:  # noqa: N801  (used like a function; a generator would take 2 us more for each image)
-    """Turn whatever a format's reader raises into one plain reason, and keep its warnings quiet."""
+class reasons:
+    """A context that turns whatever a format's reader raises into one plain reason, and keeps warnings quiet.
+
+    A class, since a generator would take 2 us more for each image.
+    """
 
     def __enter__(self) -> None:
         quiet.__enter__()

@@ -48,8 +48,11 @@ class Reading:
 _CURRENT: ContextVar[Reading | None] = ContextVar("reading", default=None)
 
 
-class noting:  # noqa: N801  (used like a function; a generator would take 2 us more for each image)
-    """What is read inside this context treats transparency so, and its notes are collected."""
+class noting:
+    """A context in which what is read treats transparency so, and its notes are collected.
+
+    A class, since a generator would take 2 us more for each image.
+    """
 
     def __init__(self, alpha: Alpha) -> None:
         self._reading = Reading(alpha)

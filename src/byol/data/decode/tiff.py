@@ -33,10 +33,8 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _ORIENTATION, _DNG_VERSION, _GDAL_NODATA = 274, 50706, 42113
 _KIND = (256, 257, 259, 262, 277, 339)  # width, height, compression, photometric, samples, type
-_PLAIN_TAGS = frozenset(  # what most programs write of a single image
-    (256, 257, 258, 259, 262, 266, 269, 270, 271, 272, 273, 274, 277, 278, 279, 280, 281, 282, 283, 284, 296)
-    + (305, 306, 315, 317, 320, 322, 323, 324, 325, 338, 339, 347, 530, 531, 532)
-)  # fmt: skip
+_PLAIN_TAGS = frozenset((*range(256, 260), *range(269, 285), *range(320, 326)))  # of a single image: the
+_PLAIN_TAGS |= {262, 266, 296, 305, 306, 315, 317, 338, 339, 347, 530, 531, 532}  # usual ones
 _OWN_LAYOUTS = ("SI.", "PerkinElmer-QPI", "Philips DP")  # programs with series of their own
 _NOT_ONE = "save each as a file of its own"
 
