@@ -124,7 +124,7 @@ def _take_sample(found: Examined, draft: PartialConfig, ahead: Forecast | None) 
 
 
 def _read(found: Examined, rows: np.ndarray, *, px: int, data: DataConfig) -> Sample | None:
-    names, squares, sizes = [], [], []
+    names, squares, sizes, filled = [], [], [], []
     for row in rows.tolist():
         try:
             item = found.source.item(int(found.places[row]))
@@ -135,8 +135,9 @@ def _read(found: Examined, rows: np.ndarray, *, px: int, data: DataConfig) -> Sa
             continue
         names.append(found.name(row))
         squares.append(square.pixels)
+        filled.append(square.filled)
         sizes.append((square.height, square.width) if data.geometry == "square" else (px, px))
-    return Sample.of(names, np.stack(squares), np.array(sizes, np.int32)) if squares else None
+    return Sample.of(names, np.stack(squares), np.array(sizes, np.int32), filled) if squares else None
 
 
 def _judge_views(sample: Sample, ahead: Forecast, *, source: str) -> Iterator[Problem]:

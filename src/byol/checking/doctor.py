@@ -25,7 +25,7 @@ from byol.data.decode.jpeg import find_damage_in
 from byol.data.decode.reading import NO_END, Alpha, note, noting
 from byol.data.sources.left_out import Few
 from byol.data.sources.parallel import read_ahead
-from byol.data.sources.survey import BLANK_STD, count_used_bits, summarise_sides
+from byol.data.sources.survey import BLANK_STD, count_used_bits, summarise_sides, take_measured
 
 Progress = Callable[[int, int], None]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -60,7 +60,7 @@ def look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Alp
         image, path = select_channels(loaded.pixels, channels), path_of(item)
         if path is not None and NO_END not in reading.notes and (damage := find_damage_in(path)):
             note(damage)
-    planes = np.ascontiguousarray(image.reshape(-1, image.shape[2]).T)  # side by side: 5 times as fast
+    measured = take_measured(image, loaded.filled, channels=channels)
     digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=8)
     digest.update(np.ascontiguousarray(image).data)
     thumbnail = _as_grey(fit(image, THUMBNAIL_PX))
@@ -68,10 +68,10 @@ def look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Alp
         height=image.shape[0],
         width=image.shape[1],
         bits=bits_of_dtype(image.dtype),
-        smallest=planes.min(axis=1).astype(np.float32),
-        largest=planes.max(axis=1).astype(np.float32),
-        std=planes.std(axis=1, dtype=np.float32),
-        has_equal_channels=bool((planes == planes[:1]).all()),
+        smallest=np.array([plane.min() for plane in measured], np.float32),
+        largest=np.array([plane.max() for plane in measured], np.float32),
+        std=np.array([plane.std(dtype=np.float32) for plane in measured]),
+        has_equal_channels=bool((image == image[..., :1]).all()),
         digest=int.from_bytes(digest.digest()),
         hash=hash_thumbnail(thumbnail),
         thumbnail=quantise(thumbnail),

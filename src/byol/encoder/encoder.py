@@ -134,7 +134,9 @@ class Encoder:
                         names.append(images.names(index))
                         if on_read is not None:
                             on_read(images.names(index), square)
-                        if (found := describe_outside(square.pixels, self.spec.pixels)) is not None:
+                        if (
+                            found := describe_outside(square.pixels, self.spec.pixels, square.filled)
+                        ) is not None:
                             (on_outside or _warn)(images.names(index), found)
                         squares.append(square.pixels)
                     elif on_bad is not None:

@@ -11,12 +11,12 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int32, Real
+from jaxtyping import Bool, Float, Float32, Int32, Real
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from byol.config import DataTransforms
-from byol.data.pack.statistics import count_values, find_extremes, summarise
+from byol.data.pack.statistics import count_measured, find_extremes, no_counts, summarise
 from byol.method.views import Pixels, make_views
 
 MOST_CHANNELS = 16
@@ -44,10 +44,19 @@ class Sample:
         names: Sequence[str],
         squares: Real[np.ndarray, "n px px channels"],
         sizes: Int32[np.ndarray, "n 2"],
+        filled: Sequence[Bool[np.ndarray, "px px _channels"] | None] = (),
     ) -> "Sample":
-        """With the statistics of these images alone; of all they are known when the set is packed."""
-        extremes = find_extremes(squares) if squares.dtype == np.float32 else None
-        return cls(tuple(names), squares, sizes, summarise(count_values(squares), extremes))
+        """With the statistics of these images alone, without what is `filled` in them.
+
+        Those of all are known when the set is packed.
+        """
+        gaps = np.zeros(squares.shape, np.bool_)
+        for gap, is_filled in zip(gaps, filled, strict=False):
+            gap |= False if is_filled is None else is_filled
+        counts = no_counts(squares.shape[3], squares.dtype)
+        count_measured(squares, gaps, out=counts)
+        extremes = find_extremes(squares, gaps) if squares.dtype == np.float32 else None
+        return cls(tuple(names), squares, sizes, summarise(counts, extremes))
 
     def __len__(self) -> int:
         return len(self.squares)

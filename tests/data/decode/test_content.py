@@ -8,7 +8,13 @@ import pytest
 from PIL import Image
 
 from byol.data.decode import content
-from byol.data.decode.content import find_refusal, image_kind, is_image_suffix, name_lies, suffix_of
+from byol.data.decode.content import (
+    find_false_suffix,
+    find_refusal,
+    image_kind,
+    is_image_suffix,
+    suffix_of,
+)
 
 
 def encode(format: str, **options: object) -> bytes:
@@ -118,5 +124,6 @@ def test_suffixes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_that_lie() -> None:
-    assert name_lies("PNG", ".jpg") and name_lies("WebP", ".jpeg") and name_lies("JPEG", ".png")
-    assert not name_lies("JPEG", ".jfif") and not name_lies("TIFF", ".svs") and not name_lies("PNM", "")
+    assert find_false_suffix("PNG", "b/a.JPG") == ".jpg" and find_false_suffix("JPEG", "a.png") == ".png"
+    assert find_false_suffix("WebP", "a.jpeg") == ".jpeg"
+    assert all(find_false_suffix(*it) is None for it in (("JPEG", "a.jfif"), ("TIFF", "a.svs"), ("PNM", "a")))

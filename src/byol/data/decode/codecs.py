@@ -12,7 +12,7 @@ from byol.data.decode import content
 from byol.data.decode.formats import Alpha, Bits, Decoded, RawArray, Stream, as_image, check_header
 from byol.data.decode.reading import FIRST_FRAME, note
 
-FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "WEBP")  # of Pillow's, that keep every value
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "WEBP")  # of Pillow's, that keep every value
 DEEP_MODES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 CHANNELS_OF_MODE = dict.fromkeys(("1", "L", "LA", "La", *DEEP_MODES), 1) | dict.fromkeys(
     ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"), 3

@@ -140,10 +140,12 @@ def _is_bare_dicom(head: bytes) -> bool:
     return _VR.fullmatch(head[4:6]) is not None or int.from_bytes(head[4:8], "little") <= 128
 
 
-def name_lies(kind: str, suffix: str) -> bool:
-    """Whether a suffix says another kind of image than the content is."""
-    said = _KIND_OF_SUFFIX.get(suffix)
-    return said is not None and said != kind
+def find_false_suffix(kind: str, name: str) -> str | None:
+    """The suffix of a name that says another kind of image than the content is, in lower case; else None."""
+    if name.lower().endswith(_SUFFIXES_OF_KIND[kind]):
+        return None
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix if suffix in _KIND_OF_SUFFIX else None
 
 
 def find_refusal(head: bytes) -> str | None:

@@ -5,7 +5,7 @@ from jaxtyping import Real
 from PIL import Image
 
 from byol.base.errors import DataError
-from byol.data.decode.formats import Channels, ImageArray
+from byol.data.decode.formats import Channels, Geometry, ImageArray, Missing
 
 
 def fit(image: Real[np.ndarray, "height width channels"], px: int) -> Real[np.ndarray, "{px} {px} channels"]:
@@ -61,6 +61,27 @@ def select_channels(image: ImageArray, channels: Channels) -> ImageArray:
         grey = grey if image.dtype == np.float32 else np.rint(grey)
         return np.asarray(grey[..., None], dtype=image.dtype)
     raise DataError(f"has {count} channels; data.channels={channels} takes images of 1 or 3")
+
+
+def select_missing(missing: Missing, channels: Channels) -> Missing:
+    """Where an image with the channels that `data.channels` asks for has no measured value."""
+    if missing.shape[2] > 1 and isinstance(channels, list):
+        return np.ascontiguousarray(missing[..., channels])
+    if missing.shape[2] > 1 and channels == "grey":
+        return np.asarray(missing.any(axis=2, keepdims=True))
+    return missing
+
+
+def fit_missing(missing: Missing, px: int, *, geometry: Geometry) -> Missing | None:
+    """Which pixels of the square are made from more missing values than measured ones; None: no pixel.
+
+    A channel in which all of them are counts as measured: something in it was.
+    """
+    weights = missing.astype(np.uint8) * np.uint8(255)
+    square = fit(weights, px) if geometry == "square" else place_on_canvas(weights, px)
+    found = square > 127
+    found &= ~found.all(axis=(0, 1))
+    return found if found.any() else None
 
 
 def resampling_of(shortest_side: float, px: int) -> Image.Resampling:

@@ -37,7 +37,14 @@ from PIL import Image
 
 from byol.data.decode import codecs
 from byol.data.decode.codecs import CHANNELS_OF_MODE
-from byol.data.decode.fitting import fit, place_on_canvas, resampling_of, select_channels
+from byol.data.decode.fitting import (
+    fit,
+    fit_missing,
+    place_on_canvas,
+    resampling_of,
+    select_channels,
+    select_missing,
+)
 from byol.data.decode.formats import (
     Channels,
     Decoded,
@@ -45,6 +52,7 @@ from byol.data.decode.formats import (
     Geometry,
     ImageArray,
     Kind,
+    Missing,
     Stream,
     bits_of_dtype,
     turned,
@@ -68,6 +76,7 @@ class Square:
     height: int
     width: int
     missing: float = 0.0  # share of its values that were not measured, and are filled
+    filled: Missing | None = None  # pixels of the square that are made from more filled values than others
     notes: tuple[str, ...] = ()  # of `reading.py`
 
 
@@ -76,7 +85,8 @@ class Loaded:
     """A decoded image without values that were not measured."""
 
     pixels: ImageArray
-    missing: float  # share of its values that were not measured, and are filled
+    missing: float = 0.0  # share of its values that were not measured, and are filled
+    filled: Missing | None = None  # where; transparent pixels that are filled too
 
 
 T = TypeVar("T")
@@ -113,10 +123,7 @@ def _read_square(
     item: File | ImageArray | Image.Image, *, px: int, channels: Channels, geometry: Geometry
 ) -> Square:
     if geometry == "scale":
-        loaded = load(item)
-        image = select_channels(loaded.pixels, channels)
-        height, width = image.shape[:2]
-        return Square(place_on_canvas(image, px), height, width, loaded.missing)
+        return _make_square(load(item), px=px, channels=channels, geometry=geometry)
     if isinstance(item, np.ndarray):
         return _squash(Decoded(item), px=px, channels=channels)
     if isinstance(item, Image.Image):
@@ -233,18 +240,40 @@ def _settle(decoded: Decoded, alpha: Shaped[np.ndarray, "height width"] | None) 
 def _load(decoded: Decoded) -> Loaded:
     colours, alpha = _split_alpha(decoded)
     if (missing := find_missing(colours)) is None:
-        return Loaded(_settle(colours, alpha), 0.0)
-    colours = replace(colours, pixels=fill(colours.pixels, missing))
-    return Loaded(_settle(colours, alpha), float(missing.mean()))
+        return Loaded(_settle(colours, alpha), filled=None if alpha is None else _find_unseen(colours, alpha))
+    share, colours = float(missing.mean()), replace(colours, pixels=fill(colours.pixels, missing))
+    if alpha is not None and (unseen := _find_unseen(colours, alpha)) is not None:
+        missing = missing | unseen
+    image = _settle(colours, alpha)
+    if missing.shape[2] > 1 and (missing == missing[..., :1]).all():
+        missing = missing[..., :1]
+    elif image.shape[2] > missing.shape[2]:  # the alpha is a channel
+        missing = np.concatenate([missing, np.zeros_like(missing[..., :1])], axis=2)
+    return Loaded(image, share, missing)
+
+
+def _find_unseen(decoded: Decoded, alpha: Shaped[np.ndarray, "height width"]) -> Missing | None:
+    """The transparent pixels that `settle_alpha` sets to the median of the others, if it does."""
+    if decoded.pixels.dtype == np.uint8 or alpha_choice() not in ("auto", "mask"):
+        return None
+    unseen: Missing = (alpha <= 0)[..., None]
+    return unseen if unseen.any() and not unseen.all() else None
 
 
 # ---- The square of the wanted size
 
 
 def _squash(decoded: Decoded, *, px: int, channels: Channels) -> Square:
-    loaded = _load(decoded)
-    height, width = loaded.pixels.shape[:2]
-    return Square(fit(select_channels(loaded.pixels, channels), px), height, width, loaded.missing)
+    return _make_square(_load(decoded), px=px, channels=channels, geometry="square")
+
+
+def _make_square(loaded: Loaded, *, px: int, channels: Channels, geometry: Geometry) -> Square:
+    image, filled = select_channels(loaded.pixels, channels), loaded.filled
+    height, width = image.shape[:2]
+    pixels = fit(image, px) if geometry == "square" else place_on_canvas(image, px)
+    if filled is not None:
+        filled = fit_missing(select_missing(filled, channels), px, geometry=geometry)
+    return Square(pixels, height, width, loaded.missing, filled)
 
 
 def _squash_pillow(image: Image.Image, *, px: int, channels: Channels, may_draft: bool) -> Square:

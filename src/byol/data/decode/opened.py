@@ -4,16 +4,16 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import NoReturn, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from byol.base.errors import DataError
-from byol.data.decode.content import HEAD_BYTES, image_kind, name_lies
+from byol.data.decode.content import HEAD_BYTES, find_false_suffix, image_kind
 from byol.data.decode.disk import is_of_the_disk, try_again
 from byol.data.decode.formats import MAX_PIXELS, File, LaidFile, Stream
 from byol.data.decode.reading import note
@@ -42,10 +42,10 @@ def _read_path(path: str | Path, read: Callable[[Stream], T]) -> T:
             raise
         raise DataError(f"cannot be opened ({error.strerror})") from None
     with stream:
-        suffix, head = os.path.splitext(path)[1].lower(), stream.read(HEAD_BYTES)
-        if (kind := image_kind(head)) is not None and name_lies(kind, suffix):
-            note(f"named {suffix} but {kind}, and read as what they are")
+        kind = image_kind(stream.read(HEAD_BYTES))
         stream.seek(0)
+        if kind is not None and (suffix := find_false_suffix(kind, str(path))) is not None:
+            note(f"named {suffix} but {kind}, and read as what they are")
         try:
             with reasons():
                 return read(stream)
@@ -80,25 +80,36 @@ def _open(path: str | Path) -> Stream:
     return open(path, "rb")
 
 
-@contextmanager
-def reasons() -> Iterator[None]:
-    """Turn whatever a format's reader raises into one plain reason, and keep its warnings quiet."""
-    try:
-        with quiet:
-            yield
-    except (DataError, AssertionError):
-        raise
-    except UnidentifiedImageError:
-        raise DataError("is not an image of a known format") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"has more than the {MAX_PIXELS:,} pixels that are read") from None
-    except MemoryError:
-        raise DataError("needs more memory than there is") from None
-    except (
-        Exception
-    ) as error:  # readers raise nearly anything on damaged files: struct.error, IndexError, ...
-        detail = " ".join(str(error).split())
-        raise DataError(f"is damaged or cut short ({detail or type(error).__name__})") from None
+class reasons:
+    """A context that turns whatever a format's reader raises into one plain reason, and keeps warnings quiet.
+
+    A class, since a generator would take 2 us more for each image.
+    """
+
+    def __enter__(self) -> None:
+        quiet.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        quiet.__exit__()
+        if isinstance(error, Exception) and not isinstance(error, DataError | AssertionError):
+            _raise_plainly(error)
+
+
+def _raise_plainly(error: Exception) -> NoReturn:
+    """Readers raise nearly anything on damaged files: struct.error, IndexError, ..."""
+    match error:
+        case UnidentifiedImageError():
+            reason = "is not an image of a known format"
+        case Image.DecompressionBombError():
+            reason = f"has more than the {MAX_PIXELS:,} pixels that are read"
+        case MemoryError():
+            reason = "needs more memory than there is"
+        case _:
+            detail = " ".join(str(error).split())
+            reason = f"is damaged or cut short ({detail or type(error).__name__})"
+    raise DataError(reason) from None
 
 
 class _Quiet:

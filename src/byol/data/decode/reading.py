@@ -12,8 +12,6 @@ Transparency (`data.alpha`):
     keep    the transparency is a further channel, the last
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -50,15 +48,21 @@ class Reading:
 _CURRENT: ContextVar[Reading | None] = ContextVar("reading", default=None)
 
 
-@contextmanager
-def noting(alpha: Alpha) -> Iterator[Reading]:
-    """What is read inside treats transparency so, and its notes are collected."""
-    reading = Reading(alpha)
-    token = _CURRENT.set(reading)
-    try:
-        yield reading
-    finally:
-        _CURRENT.reset(token)
+class noting:
+    """A context in which what is read treats transparency so, and its notes are collected.
+
+    A class, since a generator would take 2 us more for each image.
+    """
+
+    def __init__(self, alpha: Alpha) -> None:
+        self._reading = Reading(alpha)
+
+    def __enter__(self) -> Reading:
+        self._token = _CURRENT.set(self._reading)
+        return self._reading
+
+    def __exit__(self, *error: object) -> None:
+        _CURRENT.reset(self._token)
 
 
 def note(text: str) -> None:

@@ -269,7 +269,7 @@ def _append(writer: PartialPack, source: Source, index: int, image: Square | Dat
     else:
         if writer.num_rows == 0:
             check_space(writer.folder, image.pixels.nbytes * len(source))
-        writer.append(index, image.pixels, height=image.height, width=image.width)
+        writer.append(index, image.pixels, height=image.height, width=image.width, filled=image.filled)
         if image.notes:
             writer.note(source.names(index), image.notes)
     writer.finish_image()

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from byol.base.files import write_atomically
-from byol.data.decode.formats import Channels, Geometry, ImageArray
+from byol.data.decode.formats import Channels, Geometry, ImageArray, Missing
 from byol.data.decode.reading import Alpha
 from byol.data.pack.place import remove_files
 from byol.data.sources.left_out import Few
@@ -27,10 +27,13 @@ BAD_FILES = "bad_files.csv"
 _FORMAT = 1
 _HEADER_BYTES = 128  # of images.npy; written last, when the number of rows is known
 _BUFFER_BYTES = 2**20
-_MARK, _ROWS = "progress.json", "rows.bin"
+_MARK, _ROWS, _FILLED = "progress.json", "rows.bin", "filled.bin"
 _ROW = struct.Struct("<qq")  # of rows.bin: the place in the source; the height above 32 bits of the width
-_FILES = ("images.npy", _ROWS, BAD_FILES, _MARK)
-MARK_FILES = (_ROWS, _MARK)  # of no use once the pack is whole
+_PLACE = struct.Struct(
+    "<q"
+)  # of filled.bin: a row; then one bit for each of its values: whether it is filled
+_FILES = ("images.npy", _ROWS, BAD_FILES, _FILLED, _MARK)
+MARK_FILES = (_ROWS, _FILLED, _MARK)  # of no use once the pack is whole
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Mark:
     num_rows: int
     num_bad: int
     bad_bytes: int
+    num_filled: int = 0  # images with filled pixels
     notes: dict[str, Few] = field(default_factory=dict)  # what was changed in images, and in how many
 
 
@@ -108,27 +112,48 @@ class PartialPack:
         folder.mkdir(parents=True, exist_ok=True)
         if mark.done == 0:
             remove_files(folder, _FILES)
-        self._images, self._rows, self._bad = (_open(folder / name) for name in _FILES[:3])
+        self._images, self._rows, self._bad, self._filled = (_open(folder / name) for name in _FILES[:4])
         for file, end in (
             (self._images, _HEADER_BYTES + self.num_rows * self.row_bytes),
             (self._rows, self.num_rows * 16),
             (self._bad, mark.bad_bytes if mark.done else 0),
+            (self._filled, mark.num_filled * self.filled_bytes),
         ):
             file.truncate(end)
             file.seek(end)
         if mark.done == 0:
             self._bad.write(csv_line("file", "reason"))
+        self.num_filled = mark.num_filled
         self._saver, self._saving = ThreadPoolExecutor(1), Future[None]()
         self._saving.set_result(None)
         self._saved_s = time.monotonic()
+
+    @property
+    def _written(self) -> tuple[BinaryIO, ...]:
+        return self._images, self._rows, self._bad, self._filled
 
     @property
     def row_bytes(self) -> int:
         return self.mark.px**2 * self.channels * self.itemsize
 
     @property
+    def filled_bytes(self) -> int:
+        """Of one image in `filled.bin`."""
+        return _PLACE.size + (self.mark.px**2 * self.channels + 7) // 8
+
+    @property
     def images_path(self) -> Path:
         return self.folder / _FILES[0]
+
+    @property
+    def filled_path(self) -> Path:
+        return self.folder / _FILLED
+
+    def unpack_filled(self, record: bytes) -> tuple[int, Bool[np.ndarray, "px px channels"]]:
+        """A row, and which of its values are filled, from `filled_bytes` of `filled.bin`."""
+        bits = np.frombuffer(record, np.uint8, offset=_PLACE.size)
+        filled = np.unpackbits(bits, count=self.mark.px**2 * self.channels).astype(np.bool_)
+        return _PLACE.unpack_from(record)[0], filled.reshape(self.row_shape)
 
     @property
     def row_shape(self) -> tuple[int, int, int]:
@@ -152,13 +177,22 @@ class PartialPack:
         """Whether it has the channels and the depth of the images before it."""
         return (image.shape[2], image.dtype.itemsize) == (self.channels, self.itemsize)
 
-    def append(self, index: int, image: ImageArray, *, height: int, width: int) -> None:
-        """The next good image: `index` is its place in the source, the sizes those before packing."""
+    def append(
+        self, index: int, image: ImageArray, *, height: int, width: int, filled: Missing | None = None
+    ) -> None:
+        """The next good image: `index` is its place in the source, the sizes those before packing.
+
+        Values that are `filled` do not count in statistics.
+        """
         if self.num_rows == 0:  # the first decides the kind
             self.channels, self.itemsize = image.shape[2], image.dtype.itemsize
         assert self.fits(image) and image.nbytes == self.row_bytes
         self._images.write(image.data)
         self._rows.write(_ROW.pack(index, height << 32 | width))
+        if filled is not None:
+            bits = np.packbits(np.broadcast_to(filled, image.shape))
+            self._filled.write(_PLACE.pack(self.num_rows) + bits.tobytes())
+            self.num_filled += 1
         self.num_rows += 1
 
     def append_bad(self, name: str, reason: str) -> None:
@@ -178,7 +212,7 @@ class PartialPack:
 
     def flush(self) -> None:
         """From here on, others who open the files see all that has been written."""
-        for file in (self._images, self._rows, self._bad):
+        for file in self._written:
             file.flush()
 
     def start_saving(self) -> None:
@@ -193,13 +227,14 @@ class PartialPack:
             num_rows=self.num_rows,
             num_bad=self.num_bad,
             bad_bytes=self._bad.tell(),
+            num_filled=self.num_filled,
             notes={text: replace(few) for text, few in self.notes.items()},
         )
         self._saving = self._saver.submit(self._save, mark)
         self._saved_s = time.monotonic()
 
     def _save(self, mark: Mark) -> None:
-        for file in (self._images, self._rows, self._bad):
+        for file in self._written:
             os.fsync(file.fileno())
         write_atomically(self.folder / _MARK, json.dumps({"format": _FORMAT} | asdict(mark)).encode())
 
@@ -210,7 +245,7 @@ class PartialPack:
             self._saving.result()
         finally:
             self._saver.shutdown()
-            for file in (self._images, self._rows, self._bad):
+            for file in self._written:
                 file.close()
 
     def complete_images(self) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"]]:

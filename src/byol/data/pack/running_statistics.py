@@ -1,13 +1,21 @@
 """Statistics and checksum of the packed images, taken while they are written."""
 
 import hashlib
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 import numpy as np
+from jaxtyping import Bool, Real
 
 from byol.data.pack.partial import PartialPack
-from byol.data.pack.statistics import count_values, find_extremes, no_counts, summarise
+from byol.data.pack.statistics import (
+    count_measured,
+    count_values,
+    find_extremes,
+    no_counts,
+    summarise,
+)
 from byol.method.views import Pixels
 
 _CHUNK_BYTES = 2**21  # looked at in one go, while other threads that need the interpreter wait 1 ms
@@ -22,6 +30,7 @@ class RunningStatistics:
 
     def __init__(self, writer: PartialPack) -> None:
         self._writer, self._file = writer, writer.images_path.open("rb", buffering=0)
+        self._filled, self._num_filled = writer.filled_path.open("rb"), 0  # of them looked at
         self._reader, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._num_given, self._last = 0, Future[None]()
 
@@ -34,6 +43,7 @@ class RunningStatistics:
         self._reader.shutdown(cancel_futures=True)
         self._hasher.shutdown()
         self._file.close()
+        self._filled.close()
 
     def follow(self, *, at_least: int = _CHUNK_BYTES) -> None:
         """To be called after each image: begins to look at the new rows if they are so many bytes."""
@@ -49,7 +59,9 @@ class RunningStatistics:
             self._extremes = np.outer([np.inf, -np.inf], np.ones(writer.channels))
             self._last.set_result(None)
         writer.flush()
-        self._last = self._reader.submit(self._look, self._last, num_new)
+        self._last = self._reader.submit(
+            self._look, self._last, range(self._num_given, writer.num_rows), writer.num_filled
+        )
         self._num_given = writer.num_rows
 
     def finish(self) -> tuple[Pixels, str]:
@@ -67,17 +79,45 @@ class RunningStatistics:
         is_float = self._writer.dtype == np.float32
         return summarise(self._counts, self._extremes if is_float else None), digest
 
-    def _look(self, before: "Future[None]", num_rows: int) -> None:
+    def _look(self, before: "Future[None]", new: range, num_filled: int) -> None:
+        """At new rows; so many images have filled pixels, of these rows and those before."""
         before.result()  # what went wrong there is wrong here
         shape, dtype = self._writer.row_shape, self._writer.dtype
         most = max(1, _CHUNK_BYTES // self._writer.row_bytes)
-        for first in range(0, num_rows, most):
-            count = min(most, num_rows - first)
+        for first in range(new.start, new.stop, most):
+            count = min(most, new.stop - first)
             rows = np.fromfile(self._file, dtype, count=count * int(np.prod(shape))).reshape(count, *shape)
             hashed = self._hasher.submit(self._digest.update, rows.data)
-            count_values(rows, out=self._counts)
-            if rows.dtype == np.float32:
-                smallest, largest = find_extremes(rows)
-                np.minimum(self._extremes[0], smallest, out=self._extremes[0])
-                np.maximum(self._extremes[1], largest, out=self._extremes[1])
+            filled = self._take_filled(first + count, num_filled)
+            whole = np.delete(rows, [row - first for row in filled], axis=0) if filled else rows
+            if len(whole):
+                count_values(whole, out=self._counts)
+                self._widen(whole)
+            for row, is_filled in filled.items():
+                some = rows[row - first][None], is_filled[None]
+                count_measured(*some, out=self._counts)
+                self._widen(*some)
             hashed.result()
+
+    def _take_filled(self, end: int, number: int) -> dict[int, Bool[np.ndarray, "px px channels"]]:
+        """Which values are filled, of the rows before `end` that have some; `number` of them are written."""
+        found = {}
+        while self._num_filled < number:
+            record = self._filled.read(self._writer.filled_bytes)
+            row, is_filled = self._writer.unpack_filled(record)
+            if row >= end:
+                self._filled.seek(-len(record), os.SEEK_CUR)
+                break
+            found[row] = is_filled
+            self._num_filled += 1
+        return found
+
+    def _widen(
+        self,
+        rows: Real[np.ndarray, "n px px channels"],
+        filled: Bool[np.ndarray, "n px px channels"] | None = None,
+    ) -> None:
+        if rows.dtype == np.float32:
+            smallest, largest = find_extremes(rows, filled)
+            np.minimum(self._extremes[0], smallest, out=self._extremes[0])
+            np.maximum(self._extremes[1], largest, out=self._extremes[1])

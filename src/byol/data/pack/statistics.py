@@ -8,7 +8,7 @@ percentiles, mean and std are those of values rounded to 1 part in 512. Smallest
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int64, Real, UInt32
+from jaxtyping import Bool, Float, Int64, Real, Shaped, UInt32
 from PIL import Image
 
 from byol.method.views import Pixels
@@ -46,20 +46,42 @@ def count_values(
         out += np.array(counts, dtype=np.int64).reshape(images.shape[3], 256)
         return out
     for total, plane in zip(out, _planes(images), strict=True):
-        keys = _keys(plane)
-        first = int(keys.min())  # most of the levels are not used: they need not be added
-        counted = np.bincount(keys - keys.dtype.type(first))
-        total[first : first + len(counted)] += counted
+        _add(plane, total)
     return out
 
 
-def find_extremes(images: Real[np.ndarray, "n height width channels"]) -> Float[np.ndarray, "2 channels"]:
-    """The smallest and the largest value of each channel."""
+def count_measured(
+    images: Real[np.ndarray, "n height width channels"],
+    filled: Bool[np.ndarray, "n height width channels"],
+    *,
+    out: Int64[np.ndarray, "channels levels"],
+) -> None:
+    """Add the counts of the values that are not `filled`."""
+    for total, plane, is_filled in zip(out, _planes(images), _planes(filled), strict=True):
+        _add(plane[~is_filled], total)
+
+
+def _add(values: Real[np.ndarray, " n"], total: Int64[np.ndarray, " levels"]) -> None:
+    if values.size == 0:
+        return
+    keys = _keys(values)
+    first = int(keys.min())  # most of the levels are not used: they need not be added
+    counted = np.bincount(keys - keys.dtype.type(first))
+    total[first : first + len(counted)] += counted
+
+
+def find_extremes(
+    images: Real[np.ndarray, "n height width channels"],
+    filled: Bool[np.ndarray, "n height width channels"] | None = None,
+) -> Float[np.ndarray, "2 channels"]:
+    """The smallest and the largest value of each channel that is not `filled`; infinite if there is none."""
     planes = _planes(images)
-    return np.stack([planes.min(axis=1), planes.max(axis=1)]).astype(np.float64)
+    where = True if filled is None else ~_planes(filled)
+    smallest = planes.min(axis=1, where=where, initial=np.inf)
+    return np.stack([smallest, planes.max(axis=1, where=where, initial=-np.inf)]).astype(np.float64)
 
 
-def _planes(images: Real[np.ndarray, "n height width channels"]) -> Real[np.ndarray, "channels values"]:
+def _planes(images: Shaped[np.ndarray, "n height width channels"]) -> Shaped[np.ndarray, "channels values"]:
     """The values of each channel side by side, which is worth the copy."""
     return np.ascontiguousarray(images.reshape(-1, images.shape[3]).T)
 

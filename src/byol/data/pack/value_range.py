@@ -13,7 +13,7 @@ since 0.1 % of a channel's values lie beyond either end.
 import numpy as np
 
 from byol.base.errors import DataError
-from byol.data.decode.formats import Bits, ImageArray
+from byol.data.decode.formats import Bits, ImageArray, Missing
 from byol.method.views import Pixels
 
 MARGIN = 0.25  # of high - low
@@ -35,18 +35,25 @@ def check_bits(found: Bits, trained: Bits) -> None:
         )
 
 
-def describe_outside(square: ImageArray, pixels: Pixels) -> str | None:
-    """What lies outside of the range of the training, for the first such channel; None: nothing does."""
+def describe_outside(square: ImageArray, pixels: Pixels, filled: Missing | None = None) -> str | None:
+    """What lies outside of the range of the training, for the first such channel; None: nothing does.
+
+    Values that are `filled` do not count.
+    """
     if square.dtype == np.uint8:
         return None
-    values = square.reshape(-1, square.shape[2])
-    smallest, largest = values.min(axis=0).tolist(), values.max(axis=0).tolist()
+    planes = list(square.reshape(-1, square.shape[2]).T)
+    if filled is not None:
+        gaps = np.broadcast_to(filled, square.shape).reshape(-1, square.shape[2]).T
+        planes = [plane[~is_filled] for plane, is_filled in zip(planes, gaps, strict=True)]
+    smallest, largest = ([float(end(plane)) for plane in planes] for end in (np.min, np.max))
     for channel, (low, high) in enumerate(zip(pixels.low, pixels.high, strict=True)):
+        values = planes[channel]
         reach = MARGIN * (high - low)
         known = (pixels.smallest[channel], pixels.largest[channel]) if pixels.smallest else (low, high)
         if pixels.smallest and (smallest[channel] < known[0] - reach or largest[channel] > known[1] + reach):
             what = "the values"
-        elif max((values[:, channel] < low).mean(), (values[:, channel] > high).mean()) > MOST_CLIPPED:
+        elif max((values < low).mean(), (values > high).mean()) > MOST_CLIPPED:
             what = "most values are clipped, they"
         else:
             continue

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float32, Integer
+from jaxtyping import Float32, Integer, Real
 
 from byol.base.errors import DataError
-from byol.data.decode.fitting import fit, select_channels
-from byol.data.decode.formats import Bits, Channels, ImageArray, Kind, LaidFile, bits_of_dtype
+from byol.data.decode.fitting import fit, select_channels, select_missing
+from byol.data.decode.formats import Bits, Channels, ImageArray, Kind, LaidFile, Missing, bits_of_dtype
 from byol.data.decode.image import load, peek
 from byol.data.decode.index import Source
 from byol.data.decode.reading import Alpha, noting
@@ -96,18 +96,35 @@ def _look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Al
         loaded = load(item)
     image = select_channels(loaded.pixels, channels)
     planes = np.moveaxis(image, 2, 0).reshape(image.shape[2], -1)
+    measured = take_measured(image, loaded.filled, channels=channels)
     return _Look(
         height=image.shape[0],
         width=image.shape[1],
         bits=bits_of_dtype(image.dtype),
         has_equal_channels=bool((planes == planes[:1]).all()),
-        smallest=planes.min(axis=1).astype(np.float32),
-        largest=planes.max(axis=1).astype(np.float32),
-        std=planes.std(axis=1, dtype=np.float32),
+        smallest=np.array([plane.min() for plane in measured], np.float32),
+        largest=np.array([plane.max() for plane in measured], np.float32),
+        std=np.array([plane.std(dtype=np.float32) for plane in measured]),
         missing=loaded.missing,
-        values=planes[:, np.linspace(0, planes.shape[1] - 1, _VALUES).astype(np.int64)].astype(np.float32),
+        values=np.stack([_thin(plane) for plane in measured]),
         thumbnail=fit(image, THUMBNAIL_PX).astype(np.float32),
     )
+
+
+def take_measured(
+    image: ImageArray, filled: Missing | None, *, channels: Channels
+) -> list[Real[np.ndarray, " _n"]]:
+    """The values of each channel that are not filled; `channels` have been selected in the image alone."""
+    planes = list(np.ascontiguousarray(image.reshape(-1, image.shape[2]).T))  # 5 times as fast as not so
+    if filled is None:
+        return planes
+    gaps = np.broadcast_to(select_missing(filled, channels), image.shape).reshape(-1, image.shape[2]).T
+    # Grey of three channels may have no pixel where all are measured.
+    return [plane if gap.all() else plane[~gap] for plane, gap in zip(planes, gaps, strict=True)]
+
+
+def _thin(plane: Real[np.ndarray, " n"]) -> Float32[np.ndarray, " few"]:
+    return plane[np.linspace(0, plane.size - 1, _VALUES).astype(np.int64)].astype(np.float32)
 
 
 def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
