@@ -118,7 +118,10 @@ def list_parts(options: argparse.Namespace) -> list[Part]:
         *map(scaling, ("rows", "view", "batch")),
         measure("packing", "packing", *size, *work, expect_s=200),
         measure("evaluation", "evaluation", *device, *size, *work, expect_s=300),
-        _test("tests-method", "tests/method/test_optim.py" if options.tiny else "tests/method"),
+        _test(
+            "tests-method",
+            *(["tests/method/test_optimizers.py"] if options.tiny else ["tests/method", "tests/kernels"]),
+        ),
     ]
 
 
@@ -132,7 +135,20 @@ def _find_gpu_tests() -> list[str]:
 
 
 # Other plugins of the machine are left out, and warnings of other versions are no failures.
-_PYTEST = ("-q", "-p", "jaxtyping._pytest_plugin", "-p", "no:cacheprovider", "-W", "default", "-rs")
+# The options of pyproject.toml without pytest-xdist, which that machine lacks.
+_OPTIONS = "--strict-markers --strict-config --jaxtyping-packages=byol,beartype.beartype"
+_PYTEST = (
+    "-q",
+    "-o",
+    f"addopts={_OPTIONS}",
+    "-p",
+    "jaxtyping._pytest_plugin",
+    "-p",
+    "no:cacheprovider",
+    "-W",
+    "default",
+    "-rs",
+)
 
 _TINY_RUN = (
     "network.name=resnet10t",
