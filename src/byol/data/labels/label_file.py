@@ -4,7 +4,6 @@ What a file leaves in doubt is either understood in one way, and said, or refuse
 of difference: labels that quietly fit nothing would change what is measured.
 """
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,8 +15,9 @@ from jaxtyping import Int64
 
 from byol.base.errors import DataError
 from byol.data.decode.index import Names
-from byol.data.labels.matching import describe_rules, find_first, match_files
-from byol.data.labels.spelling import Spelled, make_plain
+from byol.data.labels.explaining import explain
+from byol.data.labels.matching import describe_rules, find_contrary, find_first, match_files
+from byol.data.labels.spelling import Spelled
 from byol.data.labels.tables import Column, Table, read_lines, read_table
 from byol.data.labels.text_files import decode_legacy
 
@@ -25,8 +25,6 @@ Numbers = Int64[np.ndarray, " n"]
 Labels = tuple[Numbers, tuple[str, ...]]  # index into the class names, or -1; class names
 
 _WHOLE = re.compile(r"-?\d{1,18}")
-_ROUNDED = re.compile(r"\d+(?:[.,]\d+)?[eE][+-]?\d+")  # 1.2E+05
-_NUM_NEAR = 5000  # images that an unmatched name is compared with
 
 
 class LabelFile:
@@ -94,9 +92,11 @@ class LabelFile:
 
         Raises:
             DataError: more than the share `max_unmatched` of what it says is of no image, or, unless that
-                is 1, all that it says of a class.
+                is 1, all that it says of a class; or it says two things of an image in two spellings.
         """
         lost, go_on = self._lost, "evaluation.max_unmatched=1 goes on without them"
+        if max_unmatched < 1 and len(lost):
+            self._check_spellings("evaluation.max_unmatched=1 takes the one that is nearer to the image")
         if len(lost) > max_unmatched * len(self._given):
             raise DataError(
                 f"{self.path}: {len(lost)} of its {len(self._given)} files are no image here; "
@@ -132,8 +132,20 @@ class LabelFile:
         """An example of a file that is no image, and how it differs from the image nearest to it."""
         if row is None:
             row = int(self._lost[0]) if len(self._lost) else 0
-        file = self._table.files[row]
-        return _explain(decode_legacy(file) if self._table.is_legacy else file, self._images)
+        return explain(self._table.files[row], self._images, is_legacy=self._table.is_legacy)
+
+    def _check_spellings(self, go_on: str) -> None:
+        """Refuse rows that name one image in two spellings and say two things of it."""
+        table = self._table
+        used = np.flatnonzero(self._is_used & (self._first == np.arange(len(self._first))))
+        pair = find_contrary(table.files, used, self._lost, codes=self._codes, is_legacy=table.is_legacy)
+        if pair is None:
+            return
+        one, two = (_show(table, row) for row in pair)
+        raise DataError(
+            f"{self.path}: {one} and {two} are spellings of one image, but say different things of it; keep "
+            f"the right one ({go_on})"
+        )
 
 
 def match_labels(path: Path, names: Iterable[str], *, folder: Path | None = None) -> Labels:
@@ -207,59 +219,13 @@ def _check_contradictions(table: Table, columns: dict[str, Labels], first: Numbe
         if len(contrary := np.flatnonzero(numbers != numbers[first])):
             row = int(contrary[0])
             one, two = (words[number] if number >= 0 else "" for number in numbers[[first[row], row]])
-            raise DataError(f"{table.path}: {table.files[row]} has two {name}s, {one} and {two}; keep one")
+            raise DataError(f"{table.path}: {_show(table, row)} has two {name}s, {one} and {two}; keep one")
+
+
+def _show(table: Table, row: int) -> str:
+    """The name of a file as it is to be read."""
+    return decode_legacy(table.files[row]) if table.is_legacy else table.files[row]
 
 
 def _count_others(num: int) -> str:
     return f" (nor of {num - 1} more)" if num > 1 else ""
-
-
-def _explain(file: str, images: Names) -> str:
-    """How the name of a file differs from the image whose name is most like it."""
-    if len(images) == 0:
-        return f"it names {file}, the images are named like (there are none)"
-    if _ROUNDED.fullmatch(file.rpartition("/")[2].strip()):
-        return (
-            f"it names {file}, a number that a spreadsheet has rounded: make the column text there, fill in "
-            "the names and save it again"
-        )
-    step = -(-len(images) // _NUM_NEAR)
-    sample = [images[place] for place in range(0, len(images), step)]
-    plain = make_plain(file)
-    base = plain.rpartition("/")[2]
-    same = [image for image in images if make_plain(image).rpartition("/")[2] == base] if base else []
-    if same:
-        return (
-            f"it names {file}, and the nearest image, {same[0]}, is in another folder: name the same folders"
-        )
-    mended = _mend(plain)
-    if mended is not None and mended in set(sample):
-        return f"it names {file}, which is {mended} in a wrong encoding: save it as UTF-8 once more"
-    near = difflib.get_close_matches(plain, sample, n=1, cutoff=0.5)
-    if not near:
-        return f"it names {file}, the images are named like {sample[-1]}: write the names of the images"
-    return f"it names {file}, the nearest image is {near[0]}: {_describe_edit(plain, near[0])}"
-
-
-def _mend(name: str) -> str | None:
-    """UTF-8 that was read as Windows-1252, read again."""
-    try:
-        mended = name.encode("cp1252").decode("utf-8")
-    except UnicodeError:
-        return None
-    return mended if mended != name else None
-
-
-def _describe_edit(file: str, image: str) -> str:
-    """The first place where two names differ, in words."""
-    for kind, start, end, image_start, image_end in difflib.SequenceMatcher(
-        None, file, image, autojunk=False
-    ).get_opcodes():
-        theirs, ours = file[start:end], image[image_start:image_end]
-        if kind == "insert":
-            return f"{ours!r} is missing from it; write the names of the images"
-        if kind == "delete":
-            return f"it has {theirs!r} too much; write the names of the images"
-        if kind == "replace":
-            return f"it has {theirs!r} where the image has {ours!r}; write the names of the images"
-    return "write the names of the images"

@@ -16,12 +16,14 @@ from byol.data.labels.spelling import (
     Spelled,
     Speller,
     cut,
+    fold,
     hash_all,
     list_tails,
     make_plain,
     name_differences,
     refuse_many,
 )
+from byol.data.labels.text_files import decode_legacy
 
 Mask = Bool[np.ndarray, " _n"]
 
@@ -67,7 +69,8 @@ def match_files(
     examples = {}
     if rules[TAIL]:
         image = int(np.flatnonzero((match >= 0) & ~whole)[0])
-        examples[TAIL] = f"{files[int(match[image])]} for {images[image]}"
+        named = files[int(match[image])]
+        examples[TAIL] = f"{decode_legacy(named) if is_legacy else named} for {images[image]}"
     is_used = np.zeros(len(files), dtype=np.bool_)
     is_used[match[match >= 0]] = True
     rest = np.flatnonzero((first == np.arange(len(files))) & ~is_used)
@@ -79,7 +82,7 @@ def match_files(
             rule = f"but for {' and '.join(name_differences(file, name, is_legacy=is_legacy))}"
             rules[rule] += 1
             if rule not in examples:
-                examples[rule] = f"{file} for {name}"
+                examples[rule] = f"{decode_legacy(file) if is_legacy else file} for {name}"
         _mark_twins(files, rest[~is_used[rest]], codes=codes, is_used=is_used)
     return Match(match, is_used, +rules, examples)
 
@@ -93,6 +96,21 @@ def _mark_twins(files: Names, rest: Numbers, *, codes: Numbers, is_used: Mask) -
     said = set(zip(known[near].tolist(), codes[used[near]].tolist(), strict=True))
     pairs = zip(asked.tolist(), codes[rest].tolist(), strict=True)
     is_used[rest[[pair in said for pair in pairs]]] = True
+
+
+def find_contrary(
+    files: Names, used: Numbers, rest: Numbers, *, codes: Numbers, is_legacy: bool
+) -> tuple[int, int] | None:
+    """A used row, and one of the rest that is the same file but for its spelling and says something else."""
+
+    def spell(rows: Numbers) -> Numbers:
+        names = files.pick(rows)
+        return hash_all(map(fold, map(decode_legacy, names) if is_legacy else names))
+
+    known = Places(spell(used), used)
+    rows = known.find(spell(rest))
+    contrary = np.flatnonzero((rows >= 0) & (codes[rows] != codes[rest]))
+    return (int(rows[contrary[0]]), int(rest[contrary[0]])) if len(contrary) else None
 
 
 def describe_rules(path: Path, rules: Counter[str], examples: dict[str, str]) -> Iterator[str]:

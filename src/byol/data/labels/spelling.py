@@ -18,7 +18,7 @@ from jaxtyping import Int64
 from byol.base.errors import DataError
 from byol.data.decode.content import IMAGE_SUFFIXES
 from byol.data.decode.index import Names, NamesBuilder
-from byol.data.labels.text_files import decode_legacy
+from byol.data.labels.text_files import decode_legacy, strip_blank
 
 Numbers = Int64[np.ndarray, " _n"]
 
@@ -102,15 +102,18 @@ def refuse_many(path: Path, file: str, one: str, two: str) -> DataError:
 
 
 def _trim(name: str) -> str:
-    """Without white space and quotes around it."""
-    return make_plain(name.strip().strip(_QUOTES).strip())
+    """Without white space and quotes around it, nor the `=` of a spreadsheet's formula in front of these."""
+    name = strip_blank(name)
+    if name.startswith('="'):
+        name = name[1:]
+    return make_plain(strip_blank(name.strip(_QUOTES)))
 
 
 def _compose(name: str) -> str:
     return unicodedata.normalize("NFC", _trim(name))
 
 
-def _fold(name: str) -> str:
+def fold(name: str) -> str:
     """In one letter case."""
     composed = _compose(name)
     return composed.lower() if composed.isascii() else unicodedata.normalize("NFC", composed.casefold())
@@ -118,14 +121,14 @@ def _fold(name: str) -> str:
 
 def cut(name: str) -> str:
     """In one letter case, without suffix; numbers without leading zeros and `.0`."""
-    folder, slash, base = _fold(name).rpartition("/")
+    folder, slash, base = fold(name).rpartition("/")
     stem, dot, suffix = base.rpartition(".")
     stem = stem if stem and dot + suffix in _SUFFIXES else base
     number = _WHOLE.fullmatch(stem) if stem[:1].isdecimal() else None
     return f"{folder}{slash}{number[1] if number else stem}"
 
 
-_SPELLINGS = (_trim, _compose, _fold, cut)  # the later, the more names are alike
+_SPELLINGS = (_trim, _compose, fold, cut)  # the later, the more names are alike
 
 
 @dataclass(frozen=True)
@@ -199,8 +202,8 @@ class Speller:
         return map(decode_legacy, names) if self._is_legacy else names
 
     def _refuse(self, rows: Numbers, images: Numbers) -> DataError:
-        file = self._files[int(rows[0])]
-        key = f"/{cut(next(self._read(rows[:1])))}"
+        file = next(self._read(rows[:1]))
+        key = f"/{cut(file)}"
 
         def are_related(other: str) -> bool:
             return key.endswith(f"/{other}") or f"/{other}".endswith(key)

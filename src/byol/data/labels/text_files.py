@@ -16,9 +16,15 @@ _OTHER_FILES = {
     b"\x1f\x8b": "compressed by gzip",
     b"PAR1": "a Parquet file",
     b"%PDF": "a PDF",
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
 }
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _BLOCK_BYTES = 2**20
+# White space, and what is not seen either: zero-width characters, marks of direction and of byte order.
+_BLANK = "".join(chr(code) for code in range(0x3001) if chr(code).isspace()) + (
+    "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+)
 
 
 def decode_legacy(text: str) -> str:
@@ -29,6 +35,11 @@ def decode_legacy(text: str) -> str:
         return text
 
 
+def strip_blank(text: str) -> str:
+    """Without white space and characters that are not seen around it."""
+    return text.strip(_BLANK)
+
+
 def find_encoding(path: Path) -> str:
     """`utf-8-sig`, a form of UTF-16, or what files are read as that are neither."""
     with reading(path), path.open("rb") as file:
@@ -37,9 +48,9 @@ def find_encoding(path: Path) -> str:
             raise DataError(f"{path}: is empty; write file,label on its first line, then a line an image")
         for magic, what in _OTHER_FILES.items():
             if head.startswith(magic):
-                raise DataError(f"{path}: is {what}, not text; export it as CSV (in Excel: CSV UTF-8)")
+                raise DataError(f"{path}: is {what}, not plain text; export it as CSV (in Excel: CSV UTF-8)")
         for bom, encoding in _BOMS.items():
-            if head.startswith(bom) and not head.startswith(codecs.BOM_UTF32_LE):
+            if head.startswith(bom):
                 return encoding
         nuls = [sum(byte == 0 for byte in head[parity::2]) for parity in (0, 1)]
         # Every other byte: UTF-16 without its mark.
