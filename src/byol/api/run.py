@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byol.api.arguments import AnyPath, Overrides, choose_folder, make_draft
-from byol.api.progress import open_console
+from byol.base.console import open_console
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from byol.auto import resolve
 from byol.auto.choices import count_usable
+from byol.base.console import Say
 from byol.config import Config, PartialConfig, load_config
 from byol.data.pack.images import open_images
 from byol.method.schedule import Plan
@@ -103,9 +104,7 @@ def fit_to_time(
     return PartialConfig(length.config, draft.layers), length.step_s
 
 
-def preview(
-    draft: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], say: Callable[[str], None]
-) -> None:
+def preview(draft: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], say: Say) -> None:
     """Say what `fit_to_time` would choose, and the schedule; nothing is written.
 
     Raises:

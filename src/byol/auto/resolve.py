@@ -1,6 +1,5 @@
 """From what a person gave to a configuration that can run: the rest is chosen, or taken from the run."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from byol.auto.choices import Choice, Chosen, Machine, choose, count_usable
+from byol.base.console import Say
 from byol.config import Config, PartialConfig, load_config
 from byol.data.decode.content import HEAD_BYTES, image_kind
 from byol.data.decode.formats import path_of
@@ -27,9 +27,7 @@ from byol.training.step_benchmark import StepBenchmark, benchmark_step, choose_b
 _LOOK_AT = 2000  # images
 
 
-def resolve(
-    draft: PartialConfig, run_dir: Path, *, ranks: Ranks, say: Callable[[str], None]
-) -> tuple[Config, float | None]:
+def resolve(draft: PartialConfig, run_dir: Path, *, ranks: Ranks, say: Say) -> tuple[Config, float | None]:
     """The configuration of the run in `run_dir`, which is claimed if something had to be chosen.
 
     And what a step takes, seconds, if that was measured on the way.
@@ -75,7 +73,7 @@ def check_weights(config: Config, run_dir: Path) -> None:
     initial_weights.rehearse(config, channels=channels)
 
 
-def preview(draft: PartialConfig, run_dir: Path, *, say: Callable[[str], None]) -> None:
+def preview(draft: PartialConfig, run_dir: Path, *, say: Say) -> None:
     """Say all that `resolve` would choose, the schedule and how long it takes; nothing is written.
 
     Raises:
@@ -100,7 +98,7 @@ def preview(draft: PartialConfig, run_dir: Path, *, say: Callable[[str], None]) 
     say("nothing was written; the same command without -n trains")
 
 
-def _say_missing(look: Survey, say: Callable[[str], None]) -> None:
+def _say_missing(look: Survey, say: Say) -> None:
     if (line := describe_missing(look.missing, look.with_missing)) is not None:
         say(line)
 

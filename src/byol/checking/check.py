@@ -10,8 +10,9 @@ import torch
 
 from byol.auto.choices import FEWEST_IMAGES
 from byol.auto.resolve import Forecast, count_channels, forecast, look_at_some
+from byol.base.console import Count
 from byol.base.errors import ByolError, CheckpointError, ConfigError, DataError
-from byol.checking.doctor import Examined, Progress, examine, find_duplicates
+from byol.checking.doctor import Examined, examine, find_duplicates
 from byol.checking.duplicates import find_leaks
 from byol.checking.findings import Problem, find_leaks_problems, find_problems
 from byol.checking.report import REPORT, Leaks, Report
@@ -46,7 +47,7 @@ class CheckResult:
 
 
 def check(
-    draft: PartialConfig, folder: Path, *, test: str | None = None, progress: Progress | None = None
+    draft: PartialConfig, folder: Path, *, test: str | None = None, progress: Count | None = None
 ) -> CheckResult:
     """Look at all images, try what training would do, and write the report into `folder`, nothing elsewhere.
 

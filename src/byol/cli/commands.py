@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import byol
 from byol.api.arguments import choose_folder, make_draft
-from byol.api.progress import show_bar
-from byol.base.console import complain, is_watched, make_console, say, say_block
+from byol.base.console import complain, is_watched, make_console, say, say_block, show_bar
 from byol.base.errors import ConfigError, DataError, printable
 from byol.config import PartialConfig, json_schema, load_partial, write_override
 

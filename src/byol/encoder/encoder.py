@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from byol.base.console import Count
 from byol.base.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.base.files import write_atomically
 from byol.config import load_config
@@ -152,7 +153,7 @@ class Encoder:
         *,
         rows: Int64[np.ndarray, " image"] | None = None,
         batch_size: int = 256,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Count | None = None,
     ) -> Float32[np.ndarray, "image feature"]:
         """Features of packed images, or of some in the order of `rows`; `progress` hears done, of all.
 

@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from byol.base.console import Count
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.config import Config, DataTransforms
@@ -35,7 +36,6 @@ _BATCH = 256
 _PCA_VALUES = 2**28  # pixels that principal components are fitted on at once: 1 GB
 _PCA_ROWS = 10_000
 
-Progress = Callable[[int, int], None]  # images done, of all
 Rows = Int64[np.ndarray, " image"]
 Features = Float32[np.ndarray, "image feature"]
 
@@ -81,7 +81,7 @@ def features_of(
     *,
     encoder: FrozenEncoder,
     cache_folder: Path,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Features:
     """Features of these rows of the packed images, in their order; from the cache if they are there.
 

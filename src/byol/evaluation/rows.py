@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from byol.base.cache import Arrays, cache_key, keep
-from byol.base.console import Say
+from byol.base.console import Count, Say
 from byol.config import Config
 from byol.encoder.encoder import Encoder, load
 from byol.encoder.spec import SPEC_NAME
-from byol.evaluation.features import Progress, features_of, pixel_components, trained, untrained
+from byol.evaluation.features import features_of, pixel_components, trained, untrained
 from byol.evaluation.labelled import LEARNED
 from byol.evaluation.splits import Split, Splits
 from byol.evaluation.weights import name_weights, open_weights
@@ -89,7 +89,7 @@ def make_candidates(
     splits: Splits,
     online: Encoder,
     say: Say,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> Iterator[Candidate]:
     """Baselines first, so that what BYOL has to beat is known when its rows come.
 

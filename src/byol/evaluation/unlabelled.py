@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from byol.base.cache import Arrays, cache_key, keep
-from byol.base.console import Say, silent
+from byol.base.console import Count, Say, silent
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.config import Config
@@ -38,7 +38,6 @@ from byol.evaluation.description import (
 )
 from byol.evaluation.features import (
     FrozenEncoder,
-    Progress,
     features_of,
     spread,
     trained,
@@ -79,8 +78,8 @@ def describe(
     *,
     overrides: Sequence[str] = (),
     metadata: Path | None = None,
-    say: Say | None = None,
-    progress: Progress | None = None,
+    say: Say = silent,
+    progress: Count | None = None,
 ) -> Description:
     """Describe a run's features of its training images without labels, and save that in the run folder.
 
@@ -94,7 +93,7 @@ def describe(
         ConfigError: an override is not valid, or would change what the run was.
         DataError: the images or `metadata` cannot be read, features are not finite or all the same.
     """
-    start, say, cache_folder = time.perf_counter(), say or silent, run_dir / "features"
+    start, cache_folder = time.perf_counter(), run_dir / "features"
     keep_freed_memory()
     config = read_config(run_dir, overrides)
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")

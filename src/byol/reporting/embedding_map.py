@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int64, UInt16
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from byol.base.console import Say
+from byol.base.console import Count, Say
 from byol.base.errors import CheckpointError, DataError
 from byol.base.files import check_writable, write_atomically
 from byol.config import Config
@@ -31,7 +31,7 @@ from byol.data.pack.images import open_images
 from byol.data.pack.packed import Packed
 from byol.data.sources.opening import folder_of
 from byol.encoder.encoder import Encoder
-from byol.evaluation.features import Progress, features_of, spread, trained
+from byol.evaluation.features import features_of, spread, trained
 from byol.evaluation.metadata import are_alike
 
 FILE_NAME = "map.npz"
@@ -64,7 +64,7 @@ class Embedded:
         source: str | None = None,
         metadata: Path | None = None,
         say: Say,
-        progress: Progress | None = None,
+        progress: Count | None = None,
     ) -> "Embedded":
         """Images of `open_run_images`, which got `source`; features come from the run's cache if there.
 

@@ -23,11 +23,10 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt16
 
-from byol.base.console import Say
+from byol.base.console import Count, Say
 from byol.base.errors import ByolError, ConfigError
 from byol.config import write_override
 from byol.encoder.encoder import Encoder, load
-from byol.evaluation.features import Progress
 from byol.metrics.neighbours import find_nearest
 from byol.pictures.page import render_page
 from byol.pictures.thumbnails import draw_thumbnail, encode
@@ -141,7 +140,7 @@ def explore(
     port: int = 0,
     open_browser: bool = False,
     say: Say,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> None:
     """Serve the page until interrupted; `say` hears its address.
 

@@ -20,7 +20,7 @@ from jaxtyping import Int64
 from markupsafe import Markup
 from PIL import Image
 
-from byol.base.console import Say, silent
+from byol.base.console import Count, Say, silent
 from byol.base.errors import ConfigError, DataError
 from byol.base.files import write_atomically
 from byol.base.version import __version__
@@ -28,7 +28,6 @@ from byol.config import write_override
 from byol.data.labels.label_file import Labels
 from byol.data.pack.packed import Packed
 from byol.encoder.encoder import load
-from byol.evaluation.features import Progress
 from byol.evaluation.labelled import SEEN
 from byol.metrics.neighbours import find_nearest
 from byol.pictures.page import render_page, to_address
@@ -65,8 +64,8 @@ def write_report(
     output: Path | None = None,
     overrides: Sequence[str] = (),
     most_images: int = MOST_PLACED,
-    say: Say | None = None,
-    progress: Progress | None = None,
+    say: Say = silent,
+    progress: Count | None = None,
 ) -> Path:
     """Write the report of a run to `output`, or to `report.html` in the run folder; returns its path.
 
@@ -84,7 +83,6 @@ def write_report(
         raise ConfigError(
             f"--images {most_images}: a report has 1 to {MOST_IMAGES:,} on its map; byol explore shows more"
         )
-    say = say or silent
     given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
     facts = read_summary(run_dir, [*overrides, *given])
     embedded, missing = _open_images(facts, metadata=metadata, say=say, progress=progress)
@@ -100,7 +98,7 @@ def write_report(
 
 
 def _open_images(
-    facts: RunSummary, *, metadata: Path | None, say: Say, progress: Progress | None
+    facts: RunSummary, *, metadata: Path | None, say: Say, progress: Count | None
 ) -> tuple[Embedded | None, str]:
     """The images of the run and their features, or why there are none."""
     if facts.encoder is None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from byol.base.console import Say
 from byol.base.errors import ConfigError
 from byol.device.devices import empty_cache
 from byol.device.memory import is_out_of_memory
@@ -47,7 +48,7 @@ def compute_within_memory(
     num_parts: int,
     ranks: Ranks,
     seed: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Computed:
     """`compute_gradients`; if memory runs out, the failed attempt is undone and made in twice as many parts.
 

@@ -1,7 +1,6 @@
 """Make the packed copy of a source, continue a packing that was stopped, or find the copy that is there."""
 
 import json
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial as partial_function
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from byol.base.console import Count
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.data.decode.disk import DiskError, is_of_the_system, is_worth_a_try, try_again
@@ -35,8 +35,6 @@ from byol.data.sources.survey import describe_mixture, find_largest_side
 
 _SAMPLE = 500  # images whose sizes are looked at before packing
 
-Progress = Callable[[int, int], None]
-
 
 def find_limit_px(view_px: int) -> int:
     """The stored side, px, where images are large enough: 1.15 x `view_px`, rounded up."""
@@ -54,7 +52,7 @@ def pack(
     num_workers: int,
     geometry: Geometry = "square",
     alpha: Alpha = "auto",
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Packed:
     """Pack `source` into `folder`, or continue a packing that was stopped, or find the pack that is there.
 
@@ -145,7 +143,7 @@ def _count_back(packed: Packed, source: Source) -> int:
     return found
 
 
-def _report_other(partial: Path, progress: Progress | None) -> None:
+def _report_other(partial: Path, progress: Count | None) -> None:
     mark = read_mark(partial)
     if mark is not None and progress is not None:
         progress(mark.done, mark.num_images)
@@ -175,7 +173,7 @@ def _write(
     partial: Path,
     max_bad: float,
     num_workers: int,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> None:
     """Everything that a pack holds, into the folder `partial`."""
     mark = read_mark(partial)
@@ -203,7 +201,7 @@ def _write_at(
     partial: Path,
     max_bad: float,
     num_workers: int,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> None:
     recipe = mark.recipe
     with writing(partial):
@@ -226,7 +224,7 @@ def _append_all(
     *,
     tally: RunningStatistics,
     num_workers: int,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> None:
     px = writer.mark.px
     read = partial_function(
