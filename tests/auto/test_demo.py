@@ -99,8 +99,8 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def probed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Let a step take so long here, in the probe and by the clock of the run; fewer seconds in all."""
+def step_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let a step take so long here, in the benchmark and by the clock of the run; fewer seconds in all."""
     monkeypatch.setattr(demo, "TOTAL_S", 50.0)
     monkeypatch.setattr(demo, "LEAST_S", 5.0)
     monkeypatch.setattr(demo, "_EVALUATION_S", 10.0)
@@ -129,9 +129,9 @@ def fit(draft: PartialConfig, run_dir: Path) -> tuple[PartialConfig, float | Non
 
 
 def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
-    images: Path, tmp_path: Path, probed: Callable[[float], None]
+    images: Path, tmp_path: Path, step_takes: Callable[[float], None]
 ) -> None:
-    probed(0.25)
+    step_takes(0.25)
     draft = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
     run_dir = tmp_path / "run"
     given, step_s, said = fit(draft, run_dir)
@@ -144,15 +144,15 @@ def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
     lines = read_metrics(run_dir)
     assert lines[-1].lr < 0.001 and lines[-1].tau > 0.999
     # Again, at another speed: the length is that of the run.
-    probed(0.001)
+    step_takes(0.001)
     again, step_s, said = fit(draft, run_dir)
     assert again == given and step_s is None and said == ""
     assert train(given, run_dir, console=quiet) == TrainingOutcome(20, 20, None)
     assert load_config(run_dir / "config.yaml", [], preset=None).trainer == given.config.trainer
 
 
-def test_a_given_length_is_kept_to(images: Path, tmp_path: Path, probed: Callable[[float], None]) -> None:
-    probed(100.0)
+def test_a_given_length_is_kept_to(images: Path, tmp_path: Path, step_takes: Callable[[float], None]) -> None:
+    step_takes(100.0)
     for override in ("trainer.max_epochs=4", "trainer.max_hours=0.5"):
         draft = load_partial(None, [f"data.source={images}", *TINY, override], preset="demo")
         given, step_s, said = fit(draft, tmp_path / "run")
@@ -160,9 +160,9 @@ def test_a_given_length_is_kept_to(images: Path, tmp_path: Path, probed: Callabl
 
 
 def test_the_preview_says_the_time_and_writes_nothing(
-    images: Path, tmp_path: Path, probed: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, step_takes: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probed(0.25)
+    step_takes(0.25)
     monkeypatch.setattr(resolve, "benchmark_step", lambda *_, **__: StepBenchmark(16, 1, 0.25, 1, 2))
     before, said = sorted(tmp_path.rglob("*")), list[str]()
     draft = load_partial(None, [f"data.source={images}", *TINY], preset="demo")

@@ -59,13 +59,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append("survey")
         return LOOK
 
-    def probe(config: Config, *, channels: int, stored_px: int, bits: int, wanted: int = 0) -> StepBenchmark:
+    def benchmark(
+        config: Config, *, channels: int, stored_px: int, bits: int, wanted: int = 0
+    ) -> StepBenchmark:
         seen.append(f"{'batch' if wanted else 'step'} {channels} {stored_px} {bits}")
         return StepBenchmark(config.batch_size, 2 if wanted else 1, 0.5, 10**9, 2 * 10**9)
 
     monkeypatch.setattr(resolve, "survey", survey)
-    monkeypatch.setattr(resolve, "choose_batch", probe)
-    monkeypatch.setattr(resolve, "benchmark_step", probe)
+    monkeypatch.setattr(resolve, "choose_batch", benchmark)
+    monkeypatch.setattr(resolve, "benchmark_step", benchmark)
     return seen
 
 

@@ -117,19 +117,19 @@ def test_stopped_twice_is_never_stopped(
 def test_the_speed_is_probed_before_the_start(
     images: Path, tmp_path: Path, at_step: dict[int, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probed: list[dict[str, int]] = []
+    benchmarked: list[dict[str, int]] = []
 
     def benchmark_step(config: Config, **what: int) -> StepBenchmark:
-        probed.append(what)
+        benchmarked.append(what)
         return StepBenchmark(16, 1, STEP_S, 1, 1)
 
     monkeypatch.setattr(setup, "benchmark_step", benchmark_step)
     config = configure(images, f"trainer.max_hours={2 / 3600}")
     outcome, said = run(config, tmp_path / "run")
-    assert probed == [{"channels": 3, "stored_px": 16, "bits": 8}] and outcome.done == 8
+    assert benchmarked == [{"channels": 3, "stored_px": 16, "bits": 8}] and outcome.done == 8
     assert said.startswith("measuring how long a step takes\n") and "about 8 (2 epochs) in 0:02" in said
     run(config, tmp_path / "run")
-    assert len(probed) == 1
+    assert len(benchmarked) == 1
 
 
 def test_a_known_speed_is_told_without_a_budget(images: Path, tmp_path: Path) -> None:

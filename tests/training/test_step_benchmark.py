@@ -1,4 +1,4 @@
-"""The probe: real steps in a process of their own, the batch in as many parts as fit, clear refusals."""
+"""The benchmark: real steps in a process of their own, the batch in as many parts as fit, clear refusals."""
 
 import io
 import json

@@ -69,7 +69,7 @@ class Chosen:
 
     config: Config
     choices: tuple[Choice, ...]
-    probe: StepBenchmark | None
+    benchmark: StepBenchmark | None
 
 
 def choose(
@@ -90,13 +90,13 @@ def choose(
     choices += _choose_network(draft, view_px=view_px, machine=machine)
     num_images = count_usable(survey)
     choices += _choose_batch(draft, num_images=num_images, machine=machine)
-    settled, probe = draft.settle(_values_of(choices)), None
+    settled, benchmark = draft.settle(_values_of(choices)), None
     if settled.open and measure is not None:
         trial = settled.settle({"trainer": {"accumulation_steps": 1, "max_epochs": 1}}).config
-        probe = measure(trial, "trainer.accumulation_steps" in settled.open)
-    choices += _choose_parts(settled, probe)
-    choices += _choose_length(settled, probe, num_images=num_images, device=machine.device)
-    return Chosen(draft.settle(_values_of(choices)).config, tuple(choices), probe)
+        benchmark = measure(trial, "trainer.accumulation_steps" in settled.open)
+    choices += _choose_parts(settled, benchmark)
+    choices += _choose_length(settled, benchmark, num_images=num_images, device=machine.device)
+    return Chosen(draft.settle(_values_of(choices)).config, tuple(choices), benchmark)
 
 
 def count_usable(survey: Survey) -> int:
@@ -213,19 +213,21 @@ def _choose_batch(draft: PartialConfig, *, num_images: int, machine: Machine) ->
     return [Choice("trainer.batch_size", batch, f"batch {batch}", reason)]
 
 
-def _choose_parts(draft: PartialConfig, probe: StepBenchmark | None) -> list[Choice]:
+def _choose_parts(draft: PartialConfig, benchmark: StepBenchmark | None) -> list[Choice]:
     if "trainer.accumulation_steps" not in draft.open:
         return []
-    parts = 1 if probe is None else probe.accumulation_steps
+    parts = 1 if benchmark is None else benchmark.accumulation_steps
     reason = "memory was not measured"
-    if probe is not None:
-        reason = f"{probe.peak_bytes / 1e9:.1f} GB of {probe.limit_bytes / 1e9:.1f} GB that may be used"
+    if benchmark is not None:
+        reason = (
+            f"{benchmark.peak_bytes / 1e9:.1f} GB of {benchmark.limit_bytes / 1e9:.1f} GB that may be used"
+        )
     words = f"batch in {parts} parts" if parts > 1 else "batch in one part"
     return [Choice("trainer.accumulation_steps", parts, words, reason)]
 
 
 def _choose_length(
-    draft: PartialConfig, probe: StepBenchmark | None, *, num_images: int, device: DeviceName
+    draft: PartialConfig, benchmark: StepBenchmark | None, *, num_images: int, device: DeviceName
 ) -> list[Choice]:
     if "trainer.max_epochs" not in draft.open:
         return []
@@ -234,11 +236,11 @@ def _choose_length(
     steps_per_epoch = max(1, num_images // batch)
     epochs = max(1, round(passes / (steps_per_epoch * batch)))
     reason = f"{passes:,} image passes"
-    if probe is not None:
+    if benchmark is not None:
         hours = DEFAULT_HOURS[device]
-        affordable = int(hours * 3600 / probe.step_s / steps_per_epoch)
+        affordable = int(hours * 3600 / benchmark.step_s / steps_per_epoch)
         if affordable < epochs:
             epochs = max(1, affordable)
-            reason = f"at most {hours:g} hours on {_DEVICE_NAMES[device]}, {probe.step_s:.3g} s a step"
+            reason = f"at most {hours:g} hours on {_DEVICE_NAMES[device]}, {benchmark.step_s:.3g} s a step"
     words = f"{epochs} epoch{'s' if epochs > 1 else ''}, {epochs * steps_per_epoch:,} steps"
     return [Choice("trainer.max_epochs", epochs, words, reason)]

@@ -118,7 +118,7 @@ def preview(draft: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float]
     look = resolve.look_at_some(draft)
     found, num_images = resolve.forecast(draft, look), count_usable(look)
     length = choose_length(
-        found.config, num_images=num_images, step_s=found.probe.step_s, elapsed_s=elapsed()
+        found.config, num_images=num_images, step_s=found.benchmark.step_s, elapsed_s=elapsed()
     )
     expected = max(1, round(length.training_s / length.step_s))
     plan = Plan.of(length.config, num_images=num_images, expected_steps=expected)

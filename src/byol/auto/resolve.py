@@ -52,7 +52,7 @@ def resolve(draft: PartialConfig, run_dir: Path, *, ranks: Ranks, say: Say) -> t
             say(str(choice))
         _say_missing(look, say)
         checkpoint.claim_run_folder(run_dir, chosen.config)
-        step_s = None if chosen.probe is None else chosen.probe.step_s
+        step_s = None if chosen.benchmark is None else chosen.benchmark.step_s
     ranks.wait()
     return _ask_run(draft, run_dir).config, step_s
 
@@ -109,13 +109,13 @@ class Forecast:
 
     config: Config
     choices: tuple[Choice, ...]
-    probe: StepBenchmark
+    benchmark: StepBenchmark
     plan: Plan
     stored_px: int
 
     def describe_time(self) -> str:
         """How long it takes, a line."""
-        plan, step_s = self.plan, self.probe.step_s
+        plan, step_s = self.plan, self.benchmark.step_s
         return (
             f"about {_in_words(plan.total_steps * step_s)}: {plan.total_steps:,} steps of "
             f"{step_s:.3g} s, {plan.batch_size / step_s:.3g} images/s"
@@ -131,11 +131,11 @@ def forecast(draft: PartialConfig, look: Survey) -> Forecast:
     check_name(draft.config.network.name)
     chosen = _choose(draft, look, world_size=1)
     config = chosen.config
-    probe = chosen.probe or _measure(config, False, look=look)
+    benchmark = chosen.benchmark or _measure(config, False, look=look)
     hours = config.trainer.max_hours
-    expected = None if hours is None else max(1, round(3600.0 * hours / probe.step_s))
+    expected = None if hours is None else max(1, round(3600.0 * hours / benchmark.step_s))
     plan = Plan.of(config, num_images=count_usable(look), expected_steps=expected)
-    return Forecast(config, chosen.choices, probe, plan, _find_stored_px(config, look))
+    return Forecast(config, chosen.choices, benchmark, plan, _find_stored_px(config, look))
 
 
 def _ask_run(draft: PartialConfig, run_dir: Path) -> PartialConfig:

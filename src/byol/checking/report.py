@@ -146,10 +146,10 @@ class Report:
         yield f"{ahead.describe_time()}; {self._describe_room(ahead)}"
 
     def _describe_room(self, ahead: Forecast) -> str:
-        px, probe = ahead.stored_px, ahead.probe
+        px, benchmark = ahead.stored_px, ahead.benchmark
         channels, itemsize = self._stored_kind()
         disk = len(self.found) * px * px * channels * itemsize
-        return f"{_bytes(probe.peak_bytes)} of memory, {_bytes(disk)} of disk for {px} px copies"
+        return f"{_bytes(benchmark.peak_bytes)} of memory, {_bytes(disk)} of disk for {px} px copies"
 
     def _stored_kind(self) -> tuple[int, int]:
         """Channels, and bytes a value."""

@@ -167,7 +167,7 @@ def make_plan(
     ranks: Ranks,
     console: Console | None,
 ) -> Plan:
-    """With a time budget for the number of steps that a probe expects; a continued run keeps to its own."""
+    """The schedule. With a time budget a step benchmark estimates its length, once for the whole run."""
     hours = config.trainer.max_hours
     if hours is None:
         return Plan.of(config, num_images=len(images))

@@ -75,13 +75,13 @@ def benchmark_step(config: Config, *, channels: int, stored_px: int, bits: int) 
     Raises:
         ConfigError: the networks cannot be made, or there is not enough memory for one step.
     """
-    probe = _try(config, channels=channels, stored_px=stored_px, bits=bits)
-    if probe is None:
+    benchmark = _try(config, channels=channels, stored_px=stored_px, bits=bits)
+    if benchmark is None:
         raise ConfigError(
             f"trainer.batch_size: a step of {config.batch_size} images in {config.accumulation_steps} "
             f"part(s) runs out of memory; set trainer.accumulation_steps={2 * config.accumulation_steps}"
         )
-    return probe
+    return benchmark
 
 
 def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, bits: int) -> StepBenchmark:
@@ -96,23 +96,23 @@ def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, 
     while True:
         trainer = config.trainer.model_copy(update={"batch_size": wanted, "accumulation_steps": num_parts})
         tried = config.model_copy(update={"trainer": trainer})
-        probe = _try(tried, channels=channels, stored_px=stored_px, bits=bits)
-        if probe is not None and probe.fits:
-            return probe
+        benchmark = _try(tried, channels=channels, stored_px=stored_px, bits=bits)
+        if benchmark is not None and benchmark.fits:
+            return benchmark
         if not can_halve(wanted, num_parts=num_parts, world_size=_world_size()):
             part = wanted // (num_parts * _world_size())
             raise ConfigError(
                 f"trainer.batch_size: {wanted} images do not fit into memory, not even {part} at a time "
-                f"({_describe(probe)}); set a smaller data_transforms.input_shape, a smaller network.name, "
-                "or a batch that is a power of two"
+                f"({_describe(benchmark)}); set a smaller data_transforms.input_shape, a smaller "
+                "network.name, or a batch that is a power of two"
             )
         num_parts *= 2
 
 
-def _describe(probe: StepBenchmark | None) -> str:
-    if probe is None:
+def _describe(benchmark: StepBenchmark | None) -> str:
+    if benchmark is None:
         return "allocation failed"
-    return f"{probe.peak_bytes / 1e9:.1f} GB needed, {probe.limit_bytes / 1e9:.1f} GB may be used"
+    return f"{benchmark.peak_bytes / 1e9:.1f} GB needed, {benchmark.limit_bytes / 1e9:.1f} GB may be used"
 
 
 def _world_size() -> int:
@@ -187,7 +187,7 @@ def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if ended_by == "SIGINT":  # Ctrl-C reaches parent and child
         raise KeyboardInterrupt
-    raise RuntimeError(f"the probe failed with code {child.returncode}:\n{errors}")
+    raise RuntimeError(f"the benchmark failed with code {child.returncode}:\n{errors}")
 
 
 def _name_signal(returncode: int) -> str:
