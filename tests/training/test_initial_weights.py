@@ -156,12 +156,12 @@ def test_stopped_in_the_warming_and_continued_without_the_weights(
     run(config, tmp_path / "whole")
     original, calls = loop.set_lr, 0
 
-    def stop_in_the_first(optimizer: torch.optim.Optimizer, lr: float, *, apart: float) -> None:
+    def stop_in_the_first(optimizer: torch.optim.Optimizer, lr: float, *, encoder_share: float) -> None:
         nonlocal calls
         calls += 1
         if calls == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(optimizer, lr, apart=apart)
+        original(optimizer, lr, encoder_share=encoder_share)
 
     monkeypatch.setattr(loop, "set_lr", stop_in_the_first)
     run(config, tmp_path / "stopped")

@@ -54,7 +54,7 @@ class InitialWeights:
         )
 
     @property
-    def parts_encoder(self) -> bool:
+    def has_encoder_group(self) -> bool:
         """Whether the encoder's learning rate ever differs from the heads'."""
         return self.warm_steps > 0 or self.encoder_lr != 1.0
 
@@ -66,7 +66,7 @@ class InitialWeights:
 
     def explain(self) -> list[str]:
         """A line if encoder and heads are treated differently."""
-        if not self.parts_encoder:
+        if not self.has_encoder_group:
             return []
         warm = f"the first {self.warm_steps} steps train the heads alone (network.warm_heads); "
         rate = f"the encoder's learning rate is {self.encoder_lr:g} of theirs (network.encoder_lr)"

@@ -75,7 +75,7 @@ def train(
                     monitor.check_finite(computed.loss, step=step, gradients_too=due.host_waits)
 
                 # Online network: one gradient step. Target network: moving average of the online one.
-                set_lr(run.optimizer, plan.lr(position), apart=run.begun.encoder_share(step))
+                set_lr(run.optimizer, plan.lr(position), encoder_share=run.begun.encoder_share(step))
                 run.optimizer.step()
                 run.optimizer.zero_grad(set_to_none=True)
                 run.byol.update_target(plan.tau(position))

@@ -100,8 +100,8 @@ def prepare(
     byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
     begun, origin = initial_weights.begin(run_dir, byol, config=config, plan=plan)
     byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    apart = byol.online.encoder if begun.parts_encoder else None
-    optimizer = build_optimizer(byol, config.optimizer, plan=plan, apart=apart)
+    encoder = byol.online.encoder if begun.has_encoder_group else None
+    optimizer = build_optimizer(byol, config.optimizer, plan=plan, encoder=encoder)
     done = 0
     if state is not None:
         done = checkpoint.restore(
