@@ -121,10 +121,10 @@ def step_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return install
 
 
-def fit(draft: PartialConfig, run_dir: Path) -> tuple[PartialConfig, float | None, str]:
+def fit(partial_config: PartialConfig, run_dir: Path) -> tuple[PartialConfig, float | None, str]:
     output = io.StringIO()
     console = Console(file=output, width=200)
-    given, step_s = fit_to_time(draft, run_dir, elapsed=lambda: 10.0, console=console)
+    given, step_s = fit_to_time(partial_config, run_dir, elapsed=lambda: 10.0, console=console)
     return given, step_s, output.getvalue()
 
 
@@ -132,9 +132,9 @@ def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
     images: Path, tmp_path: Path, step_takes: Callable[[float], None]
 ) -> None:
     step_takes(0.25)
-    draft = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
+    partial_config = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
     run_dir = tmp_path / "run"
-    given, step_s, said = fit(draft, run_dir)
+    given, step_s, said = fit(partial_config, run_dir)
     assert given.config.trainer.max_hours is not None
     assert (
         given.config.trainer.max_hours * 3600 == pytest.approx(5.0, abs=0.05) and "this takes about" in said
@@ -145,7 +145,7 @@ def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
     assert lines[-1].lr < 0.001 and lines[-1].tau > 0.999
     # Again, at another speed: the length is that of the run.
     step_takes(0.001)
-    again, step_s, said = fit(draft, run_dir)
+    again, step_s, said = fit(partial_config, run_dir)
     assert again == given and step_s is None and said == ""
     assert train(given, run_dir, console=quiet) == TrainingOutcome(20, 20, None)
     assert load_config(run_dir / "config.yaml", [], preset=None).trainer == given.config.trainer
@@ -154,9 +154,9 @@ def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
 def test_a_given_length_is_kept_to(images: Path, tmp_path: Path, step_takes: Callable[[float], None]) -> None:
     step_takes(100.0)
     for override in ("trainer.max_epochs=4", "trainer.max_hours=0.5"):
-        draft = load_partial(None, [f"data.source={images}", *TINY, override], preset="demo")
-        given, step_s, said = fit(draft, tmp_path / "run")
-        assert (given, step_s, said) == (draft, None, "")
+        partial_config = load_partial(None, [f"data.source={images}", *TINY, override], preset="demo")
+        given, step_s, said = fit(partial_config, tmp_path / "run")
+        assert (given, step_s, said) == (partial_config, None, "")
 
 
 def test_the_preview_says_the_time_and_writes_nothing(
@@ -165,8 +165,8 @@ def test_the_preview_says_the_time_and_writes_nothing(
     step_takes(0.25)
     monkeypatch.setattr(resolve, "benchmark_step", lambda *_, **__: StepBenchmark(16, 1, 0.25, 1, 2))
     before, said = sorted(tmp_path.rglob("*")), list[str]()
-    draft = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
-    demo.preview(draft, tmp_path / "run", elapsed=lambda: 10.0, say=said.append)
+    partial_config = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
+    demo.preview(partial_config, tmp_path / "run", elapsed=lambda: 10.0, say=said.append)
     assert said[0].startswith("this takes about 1:00") and "18 training steps in 0:05" in said[0]
     assert any(line.startswith("learning rate") for line in said) and "nothing was written" in said[-1]
     assert sorted(tmp_path.rglob("*")) == before

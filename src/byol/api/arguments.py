@@ -31,7 +31,7 @@ def list_evaluation(overrides: Overrides, **given: object) -> list[str]:
     return [*list_overrides(overrides), *chosen]
 
 
-def make_draft(
+def make_partial_config(
     images: AnyPath,
     *,
     preset: str | None,

@@ -77,21 +77,21 @@ def choose_length(config: Config, *, num_images: int, step_s: float, elapsed_s: 
 
 
 def fit_to_time(
-    draft: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], console: Console
+    partial_config: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], console: Console
 ) -> tuple[PartialConfig, float | None]:
     """The demo's configuration with its length, and what a step takes, seconds, if that was measured.
 
-    A run that has begun keeps its length. Given lengths, open settings and several ranks leave nothing to
+    A run that has begun keeps its length. Entry lengths, open settings and several ranks leave nothing to
     fit. `elapsed` says how many seconds the command has taken so far.
 
     Raises:
         ConfigError, DataError, CheckpointError: as training would.
     """
-    if not _is_free(draft):
-        return draft, None
+    if not _is_free(partial_config):
+        return partial_config, None
     if checkpoint.has_begun(run_dir):
-        return PartialConfig(_keep_length(draft.config, run_dir), draft.layers), None
-    config = draft.config
+        return PartialConfig(_keep_length(partial_config.config, run_dir), partial_config.layers), None
+    config = partial_config.config
     check_settings(config, run_dir)
     checkpoint.check_run_folder(run_dir)
     images = open_images(config, run_dir, console=console)
@@ -101,22 +101,26 @@ def fit_to_time(
     ).step_s
     length = choose_length(config, num_images=len(images), step_s=step_s, elapsed_s=elapsed())
     console.print(length.describe(), highlight=False, soft_wrap=True)
-    return PartialConfig(length.config, draft.layers), length.step_s
+    return PartialConfig(length.config, partial_config.layers), length.step_s
 
 
-def preview(draft: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], say: Say) -> None:
+def preview(partial_config: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], say: Say) -> None:
     """Say what `fit_to_time` would choose, and the schedule; nothing is written.
 
     Raises:
         ConfigError, DataError, CheckpointError: as training would.
     """
-    if not _is_free(draft) or checkpoint.has_begun(run_dir):
-        kept = _keep_length(draft.config, run_dir) if _is_free(draft) else draft.config
-        resolve.preview(PartialConfig(kept, draft.layers), run_dir, say=say)
+    if not _is_free(partial_config) or checkpoint.has_begun(run_dir):
+        kept = (
+            _keep_length(partial_config.config, run_dir)
+            if _is_free(partial_config)
+            else partial_config.config
+        )
+        resolve.preview(PartialConfig(kept, partial_config.layers), run_dir, say=say)
         return
     checkpoint.check_run_folder(run_dir)
-    look = resolve.look_at_some(draft)
-    found, num_images = resolve.forecast(draft, look), count_usable(look)
+    look = resolve.look_at_some(partial_config)
+    found, num_images = resolve.forecast(partial_config, look), count_usable(look)
     length = choose_length(
         found.config, num_images=num_images, step_s=found.benchmark.step_s, elapsed_s=elapsed()
     )
@@ -134,7 +138,7 @@ def _keep_length(config: Config, run_dir: Path) -> Config:
     return config.model_copy(update={"trainer": config.trainer.model_copy(update=kept)})
 
 
-def _is_free(draft: PartialConfig) -> bool:
+def _is_free(partial_config: PartialConfig) -> bool:
     """Whether the length is for this module to choose."""
-    given = any(draft.is_given(f"trainer.{key}") for key in ("max_epochs", "max_hours"))
-    return not given and not draft.open and os.environ.get("WORLD_SIZE", "1") == "1"
+    given = any(partial_config.is_explicit(f"trainer.{key}") for key in ("max_epochs", "max_hours"))
+    return not given and not partial_config.unset and os.environ.get("WORLD_SIZE", "1") == "1"

@@ -27,7 +27,9 @@ from byol.training.step_benchmark import StepBenchmark, benchmark_step, choose_b
 _LOOK_AT = 2000  # images
 
 
-def resolve(draft: PartialConfig, run_dir: Path, *, ranks: Ranks, say: Say) -> tuple[Config, float | None]:
+def resolve(
+    partial_config: PartialConfig, run_dir: Path, *, ranks: Ranks, say: Say
+) -> tuple[Config, float | None]:
     """The configuration of the run in `run_dir`, which is claimed if something had to be chosen.
 
     And what a step takes, seconds, if that was measured on the way.
@@ -38,15 +40,15 @@ def resolve(draft: PartialConfig, run_dir: Path, *, ranks: Ranks, say: Say) -> t
     Raises:
         ConfigError, DataError, CheckpointError: see `choose`; nothing is written then.
     """
-    if not draft.open:
+    if not partial_config.unset:
         if ranks.is_main:
-            check_weights(draft.config, run_dir)
-        return draft.config, None
+            check_weights(partial_config.config, run_dir)
+        return partial_config.config, None
     step_s = None
     if ranks.is_main and not checkpoint.has_begun(run_dir):
         checkpoint.check_run_folder(run_dir)
-        look = look_at_some(draft)
-        chosen = _choose(draft, look, world_size=ranks.world_size)
+        look = look_at_some(partial_config)
+        chosen = _choose(partial_config, look, world_size=ranks.world_size)
         initial_weights.rehearse(chosen.config, channels=count_channels(chosen.config, look))
         for choice in chosen.choices:
             say(str(choice))
@@ -54,7 +56,7 @@ def resolve(draft: PartialConfig, run_dir: Path, *, ranks: Ranks, say: Say) -> t
         checkpoint.claim_run_folder(run_dir, chosen.config)
         step_s = None if chosen.benchmark is None else chosen.benchmark.step_s
     ranks.wait()
-    return _ask_run(draft, run_dir).config, step_s
+    return _ask_run(partial_config, run_dir).config, step_s
 
 
 def check_weights(config: Config, run_dir: Path) -> None:
@@ -73,20 +75,20 @@ def check_weights(config: Config, run_dir: Path) -> None:
     initial_weights.rehearse(config, channels=channels)
 
 
-def preview(draft: PartialConfig, run_dir: Path, *, say: Say) -> None:
+def preview(partial_config: PartialConfig, run_dir: Path, *, say: Say) -> None:
     """Say all that `resolve` would choose, the schedule and how long it takes; nothing is written.
 
     Raises:
         ConfigError, DataError, CheckpointError: as training would.
     """
-    check_settings(draft.config, run_dir)
+    check_settings(partial_config.config, run_dir)
     checkpoint.check_run_folder(run_dir)
     begins = not checkpoint.has_begun(run_dir)
-    look = look_at_some(draft)
-    if draft.open and not begins:
+    look = look_at_some(partial_config)
+    if partial_config.unset and not begins:
         say(f"{run_dir} holds a run, which is continued: what is open is taken from it")
-        draft = _ask_run(draft, run_dir)
-    found = forecast(draft, look)
+        partial_config = _ask_run(partial_config, run_dir)
+    found = forecast(partial_config, look)
     for choice in found.choices:
         say(str(choice))
     _say_missing(look, say)
@@ -122,14 +124,14 @@ class Forecast:
         )
 
 
-def forecast(draft: PartialConfig, look: Survey) -> Forecast:
+def forecast(partial_config: PartialConfig, look: Survey) -> Forecast:
     """All that `resolve` would choose on one device, and the time that a step takes here.
 
     Raises:
         ConfigError, DataError: as training would.
     """
-    check_name(draft.config.network.name)
-    chosen = _choose(draft, look, world_size=1)
+    check_name(partial_config.config.network.name)
+    chosen = _choose(partial_config, look, world_size=1)
     config = chosen.config
     benchmark = chosen.benchmark or _measure(config, False, look=look)
     hours = config.trainer.max_hours
@@ -138,20 +140,22 @@ def forecast(draft: PartialConfig, look: Survey) -> Forecast:
     return Forecast(config, chosen.choices, benchmark, plan, _find_stored_px(config, look))
 
 
-def _ask_run(draft: PartialConfig, run_dir: Path) -> PartialConfig:
-    return draft.settle(draft.values_of(load_config(run_dir / "config.yaml", [], preset=None)))
+def _ask_run(partial_config: PartialConfig, run_dir: Path) -> PartialConfig:
+    return partial_config.resolve(
+        partial_config.values_of(load_config(run_dir / "config.yaml", [], preset=None))
+    )
 
 
 # ---- What choices are made from
 
 
-def look_at_some(draft: PartialConfig) -> Survey:
+def look_at_some(partial_config: PartialConfig) -> Survey:
     """What choices are made from.
 
     Raises:
         DataError: as `survey`.
     """
-    return _look_at(draft.config)
+    return _look_at(partial_config.config)
 
 
 def _look_at(config: Config) -> Survey:
@@ -161,12 +165,12 @@ def _look_at(config: Config) -> Survey:
     )
 
 
-def _choose(draft: PartialConfig, look: Survey, *, world_size: int) -> Chosen:
-    trainer, source = draft.config.trainer, open_source(draft.config.data)
+def _choose(partial_config: PartialConfig, look: Survey, *, world_size: int) -> Chosen:
+    trainer, source = partial_config.config.trainer, open_source(partial_config.config.data)
     device = choose_device(trainer.device)
     is_bf16 = choose_dtype("auto", device=device) == torch.bfloat16
     return choose(
-        draft,
+        partial_config,
         look,
         machine=Machine(kind_of(device), "bf16" if is_bf16 else "fp32", world_size),
         is_dicom=_is_dicom(source),

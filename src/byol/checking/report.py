@@ -56,7 +56,7 @@ class Leaks:
 class Report:
     """All that a check has found; `ahead` and `sample` are None where there is nothing to train on."""
 
-    draft: PartialConfig
+    partial_config: PartialConfig
     found: Examined
     alike: Alike
     leaks: Leaks | None
@@ -178,7 +178,7 @@ class Report:
     def _describe(self, pictures: dict[str, bytes]) -> dict[str, Any]:
         """What `check.html` shows."""
         content = {
-            "title": f"byol check: {self.draft.config.data.source}",
+            "title": f"byol check: {self.partial_config.config.data.source}",
             "is_refused": self.is_refused,
             "problems": [
                 (kind, [str(problem) for problem in self.problems if problem.is_fatal == is_fatal])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import byol
-from byol.api.arguments import choose_folder, make_draft
+from byol.api.arguments import choose_folder, make_partial_config
 from byol.base.console import complain, is_watched, make_console, say, say_block, show_bar
 from byol.base.errors import ConfigError, DataError, printable
 from byol.config import PartialConfig, json_schema, load_partial, write_override
@@ -32,7 +32,7 @@ _THE_ENCODER = """the encoder is in {run}:
 
 def demo_command(options: argparse.Namespace) -> int:
     start = time.perf_counter()
-    draft = load_partial(None, options.overrides, preset="demo")
+    partial_config = load_partial(None, options.overrides, preset="demo")
     from byol.auto import demo
 
     def elapsed() -> float:
@@ -40,10 +40,12 @@ def demo_command(options: argparse.Namespace) -> int:
 
     if options.dry_run:
         if _is_main_rank():
-            demo.preview(draft, options.output, elapsed=elapsed, say=say)
+            demo.preview(partial_config, options.output, elapsed=elapsed, say=say)
         return 0
-    draft, step_s = demo.fit_to_time(draft, options.output, elapsed=elapsed, console=make_console())
-    return _train_and_evaluate(draft, options.output, step_s=step_s)
+    partial_config, step_s = demo.fit_to_time(
+        partial_config, options.output, elapsed=elapsed, console=make_console()
+    )
+    return _train_and_evaluate(partial_config, options.output, step_s=step_s)
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -63,14 +65,14 @@ def check_command(options: argparse.Namespace) -> int:
 
 def train_command(options: argparse.Namespace) -> int:
     if options.dry_run:
-        draft = make_draft(
+        partial_config = make_partial_config(
             options.source,
             preset=options.preset,
             hours=options.hours,
             init=options.init,
             overrides=options.overrides,
         )
-        return _preview(draft, choose_folder(options.source, options.output, place="runs"))
+        return _preview(partial_config, choose_folder(options.source, options.output, place="runs"))
     return _report_training(
         byol.train(
             options.source,
@@ -85,10 +87,10 @@ def train_command(options: argparse.Namespace) -> int:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    draft = make_draft(
+    partial_config = make_partial_config(
         options.source, preset=options.preset, hours=options.hours, overrides=options.overrides
     )
-    return _train_and_evaluate(draft, choose_folder(options.source, options.output, place="runs"))
+    return _train_and_evaluate(partial_config, choose_folder(options.source, options.output, place="runs"))
 
 
 def eval_command(options: argparse.Namespace) -> int:
@@ -105,11 +107,11 @@ def eval_command(options: argparse.Namespace) -> int:
     )
 
 
-def _preview(draft: PartialConfig, run_dir: Path) -> int:
+def _preview(partial_config: PartialConfig, run_dir: Path) -> int:
     from byol.auto.resolve import preview
 
     if _is_main_rank():
-        preview(draft, run_dir, say=say)
+        preview(partial_config, run_dir, say=say)
     return 0
 
 
@@ -127,16 +129,16 @@ def _report_training(run: "Run") -> int:
     return 0
 
 
-def _train_and_evaluate(draft: PartialConfig, run_dir: Path, *, step_s: float | None = None) -> int:
+def _train_and_evaluate(partial_config: PartialConfig, run_dir: Path, *, step_s: float | None = None) -> int:
     from byol.api.run import Run
     from byol.auto.train import train
 
-    outcome = train(draft, run_dir, console=make_console(), step_s=step_s)
+    outcome = train(partial_config, run_dir, console=make_console(), step_s=step_s)
     code = _report_training(Run(run_dir, outcome.done, outcome.total_steps, outcome.stopped_by))
     if code or not _is_main_rank():
         return code
     # The run's own file keeps what its first start said; how to evaluate is for this start to say.
-    chosen = draft.config.evaluation.model_dump().items()
+    chosen = partial_config.config.evaluation.model_dump().items()
     return _evaluate(run_dir, overrides=[write_override(f"evaluation.{key}", value) for key, value in chosen])
 
 

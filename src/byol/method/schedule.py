@@ -199,7 +199,7 @@ class _Chosen:
 
 
 def _choose(config: Config, *, total_steps: int, epochs: float) -> _Chosen:
-    """Given values as they are, open ones by the configuration's rule, each with its reason."""
+    """Entry values as they are, open ones by the configuration's rule, each with its reason."""
     rule = _derive_paper if config.optimizer.derive == "paper" else _derive_default
     derived = rule(config, total_steps=total_steps, epochs=epochs)
     params = config.optimizer.params
