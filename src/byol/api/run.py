@@ -111,7 +111,7 @@ def open_run(folder: AnyPath) -> Run:
     Raises:
         CheckpointError: the folder holds no encoder, or a damaged one.
     """
-    from byol.encoder.encoder import SPEC_NAME, read_spec
+    from byol.encoder.spec import SPEC_NAME, read_spec
     from byol.training.runlog import read_metrics
 
     path = Path(folder)

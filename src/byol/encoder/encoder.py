@@ -38,10 +38,7 @@ from byol.data.pack.value_range import check_bits, describe_outside
 from byol.data.sources.in_memory import Images, InMemoryImages, OneImage
 from byol.data.sources.opening import open_source
 from byol.device.devices import choose_device, exact_fp32, send_stored
-from byol.encoder.spec import AGAIN, FORMAT
-from byol.encoder.spec import SPEC_NAME as SPEC_NAME
-from byol.encoder.spec import EncoderSpec as EncoderSpec
-from byol.encoder.spec import read_spec as read_spec
+from byol.encoder.spec import AGAIN, FORMAT, SPEC_NAME, EncoderSpec, read_spec
 from byol.kernels.convolution import accelerate
 from byol.kernels.winograd import constant_weights
 from byol.method.networks import build_encoder

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from byol.encoder.encoder import EncoderSpec, save_encoder
+from byol.encoder.encoder import save_encoder
+from byol.encoder.spec import EncoderSpec
 from byol.runfolder import checkpoint, environment
 from byol.training.setup import Setup
 

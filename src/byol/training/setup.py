@@ -16,7 +16,7 @@ from byol.data.pack.batches import Batches
 from byol.data.pack.images import open_images
 from byol.data.pack.packed import Packed
 from byol.device.ranks import Ranks, check_share, keep_freed_memory
-from byol.encoder.encoder import SPEC_NAME, read_spec
+from byol.encoder.spec import SPEC_NAME, read_spec
 from byol.method.networks import Byol, check_name
 from byol.method.optimizers import build_optimizer
 from byol.method.schedule import Plan
