@@ -33,7 +33,7 @@ def save(run_dir: Path, done: int, network: nn.Module, optimizer: torch.optim.Op
         optimizer=optimizer,
         data_fingerprint="abc",
         num_parts=2,
-        pace={"elapsed_s": 1.5},
+        time_budget={"elapsed_s": 1.5},
         best={"done": 5},
     )
 

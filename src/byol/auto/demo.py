@@ -26,7 +26,7 @@ TOTAL_S = 210.0  # of the whole command: half a minute less than four, for a mac
 LEAST_S = 60.0  # of training, on a machine where the rest takes too long
 _LEAST_EPOCHS = 2  # that a time budget's rates are planned for, so that their warm-up fits
 
-_OPENING_S = 5.0  # from the measurement to the first step, and from the last step to the evaluation
+_SETUP_S = 5.0  # from the measurement to the first step, and from the last step to the evaluation
 _BESIDE_STEPS = 1.1  # a run takes so much longer than its steps: checks, checkpoints, logs
 # Evaluation takes as long as so many steps, and what does not grow with a slower CPU (docs/performance.md).
 _EVALUATION_STEPS, _EVALUATION_S = 120, 8.0
@@ -45,7 +45,7 @@ class Length:
 
     def describe(self) -> str:
         """What the command is going to take, a line."""
-        total_s = self.elapsed_s + _OPENING_S + self.training_s + self.evaluation_s
+        total_s = self.elapsed_s + _SETUP_S + self.training_s + self.evaluation_s
         return (
             f"this takes about {format_time(total_s)} (minutes:seconds): {self.steps:,} training steps in "
             f"{format_time(self.training_s)}, evaluation {format_time(self.evaluation_s)}; "
@@ -63,7 +63,7 @@ def choose_length(config: Config, *, num_images: int, step_s: float, elapsed_s: 
     assert trainer.max_epochs is not None
     whole_step_s = _BESIDE_STEPS * step_s
     evaluation_s = _EVALUATION_S + _EVALUATION_STEPS * step_s
-    left_s = max(LEAST_S, TOTAL_S - elapsed_s - _OPENING_S - evaluation_s)
+    left_s = max(LEAST_S, TOTAL_S - elapsed_s - _SETUP_S - evaluation_s)
     steps = steps_per_epoch * trainer.max_epochs
     training_s = steps * whole_step_s
     if training_s > left_s:

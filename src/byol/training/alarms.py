@@ -159,7 +159,7 @@ def check_finite(
 
 
 def explain_collapse(
-    config: Config, plan: Plan, *, health: Health, done: int, kept: str, views: list[str]
+    config: Config, plan: Plan, *, health: Health, done: int, saved: str, views: list[str]
 ) -> CollapsedError:
     """The error for a run whose projections have (nearly) become equal, or lie on a few directions.
 
@@ -170,7 +170,7 @@ def explain_collapse(
     what = "get nearly the same projection" if health.verdict == "collapsed" else "get much alike projections"
     return CollapsedError(
         f"collapsed at step {done}: all images {what} (feature std {health.feature_std:.4f}, rank "
-        f"{health.rank:.1f}); {kept}; {cause}"
+        f"{health.rank:.1f}); {saved}; {cause}"
     )
 
 

@@ -18,6 +18,7 @@ from byol.base.errors import CheckpointError
 from byol.base.files import read_fields, write_atomically
 from byol.config import Config, NetworkConfig
 from byol.encoder import encoder as encoder_files
+from byol.encoder.spec import SPEC_NAME
 from byol.method.networks import Byol
 from byol.method.schedule import Plan
 from byol.metrics.health import Measures
@@ -210,7 +211,7 @@ def _find_run(folder: Path, byol: Byol) -> _Found:
     """All networks of an earlier run if they fit, else its encoder; or a folder with an encoder alone."""
     state, _ = checkpoint.read_latest(folder)
     if state is None:
-        if not (folder / encoder_files.SPEC_NAME).is_file():
+        if not (folder / SPEC_NAME).is_file():
             raise CheckpointError(
                 f"{KEY}: {folder} holds neither a checkpoint nor an encoder; name an earlier run's folder"
             )

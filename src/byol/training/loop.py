@@ -48,11 +48,11 @@ def train(
     check_settings(config, run_dir)
     with connect(config.trainer) if ranks is None else nullcontext(ranks) as ranks:
         run = prepare(config, run_dir, ranks=ranks, step_s=step_s, console=console)
-        plan, pace, saver, done, num_parts = run.plan, run.pace, Saver(run), run.done, run.num_parts
+        plan, budget, saver, done, num_parts = run.plan, run.budget, Saver(run), run.done, run.num_parts
         with StopSignal().listen() as stop, Monitor(run, saver) as monitor, run.open_batches() as batches:
-            pace.start()
-            while not pace.is_last(done):
-                step, batch, position = done, next(batches), pace.position(done)
+            budget.start()
+            while not budget.is_last(done):
+                step, batch, position = done, next(batches), budget.position(done)
                 run.statistics.hold(step < run.begun.warm_steps)
 
                 # Two views of each image, loss and gradients; in parts if memory asks for it.
@@ -86,7 +86,7 @@ def train(
                 if due.log:
                     monitor.log(done, computed.projection, wait_s=batches.wait_s)
                 monitor.refuse_collapse(done)
-                pace.follow(done)
+                budget.follow(done)
                 if due.save:
                     saver.save(done, num_parts=num_parts, best=monitor.best)
                 if due.stop:
@@ -94,12 +94,12 @@ def train(
             monitor.finish(done)
         ranks.wait()
         # The signal may have reached another rank only.
-        return TrainingOutcome(done, pace.end, None if pace.is_last(done) else stop.name or "SIGTERM")
+        return TrainingOutcome(done, budget.end, None if budget.is_last(done) else stop.name or "SIGTERM")
 
 
 def _find_due(run: Setup, stop: StopSignal, done: int) -> Due:
     """What follows the step after which `done` are finished; every rank finds the same."""
-    last = run.pace.is_last(done)
+    last = run.budget.is_last(done)
     # Several GPUs ask each other only now and then whether one has had a signal, since all wait.
     asks = run.ranks.device.type == "cpu" or run.ranks.world_size == 1 or done % 10 == 0
     stopping = asks and run.ranks.any(stop.name is not None)

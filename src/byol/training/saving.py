@@ -40,7 +40,7 @@ class Saver:
             optimizer=setup.optimizer,
             data_fingerprint=setup.images.fingerprint,
             num_parts=num_parts,
-            pace=setup.pace.state(),
+            time_budget=setup.budget.state(),
             best=best,
         )
         self.save_encoders(done)

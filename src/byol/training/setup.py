@@ -39,7 +39,7 @@ class Setup:
     byol: Byol
     network: nn.Module  # `byol`, or `byol` in DistributedDataParallel
     optimizer: Optimizer
-    pace: TimeBudget
+    budget: TimeBudget
     begun: initial_weights.InitialWeights
     num_parts: int  # of a batch, computed one after another
     done: int  # finished steps
@@ -116,7 +116,7 @@ def prepare(
         byol=byol,
         network=ranks.wrap(byol),
         optimizer=optimizer,
-        pace=TimeBudget(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main),
+        budget=TimeBudget(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main),
         begun=begun,
         num_parts=choose_parts(config, state, ranks=ranks),
         done=done,

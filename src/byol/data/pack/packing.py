@@ -207,11 +207,11 @@ def _write_at(
     with writing(partial):
         writer = PartialPack(partial, mark)
     try:
-        with RunningStatistics(writer) as tally:
-            _append_all(writer, source, recipe, tally=tally, num_workers=num_workers, progress=progress)
+        with RunningStatistics(writer) as running:
+            _append_all(writer, source, recipe, running=running, num_workers=num_workers, progress=progress)
             _check_bad(partial, source, num_bad=writer.num_bad, max_bad=max_bad)
             with writing(partial):
-                _complete(writer, source, recipe, tally=tally)
+                _complete(writer, source, recipe, running=running)
     finally:  # also when stopped: what has been read need not be read again
         with writing(partial):
             writer.close()
@@ -222,7 +222,7 @@ def _append_all(
     source: Source,
     recipe: Recipe,
     *,
-    tally: RunningStatistics,
+    running: RunningStatistics,
     num_workers: int,
     progress: Count | None,
 ) -> None:
@@ -241,7 +241,7 @@ def _append_all(
                     raise _LargerImageError
             with writing(writer.folder):
                 _append(writer, source, index, image)
-                tally.follow()
+                running.follow()
             if progress is not None:
                 progress(writer.done, len(source))
     with writing(writer.folder):
@@ -273,7 +273,7 @@ def _append(writer: PartialPack, source: Source, index: int, image: Square | Dat
     writer.finish_image()
 
 
-def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, tally: RunningStatistics) -> None:
+def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, running: RunningStatistics) -> None:
     """The head of the images, the small arrays and `pack.json`."""
     partial = writer.folder
     places, sizes = writer.complete_images()
@@ -285,7 +285,7 @@ def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, tally: Run
     arrays = (sizes.astype(np.int32), places, source.labels[places], names.blob, names.offsets)
     for name, array in zip(ARRAYS, arrays, strict=True):
         write_atomically(partial / name, partial_function(np.save, arr=array))
-    statistics, images_digest = tally.finish()
+    statistics, images_digest = running.finish()
     digests = {name: digest_file(partial / name) for name in (*ARRAYS, BAD_FILES)} | {
         "images.npy": images_digest
     }
