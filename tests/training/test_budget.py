@@ -154,7 +154,7 @@ def test_out_of_memory_goes_on_in_smaller_parts_and_so_does_a_continued_run(
     at_step |= {3: fail, 9: stop}
     outcome, said = run(config, tmp_path / "run")
     assert outcome == TrainingOutcome(5, 8, "SIGTERM")
-    assert said.count("out of memory: this step again, and all others, in 2 parts of 8 images") == 1
+    assert said.count("trainer.accumulation_steps=2") == 1
     state, _ = checkpoint.read_latest(tmp_path / "run")
     assert state is not None and state["num_parts"] == 2
     parts: list[int] = []
@@ -162,7 +162,7 @@ def test_out_of_memory_goes_on_in_smaller_parts_and_so_does_a_continued_run(
     monkeypatch.setattr(
         loop,
         "compute_within_memory",
-        lambda *a, num_parts, **k: (parts.append(num_parts), compute(*a, num_parts=num_parts, **k))[1],
+        lambda *a, num_chunks, **k: (parts.append(num_chunks), compute(*a, num_chunks=num_chunks, **k))[1],
     )
     outcome, said = run(config, tmp_path / "run")
     assert outcome == TrainingOutcome(8, 8, None) and parts == [2] * 3 and "out of memory" not in said

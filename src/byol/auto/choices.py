@@ -99,7 +99,7 @@ def choose(
     if resolved.unset and measure is not None:
         trial = resolved.resolve({"trainer": {"accumulation_steps": 1, "max_epochs": 1}}).config
         benchmark = measure(trial, "trainer.accumulation_steps" in resolved.unset)
-    choices += _choose_parts(resolved, benchmark)
+    choices += _choose_num_chunks(resolved, benchmark)
     choices += _choose_length(resolved, benchmark, num_images=num_images, device=machine.device)
     return Chosen(partial_config.resolve(_values_of(choices)).config, tuple(choices), benchmark)
 
@@ -218,7 +218,7 @@ def _choose_batch(partial_config: PartialConfig, *, num_images: int, machine: Ma
     return [Choice("trainer.batch_size", batch, f"batch {batch}", reason)]
 
 
-def _choose_parts(partial_config: PartialConfig, benchmark: StepBenchmark | None) -> list[Choice]:
+def _choose_num_chunks(partial_config: PartialConfig, benchmark: StepBenchmark | None) -> list[Choice]:
     if "trainer.accumulation_steps" not in partial_config.unset:
         return []
     parts = 1 if benchmark is None else benchmark.accumulation_steps

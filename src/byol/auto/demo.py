@@ -81,7 +81,7 @@ def fit_to_time(
 ) -> tuple[PartialConfig, float | None]:
     """The demo's configuration with its length, and what a step takes, seconds, if that was measured.
 
-    A run that has begun keeps its length. Entry lengths, open settings and several ranks leave nothing to
+    A run that has begun keeps its length. Explicit lengths, unset settings and several ranks leave nothing to
     fit. `elapsed` says how many seconds the command has taken so far.
 
     Raises:
@@ -90,7 +90,7 @@ def fit_to_time(
     if not _is_free(partial_config):
         return partial_config, None
     if checkpoint.has_begun(run_dir):
-        return PartialConfig(_keep_length(partial_config.config, run_dir), partial_config.layers), None
+        return PartialConfig(_take_length(partial_config.config, run_dir), partial_config.layers), None
     config = partial_config.config
     check_settings(config, run_dir)
     checkpoint.check_run_folder(run_dir)
@@ -112,7 +112,7 @@ def preview(partial_config: PartialConfig, run_dir: Path, *, elapsed: Callable[[
     """
     if not _is_free(partial_config) or checkpoint.has_begun(run_dir):
         kept = (
-            _keep_length(partial_config.config, run_dir)
+            _take_length(partial_config.config, run_dir)
             if _is_free(partial_config)
             else partial_config.config
         )
@@ -131,7 +131,7 @@ def preview(partial_config: PartialConfig, run_dir: Path, *, elapsed: Callable[[
     say("nothing was written; the same command without -n trains")
 
 
-def _keep_length(config: Config, run_dir: Path) -> Config:
+def _take_length(config: Config, run_dir: Path) -> Config:
     """With the length of the run that has begun."""
     begun = load_config(run_dir / "config.yaml", [], preset=None).trainer
     kept = {"max_epochs": begun.max_epochs, "max_hours": begun.max_hours}

@@ -189,11 +189,11 @@ def _is_dicom(source: Source) -> bool:
         return False
 
 
-def _measure(config: Config, in_parts: bool, *, look: Survey) -> StepBenchmark:
-    """The step of a run, in as many parts as memory asks for if `in_parts`."""
+def _measure(config: Config, accumulates: bool, *, look: Survey) -> StepBenchmark:
+    """The step of a run, in as many parts as memory asks for if `accumulates`."""
     channels = count_channels(config, look)
     stored_px = _find_stored_px(config, look)
-    if in_parts:
+    if accumulates:
         return choose_batch(
             config, wanted=config.batch_size, channels=channels, stored_px=stored_px, bits=look.bits
         )

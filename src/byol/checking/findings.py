@@ -68,7 +68,7 @@ def describe_sizes(found: Examined) -> str:
     return f"longest side {least}..{most} px, median {median}, 95 % up to {high}"
 
 
-def describe_copies(found: Examined, alike: Alike) -> str:
+def describe_duplicates(found: Examined, alike: Alike) -> str:
     """Duplicates and blank images."""
     at_least = "" if alike.is_complete else "at least "
     near, blank = alike.num_near, int(found.is_blank.sum())
@@ -150,11 +150,11 @@ def _judge_content(found: Examined, alike: Alike, *, fewest: int) -> Iterator[Pr
         )
     elif blank > _MANY_BLANK * number:
         yield Problem(f"{blank / number:.0%} of the images are blank; remove those in {BLANK_FILES}")
-    copies = alike.num_exact + alike.num_near
-    if copies > _MANY_ALIKE * number:
+    num_duplicates = alike.num_exact + alike.num_near
+    if num_duplicates > _MANY_ALIKE * number:
         yield Problem(
-            f"{copies / number:.0%} of the images repeat others: they count double; look at {DUPLICATES}, "
-            "keep one of each"
+            f"{num_duplicates / number:.0%} of the images repeat others: they count double; look at "
+            f"{DUPLICATES}, keep one of each"
         )
 
 

@@ -17,7 +17,7 @@ from byol.checking.findings import (
     DUPLICATES,
     LEAKS,
     Problem,
-    describe_copies,
+    describe_duplicates,
     describe_files,
     describe_filled,
     describe_kinds,
@@ -111,7 +111,7 @@ class Report:
         if len(found):
             yield describe_kinds(found)
             yield describe_sizes(found)
-            yield describe_copies(found, self.alike)
+            yield describe_duplicates(found, self.alike)
             if (filled := describe_filled(found)) is not None:
                 yield filled
         yield from self._left_out()

@@ -235,23 +235,23 @@ def embed_command(options: argparse.Namespace) -> int:
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
     images = gather_and_say(options.images, layout=encoder.spec.layout, skip_unreadable=skip_unreadable)
-    told = Remarks(skip_unreadable)
+    remarks = Remarks(skip_unreadable)
     blocks = list(
-        encoder.embed_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
+        encoder.embed_source(images, on_bad=remarks.leave_out, on_outside=remarks.warn, on_read=remarks.note)
     )
-    told.say_all(options.output)
+    remarks.say_all(options.output)
     names = [name for block in blocks for name in block.names]
     if not names:
-        raise DataError(f"{options.images}: none of its {len(told.bad)} images can be used")
+        raise DataError(f"{options.images}: none of its {len(remarks.bad)} images can be used")
     features = np.concatenate([block.features for block in blocks])
     check_finite(features, names.__getitem__)
     write_features(options.output, names, features=features)
-    left_out = f", {len(told.bad)} left out" if told.bad else ""
+    left_out = f", {len(remarks.bad)} left out" if remarks.bad else ""
     say(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
     if options.prototypes is None:
         return 0
     if (features == features[0]).all():
-        say("no prototypes: they cannot be chosen from one distinct image" + _explain_copies(len(names)))
+        say("no prototypes: they cannot be chosen from one distinct image" + _explain_duplicates(len(names)))
         return 0
     found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
     path = options.output.with_suffix(".prototypes.csv")
@@ -260,7 +260,7 @@ def embed_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _explain_copies(num: int) -> str:
+def _explain_duplicates(num: int) -> str:
     """Why `num` images have the same features."""
     return "" if num == 1 else f" (all {num} have the same features: copies, or the encoder has collapsed)"
 
@@ -297,16 +297,18 @@ def predict_command(options: argparse.Namespace) -> int:
     images = gather_and_say(
         options.images, layout=classifier.encoder.spec.layout, skip_unreadable=skip_unreadable
     )
-    told = Remarks(skip_unreadable)
+    remarks = Remarks(skip_unreadable)
     blocks = list(
-        classifier.predict_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
+        classifier.predict_source(
+            images, on_bad=remarks.leave_out, on_outside=remarks.warn, on_read=remarks.note
+        )
     )
-    told.say_all(options.output)
+    remarks.say_all(options.output)
     num_images = sum(len(block.names) for block in blocks)
     if num_images == 0:
-        raise DataError(f"{options.images}: none of its {len(told.bad)} images can be used")
+        raise DataError(f"{options.images}: none of its {len(remarks.bad)} images can be used")
     write_predictions(options.output, blocks)
-    left_out = f", {len(told.bad)} left out" if told.bad else ""
+    left_out = f", {len(remarks.bad)} left out" if remarks.bad else ""
     say(f"{num_images} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
     return 0
 

@@ -166,7 +166,7 @@ def pixel_components(
     """Principal components (fitted on train) of the pixels that the encoder sees: whole views, flattened.
 
     At most 10,000 training images and 1 GB of their pixels are fitted on; all are then transformed in blocks.
-    Without a folder nothing is kept.
+    Without a folder nothing is cached.
     """
     num_pixels = spec.channels * spec.view_px**2
     num_fitted = max(min(_PCA_ROWS, _PCA_VALUES // num_pixels), dimensions)
@@ -242,8 +242,8 @@ def _estimate_norms(module: nn.Module, images: Packed, *, rows: Rows, spec: Enco
 
 def _cached(path: Path, make: Callable[[], Features]) -> Features:
     try:
-        kept: Features = np.load(path, allow_pickle=False)
-        return kept
+        cached: Features = np.load(path, allow_pickle=False)
+        return cached
     except (OSError, ValueError, EOFError):  # not there, or damaged: a cache is made anew
         features = make()
     write_atomically(path, lambda file: np.save(file, features))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from byol.base.cache import Arrays, cache_key, keep
+from byol.base.cache import Arrays, cache_key, load_or_make
 from byol.base.console import Count, Say, silent
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
@@ -178,7 +178,7 @@ class _Found:
 
 
 def _find(features: Features, *, seed: int, cache_folder: Path) -> _Found:
-    """Neighbours and prototypes, which take long for many images and are kept."""
+    """Neighbours and prototypes, which take long for many images and are cached."""
     distinct = Distinct.of(features)
 
     def make() -> Arrays:
@@ -192,9 +192,9 @@ def _find(features: Features, *, seed: int, cache_folder: Path) -> _Found:
         }
 
     key = cache_key("neighbours", features, NUM_NEIGHBOURS, NUM_PROTOTYPES, seed)
-    kept, _ = keep(cache_folder / f"{key}.npz", make)
-    neighbours = Neighbours(kept["index"].astype(np.int64), kept["similarity"].astype(np.float32))
-    prototypes = Prototypes(kept["rows"].astype(np.int64), kept["sizes"].astype(np.int64))
+    loaded, _ = load_or_make(cache_folder / f"{key}.npz", make)
+    neighbours = Neighbours(loaded["index"].astype(np.int64), loaded["similarity"].astype(np.float32))
+    prototypes = Prototypes(loaded["rows"].astype(np.int64), loaded["sizes"].astype(np.int64))
     return _Found(distinct, neighbours, prototypes)
 
 
@@ -284,11 +284,13 @@ def _judge_columns(
     say: Say,
 ) -> Iterator[ColumnScore]:
     """A copy would find its original in the other folds, so copies are left out."""
-    kept = found.distinct.rows
+    distinct = found.distinct.rows
     for name, values in columns.items():
-        problem = find_unusable(values[kept])
+        problem = find_unusable(values[distinct])
         if problem is None:
-            yield judge_column(features[kept], values[kept], name=name, is_label=name in labels, seed=seed)
+            yield judge_column(
+                features[distinct], values[distinct], name=name, is_label=name in labels, seed=seed
+            )
         else:
             say(f"column {name!r} {problem}; left out")
 

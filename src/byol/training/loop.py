@@ -48,26 +48,26 @@ def train(
     check_settings(config, run_dir)
     with connect(config.trainer) if ranks is None else nullcontext(ranks) as ranks:
         run = prepare(config, run_dir, ranks=ranks, step_s=step_s, console=console)
-        plan, budget, saver, done, num_parts = run.plan, run.budget, Saver(run), run.done, run.num_parts
+        plan, budget, saver, done, num_chunks = run.plan, run.budget, Saver(run), run.done, run.num_chunks
         with StopSignal().listen() as stop, Monitor(run, saver) as monitor, run.open_batches() as batches:
             budget.start()
             while not budget.is_last(done):
                 step, batch, position = done, next(batches), budget.position(done)
                 run.statistics.hold(step < run.begun.warm_steps)
 
-                # Two views of each image, loss and gradients; in parts if memory asks for it.
+                # Two views of each image, loss and gradients; in chunks if memory asks for it.
                 make = partial(make_views, sizes=batch.sizes, key=plan.key("views", step), **run.view_options)
                 computed = compute_within_memory(
                     run.network,
                     batch.images,
                     make=make,
                     show=monitor.show_views if step == 0 else None,
-                    num_parts=num_parts,
+                    num_chunks=num_chunks,
                     ranks=ranks,
                     seed=plan.key("network", step) + ranks.rank,
                     say=monitor.say,
                 )
-                done, num_parts = step + 1, computed.num_parts
+                done, num_chunks = step + 1, computed.num_chunks
 
                 # Refuse what is not finite. Looking is free on a CPU; on a GPU the host would wait.
                 due = _find_due(run, stop, done)
@@ -88,7 +88,7 @@ def train(
                 monitor.refuse_collapse(done)
                 budget.follow(done)
                 if due.save:
-                    saver.save(done, num_parts=num_parts, best=monitor.best)
+                    saver.save(done, num_chunks=num_chunks, best=monitor.best)
                 if due.stop:
                     break
             monitor.finish(done)
