@@ -55,7 +55,7 @@ def make_geometry(
         (
             make_geometry(0.51, alignment=0.1),
             "Without labels the trained encoder looks better than the untrained one: alignment + uniformity "
-            "-1.90 (untrained -1.70, lower is better), 51.0 % of the images found again from another view "
+            "-1.90 (untrained -1.70, lower is better), view-retrieval accuracy 51.0 % "
             "(untrained 50.0 %), rank 40 (untrained 40).",
         ),
         (

@@ -110,7 +110,7 @@ class Description:
         return "\n".join([*lines, "", f"least like any other (mean cosine distance to 10): {names}"])
 
     def _render_encoders(self) -> list[str]:
-        cells = [["features", "views found again", "95 % interval", "rank", "alignment", "uniformity"]]
+        cells = [["features", "view retrieval", "95 % interval", "rank", "alignment", "uniformity"]]
         for one in self.encoders:
             interval = percent_range(one.retrieval_low95, one.retrieval_high95)
             rank = f"{one.rank:.0f} of {one.max_rank}"

@@ -1,7 +1,7 @@
 """Is it learning or has it collapsed? Measured on projections of a fixed set of images, in one word.
 
 The loss cannot tell: it is lowest when every image gets the same projection. And is the encoder better than
-at step 0? Measured on its representations of the same images, without labels: can a view be found again?
+at step 0? Measured on its representations of the same images, without labels: does a view retrieve its image?
 """
 
 import math
@@ -22,7 +22,7 @@ _BOUNDS: tuple[tuple[Verdict, float, float], ...] = (
     ("weak", 0.40, 0.03),
 )
 _NEIGHBOURS = 5
-# An encoder is worse than at step 0 below these shares of what it had; views found, by 5 points at least.
+# An encoder is worse below these shares of its view-retrieval accuracy (and 5 points) or rank at step 0.
 _WORSE_RETRIEVAL, _WORSE_RETRIEVAL_BY, _WORSE_RANK = 0.8, 0.05, 0.5
 
 
@@ -120,7 +120,7 @@ def measure_knn(features: Float[Tensor, "image feature"], labels: Int64[Tensor, 
 def compare(now: Measures, before: Measures) -> str:
     """A line for the end of a run: each measure at step 0 and now."""
     parts = [
-        f"views found again {before.retrieval:.0%} -> {now.retrieval:.0%}",
+        f"view-retrieval accuracy {before.retrieval:.0%} -> {now.retrieval:.0%}",
         f"encoder's rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
     ]
     if before.knn is not None and now.knn is not None:
@@ -136,12 +136,11 @@ def has_lost_rank(now: Measures, before: Measures) -> bool:
 def describe_loss(now: Measures, before: Measures) -> str | None:
     """In what the encoder is clearly worse than before, in words; None if in nothing. Labels are not used.
 
-    Clearly: it finds fewer than 0.8 of the views that it found, and 5 points of all fewer, or its rank is
-    below half.
+    Clearly: view-retrieval accuracy is below 0.8 of what it was and 5 points lower, or the rank below half.
     """
     least = min(before.retrieval * _WORSE_RETRIEVAL, before.retrieval - _WORSE_RETRIEVAL_BY)
     if now.retrieval < least:
-        return f"views found {before.retrieval:.0%} -> {now.retrieval:.0%}"
+        return f"view-retrieval accuracy {before.retrieval:.0%} -> {now.retrieval:.0%}"
     if has_lost_rank(now, before):
         return f"rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}"
     return None

@@ -152,8 +152,8 @@ def explore(
         DataError: images, labels or metadata cannot be read, or there are too few images.
     """
     given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
-    facts = read_summary(run_dir, [*overrides, *given])
-    config, seed = facts.config, facts.config.evaluation.seed
+    run = read_summary(run_dir, [*overrides, *given])
+    config, seed = run.config, run.config.evaluation.seed
     encoder = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     packed = open_run_images(config, run_dir, encoder=encoder, source=images, say=say)
     embedded = Embedded.of(
@@ -168,7 +168,7 @@ def explore(
     )
     pca = to_uint16(place_by_pca(embedded.directions, seed=seed))
     explorer = Explorer(
-        run_dir.resolve().name, summarise(facts).sentence, encoder, embedded, {"PCA": pca}, list_slow_maps()
+        run_dir.resolve().name, summarise(run).sentence, encoder, embedded, {"PCA": pca}, list_slow_maps()
     )
     speaking, ended = threading.Lock(), False
 
