@@ -21,11 +21,11 @@ def list_overrides(overrides: Overrides) -> list[str]:
     return list(overrides)
 
 
-def list_evaluation(overrides: Overrides, **given: object) -> list[str]:
+def list_evaluation(overrides: Overrides, **options: object) -> list[str]:
     """The overrides, and those of the section `evaluation` that are not None."""
     chosen = [
         write_override(f"evaluation.{key}", str(value) if isinstance(value, PathLike) else value)
-        for key, value in given.items()
+        for key, value in options.items()
         if value is not None
     ]
     return [*list_overrides(overrides), *chosen]
@@ -44,15 +44,15 @@ def make_partial_config(
     Raises:
         ConfigError: an unknown or impossible setting, or an unreadable file.
     """
-    given = list_overrides(overrides)
+    chosen = list_overrides(overrides)
     if init is not None:
-        given.insert(0, write_override("network.fine_tune_from", str(init)))
+        chosen.insert(0, write_override("network.fine_tune_from", str(init)))
     if hours is not None:
-        given.append(f"trainer.max_hours={hours}")
+        chosen.append(f"trainer.max_hours={hours}")
     source = str(images)
     if _is_configuration(source):
-        return load_partial(Path(source), given, preset=preset)
-    return load_partial(None, [write_override("data.source", source), *given], preset=preset or "default")
+        return load_partial(Path(source), chosen, preset=preset)
+    return load_partial(None, [write_override("data.source", source), *chosen], preset=preset or "default")
 
 
 def choose_folder(images: AnyPath, output: AnyPath | None, *, place: str) -> Path:

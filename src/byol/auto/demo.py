@@ -140,5 +140,5 @@ def _take_length(config: Config, run_dir: Path) -> Config:
 
 def _is_free(partial_config: PartialConfig) -> bool:
     """Whether the length is for this module to choose."""
-    given = any(partial_config.is_explicit(f"trainer.{key}") for key in ("max_epochs", "max_hours"))
-    return not given and not partial_config.unset and os.environ.get("WORLD_SIZE", "1") == "1"
+    is_explicit = any(partial_config.is_explicit(f"trainer.{key}") for key in ("max_epochs", "max_hours"))
+    return not is_explicit and not partial_config.unset and os.environ.get("WORLD_SIZE", "1") == "1"

@@ -214,10 +214,10 @@ def explore_command(options: argparse.Namespace) -> int:
 def _may_skip_unreadable(options: argparse.Namespace, what: str) -> bool:
     """The only setting that applies to new images."""
     key = "data.skip_unreadable="
-    given = [override for override in options.overrides if override.startswith(key)]
+    known = [override for override in options.overrides if override.startswith(key)]
     options.overrides = [override for override in options.overrides if not override.startswith(key)]
     _refuse_overrides(options, what)
-    return load_partial(None, given, preset="default").config.data.skip_unreadable
+    return load_partial(None, known, preset="default").config.data.skip_unreadable
 
 
 def embed_command(options: argparse.Namespace) -> int:

@@ -257,13 +257,13 @@ def _find_label_columns(
     It is if each folder holds images of one class of the set's own; or, where a file of labels is given, if
     the labelled images lie in folders as they have labels.
     """
-    found, given = {"label"}, config.evaluation.labels
+    found, path = {"label"}, config.evaluation.labels
     folders, labels = columns.get(_FOLDER), images.labels[rows]
     if folders is None:
         return found
-    if given is not None:
+    if path is not None:
         try:
-            labels = match_labels(Path(given), images.names, folder=folder_of(config.data.source))[0][rows]
+            labels = match_labels(Path(path), images.names, folder=folder_of(config.data.source))[0][rows]
         except DataError:  # they are of other images
             return found
         is_labelled = labels >= 0

@@ -89,12 +89,12 @@ def _as_timm(spec: EncoderSpec, model: str) -> EncoderSpec:
     """The run's images as the model has seen its own: values 0..1 less its mean, over its std."""
     import timm
 
-    given: Any = timm.get_pretrained_cfg(model)
+    pretrained: Any = timm.get_pretrained_cfg(model)
 
     def per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
         if len(values) == spec.channels:
             return tuple(values)
         return (sum(values) / len(values),) * spec.channels
 
-    pixels = replace(spec.pixels, mean=per_channel(given.mean), std=per_channel(given.std))
+    pixels = replace(spec.pixels, mean=per_channel(pretrained.mean), std=per_channel(pretrained.std))
     return replace(spec, name=model, stem="standard", pixels=pixels)

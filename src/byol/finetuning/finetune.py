@@ -162,9 +162,9 @@ def _read_config(
         before: tuple[Path | None, list[str], str | None] = (run_dir / "config.yaml", [], None)
     else:
         before = (None, [*_as_trained(spec), *(text for text in overrides if _is_domain(text))], "default")
-    path, given, preset = before
-    config = load_config(path, [*given, *overrides], preset=preset)
-    changes = diff_configs(load_config(path, given, preset=preset), config)
+    path, first_overrides, preset = before
+    config = load_config(path, [*first_overrides, *overrides], preset=preset)
+    changes = diff_configs(load_config(path, first_overrides, preset=preset), config)
     refused = [change for change in changes if not change.startswith(_MAY_CHANGE)]
     if refused:
         raise ConfigError(f"fine-tuning cannot change or use this ({'; '.join(refused)}); leave it out")

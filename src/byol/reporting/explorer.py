@@ -151,8 +151,8 @@ def explore(
         ConfigError: an override is not valid, or the port is taken.
         DataError: images, labels or metadata cannot be read, or there are too few images.
     """
-    given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
-    run = read_summary(run_dir, [*overrides, *given])
+    chosen = [] if labels is None else [write_override("evaluation.labels", str(labels))]
+    run = read_summary(run_dir, [*overrides, *chosen])
     config, seed = run.config, run.config.evaluation.seed
     encoder = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     packed = open_run_images(config, run_dir, encoder=encoder, source=images, say=say)

@@ -83,8 +83,8 @@ def write_report(
         raise ConfigError(
             f"--images {most_images}: a report has 1 to {MOST_IMAGES:,} on its map; byol explore shows more"
         )
-    given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
-    run = read_summary(run_dir, [*overrides, *given])
+    chosen = [] if labels is None else [write_override("evaluation.labels", str(labels))]
+    run = read_summary(run_dir, [*overrides, *chosen])
     embedded, missing = _open_images(run, metadata=metadata, say=say, progress=progress)
     shown = None if embedded is None else _Shown(run, embedded)
     places = None

@@ -306,12 +306,12 @@ def _open_array(path: Path, layout: Layout) -> ArraySource | None:
     labels, class_names = np.full(len(images), -1), tuple[str, ...]()
     labels_path = path.with_name(f"{path.stem}_labels.npy")
     if labels_path.exists():
-        given = _load_map(labels_path, left_out)
-        if given.shape != (len(images),) or given.dtype.kind not in "iu" or given.min() < -1:
+        loaded = _load_map(labels_path, left_out)
+        if loaded.shape != (len(images),) or loaded.dtype.kind not in "iu" or loaded.min() < -1:
             raise DataError(
                 f"{labels_path}: one whole number from -1 an image is needed, {len(images)} in all"
             )
-        labels = given.astype(np.int64)
+        labels = loaded.astype(np.int64)
         class_names = tuple(str(number) for number in range(labels.max() + 1))
     return ArraySource(f"array {path}", (Part("", images),), labels, class_names, (path,), found, left_out)
 
