@@ -48,26 +48,32 @@ def train(
     check_settings(config, run_dir)
     with connect(config.trainer) if ranks is None else nullcontext(ranks) as ranks:
         run = prepare(config, run_dir, ranks=ranks, step_s=step_s, console=console)
-        plan, budget, saver, done, num_chunks = run.plan, run.budget, Saver(run), run.done, run.num_chunks
+        plan, budget, saver, done, num_microbatches = (
+            run.plan,
+            run.budget,
+            Saver(run),
+            run.done,
+            run.num_microbatches,
+        )
         with StopSignal().listen() as stop, Monitor(run, saver) as monitor, run.open_batches() as batches:
             budget.start()
             while not budget.is_last(done):
                 step, batch, position = done, next(batches), budget.position(done)
                 run.statistics.hold(step < run.begun.warm_steps)
 
-                # Two views of each image, loss and gradients; in chunks if memory asks for it.
+                # Two views of each image, loss and gradients; in micro-batches if memory asks for it.
                 make = partial(make_views, sizes=batch.sizes, key=plan.key("views", step), **run.view_options)
                 computed = compute_within_memory(
                     run.network,
                     batch.images,
                     make=make,
                     show=monitor.show_views if step == 0 else None,
-                    num_chunks=num_chunks,
+                    num_microbatches=num_microbatches,
                     ranks=ranks,
                     seed=plan.key("network", step) + ranks.rank,
                     say=monitor.say,
                 )
-                done, num_chunks = step + 1, computed.num_chunks
+                done, num_microbatches = step + 1, computed.num_microbatches
 
                 # Refuse what is not finite. Looking is free on a CPU; on a GPU the host would wait.
                 due = _find_due(run, stop, done)
@@ -88,7 +94,7 @@ def train(
                 monitor.refuse_collapse(done)
                 budget.follow(done)
                 if due.save:
-                    saver.save(done, num_chunks=num_chunks, best=monitor.best)
+                    saver.save(done, num_microbatches=num_microbatches, best=monitor.best)
                 if due.stop:
                     break
             monitor.finish(done)

@@ -24,8 +24,8 @@ class Saver:
         if setup.done:  # the encoders may be older than the checkpoint, missing or damaged
             self.save_encoders(setup.done)
 
-    def save(self, done: int, *, num_chunks: int, best: dict[str, Any]) -> None:
-        """Write all of it after `done` steps; a batch was last computed in `num_chunks` chunks.
+    def save(self, done: int, *, num_microbatches: int, best: dict[str, Any]) -> None:
+        """Write all of it after `done` steps; a batch was last computed in `num_microbatches` micro-batches.
 
         Raises:
             CheckpointError: a file cannot be written; the files of the checkpoint before stay.
@@ -39,7 +39,7 @@ class Saver:
             byol=setup.byol,
             optimizer=setup.optimizer,
             data_fingerprint=setup.images.fingerprint,
-            num_chunks=num_chunks,
+            num_microbatches=num_microbatches,
             time_budget=setup.budget.state(),
             best=best,
         )

@@ -41,7 +41,7 @@ class Setup:
     optimizer: Optimizer
     budget: TimeBudget
     begun: initial_weights.InitialWeights
-    num_chunks: int  # of a batch, over which gradients are accumulated
+    num_microbatches: int  # of a batch, over which gradients are accumulated
     done: int  # finished steps
     best: dict[str, Any] | None  # what the checkpoint says of the best encoder
     notes: list[str]  # lines for the person, on what was found
@@ -118,7 +118,7 @@ def prepare(
         optimizer=optimizer,
         budget=TimeBudget(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main),
         begun=begun,
-        num_chunks=choose_num_chunks(config, state, ranks=ranks),
+        num_microbatches=choose_num_microbatches(config, state, ranks=ranks),
         done=done,
         best=None if state is None else state.get("best"),
         notes=notes,
@@ -140,8 +140,8 @@ def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Con
     stated = config.channels
     if stated is not None and stated != images.channels:
         raise DataError(
-            f"data_transforms.input_shape: says {stated} channels, the images have {images.channels}; "
-            f"state {images.channels}, or choose with data.channels"
+            f"data_transforms.input_shape: it says {stated} channels, but the images have {images.channels}; "
+            f"set {images.channels}, or select channels with data.channels"
         )
     return images
 
@@ -183,8 +183,8 @@ def make_plan(
     return Plan.of(config, num_images=len(images), expected_steps=max(1, round(3600.0 * hours / step_s)))
 
 
-def choose_num_chunks(config: Config, state: dict[str, Any] | None, *, ranks: Ranks) -> int:
+def choose_num_microbatches(config: Config, state: dict[str, Any] | None, *, ranks: Ranks) -> int:
     """Chunks of a batch: as configured, or more if the run has run out of memory before."""
-    num_chunks = max(config.accumulation_steps, 0 if state is None else state.get("num_parts", 1))
-    check_share(config.batch_size, world_size=ranks.world_size, num_chunks=num_chunks)
-    return num_chunks
+    num_microbatches = max(config.accumulation_steps, 0 if state is None else state.get("num_parts", 1))
+    check_share(config.batch_size, world_size=ranks.world_size, num_microbatches=num_microbatches)
+    return num_microbatches
