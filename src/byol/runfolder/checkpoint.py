@@ -101,8 +101,8 @@ def save(
 ) -> Path:
     """Write the state after `done` steps and drop all but the last KEEP checkpoints.
 
-    `num_microbatches` is how many a batch is computed in by now, `time_budget` the `TimeBudget.state()` of a run
-    with a time budget, `best` what `training/best.py` has found.
+    `num_microbatches` is how many a batch is computed in by now, `time_budget` the `TimeBudget.state()` of a
+    run with a time budget, `best` what `training/best.py` has found.
 
     Raises:
         CheckpointError: it cannot be written; the earlier checkpoints are as they were.

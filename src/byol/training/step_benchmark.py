@@ -69,7 +69,8 @@ class StepBenchmark:
 def benchmark_step(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark:
     """Time and peak memory of the run's step on random stored images of so many channels, pixels and bits.
 
-    A few seconds, more where two micro-batches take longer. Under torchrun it is the step of one rank with its share of the batch, the other ranks idle.
+    A few seconds, more where two micro-batches take longer. Under torchrun it is the step of one rank with
+    its share of the batch, the other ranks idle.
 
     Raises:
         ConfigError: the networks cannot be made, or there is not enough memory for one step.
