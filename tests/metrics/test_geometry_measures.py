@@ -72,8 +72,8 @@ def make_geometry(
         ),
         (
             make_geometry(0.8, alignment=0.1, rank=9.0),
-            "Without labels it cannot be said whether the trained encoder is better than the untrained one, "
-            "since more than three quarters of the rank are lost: ",
+            "Measures without labels cannot tell whether the trained encoder is better than the untrained "
+            "one, because it lost more than three quarters of its effective rank: ",
         ),
     ],
     ids=["better", "not better", "worse", "views lost", "rank lost"],
