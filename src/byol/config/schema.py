@@ -223,7 +223,7 @@ class DataConfig(Section):
     )
     layout: Literal["auto", "hwc", "chw"] = Field(
         description="Axes of arrays (.npy, .npz, in memory). hwc: height, width, channels; chw: channels "
-        "first; auto: by the shape, and a shape that does not tell is refused."
+        "first; auto: by the shapes of the whole set, which is refused if these do not tell."
     )
     packs: Text | None = Field(description="Folder of packed copies; null: 'packs' beside the run folder.")
     memory: Literal["auto", "ram", "map", "device"] = Field(

@@ -7,7 +7,6 @@ from byol.base.console import complain, remark
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.data.decode.disk import DiskError
-from byol.data.decode.formats import Layout
 from byol.data.decode.image import Square
 from byol.data.decode.index import Source
 from byol.data.pack.partial import csv_line
@@ -16,6 +15,7 @@ from byol.data.sources.left_out import Few
 from byol.data.sources.opening import describe_source
 from byol.data.sources.summary import describe_images
 from byol.encoder.encoder import gather
+from byol.encoder.spec import EncoderSpec
 
 _MOST_COMPLAINTS = 20  # that are said one by one
 
@@ -65,13 +65,13 @@ class Remarks:
             remark(line)
 
 
-def gather_and_say(images: str | Path, *, layout: Layout, skip_unreadable: bool) -> Images:
-    """New images, arrays in this layout; what a folder holds besides, or how a list was understood, is said.
+def gather_and_say(images: str | Path, spec: EncoderSpec, *, skip_unreadable: bool) -> Images:
+    """New images for an encoder; what a folder holds besides, or how a list was understood, is said.
 
     Raises:
         DataError: as `encoder.gather`.
     """
-    found = gather(images, layout=layout, skip_unreadable=skip_unreadable)
+    found = gather(images, spec, skip_unreadable=skip_unreadable)
     for line in describe_source(found) if isinstance(found, Source) else ():
         remark(line)
     return found

@@ -23,7 +23,7 @@ from jaxtyping import Int32, Int64, Real
 
 from byol.base.errors import DataError
 from byol.data.decode.disk import DiskError, is_of_the_disk, try_again
-from byol.data.decode.formats import Bits, bits_of_dtype
+from byol.data.decode.formats import Bits, Layout, bits_of_dtype
 from byol.data.decode.index import Names
 from byol.data.decode.mapped import load_array
 from byol.data.pack.partial import (
@@ -58,6 +58,7 @@ class Packed:
     source_notes: tuple[str, ...] = ()  # how the list of the images was understood
     changed: dict[str, Few] = field(default_factory=dict)  # what was changed in images, see `reading.py`
     unmapped: str | None = None  # why its files are read without maps, if so
+    array_layout: Layout = "auto"  # of the source's arrays of three axes, if it has such
 
     def __len__(self) -> int:
         return len(self.file)

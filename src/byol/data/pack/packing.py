@@ -14,7 +14,7 @@ from byol.base.files import write_atomically
 from byol.data.decode.disk import DiskError, is_of_the_system, is_worth_a_try, try_again
 from byol.data.decode.formats import Channels, Geometry, path_of
 from byol.data.decode.image import DECODER, Square, peek, read_square
-from byol.data.decode.index import Names, Source, skips_unreadable
+from byol.data.decode.index import Names, Source, array_layout_of, skips_unreadable
 from byol.data.decode.mapped import load_array
 from byol.data.decode.reading import Alpha
 from byol.data.pack.packed import ARRAYS, FILES, FORMAT, Packed, digest_file, open_pack, read_json, read_pack
@@ -94,6 +94,7 @@ def pack(
         class_names=source.class_names,
         note=note,
         source_notes=source.notes,
+        array_layout=array_layout_of(source),
     )
 
 
