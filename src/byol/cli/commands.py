@@ -242,7 +242,7 @@ def embed_command(options: argparse.Namespace) -> int:
     encoder = load(options.run, device=options.device)
     spec = _laid_out(encoder.spec, data)
     images = gather_and_say(options.images, spec, skip_unreadable=data.skip_unreadable)
-    told = Remarks(data.skip_unreadable)
+    told = Remarks(data.skip_unreadable, spec.pixels)
     blocks = list(
         encoder.embed_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
     )
@@ -303,7 +303,7 @@ def predict_command(options: argparse.Namespace) -> int:
     classifier = load_classifier(options.classifier, device=options.device)
     spec = _laid_out(classifier.encoder.spec, data)
     images = gather_and_say(options.images, spec, skip_unreadable=data.skip_unreadable)
-    told = Remarks(data.skip_unreadable)
+    told = Remarks(data.skip_unreadable, spec.pixels)
     blocks = list(
         classifier.predict_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
     )

@@ -214,6 +214,10 @@ class DataConfig(Section):
         "auto: as mask, but bright shapes of one colour on black, and images of which nothing is seen as "
         "stored; drop: the colours as stored; keep: a further channel."
     )
+    clip: Annotated[float, Field(ge=0, le=0.1)] = Field(
+        description="Share of a channel's values, deeper than 8 bit, that is clipped to black, and as much "
+        "to white; 0: black is the smallest value of the training, white the largest."
+    )
     stored_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | None = Field(
         description="Side of the packed copies, pixels; null: 1.15 views, at most the largest source side."
     )

@@ -12,6 +12,7 @@ from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile
 from byol.data.pack.packed import Packed
 from byol.data.pack.packing import pack
+from byol.data.pack.statistics import CLIP
 from byol.data.sources.array_layout import TrainedLayout
 from byol.data.sources.opening import left_out_of, open_source
 from byol.data.sources.summary import describe_passed_by
@@ -52,6 +53,8 @@ def open_images(
     alpha = data.alpha if alpha is None else alpha
     if alpha != "auto":
         slug += f"-alpha-{alpha}"
+    if data.clip != CLIP:
+        slug += f"-clip-{data.clip:g}"
     folder = packs / f"{slug}-{px or 'auto'}-{view_px}px-{opened.fingerprint()[:8]}"
     bar = None
     if console is not None:
@@ -74,6 +77,7 @@ def open_images(
             channels=data.channels,
             geometry=data.geometry,
             alpha=alpha,
+            clip=data.clip,
             max_bad=data.max_bad,
             num_workers=config.trainer.num_workers,
             progress=show,

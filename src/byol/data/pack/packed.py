@@ -55,6 +55,7 @@ class Packed:
     num_bad: int
     num_shrunk: int  # on canvases: images that were larger, and have lost their scale
     note: str  # "packed", "found", or "packed again" with the reason
+    clipped: float = 0.0  # share of the values that lie beyond low or high of their channel
     source_notes: tuple[str, ...] = ()  # how the list of the images was understood
     changed: dict[str, Few] = field(default_factory=dict)  # what was changed in images, see `reading.py`
     unmapped: str | None = None  # why its files are read without maps, if so
@@ -123,6 +124,7 @@ def read_pack(folder: Path) -> Packed:
         note="found",
         changed=read_notes(content.get("notes", {})),
         unmapped=loaded[0][1],
+        clipped=content.get("clipped", 0.0),  # packs of before do not say it
     )
 
 
