@@ -33,6 +33,7 @@ def config(source: str | Path, *, root: Path | str = "datasets", split: str | No
         download=False,
         channels=None,
         alpha="auto",
+        clip=0.001,
         stored_px=None,
         geometry="square",
         layout="auto",

@@ -12,6 +12,7 @@ from byol.data.decode.content import advise_suffix
 from byol.data.sources.left_out import Few, LeftOut
 
 _MOST_SUFFIXES, _MOST_REASONS, _MOST_CHANGES = 6, 10, 7  # told one by one
+_LEAST_SAID = 1e-6  # share of values that is told as a number
 
 
 def describe_passed_by(left_out: LeftOut) -> Iterator[str]:
@@ -88,6 +89,16 @@ def describe_larger(num_larger: int, *, num_images: int, stored_px: int) -> Iter
         yield (
             f"{num_larger:,} of {num_images:,} images are larger than the {stored_px} px they are stored at, "
             "and shrunk; data.stored_px=N keeps more"
+        )
+
+
+def describe_clipped(share: float) -> Iterator[str]:
+    """How many values lie beyond the range that an encoder sees, if any."""
+    if share > 0.0:
+        percent = f"{100 * share:.2g}%" if share >= _LEAST_SAID else "a few"
+        yield (
+            f"{percent} of all values lie beyond the range of the training and are clipped to black "
+            "or white; training with data.clip=0 clips none of its images"
         )
 
 
