@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from byol.base.errors import quote
 from byol.checking.doctor import Examined
 from byol.checking.duplicates import Alike
 from byol.data.pack.partial import BAD_FILES
@@ -107,7 +108,9 @@ def _judge_bad(found: Examined, *, max_bad: float) -> Iterator[Problem]:
     number, total = len(found.bad), len(found.source)
     groups = group_reasons(found.bad)
     name, reason = found.bad[0]
-    which = f"{number:,} of {total:,} files cannot be read ({BAD_FILES}), the first is {name!r}: {reason}"
+    which = (
+        f"{number:,} of {total:,} files cannot be read ({BAD_FILES}), the first is {quote(name)}: {reason}"
+    )
     if len(groups) > 1:
         which += f"; all {len(groups)} kinds of reasons are above"
     if number == total:
@@ -166,7 +169,7 @@ def find_leaks_problems(leaks: Alike, test: Examined) -> list[Problem]:
         problems.append(
             Problem(
                 f"{test.source.name}: {len(test.bad)} of {len(test.source)} files cannot be read, the first "
-                f"is {name!r}: {reason}; mend or remove them"
+                f"is {quote(name)}: {reason}; mend or remove them"
             )
         )
     number = leaks.num_exact + leaks.num_near
