@@ -1,5 +1,6 @@
 """Labels: which file of a list is which image, and lists of any length in little memory."""
 
+import os
 import random
 import tracemalloc
 import unicodedata
@@ -364,6 +365,19 @@ def test_what_is_refused_is_told_with_an_example(
         find_all(path, content, images)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
     assert [word for word in told if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "missing", "dangling"])
+def test_what_is_no_file_is_refused_with_the_next_step(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "labels.csv"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)  # must not be waited for
+    elif kind == "dangling":
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"labels\.csv: .*; give a CSV or text file"):
+        LabelFile(path)
 
 
 def test_thousands_are_no_decimals(tmp_path: Path) -> None:

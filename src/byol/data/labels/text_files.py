@@ -59,6 +59,8 @@ def refuse_empty(path: Path) -> DataError:
 
 def find_encoding(path: Path) -> str:
     """`utf-8-sig`, a form of UTF-16, or what files are read as that are neither."""
+    if path.exists() and not path.is_file():  # a pipe can be read only once
+        raise DataError(f"{path}: is a folder, a pipe or a device; give a CSV or text file")
     with reading(path), path.open("rb") as file:
         head = file.read(4096)
         if not head:
@@ -108,6 +110,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
+        raise DataError(
+            f"{path}: cannot be opened ({error.strerror}); give a CSV or text file that can be read"
+        ) from None
     except UnicodeError:
         raise DataError(f"{path}: begins as UTF-16 but is damaged; save it as UTF-8") from None
