@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from byol.base.errors import ConfigError
+from byol.base.packages import install_command
 from byol.config import LoggerName
 
 PROJECT = "byol"  # the name of the project or experiment that runs are put into
@@ -65,7 +66,7 @@ def check_loggers(names: Sequence[LoggerName]) -> None:
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise ConfigError(
-                f'trainer.loggers: {name} is not installed; pip install "byol[{name}]", or leave it out: '
+                f"trainer.loggers: {name} is not installed; {install_command(name)}, or leave it out: "
                 "trainer.loggers=[tensorboard]"
             )
 
