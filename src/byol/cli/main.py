@@ -36,6 +36,7 @@ _EPILOG = """examples:
   byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
   byol finetune runs/cells --labels cells.csv --scratch   a classifier, beside one without BYOL
   byol predict runs/cells-finetuned NEW/ -o classes.csv   classes of new images
+  byol env                                   versions and hardware, to paste into a bug report
   byol config config.yaml                    the whole configuration, every value filled in
 """
 
@@ -110,6 +111,7 @@ def _make_parser() -> argparse.ArgumentParser:
         _add_finetune,
         _add_predict,
         _add_config,
+        _add_env,
     ):
         add(subparsers)
     return parser
@@ -345,6 +347,11 @@ def _add_config(subparsers: _Subparsers) -> None:
     config.add_argument("file", nargs="?", type=Path, help="configuration file")
     config.add_argument("--preset", help="classic, paper, default or demo")
     config.add_argument("--schema", action="store_true", help="print the JSON schema, for editors")
+
+
+def _add_env(subparsers: _Subparsers) -> None:
+    env = _add(subparsers, "env", commands.env_command, "print versions and hardware, for a bug report")
+    env.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def _add(
