@@ -335,3 +335,10 @@ def config_command(options: argparse.Namespace) -> int:
             load_partial(options.file, options.overrides, preset=options.preset).dump().removesuffix("\n")
         )
     return 0
+
+
+def env_command(options: argparse.Namespace) -> int:
+    _refuse_overrides(options, "the environment")
+    found = byol.environment()
+    say_block(found.to_json() if options.json else found.render())
+    return 0
