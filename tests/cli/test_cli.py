@@ -56,6 +56,7 @@ COMMANDS = (
     "finetune",
     "predict",
     "config",
+    "env",
 )
 Capture = pytest.CaptureFixture[str]
 

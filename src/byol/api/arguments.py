@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
+from byol.base.errors import ConfigError
 from byol.config import PartialConfig, keys, load_partial, write_override
 
 Overrides = Mapping[str, object] | Sequence[str] | None
@@ -56,12 +57,20 @@ def make_partial_config(
 
 
 def choose_folder(images: AnyPath, output: AnyPath | None, *, place: str) -> Path:
-    """`output`, or a folder in `place` named after the images or the configuration file."""
-    if output is not None:
-        return Path(output)
-    source = str(images)
-    path = Path(source) if _is_configuration(source) else Path(source).resolve()
-    return Path(place) / (path.name if path.is_dir() else path.stem)
+    """`output`, or a folder in `place` named after the images or the configuration file.
+
+    Raises:
+        ConfigError: its name is not UTF-8, which TensorBoard cannot write.
+    """
+    if output is None:
+        source = str(images)
+        path = Path(source) if _is_configuration(source) else Path(source).resolve()
+        output = Path(place) / (path.name if path.is_dir() else path.stem)
+    try:
+        str(output).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{output}: the name of the folder is not UTF-8; choose another by -o") from None
+    return Path(output)
 
 
 def _is_configuration(source: str) -> bool:

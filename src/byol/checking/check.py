@@ -136,7 +136,9 @@ def _read(found: Examined, rows: np.ndarray, *, px: int, data: DataConfig) -> Sa
         squares.append(square.pixels)
         filled.append(square.filled)
         sizes.append((square.height, square.width) if data.geometry == "square" else (px, px))
-    return Sample.of(names, np.stack(squares), np.array(sizes, np.int32), filled) if squares else None
+    if not squares:
+        return None
+    return Sample.of(names, np.stack(squares), np.array(sizes, np.int32), filled, clip=data.clip)
 
 
 def _judge_views(sample: Sample, ahead: Forecast, *, source: str) -> Iterator[Problem]:

@@ -26,7 +26,7 @@ from byol.checking.findings import (
 from byol.config import PartialConfig
 from byol.data.pack.partial import BAD_FILES, csv_line
 from byol.data.sources.opening import describe_source
-from byol.data.sources.summary import describe_images, describe_larger
+from byol.data.sources.summary import describe_clipped, describe_images, describe_larger
 from byol.pictures import page
 from byol.pictures.sheets import (
     NUM_IMAGES,
@@ -136,6 +136,8 @@ class Report:
             px = self.ahead.stored_px
             num_larger = int((found.sizes > px).any(axis=1).sum())
             yield from describe_larger(num_larger, num_images=len(found), stored_px=px)
+        if self.sample is not None:
+            yield from describe_clipped(self.sample.clipped)
 
     def _describe_training(self, ahead: Forecast) -> Iterator[str]:
         views = [c for c in ahead.choices if c.key.startswith(("data_transforms", "data."))]

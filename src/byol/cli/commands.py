@@ -6,6 +6,7 @@ Commands import torch only when they run, so that --help is fast.
 import argparse
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ import byol
 from byol.api.arguments import choose_folder, make_partial_config
 from byol.base.console import complain, is_watched, make_console, say, say_block, show_bar
 from byol.base.errors import ConfigError, DataError, printable
-from byol.config import PartialConfig, json_schema, load_partial, write_override
+from byol.config import DataConfig, PartialConfig, json_schema, load_partial, write_override
 
 if TYPE_CHECKING:
     from byol.api.run import Run
+    from byol.encoder.spec import EncoderSpec
 
 EXIT_INTERRUPTED = {
     "SIGINT": 130,
@@ -211,13 +213,18 @@ def explore_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _may_skip_unreadable(options: argparse.Namespace, what: str) -> bool:
-    """The only setting that applies to new images."""
-    key = "data.skip_unreadable="
-    known = [override for override in options.overrides if override.startswith(key)]
-    options.overrides = [override for override in options.overrides if not override.startswith(key)]
+def _settings_of_new_images(options: argparse.Namespace, what: str) -> DataConfig:
+    """The settings that apply to new images: data.skip_unreadable and data.layout."""
+    keys = ("data.skip_unreadable=", "data.layout=")
+    given = [override for override in options.overrides if override.startswith(keys)]
+    options.overrides = [override for override in options.overrides if not override.startswith(keys)]
     _refuse_overrides(options, what)
-    return load_partial(None, known, preset="default").config.data.skip_unreadable
+    return load_partial(None, given, preset="default").config.data
+
+
+def _laid_out(spec: "EncoderSpec", data: DataConfig) -> "EncoderSpec":
+    """The spec of an encoder, with `data.layout` for its new images if that is given."""
+    return spec if data.layout == "auto" else replace(spec, layout=data.layout)
 
 
 def embed_command(options: argparse.Namespace) -> int:
@@ -229,13 +236,14 @@ def embed_command(options: argparse.Namespace) -> int:
     from byol.evaluation.features import check_finite
     from byol.metrics.neighbours import Distinct, find_prototypes
 
-    skip_unreadable = _may_skip_unreadable(options, "embedding")
+    data = _settings_of_new_images(options, "embedding")
     if options.prototypes is not None and options.prototypes < 1:
         raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, at least 1")
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
-    images = gather_and_say(options.images, layout=encoder.spec.layout, skip_unreadable=skip_unreadable)
-    remarks = Remarks(skip_unreadable)
+    spec = _laid_out(encoder.spec, data)
+    images = gather_and_say(options.images, spec, skip_unreadable=data.skip_unreadable)
+    remarks = Remarks(data.skip_unreadable, spec.pixels)
     blocks = list(
         encoder.embed_source(images, on_bad=remarks.leave_out, on_outside=remarks.warn, on_read=remarks.note)
     )
@@ -295,13 +303,12 @@ def predict_command(options: argparse.Namespace) -> int:
     from byol.encoder.classifier import check_predictions_path, load_classifier, write_predictions
     from byol.encoder.remarks import Remarks, gather_and_say
 
-    skip_unreadable = _may_skip_unreadable(options, "prediction")
+    data = _settings_of_new_images(options, "prediction")
     check_predictions_path(options.output)
     classifier = load_classifier(options.classifier, device=options.device)
-    images = gather_and_say(
-        options.images, layout=classifier.encoder.spec.layout, skip_unreadable=skip_unreadable
-    )
-    remarks = Remarks(skip_unreadable)
+    spec = _laid_out(classifier.encoder.spec, data)
+    images = gather_and_say(options.images, spec, skip_unreadable=data.skip_unreadable)
+    remarks = Remarks(data.skip_unreadable, spec.pixels)
     blocks = list(
         classifier.predict_source(
             images, on_bad=remarks.leave_out, on_outside=remarks.warn, on_read=remarks.note
@@ -327,4 +334,11 @@ def config_command(options: argparse.Namespace) -> int:
         say_block(
             load_partial(options.file, options.overrides, preset=options.preset).dump().removesuffix("\n")
         )
+    return 0
+
+
+def env_command(options: argparse.Namespace) -> int:
+    _refuse_overrides(options, "the environment")
+    found = byol.environment()
+    say_block(found.to_json() if options.json else found.render())
     return 0

@@ -317,6 +317,8 @@ def _validate(layers: Mapping[str, Entry], problems: list[str]) -> Config | None
             key = keys.leaf_of(detail["loc"])
             # Of a choice between kinds, each kind complains; our own checks have the best words.
             reason = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else None
+            if detail["type"] == "string_unicode":
+                reason = "text in UTF-8; rename the file or folder"
             refused[key] = reason or refused.get(key)
     problems += [_refuse(layers[key], key, allowed=reason) for key, reason in refused.items()]
     values = {key: item.value for key, item in layers.items() if key not in refused}

@@ -135,6 +135,7 @@ def _open(
         labels=labels,
         stored_px=spec.stored_px,
         alpha=spec.alpha,
+        trained=spec.trained_layout,
     )
     check_fit(images, spec, name=name_source(source))
     return images

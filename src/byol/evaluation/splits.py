@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from byol.base.errors import ConfigError, DataError
+from byol.base.errors import ConfigError, DataError, quote
 from byol.config.schema import EvaluationConfig
 from byol.data.labels.label_file import encode_labels, match_columns
 from byol.data.pack.packed import Packed
@@ -286,7 +286,7 @@ def _translate(train: Packed, test: Packed, *, labels: NDArray[np.int64], name: 
         class_name = test.class_names[label]
         if index.get(class_name) not in known:
             raise DataError(
-                f"{name}: the test class {class_name!r} has no training image; "
+                f"{name}: the test class {quote(class_name)} has no training image; "
                 "use the same class names in both splits"
             )
         table[label] = index[class_name]

@@ -97,7 +97,9 @@ def describe(
     keep_freed_memory()
     config = read_config(run_dir, overrides)
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
-    images = open_images(config, run_dir, console=None, alpha=online.spec.alpha)
+    images = open_images(
+        config, run_dir, console=None, alpha=online.spec.alpha, trained=online.spec.trained_layout
+    )
     check_fit(images, online.spec, name=Path(config.data.source).name or config.data.source)
     rows = spread(np.arange(len(images)), min(len(images), MOST_IMAGES))
     columns = _find_columns(images, rows, metadata=metadata, config=config, say=say)

@@ -25,12 +25,12 @@ from byol.base.console import Count, Say
 from byol.base.errors import CheckpointError, DataError
 from byol.base.files import check_writable, write_atomically
 from byol.config import Config
-from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile, Labels, match_columns
 from byol.data.pack.images import open_images
 from byol.data.pack.packed import Packed
 from byol.data.sources.opening import folder_of
 from byol.encoder.encoder import Encoder
+from byol.encoder.spec import EncoderSpec
 from byol.evaluation.features import features_of, spread, trained
 from byol.evaluation.metadata import are_alike
 
@@ -108,7 +108,7 @@ def open_run_images(
         DataError: they cannot be read, or have other channels.
     """
     wanted = encoder.spec.stored_px
-    find = partial(_open_labelled, config, run_dir, source=source, alpha=encoder.spec.alpha)
+    find = partial(_open_labelled, config, run_dir, source=source, spec=encoder.spec)
     images, notes = find(stored_px=None if source is None else wanted)  # the training's copy, if it is there
     if images.stored_px != wanted:
         images, notes = find(stored_px=wanted)
@@ -123,13 +123,20 @@ def open_run_images(
 
 
 def _open_labelled(
-    config: Config, run_dir: Path, *, source: str | None, stored_px: int | None, alpha: Alpha
+    config: Config, run_dir: Path, *, source: str | None, stored_px: int | None, spec: EncoderSpec
 ) -> tuple[Packed, list[str]]:
     """Images with the labels of `evaluation.labels`, if there are such, and what to say of these."""
     evaluation = config.evaluation
     labels = None if evaluation.labels is None else LabelFile(Path(evaluation.labels))
     images = open_images(
-        config, run_dir, console=None, source=source, labels=labels, stored_px=stored_px, alpha=alpha
+        config,
+        run_dir,
+        console=None,
+        source=source,
+        labels=labels,
+        stored_px=stored_px,
+        alpha=spec.alpha,
+        trained=spec.trained_layout,
     )
     if labels is None:
         return images, []

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from byol.base.console import Say
 from byol.base.errors import ConfigError
+from byol.base.packages import install_command
 from byol.config import LoggerName
 
 PROJECT = "byol"  # the name of the project or experiment that runs are put into
@@ -66,7 +67,7 @@ def check_loggers(names: Sequence[LoggerName]) -> None:
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise ConfigError(
-                f'trainer.loggers: {name} is not installed; pip install "byol[{name}]", or leave it out: '
+                f"trainer.loggers: {name} is not installed; {install_command(name)}, or leave it out: "
                 "trainer.loggers=[tensorboard]"
             )
 

@@ -7,7 +7,7 @@ import torch
 from byol.config import Config
 from byol.data.pack.packed import Packed
 from byol.data.pack.partial import BAD_FILES, read_bad
-from byol.data.sources.summary import describe_images, describe_larger
+from byol.data.sources.summary import describe_clipped, describe_images, describe_larger
 from byol.device.devices import explain_device
 from byol.device.ranks import Ranks
 from byol.kernels.build import explain_kernels
@@ -71,6 +71,7 @@ def _describe_images(images: Packed) -> Iterator[str]:
         num_images=len(images) + images.num_bad,
         listed=str(images.folder / BAD_FILES),
     )
+    yield from describe_clipped(images.clipped)
     if images.unmapped is not None:
         yield (
             f"{images.folder}: {images.unmapped}; byol reads the images one by one, which is slower (set "

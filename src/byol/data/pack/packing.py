@@ -14,7 +14,7 @@ from byol.base.files import write_atomically
 from byol.data.decode.disk import DiskError, is_of_the_system, is_worth_a_try, try_again
 from byol.data.decode.formats import Channels, Geometry, path_of
 from byol.data.decode.image import DECODER, Square, peek, read_square
-from byol.data.decode.index import Names, Source, skips_unreadable
+from byol.data.decode.index import Names, Source, array_layout_of, skips_unreadable
 from byol.data.decode.mapped import load_array
 from byol.data.decode.reading import Alpha
 from byol.data.pack.packed import ARRAYS, FILES, FORMAT, Packed, digest_file, open_pack, read_json, read_pack
@@ -29,6 +29,7 @@ from byol.data.pack.partial import (
 )
 from byol.data.pack.place import check_space, locked, move_into_place, remove_files, writing
 from byol.data.pack.running_statistics import RunningStatistics
+from byol.data.pack.statistics import CLIP
 from byol.data.sources.parallel import read_ahead
 from byol.data.sources.summary import describe_bad, round_up
 from byol.data.sources.survey import describe_mixture, find_largest_side
@@ -52,6 +53,7 @@ def pack(
     num_workers: int,
     geometry: Geometry = "square",
     alpha: Alpha = "auto",
+    clip: float = CLIP,
     progress: Count | None = None,
 ) -> Packed:
     """Pack `source` into `folder`, or continue a packing that was stopped, or find the pack that is there.
@@ -59,8 +61,8 @@ def pack(
     The side P of the packed images is `stored_px`; without it 1.15 x `view_px`, rounded up, but not more
     than the largest side in the source: a set of one square size up to that is kept exactly. Images are
     squashed to P x P, or put on a canvas of that side (`geometry`, see `image.read_square`). A pack is found
-    if its source has not changed and P, `channels`, `geometry` and `alpha` are the same; labels are the
-    source's of now. Images that the disk did not give to an earlier start are tried again.
+    if its source has not changed and P, `channels`, `geometry`, `alpha` and `clip` are the same; labels
+    are the source's of now. Images that the disk did not give to an earlier start are tried again.
 
     `num_workers` threads or processes read. If another process is packing into the folder, this one waits
     and reports that one's progress (images done, images in all).
@@ -71,7 +73,7 @@ def pack(
             written, or holds something else.
     """
     limit_px = find_limit_px(view_px) if stored_px is None else None
-    recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER, alpha)
+    recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER, alpha, clip)
     partial = folder.with_name(f"{folder.name}.partial")
     with locked(folder, while_waiting=lambda: _report_other(partial, progress)):
         packed, note = _find(folder, recipe)
@@ -92,6 +94,7 @@ def pack(
         class_names=source.class_names,
         note=note,
         source_notes=source.notes,
+        array_layout=array_layout_of(source),
     )
 
 
@@ -116,7 +119,8 @@ def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
     if before.decoder != recipe.decoder:
         return None, "packed again: an earlier version of byol decoded the images in another way"
     if before != recipe:
-        return None, "packed again: data.stored_px, data.channels, data.geometry or data.alpha differ"
+        keys = "data.stored_px, data.channels, data.geometry, data.alpha or data.clip"
+        return None, f"packed again: {keys} differ"
     return packed, "found"
 
 
@@ -285,7 +289,7 @@ def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, running: R
     arrays = (sizes.astype(np.int32), places, source.labels[places], names.blob, names.offsets)
     for name, array in zip(ARRAYS, arrays, strict=True):
         write_atomically(partial / name, partial_function(np.save, arr=array))
-    statistics, images_digest = running.finish()
+    statistics, clipped, images_digest = running.finish()
     digests = {name: digest_file(partial / name) for name in (*ARRAYS, BAD_FILES)} | {
         "images.npy": images_digest
     }
@@ -299,6 +303,7 @@ def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, running: R
         "recipe": asdict(recipe),
         "class_names": source.class_names,
         "pixels": asdict(statistics),
+        "clipped": clipped,
         "files": {
             name: {"bytes": (partial / name).stat().st_size, "blake2b": digest}
             for name, digest in digests.items()
