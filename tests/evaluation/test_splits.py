@@ -233,7 +233,7 @@ def test_folds_beside_a_test_part_and_groups_that_are_none(tmp_path: Path) -> No
         images,
         labels,
         "evaluation.groups=plate",
-        message=rr"1 labelled images have no plate, .*dark/000\.png; fill in the column 'plate'",
+        message=r"1 labelled images have no plate, .*dark/000\.png; fill in the column 'plate'",
     )
 
 
