@@ -32,8 +32,8 @@ from byol.metrics.probes import fit_pca
 FORMAT = 1
 NUM_CALIBRATION = 1000  # training images that the norms of an untrained encoder see
 
-_BATCH = 256
-_PCA_VALUES = 2**28  # pixels that principal components are fitted on at once: 1 GB
+BATCH = 256
+PCA_VALUES = 2**28  # pixels that principal components are fitted on at once: 1 GB
 _PCA_ROWS = 10_000
 
 Rows = Int64[np.ndarray, " image"]
@@ -94,7 +94,7 @@ def features_of(
     key = _hash("encoder", encoder.identity, repr(seen), _identify(images, rows))
 
     def make() -> Features:
-        features = encoder.make().embed_packed(images, rows=rows, batch_size=_BATCH, progress=progress)
+        features = encoder.make().embed_packed(images, rows=rows, batch_size=BATCH, progress=progress)
         check_finite(features, lambda place: images.names[int(rows[place])])
         return features
 
@@ -124,8 +124,8 @@ def view_features_of(
     def make() -> Features:
         sizes = torch.from_numpy(images.sizes[rows].astype(np.float32))
         parts = []
-        for first in range(0, len(rows), _BATCH):
-            part = slice(first, min(first + _BATCH, len(rows)))
+        for first in range(0, len(rows), BATCH):
+            part = slice(first, min(first + BATCH, len(rows)))
             squares = _squares(images, rows[part])
             views = make_views(squares, sizes, transforms, key=key, rows=part, pixels=spec.pixels)
             parts.append(np.stack([encoder.make().encode_views(view).cpu().numpy() for view in views]))
@@ -169,7 +169,7 @@ def pixel_components(
     Without a folder nothing is cached.
     """
     num_pixels = spec.channels * spec.view_px**2
-    num_fitted = max(min(_PCA_ROWS, _PCA_VALUES // num_pixels), dimensions)
+    num_fitted = max(min(_PCA_ROWS, PCA_VALUES // num_pixels), dimensions)
     fitted_rows = train_rows if len(train_rows) <= num_fitted else spread(train_rows, num_fitted)
     seen = (spec.view_px, asdict(spec.pixels), dimensions, seed)
 
@@ -198,8 +198,8 @@ def _squares(images: Packed, rows: Rows) -> torch.Tensor:
 
 
 def _pixels(images: Packed, rows: Rows, *, spec: EncoderSpec) -> Iterator[Features]:
-    for first in range(0, len(rows), _BATCH):
-        squares = _squares(images, rows[first : first + _BATCH])
+    for first in range(0, len(rows), BATCH):
+        squares = _squares(images, rows[first : first + BATCH])
         views = whole_view(squares, spec.view_px, pixels=spec.pixels)
         yield views.flatten(1).numpy()
 
@@ -232,7 +232,7 @@ def _estimate_norms(module: nn.Module, images: Packed, *, rows: Rows, spec: Enco
         norm.momentum = None
         norm.train()
     # Even parts: a part of one image has no variance.
-    for part in np.array_split(rows, -(-len(rows) // _BATCH)) if norms else []:
+    for part in np.array_split(rows, -(-len(rows) // BATCH)) if norms else []:
         module(whole_view(_squares(images, part), spec.seen_px, pixels=spec.pixels))
     module.eval()
 

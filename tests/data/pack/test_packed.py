@@ -151,7 +151,7 @@ def test_a_larger_image_than_those_looked_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int | None
 ) -> None:
     """The stored size is as if all had been looked at, also if packing is stopped before it is met."""
-    monkeypatch.setattr(packing, "_SAMPLE", 2)
+    monkeypatch.setattr(packing, "SAMPLE", 2)
     items: list[ImageArray | str] = list(draw(*[(5, 4, 1)] * 9, (7, 9, 1), *[(5, 4, 1)] * 2))
 
     def kill(done: int, total: int) -> None:
@@ -189,7 +189,7 @@ def test_statistics_of_8_bit(tmp_path: Path) -> None:
 
 def test_statistics_of_16_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 bits in a 16-bit file: the range is where the values are, a few stray pixels aside."""
-    monkeypatch.setattr(running_statistics, "_CHUNK_BYTES", 1000)  # several chunks
+    monkeypatch.setattr(running_statistics, "CHUNK_BYTES", 1000)  # several chunks
     images = RNG.integers(90, 4096, (60, 8, 8, 2)).astype(np.uint16)
     images[0, 0, 0, 0] = 65535
     pixels = pack_into(tmp_path / "p", Images(list(images))).pixels
@@ -209,7 +209,7 @@ def test_statistics_of_floats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, centre: float, spread: float
 ) -> None:
     """To 1 part in 512 of the values, wherever they lie; the smallest and the largest exactly."""
-    monkeypatch.setattr(running_statistics, "_CHUNK_BYTES", 2000)
+    monkeypatch.setattr(running_statistics, "CHUNK_BYTES", 2000)
     images = RNG.normal(centre, spread, (60, 8, 8, 2)).astype(np.float32)
     images[3, 1, 1, 0] = centre + 1e4 * spread
     packed = pack_into(tmp_path / "p", Images(list(images)))
@@ -487,7 +487,7 @@ def test_the_fingerprint_is_of_the_values_alone(tmp_path: Path) -> None:
 
 def test_two_at_once_pack_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second waits for the first, shows how far that is, and finds the pack."""
-    monkeypatch.setattr(place, "_POLL_S", 0.005)
+    monkeypatch.setattr(place, "POLL_S", 0.005)
     monkeypatch.setattr(partial, "SAVE_INTERVAL_S", 0.0)
     items = draw(*[(8, 8, 1)] * 30)
     second = Images(items)

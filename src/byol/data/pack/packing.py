@@ -34,7 +34,7 @@ from byol.data.sources.parallel import read_ahead
 from byol.data.sources.summary import describe_bad, round_up
 from byol.data.sources.survey import describe_mixture, find_largest_side
 
-_SAMPLE = 500  # images whose sizes are looked at before packing
+SAMPLE = 500  # images whose sizes are looked at before packing
 
 
 def find_limit_px(view_px: int) -> int:
@@ -185,7 +185,7 @@ def _write(
         _write_at, source=source, max_bad=max_bad, num_workers=num_workers, progress=progress, partial=partial
     )
     if mark is None or mark.recipe != recipe:
-        px = recipe.stored_px or _choose_px(source, recipe, most=_SAMPLE, num_workers=num_workers)
+        px = recipe.stored_px or _choose_px(source, recipe, most=SAMPLE, num_workers=num_workers)
         mark = Mark(recipe, px, 0, 0, num_images=len(source), done=0, num_rows=0, num_bad=0, bad_bytes=0)
     try:
         write(mark)
