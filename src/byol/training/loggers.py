@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from byol.base.console import Say
 from byol.base.errors import ConfigError
 from byol.base.packages import install_command
 from byol.config import LoggerName
@@ -71,7 +72,7 @@ def check_loggers(names: Sequence[LoggerName]) -> None:
             )
 
 
-def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Callable[[str], None]) -> list[Logger]:
+def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Say) -> list[Logger]:
     """The loggers of a run, in the order of their names; `say` hears of one that fails later.
 
     Raises:
@@ -214,7 +215,7 @@ class Mlflow:
 class Guarded:
     """A logger of a foreign service, whose failures do not end the training."""
 
-    def __init__(self, name: str, logger: Logger, *, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, logger: Logger, *, say: Say) -> None:
         self._name, self._logger, self._say = name, logger, say
         self._failed = False
 

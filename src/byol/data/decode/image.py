@@ -59,7 +59,7 @@ from byol.data.decode.formats import (
 )
 from byol.data.decode.missing import fill, find_missing
 from byol.data.decode.opened import read_file, reasons
-from byol.data.decode.readers import by_pillow, find_reader, layout_of
+from byol.data.decode.readers import by_pillow, find_reader
 from byol.data.decode.reading import Alpha, alpha_choice, noting, settle_alpha, settle_pillow_alpha
 
 DECODER = 5  # goes up when the same file gives other values: packs of other numbers are made again
@@ -205,10 +205,9 @@ def kind_of(image: ImageArray) -> Kind:
 
 def _read_file(file: File, of_pillow: Callable[[Image.Image], T], of_decoded: Callable[[Decoded], T]) -> T:
     """What one of the two makes of a file: of Pillow's opened image, or of what another reader decodes."""
-    layout = layout_of(file)
 
     def read(stream: Stream) -> T:
-        if (reader := find_reader(stream, layout)) is not None:
+        if (reader := find_reader(stream, file)) is not None:
             return of_decoded(reader(stream))
         return by_pillow(stream, of_pillow, of_decoded)
 
