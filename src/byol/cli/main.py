@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command line: `overrides` are its settings, `command` is what to call with them."""
     rest, overrides = _take_overrides(arguments)
-    options = _make_parser().parse_args(rest)
+    options = make_parser().parse_args(rest)
     options.overrides = overrides
     return options
 
@@ -86,7 +86,7 @@ class _Parser(argparse.ArgumentParser):
 _Subparsers: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="byol",
         description="Turn a pile of unlabelled images into a good image encoder, and say how good it is.",
