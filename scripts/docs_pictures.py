@@ -49,9 +49,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         runs = train_two(Path(work))
         curves = [(name, read_metrics(folder)) for name, folder in runs.items()]
-        write(options.output / "curves.svg", draw_curves(curves))
+        for curve in CURVES:
+            write(options.output / f"curve-{curve.name}.svg", draw_curve(curve, curves))
         draw_neighbours(runs["healthy"], options.output / "neighbours.png")
-    write(options.output / "sphere.svg", draw_spheres())
+    for kind in SPHERES:
+        write(options.output / f"sphere-{kind}.svg", draw_sphere(kind))
     write(options.output / "verdicts.svg", draw_verdicts())
 
 
@@ -89,34 +91,30 @@ def train_two(work: Path, *, epochs: int = 4, images: str = "motifs") -> dict[st
 class Curve:
     """One chart: which number of the log it shows, and how."""
 
+    name: str
     title: str
     value: Callable[[Metrics], float | None]
     show: Callable[[float], str]
 
 
-_CURVES = (
-    Curve("Loss", lambda line: line.loss, lambda value: f"{value:.1f}"),
-    Curve("Rank of the projections", lambda line: line.rank, lambda value: f"{value:.0f}"),
-    Curve("kNN accuracy", lambda line: line.knn, lambda value: f"{value:.0%}"),
+CURVES = (
+    Curve("loss", "Loss", lambda line: line.loss, lambda value: f"{value:.1f}"),
+    Curve("rank", "Rank of the projections", lambda line: line.rank, lambda value: f"{value:.0f}"),
+    Curve("knn", "kNN accuracy", lambda line: line.knn, lambda value: f"{value:.0%}"),
 )
 
 
-def draw_curves(runs: Sequence[tuple[str, Sequence[Metrics]]]) -> str:
-    """Loss, rank and kNN of the runs, one chart beside the other."""
-    charts = []
-    for curve in _CURVES:
-        series = []
-        for (name, lines), kind in zip(runs, ("main", "second"), strict=True):
-            points = [(line.done, curve.value(line)) for line in lines]
-            known = [(done, value) for done, value in points if value is not None]
-            series.append(Series(name, [done for done, _ in known], [value for _, value in known], kind))
-        charts.append((curve.title, draw_lines(series, title=curve.title, x_label="step", show=curve.show)))
-    parts = []
-    for place, (title, chart) in enumerate(charts):
-        x = 360 * place
-        parts.append(f'<text class="title" x="{x + 46}" y="14">{escape(title)}</text>')
-        parts.append(chart.replace("<svg ", f'<svg x="{x}" y="20" width="340" height="190" ', 1))
-    return _picture(360 * len(charts), 215, parts, "Loss, rank and kNN accuracy of two runs")
+def draw_curve(curve: Curve, runs: Sequence[tuple[str, Sequence[Metrics]]]) -> str:
+    """One number of two runs against the step."""
+    series = []
+    for (name, lines), kind in zip(runs, ("main", "second"), strict=True):
+        points = [(line.done, curve.value(line)) for line in lines]
+        known = [(done, value) for done, value in points if value is not None]
+        series.append(Series(name, [done for done, _ in known], [value for _, value in known], kind))
+    chart = draw_lines(series, title=curve.title, x_label="step", show=curve.show)
+    chart = chart.replace("<svg ", '<svg y="20" width="340" height="190" ', 1)
+    title = f'<text class="title" x="46" y="14">{escape(curve.title)}</text>'
+    return _picture(340, 215, [title, chart], f"{curve.title} of two runs")
 
 
 # ---- Features on a sphere
@@ -131,53 +129,44 @@ def make_features(kind: str, *, num: int = 40, seed: int = 0) -> tuple[Tensor, T
         "good": (spread + 0.03 * noise1, spread + 0.03 * noise2),
         "collapsed": (0.8 + 0.02 * noise1, 0.8 + 0.02 * noise2),
         "random": (spread, spread[torch.randperm(num, generator=draw)]),
-        "clustered": (0.8 + 0.35 * noise1, 0.8 + 0.35 * noise1 + 0.03 * noise2),
+        "crowded": (0.8 + 0.35 * noise1, 0.8 + 0.35 * noise1 + 0.03 * noise2),
     }[kind]
     first, second = (torch.stack([torch.cos(angle), torch.sin(angle)], dim=1) for angle in angles)
     return first, second
 
 
-_SPHERES = (
-    ("collapsed", "Collapsed"),
-    ("clustered", "Crowded"),
-    ("random", "Views do not match"),
-    ("good", "Good"),
-)
+SPHERES = {
+    "collapsed": "Collapsed",
+    "crowded": "Crowded",
+    "random": "Views do not match",
+    "good": "Good",
+}
 
 
-def draw_spheres() -> str:
-    """Four encoders of two features, with the measures that byol prints."""
-    parts = []
-    for place, (kind, title) in enumerate(_SPHERES):
-        first, second = make_features(kind)
-        parts += _draw_sphere(first, second, title=title, x=250 * place)
-    return _picture(250 * len(_SPHERES), 300, parts, "Features of two views on the unit circle")
+def draw_sphere(kind: str) -> str:
+    """The features of one encoder, with the measures that byol prints."""
+    (first, second), middle, radius = make_features(kind), (115.0, 115.0), 85.0
 
-
-def _draw_sphere(
-    first: Float[Tensor, "image 2"], second: Float[Tensor, "image 2"], *, title: str, x: int
-) -> list[str]:
-    middle, radius = (x + 125.0, 120.0), 85.0
-
-    def at(point: Tensor, share: float) -> tuple[float, float]:
+    def at(point: Float[Tensor, "2"], share: float) -> tuple[float, float]:
         return middle[0] + share * radius * float(point[0]), middle[1] - share * radius * float(point[1])
 
-    parts = [f'<text class="title" x="{middle[0]}" y="16" text-anchor="middle">{title}</text>']
+    parts = [f'<text class="title" x="{middle[0]}" y="16" text-anchor="middle">{SPHERES[kind]}</text>']
     parts.append(f'<circle class="circle" cx="{middle[0]}" cy="{middle[1]}" r="{radius}"/>')
     for one, two in zip(first, second, strict=True):
         (x1, y1), (x2, y2) = at(one, 1.0), at(two, 0.88)
         parts.append(f'<line class="pair" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
         parts.append(f'<circle class="fill main" cx="{x1:.1f}" cy="{y1:.1f}" r="2.5"/>')
         parts.append(f'<circle class="fill second" cx="{x2:.1f}" cy="{y2:.1f}" r="2.5"/>')
+    uniformity = float(health.measure_uniformity(first))
     measures = (
         f"alignment {float(health.measure_alignment(first, second)):.2f}",
-        f"uniformity {float(health.measure_uniformity(first)):.2f}",
+        f"uniformity {0.0 if abs(uniformity) < 0.005 else uniformity:.2f}",
         f"rank {float(health.measure_rank(first)):.1f} of 2",
         f"view retrieval {float(health.measure_retrieval(first, second)):.0%}",
     )
     for line, text in enumerate(measures):
-        parts.append(f'<text x="{middle[0]}" y="{232 + 16 * line}" text-anchor="middle">{text}</text>')
-    return parts
+        parts.append(f'<text x="{middle[0]}" y="{225 + 16 * line}" text-anchor="middle">{text}</text>')
+    return _picture(230, 285, parts, f"{SPHERES[kind]}: features of two views on the unit circle")
 
 
 # ---- Verdicts
@@ -217,14 +206,14 @@ def draw_verdicts() -> str:
         for line, row in enumerate(rows):
             y = top + 36 + 20 * line
             name = {"byol online": "BYOL"}.get(row.features, row.features)
-            parts.append(f'<text x="95" y="{y + 4}" text-anchor="end">{name}</text>')
-            left, value, right_end = (105 + 420 * share for share in (row.low95, row.top1, row.high95))
+            parts.append(f'<text x="72" y="{y + 4}" text-anchor="end">{name}</text>')
+            left, value, right_end = (80 + 200 * share for share in (row.low95, row.top1, row.high95))
             kind = "main" if row.features == "byol online" else "second"
             parts.append(f'<path class="whisker" d="M{left:.1f} {y}H{right_end:.1f}"/>')
             parts.append(f'<circle class="fill {kind}" cx="{value:.1f}" cy="{y}" r="4"/>')
             shown = f"{row.top1:.0%} ({row.low95:.0%} to {row.high95:.0%})"
-            parts.append(f'<text x="540" y="{y + 4}">{shown}</text>')
-    return _picture(660, 95 * len(_CASES), parts, "Four verdicts and the intervals behind them")
+            parts.append(f'<text x="290" y="{y + 4}">{shown}</text>')
+    return _picture(410, 95 * len(_CASES), parts, "Four verdicts and the intervals behind them")
 
 
 # ---- Neighbours
