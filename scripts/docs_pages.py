@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byol.cli.main import make_parser
+from byol.cli.parser import make_parser
 from byol.config import examples, keys, load_config, yaml_text
 from byol.config.configuration import DOMAINS, PRESETS
 
