@@ -60,7 +60,8 @@ def render_commands() -> str:
     lines = [
         "# Command line",
         "",
-        "This page is generated from the program's own argument parser. `byol COMMAND --help` prints the same.",
+        "This page is generated from the program's own argument parser. `byol COMMAND --help` prints the "
+        "same.",
         "",
         "Append settings to a command as `section.key=value`, for example `trainer.max_epochs=100`. "
         "[Settings](settings.md) lists them all.",
@@ -192,7 +193,11 @@ def anchor_of(key: str) -> str:
 
 
 def _section_of(key: str) -> str:
-    return _NUMBERS_OF_VIEWS if key.startswith(keys.VIEWS) else _SECTIONS[key.rpartition(".")[0].partition(".")[0]]
+    return (
+        _NUMBERS_OF_VIEWS
+        if key.startswith(keys.VIEWS)
+        else _SECTIONS[key.rpartition(".")[0].partition(".")[0]]
+    )
 
 
 def _first_key_of(section: str) -> str:
@@ -271,8 +276,8 @@ def _introduce(section: str) -> Iterator[str]:
     if section == "Preset":
         yield ""
         yield "`default`: your own images; byol chooses what is open. `classic`: the recipe of the classic "
-        yield "`config.yaml` ([the classic configuration](classic.md)). `paper`: the recipe of the BYOL paper, "
-        yield "for many GPUs. `demo`: the generated images of `byol demo`."
+        yield "`config.yaml` ([The classic configuration](classic.md)). `paper`: the recipe of the BYOL "
+        yield "paper, for many GPUs. `demo`: the generated images of `byol demo`."
     elif section == _NUMBERS_OF_VIEWS:
         yield ""
         yield "`data_transforms.view.X` sets number X of both views; `data_transforms.view1.X` and "

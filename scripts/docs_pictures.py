@@ -66,7 +66,7 @@ def write(path: Path, svg: str) -> None:
 
 
 def train_two(work: Path, *, epochs: int = 4, images: str = "motifs") -> dict[str, Path]:
-    """The run folders of the demo's recipe, and of the same with far too much weight decay until it collapses."""
+    """The run folders of the demo's recipe, and of the same with so much weight decay that it collapses."""
     folders = {}
     for name, overrides in (("healthy", {}), ("collapsed", {"optimizer.params.weight_decay": 1.0})):
         folders[name] = work / name
@@ -121,7 +121,7 @@ def draw_curve(curve: Curve, runs: Sequence[tuple[str, Sequence[Metrics]]]) -> s
 
 
 def make_features(kind: str, *, num: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Features of two views of `num` images on the unit circle, as an encoder of this kind would give them."""
+    """Features of two views of `num` images on the unit circle, as an encoder of this kind gives them."""
     draw = torch.Generator().manual_seed(seed)
     spread = torch.arange(num) / num * 2 * math.pi
     noise1, noise2 = (torch.randn(num, generator=draw) for _ in range(2))

@@ -52,7 +52,9 @@ def finetune(
     Args:
         run: a `Run`, a run folder, or a folder with an encoder.
         output: the folder to write; by default the run's name with `-finetuned`.
-        labels, train, test: as for `evaluate`.
+        labels: as for `evaluate`.
+        train: as for `evaluate`.
+        test: as for `evaluate`.
         fraction: share of the training labels to use, of every class; 0..1.
         epochs: passes over them; None: 10 to 20, by their number.
         scratch: train from random weights as well, for comparison.

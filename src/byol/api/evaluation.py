@@ -78,7 +78,8 @@ def evaluate(
     Args:
         run: a `Run` or a run folder.
         labels: CSV with the columns file,label; not all images need one.
-        train, test: labelled images to fit on and to test on; by default the run's own, and a part of them.
+        train: labelled images to fit on; by default the run's own.
+        test: labelled images to test on; by default the test split, or a fifth of the images.
         weights: a further row for other weights: a run folder, a file, or "timm:MODEL".
         folds: k of k-fold cross-validation, in which every image is tested once.
         groups: column of the labels, or "folder": images of one group stay on one side of a split.

@@ -28,7 +28,9 @@ def check(
         images: as for `train`.
         output: the folder of the report; by default `check/NAME`.
         test: images that training must not see: are any of them among `images`?
-        hours, preset, overrides: as for `train`.
+        hours: as for `train`.
+        preset: as for `train`.
+        overrides: as for `train`.
         progress: whether to draw a bar; None: in a terminal or a notebook.
 
     Raises:
@@ -58,7 +60,8 @@ def report(
 
     Args:
         run: a `Run` or a run folder.
-        labels, metadata: CSV files to colour the map by.
+        labels: CSV file with the columns file,label that colours the map.
+        metadata: CSV file with the column file and others that can colour the map.
         images: on the map, at most.
         output: the file; by default `report.html` in the run folder.
         overrides: of where the images lie (`data.`).

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 _PX, _SHARE, _PROBABILITY, _COUNT = "px", "share, 0 to 1", "probability, 0 to 1", "count"
 
-# Key: unit ("" where there is none) and an example as it is typed after the equals sign. "view" stands for both views.
-_EXAMPLES: Mapping[str, tuple[str, str]] = {
+# Key: unit ("" where there is none), and an example as it is typed after the equals sign. "view": both views.
+EXAMPLES: Mapping[str, tuple[str, str]] = {
     "preset": ("", "paper"),
     "network.name": ("", "resnet18"),
     "network.stem": ("", "standard"),
@@ -68,13 +68,13 @@ _EXAMPLES: Mapping[str, tuple[str, str]] = {
     "trainer.device": ("", "cpu"),
     "trainer.precision": ("", "fp32"),
     "trainer.convolution": ("", "library"),
-    "optimizer.name": ("", "adamw"),
+    "optimizer.name": ("", "sgd"),
     "optimizer.params.lr": ("", "0.05"),
     "optimizer.params.momentum": (_SHARE, "0.9"),
     "optimizer.params.weight_decay": ("", "0.0001"),
     "optimizer.schedule": ("", "constant"),
     "optimizer.warmup_epochs": ("epochs", "5"),
-    "optimizer.scale_lr": ("", "true"),
+    "optimizer.scale_lr": ("", "false"),
     "optimizer.derive": ("", "default"),
     "evaluation.train": ("", "labelled/train"),
     "evaluation.test": ("", "labelled/test"),
@@ -92,12 +92,12 @@ _EXAMPLES: Mapping[str, tuple[str, str]] = {
 
 def unit_of(key: str) -> str:
     """The unit of a setting by its dotted key, as "px"; "" if it has none."""
-    return _EXAMPLES[_short(key)][0]
+    return EXAMPLES[_short(key)][0]
 
 
 def example_of(key: str) -> str:
     """A value for a setting by its dotted key, as it is typed after the equals sign."""
-    return _EXAMPLES[_short(key)][1]
+    return EXAMPLES[_short(key)][1]
 
 
 def _short(key: str) -> str:

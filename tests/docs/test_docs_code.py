@@ -1,0 +1,271 @@
+"""Every code block of README and documentation works.
+
+Python blocks run in a folder with images, labels and runs of the names that the pages use; those with the
+remark "types only" are only checked by mypy, which checks the others as well. Of shell blocks each line must be a
+command that exists: `byol` commands go through the real parser and the real configuration.
+"""
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import ROOT, Block, find_blocks, list_blocks
+from PIL import Image
+
+import byol
+from byol.api.arguments import list_evaluation, make_draft
+from byol.cli.main import read_arguments
+from byol.config import load_config, load_partial
+from byol.encoder.encoder import save_encoder
+from byol.method.networks import build_encoder
+from runs import make_spec
+
+BLOCKS = list_blocks()
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+SHELL = [block for block in BLOCKS if block.language == "sh"]
+# Languages that are read by other tests, or by nobody: output, a reference.
+OTHERS = {"yaml", "json", "text", "bibtex"}
+# What is open in the preset `default`, so that the commands of the pages continue these runs.
+OPEN = {
+    "network.name": "test_resnet",
+    "data_transforms.domain": "photo",
+    "data_transforms.input_shape": [16, 16, None],
+    "trainer.batch_size": 8,
+    "trainer.accumulation_steps": 1,
+    "trainer.max_epochs": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages name: IMAGES/, NEW/, cells.csv, and trained runs."""
+    folder = tmp_path_factory.mktemp("pages")
+    rng = np.random.default_rng(0)
+    lines = ["file,label"]
+    for number in range(60):
+        label, colour = ("red", (200, 60, 60)) if number % 2 else ("blue", (60, 60, 200))
+        values = np.clip(rng.normal(colour, 40, (16, 16, 3)), 0, 255).astype(np.uint8)
+        for name in [f"IMAGES/{label}/{number:02d}.png", *([f"NEW/{number:02d}.png"] if number < 12 else [])]:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(path)
+        lines.append(f"{label}/{number:02d}.png,{label}")
+    (folder / "cells.csv").write_text("\n".join(lines) + "\n")
+    with chdir(folder):
+        byol.train("IMAGES/", output="runs/cells", overrides=OPEN)
+    resnet = build_encoder("resnet18", channels=3, view_px=96, stem="standard")
+    save_encoder(folder / "runs" / "mine", resnet, replace(make_spec(), name="resnet18", num_features=512))
+    return folder
+
+
+@pytest.mark.parametrize("block", [block for block in PYTHON if block.is_run], ids=str)
+def test_python_blocks_run(block: Block, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.slow
+def test_python_blocks_have_the_right_types(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api")
+    names = {}
+    for number, block in enumerate(PYTHON):
+        path = tmp_path / f"block_{number}.py"
+        path.write_text(block.text, encoding="utf-8")
+        names[path.name] = str(block)
+    # As in pyproject.toml, but a block need not annotate, and may use a library that is not installed.
+    options = ["--config-file=", "--ignore-missing-imports", "--check-untyped-defs", "--no-error-summary"]
+    cache = f"--cache-dir={tmp_path / 'cache'}"
+    for path in sorted(tmp_path.glob("block_*.py")):  # blocks use the same names
+        said, trouble, code = api.run([*options, cache, str(path)])
+        assert code == 0, f"{names[path.name]}: {said}{trouble}"
+
+
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_shell_blocks_are_commands(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    commands = list(split_commands(block.text))
+    assert commands, f"{block}: no command"
+    for words in commands:
+        check_command(words)
+
+
+def test_every_block_has_a_language() -> None:
+    for block in BLOCKS:
+        assert block.language in {"python", "sh", *OTHERS}, f"{block}: {block.language!r}"
+        assert not block.remark.startswith("types") or block.language == "python", str(block)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "yaml"], ids=str)
+def test_yaml_blocks_are_configurations(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(block.text, encoding="utf-8")
+    load_config(tmp_path / "a.yaml", [], preset=None)
+
+
+# ---- Shell
+
+
+def split_commands(text: str) -> Iterator[list[str]]:
+    """The words of each command, without comments, redirections and assignments before it."""
+    for line in text.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;<>")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if set(word) <= set("&|;"):
+                if words:
+                    yield words
+                words = []
+            elif not words and re.fullmatch(r"[A-Z_]+=\S*", word):
+                continue
+            else:
+                words.append(word)
+
+
+def check_command(words: list[str]) -> None:
+    """Refuse a command that cannot run in a copy of the repository."""
+    if ">" in words:
+        words = words[: words.index(">")]
+    program = words[0].removeprefix(".venv/bin/")
+    if program in ("nohup", "torchrun", "srun", "docker"):
+        check_wrapper(words)
+    elif program == "byol":
+        check_byol(words[1:])
+    elif program == "pip":
+        check_pip(words[1:])
+    elif program in ("python", "python3"):
+        check_python(words[1:])
+    elif program in (".", "mkdir", "ln", "tensorboard", "pytest"):
+        assert len(words) > 1 or program == "pytest", words
+    elif program == "conda":
+        assert words[1:] in (["env", "create", "-f", "env.yml"], ["activate", "byol"])
+    elif program == "kubectl":
+        files = [word for word in words if word.endswith(".yaml")]
+        assert all((ROOT / file).is_file() for file in files), words
+    elif program == "sbatch":
+        script = next(place for place, word in enumerate(words) if word.endswith(".sh"))
+        check_script(words[script:])
+    else:
+        check_script(words)
+
+
+def check_wrapper(words: list[str]) -> None:
+    """A program that starts `byol`: what follows must be a command of byol's, or a script."""
+    if words[0] == "docker" and words[1] == "build":
+        assert (ROOT / words[words.index("-f") + 1]).is_file(), words
+    elif words[0] == "nohup":
+        check_command(words[1:])
+    else:
+        check_byol(words[words.index("byol") + 1 :])
+
+
+def check_script(words: list[str]) -> None:
+    path = ROOT / words[0]
+    assert path.is_file() and path.stat().st_mode & 0o111, f"{words[0]} is no program of the repository"
+    if words[0] == "examples/slurm.sh":
+        check_byol(["train", words[1], "-o", words[2], *words[3:]])
+    elif words[0] != "examples/train.sh":
+        check_options(words)
+
+
+def check_python(words: list[str]) -> None:
+    if words[:1] == ["-m"]:
+        assert words[1] in ("venv", "pytest", "mkdocs"), words
+        return
+    if words[0] == "run.py":
+        check_byol(["run", *words[1:]])
+        return
+    check_options(words)
+
+
+def check_options(words: list[str]) -> None:
+    """A script of the repository that knows the options; its helpers beside it may declare them."""
+    path = ROOT / words[0]
+    assert path.is_file(), f"{words[0]} is not there"
+    around = "".join(file.read_text(encoding="utf-8") for file in {path, *path.parent.glob("*.py")})
+    for option in (word for word in words[1:] if word.startswith("--")):
+        assert re.search(rf"[\"' ]{re.escape(option)}\b", around), f"{words[0]} has no option {option}"
+
+
+def check_pip(words: list[str]) -> None:
+    assert words[0] == "install", words
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for option in ("-r", "-c"):
+        if option in words:
+            assert (ROOT / words[words.index(option) + 1]).is_file(), words
+    for word in words:
+        extras = re.fullmatch(r"\.\[([\w,]+)\]", word)
+        assert "byol" not in word, f"{word}: the name may be another's on the package index"
+        assert extras is None or set(extras[1].split(",")) <= set(project["optional-dependencies"]), word
+
+
+def check_byol(words: list[str]) -> None:
+    """The real parser takes the words, and the real configuration the settings among them."""
+    try:
+        options = read_arguments(words)
+    except SystemExit as error:
+        assert error.code == 0, words
+        return
+    command, overrides = words[0], options.overrides
+    if command in ("check", "train", "run"):
+        is_there = not options.source.endswith(".yaml") or Path(options.source).is_file()
+        make_draft(
+            options.source if is_there else "IMAGES/",
+            preset=options.preset,
+            hours=getattr(options, "hours", None),
+            init=getattr(options, "init", None),
+            overrides=overrides,
+        )
+    elif command in ("eval", "finetune"):
+        given = {
+            name: getattr(options, name, None) for name in ("labels", "train", "test", "folds", "groups")
+        }
+        load_partial(None, list_evaluation(overrides, **given), preset="default")
+    elif overrides:
+        load_partial(None, overrides, preset=getattr(options, "preset", None) or "demo")
+
+
+# ---- The checks themselves
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("byol trian IMAGES/", "invalid choice"),
+        ("byol train IMAGES/ trainer.max_epoch=3", "did you mean"),
+        ("byol train IMAGES/ --hours two", "max_hours"),
+        ("byol eval runs/a --folds 1", "folds"),
+        ('pip install "byol[dicom]"', "package index"),
+        ('pip install ".[gpu]"', "gpu"),
+        ("python benchmarks/gone.py", "is not there"),
+        ("python benchmarks/budget.py --weeks 2", "no option --weeks"),
+        ("rm -r runs", "no program"),
+        ("torchrun --nproc-per-node=2 -m byol train", "required"),
+    ],
+)
+def test_a_wrong_command_is_found(line: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (words,) = split_commands(line)
+    with pytest.raises((AssertionError, byol.ConfigError, SystemExit)) as caught:
+        check_command(words)
+    assert problem in f"{caught.value}{capsys.readouterr().err}"
+
+
+def test_blocks_are_found_with_their_remarks() -> None:
+    text = "a\n<!-- types only: long -->\n```python\nx = 1\n```\n\n- b\n\n  ```sh\n  ls\n  ```\n"
+    blocks = list(find_blocks("p.md", text))
+    assert [(block.line, block.language, block.is_run) for block in blocks] == [
+        (4, "python", False),
+        (10, "sh", True),
+    ]
+    with pytest.raises(AssertionError, match="no end"):
+        list(find_blocks("p.md", "```\n"))
+
+
+def test_commands_are_split() -> None:
+    text = "A=b byol demo -n  # a remark\nx && y \\\n  z > file &\n\n"
+    assert list(split_commands(text)) == [["byol", "demo", "-n"], ["x"], ["y", "z", ">", "file"]]
