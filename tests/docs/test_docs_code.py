@@ -1,6 +1,6 @@
 """Every code block of README and documentation works.
 
-Python blocks run in a folder with images, labels and runs of the names that the pages use; those with the
+Python blocks run in a folder with images, labels and runs of the names that the pages use. Those with the
 remark "types only" are only checked by mypy, which checks the others as well. Of shell blocks each line must be a
 command that exists: `byol` commands go through the real parser and the real configuration.
 """
@@ -72,18 +72,27 @@ def test_python_blocks_run(block: Block, place: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_python_blocks_have_the_right_types(tmp_path: Path) -> None:
+    """All in one run of mypy, with one wrong line that shows that it knows the types of byol."""
     api = pytest.importorskip("mypy.api")
-    names = {}
+    (tmp_path / "mypy.ini").write_text(
+        f"[mypy]\nmypy_path = {ROOT / 'src'}\ncheck_untyped_defs = true\n"
+        "[mypy-timm.*,sklearn.*,IPython.*]\nignore_missing_imports = true\n"
+    )
+    (tmp_path / "wrong.py").write_text("import byol\n\nbyol.load(3)\n")
+    names = {"wrong.py": "wrong.py"}
     for number, block in enumerate(PYTHON):
         path = tmp_path / f"block_{number}.py"
         path.write_text(block.text, encoding="utf-8")
         names[path.name] = str(block)
-    # As in pyproject.toml, but a block need not annotate, and may use a library that is not installed.
-    options = ["--config-file=", "--ignore-missing-imports", "--check-untyped-defs", "--no-error-summary"]
-    cache = f"--cache-dir={tmp_path / 'cache'}"
-    for path in sorted(tmp_path.glob("block_*.py")):  # blocks use the same names
-        said, trouble, code = api.run([*options, cache, str(path)])
-        assert code == 0, f"{names[path.name]}: {said}{trouble}"
+    files = [str(tmp_path / name) for name in names]
+    config, cache = f"--config-file={tmp_path / 'mypy.ini'}", f"--cache-dir={tmp_path / 'cache'}"
+    said, trouble, _ = api.run([config, cache, "--no-error-summary", *files])
+    errors = [line for line in said.splitlines() if ": error: " in line]
+    wrong = [line for line in errors if "wrong.py" in line]
+    assert len(wrong) == 1 and errors == wrong, "\n".join(
+        f"{names.get(Path(line.partition(':')[0]).name)}: {line}" for line in errors
+    )
+    assert not trouble
 
 
 @pytest.mark.parametrize("block", SHELL, ids=str)
