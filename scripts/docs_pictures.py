@@ -110,7 +110,7 @@ def draw_curve(curve: Curve, runs: Sequence[tuple[str, Sequence[Metrics]]]) -> s
     for (name, lines), kind in zip(runs, ("main", "second"), strict=True):
         points = [(line.done, curve.value(line)) for line in lines]
         known = [(done, value) for done, value in points if value is not None]
-        series.append(Series(name, [done for done, _ in known], [value for _, value in known], kind))
+        series.append(Series(name, [float(done) for done, _ in known], [value for _, value in known], kind))
     chart = draw_lines(series, title=curve.title, x_label="step", show=curve.show)
     chart = chart.replace("<svg ", '<svg y="20" width="340" height="190" ', 1)
     title = f'<text class="title" x="46" y="14">{escape(curve.title)}</text>'

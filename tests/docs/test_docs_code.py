@@ -1,8 +1,8 @@
 """Every code block of README and documentation works.
 
 Python blocks run in a folder with images, labels and runs of the names that the pages use. Those with the
-remark "types only" are only checked by mypy, which checks the others as well. Of shell blocks each line must be a
-command that exists: `byol` commands go through the real parser and the real configuration.
+remark "types only" are only checked by mypy, which checks the others as well. Each line of a shell block must
+be a command that exists: `byol` commands go through the real parser and the real configuration.
 """
 
 import re
