@@ -1,5 +1,6 @@
 """Links, anchors, figures and settings that README and documentation name exist."""
 
+import ast
 import json
 import re
 import tomllib
@@ -115,3 +116,29 @@ def test_pictures_of_the_pages_are_small() -> None:
 def test_code_is_not_taken_for_text() -> None:
     text = "a [b](c)\n```sh\n[d](e)\n```\n`[f](g)` end\n"
     assert without_code(text) == "a [b](c)\n\n\n\n`` end"
+
+
+def test_messages_that_are_explained_exist() -> None:
+    """Each part between the dots is in one text of the package, in this order."""
+    table = read_pages()["docs/troubleshooting.md"].partition("## By message")[2]
+    fragments = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    assert len(fragments) > 20
+    texts = list_texts()
+    for fragment in fragments:
+        pattern = re.compile(".*".join(re.escape(part.strip()) for part in fragment.split("…")), re.DOTALL)
+        assert any(pattern.search(text) for text in texts), (
+            f"no message contains {fragment!r}: change the page"
+        )
+
+
+def list_texts() -> list[str]:
+    """Every text in the sources of the package, with dots for what is filled in."""
+    texts = []
+    for path in (ROOT / "src" / "byol").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                texts.append("".join(map(str, parts)))
+    return texts
