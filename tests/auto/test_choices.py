@@ -198,7 +198,7 @@ def test_too_few_images() -> None:
         decide(num_images=15)
     with pytest.raises(DataError, match=r"^images: 12 images"):  # a quarter cannot be read
         decide(num_images=16, num_looked_at=16, num_bad=4)
-    with pytest.raises(ConfigError, match="20 images are too few for 8 ranks x parts"):
+    with pytest.raises(ConfigError, match=r"^trainer\.batch_size: 20 images are too few for 8 ranks"):
         decide(num_images=20, machine=Machine("cpu", "fp32", 8))
 
 

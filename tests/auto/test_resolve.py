@@ -157,15 +157,15 @@ def test_a_preview_says_all_and_writes_nothing(
     resolve.preview(configure(images), Path("run"), say=say)
     assert list(tmp_path.iterdir()) == []
     assert "batch 16 (at most half of the 40 images)" in said
-    assert any(line.startswith("learning rate 0.015, ") for line in said)
+    assert any(line.startswith("learning rate 0.015 (") for line in said)
     assert said[-2:] == [
-        "about 1 s: 2 steps of 0.5 s, 32 images/s",
+        "training takes about 1 s: 2 steps of 0.5 s (32 images/s)",
         "byol wrote nothing; to train, run the same command without -n",
     ]
     run(configure(images), Path("run"))
     said.clear()
     resolve.preview(configure(images), Path("run"), say=say)
-    assert said[0] == "run holds a run, which is continued: what is open is taken from it"
+    assert said[0].startswith("run holds a run") and "resume" in said[0]
     assert not any(line.startswith("views: ") for line in said)
 
 

@@ -336,8 +336,8 @@ def test_a_card_repeats_the_table_with_its_settings(
     ("protocol", "images", "resampled"),
     [
         ("test part", "80 training and 20 test images, 2 classes", "the test images"),
-        ("5 folds", "20 images, each predicted once, 2 classes", "all images"),
-        ("5 folds by plate", "20 images, each predicted once, 2 classes", "groups (images of one plate)"),
+        ("5 folds", "20 images, each tested once, 2 classes", "all images"),
+        ("5 folds by plate", "20 images, each tested once, 2 classes", "groups (images of one plate)"),
     ],
 )
 def test_a_card_says_what_was_tested(tmp_path: Path, protocol: str, images: str, resampled: str) -> None:
