@@ -6,6 +6,7 @@ can disagree with the program. Only the functions that mkdocs calls need mkdocs;
 
 import argparse
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
+INDEX = "<!-- index -->"  # where a page wants a list of its headings
+
 # ---- What mkdocs calls
 
 
@@ -35,7 +38,24 @@ def on_files(files: "Files", *, config: "MkDocsConfig") -> "Files":
 
 def on_page_markdown(markdown: str, *, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
     """Show links to files of the repository that are not part of the site as their paths."""
-    return name_repository_files(markdown, repository=config.repo_url or "")
+    markdown = name_repository_files(markdown, repository=config.repo_url or "")
+    return markdown.replace(INDEX, "\n".join(list_headings(markdown)))
+
+
+def list_headings(markdown: str) -> Iterator[str]:
+    """A list of the headings of levels 2 and 3, each a link; no heading may occur twice."""
+    for level, title in re.findall(r"^(##|###) (.+)$", markdown, re.MULTILINE):
+        indent = "    " if level == "###" else ""
+        text = re.sub(r"`", "", title)
+        anchor = slugify(title)
+        yield f"{indent}- **[{text}](#{anchor})**" if level == "##" else f"{indent}- [{text}](#{anchor})"
+
+
+def slugify(heading: str) -> str:
+    """The anchor of a heading, by the rule of Python-Markdown."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+    text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", text).strip().lower())
 
 
 def name_repository_files(markdown: str, *, repository: str) -> str:
@@ -189,7 +209,7 @@ def render_settings() -> str:
 
 def anchor_of(key: str) -> str:
     """The anchor of a setting's heading, such as "trainermax_epochs"."""
-    return re.sub(r"[^\w\s-]", "", _show_key(key)).lower()
+    return slugify(_show_key(key))
 
 
 def _section_of(key: str) -> str:

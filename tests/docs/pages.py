@@ -1,7 +1,6 @@
 """README and documentation as the tests see them: code blocks, links, and the anchors of headings."""
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -103,18 +102,11 @@ def anchors_of(page: str) -> set[str]:
         inside = inside != line.lstrip().startswith("```")
         heading = None if inside else re.match(r"#{1,6} (.*?)(?:\{ ?#([\w-]+) ?\})?\s*$", line)
         if heading is not None:
-            slug = heading[2] or slugify(heading[1])
+            slug = heading[2] or docs_pages.slugify(heading[1])
             number = 1
             while slug in found:
-                slug, number = f"{slugify(heading[1])}_{number}", number + 1
+                slug, number = f"{docs_pages.slugify(heading[1])}_{number}", number + 1
             found.add(slug)
         elif line.startswith("::: "):
             found.add(line.removeprefix("::: ").strip())
     return found
-
-
-def slugify(heading: str) -> str:
-    """The anchor of a heading, by the rule of Python-Markdown."""
-    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
-    text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", text).strip().lower())

@@ -7,7 +7,7 @@ import tomllib
 
 import docs_pages
 import pytest
-from pages import DOCS, ROOT, Link, anchors_of, list_links, read_pages, slugify, without_code
+from pages import DOCS, ROOT, Link, anchors_of, list_links, read_pages, without_code
 
 import byol
 from byol.config import keys
@@ -25,9 +25,12 @@ def test_links_lead_somewhere(link: Link) -> None:
 
 def test_anchors_are_those_of_python_markdown() -> None:
     """Compared with what the site's own library makes of hard headings."""
-    assert slugify("Continue, start from weights, fine-tune") == "continue-start-from-weights-fine-tune"
-    assert slugify("`trainer.max_epochs`") == "trainermax_epochs"
-    assert slugify("What is left?  Größe") == "what-is-left-groe"
+    assert (
+        docs_pages.slugify("Continue, start from weights, fine-tune")
+        == "continue-start-from-weights-fine-tune"
+    )
+    assert docs_pages.slugify("`trainer.max_epochs`") == "trainermax_epochs"
+    assert docs_pages.slugify("What is left?  Größe") == "what-is-left-groe"
     toc = pytest.importorskip("markdown.extensions.toc")
     for heading in (
         "One line each: predicted, measured",
@@ -35,7 +38,7 @@ def test_anchors_are_those_of_python_markdown() -> None:
         "[A](b.md) & c_d",
     ):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
-        assert slugify(heading) == toc.slugify(plain, "-")
+        assert docs_pages.slugify(heading) == toc.slugify(plain, "-")
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -142,3 +145,15 @@ def list_texts() -> list[str]:
                 parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
                 texts.append("".join(map(str, parts)))
     return texts
+
+
+def test_decisions_are_indexed() -> None:
+    text = read_pages()["docs/decisions.md"]
+    index = list(docs_pages.list_headings(text))
+    assert docs_pages.INDEX in text and len(index) > 80
+    anchors = [re.findall(r"\(#([\w-]+)\)", line)[0] for line in index]
+    assert len(set(anchors)) == len(anchors) and set(anchors) <= anchors_of("docs/decisions.md")
+    below = text.partition("\n## ")[2]
+    assert not re.search(r"^# ", below, re.MULTILINE)
+    for section in re.split(r"^## ", below, flags=re.MULTILINE):  # every decision has a heading
+        assert section.partition("\n")[2].lstrip().startswith("### "), section[:80]
