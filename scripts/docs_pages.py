@@ -115,12 +115,16 @@ def _render_command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]
     yield from _usage_of(parser).splitlines()
     yield "```"
     yield ""
+    yield '<div class="arguments" markdown>'
+    yield ""
     yield "| argument | meaning |"
     yield "|---|---|"
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction):
             continue
         yield f"| {_name_of(action)} | {_cell(_meaning_of(action, parser))} |"
+    yield ""
+    yield "</div>"
     example = (parser.epilog or "").partition("\n")[2].strip()
     if example:
         yield ""
@@ -130,7 +134,7 @@ def _render_command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]
 
 
 def _usage_of(parser: argparse.ArgumentParser) -> str:
-    formatter = argparse.HelpFormatter(parser.prog, width=88)
+    formatter = argparse.HelpFormatter(parser.prog, width=74)
     formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
     return formatter.format_help().strip()
 
