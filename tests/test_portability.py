@@ -94,6 +94,7 @@ def test_memory_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "os", SimpleNamespace(name="nt"))
     assert memory.available_bytes() == 5 * 10**9
     assert memory.peak_bytes() == 2 * 10**9
+    assert memory.total_bytes() == (16 * 10**9, None)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ COMMANDS = (
     "finetune",
     "predict",
     "config",
+    "env",
 )
 Capture = pytest.CaptureFixture[str]
 
@@ -127,11 +128,11 @@ def contents(folder: Path) -> dict[str, str]:
 def test_a_dry_run_then_the_run(capsys: Capture, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody says anything but the folder (and sizes, to be fast): all is chosen, told, kept."""
 
-    def probe(config: Config, *, wanted: int = 0, **images: int) -> StepBenchmark:
+    def benchmark(config: Config, *, wanted: int = 0, **images: int) -> StepBenchmark:
         return StepBenchmark(config.batch_size, 1, 100.0, 10**9, 2 * 10**9)
 
-    monkeypatch.setattr(resolve, "choose_batch", probe)
-    monkeypatch.setattr(resolve, "benchmark_step", probe)
+    monkeypatch.setattr(resolve, "choose_batch", benchmark)
+    monkeypatch.setattr(resolve, "benchmark_step", benchmark)
     write_images(Path("images"))
     few = [*TINY[:4], "trainer.device=cpu", "trainer.num_workers=1"]
     said = succeed(capsys, "train", "images", "-o", "runs/a", *few, "-n")
@@ -819,7 +820,7 @@ def test_a_number_of_hours(capsys: Capture, finished: Path) -> None:
 
 @pytest.mark.slow
 def test_training_for_a_second(capsys: Capture, finished: Path) -> None:
-    """With the real clock and the real probe; how long it takes is not judged."""
+    """With the real clock and the real benchmark; how long it takes is not judged."""
     settings = [setting for setting in TINY if "max_epochs" not in setting]
     said = succeed(capsys, "train", finished / "images", "-o", "runs/c", "--hours", "0.0003", *settings)
     assert "measuring how long a step takes" in said and "in 0:01 at" in said and "0:00 left" in said

@@ -349,7 +349,7 @@ def test_digests_are_made_once_and_by_size_too(tmp_path: Path, monkeypatch: pyte
     images = open_in(tmp_path, tmp_path / "images").train.images
     rows = np.arange(len(images))
     digests = duplicate_groups.digest_images(images, rows)
-    assert len(np.unique(digests, axis=0)) == len(rows) and duplicate_groups.find_kinds(digests) is None
+    assert len(np.unique(digests, axis=0)) == len(rows) and duplicate_groups.find_groups(digests) is None
     sizes = np.array(images.sizes)
     sizes[0] += 1
     other = duplicate_groups.digest_images(replace(images, sizes=sizes), rows)

@@ -1,4 +1,4 @@
-"""The probe: real steps in a process of their own, the batch in as many parts as fit, clear refusals."""
+"""The benchmark: real steps in a process of their own, the batch in as many parts as fit, clear refusals."""
 
 import io
 import json
@@ -99,8 +99,8 @@ def test_a_batch_that_cannot_be_halved(tried: list[Config]) -> None:
         choose_batch(configure(), wanted=250, **IMAGES)
 
 
-def test_the_step_of_a_probe_that_fails_names_the_key(tried: list[Config]) -> None:
-    with pytest.raises(ConfigError, match=r"128 images in 1 part.*set trainer\.accumulation_steps=2"):
+def test_a_benchmark_that_runs_out_of_memory_names_the_key(tried: list[Config]) -> None:
+    with pytest.raises(ConfigError, match=r"128 images .*set trainer\.accumulation_steps=2"):
         benchmark_step(configure("trainer.batch_size=128"), **IMAGES)
 
 

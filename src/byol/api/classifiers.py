@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from byol.api.arguments import AnyPath, Overrides, list_evaluation
 from byol.api.evaluation import folder_of
-from byol.api.progress import make_say, open_console, show_bar
 from byol.api.run import Run
+from byol.base.console import make_say, open_console, show_bar
 
 if TYPE_CHECKING:
     from byol.encoder.classifier import Classifier

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byol.api.arguments import AnyPath, Overrides, list_evaluation
-from byol.api.progress import make_say, open_console, show_bar
 from byol.api.run import Run
+from byol.base.console import make_say, open_console, show_bar
 from byol.base.errors import NoLabelsError
 
 if TYPE_CHECKING:
@@ -111,15 +111,13 @@ def evaluate(
             say=say,
             progress=count,
         )
-    if say is not None:
-        for line in f"{measures.render()}\n".split("\n"):
-            say(line)
+    for line in f"{measures.render()}\n".split("\n"):
+        say(line)
     try:
         with show_bar(console, "features") as count:
             table = make_table(folder, overrides=chosen, say=say, progress=count)
     except NoLabelsError as error:
-        if say is not None:
-            say(f"no table: {error}")
+        say(f"no table: {error}")
         return Evaluation(folder, measures, None)
     return Evaluation(folder, measures, table)
 

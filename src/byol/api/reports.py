@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from byol.api.arguments import AnyPath, Overrides, choose_folder, list_overrides, make_draft
+from byol.api.arguments import AnyPath, Overrides, choose_folder, list_overrides, make_partial_config
 from byol.api.evaluation import folder_of
-from byol.api.progress import make_say, open_console, show_bar
 from byol.api.run import Run
+from byol.base.console import make_say, open_console, show_bar
 
 if TYPE_CHECKING:
     from byol.checking.check import CheckResult
@@ -40,10 +40,10 @@ def check(
     """
     from byol.checking.check import check as look
 
-    draft = make_draft(images, preset=preset, hours=hours, overrides=overrides)
+    partial_config = make_partial_config(images, preset=preset, hours=hours, overrides=overrides)
     folder = choose_folder(images, output, place="check")
     with show_bar(open_console(progress), "looking at images") as count:
-        return look(draft, folder, test=None if test is None else str(test), progress=count)
+        return look(partial_config, folder, test=None if test is None else str(test), progress=count)
 
 
 def report(

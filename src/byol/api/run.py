@@ -5,8 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byol.api.arguments import AnyPath, Overrides, choose_folder, make_draft
-from byol.api.progress import open_console
+from byol.api.arguments import AnyPath, Overrides, choose_folder, make_partial_config
+from byol.base.console import open_console
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,11 +97,11 @@ def train(
         RunMismatchError: the folder holds a run with other settings.
         DivergedError, CollapsedError: the training has failed, with the likeliest cause.
     """
-    from byol.auto.train import train as train_draft
+    from byol.auto.train import train as train_partial
 
-    draft = make_draft(images, preset=preset, hours=hours, init=init, overrides=overrides)
+    partial_config = make_partial_config(images, preset=preset, hours=hours, init=init, overrides=overrides)
     folder = choose_folder(images, output, place="runs")
-    outcome = train_draft(draft, folder, console=open_console(progress))
+    outcome = train_partial(partial_config, folder, console=open_console(progress))
     return Run(folder, outcome.done, outcome.total_steps, outcome.stopped_by)
 
 
@@ -111,7 +111,7 @@ def open_run(folder: AnyPath) -> Run:
     Raises:
         CheckpointError: the folder holds no encoder, or a damaged one.
     """
-    from byol.encoder.encoder import SPEC_NAME, read_spec
+    from byol.encoder.spec import SPEC_NAME, read_spec
     from byol.training.runlog import read_metrics
 
     path = Path(folder)

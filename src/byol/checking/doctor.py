@@ -7,7 +7,7 @@ import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,6 +15,7 @@ from functools import cached_property, partial
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
 
+from byol.base.console import Count
 from byol.checking.duplicates import THUMBNAIL_PX, Alike, find_alike, hash_thumbnail, quantise
 from byol.data.decode.content import suffix_of
 from byol.data.decode.fitting import fit, select_channels
@@ -27,7 +28,6 @@ from byol.data.sources.left_out import Few
 from byol.data.sources.parallel import read_ahead
 from byol.data.sources.survey import BLANK_STD, count_used_bits, summarise_sides, take_measured
 
-Progress = Callable[[int, int], None]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -204,7 +204,7 @@ def examine(
     channels: Channels,
     num_workers: int,
     alpha: Alpha = "auto",
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Examined:
     """Look at all images; `progress` is told how many have been, and of how many.
 

@@ -17,7 +17,7 @@ from byol.checking.findings import (
     DUPLICATES,
     LEAKS,
     Problem,
-    describe_copies,
+    describe_duplicates,
     describe_files,
     describe_filled,
     describe_kinds,
@@ -26,7 +26,7 @@ from byol.checking.findings import (
 from byol.config import PartialConfig
 from byol.data.pack.partial import BAD_FILES, csv_line
 from byol.data.sources.opening import describe_source
-from byol.data.sources.summary import describe_images, describe_larger
+from byol.data.sources.summary import describe_clipped, describe_images, describe_larger
 from byol.pictures import page
 from byol.pictures.sheets import (
     NUM_IMAGES,
@@ -56,7 +56,7 @@ class Leaks:
 class Report:
     """All that a check has found; `ahead` and `sample` are None where there is nothing to train on."""
 
-    draft: PartialConfig
+    partial_config: PartialConfig
     found: Examined
     alike: Alike
     leaks: Leaks | None
@@ -111,7 +111,7 @@ class Report:
         if len(found):
             yield describe_kinds(found)
             yield describe_sizes(found)
-            yield describe_copies(found, self.alike)
+            yield describe_duplicates(found, self.alike)
             if (filled := describe_filled(found)) is not None:
                 yield filled
         yield from self._left_out()
@@ -136,6 +136,8 @@ class Report:
             px = self.ahead.stored_px
             num_larger = int((found.sizes > px).any(axis=1).sum())
             yield from describe_larger(num_larger, num_images=len(found), stored_px=px)
+        if self.sample is not None:
+            yield from describe_clipped(self.sample.clipped)
 
     def _describe_training(self, ahead: Forecast) -> Iterator[str]:
         views = [c for c in ahead.choices if c.key.startswith(("data_transforms", "data."))]
@@ -146,10 +148,12 @@ class Report:
         yield f"{ahead.describe_time()}; {self._describe_room(ahead)}"
 
     def _describe_room(self, ahead: Forecast) -> str:
-        px, probe = ahead.stored_px, ahead.probe
+        px, benchmark = ahead.stored_px, ahead.benchmark
         channels, itemsize = self._stored_kind()
         disk = len(self.found) * px * px * channels * itemsize
-        return f"it needs {_bytes(probe.peak_bytes)} of memory, and {_bytes(disk)} of disk for packed images"
+        return (
+            f"it needs {_bytes(benchmark.peak_bytes)} of memory, and {_bytes(disk)} of disk for packed images"
+        )
 
     def _stored_kind(self) -> tuple[int, int]:
         """Channels, and bytes a value."""
@@ -178,7 +182,7 @@ class Report:
     def _describe(self, pictures: dict[str, bytes]) -> dict[str, Any]:
         """What `check.html` shows."""
         content = {
-            "title": f"byol check: {self.draft.config.data.source}",
+            "title": f"byol check: {self.partial_config.config.data.source}",
             "is_refused": self.is_refused,
             "problems": [
                 (kind, [str(problem) for problem in self.problems if problem.is_fatal == is_fatal])

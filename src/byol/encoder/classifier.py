@@ -101,9 +101,7 @@ class Classifier:
         Raises:
             DataError: names the first image that cannot be read, or that the encoder cannot take.
         """
-        blocks = list(
-            self.predict_source(gather(images, layout=self.encoder.spec.layout), batch_size=batch_size)
-        )
+        blocks = list(self.predict_source(gather(images, self.encoder.spec), batch_size=batch_size))
         probabilities = [block.probabilities for block in blocks]
         empty = np.empty((0, len(self.class_names)), dtype=np.float32)
         return Predictions(

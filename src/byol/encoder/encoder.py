@@ -26,21 +26,19 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from byol.base.console import Count
 from byol.base.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.base.files import write_atomically
 from byol.config import load_config
 from byol.data.decode.fitting import fit
-from byol.data.decode.formats import ImageArray, Layout, bits_of_dtype
+from byol.data.decode.formats import ImageArray, bits_of_dtype
 from byol.data.decode.image import Square, read_square
 from byol.data.pack.packed import Packed
 from byol.data.pack.value_range import check_bits, describe_outside
-from byol.data.sources.in_memory import Images, InMemoryImages, OneImage
+from byol.data.sources.in_memory import Images, OneImage, in_memory
 from byol.data.sources.opening import open_source
 from byol.device.devices import choose_device, exact_fp32, send_stored
-from byol.encoder.spec import AGAIN, FORMAT
-from byol.encoder.spec import SPEC_NAME as SPEC_NAME
-from byol.encoder.spec import EncoderSpec as EncoderSpec
-from byol.encoder.spec import read_spec as read_spec
+from byol.encoder.spec import AGAIN, FORMAT, SPEC_NAME, EncoderSpec, read_spec
 from byol.kernels.convolution import accelerate
 from byol.kernels.winograd import constant_weights
 from byol.method.networks import build_encoder
@@ -93,7 +91,7 @@ class Encoder:
             DataError: names the first image that cannot be read, or has other channels or another depth than
                 the encoder takes.
         """
-        blocks = self.embed_source(gather(images, layout=self.spec.layout), batch_size=batch_size)
+        blocks = self.embed_source(gather(images, self.spec), batch_size=batch_size)
         return _join([block.features for block in blocks], self.spec.num_features)
 
     __call__ = embed
@@ -152,7 +150,7 @@ class Encoder:
         *,
         rows: Int64[np.ndarray, " image"] | None = None,
         batch_size: int = 256,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Count | None = None,
     ) -> Float32[np.ndarray, "image feature"]:
         """Features of packed images, or of some in the order of `rows`; `progress` hears done, of all.
 
@@ -228,23 +226,23 @@ class Encoder:
 # ---- Images in whatever form
 
 
-def gather(images: ManyImages, *, layout: Layout = "auto", skip_unreadable: bool = False) -> Images:
+def gather(images: ManyImages, spec: EncoderSpec, *, skip_unreadable: bool = False) -> Images:
     """Images in any of the forms that `Encoder.embed` takes, as images that are read one by one.
 
-    `layout` is that of arrays, as data.layout; a tensor's channels are first. `skip_unreadable`: folders that
-    the system cannot read are left out, as by data.skip_unreadable.
+    Arrays have the layout of the encoder's training, where it had arrays; a tensor's channels are first.
+    `skip_unreadable`: folders that the system cannot read are left out, as by data.skip_unreadable.
 
     Raises:
-        DataError: a path that does not exist or holds no images.
+        DataError: a path does not exist or holds no images; or the arrays do not tell which axis is the
+            channels.
     """
     if isinstance(images, str | Path):
-        overrides = [f"data.layout={layout}", f"data.skip_unreadable={str(skip_unreadable).lower()}"]
-        return open_source(load_config(None, overrides, preset="default").data, source=str(images))
-    if isinstance(images, Image.Image):
-        return InMemoryImages([images], layout)
-    if isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
-        return InMemoryImages([images], layout)
-    return InMemoryImages(list(images), layout)
+        overrides = [f"data.layout={spec.layout}", f"data.skip_unreadable={str(skip_unreadable).lower()}"]
+        data = load_config(None, overrides, preset="default").data
+        return open_source(data, source=str(images), trained=spec.trained_layout)
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4):
+        return in_memory([images], spec.layout, trained=spec.trained_layout)
+    return in_memory(list(images), spec.layout, trained=spec.trained_layout)
 
 
 def _warn(name: str, what: str) -> None:

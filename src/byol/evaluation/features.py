@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from byol.base.console import Count
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.config import Config, DataTransforms
@@ -35,7 +36,6 @@ _BATCH = 256
 _PCA_VALUES = 2**28  # pixels that principal components are fitted on at once: 1 GB
 _PCA_ROWS = 10_000
 
-Progress = Callable[[int, int], None]  # images done, of all
 Rows = Int64[np.ndarray, " image"]
 Features = Float32[np.ndarray, "image feature"]
 
@@ -81,7 +81,7 @@ def features_of(
     *,
     encoder: FrozenEncoder,
     cache_folder: Path,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Features:
     """Features of these rows of the packed images, in their order; from the cache if they are there.
 
@@ -166,7 +166,7 @@ def pixel_components(
     """Principal components (fitted on train) of the pixels that the encoder sees: whole views, flattened.
 
     At most 10,000 training images and 1 GB of their pixels are fitted on; all are then transformed in blocks.
-    Without a folder nothing is kept.
+    Without a folder nothing is cached.
     """
     num_pixels = spec.channels * spec.view_px**2
     num_fitted = max(min(_PCA_ROWS, _PCA_VALUES // num_pixels), dimensions)
@@ -242,8 +242,8 @@ def _estimate_norms(module: nn.Module, images: Packed, *, rows: Rows, spec: Enco
 
 def _cached(path: Path, make: Callable[[], Features]) -> Features:
     try:
-        kept: Features = np.load(path, allow_pickle=False)
-        return kept
+        cached: Features = np.load(path, allow_pickle=False)
+        return cached
     except (OSError, ValueError, EOFError):  # not there, or damaged: a cache is made anew
         features = make()
     write_atomically(path, lambda file: np.save(file, features))

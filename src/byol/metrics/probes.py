@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from byol.base.errors import DataError, NoLabelsError
+from byol.base.errors import DataError, NoLabelsError, quote
 from byol.metrics.folds import Indices
 from byol.metrics.folds import Validation as Validation
 from byol.metrics.logistic import Linear, Problem
@@ -63,7 +63,7 @@ def check_classes(labels: Labels, class_names: Sequence[str]) -> None:
         raise NoLabelsError("no image has a label; give --labels FILE.csv with the columns file,label")
     if len(classes) == 1:
         raise DataError(
-            f"labels have one class only ({class_names[classes[0]]!r}, {counts[0]} images): "
+            f"labels have one class only ({quote(class_names[classes[0]])}, {counts[0]} images): "
             "a classifier needs at least two classes; label images of another one"
         )
     if counts.max() < 2:

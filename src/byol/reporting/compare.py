@@ -73,7 +73,7 @@ def _list_training(runs: Sequence[RunSummary]) -> list[Row]:
     shown = (
         ("loss", "loss", ".3f"),
         ("health", "verdict", ""),
-        ("fixed images: views found", "retrieval", ".0%"),
+        ("fixed images: view retrieval", "retrieval", ".0%"),
         ("fixed images: encoder's rank", "encoder_rank", ".1f"),
         ("fixed images: alignment", "alignment", ".3f"),
         ("fixed images: uniformity", "uniformity", ".3f"),

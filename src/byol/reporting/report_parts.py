@@ -41,24 +41,24 @@ class Summary:
     rest: tuple[str, ...]
 
 
-def summarise(facts: RunSummary) -> Summary:
+def summarise(run: RunSummary) -> Summary:
     """By labels if there are any, else by the label-free measures, else by the health of the training."""
-    if facts.verdicts:
-        first, *others = facts.verdicts
+    if run.verdicts:
+        first, *others = run.verdicts
         return Summary(first.kind, first.sentence, tuple(verdict.sentence for verdict in others))
-    if facts.outdated_table is not None:
-        known = facts.measures is not None and facts.outdated_measures is None
-        rest = (str(facts.measures["verdict"]),) if facts.measures is not None and known else ()
-        return Summary("warn", f"The accuracies are of other weights: {facts.outdated_table}.", rest)
-    if facts.outdated_measures is not None:
-        return Summary("warn", f"The measures are of other weights: {facts.outdated_measures}.", ())
-    if facts.measures is not None:
-        return Summary("", str(facts.measures["verdict"]), ("No labels were used for this.",))
+    if run.outdated_table is not None:
+        known = run.measures is not None and run.outdated_measures is None
+        rest = (str(run.measures["verdict"]),) if run.measures is not None and known else ()
+        return Summary("warn", f"The accuracies are of other weights: {run.outdated_table}.", rest)
+    if run.outdated_measures is not None:
+        return Summary("warn", f"The measures are of other weights: {run.outdated_measures}.", ())
+    if run.measures is not None:
+        return Summary("", str(run.measures["verdict"]), ("No labels were used for this.",))
     unknown = "Whether BYOL helped has not been measured yet"
-    if not facts.metrics:
+    if not run.metrics:
         return Summary("warn", f"{unknown}, and nothing was logged.", ())
-    health = f"The training was {facts.metrics[-1].verdict} at the end."
-    return Summary("warn", f"{unknown}, after {facts.done:,} steps.", (health,))
+    health = f"The training was {run.metrics[-1].verdict} at the end."
+    return Summary("warn", f"{unknown}, after {run.done:,} steps.", (health,))
 
 
 # ---- The table
@@ -201,12 +201,12 @@ def _draw_heat(shares: np.ndarray) -> bytes:
 # ---- Curves
 
 
-def draw_curves(facts: RunSummary) -> list[Chart]:
+def draw_curves(run: RunSummary) -> list[Chart]:
     """What the training logged."""
-    metrics = facts.metrics
+    metrics = run.metrics
     if not metrics:
         return []
-    ideal = facts.config.network.projection_head.projection_size**-0.5
+    ideal = run.config.network.projection_head.projection_size**-0.5
     steps = [float(line.done) for line in metrics]
 
     def one(title: str, note: str, key: str, *, factor: float = 1.0, form: str = "{:.3g}") -> Chart:
@@ -219,7 +219,7 @@ def draw_curves(facts: RunSummary) -> list[Chart]:
     measured = (_draw_measure(metrics, key) for key in ("alignment", "uniformity"))
     return [
         one("Loss", "of both directions, 0 to 8", "loss"),
-        *_draw_encoder(facts),
+        *_draw_encoder(run),
         one("Spread of projections", "1 is ideal, 0 collapse", "feature_std", factor=1 / ideal),
         one("Rank of projections", "effective dimensions", "rank"),
         *(chart for chart in measured if chart is not None),
@@ -230,15 +230,15 @@ def draw_curves(facts: RunSummary) -> list[Chart]:
     ]
 
 
-def _draw_encoder(facts: RunSummary) -> Iterator[Chart]:
+def _draw_encoder(run: RunSummary) -> Iterator[Chart]:
     """Measures of the encoder on the fixed images, from step 0 on."""
     for key, title, note, is_share in (
-        ("retrieval", "Views found again", "share of fixed images", True),
+        ("retrieval", "View-retrieval accuracy", "on fixed images", True),
         ("knn", "kNN", "right for fixed images", True),
         ("encoder_rank", "Rank of the encoder", "effective dimensions", False),
     ):
-        points = [(float(line.done), getattr(line, key)) for line in facts.metrics]
-        before = None if facts.start is None else facts.start.measures
+        points = [(float(line.done), getattr(line, key)) for line in run.metrics]
+        before = None if run.start is None else run.start.measures
         points = [(0.0, getattr(before, key, None)), *points]
         known = [(x, y) for x, y in points if y is not None]
         if len(known) > 1:

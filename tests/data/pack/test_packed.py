@@ -270,7 +270,10 @@ def test_on_canvases_sizes_are_those_of_the_canvas_and_shrunk_images_are_counted
     whole = pack_into(tmp_path / "whole", source, geometry="scale", stored_px=500)
     assert whole.num_shrunk == 0 and whole.stored_px == 500
     squashed = pack_into(tmp_path / "p", source)
-    assert squashed.note == "packed again: data.stored_px, data.channels, data.geometry or data.alpha differ"
+    assert (
+        squashed.note
+        == "packed again: data.stored_px, data.channels, data.geometry, data.alpha or data.clip differ"
+    )
     assert squashed.num_shrunk == 0 and squashed.sizes.tolist()[4] == [30, 20]
 
 
@@ -432,14 +435,20 @@ def test_a_pack_that_does_not_fit_is_made_again(tmp_path: Path, change: str) -> 
     if change == "source":
         source, note = Images(draw(*[(8, 8, 1)] * 3), stamp="2"), note + "the source has changed"
     elif change == "size":
-        stored_px, note = 5, note + "data.stored_px, data.channels, data.geometry or data.alpha differ"
+        stored_px, note = (
+            5,
+            note + "data.stored_px, data.channels, data.geometry, data.alpha or data.clip differ",
+        )
     elif change == "decoder":
         content = json.loads((tmp_path / "p" / "pack.json").read_text())
         del content["recipe"]["decoder"]  # as packs were written at first
         (tmp_path / "p" / "pack.json").write_text(json.dumps(content))
         note += "an earlier version of byol decoded the images in another way"
     elif change == "channels":
-        channels, note = "rgb", note + "data.stored_px, data.channels, data.geometry or data.alpha differ"
+        channels, note = (
+            "rgb",
+            note + "data.stored_px, data.channels, data.geometry, data.alpha or data.clip differ",
+        )
     elif change == "damage":
         (tmp_path / "p" / "sizes.npy").write_bytes((tmp_path / "p" / "sizes.npy").read_bytes()[:-1] + b"\7")
         note += f"{tmp_path}/p/sizes.npy: is damaged"

@@ -34,10 +34,11 @@ NOT_EXACT = f"holds whole numbers beyond {_EXACT:,}, which float32 cannot keep; 
 
 @dataclass(frozen=True)
 class LaidFile:
-    """The path of an image whose arrays have this layout, see `data.layout`; other formats ignore it."""
+    """The path of an image, and which axis is the channels if it is an array; other formats ignore it."""
 
     path: str
-    layout: Layout
+    layout: Layout  # of .npy and .npz
+    pages: Layout | None = None  # of an array that was written as the pages of a TIFF; None: the same
 
 
 File = str | Path | LaidFile | bytes | bytearray | memoryview | Stream  # the first three are paths

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
@@ -23,13 +24,10 @@ _PILLOW_OF: dict[str | None, tuple[str, ...]] = {"JPEG": ("JPEG",), "PNG": ("PNG
 _Result = TypeVar("_Result")
 
 
-def layout_of(file: File) -> Layout:
-    """What `data.layout` says of this file."""
-    return file.layout if isinstance(file, LaidFile) else "auto"
-
-
-def find_reader(stream: Stream, layout: Layout) -> Callable[[Stream], Decoded] | None:
-    """By the first bytes; None: Pillow's formats."""
+def find_reader(stream: Stream, file: File) -> Callable[[Stream], Decoded] | None:
+    """By the first bytes of a stream, and the layout that is known of its file; None: Pillow's formats."""
+    layout: Layout = file.layout if isinstance(file, LaidFile) else "auto"
+    pages = (file.pages or layout) if isinstance(file, LaidFile) else layout
     head = stream.read(_LONG_HEAD_BYTES)
     stream.seek(0)
     if not head:
@@ -37,7 +35,7 @@ def find_reader(stream: Stream, layout: Layout) -> Callable[[Stream], Decoded] |
     if head[:2] == b"\xff\xd8" or (head[:8] == _PNG and not _is_deep_png(head)):
         return None
     if head[:4] in MAGIC:
-        return lambda stream: read_tiff(stream, layout=layout)
+        return lambda stream: read_tiff(stream, layout=pages, path=_path_of(file))
     if head[:6] == b"\x93NUMPY":
         return lambda stream: read_npy(stream, layout=layout)
     if head[:4] == b"PK\3\4" and b".npy" in head[:2048]:
@@ -47,6 +45,11 @@ def find_reader(stream: Stream, layout: Layout) -> Callable[[Stream], Decoded] |
     if (reader := _find_codec(head)) is not None:
         return reader
     return read_dicom if is_dicom(head) else None
+
+
+def _path_of(file: File) -> Path | None:
+    file = file.path if isinstance(file, LaidFile) else file
+    return Path(file) if isinstance(file, str | Path) else None
 
 
 def _is_deep_png(head: bytes) -> bool:

@@ -12,6 +12,7 @@ from byol.data.pack.partial import PartialPack
 from byol.data.pack.statistics import (
     count_measured,
     count_values,
+    find_clipped,
     find_extremes,
     no_counts,
     summarise,
@@ -64,8 +65,10 @@ class RunningStatistics:
         )
         self._num_given = writer.num_rows
 
-    def finish(self) -> tuple[Pixels, str]:
-        """The statistics of the channels and the checksum of the file, which is whole now.
+    def finish(self) -> tuple[Pixels, float, str]:
+        """The statistics of the channels, the share of clipped values and the checksum of the file.
+
+        The file is whole now.
 
         Raises:
             OSError: the file cannot be read.
@@ -77,7 +80,9 @@ class RunningStatistics:
             self._file.seek(0)
             digest = hashlib.file_digest(self._file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         is_float = self._writer.dtype == np.float32
-        return summarise(self._counts, self._extremes if is_float else None), digest
+        clip = self._writer.mark.recipe.clip
+        pixels = summarise(self._counts, self._extremes if is_float else None, clip=clip)
+        return pixels, find_clipped(self._counts, pixels), digest
 
     def _look(self, before: "Future[None]", new: range, num_filled: int) -> None:
         """At new rows; so many images have filled pixels, of these rows and those before."""

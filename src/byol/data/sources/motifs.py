@@ -72,11 +72,11 @@ def load_motifs(
     Train splits are `make_motifs` of even seeds and test splits of odd ones, so that no test split, of
     whatever seed, holds an image of a train split. They are made once in a process and cannot be written to.
     """
-    return _keep_motifs(NUM_TRAIN if split == "train" else NUM_TEST, 2 * seed + (split == "test"))
+    return _cached_motifs(NUM_TRAIN if split == "train" else NUM_TEST, 2 * seed + (split == "test"))
 
 
 @cache
-def _keep_motifs(
+def _cached_motifs(
     num_images: int, seed: int
 ) -> tuple[UInt8[np.ndarray, "num_images height width 3"], Int64[np.ndarray, " num_images"]]:
     images, labels = make_motifs(num_images, seed=seed)

@@ -23,6 +23,7 @@ from byol.data.decode.disk import DiskError
 from byol.data.decode.formats import ImageArray, LaidFile, path_of
 from byol.data.decode.index import Source, skips_unreadable
 from byol.data.decode.opened import quiet
+from byol.device.host import count_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -71,13 +72,6 @@ def _result(
         name, item = source.names(part[len(found) - 1]), source.item(part[len(found) - 1])
         raise found[-1].locate(path_of(item) or name)
     yield from zip(part, found, strict=True)
-
-
-def count_cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

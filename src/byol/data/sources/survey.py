@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float32, Integer, Real
 
-from byol.base.errors import DataError
+from byol.base.errors import DataError, quote
 from byol.data.decode.fitting import fit, select_channels, select_missing
 from byol.data.decode.formats import Bits, Channels, ImageArray, Kind, LaidFile, Missing, bits_of_dtype
 from byol.data.decode.image import load, peek
@@ -66,7 +66,7 @@ def survey(
         name, reason = first_bad
         raise DataError(
             f"{source.name}: none of {len(indices)} images looked at can be used, "
-            f"the first is {name!r}: {reason}"
+            f"the first is {quote(name)}: {reason}"
         )
     return _summarise(looks, num_images=len(source), num_bad=len(indices) - len(looks))
 
@@ -225,4 +225,4 @@ def describe_mixture(source: Source, *, all_channels: bool, num_workers: int, al
     name = source.names(first[rarest])
     if len(numbers) > 1 and name.lower().endswith((".npy", ".npz")):
         advice = f"say where the arrays' channels are with data.layout=hwc or data.layout=chw; or {advice}"
-    return f"the images differ: {', '.join(kinds)}, of these the first is {name!r}; {advice}"
+    return f"the images differ: {', '.join(kinds)}, of these the first is {quote(name)}; {advice}"
