@@ -46,6 +46,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "data.download": ("", "true"),
     "data.channels": ("", "[0,2]"),
     "data.alpha": ("", "keep"),
+    "data.clip": (_SHARE, "0"),
     "data.stored_px": (_PX, "128"),
     "data.geometry": ("", "scale"),
     "data.layout": ("", "chw"),
