@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FOR_WORKING_ON_IT = ("dev", "docs")  # extras that the program itself never uses
 TEXTS = (".py", ".md", ".html", ".js", ".yaml", ".yml", ".sh", ".ipynb", "")
-FROM_INDEX = re.compile(r"pip install [^\n]*?(?<![\w./-])byol(?![\w./-])")
+FROM_INDEX = re.compile(r"pip install [^\n`]*?(?<![\w./-])byol(?![\w./-])")
 
 
 def names_of(requirements: list[str]) -> set[str]:
