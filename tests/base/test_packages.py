@@ -21,11 +21,7 @@ def names_of(requirements: list[str]) -> set[str]:
 def list_texts() -> list[Path]:
     folders = (ROOT / name for name in ("src", "docs", "examples", "benchmarks", "scripts", ".github"))
     found = [path for folder in folders for path in folder.rglob("*") if path.suffix in TEXTS]
-    return [
-        path
-        for path in [*found, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md"))]
-        if path.is_file()
-    ]
+    return [path for path in [*found, *ROOT.glob("*.md")] if path.is_file()]
 
 
 def test_the_lists_are_those_of_the_project() -> None:
