@@ -39,8 +39,8 @@ def write_sixteen(folder: Path) -> None:
     )
 
 
-def test_the_readme_shows_the_configuration_that_is_there() -> None:
-    assert (REPOSITORY / "config.yaml").read_text() in (REPOSITORY / "README.md").read_text()
+def test_the_documentation_shows_the_configuration_that_is_there() -> None:
+    assert (REPOSITORY / "config.yaml").read_text() in (REPOSITORY / "docs" / "classic.md").read_text()
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_resnet50_and_the_papers_heads(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_fine_tune_from_in_the_file_and_run_py(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`python run.py` as the README has it; then its line for starting from an earlier run, uncommented."""
+    """`python run.py` as docs/classic.md has it; then with the line for an earlier run uncommented."""
     write_sixteen(folder)
     command = [sys.executable, str(REPOSITORY / "run.py"), "config.yaml", "trainer.max_epochs=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src")}

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from byol.base.errors import ConfigError
 from byol.config import keys, yaml_text
 from byol.config.conflicts import find_conflicts
+from byol.config.examples import example_of
 from byol.config.schema import UNSET, Config
 from byol.config.yaml_text import Entry, UnreadableError
 
@@ -181,6 +182,11 @@ def diff_configs(old: Config | dict[str, Any], new: Config) -> list[str]:
 def json_schema() -> str:
     """The JSON schema of a configuration file, for editors. No key is required: presets fill the rest."""
     schema = Config.model_json_schema()
+    for key in keys.leaves():
+        prefix, _, name = key.rpartition(".")
+        section = schema["$defs"].get(keys.section_name(prefix), schema)
+        example = yaml_text.construct(yaml_text.read_value(example_of(key)))
+        section["properties"][name]["examples"] = [example]
     transforms = schema["$defs"]["DataTransforms"]["properties"]
     transforms["view"] = transforms["view1"] | {"description": "Short form: sets both views."}
     for section in [schema, *schema["$defs"].values()]:

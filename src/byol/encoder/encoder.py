@@ -60,7 +60,7 @@ class Block:
 
 
 class Encoder:
-    """A frozen encoder with its preprocessing; `load` makes one from files."""
+    """A trained encoder with its preprocessing, frozen. `byol.load` reads one from a run folder."""
 
     def __init__(self, spec: EncoderSpec, module: nn.Module, *, device: str = "cpu") -> None:
         self.spec = spec
@@ -76,20 +76,23 @@ class Encoder:
         )
 
     def embed(self, images: ManyImages, *, batch_size: int = 256) -> Float32[np.ndarray, "image feature"]:
-        """Features of images in any form, in their order (files of a folder: sorted by path); float32.
+        """Compute the features of images: float32, one row per image, in the order of the images.
 
-        path       an image, a folder, a .txt or .csv list, a .npy array of images
-        array      (height, width, channel) or (image, height, width, channel)
-        tensor     (channel, height, width) or (image, channel, height, width)
-        Pillow     an image
-        sequence   single images of these kinds
+        `images` may be
 
-        Arrays and tensors hold the values that files do: scaling is part of the encoder. An image whose
-        values lie outside of the range of the training is a `ValueRangeWarning` with its name.
+        - a path: an image, a folder (sorted by path), a .txt or .csv list, or a .npy array of images;
+        - a NumPy array: (height, width, channel) or (image, height, width, channel);
+        - a tensor: (channel, height, width) or (image, channel, height, width);
+        - a Pillow image;
+        - a sequence of single images of these kinds.
+
+        Pass arrays and tensors with the values that image files hold, not scaled or normalised: scaling is
+        part of the encoder. If the values of an image lie outside the range of the training images, a
+        `ValueRangeWarning` names it.
 
         Raises:
-            DataError: names the first image that cannot be read, or has other channels or another depth than
-                the encoder takes.
+            DataError: an image cannot be read, or has other channels or another depth than the training
+                images. The message names the first one.
         """
         blocks = self.embed_source(gather(images, self.spec), batch_size=batch_size)
         return _join([block.features for block in blocks], self.spec.num_features)
@@ -105,15 +108,15 @@ class Encoder:
         on_outside: Callable[[str, str], None] | None = None,
         on_read: Callable[[str, Square], None] | None = None,
     ) -> Iterator[Block]:
-        """Names and features, block by block: memory does not grow with the number of images.
+        """Yield names and features in blocks, so that memory does not grow with the number of images.
 
-        `on_bad` is told the name and the reason for each image that cannot be used, which is then left out.
-        `on_outside` is told the name of each image whose values lie outside of the range of the training, and
-        how far; without it a `ValueRangeWarning` is. `on_read` is told of each image that is used what became
-        of it.
+        - `on_bad(name, error)` is called for each image that cannot be used; the image is left out.
+        - `on_outside(name, text)` is called for each image whose values lie outside the range of the training
+          images. Without it there is a `ValueRangeWarning`.
+        - `on_read(name, square)` is called for each image that is used.
 
         Raises:
-            DataError: an image cannot be used, and there is no `on_bad`; the message names it.
+            DataError: an image cannot be used, and there is no `on_bad`. The message names the image.
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
@@ -273,14 +276,15 @@ def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
 
 
 def load(run: str | Path, *, device: str = "auto") -> Encoder:
-    """The encoder of a run folder (or of any folder with its two files), ready to embed.
+    """Load the encoder of a run folder, or of any folder with `encoder.safetensors` and `encoder.json`.
 
-    `<run>/target` holds the target network's. `device` is "auto" (a GPU if there is one), "cpu", "cuda",
-    "mps", "xpu", or one of several GPUs, such as "cuda:1".
+    `RUN/target` holds the encoder of the target network, `RUN/best` the best one by measures without labels.
+    `device` is "auto" (a GPU if there is one), "cpu", "cuda", "mps", "xpu", or one of several GPUs, such as
+    "cuda:1".
 
     Raises:
-        CheckpointError: a file is missing, damaged, of an unknown format, or not of the network it names.
-        ConfigError: a device is asked for that is not there.
+        CheckpointError: a file is missing, damaged, of an unknown format, or belongs to another network.
+        ConfigError: the device is not there.
     """
     chosen = choose_device(device, key="device")
     folder = Path(run)
