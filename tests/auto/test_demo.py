@@ -82,7 +82,7 @@ def test_the_slowest_machine_trains_for_a_minute() -> None:
 def test_what_is_said_adds_up() -> None:
     length = choose(0.3, elapsed_s=30.0)
     said = length.describe()
-    total = demo.format_time(30.0 + demo._OPENING_S + length.training_s + length.evaluation_s)
+    total = demo.format_time(30.0 + demo._SETUP_S + length.training_s + length.evaluation_s)
     parts = (total, f"{length.steps:,} ", demo.format_time(length.training_s), "trainer.max_epochs")
     assert [part for part in parts if part not in said] == []
     assert total == demo.format_time(TOTAL_S)

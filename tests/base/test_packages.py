@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FOR_WORKING_ON_IT = ("dev", "docs")  # extras that the program itself never uses
 TEXTS = (".py", ".md", ".html", ".js", ".yaml", ".yml", ".sh", ".ipynb", "")
-FROM_INDEX = re.compile(r"pip install [^\n]*?(?<![\w./-])byol(?![\w./-])")
+FROM_INDEX = re.compile(r"pip install [^\n`]*?(?<![\w./-])byol(?![\w./-])")
 
 
 def names_of(requirements: list[str]) -> set[str]:
@@ -21,11 +21,7 @@ def names_of(requirements: list[str]) -> set[str]:
 def list_texts() -> list[Path]:
     folders = (ROOT / name for name in ("src", "docs", "examples", "benchmarks", "scripts", ".github"))
     found = [path for folder in folders for path in folder.rglob("*") if path.suffix in TEXTS]
-    return [
-        path
-        for path in [*found, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md"))]
-        if path.is_file()
-    ]
+    return [path for path in [*found, *ROOT.glob("*.md")] if path.is_file()]
 
 
 def test_the_lists_are_those_of_the_project() -> None:

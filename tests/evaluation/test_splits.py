@@ -150,7 +150,7 @@ def test_classes_that_cannot_be_right_are_named(tmp_path: Path) -> None:
     open_in(
         tmp_path, tmp_path / "images", override, "evaluation.folds=3", "evaluation.groups=plate", said=said
     )
-    assert "for images of one plate only, never learnt" in said[5]
+    assert "for images of one plate only" in said[5]
 
 
 # ---- What cannot be evaluated
@@ -211,9 +211,7 @@ def test_folds_beside_a_test_part_and_groups_that_are_none(tmp_path: Path) -> No
         name = key.partition("=")[0]
         with pytest.raises(ConfigError, match=f"{name}: .* test split .*--{name}"):
             open_in(tmp_path, images, f"evaluation.{key}", f"evaluation.test={images}")
-    with pytest.raises(
-        ConfigError, match=r"groups: 'plate' is a column of a file of labels.*--groups folder"
-    ):
+    with pytest.raises(ConfigError, match=r"evaluation\.groups: .*'plate' .*--groups folder"):
         open_in(tmp_path, images, "evaluation.groups=plate")
     check_refused(tmp_path, images, "evaluation.groups=folder", message="folder: 3 group.* --folds 3")
     check_refused(
@@ -228,14 +226,14 @@ def test_folds_beside_a_test_part_and_groups_that_are_none(tmp_path: Path) -> No
         images,
         labels,
         "evaluation.groups=day",
-        message=r"no column 'day', only label, plate; name one",
+        message=r"evaluation.groups: .* no column 'day'; .*label, plate",
     )
     check_refused(
         tmp_path,
         images,
         labels,
         "evaluation.groups=plate",
-        message=r"1 labelled images have no plate, the first is dark/000.png; fill in the column 'plate'",
+        message=r"1 labelled images have no plate, .*dark/000\.png; fill in the column 'plate'",
     )
 
 

@@ -25,7 +25,8 @@ def list_declared() -> list[Requirement]:
     content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = content["project"]["optional-dependencies"].values()
     lines = [*content["build-system"]["requires"], *content["project"]["dependencies"]]
-    return [Requirement(line) for line in [*lines, *(line for extra in extras for line in extra)]]
+    found = [Requirement(line) for line in [*lines, *(line for extra in extras for line in extra)]]
+    return [requirement for requirement in found if requirement.name != content["project"]["name"]]
 
 
 def make(tmp_path: Path, *dependencies: str, extras: str = "") -> subprocess.CompletedProcess[str]:

@@ -86,7 +86,7 @@ def test_nothing_fits(tried: list[Config], monkeypatch: pytest.MonkeyPatch) -> N
         lambda c, **k: replace(fake(c, **k) or StepBenchmark(0, 0, 0, 9, 0), limit_bytes=5),
     )
     with pytest.raises(
-        ConfigError, match=r"trainer\.batch_size: 64 images do not fit .* 8 at a time .*1\.8 GB"
+        ConfigError, match=r"trainer\.batch_size: 64 images do not fit .* 8 at a time .*1\.8 of"
     ):
         choose_batch(configure(), wanted=64, **IMAGES)
     assert tried[-1].trainer.accumulation_steps == 8

@@ -26,6 +26,7 @@ OPTIONAL = {
     "pillow-heif": "pillow_heif",
     "pyarrow": "pyarrow",
     "pydicom": "pydicom",
+    "simplejpeg": "simplejpeg",
     "trackio": "trackio",
     "umap-learn": "umap",
     "wandb": "wandb",
