@@ -4,8 +4,10 @@ Commands import torch only when they run, so that --help is fast.
 """
 
 import argparse
+import inspect
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from byol.base.errors import ConfigError, DataError, printable
 from byol.config import DataConfig, PartialConfig, json_schema, load_partial, write_override
 
 if TYPE_CHECKING:
+    from byol.api.evaluation import Evaluation
     from byol.api.run import Run
     from byol.encoder.spec import EncoderSpec
 
@@ -51,62 +54,32 @@ def demo_command(options: argparse.Namespace) -> int:
 
 
 def check_command(options: argparse.Namespace) -> int:
-    result = byol.check(
-        options.source,
-        output=options.output,
-        test=options.test,
-        hours=options.hours,
-        preset=options.preset,
-        overrides=options.overrides,
-        progress=is_watched(),
-    )
+    result = _call(byol.check, options, images=options.source, progress=is_watched())
     for line in result.lines:
         say(line)
-    return result.exit_code
+    return int(result.exit_code)
 
 
 def train_command(options: argparse.Namespace) -> int:
     if options.dry_run:
-        partial_config = make_partial_config(
-            options.source,
-            preset=options.preset,
-            hours=options.hours,
-            init=options.init,
-            overrides=options.overrides,
-        )
+        partial_config = _call(make_partial_config, options, images=options.source)
         return _preview(partial_config, choose_folder(options.source, options.output, place="runs"))
-    return _report_training(
-        byol.train(
-            options.source,
-            output=options.output,
-            hours=options.hours,
-            init=options.init,
-            preset=options.preset,
-            overrides=options.overrides,
-            progress=True,
-        )
-    )
+    return _report_training(_call(byol.train, options, images=options.source, progress=True))
 
 
 def run_command(options: argparse.Namespace) -> int:
-    partial_config = make_partial_config(
-        options.source, preset=options.preset, hours=options.hours, overrides=options.overrides
-    )
+    partial_config = _call(make_partial_config, options, images=options.source)
     return _train_and_evaluate(partial_config, choose_folder(options.source, options.output, place="runs"))
 
 
 def eval_command(options: argparse.Namespace) -> int:
-    return _evaluate(
-        options.run,
-        labels=options.labels,
-        train=options.train,
-        test=options.test,
-        weights=options.weights,
-        folds=options.folds,
-        groups=options.groups,
-        metadata=options.metadata,
-        overrides=options.overrides,
-    )
+    return _report_evaluation(_call(byol.evaluate, options, progress=True))
+
+
+def _call(function: Callable[..., Any], options: argparse.Namespace, **more: object) -> Any:
+    """Call a public function with the options that have the names of its arguments, and with `more`."""
+    names = inspect.signature(function).parameters
+    return function(**{name: value for name, value in vars(options).items() if name in names} | more)
 
 
 def _preview(partial_config: PartialConfig, run_dir: Path) -> int:
@@ -141,20 +114,21 @@ def _train_and_evaluate(partial_config: PartialConfig, run_dir: Path, *, step_s:
         return code
     # The run's own file keeps what its first start said; how to evaluate is for this start to say.
     chosen = partial_config.config.evaluation.model_dump().items()
-    return _evaluate(run_dir, overrides=[write_override(f"evaluation.{key}", value) for key, value in chosen])
+    overrides = [write_override(f"evaluation.{key}", value) for key, value in chosen]
+    return _report_evaluation(byol.evaluate(run_dir, overrides=overrides, progress=True))
 
 
 def _is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _evaluate(run_dir: Path, **options: Any) -> int:
-    """Print what features are worth without labels, and the table if there are any."""
-    evaluation = byol.evaluate(run_dir, progress=True, **options)
+def _report_evaluation(evaluation: "Evaluation") -> int:
+    """Print the table if there are labels, and where the results are."""
+    folder = evaluation.folder
     if evaluation.table is None:
-        say_block(f"\nsaved in {printable(str(run_dir / 'measures.json'))}")
+        say_block(f"\nsaved in {printable(str(folder / 'measures.json'))}")
         return 0
-    saved = f"saved in {printable(str(run_dir / 'eval.json'))} and measures.json"
+    saved = f"saved in {printable(str(folder / 'eval.json'))} and measures.json"
     say_block(f"\n{evaluation.table.render()}\n\n{saved}")
     return 0
 
@@ -182,15 +156,7 @@ def _refuse_overrides(options: argparse.Namespace, what: str) -> None:
 
 
 def report_command(options: argparse.Namespace) -> int:
-    path = byol.report(
-        options.run,
-        labels=options.labels,
-        metadata=options.metadata,
-        images=options.images,
-        output=options.output,
-        overrides=options.overrides,
-        progress=True,
-    )
+    path = _call(byol.report, options, progress=True)
     say(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens without network)")
     return 0
 
@@ -279,18 +245,7 @@ def _explain_duplicates(num: int) -> str:
 
 def finetune_command(options: argparse.Namespace) -> int:
     try:
-        found = byol.finetune(
-            options.source,
-            output=options.output,
-            labels=options.labels,
-            train=options.train,
-            test=options.test,
-            fraction=options.fraction,
-            epochs=options.epochs,
-            scratch=options.scratch,
-            overrides=options.overrides,
-            progress=True,
-        )
+        found = _call(byol.finetune, options, run=options.source, progress=True)
     except KeyboardInterrupt:
         complain("interrupted before anything was written; run the same command again to start over")
         return EXIT_INTERRUPTED["SIGINT"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -202,63 +203,55 @@ def _draw_heat(shares: np.ndarray) -> bytes:
 
 
 def draw_curves(run: RunSummary) -> list[Chart]:
-    """What the training logged."""
-    metrics = run.metrics
-    if not metrics:
-        return []
+    """What the training logged; earlier versions logged no measures of the encoder."""
     ideal = run.config.network.projection_head.projection_size**-0.5
-    steps = [float(line.done) for line in metrics]
+    draw = partial(_draw_curve, run)
+    curves = (
+        draw("Loss", "of both directions, 0 to 8", "loss"),
+        draw(
+            "View-retrieval accuracy",
+            "on fixed images",
+            "retrieval",
+            factor=100.0,
+            form="{:.0f} %",
+            from_start=True,
+        ),
+        draw("kNN", "right for fixed images", "knn", factor=100.0, form="{:.0f} %", from_start=True),
+        draw("Rank of the encoder", "effective dimensions", "encoder_rank", from_start=True),
+        draw("Spread of projections", "1 is ideal, 0 collapse", "feature_std", factor=1 / ideal),
+        draw("Rank of projections", "effective dimensions", "rank"),
+        draw("Alignment", "of two views; 0 is equal", "alignment", kind="second"),
+        draw("Uniformity", "lower is more even", "uniformity", kind="second"),
+        draw("Learning rate", "", "lr", form="{:.2g}"),
+        draw("Target momentum", "tau", "tau", form="{:.4g}"),
+        draw("Throughput", "images/s", "images_per_s", form="{:,.0f}"),
+        draw("Waiting for data", "share of the time", "data_wait", factor=100.0, form="{:.2g} %"),
+    )
+    return [curve for curve in curves if curve is not None]
 
-    def one(title: str, note: str, key: str, *, factor: float = 1.0, form: str = "{:.3g}") -> Chart:
-        values = [factor * getattr(line, key) for line in metrics]
-        svg = charts.draw_lines(
-            [Series(title, steps, values)], title=title, x_label="step", show=lambda value: form.format(value)
-        )
-        return Chart(title, note, svg)
 
-    measured = (_draw_measure(metrics, key) for key in ("alignment", "uniformity"))
-    return [
-        one("Loss", "of both directions, 0 to 8", "loss"),
-        *_draw_encoder(run),
-        one("Spread of projections", "1 is ideal, 0 collapse", "feature_std", factor=1 / ideal),
-        one("Rank of projections", "effective dimensions", "rank"),
-        *(chart for chart in measured if chart is not None),
-        one("Learning rate", "", "lr", form="{:.2g}"),
-        one("Target momentum", "tau", "tau", form="{:.4g}"),
-        one("Throughput", "images/s", "images_per_s", form="{:,.0f}"),
-        one("Waiting for data", "share of the time", "data_wait", factor=100.0, form="{:.2g} %"),
-    ]
-
-
-def _draw_encoder(run: RunSummary) -> Iterator[Chart]:
-    """Measures of the encoder on the fixed images, from step 0 on."""
-    for key, title, note, is_share in (
-        ("retrieval", "View-retrieval accuracy", "on fixed images", True),
-        ("knn", "kNN", "right for fixed images", True),
-        ("encoder_rank", "Rank of the encoder", "effective dimensions", False),
-    ):
-        points = [(float(line.done), getattr(line, key)) for line in run.metrics]
+def _draw_curve(
+    run: RunSummary,
+    title: str,
+    note: str,
+    key: str,
+    *,
+    factor: float = 1.0,
+    form: str = "{:.3g}",
+    kind: str = "main",
+    from_start: bool = False,
+) -> Chart | None:
+    """A field of the metrics, `from_start` with its value at step 0; None: nothing to draw."""
+    points = [(float(line.done), getattr(line, key)) for line in run.metrics]
+    if from_start:
         before = None if run.start is None else run.start.measures
-        points = [(0.0, getattr(before, key, None)), *points]
-        known = [(x, y) for x, y in points if y is not None]
-        if len(known) > 1:
-            x, y = zip(*known, strict=True)
-            show = (lambda value: f"{100 * value:.0f} %") if is_share else (lambda value: f"{value:.3g}")
-            yield Chart(
-                title, note, charts.draw_lines([Series(title, x, y)], title=title, x_label="step", show=show)
-            )
-
-
-def _draw_measure(metrics: Sequence[Metrics], key: str) -> Chart | None:
-    """Alignment or uniformity, which earlier versions did not log."""
-    known = [(float(m.done), getattr(m, key, None)) for m in metrics]
-    points = [(x, y) for x, y in known if y is not None]
-    if not points:
+        points.insert(0, (0.0, getattr(before, key, None)))
+    known = [(x, factor * y) for x, y in points if y is not None]
+    if len(known) <= from_start:  # a lone point is no course
         return None
-    x, y = zip(*points, strict=True)
-    note = {"alignment": "of two views; 0 is equal", "uniformity": "lower is more even"}[key]
-    title = key.capitalize()
-    return Chart(title, note, charts.draw_lines([Series(title, x, y, "second")], title=title, x_label="step"))
+    x, y = zip(*known, strict=True)
+    svg = charts.draw_lines([Series(title, x, y, kind)], title=title, x_label="step", show=form.format)
+    return Chart(title, note, svg)
 
 
 def describe_health(metrics: Sequence[Metrics]) -> str:
