@@ -19,6 +19,7 @@ from byol.data.decode.arrays import find_layout
 from byol.data.decode.codecs import read_pillow
 from byol.data.decode.formats import Decoded, Layout, Missing, RawArray, Stream, as_image, check_header
 from byol.data.decode.missing import declared
+from byol.data.decode.reading import SMALLER, note
 from byol.data.decode.tiff_ome import find_own_pages
 from byol.data.decode.tiff_samples import (
     MASK,
@@ -163,9 +164,13 @@ def _choose(tiff: Any) -> tuple[Any, Any | None]:
             "has no full image among its pages (a camera raw file?); develop it and save it as TIFF"
         )
     if len(images) > 1:
-        kinds = dict.fromkeys(f"{' x '.join(map(str, one.shape))} {one.dtype}" for one in images)
-        raise DataError(f"has pages of different sizes or kinds ({', '.join(list(kinds)[:4])}); {_NOT_ONE}")
+        kinds = list(dict.fromkeys(f"{' x '.join(map(str, one.shape))} {one.dtype}" for one in images))
+        if len(kinds) == 1:
+            raise DataError(f"holds {len(images)} images ({kinds[0]} each); {_NOT_ONE}")
+        raise DataError(f"has pages of different sizes or kinds ({', '.join(kinds[:4])}); {_NOT_ONE}")
     chosen = images[0]
+    if any(not (level.keyframe.is_reduced or level.keyframe.is_subifd) for level in chosen.levels[1:]):
+        note(SMALLER)
     _check_complete(tiff, chosen)
     sizes = [(one.keyframe.imagelength, one.keyframe.imagewidth) for one in masks]
     if sizes and (len(sizes) > 1 or sizes[0] != (chosen.keyframe.imagelength, chosen.keyframe.imagewidth)):
