@@ -1,5 +1,6 @@
 """Train with settings of which some are left open: they are resolved, then the training loop begins."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from byol.base.console import print_line
 from byol.config import PartialConfig
 from byol.device.devices import choose_dtype
 from byol.device.ranks import connect
+from byol.runfolder import checkpoint
+from byol.runfolder.lock import only_writer
 from byol.training import loop
 from byol.training.setup import check_settings
 
@@ -24,10 +27,14 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError, RunMismatchError, DivergedError, CollapsedError: as the loop.
+        RunInUseError: another process trains into the folder.
     """
     check_settings(draft.config, run_dir)
     with connect(draft.config.trainer) as ranks:
         say = (lambda line: None) if console is None else partial(print_line, console)
-        config, measured_s = resolve(draft, run_dir, ranks=ranks, say=say)
-        ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
-        return loop.train(config, run_dir, console=console, step_s=step_s or measured_s, ranks=ranks)
+        with only_writer(run_dir, say=say) if ranks.is_main else nullcontext():
+            if ranks.is_main:
+                checkpoint.remove_temporaries(run_dir)
+            config, measured_s = resolve(draft, run_dir, ranks=ranks, say=say)
+            ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
+            return loop.train(config, run_dir, console=console, step_s=step_s or measured_s, ranks=ranks)

@@ -5,7 +5,8 @@ ByolError                   exit code 1
 ├── DataError               images, labels or folders that cannot be read or used
 │   └── NoLabelsError       no image has a label: what needs none can still be done
 ├── CheckpointError         a run folder, checkpoint or encoder that cannot be read or written
-│   └── RunMismatchError    the run folder belongs to another configuration or other data
+│   ├── RunMismatchError    the run folder belongs to another configuration or other data
+│   └── RunInUseError       another process writes into the run folder
 ├── OutputError             standard output cannot be written
 ├── DivergedError           the loss stopped being a finite number
 └── CollapsedError          every image gets (nearly) the same projection
@@ -66,6 +67,10 @@ class CheckpointError(ByolError):
 
 class RunMismatchError(CheckpointError):
     """The output folder holds a run of another configuration or of other data."""
+
+
+class RunInUseError(CheckpointError):
+    """Another process is writing into the output folder."""
 
 
 class OutputError(ByolError):

@@ -2,11 +2,13 @@
 
 import re
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
+from byol.base.console import print_line, silent
 from byol.config import Config
 from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile
@@ -53,7 +55,7 @@ def open_images(
     bar = None
     if console is not None:
         for line in describe_passed_by(left_out_of(opened)):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            print_line(console, line)
         # disabled, it prints nothing; else it ends with an empty line in a log file
         bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     with bar if bar is not None else nullcontext():
@@ -74,4 +76,5 @@ def open_images(
             max_bad=data.max_bad,
             num_workers=config.trainer.num_workers,
             progress=show,
+            say=silent if console is None else partial(print_line, console),
         )
