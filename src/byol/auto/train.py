@@ -1,6 +1,6 @@
 """Train with settings of which some are left open: they are resolved, then the training loop begins."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from rich.console import Console
 
 from byol.auto.resolve import resolve
 from byol.base.console import print_line
+from byol.base.signals import interrupting
 from byol.config import PartialConfig
 from byol.device.devices import choose_dtype
 from byol.device.ranks import connect
@@ -28,12 +29,16 @@ def train(
     Raises:
         ConfigError, DataError, CheckpointError, RunMismatchError, DivergedError, CollapsedError: as the loop.
         RunInUseError: another process trains into the folder.
+        Interrupted: a signal came before the first step; what is packed stays.
     """
     check_settings(draft.config, run_dir)
     with connect(draft.config.trainer) as ranks:
         say = (lambda line: None) if console is None else partial(print_line, console)
-        with only_writer(run_dir, say=say) if ranks.is_main else nullcontext():
+        # Only the first rank can leave in order: others wait for it inside of libraries, which hear nothing.
+        with ExitStack() as stack:
             if ranks.is_main:
+                stack.enter_context(interrupting())
+                stack.enter_context(only_writer(run_dir, say=say))
                 checkpoint.remove_temporaries(run_dir)
             config, measured_s = resolve(draft, run_dir, ranks=ranks, say=say)
             ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))

@@ -5,10 +5,11 @@ files, classes and keys never reach it.
 """
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 from byol.base.errors import OutputError, printable
 
@@ -111,7 +112,15 @@ def _to_output() -> Iterator[None]:
         ) from None
 
 
-def _drop(stream: TextIO) -> None:
+def leave_terminal() -> None:
+    """The terminal is gone: what is printed from now on leads nowhere, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a replacement, as of notebooks
+            if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):  # one that is gone is no terminal to isatty
+                _drop(stream)
+
+
+def _drop(stream: Any) -> None:
     """Lead a stream of the process nowhere."""
     try:
         number = stream.fileno()

@@ -85,5 +85,13 @@ class CollapsedError(ByolError):
     """The projections of different images have become (nearly) equal."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal other than Ctrl-C has interrupted the work; `signal` is its name."""
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
 class ValueRangeWarning(UserWarning):
     """An image was embedded whose values lie outside of the range of the encoder's training images."""

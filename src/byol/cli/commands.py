@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from byol.api.run import Run
 
 EXIT_INTERRUPTED = {
+    "SIGHUP": 129,
     "SIGINT": 130,
+    "SIGUSR1": 138,
+    "SIGUSR2": 140,
     "SIGPIPE": 141,
     "SIGTERM": 143,
-}  # 128 + number of the signal, as shells have it
+}  # 128 + number of the signal, as shells on Linux have it
 
 _THE_ENCODER = """the encoder is in {run}:
     import byol

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias, get_args
 
 from byol.base.console import complain, finish_output, prepare_streams
-from byol.base.errors import ByolError, ConfigError, printable
+from byol.base.errors import ByolError, ConfigError, Interrupted, printable
 from byol.base.version import __version__
 from byol.cli import commands
 from byol.cli.commands import EXIT_INTERRUPTED
@@ -49,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():  # a configuration can have several problems, each is one line
             complain(line)
         return error.exit_code
-    except KeyboardInterrupt:
-        complain("interrupted; the same command goes on from what is saved")
-        return EXIT_INTERRUPTED["SIGINT"]
+    except KeyboardInterrupt as stop:
+        name = stop.signal if isinstance(stop, Interrupted) else "SIGINT"
+        by = "" if name == "SIGINT" else f" by {name}"
+        complain(f"interrupted{by}; the same command goes on from what is saved")
+        return EXIT_INTERRUPTED[name]
     except BrokenPipeError:  # `byol config | head`: whoever read the output has seen enough
         return EXIT_INTERRUPTED["SIGPIPE"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from byol.base.signals import StopSignal
 from byol.config import Config
-from byol.device.ranks import Ranks, StopSignal, connect
+from byol.device.ranks import Ranks, connect
 from byol.method.optimizers import set_lr
 from byol.method.views import make_views
 from byol.training.monitor import Due, Monitor

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
-from byol.base.console import print_line
-from byol.base.errors import CheckpointError
+from byol.base.console import complain, print_line
+from byol.base.errors import CheckpointError, OutputError
 from byol.base.files import write_atomically
 from byol.training.loggers import Embedding, Logger
 
@@ -97,7 +98,8 @@ class RunLog:
         if not self._active:
             return
         if self._progress is not None:
-            self._progress.stop()
+            with suppress(OSError):  # the terminal may be gone
+                self._progress.stop()
         closes: list[Callable[[], None]] = [self._file.close]
         closes += [partial(logger.end, self._embedding) for logger in self._loggers]
         for close in closes:  # they write what they still hold
@@ -136,9 +138,15 @@ class RunLog:
         self._embedding = embedding
 
     def say(self, text: str) -> None:
-        """One line for the person."""
-        if self._active and self._console is not None:
+        """One line for the person. If it cannot be printed, the run goes on without lines."""
+        if not self._active or self._console is None:
+            return
+        try:
             print_line(self._console, text)
+        except (OSError, OutputError) as error:  # `| head`, a full disk behind `> log`, a lost terminal
+            self._console = None
+            reason = "nobody reads it" if isinstance(error, BrokenPipeError) else error
+            complain(f"no more is printed ({reason}); the training goes on, {self._path} has its figures")
 
     def _unwritable(self, error: OSError) -> CheckpointError:
         return CheckpointError(f"{self._path}: cannot be written ({error.strerror}); free space")
