@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from byol.base.errors import CheckpointError, OutputError
+from byol.base.errors import CheckpointError
 from byol.training.loggers import Run, TensorBoard
 from byol.training.runlog import Metrics, RunLog, format_time, read_metrics, tile_views
 
@@ -142,25 +142,6 @@ def test_a_full_disk_is_one_line_also_when_the_files_are_closed(tmp_path: Path) 
         log._file.close()
         log._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
         write(log, 10)
-
-
-@pytest.mark.parametrize(
-    "failure", [BrokenPipeError(32, "Broken pipe"), OutputError("full"), OSError(5, "gone")]
-)
-def test_a_run_goes_on_when_its_lines_cannot_be_printed(
-    failure: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Closed(io.StringIO):
-        def write(self, text: str) -> int:
-            raise failure
-
-    with make_log(tmp_path, output=Closed()) as log:
-        log.say("hello")
-        write(log, 10)
-        log.say("hello")
-    assert [metrics.done for metrics in read_metrics(tmp_path)] == [10]
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "metrics.jsonl" in said
 
 
 def test_a_foreign_line_is_named(tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ Say = Callable[[str], None]
 Count = Callable[[int, int], None]  # done, of all
 
 
-def open_console(progress: bool | None) -> "Console | None":
-    """Where lines and bars go; None: nothing is shown.
+def open_console(progress: bool | None, *, goes_on: bool = False) -> "Console | None":
+    """Where lines and bars go; None: nothing is shown. `goes_on`: as for `make_console`.
 
     `progress` None shows them in a terminal and in a notebook, where the bar is the notebook's.
     """
     if progress is False:
         return None
-    console = make_console()
+    console = make_console(goes_on=goes_on)
     shows = progress or is_watched() or console.is_jupyter
     return console if shows else None
 

@@ -101,7 +101,7 @@ def train(
 
     draft = make_draft(images, preset=preset, hours=hours, init=init, overrides=overrides)
     folder = choose_folder(images, output, place="runs")
-    outcome = train_draft(draft, folder, console=open_console(progress))
+    outcome = train_draft(draft, folder, console=open_console(progress, goes_on=True))
     return Run(folder, outcome.done, outcome.total_steps, outcome.stopped_by)
 
 

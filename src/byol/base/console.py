@@ -69,9 +69,20 @@ def remark(line: str) -> None:
 
 
 def print_line(console: "Console", line: str) -> None:
-    """One line above the console's bar, never cut or coloured."""
-    with _to_output():
-        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+    """One line above the console's bar, never cut or coloured.
+
+    Raises:
+        OutputError, BrokenPipeError: it cannot be printed, and the console does not go on without.
+    """
+    try:
+        with _to_output():
+            console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+    except (BrokenPipeError, OutputError) as error:
+        if not getattr(console, "goes_on", False):
+            raise
+        console.quiet = True
+        reason = "nobody reads it" if isinstance(error, BrokenPipeError) else error
+        complain(f"the training goes on, but prints no more ({reason})")
 
 
 def is_watched() -> bool:
@@ -79,11 +90,21 @@ def is_watched() -> bool:
     return sys.stdout.isatty()
 
 
-def make_console() -> "Console":
-    """Rich's console for standard output, with bars and colours on a terminal alone."""
+def make_console(*, goes_on: bool = False) -> "Console":
+    """Rich's console for standard output, with bars and colours on a terminal alone.
+
+    `goes_on`: what can no longer be printed ends nothing (`| head`, a full disk behind `> log`, a lost
+    terminal): that is said once on standard error.
+    """
     from rich.console import Console
 
-    return Console(force_terminal=None if is_watched() else False)
+    class Lines(Console):
+        def on_broken_pipe(self) -> None:  # Rich's own ends the process without a word
+            raise BrokenPipeError
+
+    console = Lines(force_terminal=None if is_watched() else False)
+    console.goes_on = goes_on  # type: ignore[attr-defined]
+    return console
 
 
 def finish_output() -> None:

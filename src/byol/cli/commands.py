@@ -46,7 +46,9 @@ def demo_command(options: argparse.Namespace) -> int:
         if _is_main_rank():
             demo.preview(draft, options.output, elapsed=elapsed, say=say)
         return 0
-    draft, step_s = demo.fit_to_time(draft, options.output, elapsed=elapsed, console=make_console())
+    draft, step_s = demo.fit_to_time(
+        draft, options.output, elapsed=elapsed, console=make_console(goes_on=True)
+    )
     return _train_and_evaluate(draft, options.output, step_s=step_s)
 
 
@@ -135,7 +137,7 @@ def _train_and_evaluate(draft: PartialConfig, run_dir: Path, *, step_s: float | 
     from byol.api.run import Run
     from byol.auto.train import train
 
-    outcome = train(draft, run_dir, console=make_console(), step_s=step_s)
+    outcome = train(draft, run_dir, console=make_console(goes_on=True), step_s=step_s)
     code = _report_training(Run(run_dir, outcome.done, outcome.total_steps, outcome.stopped_by))
     if code or not _is_main_rank():
         return code

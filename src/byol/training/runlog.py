@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
-from byol.base.console import complain, print_line
-from byol.base.errors import CheckpointError, OutputError
+from byol.base.console import print_line
+from byol.base.errors import CheckpointError
 from byol.base.files import write_atomically
 from byol.training.loggers import Embedding, Logger
 
@@ -138,15 +138,9 @@ class RunLog:
         self._embedding = embedding
 
     def say(self, text: str) -> None:
-        """One line for the person. If it cannot be printed, the run goes on without lines."""
-        if not self._active or self._console is None:
-            return
-        try:
+        """One line for the person."""
+        if self._active and self._console is not None:
             print_line(self._console, text)
-        except (OSError, OutputError) as error:  # `| head`, a full disk behind `> log`, a lost terminal
-            self._console = None
-            reason = "nobody reads it" if isinstance(error, BrokenPipeError) else error
-            complain(f"no more is printed ({reason}); the training goes on, {self._path} has its figures")
 
     def _unwritable(self, error: OSError) -> CheckpointError:
         return CheckpointError(f"{self._path}: cannot be written ({error.strerror}); free space")
