@@ -54,7 +54,7 @@ def check(capsys: Capture, *arguments: str, code: int = 0) -> list[str]:
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     lines = (said.out + said.err).splitlines()
-    assert len(lines) < 24 and (code == 0) == (lines[-1] == "training may start")
+    assert len(lines) < 24 and (code == 0) == (lines[-1] == "ready: training may start")
     return lines
 
 
@@ -189,7 +189,7 @@ def test_images_that_are_not_fit(kind: str, capsys: Capture) -> None:
     }[kind]
     assert sum(line.startswith("problem") for line in lines) == 1
     assert any(line.startswith(said) for line in lines)
-    assert lines[-1] == "training may not start before this is mended"
+    assert lines[-1] == "not ready: fix the problems above before training"
     assert "may not start" in check_page("check/images/report.html")
     assert Path("check/images/contact.png").exists() == (kind != "unreadable")
 

@@ -33,7 +33,7 @@ def test_every_fifth_image_of_a_class_is_held_out(tmp_path: Path) -> None:
     assert names_of(splits, "test") == held_out
     assert len(splits.train.rows) == 30 and not set(splits.train.rows) & set(splits.test.rows)
     assert [splits.class_names[label] for label in splits.test.labels] == [n.split("/")[0] for n in held_out]
-    assert splits.description == "images: every fifth image of a class is held out"
+    assert splits.description == "images: every fifth image of each class held out for testing"
     assert splits.num_unlabelled == 0
 
 
@@ -270,7 +270,7 @@ def test_copies_stay_on_one_side(tmp_path: Path) -> None:
     said: list[str] = []
     splits = open_in(tmp_path, images, said=said)
     assert said == [
-        "61 of 91 labelled images are exact copies of others (1 have labels that contradict each other): "
+        "61 of 91 labelled images are exact duplicates of others (1 have labels that contradict each other): "
         "none is tested on where its copy is trained on"
     ]
     assert not contents_of(splits, "train") & contents_of(splits, "test")
@@ -306,7 +306,9 @@ def test_copies_of_training_images_are_not_tested_on(tmp_path: Path) -> None:
     splits = open_in(tmp_path, train, f"evaluation.test={test}", said=said)
     (line,) = said
     num = int(line.split()[0])
-    assert line == f"{num} of 21 test images are exact copies of training images: left out" and 6 <= num < 21
+    assert (
+        line == f"{num} of 21 test images are exact duplicates of training images: left out" and 6 <= num < 21
+    )
     assert len(splits.test.rows) == 21 - num
     assert not contents_of(splits, "train") & contents_of(splits, "test")
     shutil.rmtree(test / "red")
@@ -334,7 +336,7 @@ def test_official_splits_count_copies(tmp_path: Path, monkeypatch: pytest.Monkey
     said: list[str] = []
     splits = open_in(tmp_path, "motifs", said=said)
     assert said[0] == (
-        "1 of 20 test images are exact copies of training images: counted, as the official split has them"
+        "1 of 20 test images are exact duplicates of training images: counted, as the official split has them"
     )
     assert len(splits.test.rows) == 20 and not splits.seen
 

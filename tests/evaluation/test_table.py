@@ -72,7 +72,10 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert again.low_shot == table.low_shot and again.confusion == table.confusion
 
     content = json.loads((run_dir / "eval.json").read_text())
-    assert content["format"] == 2 and content["split"] == "images: every fifth image of a class is held out"
+    assert (
+        content["format"] == 2
+        and content["split"] == "images: every fifth image of each class held out for testing"
+    )
     assert content.keys() == {
         "format", "split", "protocol", "settings", "num_train", "num_test", "num_classes", "class_names",
         "num_unlabelled", "done", "seconds", "rows", "low_shot", "confusion", "seen",
@@ -258,7 +261,7 @@ def test_the_table_in_words() -> None:
     assert lines[11:16] == [
         "logistic regression on few labels: top-1, mean ± std of 5 draws",
         "",
-        "training images a class             1            10",
+        "training images per class             1            10",
         "-----------------------  ------------  ------------",
         "untrained                30.0 % ± 2.0  50.0 % ± 1.3",
     ]

@@ -104,7 +104,7 @@ def test_open_values_are_derived_and_given_ones_kept() -> None:
     plan = make_plan("trainer.m=0.5", "optimizer.warmup_epochs=1")
     assert plan.base_tau == 0.5 and plan.warmup_steps == plan.steps_per_epoch
     lines = plan.explain()
-    assert len(lines) == 4 and lines[3] == "base tau (m) 0.5, as given" and "batch 64" in lines[0]
+    assert len(lines) == 4 and lines[3] == "base tau (m) 0.5 (as set)" and "batch 64" in lines[0]
     assert f"{plan.base_lr:.4g}" in lines[0] and f"{plan.weight_decay:.4g}" in lines[2]
 
 

@@ -39,8 +39,8 @@ def judge_one(*rows: Row) -> Verdict:
         (
             (0.5, 0.58, 0.6),
             "warn",
-            "BYOL is ahead, but not surely: kNN 60.0 % against untrained 58.0 % and pixels 50.0 %; "
-            "the interval overlaps that of untrained.",
+            "BYOL is ahead, but the difference is not certain: kNN 60.0 % against untrained 58.0 % and "
+            "pixels 50.0 %; the interval overlaps that of untrained.",
         ),
         (
             (0.7, 0.5, 0.6),
@@ -51,13 +51,13 @@ def judge_one(*rows: Row) -> Verdict:
         (
             (0.63, 0.5, 0.6),
             "bad",
-            "BYOL is not shown to help: kNN 60.0 % against untrained 50.0 % and pixels 63.0 %; "
+            "BYOL does not help measurably: kNN 60.0 % against untrained 50.0 % and pixels 63.0 %; "
             "the interval overlaps that of pixels.",
         ),
         (
             (0.5, 0.6, 0.6),
             "bad",
-            "BYOL is not shown to help: kNN 60.0 % against untrained 60.0 % and pixels 50.0 %; "
+            "BYOL does not help measurably: kNN 60.0 % against untrained 60.0 % and pixels 50.0 %; "
             "the interval overlaps that of untrained.",
         ),
     ],

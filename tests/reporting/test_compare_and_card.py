@@ -305,7 +305,7 @@ def test_a_card_says_that_byol_does_not_help(tmp_path: Path) -> None:
         "- By logistic regression and kNN its features are not shown to be better than simpler ones" in text
     )
     evaluate(run_dir, online=0.55)
-    assert "**BYOL is ahead, but not surely: kNN 55.0 %" in write_card(run_dir)
+    assert "**BYOL is ahead, but the difference is not certain: kNN 55.0 %" in write_card(run_dir)
 
 
 @pytest.mark.parametrize(

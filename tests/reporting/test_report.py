@@ -104,8 +104,8 @@ def test_names_of_others_are_text(run_dir: Path, tmp_path: Path) -> None:
     ("online", "words", "kind"),
     [
         (0.9, "BYOL helps:", "good"),
-        (0.53, "BYOL is ahead, but not surely:", "warn"),
-        (0.5, "BYOL is not shown to help:", "bad"),
+        (0.53, "BYOL is ahead, but the difference is not certain:", "warn"),
+        (0.5, "BYOL does not help measurably:", "bad"),
         (0.3, "BYOL does not help here:", "bad"),
     ],
 )
