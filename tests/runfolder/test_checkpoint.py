@@ -35,6 +35,7 @@ def save(run_dir: Path, done: int, network: nn.Module, optimizer: torch.optim.Op
         num_parts=2,
         pace={"elapsed_s": 1.5},
         best={"done": 5},
+        watch={"alarms": {"ill": 1}},
     )
 
 

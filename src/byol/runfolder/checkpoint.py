@@ -3,7 +3,7 @@
 `checkpoints/step-00005000.pt` holds networks (with BatchNorm statistics), optimizer, number of finished steps
 and what images the run has; `step-00005000.pt.sha256` its checksum. All else is a function of the step, but
 for what the machine had to say (the parts that a batch is computed in, the pace of a run by the clock) and
-which encoder health checks have found to be the best.
+what health checks have found so far: the best encoder, the latest measures, how often in a row it was ill.
 """
 
 import hashlib
@@ -123,11 +123,13 @@ def save(
     num_parts: int,
     pace: dict[str, Any] | None,
     best: dict[str, Any],
+    watch: dict[str, Any] | None,
 ) -> Path:
     """Write the state after `done` steps and drop all but the last KEEP checkpoints.
 
     `num_parts` is what batches are computed in by now, `pace` the `TimeBudget.state()` of a run with a time
-    budget, `best` what `training/best.py` has found.
+    budget, `best` what `training/best.py` has found, `watch` what
+    the other health checks have.
 
     Raises:
         CheckpointError: it cannot be written; the earlier checkpoints are as they were.
@@ -141,6 +143,7 @@ def save(
         "num_parts": num_parts,
         "pace": pace,
         "best": best,
+        "watch": watch,
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)

@@ -89,7 +89,7 @@ def train(
                 monitor.refuse_collapse(done)
                 pace.follow(done)
                 if due.save:
-                    saver.save(done, num_parts=num_parts, best=monitor.best)
+                    saver.save(done, num_parts=num_parts, best=monitor.best, watch=monitor.state)
                 if due.stop:
                     break
             monitor.finish(done)

@@ -23,7 +23,7 @@ class Saver:
         if setup.done:  # the encoders may be older than the checkpoint, missing or damaged
             self.save_encoders(setup.done)
 
-    def save(self, done: int, *, num_parts: int, best: dict[str, Any]) -> None:
+    def save(self, done: int, *, num_parts: int, best: dict[str, Any], watch: dict[str, Any]) -> None:
         """Write all of it after `done` steps; a batch was last computed in `num_parts` parts.
 
         Raises:
@@ -41,6 +41,7 @@ class Saver:
             num_parts=num_parts,
             pace=setup.pace.state(),
             best=best,
+            watch=watch,
         )
         self.save_encoders(done)
         self.save_record(done)
