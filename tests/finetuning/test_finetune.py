@@ -50,7 +50,7 @@ def test_finetune_then_predict(place: Path, capsys: Capture, tmp_path: Path) -> 
     assert "scratch: " in said.out and f"byol predict {output} IMAGES/" in said.out
     assert {path.name for path in output.iterdir()} == {
         "encoder.safetensors", "encoder.json", "classifier.safetensors", "classifier.json", "finetune.json",
-        "finetune.jsonl",
+        "finetune.jsonl", ".lock",
     }  # fmt: skip
     content = json.loads((output / "finetune.json").read_text())
     assert content.keys() == {"format", "split", "num_test", "num_classes", "rows"} and content["format"] == 1

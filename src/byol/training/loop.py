@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from byol.base.signals import StopSignal
 from byol.config import Config
-from byol.device.ranks import Ranks, StopSignal, connect
+from byol.device.ranks import Ranks, connect
 from byol.method.optimizers import set_lr
 from byol.method.views import make_views
 from byol.training.monitor import Due, Monitor
@@ -94,7 +95,8 @@ def train(
                 monitor.refuse_collapse(done)
                 budget.follow(done)
                 if due.save:
-                    saver.save(done, num_microbatches=num_microbatches, best=monitor.best)
+                    state = {"best": monitor.best, "watch": monitor.state}
+                    saver.save(done, num_microbatches=num_microbatches, **state)
                 if due.stop:
                     break
             monitor.finish(done)
