@@ -19,7 +19,7 @@ def test_output_folders_that_cannot_be_used(capsys: Capture, finished: Path) -> 
     said = fail(capsys, "train", images, "-o", "file", *TINY)
     assert said == "file: is a file, a run is a folder; choose another name with -o\n"
     said = fail(capsys, "train", images, "-o", "file/run", *TINY)
-    assert "file/run/config.yaml: cannot be written (a file is where a folder must be)" in said
+    assert "file/run: cannot be written (a file is where a folder must be)" in said
     said = fail(capsys, "train", images, "-o", "run", *TINY, "data.packs=file")
     assert "cannot be written (a file is where a folder must be)" in said and "data.packs=FOLDER" in said
     said = fail(capsys, "embed", finished / "runs" / "a", images, "-o", "file/f.csv")

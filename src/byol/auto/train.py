@@ -41,6 +41,7 @@ def train(
         with ExitStack() as stack:
             if ranks.is_main:
                 stack.enter_context(interrupting())
+                checkpoint.check_run_folder(run_dir)  # before the lock adds a file to it
                 stack.enter_context(only_writer(run_dir, say=say))
                 checkpoint.remove_temporaries(run_dir)
             config, measured_s = resolve(partial_config, run_dir, ranks=ranks, say=say)

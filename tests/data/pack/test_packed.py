@@ -320,7 +320,7 @@ def test_channels(tmp_path: Path, channels: object, shapes: list[tuple[int, ...]
         (
             draw((8, 8, 1), *[(8, 8, 3)] * 4),
             None,
-            r"4 of 3 channels, 1 of 1 channel, .*'日本/0\\udce9.png'; set data.chan",
+            r"4 of 3 channels, 1 of 1 channel, .*'日本/0\\xe9.png'; set data.chan",
         ),
         (
             draw(*[(8, 8, 5)] * 2, (8, 8, 3)),
