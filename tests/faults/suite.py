@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from byol.cli.main import main as byol
-from faults import kills, results
+from faults import disk, kills, results
 from faults.children import in_parallel
 from faults.results import Job, Result
 from faults.scene import IMAGES, RUN, train_command, write_images
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 NOTES = Path(__file__).with_name("notes.md")
-GROUPS: dict[str, Callable[..., Iterator[Job]]] = {"kills": kills.list_jobs}
+GROUPS: dict[str, Callable[..., Iterator[Job]]] = {"kills": kills.list_jobs, "disk": disk.list_jobs}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -77,6 +77,10 @@ def _in_own_folder(place: int, job: Job) -> Result:
     write_images(Path(IMAGES))
     start_s = time.monotonic()
     result = job()
-    print(f"  {time.monotonic() - start_s:5.0f} s  {result.fault}: {result.tried} tried, "
-          f"{len(result.problems)} broken", file=sys.stderr, flush=True)  # fmt: skip
+    lines = [f"{time.monotonic() - start_s:5.0f} s  {result.fault}: {result.tried} tried"]
+    print(
+        "\n".join([*lines, *(f"        BROKEN {text}" for text in result.problems)]),
+        file=sys.stderr,
+        flush=True,
+    )
     return result
