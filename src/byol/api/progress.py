@@ -1,13 +1,16 @@
 """What a public function shows while it works: lines and a bar, or nothing."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from byol.base.console import is_watched, make_console, print_line
+from byol.base.console import is_watched, make_console, print_line, remark
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+LINE_INTERVAL_S = 60.0  # between lines on how far a work is
 
 Say = Callable[[str], None]
 Count = Callable[[int, int], None]  # done, of all
@@ -49,3 +52,23 @@ def show_bar(console: "Console | None", label: str) -> Iterator[Count | None]:
             bar.update(tasks[0], completed=done, total=total, visible=done < total)
 
         yield count
+
+
+def tell_each_minute(what: str) -> Count:
+    """Says on standard error how far a long work is, at most once a minute: for logs, where no bar is."""
+    start_s = told_s = time.monotonic()
+    before: int | None = None  # done when the first count came, by this process or an earlier one
+
+    def count(done: int, total: int) -> None:
+        nonlocal told_s, before
+        now_s = time.monotonic()
+        if before is None:
+            before = done
+        if now_s - told_s < LINE_INTERVAL_S or done == before:
+            return
+        told_s = now_s
+        rate = (done - before) / (now_s - start_s)
+        left_min = (total - done) / rate / 60
+        remark(f"{done:,} of {total:,} {what}, {rate:,.0f} a second, {left_min:,.0f} min left")
+
+    return count

@@ -13,7 +13,7 @@ import byol
 from byol.api.arguments import choose_folder, make_draft
 from byol.api.progress import show_bar
 from byol.base.console import complain, is_watched, make_console, say, say_block
-from byol.base.errors import ConfigError, DataError, printable
+from byol.base.errors import ConfigError, printable
 from byol.config import PartialConfig, json_schema, load_partial, write_override
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _evaluate(run_dir: Path, **options: Any) -> int:
 def compare_command(options: argparse.Namespace) -> int:
     from byol.reporting.compare import compare
 
-    _refuse_overrides(options, "comparing")
+    refuse_overrides(options, "comparing")
     say_block(compare(options.runs))
     return 0
 
@@ -167,13 +167,13 @@ def compare_command(options: argparse.Namespace) -> int:
 def card_command(options: argparse.Namespace) -> int:
     from byol.reporting.card import FILE_NAME, write_card
 
-    _refuse_overrides(options, "a card")
+    refuse_overrides(options, "a card")
     say_block(write_card(options.run))
     say(f"saved in {options.run / FILE_NAME}")
     return 0
 
 
-def _refuse_overrides(options: argparse.Namespace, what: str) -> None:
+def refuse_overrides(options: argparse.Namespace, what: str) -> None:
     if options.overrides:
         raise ConfigError(f"override '{options.overrides[0]}': {what} has no settings; leave it out")
 
@@ -210,60 +210,6 @@ def explore_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _may_skip_unreadable(options: argparse.Namespace, what: str) -> bool:
-    """The only setting that applies to new images."""
-    key = "data.skip_unreadable="
-    given = [override for override in options.overrides if override.startswith(key)]
-    options.overrides = [override for override in options.overrides if not override.startswith(key)]
-    _refuse_overrides(options, what)
-    return load_partial(None, given, preset="default").config.data.skip_unreadable
-
-
-def embed_command(options: argparse.Namespace) -> int:
-    import numpy as np
-
-    from byol.encoder.encoder import load
-    from byol.encoder.feature_file import check_feature_path, write_features, write_prototypes
-    from byol.encoder.remarks import Remarks, gather_and_say
-    from byol.evaluation.features import check_finite
-    from byol.metrics.neighbours import Distinct, find_prototypes
-
-    skip_unreadable = _may_skip_unreadable(options, "embedding")
-    if options.prototypes is not None and options.prototypes < 1:
-        raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, 1 or more")
-    check_feature_path(options.output)
-    encoder = load(options.run, device=options.device)
-    images = gather_and_say(options.images, layout=encoder.spec.layout, skip_unreadable=skip_unreadable)
-    told = Remarks(skip_unreadable)
-    blocks = list(
-        encoder.embed_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
-    )
-    told.say_all(options.output)
-    names = [name for block in blocks for name in block.names]
-    if not names:
-        raise DataError(f"{options.images}: none of its {len(told.bad)} images can be used")
-    features = np.concatenate([block.features for block in blocks])
-    check_finite(features, names.__getitem__)
-    write_features(options.output, names, features=features)
-    left_out = f", {len(told.bad)} left out" if told.bad else ""
-    say(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
-    if options.prototypes is None:
-        return 0
-    if (features == features[0]).all():
-        say("no prototypes: they cannot be chosen from one distinct image" + _explain_copies(len(names)))
-        return 0
-    found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
-    path = options.output.with_suffix(".prototypes.csv")
-    write_prototypes(path, [names[row] for row in found.rows], sizes=found.sizes.tolist())
-    say(f"{len(found.rows)} images that stand for all in {path}")
-    return 0
-
-
-def _explain_copies(num: int) -> str:
-    """Why `num` images have the same features."""
-    return "" if num == 1 else f" (all {num} have the same features: copies, or the encoder has collapsed)"
-
-
 def finetune_command(options: argparse.Namespace) -> int:
     try:
         found = byol.finetune(
@@ -283,30 +229,6 @@ def finetune_command(options: argparse.Namespace) -> int:
         return EXIT_INTERRUPTED["SIGINT"]
     say_block(f"\n{found.outcome.render()}\n")
     say(f"the classifier is in {found.folder}: byol predict {found.folder} IMAGES/ -o classes.csv")
-    return 0
-
-
-def predict_command(options: argparse.Namespace) -> int:
-    from byol.encoder.classifier import check_predictions_path, load_classifier, write_predictions
-    from byol.encoder.remarks import Remarks, gather_and_say
-
-    skip_unreadable = _may_skip_unreadable(options, "prediction")
-    check_predictions_path(options.output)
-    classifier = load_classifier(options.classifier, device=options.device)
-    images = gather_and_say(
-        options.images, layout=classifier.encoder.spec.layout, skip_unreadable=skip_unreadable
-    )
-    told = Remarks(skip_unreadable)
-    blocks = list(
-        classifier.predict_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
-    )
-    told.say_all(options.output)
-    num_images = sum(len(block.names) for block in blocks)
-    if num_images == 0:
-        raise DataError(f"{options.images}: none of its {len(told.bad)} images can be used")
-    write_predictions(options.output, blocks)
-    left_out = f", {len(told.bad)} left out" if told.bad else ""
-    say(f"{num_images} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
     return 0
 
 

@@ -14,12 +14,14 @@ from typing import NoReturn, TypeAlias, get_args
 from byol.base.console import complain, finish_output, prepare_streams
 from byol.base.errors import ByolError, ConfigError, printable
 from byol.base.version import __version__
-from byol.cli import commands
+from byol.cli import commands, features
 from byol.cli.commands import EXIT_INTERRUPTED
+from byol.cli.features import COLUMNS, FORMATS
 from byol.config.schema import DeviceSetting
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*|--[A-Za-z_][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
 _OVERRIDE_FLAG = re.compile(r"--[A-Za-z_][\w-]*(\.[\w-]+)+")
+_NEW_IMAGES = "a folder, an image, a .txt/.csv list, a .npy array, or - for a list on standard input"
 _EPILOG = """examples:
   byol demo                                  generated images, then the table; minutes on 2 cores
   byol check IMAGES/                         are they fit to train on? a report with pictures
@@ -33,7 +35,7 @@ _EPILOG = """examples:
   byol card runs/cells                       a model card: method, results, limits
   byol report runs/cells                     one HTML file to show: results, curves, a map
   byol explore runs/cells                    a live page: map, search by picture, lists
-  byol embed runs/cells NEW/ -o f.parquet    features of new images, in file order
+  byol embed runs/cells NEW/ -o f.parquet    features of new images; the same again continues
   byol finetune runs/cells --labels cells.csv --scratch   a classifier, beside one without BYOL
   byol predict runs/cells-finetuned NEW/ -o classes.csv   classes of new images
   byol config config.yaml                    the whole configuration, every value filled in
@@ -278,13 +280,18 @@ def _add_embed(subparsers: _Subparsers) -> None:
     embed = _add(
         subparsers,
         "embed",
-        commands.embed_command,
+        features.embed_command,
         "features of images, with their file names",
         "byol embed runs/cells NEW/ -o features.csv",
     )
     embed.add_argument("run", type=Path, help="run folder")
-    embed.add_argument("images", help="a folder, an image, a .txt/.csv list or a .npy array")
-    embed.add_argument("-o", "--output", type=Path, required=True, help="a .parquet, .npz or .csv file")
+    embed.add_argument("images", help=_NEW_IMAGES)
+    embed.add_argument(
+        "-o", "--output", type=Path, required=True, help="a .parquet, .csv, .npz or .h5ad file"
+    )
+    embed.add_argument("--format", choices=FORMATS, help="of the file (default: as its suffix says)")
+    embed.add_argument("--columns", choices=COLUMNS, default="wide", help="vector: features as one list")
+    embed.add_argument("--metadata", type=Path, help="CSV with a column file and others to write as well")
     embed.add_argument(
         "--prototypes",
         type=int,
@@ -322,12 +329,12 @@ def _add_predict(subparsers: _Subparsers) -> None:
     predict = _add(
         subparsers,
         "predict",
-        commands.predict_command,
+        features.predict_command,
         "classes of images, by what finetune wrote",
         "byol predict runs/cells-finetuned NEW/ -o classes.csv",
     )
     predict.add_argument("classifier", type=Path, help="folder that `byol finetune` wrote")
-    predict.add_argument("images", help="a folder, an image, a .txt/.csv list or a .npy array")
+    predict.add_argument("images", help=_NEW_IMAGES)
     predict.add_argument(
         "-o", "--output", type=Path, required=True, help="a .csv file: file,label,probability"
     )
