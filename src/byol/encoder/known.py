@@ -14,7 +14,9 @@ from byol.base.errors import ConfigError
 from byol.data.decode.index import Source
 from byol.data.labels.label_file import match_columns
 
-_WHOLE = re.compile(r"-?\d{1,15}")
+# Longer ones would be rounded, and leading zeros are those of an identifier.
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,14})")
+_NUMBER = re.compile(_WHOLE.pattern + r"(\.\d+)?([eE][-+]?\d{1,3})?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +39,9 @@ class Known:
     @cached_property
     def numbers(self) -> Real[np.ndarray, " word"] | None:
         """The words as int64 or float64; None where they are no numbers."""
-        try:
-            if self.is_whole:
-                return np.array(self.words, dtype=np.int64) if self.words else None
-            values = np.array(self.words, dtype=np.float64)
-        except ValueError:
+        if not self.words or not all(map(_NUMBER.fullmatch, self.words)):
             return None
+        values = np.array(self.words, dtype=np.int64 if self.is_whole else np.float64)
         return values if np.isfinite(values).all() else None
 
     def texts(self, rows: slice) -> list[str]:

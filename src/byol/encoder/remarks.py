@@ -78,7 +78,7 @@ def gather_and_say(images: str, *, layout: Layout, skip_unreadable: bool) -> Sou
         DataError: it does not exist, or holds no images.
     """
     if images == PIPED:
-        return open_piped(sys.stdin.buffer, layout=layout, skip_unreadable=skip_unreadable)
+        return open_piped(sys.stdin.buffer.read, layout=layout, skip_unreadable=skip_unreadable)
     found = gather(images, layout=layout, skip_unreadable=skip_unreadable)
     assert isinstance(found, Source)
     for line in describe_source(found):

@@ -1,9 +1,8 @@
 """A list of image files from standard input: `find . -name '*.png' | byol embed RUN - -o f.parquet`."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -18,15 +17,18 @@ PIPED = "-"  # the source that means standard input
 _BLOCK_BYTES = 2**20
 
 
-def open_piped(stream: BinaryIO, *, layout: Layout = "auto", skip_unreadable: bool = False) -> FileSource:
+def open_piped(
+    read: Callable[[int], bytes], *, layout: Layout = "auto", skip_unreadable: bool = False
+) -> FileSource:
     """The files that a stream names, relative to the current folder: one a line, or `\\0` between them.
 
-    Names are bytes, as file systems have them. Of a million no object each is held.
+    `read` gives at most so many of the stream's next bytes, none at its end. Names are bytes, as file systems
+    have them. Of a million no object each is held.
 
     Raises:
         DataError: no file is named, or the disk fails.
     """
-    names = _read_names(stream)
+    names = _read_names(read)
     if len(names) == 0:
         raise DataError("-: standard input names no file; write one a line, as `find` does")
     stamps = array("q")
@@ -44,9 +46,9 @@ def open_piped(stream: BinaryIO, *, layout: Layout = "auto", skip_unreadable: bo
     )
 
 
-def _read_names(stream: BinaryIO) -> Names:
+def _read_names(read: Callable[[int], bytes]) -> Names:
     builder, separator, rest = NamesBuilder(), b"\n", b""
-    for block in _blocks(stream):
+    for block in _blocks(read):
         if len(builder) == 0 and b"\0" in block:  # find -print0
             separator = b"\0"
         *lines, rest = (rest + block).split(separator)
@@ -56,8 +58,8 @@ def _read_names(stream: BinaryIO) -> Names:
     return builder.build()
 
 
-def _blocks(stream: BinaryIO) -> Iterator[bytes]:
-    while block := stream.read(_BLOCK_BYTES):
+def _blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    while block := read(_BLOCK_BYTES):
         yield block
 
 
