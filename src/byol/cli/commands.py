@@ -1,6 +1,6 @@
-"""What each command does, given its arguments; returns the exit code.
+"""The commands. Each takes the parsed arguments and returns the exit code.
 
-torch is loaded by the commands that need it, when they run.
+Commands import torch only when they run, so that --help is fast.
 """
 
 import argparse
@@ -25,7 +25,7 @@ EXIT_INTERRUPTED = {
     "SIGTERM": 143,
 }  # 128 + number of the signal, as shells have it
 
-_THE_ENCODER = """the encoder is in {run}:
+_THE_ENCODER = """The encoder is in {run}. Use it in Python:
     import byol
     features = byol.load("{run}").embed("IMAGES/")    # (N, F) float32
 """
@@ -119,8 +119,8 @@ def _report_training(run: "Run") -> int:
     if run.stopped_by is not None:
         if _is_main_rank():
             say(
-                f"stopped by {run.stopped_by} after step {run.done} of {run.total_steps}, saved in "
-                f"{run.folder}; the same command continues"
+                f"stopped by {run.stopped_by} after step {run.done} of {run.total_steps} and saved in "
+                f"{run.folder}; run the same command again to resume"
             )
         return EXIT_INTERRUPTED[run.stopped_by]
     if _is_main_rank():
@@ -175,7 +175,7 @@ def card_command(options: argparse.Namespace) -> int:
 
 def refuse_overrides(options: argparse.Namespace, what: str) -> None:
     if options.overrides:
-        raise ConfigError(f"override '{options.overrides[0]}': {what} has no settings; leave it out")
+        raise ConfigError(f"override '{options.overrides[0]}': {what} takes no settings; leave it out")
 
 
 def report_command(options: argparse.Namespace) -> int:
@@ -225,10 +225,10 @@ def finetune_command(options: argparse.Namespace) -> int:
             progress=True,
         )
     except KeyboardInterrupt:
-        complain("interrupted; nothing is written, the same command starts anew")
+        complain("interrupted before anything was written; run the same command again to start over")
         return EXIT_INTERRUPTED["SIGINT"]
     say_block(f"\n{found.outcome.render()}\n")
-    say(f"the classifier is in {found.folder}: byol predict {found.folder} IMAGES/ -o classes.csv")
+    say(f"The classifier is in {found.folder}. Use it: byol predict {found.folder} IMAGES/ -o classes.csv")
     return 0
 
 

@@ -32,7 +32,7 @@ def embed_command(options: argparse.Namespace) -> int:
 
     skip_unreadable = _may_skip_unreadable(options, "embedding")
     if options.prototypes is not None and options.prototypes < 1:
-        raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, 1 or more")
+        raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, at least 1")
     chosen = choose_format(options.output, options.format, columns=options.columns)
     if options.metadata is not None and chosen == "npz":
         raise ConfigError("--metadata: .npz holds names and features alone; write .parquet, .csv or .h5ad")
@@ -62,7 +62,10 @@ def embed_command(options: argparse.Namespace) -> int:
                 progress=count,
             )
         left_out = f", {found.num_bad} left out" if found.num_bad else ""
-        say(f"{len(found.names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
+        num_images = len(found.names)
+        say(
+            f"wrote {encoder.spec.num_features} features of {num_images} images to {options.output}{left_out}"
+        )
         if options.prototypes is not None:
             _choose_prototypes(found, options.output, num=options.prototypes)
     return 0
@@ -123,14 +126,14 @@ def _choose_prototypes(found: "Streamed", output: Path, *, num: int) -> None:
 
     features, num_images = found.values[:], len(found.names)
     if (features == features[0]).all():
-        copies = f" (all {num_images} have the same features: copies, or the encoder has collapsed)"
-        why = "" if num_images == 1 else copies
-        say(f"no prototypes: they cannot be chosen from one distinct image{why}")
+        same = f"all {num_images} have the same features: they are duplicates, or the encoder has collapsed"
+        why = "" if num_images == 1 else f" ({same})"
+        say(f"no prototypes: there is only one distinct image{why}")
         return
     chosen = find_prototypes(features, Distinct.of(features), num=num, seed=0)
     path = output.with_suffix(".prototypes.csv")
     write_prototypes(path, [found.names[row] for row in chosen.rows], sizes=chosen.sizes.tolist())
-    say(f"{len(chosen.rows)} images that stand for all in {path}")
+    say(f"wrote the {len(chosen.rows)} most representative images to {path}")
 
 
 def predict_command(options: argparse.Namespace) -> int:
@@ -157,9 +160,13 @@ def predict_command(options: argparse.Namespace) -> int:
         ) as found,
     ):
         write_predictions(options.output, found.names, choices=found.values, classes=classifier.class_names)
-        left_out = f", {found.num_bad} left out" if found.num_bad else ""
-        say(f"{len(found.names)} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
+        _say_written(f"the classes ({len(classifier.class_names)})", found, options.output)
     return 0
+
+
+def _say_written(what: str, found: "Streamed", output: Path) -> None:
+    left_out = f", {found.num_bad} left out" if found.num_bad else ""
+    say(f"wrote {what} of {len(found.names)} images to {output}{left_out}")
 
 
 @contextmanager

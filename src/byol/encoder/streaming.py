@@ -91,7 +91,7 @@ def stream_rows(
             yield Streamed(rows.names(images), rows.values(), num_bad)
     rows.remove()
     if rows.mark.num_rows == 0:
-        raise DataError(f"{images.name}: none of its {num_bad} images can be used")
+        raise DataError(f"{images.name}: byol can use none of the {num_bad} images")
 
 
 def _fingerprint(encoder: Encoder, images: Source, recipe: Sequence[str]) -> str:
