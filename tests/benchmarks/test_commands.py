@@ -207,6 +207,17 @@ def test_demo_and_where_its_evaluation_goes(tmp_path: Path) -> None:
     assert len(seconds) == 13  # no part has lost its function
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this is not Linux")
+def test_embedding_soak(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    result = run("embedding_soak", tmp_path)
+    assert all(result["found"].values()) and len(result["found"]) == 4
+    assert [start["exit_code"] for start in result["starts"]] == [-9, -15, 0]
+    ends = [(start["from"], start["to"]) for start in result["starts"]]
+    assert ends[0][0] == 0 and ends[0][1] == ends[1][0] and ends[2] == (ends[1][1], 3000)
+    assert all(one["peak_mb"] >= one["last_third_mb"] > 0 for one in result["memory"])
+
+
 def test_the_demo_meets_a_bar_or_does_not() -> None:
     import demo
 
