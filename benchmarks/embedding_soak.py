@@ -266,9 +266,9 @@ def render(result: dict[str, Any]) -> str:
     lines += ["", *(f"- {'yes' if good else 'NO'}: {what}" for what, good in result["found"].items()), ""]
     peak_mb = max(one["peak_with_libraries_mb"] for one in result["memory"])
     lines += [
-        "Thirds are of the time from the first saved images to the end of the process. Seconds include loading "
-        "libraries and opening the folder, and at the last start writing the table. With the files of libraries "
-        f"the peak is {peak_mb:,.0f} MB.",
+        "Thirds are of the time from the first saved images to the end of the process. Seconds include the "
+        "start of the process and opening the folder, and at the last start writing the table. With the "
+        f"files of libraries the peak is {peak_mb:,.0f} MB.",
         "",
     ]
     return "\n".join(lines)

@@ -218,6 +218,17 @@ def test_embedding_soak(tmp_path: Path) -> None:
     assert all(one["peak_mb"] >= one["last_third_mb"] > 0 for one in result["memory"])
 
 
+def test_embedding(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    result = run("embedding", tmp_path)
+    (one,) = result["networks"].values()
+    assert list(one["images_per_s"]) == ["byol", "onnxruntime", "pytorch"]
+    assert all(len(rates["each"]) == 2 and rates["min"] > 0 for rates in one["images_per_s"].values())
+    assert max(one["difference"].values()) < 1e-4 and one["num_features"] == 512
+    assert list(one["ours_over"]) == ["onnxruntime", "pytorch"]
+
+
 def test_the_demo_meets_a_bar_or_does_not() -> None:
     import demo
 
