@@ -39,6 +39,7 @@ from byol.method.views import Pixels
 _PX, _FEATURES = 16, 96
 _IN_FOLDER = 10_000  # images
 _BROKEN_EACH = 1000  # the last of so many is broken
+_KEPT = 100  # samples of memory in the result
 _CHECKED = 500  # images whose features are computed again
 _KILLS = ((0.4, signal.SIGKILL), (0.7, signal.SIGTERM))
 _COMMAND = """
@@ -83,7 +84,7 @@ def main() -> int:
         "table_bytes": output.stat().st_size,
         "found": _verify(work, output, options.images),
         "memory": _summarise(samples),
-        "samples": [asdict(sample) for sample in samples],
+        "samples": [asdict(sample) for sample in samples[:: 1 + len(samples) // _KEPT]],
     }
     save_result(result, render(result), options.out / "embedding-soak")
     return 0 if all(result["found"].values()) else 1
@@ -112,7 +113,7 @@ def _is_broken(index: int) -> bool:
 def _make_images(folder: Path, num: int) -> float:
     """Colours that tell each image from the others, with some texture; the seconds it took."""
     start = time.perf_counter()
-    mark = folder / ".made"
+    mark = folder.with_name("images.made")
     if mark.exists():
         return 0.0
     texture = np.random.default_rng(0).integers(0, 100, (97, _PX, _PX, 3))
@@ -176,7 +177,7 @@ def _embed(
                 "from": first,
                 "to": options.images if process.returncode == 0 else _read_done(output),
                 "exit_code": process.returncode,
-                "said": [*out.splitlines(), *err.splitlines()],
+                "said": [line.replace(str(work), "WORK") for line in (out + err).splitlines()],
             }
         )
         if process.returncode == 0:
