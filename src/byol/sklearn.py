@@ -13,7 +13,7 @@ model.fit(files.filenames, files.target)
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,7 +32,7 @@ from byol.base.errors import ConfigError
 from byol.base.files import write_atomically
 from byol.data.decode.formats import Layout
 from byol.data.pack.partial import csv_line
-from byol.data.sources.in_memory import Images, InMemoryImages, OneImage
+from byol.data.sources.in_memory import InMemoryImages, OneImage
 from byol.encoder.encoder import Encoder, gather, load
 from byol.encoder.feature_file import feature_columns
 
@@ -121,12 +121,9 @@ class ByolFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Features of the images, a row each; those of a folder in the order of their paths."""
         check_is_fitted(self, "encoder_")
         given, encoder = self._read(X, reset=False), self.encoder_
-        layout = given.layout or encoder.spec.layout
-        is_path = isinstance(given.images, Path)
-        images: Images = (
-            gather(given.images, layout=layout) if is_path else InMemoryImages(list(given.images), layout)
-        )
-        blocks = encoder.embed_source(images, batch_size=self.batch_size)
+        spec = encoder.spec if given.layout is None else replace(encoder.spec, layout=given.layout)
+        images = given.images if isinstance(given.images, Path) else list(given.images)
+        blocks = encoder.embed_source(gather(images, spec), batch_size=self.batch_size)
         empty = np.empty((0, encoder.spec.num_features), dtype=np.float32)
         return np.concatenate([empty, *(block.features for block in blocks)])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from byol.api import progress
+from byol.base import console
 from byol.cli.main import main
 from byol.encoder.encoder import load, save_encoder
 from byol.method.networks import build_encoder
@@ -88,8 +88,8 @@ def test_anndata_has_labels_of_those_that_could_be_used() -> None:
 
 def test_long_work_is_told_where_no_bar_is(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([0.0, 30.0, 61.0, 62.0, 130.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
-    count = progress.tell_each_minute("images")
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(seconds))
+    count = console.tell_each_minute("images")
     for done in (1000, 2000, 3000, 5000):
         count(done, 9000)
     first, second = capsys.readouterr().err.splitlines()

@@ -56,7 +56,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_folder(folder: Path) -> FileSource:
-    found = gather(folder)
+    found = gather(folder, make_spec())
     assert isinstance(found, FileSource)
     return found
 
@@ -182,9 +182,9 @@ def test_counts_of_what_was_changed_survive(encoder: Encoder, tmp_path: Path) ->
     with pytest.raises(Broken):
         work(encoder, tmp_path / "images", stop_at=4)
     with PartialRows(tmp_path / "other", recipe="", width=96) as rows:
-        assert rows.mark.notes == {}
+        assert rows.mark.seen.notes == {}
     mark = json.loads((tmp_path / "f.csv.partial" / "progress.json").read_text())
-    counts = [few["count"] for few in mark["notes"].values()]
+    counts = [few["count"] for few in mark["seen"]["notes"].values()]
     assert counts == [4] and mark["num_rows"] == 4
 
 
@@ -260,7 +260,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
     monkeypatch.setattr("byol.encoder.streaming.BATCH", 64)
     monkeypatch.setattr(Encoder, "_embed_squares", lambda self, squares: np.ones((len(squares), 5000), "f4"))
     np.save(tmp_path / "images.npy", np.zeros((600, 4, 4, 3), dtype=np.uint8))
-    source = gather(tmp_path / "images.npy")
+    source = gather(tmp_path / "images.npy", make_spec())
     tracemalloc.start()
     try:
         with stream_rows(encoder, source, tmp_path / "f.npz", skip_unreadable=False, width=5000) as found:

@@ -4,20 +4,21 @@ import argparse
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from byol.api.progress import Count, show_bar, tell_each_minute
-from byol.base.console import make_console, remark, say
+from byol.base.console import Count, make_console, remark, say, show_bar, tell_each_minute
 from byol.base.errors import ConfigError
 from byol.cli.commands import refuse_overrides
-from byol.config import load_partial
+from byol.config import DataConfig, load_partial
 
 if TYPE_CHECKING:
     from byol.data.decode.index import Source
     from byol.encoder.encoder import Encoder
     from byol.encoder.feature_file import About
     from byol.encoder.known import Known
+    from byol.encoder.spec import EncoderSpec
     from byol.encoder.streaming import Streamed
 
 FORMATS = ("parquet", "csv", "npz", "h5ad")
@@ -27,17 +28,16 @@ COLUMNS = ("wide", "vector")
 def embed_command(options: argparse.Namespace) -> int:
     from byol.encoder.encoder import load
     from byol.encoder.feature_file import choose_format, write_features
-    from byol.encoder.remarks import gather_and_say
     from byol.encoder.streaming import stream_rows
 
-    skip_unreadable = _may_skip_unreadable(options, "embedding")
+    data = _settings_of_new_images(options, "embedding")
     if options.prototypes is not None and options.prototypes < 1:
         raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, at least 1")
     chosen = choose_format(options.output, options.format, columns=options.columns)
     if options.metadata is not None and chosen == "npz":
         raise ConfigError("--metadata: .npz holds names and features alone; write .parquet, .csv or .h5ad")
     encoder = load(options.run, device=options.device)
-    images = gather_and_say(options.images, layout=encoder.spec.layout, skip_unreadable=skip_unreadable)
+    images = _open_images(options, encoder.spec, data)
     has_labels = chosen == "h5ad" or options.columns == "vector"
     known = _find_known(options, images, encoder=encoder, has_labels=has_labels)
     with (
@@ -46,7 +46,7 @@ def embed_command(options: argparse.Namespace) -> int:
             encoder,
             images,
             options.output,
-            skip_unreadable=skip_unreadable,
+            skip_unreadable=data.skip_unreadable,
             width=encoder.spec.num_features,
             progress=count,
         ) as found,
@@ -138,21 +138,20 @@ def _choose_prototypes(found: "Streamed", output: Path, *, num: int) -> None:
 
 def predict_command(options: argparse.Namespace) -> int:
     from byol.encoder.classifier import check_predictions_path, load_classifier, write_predictions
-    from byol.encoder.remarks import gather_and_say
     from byol.encoder.streaming import stream_rows
 
-    skip_unreadable = _may_skip_unreadable(options, "prediction")
+    data = _settings_of_new_images(options, "prediction")
     check_predictions_path(options.output)
     classifier = load_classifier(options.classifier, device=options.device)
     encoder = classifier.encoder
-    images = gather_and_say(options.images, layout=encoder.spec.layout, skip_unreadable=skip_unreadable)
+    images = _open_images(options, encoder.spec, data)
     with (
         _show_progress("images") as count,
         stream_rows(
             encoder,
             images,
             options.output,
-            skip_unreadable=skip_unreadable,
+            skip_unreadable=data.skip_unreadable,
             width=2,
             make_rows=classifier.choose,
             recipe=(classifier.fingerprint(),),
@@ -176,10 +175,18 @@ def _show_progress(what: str) -> Iterator[Count]:
         yield count or tell_each_minute(what)
 
 
-def _may_skip_unreadable(options: argparse.Namespace, what: str) -> bool:
-    """The only setting that applies to new images."""
-    key = "data.skip_unreadable="
-    given = [override for override in options.overrides if override.startswith(key)]
-    options.overrides = [override for override in options.overrides if not override.startswith(key)]
+def _settings_of_new_images(options: argparse.Namespace, what: str) -> DataConfig:
+    """The settings that apply to new images: data.skip_unreadable and data.layout."""
+    keys = ("data.skip_unreadable=", "data.layout=")
+    given = [override for override in options.overrides if override.startswith(keys)]
+    options.overrides = [override for override in options.overrides if not override.startswith(keys)]
     refuse_overrides(options, what)
-    return load_partial(None, given, preset="default").config.data.skip_unreadable
+    return load_partial(None, given, preset="default").config.data
+
+
+def _open_images(options: argparse.Namespace, spec: "EncoderSpec", data: DataConfig) -> "Source":
+    """New images for an encoder, in the layout of `data.layout` if that is given."""
+    from byol.encoder.remarks import gather_and_say
+
+    spec = spec if data.layout == "auto" else replace(spec, layout=data.layout)
+    return gather_and_say(options.images, spec, skip_unreadable=data.skip_unreadable)

@@ -15,8 +15,10 @@ from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
+from byol.base.console import Count
 from byol.base.errors import ConfigError
 from byol.base.files import check_writable, write_atomically
+from byol.base.packages import install_command
 from byol.encoder.known import Known
 
 Format = Literal["parquet", "csv", "npz", "h5ad"]
@@ -26,10 +28,7 @@ FORMATS: tuple[Format, ...] = ("parquet", "npz", "csv", "h5ad")
 
 _GROUP_VALUES = 2**23  # in a row group of a Parquet file: 32 MB
 _MOST_GROUP_ROWS = 122_880  # of DuckDB's own row groups, each the work of one thread
-_LIBRARIES = {
-    "parquet": ("pyarrow.parquet", "pyarrow", "parquet"),
-    "h5ad": ("anndata", "anndata", "anndata"),
-}
+_LIBRARIES = {"parquet": ("pyarrow.parquet", "pyarrow"), "h5ad": ("anndata", "anndata")}
 
 Features = Float32[np.ndarray, "image feature"]
 
@@ -72,12 +71,12 @@ def choose_format(path: Path, given: str | None = None, *, columns: Columns = "w
     if columns == "vector" and found != "parquet":
         raise ConfigError(f"{path}: --columns vector is for .parquet; a .{found} file has no column of lists")
     if found in _LIBRARIES:
-        module, package, extra = _LIBRARIES[found]
+        module, package = _LIBRARIES[found]
         try:
             __import__(module)
         except ImportError:
             raise ConfigError(
-                f"{path}: .{found} needs {package}: pip install {package} (or byol[{extra}]), or write .csv"
+                f"{path}: .{found} needs {package}: {install_command(package)}, or write .csv"
             ) from None
     check_writable(path)
     return found
@@ -103,7 +102,7 @@ def write_features(
     file_format: str | None = None,
     columns: Columns = "wide",
     about: About | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
 ) -> None:
     """Write names and features in their order, whole or not at all.
 
@@ -144,7 +143,7 @@ class _Table:
     names: Sequence[str]
     features: FeatureRows
     about: About
-    progress: Callable[[int, int], None] | None
+    progress: Count | None
 
     @property
     def group_rows(self) -> int:

@@ -12,9 +12,9 @@ import csv
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -39,6 +39,20 @@ Rows = Float32[np.ndarray, "row value"]
 
 
 @dataclass
+class Seen:
+    """What was seen of the images so far, to be said at the end."""
+
+    notes: dict[str, Few] = field(default_factory=dict)  # what was changed in images, and in how many
+    num_outside: int = 0  # images whose values are outside of the training's range
+    num_clipped: int = 0  # values beyond what the encoder sees, of so many
+    num_values: int = 0
+
+    def copy(self) -> "Seen":
+        notes = {text: Few(few.count, list(few.names)) for text, few in self.notes.items()}
+        return replace(self, notes=notes)
+
+
+@dataclass
 class _Mark:
     """How far the files are whole."""
 
@@ -48,8 +62,7 @@ class _Mark:
     num_rows: int = 0
     num_bad: int = 0
     bad_bytes: int = 0
-    num_outside: int = 0  # images whose values are outside of the training's range
-    notes: dict[str, Few] = field(default_factory=dict)  # what was changed in images
+    seen: Seen = field(default_factory=Seen)
 
     def ends(self) -> dict[str, int]:
         """The size of each file up to the last finished block, bytes."""
@@ -100,12 +113,10 @@ class PartialRows:
             self._files[_BAD].write(csv_line(name, reason))
         self._bad_in_block += 1
 
-    def finish_block(
-        self, places: Sequence[int], rows: Rows, *, end: int, notes: Mapping[str, Few], num_outside: int
-    ) -> None:
+    def finish_block(self, places: Sequence[int], rows: Rows, *, end: int, seen: Seen) -> None:
         """Rows of images at these places; all images before the place `end` have been looked at.
 
-        `notes` and `num_outside` are of all images so far.
+        `seen` is of all images so far.
         """
         assert len(places) == len(rows) and rows.shape[1] == self.mark.width
         with _told(self.folder):
@@ -115,8 +126,7 @@ class PartialRows:
         self.mark.num_rows += len(places)
         self.mark.num_bad += self._bad_in_block
         self._bad_in_block = 0
-        self.mark.done, self.mark.num_outside = end, num_outside
-        self.mark.notes = {text: Few(few.count, list(few.names)) for text, few in notes.items()}
+        self.mark.done, self.mark.seen = end, seen.copy()
         if time.monotonic() - self._saved_s >= SAVE_INTERVAL_S:
             self.save()
 
@@ -223,7 +233,8 @@ def _read_mark(folder: Path) -> _Mark | None:
         content = json.loads((folder / _MARK).read_bytes())
         if content.pop("format") != _FORMAT:
             return None
-        mark = _Mark(notes=read_notes(content.pop("notes")), **content)
+        seen = content.pop("seen")
+        mark = _Mark(seen=Seen(read_notes(seen.pop("notes")), **seen), **content)
         is_whole = all((folder / name).stat().st_size >= end for name, end in mark.ends().items())
         return mark if is_whole else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

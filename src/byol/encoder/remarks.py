@@ -8,27 +8,31 @@ from byol.base.console import complain, remark
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.data.decode.disk import DiskError
-from byol.data.decode.formats import Layout
 from byol.data.decode.image import Square
 from byol.data.decode.index import Source
 from byol.data.pack.partial import csv_line
+from byol.data.pack.value_range import count_clipped
 from byol.data.sources.left_out import Few
 from byol.data.sources.opening import describe_source
 from byol.data.sources.piped import PIPED, open_piped
-from byol.data.sources.summary import describe_images
+from byol.data.sources.summary import describe_clipped, describe_images
 from byol.encoder.encoder import gather
 from byol.encoder.partial_rows import PartialRows
+from byol.encoder.spec import EncoderSpec
+from byol.method.views import Pixels
 
 _MOST_COMPLAINTS = 20  # that are said one by one
 
 
 class Remarks:
-    """What is to be said of single images: unlike those of the training as they come, all else at the end."""
+    """What is to be said of single images: unlike those of the training as they come, all else at the end.
 
-    def __init__(self, skip_unreadable: bool, rows: PartialRows) -> None:
-        self._skip_unreadable, self._rows = skip_unreadable, rows
-        self.changed = {text: Few(few.count, list(few.names)) for text, few in rows.mark.notes.items()}
-        self.num_outside = rows.mark.num_outside
+    It goes on from what `rows` has kept of an earlier process.
+    """
+
+    def __init__(self, skip_unreadable: bool, pixels: Pixels, rows: PartialRows) -> None:
+        self._skip_unreadable, self._pixels, self._rows = skip_unreadable, pixels, rows
+        self.seen = rows.mark.seen.copy()
 
     def leave_out(self, name: str, error: DataError) -> None:
         if isinstance(error, DiskError) and not self._skip_unreadable:
@@ -37,30 +41,35 @@ class Remarks:
 
     def note(self, name: str, square: Square) -> None:
         for text in square.notes:
-            self.changed.setdefault(text, Few()).add(name)
+            self.seen.notes.setdefault(text, Few()).add(name)
+        clipped, total = count_clipped(square.pixels, self._pixels, square.filled)
+        self.seen.num_clipped += clipped
+        self.seen.num_values += total
 
     def warn(self, name: str, found: str) -> None:
-        self.num_outside += 1
-        if self.num_outside <= _MOST_COMPLAINTS:
+        self.seen.num_outside += 1
+        if self.seen.num_outside <= _MOST_COMPLAINTS:
             complain(f"{name}: {found}")
 
     def say_all(self, output: Path) -> None:
         """What was left out or changed, and a list of the first beside the output."""
-        others = self.num_outside - _MOST_COMPLAINTS
+        seen, mark = self.seen, self._rows.mark
+        others = seen.num_outside - _MOST_COMPLAINTS
         if others > 0:
             complain(f"and {others:,} more images, unlike those of the training")
-        listed, mark = output.with_suffix(".left_out.csv"), self._rows.mark
+        listed = output.with_suffix(".left_out.csv")
         if mark.num_bad:
             write_atomically(listed, self._write_bad)
         else:
             listed.unlink(missing_ok=True)  # of an earlier time
         lines = describe_images(
             self._rows.read_bad(),
-            self.changed,
+            seen.notes,
             num_images=mark.num_rows + mark.num_bad,
             listed=str(listed),
         )
-        for line in lines:
+        clipped = describe_clipped(seen.num_clipped / max(1, seen.num_values))
+        for line in (*lines, *clipped):
             remark(line)
 
     def _write_bad(self, file: BinaryIO) -> None:
@@ -69,17 +78,17 @@ class Remarks:
             file.write(csv_line(*row))
 
 
-def gather_and_say(images: str, *, layout: Layout, skip_unreadable: bool) -> Source:
-    """New images, arrays in this layout; what a folder holds besides, or how a list was understood, is said.
+def gather_and_say(images: str, spec: EncoderSpec, *, skip_unreadable: bool) -> Source:
+    """New images for an encoder; what a folder holds besides, or how a list was understood, is said.
 
     `images` is a path, the name of a known set, or `-` for a list of files on standard input.
 
     Raises:
-        DataError: it does not exist, or holds no images.
+        DataError: as `encoder.gather`; or standard input names no file.
     """
     if images == PIPED:
-        return open_piped(sys.stdin.buffer.read, layout=layout, skip_unreadable=skip_unreadable)
-    found = gather(images, layout=layout, skip_unreadable=skip_unreadable)
+        return open_piped(sys.stdin.buffer.read, layout=spec.layout, skip_unreadable=skip_unreadable)
+    found = gather(images, spec, skip_unreadable=skip_unreadable)
     assert isinstance(found, Source)
     for line in describe_source(found):
         remark(line)

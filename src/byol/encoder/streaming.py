@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 from pydantic_core import to_json
 
-from byol.base.console import remark
+from byol.base.console import Count, remark
 from byol.base.errors import DataError
 from byol.data.decode.index import Source
 from byol.encoder.encoder import Encoder
@@ -47,7 +47,7 @@ def stream_rows(
     width: int,
     make_rows: Callable[[Features], Rows] = lambda features: features,
     recipe: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
 ) -> Iterator[Streamed]:
     """Rows of `width` values that `make_rows` makes of the features of all images, to be written to `output`.
 
@@ -65,7 +65,7 @@ def stream_rows(
             remark(f"{folder}: holds rows of other images or of another encoder; starting anew")
         elif rows.num_before:
             remark(f"continuing after {rows.num_before:,} of {len(images):,} images, from {folder}")
-        told = Remarks(skip_unreadable, rows)
+        told = Remarks(skip_unreadable, encoder.spec.pixels, rows)
         blocks = encoder.embed_source(
             images,
             first=rows.mark.done,
@@ -80,8 +80,7 @@ def stream_rows(
                 block.places,
                 make_rows(block.features),
                 end=block.end,
-                notes=told.changed,
-                num_outside=told.num_outside,
+                seen=told.seen,
             )
             if progress is not None:
                 progress(block.end, len(images))
