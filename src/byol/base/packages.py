@@ -23,6 +23,7 @@ REQUIRED = {
     "torchvision": "torchvision",
 }
 OPTIONAL = {
+    "anndata": "anndata",
     "mlflow": "mlflow",
     "pillow-heif": "pillow_heif",
     "pyarrow": "pyarrow",
