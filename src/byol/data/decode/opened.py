@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from byol.base.errors import DataError
 from byol.data.decode.content import HEAD_BYTES, find_false_suffix, image_kind
 from byol.data.decode.disk import is_of_the_disk, try_again
-from byol.data.decode.formats import MAX_PIXELS, File, LaidFile, Stream
+from byol.data.decode.formats import MAX_PIXELS, UNKNOWN, File, LaidFile, Stream
 from byol.data.decode.reading import note
 
 SMALL_BYTES, _CHUNK_BYTES, LARGE_BYTES = 2**20, 2**22, 2**28
@@ -101,7 +101,7 @@ def _raise_plainly(error: Exception) -> NoReturn:
     """Readers raise nearly anything on damaged files: struct.error, IndexError, ..."""
     match error:
         case UnidentifiedImageError():
-            reason = "is not an image of a known format"
+            reason = UNKNOWN
         case Image.DecompressionBombError():
             reason = f"has more than the {MAX_PIXELS:,} pixels that are read"
         case MemoryError():
