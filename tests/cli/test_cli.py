@@ -861,6 +861,6 @@ def test_ctrl_c_while_packing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
         said = fail(capsys, "train", "images", "-o", "runs/c", *TINY, code=130)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert said == "interrupted; the same command goes on from what is saved\n"
+    assert said.count("\n") == 1 and "same command again" in said
     monkeypatch.setattr(setup, "open_images", pack)
     assert "step 4/4" in succeed(capsys, "train", "images", "-o", "runs/c", *TINY)

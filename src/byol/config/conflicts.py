@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from byol.config.schema import MAX_HUE, read_tuple
+from byol.config.values import MAX_HUE, read_tuple
 
 
 def find_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -1,18 +1,34 @@
-"""Every setting of a run: name, type, bounds, unit and a line of documentation. Presets are the defaults.
+"""Every setting of a run: name, type, bounds, unit and a line of documentation. Presets hold the defaults.
 
-Strict: an integer may stand for a number, nothing else is converted. `config.py` reads and writes the files.
+Validation is strict: an integer may stand for a float, and nothing else is converted. `configuration.py`
+reads and writes the files.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-MIN_VIEW_PX, MAX_VIEW_PX = 8, 4096
-MAX_HUE = 0.5  # turns: every colour is reached
+from byol.config.values import (
+    MAX_HUE,
+    MAX_VIEW_PX,
+    MIN_VIEW_PX,
+    AreaRange,
+    AspectRange,
+    ChannelList,
+    Probability,
+    Seed,
+    Shape,
+    SigmaRange,
+    Strength,
+    Text,
+    check_once,
+)
 
+LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 DeviceSetting = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 
-# Settings that may be left open, and the value that says so; `choices.py` chooses from images and machine.
+# Settings that may be left open, and the value that marks them as open. `auto/choices.py` chooses their
+# values from the images and the machine.
 OPEN: dict[str, str | None] = {
     "network.name": "auto",
     "data_transforms.domain": "auto",
@@ -29,168 +45,123 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-# ---- Kinds of values
-
-
-def read_tuple(value: Any) -> Any:
-    """YAML has no tuples: a list, or the text "(96,96,3)", is meant."""
-    if isinstance(value, str) and value.startswith("(") and value.endswith(")"):
-        parts = value[1:-1].removesuffix(",").split(",")
-        return tuple(_read_number(part.strip()) for part in parts)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _read_number(text: str) -> int | float | str | None:
-    if text in ("None", "none", "null", "~"):
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _check_order(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] > value[1]:
-        raise ValueError("[low, high] with low not above high")
-    return value
-
-
-def _check_shape(value: tuple[int, int, int | None]) -> tuple[int, int, int | None]:
-    height, width, _ = value
-    if height != width or not MIN_VIEW_PX <= height <= MAX_VIEW_PX:
-        raise ValueError(f"a square from {MIN_VIEW_PX} to {MAX_VIEW_PX} px, such as [96, 96, 3]")
-    return value
-
-
-def _check_distinct(value: list[int]) -> list[int]:
-    if len(set(value)) != len(value):
-        raise ValueError("channel numbers, each once")
-    return value
-
-
-def _check_once(value: list[str]) -> list[str]:
-    if len(set(value)) != len(value):
-        raise ValueError("loggers, each once")
-    return value
-
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0, le=2)]
-Text = Annotated[str, Field(min_length=1)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-_Area = Annotated[float, Field(gt=0, le=1)]
-_Aspect = Annotated[float, Field(ge=0.1, le=10)]
-_Sigma = Annotated[float, Field(gt=0, le=50)]
-_AsTuple, _InOrder = BeforeValidator(read_tuple), AfterValidator(_check_order)
-AreaRange = Annotated[tuple[_Area, _Area], _AsTuple, _InOrder]
-AspectRange = Annotated[tuple[_Aspect, _Aspect], _AsTuple, _InOrder]
-SigmaRange = Annotated[tuple[_Sigma, _Sigma], _AsTuple, _InOrder]
-Shape = Annotated[tuple[int, int, Annotated[int, Field(ge=1)] | None], _AsTuple, AfterValidator(_check_shape)]
-ChannelList = Annotated[
-    list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_check_distinct)
-]
-
-
-LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
-
-
-# ---- Sections
-
-
 class ProjectionHead(Section):
-    """Projector and predictor: linear, BatchNorm, ReLU, linear."""
+    """Sizes of projector and predictor (linear, BatchNorm, ReLU, linear)."""
 
-    mlp_hidden_size: int = Field(ge=1, le=65536, description="Width of the hidden layer, units (paper 4096).")
-    projection_size: int = Field(ge=2, le=65536, description="Size of the output, units (paper 256).")
+    mlp_hidden_size: int = Field(ge=1, le=65536, description="Units of the hidden layer (paper: 4096).")
+    projection_size: int = Field(ge=2, le=65536, description="Units of the output layer (paper: 256).")
 
 
 class NetworkConfig(Section):
-    """The encoder and the heads on top of it."""
+    """The encoder and its heads."""
 
-    name: Text = Field(description="Encoder: the name of a timm or torchvision model; auto: by the device.")
+    name: Text = Field(
+        description="Name of a timm or torchvision model. auto: byol chooses it for the device."
+    )
     stem: Literal["auto", "standard", "small", "strided"] = Field(
-        description="First layers of a ResNet. standard: the model's own; small: 3x3 stride 1, no max-pool; "
-        "strided: 3x3 stride 2, no max-pool; auto: small for views of at most 64 px, else standard; with "
-        "an automatic name, chosen with it."
+        description="First layers of a ResNet. standard: the model's own; small: 3x3 convolution with "
+        "stride 1, no max-pool; strided: 3x3 convolution with stride 2, no max-pool; auto: small for views "
+        "of at most 64 px, otherwise standard. If network.name is auto, byol chooses the stem with the "
+        "network."
     )
     projection_head: ProjectionHead = Field(description="Sizes of projector and predictor.")
     fine_tune_from: Text | None = Field(
-        description="Weights to start from: folder of an earlier run, file of weights (FILE:PREFIX for one "
-        "of several encoders in it), or timm:MODEL if on this machine; null: random."
+        description="Weights to start from: a run folder, a weights file (FILE:PREFIX selects one of "
+        "several encoders in it), or timm:MODEL if timm has it on this machine. null: random weights."
     )
     warm_heads: Annotated[int, Field(ge=0)] | None = Field(
-        description="First steps, in which the heads learn and the encoder stays; null: 5 % of the run, at "
-        "most 500, for new heads on a trained encoder, else 0."
+        description="Number of first steps that train only the heads while the encoder is frozen. null: 5 % "
+        "of the run, at most 500 steps, for new heads on a trained encoder; otherwise 0."
     )
     encoder_lr: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        description="Learning rate of the encoder, share of the heads'; null: 0.3 for new heads on a trained "
-        "encoder, else 1."
+        description="Learning rate of the encoder as a fraction of the heads' learning rate. null: 0.3 for "
+        "new heads on a trained encoder; otherwise 1."
     )
 
 
 class View(Section):
-    """One distribution of random views. Probabilities are 0..1 and drawn for each image."""
+    """One distribution of random views. Every probability is in 0..1 and applies to each image by itself."""
 
-    crop_area: AreaRange = Field(description="Area of the crop, share of the image, [low, high].")
-    crop_aspect: AspectRange = Field(description="Width / height of the crop, [low, high].")
+    crop_area: AreaRange = Field(description="Area of the crop as a fraction of the image, [low, high].")
+    crop_aspect: AspectRange = Field(description="Aspect ratio (width / height) of the crop, [low, high].")
     flip: Probability = Field(description="Probability of a left-right flip.")
     vertical_flip: Probability = Field(description="Probability of an up-down flip.")
-    turn: Probability = Field(description="Probability of a quarter turn: by 90, 180 or 270 degrees, exact.")
+    turn: Probability = Field(
+        description="Probability of a rotation by 90, 180 or 270 degrees, without interpolation."
+    )
     rotation: float = Field(
-        ge=0, le=180, description="Rotation, degrees, uniform in [-rotation, rotation]; edges are reflected."
+        ge=0,
+        le=180,
+        description="Largest rotation, degrees; the angle is uniform in [-rotation, rotation], edges are "
+        "reflected.",
     )
     jitter: Probability = Field(
-        description="Probability of the jitter: brightness, contrast, saturation, hue, gamma."
+        description="Probability of colour jitter: brightness, contrast, saturation, hue and gamma."
     )
-    brightness: Strength = Field(description="Brightness factor within 1 +- this, times data_transforms.s.")
-    contrast: Strength = Field(description="Contrast factor within 1 +- this, times data_transforms.s.")
-    saturation: Strength = Field(description="Saturation factor within 1 +- this, times data_transforms.s.")
+    brightness: Strength = Field(
+        description="Brightness factor, uniform within 1 +- brightness * data_transforms.s."
+    )
+    contrast: Strength = Field(
+        description="Contrast factor, uniform within 1 +- contrast * data_transforms.s."
+    )
+    saturation: Strength = Field(
+        description="Saturation factor, uniform within 1 +- saturation * data_transforms.s."
+    )
     hue: float = Field(
-        ge=0, le=MAX_HUE, description="Hue shift, turns, within +- this, times data_transforms.s."
+        ge=0,
+        le=MAX_HUE,
+        description="Hue shift in turns (1 = full circle), uniform within +- hue * data_transforms.s.",
     )
-    grey: Probability = Field(description="Probability that the view loses its colour.")
+    grey: Probability = Field(description="Probability that the view becomes grey.")
     blur: Probability = Field(description="Probability of a Gaussian blur.")
     blur_sigma: SigmaRange = Field(
-        description="Sigma of the blur, pixels of a 224 px view (scaled with the view), [low, high]."
+        description="Sigma of the blur, pixels of a 224 px view (scaled to the actual view size), [low, "
+        "high]."
     )
-    solarize: Probability = Field(description="Probability that values above one half are inverted.")
+    solarize: Probability = Field(
+        description="Probability of solarization: values above one half are inverted."
+    )
     invert: Probability = Field(description="Probability that all values are inverted.")
     gamma: Strength = Field(
-        description="x ** exp(u), u uniform in [-gamma, gamma], with jitter's probability."
+        description="Gamma correction x ** exp(u) with u uniform in [-gamma, gamma]; part of the colour "
+        "jitter."
     )
     noise: float = Field(
-        ge=0, le=1, description="Gaussian noise, its std uniform in [0, noise], units of full scale."
+        ge=0, le=1, description="Gaussian noise with std uniform in [0, noise], as a fraction of full scale."
     )
     channel_drop: Probability = Field(description="Probability that one channel is replaced by its mean.")
 
 
 class DataTransforms(Section):
-    """How two views are made of each image."""
+    """How byol makes two views of each image."""
 
     domain: Literal["auto", "photo", "grey", "microscopy", "satellite", "medical", "industrial"] | None = (
         Field(
-            description="Table of view numbers for a kind of images; auto: by the images; null: the preset's."
+            description="Kind of images; it selects a table of view settings. auto: byol chooses it from "
+            "the images; null: use the view settings of the preset."
         )
     )
     s: float = Field(
-        ge=0, le=10, description="Factor on brightness, contrast, saturation and hue of both views."
+        ge=0,
+        le=10,
+        description="Strength of the colour jitter: multiplies brightness, contrast, saturation and hue of "
+        "both views.",
     )
     input_shape: Shape | None = Field(
-        description="Height, width (pixels, equal) and channels of a view; channels null: as the data has. "
-        "null: the side is chosen from the images and the device."
+        description="Height, width (equal, pixels) and channels of a view; channels null: as many as the "
+        "images have. null: byol chooses the size from the images and the device."
     )
     whole_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | Literal["auto"] | None = Field(
-        description="Side at which the trained encoder sees whole images, pixels; null: that of a view; "
-        "auto: so large that things look as large as in the mean crop, for models that take any size."
+        description="Size to which the trained encoder resizes whole images, pixels. null: the size of a "
+        "view; auto: the size at which objects look as large as in the average crop (for networks that "
+        "accept any size)."
     )
     view1: View = Field(description="Distribution of the first view.")
     view2: View = Field(description="Distribution of the second view.")
 
     @property
     def view_px(self) -> int:
-        """Side of a view, pixels; it must have been chosen."""
+        """Side of a view, pixels; must be resolved."""
         return _known(self.input_shape)[0]
 
 
@@ -198,83 +169,92 @@ class DataConfig(Section):
     """The images."""
 
     source: Text = Field(
-        description="stl10, cifar10, cifar100, motifs, or a path: folder, .txt or .csv list, .npy array."
+        description="stl10, cifar10, cifar100, motifs (generated), or a path: folder, .txt or .csv list, "
+        ".npy array."
     )
-    root: Text = Field(description="Folder of the official files of stl10, cifar10 and cifar100.")
+    root: Text = Field(description="Folder with the official files of stl10, cifar10 and cifar100.")
     split: Text | None = Field(
-        description="Part of the source to train on; null: its usual one (stl10: train+unlabeled)."
+        description="Split of the data set to train on. null: the usual one (stl10: train+unlabeled)."
     )
-    download: bool = Field(description="Whether missing official files are downloaded into data.root.")
+    download: bool = Field(description="Whether byol downloads missing official files into data.root.")
     channels: Literal["grey", "rgb"] | ChannelList | None = Field(
-        description="Channels to use: grey, rgb or their numbers from 0; null: as the files are (grey with "
-        "data_transforms.domain auto if all are grey saved as RGB)."
+        description="Channels to use: grey, rgb or a list of channel numbers from 0. null: the channels of "
+        "the files (grey if data_transforms.domain is auto and all images are grey but saved as RGB)."
     )
     alpha: Literal["auto", "drop", "mask", "keep"] = Field(
-        description="Transparency. mask: laid on white (deeper than 8 bit: the median of what is seen); "
-        "auto: as mask, but bright shapes of one colour on black, and images of which nothing is seen as "
-        "stored; drop: the colours as stored; keep: a further channel."
+        description="Use of the alpha channel. mask: lay the image on white (on the median of the visible "
+        "pixels if deeper than 8 bit); drop: ignore alpha; keep: use alpha as one more channel; auto: like "
+        "mask, but bright single-colour shapes lie on black and fully transparent images ignore alpha."
     )
     stored_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | None = Field(
-        description="Side of the packed copies, pixels; null: 1.15 views, at most the largest source side."
+        description="Size of the packed images, pixels. null: 1.15 times the view size, at most the largest "
+        "side of the source images."
     )
     geometry: Literal["square", "scale"] = Field(
-        description="How packed copies get their side. square: every image is squashed to it, crops keep its "
-        "aspect; scale: images lie on a canvas of that side, not resized; larger ones are shrunk to fit."
+        description="How byol brings images to the packed size. square: resize every image to a square "
+        "(crops restore its aspect ratio); scale: keep the size in pixels on a square canvas, and shrink "
+        "only images that are larger than the canvas."
     )
     layout: Literal["auto", "hwc", "chw"] = Field(
-        description="Axes of arrays (.npy, .npz, in memory). hwc: height, width, channels; chw: channels "
-        "first; auto: by the shape, and a shape that does not tell is refused."
+        description="Axis order of arrays (.npy, .npz, in memory). hwc: channels last; chw: channels first; "
+        "auto: byol reads it from the shapes and refuses ambiguous ones."
     )
-    packs: Text | None = Field(description="Folder of packed copies; null: 'packs' beside the run folder.")
+    packs: Text | None = Field(description="Folder for packed images. null: 'packs' beside the run folder.")
     memory: Literal["auto", "ram", "map", "device"] = Field(
-        description="Where the packed copy is read from: RAM, a memory map, the device; auto: by its size."
+        description="Where the packed images are held. ram: in RAM; map: memory-mapped file; device: on the "
+        "GPU; auto: chosen by their size."
     )
-    max_bad: Probability = Field(description="Share of unreadable files above which packing stops.")
+    max_bad: Probability = Field(description="Largest fraction of unreadable files; packing stops above it.")
     skip_unreadable: bool = Field(
-        description="Whether folders and files that the system cannot read (permissions, a failing disk) are "
-        "left out, and tried again by the next start; false: they stop the work."
+        description="Whether to leave out folders and files that the system cannot read (permissions, a "
+        "failing disk); the next start tries them again. false: stop with an error."
     )
 
 
 class TrainerConfig(Section):
-    """Length, batch, average and house-keeping of the training."""
+    """Length of the run, batch, target network, checkpoints and logs."""
 
     batch_size: Annotated[int, Field(ge=2, le=2**20)] | None = Field(
-        description="Images of one step, over all ranks (paper 4096); null: by device and number of images."
+        description="Global batch size: images of one step over all ranks (paper: 4096). null: chosen from "
+        "the device and the number of images."
     )
     accumulation_steps: Annotated[int, Field(ge=1, le=2**16)] | None = Field(
-        description="Parts that a batch is computed in, one by one, to save memory; null: as few as fit."
+        description="Gradient accumulation: number of micro-batches per step. null: as few as memory allows."
     )
     m: Probability | None = Field(
-        description="Base tau, the share of the old target that a step keeps; null: by optimizer.derive."
+        description="Base EMA decay (tau) of the target network. null: by the rule of optimizer.derive."
     )
     m_schedule: Literal["constant", "cosine"] = Field(
-        description="Tau over the run: constant, or from m to 1 by a cosine (the paper's)."
+        description="EMA decay over the run: constant, or a cosine from m to 1 (as in the paper)."
     )
     max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
-        description="Length of the run, passes over the images; null: max_hours decides, or if that is null "
-        "number of images, device and speed."
+        description="Number of epochs. null: max_hours decides; if that is null too, byol chooses the "
+        "number from the number of images, the device and its speed."
     )
     max_hours: Annotated[float, Field(gt=0, le=10**5)] | None = Field(
-        description="Length of the run, hours from first to last step, all starts together; schedules are "
-        "fitted to the measured speed and end in time. null: max_epochs decides."
+        description="Time budget in hours from the first to the last step, summed over resumed sessions; "
+        "byol fits the schedules to the measured speed. null: max_epochs decides."
     )
-    checkpoint_interval: int = Field(ge=1, description="Steps between checkpoints; the end has one as well.")
-    num_workers: int = Field(ge=1, le=1024, description="Threads that decode images for the packed copy.")
+    checkpoint_interval: int = Field(
+        ge=1, description="Steps between checkpoints; the last step always saves one."
+    )
+    num_workers: int = Field(ge=1, le=1024, description="Threads that decode images for packing.")
     log_interval: int = Field(ge=1, description="Steps between log lines.")
     health_interval: int = Field(ge=1, description="Steps between checks for collapse.")
-    loggers: Annotated[list[LoggerName], AfterValidator(_check_once)] = Field(
-        description="Where curves go besides metrics.jsonl; all but tensorboard are packages to install."
+    loggers: Annotated[list[LoggerName], AfterValidator(check_once)] = Field(
+        description="Loggers for the curves, besides metrics.jsonl. All but tensorboard need their own "
+        "package."
     )
-    seed: Seed = Field(description="Seed of weights, order and views.")
+    seed: Seed = Field(description="Seed of the initial weights, the order of the images and the views.")
     device: DeviceSetting = Field(
-        description="cuda: NVIDIA or AMD, mps: Apple, xpu: Intel; auto: a GPU where there is one."
+        description="Device. cuda: NVIDIA or AMD; mps: Apple; xpu: Intel; auto: a GPU if there is one."
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        description="Of the networks; auto: bf16 where the hardware has it, else fp32."
+        description="Precision of the networks. auto: bf16 if the hardware supports it, otherwise fp32."
     )
     convolution: Literal["fast", "library"] = Field(
-        description="On CPU; fast: each direction the faster way for its shape; library: torch's."
+        description="Convolutions on CPU. fast: for each shape and direction the faster of byol's and "
+        "PyTorch's kernel; library: always PyTorch's."
     )
 
 
@@ -282,74 +262,86 @@ class OptimizerParams(Section):
     """Numbers of the optimizer."""
 
     lr: Annotated[float, Field(gt=0, le=1000)] | None = Field(
-        description="Learning rate after warm-up (times batch_size / 256 with scale_lr); null: by derive."
+        description="Learning rate after warm-up (multiplied by batch_size / 256 if scale_lr is true). "
+        "null: by the rule of optimizer.derive."
     )
-    momentum: float = Field(ge=0, lt=1, description="Share of the old direction kept; AdamW's first beta.")
+    momentum: float = Field(ge=0, lt=1, description="Momentum of SGD and LARS, or the first beta of AdamW.")
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        description="Weight decay of weights, never of biases and norms; null: by derive."
+        description="Weight decay; biases and norm layers have none. null: by the rule of optimizer.derive."
     )
 
 
 class OptimizerConfig(Section):
-    """The optimizer, its schedule, and the rule that fills in what is null."""
+    """The optimizer, its schedule, and the rule that fills in settings that are null."""
 
     name: Literal["sgd", "lars", "adamw"] = Field(description="The optimizer.")
     params: OptimizerParams = Field(description="Numbers of the optimizer.")
     schedule: Literal["constant", "cosine"] = Field(
-        description="Learning rate after warm-up: constant, or to 0 by a cosine."
+        description="Learning rate after warm-up: constant, or a cosine to 0."
     )
     warmup_epochs: Annotated[float, Field(ge=0)] | None = Field(
-        description="Linear warm-up of the learning rate, epochs; null: by derive."
+        description="Length of the linear learning-rate warm-up, epochs. null: by the rule of "
+        "optimizer.derive."
     )
-    scale_lr: bool = Field(description="Whether the learning rate is multiplied by batch_size / 256.")
+    scale_lr: bool = Field(description="Whether to multiply the learning rate by batch_size / 256.")
     derive: Literal["paper", "default"] | None = Field(
-        description="Rule that fills lr, weight_decay, warmup_epochs and trainer.m where they are null. "
-        "paper: its tables by length; default: by batch size and number of steps; null: no rule."
+        description="Rule for lr, weight_decay, warmup_epochs and trainer.m where they are null. paper: the "
+        "paper's values for the length of the run; default: from batch size and number of steps; null: no "
+        "rule."
     )
 
 
 class EvaluationConfig(Section):
-    """How `byol eval` judges the encoder; no part of what a run is."""
+    """How `byol eval` measures the encoder; these settings do not change the run."""
 
-    train: Text | None = Field(description="Labelled images to fit on, as data.source; null: data.source.")
-    test: Text | None = Field(
-        description="Labelled images to test on, as data.source; null: held out of train."
+    train: Text | None = Field(
+        description="Labelled images to fit on; same forms as data.source. null: data.source."
     )
-    labels: Text | None = Field(description="CSV with the columns file,label; null: labels of the source.")
+    test: Text | None = Field(
+        description="Labelled images to test on; same forms as data.source. null: byol holds out a part of "
+        "train."
+    )
+    labels: Text | None = Field(
+        description="CSV file with the columns file,label. null: the labels of the source."
+    )
     max_unmatched: float = Field(
         ge=0,
         le=1,
-        description="Share of the labels, or rows of metadata, that may be of no image, 0..1; 1: also every "
-        "label of a class.",
+        description="Largest fraction (0..1) of labels or metadata rows that match no image; byol stops "
+        "above it, or if no label of a class matches. 1: never stop.",
     )
     weights: Text | None = Field(
-        description="Weights to compare with: folder of a run, .safetensors, .pth or .pt file of this run's "
-        "kind of network, or timm:MODEL if on this machine; null: none."
+        description="Weights to compare with: a run folder, a weights file for the same network, or "
+        "timm:MODEL if timm has it on this machine. null: none."
     )
     folds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
-        description="Folds where there is no test part, count: every labelled image is tested on once; null: "
-        "a fifth is held out (5 with groups)."
+        description="Number of folds of a k-fold cross-validation, used if there is no test split; every "
+        "labelled image is tested once. null: hold out a fifth of the images (5 folds if groups are given)."
     )
     groups: Text | None = Field(
-        description="What must not lie in two folds: a column of labels, or 'folder'; null: nothing."
+        description="Groups that are never split between folds: a column of the labels, or 'folder'. null: "
+        "no groups."
     )
     sgd_above: int = Field(
-        ge=0, description="Training images, count, above which the linear classifier is fitted by SGD."
+        ge=0,
+        description="Number of training images above which SGD fits the linear classifier (below: L-BFGS).",
     )
     num_draws: Annotated[int, Field(ge=2, le=1000)] | None = Field(
-        description="Draws of a few images of each class behind the low-shot curve, count; null: no curve."
+        description="Number of random draws per point of the few-label curve. null: no curve."
     )
-    seed: Seed = Field(description="Seed of folds, validation parts, draws and intervals.")
-    num_bootstrap: int = Field(ge=10, le=10**6, description="Resamples behind a 95 % interval, count.")
+    seed: Seed = Field(description="Seed of folds, validation splits, draws and intervals.")
+    num_bootstrap: int = Field(
+        ge=10, le=10**6, description="Number of bootstrap resamples for a 95 % interval."
+    )
 
 
 class Config(Section):
-    """Everything that a run depends on."""
+    """The complete configuration of a run."""
 
     preset: Literal["classic", "paper", "default", "demo"] = Field(
-        description="Where settings that are not given come from."
+        description="The preset that supplies every setting you leave out."
     )
-    network: NetworkConfig = Field(description="Encoder and heads.")
+    network: NetworkConfig = Field(description="The encoder and its heads.")
     data_transforms: DataTransforms = Field(description="The views.")
     trainer: TrainerConfig = Field(description="The training.")
     optimizer: OptimizerConfig = Field(description="The optimizer.")
@@ -358,11 +350,11 @@ class Config(Section):
 
     @property
     def channels(self) -> int | None:
-        """Channels that the configuration states; None: as the data has."""
+        """Channels set in the configuration; None: as many as the images have."""
         shape = self.data_transforms.input_shape
         return None if shape is None else shape[2]
 
-    # What may be left open is read here: by then it must have been chosen.
+    # These settings may be left open in a file. Whoever reads them here needs them resolved.
 
     @property
     def view_px(self) -> int:
@@ -376,7 +368,7 @@ class Config(Section):
 
     @property
     def accumulation_steps(self) -> int:
-        """Parts that a batch is computed in."""
+        """Micro-batches per step."""
         return _known(self.trainer.accumulation_steps)
 
 
@@ -384,5 +376,5 @@ _Value = TypeVar("_Value")
 
 
 def _known(value: _Value | None) -> _Value:
-    assert value is not None, "an open setting is read before it is chosen"
+    assert value is not None, "an open setting is read before it is resolved"
     return value
