@@ -264,6 +264,12 @@ def _explain_copies(num: int) -> str:
     return "" if num == 1 else f" (all {num} have the same features: copies, or the encoder has collapsed)"
 
 
+def export_command(options: argparse.Namespace) -> int:
+    _refuse_overrides(options, "an export")
+    byol.export(options.run, format=options.format, output=options.output, progress=True)
+    return 0
+
+
 def finetune_command(options: argparse.Namespace) -> int:
     try:
         found = byol.finetune(

@@ -1,12 +1,12 @@
-"""From images as files hold them to the views that an encoder sees, in tensor operations that can be exported.
+"""From images as files hold them to the views that an encoder sees, in operations that can be exported.
 
 The same steps as `Encoder.embed`, decoding aside, for images of any size in one graph:
 
     images (batch, channel, height, width) -> square of stored_px (`data.decode.fitting`)
     -> values in [0, 1] -> views of seen_px (`method.views.whole_view`) -> normalised
 
-Height and width are known only when the graph runs, so each side is resized by a product with a matrix that the
-graph makes (`resampling`).
+Height and width are known only when the graph runs, so each side is resized by a product with a matrix that
+the graph makes (`resampling`).
 """
 
 from typing import cast

@@ -1,13 +1,14 @@
 """Pillow's resizing as products with matrices, for images whose size is known only when a graph runs.
 
-The weights are those of `Image.resize` with HAMMING or BILINEAR, in float64. For 8-bit images Pillow counts in
-whole numbers: weights are multiples of 2^-22, and each of the two passes rounds to a whole value. float64 holds
-these sums exactly, so the result is Pillow's to the bit. Nothing here names a device: all tensors are made from
-the images, so an exported graph can be moved.
+The weights are those of `Image.resize` with HAMMING or BILINEAR, in float64. For 8-bit images Pillow counts
+in whole numbers: weights are multiples of 2^-22, and each of the two passes rounds to a whole value. float64
+holds these sums exactly, so the result is Pillow's to the bit. Nothing here names a device: all tensors are
+made from the images, so an exported graph can be moved.
 """
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import PIL
@@ -99,7 +100,8 @@ def resize(
         return _start_with_columns(x, of_rows, of_columns)
     by_rows = (rows.shrunk_by > 0.0) & (rows.shrunk_by > 2.0 * columns.shrunk_by)
     if torch.compiler.is_exporting():
-        return torch.cond(by_rows, _start_with_rows, _start_with_columns, (x, of_rows, of_columns))
+        branches = (_start_with_rows, _start_with_columns)
+        return cast(Tensor, torch.cond(by_rows, *branches, (x, of_rows, of_columns)))
     start = _start_with_rows if bool(by_rows) else _start_with_columns
     return start(x, of_rows, of_columns)
 
