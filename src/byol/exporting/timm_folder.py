@@ -41,13 +41,13 @@ def check_timm(spec: EncoderSpec) -> None:
 
 
 def explain_own_scaling(spec: EncoderSpec) -> str | None:
-    """Why timm's transform cannot prepare the images of this encoder; None: it can."""
+    """Why the image processors of timm and transformers ("they") cannot prepare images; None: they can."""
     if spec.bits != 8:
-        return f"its images hold {spec.bits}-bit values, timm's transform scales 8-bit ones"
+        return f"its images hold {spec.bits}-bit values, and they scale 8-bit values only"
     if spec.geometry != "square":
-        return "its images lie unscaled on a canvas, timm's transform resizes them"
+        return "its images lie on a canvas at their own scale, and they resize every image"
     if isinstance(spec.select, tuple) and spec.select != tuple(range(spec.channels)):
-        return f"it sees the channels {list(spec.select)} of a file, timm's transform gives all in order"
+        return f"it takes the channels {list(spec.select)} of a file, and they give all channels in order"
     return None
 
 
@@ -92,7 +92,7 @@ def _configure(network: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
 def _choose_interpolation(spec: EncoderSpec) -> str:
     """Pillow's window; or why timm's transform must not be used, which then raises a KeyError of it."""
     if (problem := explain_own_scaling(spec)) is not None:
-        return f"not possible: {problem}; see README.md"
+        return f"image processors do not work with this encoder: {problem}; see README.md"
     # byol resizes twice if the sizes differ; in one step a triangle is nearest to that (docs/decisions.md).
     return "hamming" if spec.stored_px == spec.seen_px else "bilinear"
 

@@ -29,27 +29,6 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("FOLDER").eval()
 features = model(views).pooler_output  # the same features
 ```
-
-{preparation}
-"""
-
-_BY_TRANSFORM = """\
-`timm.data.create_transform(**timm.data.resolve_model_data_config(model))` prepares a Pillow image{pipeline}.
-{exactness}
-"""
-
-_PIPELINE = """; so do
-`AutoImageProcessor.from_pretrained("FOLDER")` and
-`pipeline("image-feature-extraction", model="FOLDER", pool=True)`"""
-
-_BY_HAND = """\
-timm's transform and transformers' image processor refuse these images, because {problem}. Prepare them
-yourself: {resize}; then x = clip((v - low) / (high - low), 0, 1) of a stored value v, and
-(x - mean) / std, for each channel:
-
-| channel | low | high | mean | std |
-|---|---|---|---|---|
-{rows}
 """
 
 _ONNX = """\
@@ -61,8 +40,6 @@ session = onnxruntime.InferenceSession("{file}")
 images = np.zeros((1, {channels}, 480, 640), np.{type})  # yours: any number, height and width
 (features,) = session.run(["features"], {{"images": images}})  # (1, {num_features})
 ```
-
-{contract}
 """
 
 _TORCH = """\
@@ -73,93 +50,107 @@ encode = torch.export.load("{file}").module()
 images = torch.zeros(1, {channels}, 480, 640, dtype=torch.{type})  # yours: any number, height and width
 features = encode(images)  # (1, {num_features})
 ```
-
-{contract}
 """
-
-_CONTRACT = """\
-`images` are (number, channel, height, width), {type}, with the values that files hold: resizing, scaling and
-normalisation are part of the file. Images of one call have one size. `features` are float32. {channels}
-
-The file was tried on {tried} when it was written; its features differ from those of byol by at most
-{difference:.1e} of the largest."""
 
 
 def write_usage(spec: EncoderSpec, *, format: Format, difference: float) -> Usage:
     """How an export in a format is used; `difference` is what its check has found."""
     if format == "timm":
-        return Usage(_describe_timm(spec), "timm")
-    template, file = (_ONNX, onnx_file.FILE_NAME) if format == "onnx" else (_TORCH, torch_file.FILE_NAME)
-    contract = _CONTRACT.format(
-        type=_TYPES[spec.bits],
-        channels=_describe_channels(spec),
-        tried="batches of 1, 3 and 8 images of three sizes",
-        difference=difference,
-    )
-    text = template.format(
+        template, file, paragraphs = _TIMM, "", _describe_preparation(spec)
+    else:
+        template, file = (_ONNX, onnx_file.FILE_NAME) if format == "onnx" else (_TORCH, torch_file.FILE_NAME)
+        paragraphs = _describe_contract(spec)
+    code = template.format(
         file=file,
         channels=spec.channels,
+        px=spec.seen_px,
         type=_TYPES[spec.bits],
         num_features=spec.num_features,
-        contract=contract,
     )
-    return Usage(text.strip(), "onnx" if format == "onnx" else "pytorch")
+    tried = (
+        "byol ran this export on batches of 1, 3 and 8 images when it was written. The features differed from "
+        f"byol's by at most {difference:.1e} of the largest feature."
+    )
+    library = {"timm": "timm", "onnx": "onnx", "torch": "pytorch"}[format]
+    return Usage("\n\n".join([code.strip(), *paragraphs, _describe_channels(spec), tried]), library)
 
 
 def _describe_channels(spec: EncoderSpec) -> str:
     """Which channels, as the encoder sees them."""
     if spec.select == "grey" and spec.channels == 1:
-        return "The channel is grey: for a colour image 0.299 R + 0.587 G + 0.114 B, rounded."
+        return "The channel is grey. Of a colour image it is 0.299 R + 0.587 G + 0.114 B, rounded."
     if spec.select == "rgb":
-        return "The channels are red, green and blue; give a grey image three times."
+        return "The channels are red, green and blue. Repeat a grey image three times."
     if isinstance(spec.select, tuple):
-        return f"The channels are those of a file with these numbers, from 0: {list(spec.select)}."
-    if spec.channels == 3 and spec.bits == 8:
-        return "The channels are red, green and blue, or what the training's files held."
-    return "The channels are those of the training's files, in their order."
-
-
-def _describe_timm(spec: EncoderSpec) -> str:
-    if (problem := explain_own_scaling(spec)) is None:
-        preparation = _describe_transform(spec)
-    else:
-        pixels = spec.pixels
-        numbers = zip(pixels.low, pixels.high, pixels.mean, pixels.std, strict=True)
-        rows = [f"| {at} | " + " | ".join(f"{v:.9g}" for v in row) + " |" for at, row in enumerate(numbers)]
-        preparation = _BY_HAND.format(problem=problem, resize=_describe_resize(spec), rows="\n".join(rows))
-    text = _TIMM.format(
-        num_features=spec.num_features,
-        channels=spec.channels,
-        px=spec.seen_px,
-        preparation=f"{preparation.strip()} {_describe_channels(spec)}",
+        numbers = ", ".join(map(str, spec.select))
+        return f"The channels are those with the numbers {numbers} of a file, counted from 0."
+    return (
+        "The channels are those of the training's files, in their order (red, green, blue for colour images)."
     )
-    return text.strip()
+
+
+def _describe_contract(spec: EncoderSpec) -> list[str]:
+    """What goes into a file with the preprocessing inside."""
+    text = (
+        f"`images` has the shape (number, channel, height, width) and the type {_TYPES[spec.bits]}. It holds the "
+        "values that files hold: the export resizes, scales and normalises them as byol does. All images of "
+        "one call have the same size. `features` is float32."
+    )
+    if spec.bits != 32:
+        return [text]
+    return [text, "byol fills NaN and other values that mark missing pixels; this export does not."]
+
+
+def _describe_preparation(spec: EncoderSpec) -> list[str]:
+    """How images become what the network of a timm folder takes."""
+    problem = explain_own_scaling(spec)
+    if problem is None:
+        return [_describe_transform(spec)]
+    pixels = spec.pixels
+    numbers = zip(pixels.low, pixels.high, pixels.mean, pixels.std, strict=True)
+    rows = [
+        f"| {at} | " + " | ".join(f"{value:.9g}" for value in row) + " |" for at, row in enumerate(numbers)
+    ]
+    return [
+        f"The image processors of timm and transformers refuse to work with this encoder: {problem}. Prepare "
+        f"each image yourself: {_describe_resize(spec)}. Then scale each channel's stored value v to "
+        "x = clip((v - low) / (high - low), 0, 1), and normalise it to (x - mean) / std:",
+        "\n".join(["| channel | low | high | mean | std |", "|---|---|---|---|---|", *rows]),
+    ]
 
 
 def _describe_transform(spec: EncoderSpec) -> str:
+    makers = ["`timm.data.create_transform(**timm.data.resolve_model_data_config(model))`"]
+    if spec.channels == 3:  # transformers makes every image RGB
+        makers += [
+            '`AutoImageProcessor.from_pretrained("FOLDER")`',
+            '`pipeline("image-feature-extraction", model="FOLDER", pool=True)`',
+        ]
+    listed = makers[0] if len(makers) == 1 else f"{', '.join(makers[:-1])} and {makers[-1]}"
+    verb = "prepares" if len(makers) == 1 else "prepare"
     if spec.stored_px == spec.seen_px:
         exactness = (
-            f"It resizes as byol does if both sides shrink to {spec.seen_px} px. Features differ a little "
-            "for smaller images, and for JPEG files of four times that size and more, which byol decodes "
-            "smaller."
+            f"The result is exactly byol's if both sides of the image shrink to {spec.seen_px} px. It differs a "
+            "little for smaller images, and for JPEG files of more than four times that size, because byol "
+            "decodes these at a fraction of their size."
         )
     else:
         exactness = (
-            f"byol resizes an image to {spec.stored_px} px and then to {spec.seen_px} px; timm's transform "
-            "does it in one step, so features differ a little. `byol export` with --format onnx or torch "
-            "resizes as byol does."
+            f"The result differs a little from byol's: byol resizes an image to {spec.stored_px} px and then to "
+            f"{spec.seen_px} px, timm does it in one step. Exports with --format onnx or torch resize as byol does."
         )
-    return _BY_TRANSFORM.format(pipeline=_PIPELINE if spec.channels == 3 else "", exactness=exactness)
+    return f"{listed} {verb} Pillow images. {exactness}"
 
 
 def _describe_resize(spec: EncoderSpec) -> str:
+    px = spec.stored_px
     if spec.geometry == "scale":
         first = (
-            f"lay the image in the middle of {spec.stored_px} x {spec.stored_px} px without resizing it "
-            "(shrink it if it is larger), with the median of its border around it"
+            f"put it in the middle of {px} x {px} px without resizing (shrink it if it is larger) and fill the "
+            "rest with the median of its border"
         )
     else:
-        first = f"resize it to {spec.stored_px} x {spec.stored_px} px (Pillow's HAMMING)"
-    if spec.stored_px == spec.seen_px:
+        first = f"resize it to {px} x {px} px (Pillow's HAMMING)"
+    if px == spec.seen_px:
         return first
-    return f"{first}, then to {spec.seen_px} x {spec.seen_px} px (antialiased bilinear)"
+    return f"{first}, then resize that to {spec.seen_px} x {spec.seen_px} px (antialiased bilinear)"
