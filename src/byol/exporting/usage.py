@@ -84,17 +84,15 @@ def _describe_channels(spec: EncoderSpec) -> str:
     if isinstance(spec.select, tuple):
         numbers = ", ".join(map(str, spec.select))
         return f"The channels are those with the numbers {numbers} of a file, counted from 0."
-    return (
-        "The channels are those of the training's files, in their order (red, green, blue for colour images)."
-    )
+    return "The channels are those of the training's files, in their order (for colours red, green, blue)."
 
 
 def _describe_contract(spec: EncoderSpec) -> list[str]:
     """What goes into a file with the preprocessing inside."""
     text = (
-        f"`images` has the shape (number, channel, height, width) and the type {_TYPES[spec.bits]}. It holds the "
-        "values that files hold: the export resizes, scales and normalises them as byol does. All images of "
-        "one call have the same size. `features` is float32."
+        f"`images` has the shape (number, channel, height, width) and the type {_TYPES[spec.bits]}. It holds "
+        "the values that files hold: the export resizes, scales and normalises them as byol does. All images "
+        "of one call have the same size. `features` is float32."
     )
     if spec.bits != 32:
         return [text]
@@ -109,7 +107,8 @@ def _describe_preparation(spec: EncoderSpec) -> list[str]:
     pixels = spec.pixels
     numbers = zip(pixels.low, pixels.high, pixels.mean, pixels.std, strict=True)
     rows = [
-        f"| {at} | " + " | ".join(f"{value:.9g}" for value in row) + " |" for at, row in enumerate(numbers)
+        f"| {channel} | " + " | ".join(f"{value:.9g}" for value in row) + " |"
+        for channel, row in enumerate(numbers)
     ]
     return [
         f"The image processors of timm and transformers refuse to work with this encoder: {problem}. Prepare "
@@ -130,14 +129,15 @@ def _describe_transform(spec: EncoderSpec) -> str:
     verb = "prepares" if len(makers) == 1 else "prepare"
     if spec.stored_px == spec.seen_px:
         exactness = (
-            f"The result is exactly byol's if both sides of the image shrink to {spec.seen_px} px. It differs a "
-            "little for smaller images, and for JPEG files of more than four times that size, because byol "
+            f"The result is exactly byol's if both sides of the image shrink to {spec.seen_px} px. It differs "
+            "a little for smaller images, and for JPEG files of more than four times that size, because byol "
             "decodes these at a fraction of their size."
         )
     else:
         exactness = (
-            f"The result differs a little from byol's: byol resizes an image to {spec.stored_px} px and then to "
-            f"{spec.seen_px} px, timm does it in one step. Exports with --format onnx or torch resize as byol does."
+            f"The result differs a little from byol's: byol resizes an image to {spec.stored_px} px and then "
+            f"to {spec.seen_px} px, timm does it in one step. Exports with --format onnx or torch resize as "
+            "byol does."
         )
     return f"{listed} {verb} Pillow images. {exactness}"
 
@@ -146,8 +146,8 @@ def _describe_resize(spec: EncoderSpec) -> str:
     px = spec.stored_px
     if spec.geometry == "scale":
         first = (
-            f"put it in the middle of {px} x {px} px without resizing (shrink it if it is larger) and fill the "
-            "rest with the median of its border"
+            f"put it in the middle of {px} x {px} px without resizing (shrink it if it is larger) and fill "
+            "the rest with the median of its border"
         )
     else:
         first = f"resize it to {px} x {px} px (Pillow's HAMMING)"
