@@ -66,7 +66,7 @@ def write_evaluation(run_dir: Path, *, online: float = 0.9, num_classes: int = 3
     ]
     content: dict[str, object] = {
         "format": version,
-        "split": "images: every fifth image of a class is held out",
+        "split": "images: every fifth image of each class held out for testing",
         "num_train": 28,
         "num_test": 8,
         "num_classes": num_classes,

@@ -83,13 +83,26 @@ def test_domain(facts: dict[str, Any], domain: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("facts", "turned", "line"),
     [
-        ({"upright": 0.83}, False, "no up-down flips (orientation can be told: 83%)"),
-        ({"upright": 0.51}, True, "flips and rotation (orientation cannot be told: 51%)"),
-        ({"upright": 0.7}, False, "no up-down flips (orientation can be told: 70%)"),
+        (
+            {"upright": 0.83},
+            False,
+            "no up-down flips (orientation matters: upright images told with 83% accuracy)",
+        ),
+        (
+            {"upright": 0.51},
+            True,
+            "flips and rotation (orientation does not matter: upright images told with 51% accuracy)",
+        ),
+        (
+            {"upright": 0.7},
+            False,
+            "no up-down flips (orientation matters: upright images told with 70% accuracy)",
+        ),
         (
             {"upright": 0.7, "bits": 16},
             True,
-            "flips and rotation (orientation can be told: 70%, but microscopy has no up and down)",
+            "flips and rotation (orientation matters: upright images told with 70% accuracy; microscopy "
+            "images are turned all the same)",
         ),
     ],
 )
@@ -108,7 +121,7 @@ def test_given_numbers_of_views_stay() -> None:
         0.5,
         0.9,
     )
-    assert "flips (orientation cannot be told: 50%)" in lines(chosen)
+    assert "flips (orientation does not matter: upright images told with 50% accuracy)" in lines(chosen)
     chosen = decide("data_transforms.view={rotation: 0, vertical_flip: 0.1}", upright=0.5)
     assert not any("orientation" in line for line in lines(chosen))
     chosen = decide("data_transforms.domain=medical", upright=0.5)  # a person's word on all numbers
@@ -119,7 +132,7 @@ def test_given_numbers_of_views_stay() -> None:
 def test_grey_saved_as_rgb_is_read_as_grey() -> None:
     chosen = decide(is_grey=True)
     assert chosen.config.data.channels == "grey"
-    assert "1 channel (the 3 channels of the images are equal)" in lines(chosen)
+    assert "1 channel (the 3 channels of every image are equal)" in lines(chosen)
     assert decide(is_grey=True, channels=1).config.data.channels is None
     assert decide("data.channels=null", is_grey=True).config.data.channels is None
     assert decide("data.channels=rgb", is_grey=True).config.data.channels == "rgb"
@@ -129,14 +142,14 @@ def test_grey_saved_as_rgb_is_read_as_grey() -> None:
 @pytest.mark.parametrize(
     ("median", "machine", "overrides", "side", "reason"),
     [
-        (56, CPU, (), 48, "median side 56 px"),
-        (60, CPU, (), 64, "median side 60 px"),
-        (64, CPU, (), 64, "median side 64 px"),
-        (320, CPU, (), 64, "median side 320 px; on a CPU at most 64"),
-        (320, GPU, (), 128, "median side 320 px; on a GPU at most 128"),
-        (100, GPU, (), 96, "median side 100 px"),
-        (20, CPU, (), 32, "median side 20 px; at least 32"),
-        (320, CPU, ("data.stored_px=50",), 48, "median side 320 px; stored at 50 px"),
+        (56, CPU, (), 48, "median image side 56 px"),
+        (60, CPU, (), 64, "median image side 60 px"),
+        (64, CPU, (), 64, "median image side 64 px"),
+        (320, CPU, (), 64, "median image side 320 px; at most 64 on a CPU"),
+        (320, GPU, (), 128, "median image side 320 px; at most 128 on a GPU"),
+        (100, GPU, (), 96, "median image side 100 px"),
+        (20, CPU, (), 32, "median image side 20 px; at least 32"),
+        (320, CPU, ("data.stored_px=50",), 48, "median image side 320 px; stored at 50 px"),
     ],
 )
 def test_view_size(median: int, machine: Machine, overrides: tuple[str, ...], side: int, reason: str) -> None:
@@ -166,8 +179,8 @@ def test_network_by_device() -> None:
     [
         (20_000, CPU, (), 64, "on a CPU"),
         (20_000, GPU, (), 256, "on a GPU"),
-        (100, CPU, (), 32, "at most half of 100 images"),
-        (16, CPU, (), 8, "at most half of 16 images"),
+        (100, CPU, (), 32, "at most half of the 100 images"),
+        (16, CPU, (), 8, "at most half of the 16 images"),
         (20_000, Machine("cuda", "bf16", 3), (), 255, "on a GPU; a multiple of 3"),
         (20_000, CPU, ("trainer.accumulation_steps=4",), 64, "on a CPU"),
     ],
@@ -185,7 +198,7 @@ def test_too_few_images() -> None:
         decide(num_images=15)
     with pytest.raises(DataError, match=r"^images: 12 images"):  # a quarter cannot be read
         decide(num_images=16, num_looked_at=16, num_bad=4)
-    with pytest.raises(ConfigError, match="20 images are too few for 8 ranks x parts"):
+    with pytest.raises(ConfigError, match=r"^trainer\.batch_size: 20 images are too few for 8 ranks"):
         decide(num_images=20, machine=Machine("cpu", "fp32", 8))
 
 
@@ -193,13 +206,13 @@ def test_parts_and_length_by_the_measured_step() -> None:
     chosen = decide(step_s=0.9)
     trainer = chosen.config.trainer
     assert trainer.accumulation_steps == 4 and chosen.probe is not None
-    assert "batch in 4 parts (3.0 GB of 4.0 GB that may be used)" in lines(chosen)
+    assert "4 micro-batches a step (needs 3.0 of 4.0 GB available)" in lines(chosen)
     # 0.85 h of 0.9 s are 3,400 steps, of 312 an epoch.
     assert trainer.max_epochs == 10
-    assert lines(chosen)[-1] == "10 epochs, 3,120 steps (at most 0.85 hours on a CPU, 0.9 s a step)"
+    assert lines(chosen)[-1] == "10 epochs, 3,120 steps (at most 0.85 hours on a CPU, 0.9 s per step)"
     assert decide(step_s=1000.0).config.trainer.max_epochs == 1
     fast = decide(step_s=0.001)
-    assert lines(fast)[-1] == "40 epochs, 12,480 steps (800,000 image passes)"
+    assert lines(fast)[-1] == "40 epochs, 12,480 steps (shows images 800,000 times)"
     assert decide(num_images=1000).config.trainer.max_epochs == round(400_000 / 960)
     given = decide("trainer.accumulation_steps=2", "trainer.max_epochs=3", step_s=0.9)
     assert (given.config.accumulation_steps, given.config.trainer.max_epochs, given.probe) == (2, 3, None)

@@ -84,14 +84,14 @@ def test_the_same_again_continues_without_a_look(images: Path, tmp_path: Path, a
     assert outcome.done == 2 and asked == ["survey", "batch 2 34 16"]
     assert said[:3] == [
         "views: microscopy (16 bit, 2 channels)",
-        "flips and rotation (orientation cannot be told: 50%)",
-        "view size 32 px (median side 34 px)",
+        "flips and rotation (orientation does not matter: upright images told with 50% accuracy)",
+        "view size 32 px (median image side 34 px)",
     ]
     written = load_config(tmp_path / "run" / "config.yaml", [], preset=None)
     assert (written.data_transforms.domain, written.view_px) == ("microscopy", 32)
     assert (written.batch_size, written.accumulation_steps) == (16, 2)
     outcome, said = run(configure(images), tmp_path / "run")
-    assert outcome.done == 2 and "finished before: all 2 steps are done" in said
+    assert outcome.done == 2 and "this run is already finished: all 2 steps are done" in said
     assert not any(line.startswith("views: ") for line in said) and len(asked) == 2
 
 
@@ -156,16 +156,16 @@ def test_a_preview_says_all_and_writes_nothing(
     say: Callable[[str], None] = said.append
     resolve.preview(configure(images), Path("run"), say=say)
     assert list(tmp_path.iterdir()) == []
-    assert "batch 16 (at most half of 40 images)" in said
-    assert any(line.startswith("learning rate 0.015, ") for line in said)
+    assert "batch 16 (at most half of the 40 images)" in said
+    assert any(line.startswith("learning rate 0.015 (") for line in said)
     assert said[-2:] == [
-        "about 1 s: 2 steps of 0.5 s, 32 images/s",
-        "nothing was written; the same command without -n trains",
+        "training takes about 1 s: 2 steps of 0.5 s (32 images/s)",
+        "byol wrote nothing; to train, run the same command without -n",
     ]
     run(configure(images), Path("run"))
     said.clear()
     resolve.preview(configure(images), Path("run"), say=say)
-    assert said[0] == "run holds a run, which is continued: what is open is taken from it"
+    assert said[0].startswith("run holds a run") and "resume" in said[0]
     assert not any(line.startswith("views: ") for line in said)
 
 

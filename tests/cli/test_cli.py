@@ -138,16 +138,19 @@ def test_a_dry_run_then_the_run(capsys: Capture, place: Path, monkeypatch: pytes
     assert [path.name for path in place.iterdir()] == ["images"]
     lines = said.splitlines()
     assert lines[0] == "views: photo (8 bit, 3 channels)"
-    for line in ("view size 32 px (median side 16 px; at least 32)", "batch 8 (at most half of 20 images)"):
+    for line in (
+        "view size 32 px (median image side 16 px; at least 32)",
+        "batch 8 (at most half of the 20 images)",
+    ):
         assert line in lines
     assert lines[-2].startswith("about 50 min: 30 steps of 100 s")
 
     trained = succeed(capsys, "train", "images", "-o", "runs/a", *few, "trainer.max_epochs=1").splitlines()
     assert trained[:4] == lines[:4]
-    assert any(line.startswith("batch 8, 2 steps an epoch, 2 in all") for line in trained)
+    assert any(line.startswith("batch size 8, 2 steps per epoch, 2 steps in total") for line in trained)
     said = succeed(capsys, "train", "images", "-o", "runs/a", *few)
     assert said.splitlines()[0].startswith("20 images, 3 channels, stored at")
-    assert "finished before: all 2 steps are done" in said
+    assert "this run is already finished: all 2 steps are done" in said
     said = fail(capsys, "train", "images", "-o", "runs/a", *few, "trainer.batch_size=4")
     assert "holds a run of another configuration (trainer.batch_size: 8 -> 4)" in said
     written = yaml.safe_load(Path("runs/a/config.yaml").read_text())
@@ -165,26 +168,28 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
     write_images(Path("images"))
     said = succeed(capsys, "train", "images", "-o", "runs/a", *TINY)
     assert said.startswith("20 images, 3 channels, stored at 16 px, views of 16 px")
-    assert "batch 8, 2 steps an epoch, 4 in all" in said and "step 4/4" in said
-    assert "learning rate 0.0075, min(0.06 x batch 8 / 64, 0.4)" in said
+    assert "batch size 8, 2 steps per epoch, 4 steps in total" in said and "step 4/4" in said
+    assert "learning rate 0.0075 (min(0.06 * batch size 8 / 64, 0.4))" in said
     assert 'features = byol.load("runs/a").embed("IMAGES/")' in said
     assert max(map(len, said.splitlines())) <= 110
 
     before = contents(Path("runs/a/checkpoints"))
     said = succeed(capsys, "train", "images", "-o", "runs/a", *TINY)
-    assert "finished before: all 4 steps are done" in said
+    assert "this run is already finished: all 4 steps are done" in said
     assert contents(Path("runs/a/checkpoints")) == before
 
     said = succeed(capsys, "eval", "runs/a")
-    assert "images: every fifth image of a class is held out; 16 training and 4 test images" in said
+    assert (
+        "images: every fifth image of each class held out for testing; 16 training and 4 test images" in said
+    )
     assert "\n\n\n" not in said and "saved in runs/a/eval.json and measures.json" in said
-    assert said.startswith("no labels used; 20 training images, encoders measured on 20\n")
-    assert "\nWithout labels " in said and "least like any other" in said
+    assert said.startswith("without labels, on 20 training images")
+    assert "\nBy measures without labels " in said and "\noutliers " in said
     assert max(map(len, said.splitlines())) <= 130
     assert len(json.loads(Path("runs/a/eval.json").read_text())["rows"]) == 8
-    assert "logistic regression on few labels: top-1, mean ± std of 5 draws" in said
+    assert "logistic regression with few labels: top-1, mean ± std over 5 random draws" in said
     again = succeed(capsys, "eval", "runs/a")
-    assert "kept in runs/a/features: 8 of 8 rows" in again
+    assert "8 of 8 rows come from the cache in runs/a/features" in again
     tables = [text[text.index("images: every fifth") :] for text in (said, again)]
     assert tables[0] == tables[1]
     assert said.partition("\npixels: ")[0] == again.partition("\npixels: ")[0]
@@ -427,9 +432,9 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     write_images(Path("images"), classes=("dark",))
     succeed(capsys, "train", "images", "-o", "runs/a", *TINY, "trainer.max_epochs=1")
     said = succeed(capsys, "eval", "runs/a")
-    assert said.startswith("no labels used; 10 training images, encoders measured on 10\n")
+    assert said.startswith("without labels, on 10 training images")
     assert said.endswith(
-        "\n\nno table: no image has a label: give them by --labels FILE.csv with the columns file,label\n\n"
+        "\n\nno table: no image has a label; give --labels FILE.csv with the columns file,label\n\n"
         "saved in runs/a/measures.json\n"
     )
 
@@ -455,14 +460,14 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     Image.new("RGB", (16, 16)).save("images/dark/unlabelled.png")
     write_labels("labels.csv", partial | {"nowhere.png": "x"})
     said = succeed(capsys, "eval", "runs/a", "--labels", "labels.csv")
-    assert "\nleft out, without a label: 1 of 11 images\n" in said
+    assert "\n1 of 11 images have no label and are left out\n" in said
     assert "\nleft out, of no image here: 1 of the 11 labels in labels.csv; it names nowhere.png" in said
     assert "8 training and 2 test images, 2 classes" in said
 
     lines = [f"{name},{label},{index % 3}" for index, (name, label) in enumerate(partial.items())]
     Path("plates.csv").write_text("\n".join(["file,label,plate", *lines]) + "\n")
     said = succeed(capsys, "eval", "runs/a", "--labels", "plates.csv", "--groups", "plate", "--folds", "3")
-    assert "images: 3 folds by plate; 10 images, each predicted once, 2 classes" in said
+    assert "images: 3 folds by plate; 10 images, each tested once, 2 classes" in said
     table = json.loads(Path("runs/a/eval.json").read_text())
     assert table["protocol"] == "3 folds by plate"
     options = "--labels plates.csv --folds 3 --groups plate"  # what a card repeats it with
@@ -492,7 +497,7 @@ def test_metadata(capsys: Capture, copied: Path) -> None:
     lines = [f"{label}/{index:02d}.png,{label}" for label in ("dark", "red") for index in range(10)]
     Path("plates.csv").write_text("\n".join(["file,plate", *lines]) + "\n")
     said = succeed(capsys, "eval", "runs/a", "--metadata", "plates.csv")
-    assert "\nplate " in said and "WARNING: the features tell 'plate' far better than chance" in said
+    assert "\nplate " in said and "WARNING: the features predict 'plate'" in said
     columns = json.loads(Path("runs/a/measures.json").read_text())["metadata"]
     assert [(one["column"], one["warning"]) for one in columns] == [("folder", False), ("plate", True)]
     assert "missing.csv: cannot be opened" in fail(capsys, "eval", "runs/a", "--metadata", "missing.csv")
@@ -648,7 +653,7 @@ def test_init_is_short_for_fine_tune_from(capsys: Capture, finished: Path) -> No
     weights = finished / "runs" / "a" / "encoder.safetensors"
     said = succeed(capsys, "train", finished / "images", "-o", "run", *TINY, "--init", weights)
     assert f"starting from the encoder of {weights}, with new heads" in said
-    assert "since step 0: views found again " in said
+    assert "step 0 -> now: view-retrieval accuracy " in said
     assert f"fine_tune_from: {weights}" in Path("run/config.yaml").read_text()
     said = fail(capsys, "train", finished / "images", "-o", "b", *TINY, "--init", "timm:test_vit")
     assert "network.fine_tune_from: " in said and "test_vit" in said
@@ -668,7 +673,7 @@ def test_alarms_name_the_cause_and_one_setting(capsys: Capture) -> None:
     objects[:, 4:10, 4:10] = rng.integers(100, 255, (32, 6, 6, 1))
     crop = "data_transforms.view1.crop_area=[0.001,0.01]"
     said = fail(capsys, "train", write_array(objects), "-o", "b", *TINY, crop)
-    assert "of its views are blank, and crop_area=[0.001,0.01] is why" in said
+    assert "of its views are blank because of crop_area=[0.001,0.01]" in said
     assert said.endswith("set data_transforms.view1.crop_area=[0.2,1.0]\n")
 
     noise = write_array(rng.integers(0, 256, (64, 16, 16, 3)))
@@ -677,7 +682,10 @@ def test_alarms_name_the_cause_and_one_setting(capsys: Capture) -> None:
     assert main(["train", noise, "-o", "c", *overrides]) == 1
     said = capsys.readouterr().err
     assert said.startswith(("byol: collapsed at step ", "byol: loss or gradient is not"))
-    assert "times what suits this optimizer and batch" in said and "optimizer.params.lr=0.0075\n" in said
+    assert (
+        "times the value that suits this optimizer and batch size" in said
+        and "optimizer.params.lr=0.0075\n" in said
+    )
 
 
 # ---- Configuration
@@ -743,7 +751,7 @@ def test_checkpoints_cut_in_half(capsys: Capture, copied: Path) -> None:
     cut_in_half(newest)
     said = succeed(capsys, *arguments)
     assert said.startswith("runs/b/checkpoints/step-00000004.pt: is damaged (its checksum differs); going on")
-    assert "continuing at step 3 of 4" in said
+    assert "resuming at step 3 of 4" in said
     assert (copied / "encoder.safetensors").read_bytes() == before
     for path in checkpoint.list_checkpoints(copied):
         cut_in_half(path)
@@ -797,7 +805,7 @@ def test_a_full_disk(capsys: Capture, finished: Path, monkeypatch: pytest.Monkey
     assert err.count("\n") == 1 and "cannot be written (No space left on device); free space" in err
     assert [path.name for path in checkpoint.list_checkpoints(Path("runs/c"))] == ["step-00000002.pt"]
     assert not [path for path in Path("runs").rglob(".*") if path.suffix != ".lock"]
-    assert "continuing at step 2 of 4" in succeed(capsys, *arguments)
+    assert "resuming at step 2 of 4" in succeed(capsys, *arguments)
 
 
 def test_a_number_of_hours(capsys: Capture, finished: Path) -> None:
@@ -838,9 +846,9 @@ def test_ctrl_c_while_training(capsys: Capture, finished: Path, monkeypatch: pyt
     assert main(arguments) == 130
     said = capsys.readouterr()
     assert said.err == "" and said.out.splitlines()[-1] == (
-        "stopped by SIGINT after step 2 of 4, saved in runs/c; the same command continues"
+        "stopped by SIGINT after step 2 of 4, saved in runs/c; same command again to resume"
     )
-    assert "continuing at step 2 of 4" in succeed(capsys, *arguments)
+    assert "resuming at step 2 of 4" in succeed(capsys, *arguments)
     weights = Path("runs/c/encoder.safetensors").read_bytes()
     assert weights == (finished / "runs" / "a" / "encoder.safetensors").read_bytes()
 

@@ -153,7 +153,7 @@ def test_everything_at_once_in_under_40_lines(capsys: Capture) -> None:
         "(really_webp.jpg): named .jpg but WebP",
     ):
         assert part in text, f"{part}\n{text}"
-    assert lines[-1] == "training may start"
+    assert lines[-1] == "ready: training may start"
 
 
 def test_train_and_embed_say_the_same(capsys: Capture) -> None:

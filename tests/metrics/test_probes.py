@@ -260,7 +260,7 @@ def test_a_class_with_one_image_is_no_obstacle(classify: object) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([], "no image has a label: give them by --labels FILE.csv with the columns file,label"),
+        ([], "no image has a label; give --labels FILE.csv with the columns file,label"),
         ([1, 1, 1], r"labels have one class only \('cat', 3 images\): .* label images of another one"),
         ([0, 1], "labels have one image of each of 2 classes: .* label more images"),
     ],

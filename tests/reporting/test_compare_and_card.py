@@ -305,7 +305,7 @@ def test_a_card_says_that_byol_does_not_help(tmp_path: Path) -> None:
         "- By logistic regression and kNN its features are not shown to be better than simpler ones" in text
     )
     evaluate(run_dir, online=0.55)
-    assert "**BYOL is ahead, but not surely: kNN 55.0 %" in write_card(run_dir)
+    assert "**BYOL is ahead, but the difference is not certain: kNN 55.0 %" in write_card(run_dir)
 
 
 @pytest.mark.parametrize(
@@ -336,8 +336,8 @@ def test_a_card_repeats_the_table_with_its_settings(
     ("protocol", "images", "resampled"),
     [
         ("test part", "80 training and 20 test images, 2 classes", "the test images"),
-        ("5 folds", "20 images, each predicted once, 2 classes", "all images"),
-        ("5 folds by plate", "20 images, each predicted once, 2 classes", "groups (images of one plate)"),
+        ("5 folds", "20 images, each tested once, 2 classes", "all images"),
+        ("5 folds by plate", "20 images, each tested once, 2 classes", "groups (images of one plate)"),
     ],
 )
 def test_a_card_says_what_was_tested(tmp_path: Path, protocol: str, images: str, resampled: str) -> None:

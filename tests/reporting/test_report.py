@@ -104,8 +104,8 @@ def test_names_of_others_are_text(run_dir: Path, tmp_path: Path) -> None:
     ("online", "words", "kind"),
     [
         (0.9, "BYOL helps:", "good"),
-        (0.53, "BYOL is ahead, but not surely:", "warn"),
-        (0.5, "BYOL is not shown to help:", "bad"),
+        (0.53, "BYOL is ahead, but the difference is not certain:", "warn"),
+        (0.5, "BYOL does not help measurably:", "bad"),
         (0.3, "BYOL does not help here:", "bad"),
     ],
 )
@@ -163,7 +163,7 @@ def test_folds_and_groups_are_described(run_dir: Path, tmp_path: Path) -> None:
     folds = {"protocol": "5 folds by plate", "split": "images: 5 folds by plate"}
     (run_dir / "eval.json").write_text(json.dumps(content | folds))
     page = read(write_report(run_dir, output=tmp_path / "r.html"))
-    assert "images: 5 folds by plate; 8 images, each predicted once, 3 classes. Whiskers are 95" in page
+    assert "images: 5 folds by plate; 8 images, each tested once, 3 classes. Whiskers are 95" in page
     assert "intervals over groups (images of one plate);" in page and "Labelled images" in page
 
 

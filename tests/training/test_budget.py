@@ -86,11 +86,11 @@ def stop() -> None:
 def test_stopped_twice_is_never_stopped(
     images: Path, tmp_path: Path, at_step: dict[int, Callable[[], None]]
 ) -> None:
-    """6 s at 0.25 s a step are 24 steps, though the first estimate was a second a step."""
+    """6 s at 0.25 s per step are 24 steps, though the first estimate was a second a step."""
     config = configure(images, f"trainer.max_hours={6 / 3600}")
     outcome, said = run(config, tmp_path / "whole", step_s=1.0)
     assert outcome == TrainingOutcome(24, 24, None)
-    assert "about 6 (1.5 epochs) in 0:06 at 1 s a step" in said and "0:00 left" in said
+    assert "about 6 (1.5 epochs) in 0:06 at 1 s per step" in said and "0:00 left" in said
     whole = read_metrics(tmp_path / "whole")
     assert [line.done for line in whole] == list(range(1, 25))
     # From the highest rate to nearly 0, and tau to nearly 1: the schedules are complete.
@@ -100,7 +100,7 @@ def test_stopped_twice_is_never_stopped(
     assert run(config, stopped, step_s=1.0)[0].done == 3
     outcome, said = run(config, stopped, step_s=123.0)  # the estimate of the start counts
     assert outcome.stopped_by == "SIGTERM" and outcome.done == 17
-    assert "continuing at step 3 of" in said and "0:01 of the time used" in said
+    assert "resuming at step 3 of" in said and "0:01 of the time used" in said
     assert run(config, stopped)[0] == TrainingOutcome(24, 24, None)
     rates = [
         [(line.done, line.loss, line.lr, line.tau) for line in lines]
@@ -109,7 +109,7 @@ def test_stopped_twice_is_never_stopped(
     assert rates[0] == rates[1]
     one, two = weights(tmp_path / "whole"), weights(stopped)
     assert [key for key in one if not torch.equal(one[key], two[key])] == []
-    assert "finished before: all 24 steps are done" in run(config, stopped)[1]
+    assert "this run is already finished: all 24 steps are done" in run(config, stopped)[1]
     with pytest.raises(RunMismatchError, match=r"trainer\.max_hours: "):
         run(configure(images, "trainer.max_hours=1"), stopped)
 
@@ -127,14 +127,14 @@ def test_the_speed_is_probed_before_the_start(
     config = configure(images, f"trainer.max_hours={2 / 3600}")
     outcome, said = run(config, tmp_path / "run")
     assert probed == [{"channels": 3, "stored_px": 16, "bits": 8}] and outcome.done == 8
-    assert said.startswith("measuring how long a step takes\n") and "about 8 (2 epochs) in 0:02" in said
+    assert "about 8 steps (2 epochs) in 0:02" in said
     run(config, tmp_path / "run")
     assert len(probed) == 1
 
 
 def test_a_known_speed_is_told_without_a_budget(images: Path, tmp_path: Path) -> None:
     _, said = run(configure(images, "trainer.max_epochs=1"), tmp_path / "run", step_s=30.0)
-    assert "4 steps an epoch, 4 in all, about 2:00 at 30 s a step" in said
+    assert "4 steps per epoch" in said and "about 2:00 (min:s) at 30 s per step" in said
 
 
 # ---- Out of memory

@@ -118,7 +118,7 @@ def test_the_encoder_alone_and_new_heads(finished: Path, tmp_path: Path, form: s
     )
     said = run(config, tmp_path / "b")
     assert f"starting from the encoder of {source}, with new heads" in said
-    assert "the first 9 steps train the heads alone (network.warm_heads)" in said
+    assert "the first 9 steps train only the heads (network.warm_heads)" in said
     assert ("fitted from 3 to 5 channels" in said) == (form == "channels")
     given, after = load_file(finished / "encoder.safetensors"), state_of(tmp_path / "b")
     skipped = "conv1" if form == "channels" else "num_batches_tracked"
@@ -217,8 +217,8 @@ def test_weights_of_another_stem_are_refused(tmp_path: Path, form: str) -> None:
 def test_what_cannot_be_started_from(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, reason in (
-        (tmp_path / "none", "neither a folder nor a file of weights"),
-        (tmp_path / "empty", "holds neither a checkpoint nor an encoder; name an earlier run's folder"),
+        (tmp_path / "none", "neither a folder nor a weights file"),
+        (tmp_path / "empty", "holds neither a checkpoint nor an encoder; give a run folder"),
     ):
         with pytest.raises(CheckpointError, match=f"network.fine_tune_from: .*{reason}"):
             run(configure(tmp_path, f"network.fine_tune_from={source}"), tmp_path / "b")

@@ -402,7 +402,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
 
     monkeypatch.setattr(Byol, "forward", poison)
     with pytest.raises(
-        DivergedError, match=r"not finite at step 9 .*the step was not applied.*optimizer\.params\.lr="
+        DivergedError, match=r"not finite at step 9 .*did not apply the step.*optimizer\.params\.lr="
     ):
         run(configure(images), run_dir)
     state, _ = checkpoint.read_latest(run_dir)

@@ -1,7 +1,7 @@
-"""What a person need not say: settings chosen from the images and the machine, each with its reason.
+"""Choose open settings from the images and the machine, each with a reason.
 
-The numbers that the rules go by stand at the top. A rule sets only what is free: what the preset leaves open
-and nobody has given. Once all else is chosen, the caller measures how fast a step is and whether it fits.
+The constants of the rules stand at the top. A rule sets only settings that the preset leaves open and the
+user has not set. After all other choices the caller times a step and measures its memory.
 """
 
 import math
@@ -139,11 +139,12 @@ def _choose_turns(draft: PartialConfig, domain: str, survey: Survey) -> list[Cho
     if not free:
         return []
     can = survey.upright >= UPRIGHT_FROM
-    reason = f"orientation {'can' if can else 'cannot'} be told: {survey.upright:.0%}"
+    orientation = f"orientation {'matters' if can else 'does not matter'}"
+    reason = f"{orientation}: upright images told with {survey.upright:.0%} accuracy"
     view = draft.settle({"data_transforms.domain": domain}).config.data_transforms.view1
     values = {name: getattr(view, name) if can else TURNED[name] for name in free}
     done = [words for name, words in _TURN_WORDS.items() if values.get(name, getattr(view, name))]
-    reason += f", but {domain} has no up and down" if can and done else ""
+    reason += f"; {domain} images are turned all the same" if can and done else ""
     return [Choice("data_transforms.view", values, " and ".join(done) or "no up-down flips", reason)]
 
 
@@ -152,7 +153,7 @@ def _choose_channels(draft: PartialConfig, survey: Survey) -> list[Choice]:
         return []
     if draft.config.channels == 3:  # stated by the person
         return []
-    return [Choice("data.channels", "grey", "1 channel", "the 3 channels of the images are equal")]
+    return [Choice("data.channels", "grey", "1 channel", "the 3 channels of every image are equal")]
 
 
 def _choose_side(draft: PartialConfig, survey: Survey, *, machine: Machine) -> list[Choice]:
@@ -162,9 +163,9 @@ def _choose_side(draft: PartialConfig, survey: Survey, *, machine: Machine) -> l
     stored = draft.config.data.stored_px
     limit = min(int(LARGER * median), most, most if stored is None else stored)
     side = max((side for side in VIEW_SIDES if side <= limit), default=VIEW_SIDES[0])
-    reason = f"median side {median} px"
+    reason = f"median image side {median} px"
     if median > most and limit == most:
-        reason += f"; on {_DEVICE_NAMES[machine.device]} at most {most}"
+        reason += f"; at most {most} on {_DEVICE_NAMES[machine.device]}"
     elif stored is not None and limit == stored:
         reason += f"; stored at {stored} px"
     elif side > limit:
@@ -184,7 +185,11 @@ def _choose_network(draft: PartialConfig, *, view_px: int, machine: Machine) -> 
             stem = "strided" if view_px <= STRIDED_UP_TO else "standard"
             choices.append(Choice("network.stem", stem, f"{stem} stem", f"views of {view_px} px on {device}"))
     if "trainer.precision" in draft.free:
-        reason = "the hardware computes in it" if machine.precision == "bf16" else "no hardware for bf16"
+        reason = (
+            "the hardware supports it"
+            if machine.precision == "bf16"
+            else "the hardware does not support bf16"
+        )
         words = f"precision {machine.precision}"
         choices.append(Choice("trainer.precision", machine.precision, words, reason))
     return choices
@@ -196,8 +201,8 @@ def _choose_batch(draft: PartialConfig, *, num_images: int, machine: Machine) ->
         return []
     if num_images < FEWEST_IMAGES:
         raise DataError(
-            f"{draft.config.data.source}: {num_images} images are too few to learn from, at least "
-            f"{FEWEST_IMAGES} are needed; give more images"
+            f"{draft.config.data.source}: {num_images} images are too few to learn from; give at least "
+            f"{FEWEST_IMAGES}"
         )
     wanted = BATCHES[machine.device]
     share = machine.world_size * (draft.config.trainer.accumulation_steps or 1)
@@ -205,9 +210,10 @@ def _choose_batch(draft: PartialConfig, *, num_images: int, machine: Machine) ->
     batch = max(most // share, 2) * share
     if batch > num_images // 2:
         raise ConfigError(
-            f"trainer.batch_size: {num_images} images are too few for {share} ranks x parts; use fewer"
+            f"trainer.batch_size: {num_images} images are too few for {share} ranks x micro-batches; use "
+            "fewer ranks or a smaller trainer.accumulation_steps"
         )
-    half = f"at most half of {num_images} images"
+    half = f"at most half of the {num_images} images"
     reason = half if most < wanted else f"on {_DEVICE_NAMES[machine.device]}"
     reason += f"; a multiple of {share}" if batch != most else ""
     return [Choice("trainer.batch_size", batch, f"batch {batch}", reason)]
@@ -219,8 +225,8 @@ def _choose_parts(draft: PartialConfig, probe: StepBenchmark | None) -> list[Cho
     parts = 1 if probe is None else probe.accumulation_steps
     reason = "memory was not measured"
     if probe is not None:
-        reason = f"{probe.peak_bytes / 1e9:.1f} GB of {probe.limit_bytes / 1e9:.1f} GB that may be used"
-    words = f"batch in {parts} parts" if parts > 1 else "batch in one part"
+        reason = f"needs {probe.peak_bytes / 1e9:.1f} of {probe.limit_bytes / 1e9:.1f} GB available"
+    words = f"{parts} micro-batches a step" if parts > 1 else "no gradient accumulation"
     return [Choice("trainer.accumulation_steps", parts, words, reason)]
 
 
@@ -233,12 +239,12 @@ def _choose_length(
     passes = max(PASSES[device], PASSES_PER_IMAGE[device] * num_images)
     steps_per_epoch = max(1, num_images // batch)
     epochs = max(1, round(passes / (steps_per_epoch * batch)))
-    reason = f"{passes:,} image passes"
+    reason = f"shows images {passes:,} times"
     if probe is not None:
         hours = DEFAULT_HOURS[device]
         affordable = int(hours * 3600 / probe.step_s / steps_per_epoch)
         if affordable < epochs:
             epochs = max(1, affordable)
-            reason = f"at most {hours:g} hours on {_DEVICE_NAMES[device]}, {probe.step_s:.3g} s a step"
+            reason = f"at most {hours:g} hours on {_DEVICE_NAMES[device]}, {probe.step_s:.3g} s per step"
     words = f"{epochs} epoch{'s' if epochs > 1 else ''}, {epochs * steps_per_epoch:,} steps"
     return [Choice("trainer.max_epochs", epochs, words, reason)]

@@ -46,9 +46,9 @@ class Length:
         """What the command is going to take, a line."""
         total_s = self.elapsed_s + _OPENING_S + self.training_s + self.evaluation_s
         return (
-            f"this takes about {format_time(total_s)} (minutes:seconds): {self.steps:,} training steps in "
-            f"{format_time(self.training_s)}, evaluation {format_time(self.evaluation_s)}; "
-            "trainer.max_epochs=N or trainer.max_hours=H sets another length"
+            f"the demo takes about {format_time(total_s)} (min:s): {format_time(self.training_s)} for "
+            f"{self.steps:,} training steps and {format_time(self.evaluation_s)} for the evaluation; set "
+            "trainer.max_epochs=N or trainer.max_hours=H to change the length"
         )
 
 
@@ -94,7 +94,7 @@ def fit_to_time(
     check_settings(config, run_dir)
     checkpoint.check_run_folder(run_dir)
     images = open_images(config, run_dir, console=console)
-    console.print("measuring how long a step takes", highlight=False)
+    console.print("timing a few training steps", highlight=False)
     step_s = benchmark_step(
         config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
     ).step_s
@@ -125,7 +125,7 @@ def preview(
     plan = Plan.of(length.config, num_images=num_images, expected_steps=expected)
     for line in (length.describe(), *plan.explain()):
         say(line)
-    say("nothing was written; the same command without -n trains")
+    say("byol wrote nothing; to train, run the same command without -n")
 
 
 def _keep_length(config: Config, run_dir: Path) -> Config:

@@ -1,4 +1,4 @@
-"""From what a person gave to a configuration that can run: the rest is chosen, or taken from the run."""
+"""Resolve open settings: choose them, or take them from the run that has begun."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ def preview(draft: PartialConfig, run_dir: Path, *, say: Callable[[str], None]) 
     begins = not checkpoint.has_begun(run_dir)
     look = look_at_some(draft)
     if draft.open and not begins:
-        say(f"{run_dir} holds a run, which is continued: what is open is taken from it")
+        say(f"{run_dir} holds a run: byol would resume it with the settings it has")
         draft = _ask_run(draft, run_dir)
     found = forecast(draft, look)
     for choice in found.choices:
@@ -97,7 +97,7 @@ def preview(draft: PartialConfig, run_dir: Path, *, say: Callable[[str], None]) 
     )
     for line in (*origin, *found.plan.explain(), found.describe_time()):
         say(line)
-    say("nothing was written; the same command without -n trains")
+    say("byol wrote nothing; to train, run the same command without -n")
 
 
 def _say_missing(look: Survey, say: Callable[[str], None]) -> None:
@@ -119,8 +119,8 @@ class Forecast:
         """How long it takes, a line."""
         plan, step_s = self.plan, self.probe.step_s
         return (
-            f"about {_in_words(plan.total_steps * step_s)}: {plan.total_steps:,} steps of "
-            f"{step_s:.3g} s, {plan.batch_size / step_s:.3g} images/s"
+            f"training takes about {_in_words(plan.total_steps * step_s)}: {plan.total_steps:,} steps of "
+            f"{step_s:.3g} s ({plan.batch_size / step_s:.3g} images/s)"
         )
 
 

@@ -88,11 +88,9 @@ def check(
 def _check_folder(folder: Path, sources: Sequence[str]) -> None:
     for source in sources:
         if os.path.isdir(source) and folder.resolve().is_relative_to(Path(source).resolve()):
-            raise ConfigError(
-                f"-o {folder}: lies within the images, {source}, to which nothing is added; choose another"
-            )
+            raise ConfigError(f"-o {folder}: lies inside the image folder {source}; choose a folder outside")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT).exists():
-        raise ConfigError(f"-o {folder}: holds files but no report; choose another folder")
+        raise ConfigError(f"-o {folder}: holds files that are no report; choose another folder")
 
 
 def _forecast(draft: PartialConfig) -> tuple[Forecast | None, ByolError | None]:

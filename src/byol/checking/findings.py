@@ -49,7 +49,7 @@ def describe_kinds(found: Examined) -> str:
     words += ", floating point" if bits == 32 else f", {bits} bit"
     words += f", values {_describe_ranges(found)}"
     if found.used_bits < bits:
-        words += f": {found.used_bits}-bit data in {bits}-bit files"
+        words += f" ({found.used_bits}-bit data in {bits}-bit files)"
     return words
 
 
@@ -107,18 +107,20 @@ def _judge_bad(found: Examined, *, max_bad: float) -> Iterator[Problem]:
     number, total = len(found.bad), len(found.source)
     groups = group_reasons(found.bad)
     name, reason = found.bad[0]
-    which = f"{number:,} of {total:,} files cannot be read ({BAD_FILES}), the first is {name!r}: {reason}"
+    which = (
+        f"byol cannot read {number:,} of {total:,} files (see {BAD_FILES}), for example {name!r}: {reason}"
+    )
     if len(groups) > 1:
-        which += f"; all {len(groups)} kinds of reasons are above"
+        which += f"; the {len(groups)} reasons are listed above"
     if number == total:
-        yield Problem(f"{which}; look at what these files are, and give others", is_fatal=True)
+        yield Problem(f"{which}; look at these files, and give others", is_fatal=True)
     elif number > max_bad * total:
         yield Problem(
-            f"{which}; mend or remove them, or allow them with data.max_bad={round_up(number / total):g}",
+            f"{which}; repair or remove them, or allow them with data.max_bad={round_up(number / total):g}",
             is_fatal=True,
         )
     else:
-        yield Problem(f"{which}; they are left out, mend them if you need them")
+        yield Problem(f"{which}; training leaves them out")
 
 
 def _judge_kinds(found: Examined) -> Iterator[Problem]:
@@ -134,27 +136,28 @@ def _judge_kinds(found: Examined) -> Iterator[Problem]:
     if constant and len(constant) < len(ends):
         rest = ",".join(str(channel) for channel in range(len(ends)) if channel not in constant)
         yield Problem(
-            f"channel {constant[0]} has one value, {ends[constant[0]][0]:g}, in all images; leave it out "
-            f"with data.channels=[{rest}]"
+            f"channel {constant[0]} has the same value, {ends[constant[0]][0]:g}, in all images; leave it "
+            f"out with data.channels=[{rest}]"
         )
 
 
 def _judge_content(found: Examined, alike: Alike, *, fewest: int) -> Iterator[Problem]:
     number, blank = len(found), int(found.is_blank.sum())
     if 0 < number < fewest:
-        yield Problem(f"{number} images are too few to learn from, give {fewest} at least", is_fatal=True)
+        yield Problem(f"{number} images are too few to learn from; give at least {fewest}", is_fatal=True)
     if number and blank == number:
         yield Problem(
-            f"all {number:,} images are blank, of one value or nearly; look at contact.png, and give others",
+            f"all {number:,} images are blank (one value, or nearly so); look at contact.png, and give "
+            "others",
             is_fatal=True,
         )
     elif blank > _MANY_BLANK * number:
-        yield Problem(f"{blank / number:.0%} of the images are blank; remove those in {BLANK_FILES}")
+        yield Problem(f"{blank / number:.0%} of the images are blank; remove those listed in {BLANK_FILES}")
     copies = alike.num_exact + alike.num_near
     if copies > _MANY_ALIKE * number:
         yield Problem(
-            f"{copies / number:.0%} of the images repeat others: they count double; look at {DUPLICATES}, "
-            "keep one of each"
+            f"{copies / number:.0%} of the images are duplicates, which count double in training; look at "
+            f"{DUPLICATES} and keep one of each"
         )
 
 
@@ -165,17 +168,17 @@ def find_leaks_problems(leaks: Alike, test: Examined) -> list[Problem]:
         name, reason = test.bad[0]
         problems.append(
             Problem(
-                f"{test.source.name}: {len(test.bad)} of {len(test.source)} files cannot be read, the first "
-                f"is {name!r}: {reason}; mend or remove them"
+                f"{test.source.name}: byol cannot read {len(test.bad)} of {len(test.source)} files, for "
+                f"example {name!r}: {reason}; repair or remove them"
             )
         )
     number = leaks.num_exact + leaks.num_near
     if number:
         problems.append(
             Problem(
-                f"{number:,} of {len(test):,} test images are in the training part too ({leaks.num_exact:,} "
-                f"exact, {leaks.num_near:,} near): results on them say nothing; remove those in {LEAKS} from "
-                "one part"
+                f"{number:,} of {len(test):,} test images are also among the training images "
+                f"({leaks.num_exact:,} exact, {leaks.num_near:,} near duplicates), so test results are too "
+                f"good; remove those listed in {LEAKS} from one of the two"
             )
         )
     return problems

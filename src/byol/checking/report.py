@@ -100,14 +100,14 @@ class Report:
         drawn = ": images, views, histograms" if self.sample is not None else ""
         yield f"report: {folder / REPORT}{drawn}"
         if self.is_refused:
-            yield "training may not start before this is mended"
+            yield "not ready: fix the problems above before training"
         else:
-            yield "training may start"
+            yield "ready: training may start"
 
     def _facts(self) -> Iterator[str]:
         found = self.found
         yield describe_files(found)
-        yield f"{len(found):,} can be read, {len(found.bad):,} cannot"
+        yield f"byol can read {len(found):,} and cannot read {len(found.bad):,}"
         if len(found):
             yield describe_kinds(found)
             yield describe_sizes(found)
@@ -118,8 +118,8 @@ class Report:
         if self.leaks is not None:
             alike, total = self.leaks.alike, len(self.leaks.test)
             yield (
-                f"of {total:,} test images {alike.num_exact:,} are in the training part, "
-                f"{alike.num_near:,} more nearly"
+                f"{alike.num_exact:,} of {total:,} test images are exact duplicates of training images, "
+                f"{alike.num_near:,} near duplicates"
             )
 
     def _left_out(self) -> Iterator[str]:
@@ -149,7 +149,7 @@ class Report:
         px, probe = ahead.stored_px, ahead.probe
         channels, itemsize = self._stored_kind()
         disk = len(self.found) * px * px * channels * itemsize
-        return f"{_bytes(probe.peak_bytes)} of memory, {_bytes(disk)} of disk for {px} px copies"
+        return f"it needs {_bytes(probe.peak_bytes)} of memory, and {_bytes(disk)} of disk for packed images"
 
     def _stored_kind(self) -> tuple[int, int]:
         """Channels, and bytes a value."""

@@ -1,6 +1,6 @@
-"""What each command does, given its arguments; returns the exit code.
+"""The commands. Each takes the parsed arguments and returns the exit code.
 
-torch is loaded by the commands that need it, when they run.
+Commands import torch only when they run, so that --help is fast.
 """
 
 import argparse
@@ -25,7 +25,7 @@ EXIT_INTERRUPTED = {
     "SIGTERM": 143,
 }  # 128 + number of the signal, as shells have it
 
-_THE_ENCODER = """the encoder is in {run}:
+_THE_ENCODER = """The encoder is in {run}. Use it in Python:
     import byol
     features = byol.load("{run}").embed("IMAGES/")    # (N, F) float32
 """
@@ -119,8 +119,8 @@ def _report_training(run: "Run") -> int:
     if run.stopped_by is not None:
         if _is_main_rank():
             say(
-                f"stopped by {run.stopped_by} after step {run.done} of {run.total_steps}, saved in "
-                f"{run.folder}; the same command continues"
+                f"stopped by {run.stopped_by} after step {run.done} of {run.total_steps} and saved in "
+                f"{run.folder}; run the same command again to resume"
             )
         return EXIT_INTERRUPTED[run.stopped_by]
     if _is_main_rank():
@@ -175,7 +175,7 @@ def card_command(options: argparse.Namespace) -> int:
 
 def _refuse_overrides(options: argparse.Namespace, what: str) -> None:
     if options.overrides:
-        raise ConfigError(f"override '{options.overrides[0]}': {what} has no settings; leave it out")
+        raise ConfigError(f"override '{options.overrides[0]}': {what} takes no settings; leave it out")
 
 
 def report_command(options: argparse.Namespace) -> int:
@@ -230,7 +230,7 @@ def embed_command(options: argparse.Namespace) -> int:
 
     skip_unreadable = _may_skip_unreadable(options, "embedding")
     if options.prototypes is not None and options.prototypes < 1:
-        raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, 1 or more")
+        raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, at least 1")
     check_feature_path(options.output)
     encoder = load(options.run, device=options.device)
     images = gather_and_say(options.images, layout=encoder.spec.layout, skip_unreadable=skip_unreadable)
@@ -241,27 +241,31 @@ def embed_command(options: argparse.Namespace) -> int:
     told.say_all(options.output)
     names = [name for block in blocks for name in block.names]
     if not names:
-        raise DataError(f"{options.images}: none of its {len(told.bad)} images can be used")
+        raise DataError(f"{options.images}: byol can use none of the {len(told.bad)} images")
     features = np.concatenate([block.features for block in blocks])
     check_finite(features, names.__getitem__)
     write_features(options.output, names, features=features)
     left_out = f", {len(told.bad)} left out" if told.bad else ""
-    say(f"{len(names)} images x {encoder.spec.num_features} features in {options.output}{left_out}")
+    say(f"wrote {encoder.spec.num_features} features of {len(names)} images to {options.output}{left_out}")
     if options.prototypes is None:
         return 0
     if (features == features[0]).all():
-        say("no prototypes: they cannot be chosen from one distinct image" + _explain_copies(len(names)))
+        say("no prototypes: there is only one distinct image" + _explain_copies(len(names)))
         return 0
     found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
     path = options.output.with_suffix(".prototypes.csv")
     write_prototypes(path, [names[row] for row in found.rows], sizes=found.sizes.tolist())
-    say(f"{len(found.rows)} images that stand for all in {path}")
+    say(f"wrote the {len(found.rows)} most representative images to {path}")
     return 0
 
 
 def _explain_copies(num: int) -> str:
     """Why `num` images have the same features."""
-    return "" if num == 1 else f" (all {num} have the same features: copies, or the encoder has collapsed)"
+    return (
+        ""
+        if num == 1
+        else f" (all {num} have the same features: they are duplicates, or the encoder has collapsed)"
+    )
 
 
 def export_command(options: argparse.Namespace) -> int:
@@ -285,10 +289,10 @@ def finetune_command(options: argparse.Namespace) -> int:
             progress=True,
         )
     except KeyboardInterrupt:
-        complain("interrupted; nothing is written, the same command starts anew")
+        complain("interrupted before anything was written; run the same command again to start over")
         return EXIT_INTERRUPTED["SIGINT"]
     say_block(f"\n{found.outcome.render()}\n")
-    say(f"the classifier is in {found.folder}: byol predict {found.folder} IMAGES/ -o classes.csv")
+    say(f"The classifier is in {found.folder}. Use it: byol predict {found.folder} IMAGES/ -o classes.csv")
     return 0
 
 
@@ -309,10 +313,13 @@ def predict_command(options: argparse.Namespace) -> int:
     told.say_all(options.output)
     num_images = sum(len(block.names) for block in blocks)
     if num_images == 0:
-        raise DataError(f"{options.images}: none of its {len(told.bad)} images can be used")
+        raise DataError(f"{options.images}: byol can use none of the {len(told.bad)} images")
     write_predictions(options.output, blocks)
     left_out = f", {len(told.bad)} left out" if told.bad else ""
-    say(f"{num_images} images in {options.output}, {len(classifier.class_names)} classes{left_out}")
+    say(
+        f"wrote the classes ({len(classifier.class_names)}) of {num_images} images to "
+        f"{options.output}{left_out}"
+    )
     return 0
 
 

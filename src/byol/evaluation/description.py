@@ -99,18 +99,18 @@ class Description:
     def render(self) -> str:
         """Plain text for a terminal, less than a screen: the measures, the verdict, and what to look at."""
         copies = f" ({self.num_copies} exact copies)" if self.num_copies else ""
-        about = f"no labels used; {self.num_images} training images{copies}, encoders measured on "
-        lines = [f"{about}{self.num_measured}", "", *self._render_encoders(), ""]
+        about = f"without labels, on {self.num_images} training images{copies}; encoders compared on "
+        lines = [f"{about}{self.num_measured} of them", "", *self._render_encoders(), ""]
         lines += wrap(self.verdict)
         if self.metadata:
             lines += ["", *self._render_metadata()]
         names = ", ".join(
             f"{printable(one.name)} ({one.distance:.2f})" for one in self.outliers[:_MOST_OUTLIERS]
         )
-        return "\n".join([*lines, "", f"least like any other (mean cosine distance to 10): {names}"])
+        return "\n".join([*lines, "", f"outliers (mean cosine distance to the 10 nearest images): {names}"])
 
     def _render_encoders(self) -> list[str]:
-        cells = [["features", "views found again", "95 % interval", "rank", "alignment", "uniformity"]]
+        cells = [["features", "view retrieval", "95 % interval", "rank", "alignment", "uniformity"]]
         for one in self.encoders:
             interval = percent_range(one.retrieval_low95, one.retrieval_high95)
             rank = f"{one.rank:.0f} of {one.max_rank}"
@@ -121,7 +121,9 @@ class Description:
     def _render_metadata(self) -> list[str]:
         """Warnings first; a line below the table for each of them would not fit a screen, so one for all."""
         columns = sorted(self.metadata, key=lambda one: not one.warning)
-        cells = [["told by the features", "values", "balanced accuracy", "95 % interval", "chance", ""]]
+        cells = [
+            ["column predicted from features", "values", "balanced accuracy", "95 % interval", "chance", ""]
+        ]
         for one in columns[:_MOST_COLUMNS]:
             interval = percent_range(one.low95, one.high95)
             numbers = str(one.num_values), percent(one.accuracy), interval, percent(one.chance)
@@ -131,7 +133,8 @@ class Description:
             lines.append(f"and {len(columns) - _MOST_COLUMNS} more columns in {FILE_NAME}")
         if columns[0].warning:
             lines += wrap(
-                f"WARNING: the features tell {columns[0].column!r} far better than chance; if that is not "
-                "what you look for, compare images within it, or test by evaluation.groups"
+                f"WARNING: the features predict {columns[0].column!r} far better than chance. If that is "
+                "not what you want to study, compare images within one value of it, or evaluate with "
+                "--groups."
             )
         return lines

@@ -20,8 +20,8 @@ from byol.encoder.encoder import EncoderSpec
 from byol.evaluation.splits import Splits, fold_images, hold_out, hold_out_first, name_source, pair
 from byol.metrics.folds import find_unlearnt
 
-SEEN = "BYOL itself was trained on the test images, without their labels: new images may be harder."
-LEARNED = "its encoder has learned from labels, perhaps of these test images"
+SEEN = "BYOL saw the test images during training, without their labels; accuracy on new images may be lower."
+LEARNED = "this encoder was trained with labels, perhaps those of the test images"
 
 
 def open_splits(
@@ -50,8 +50,8 @@ def open_splits(
     if has_test and (evaluation.folds is not None or evaluation.groups is not None):
         name = "folds" if evaluation.folds is not None else "groups"
         raise ConfigError(
-            f"evaluation.{name}: folds are for images without a test part, and there is one "
-            f"({name_source(evaluation.test or source)}); leave out --{name}, or give other images by --train"
+            f"evaluation.{name}: the images have a test split ({name_source(evaluation.test or source)}), "
+            f"so there is nothing to fold; leave out --{name}, or give other images with --train"
         )
     labels = None if evaluation.labels is None else LabelFile(Path(evaluation.labels))
     open_part = partial(_open, config, run_dir, labels=labels, spec=spec)
@@ -97,7 +97,7 @@ def _describe_left_out(splits: Splits) -> Iterator[str]:
     packs = {id(split.images): split.images for split in (splits.train, splits.test)}.values()
     if splits.num_unlabelled:
         num_images = sum(map(len, packs))
-        yield f"left out, without a label: {splits.num_unlabelled} of {num_images} images"
+        yield f"{splits.num_unlabelled} of {num_images} images have no label and are left out"
 
 
 def _describe_unlearnt(splits: Splits) -> Iterator[str]:
@@ -105,7 +105,7 @@ def _describe_unlearnt(splits: Splits) -> Iterator[str]:
     if splits.test is splits.train:
         rare = find_unlearnt(splits.train.labels, splits.train.units)
         where = "one image" if splits.train.groups is None else f"images of one {splits.train.groups.column}"
-        what = f"with labels for {where} only, never learnt before they are tested on"
+        what = f"with labels for {where} only, which a classifier never sees before it is tested on them"
     else:
         classes, counts = np.unique(splits.train.labels, return_counts=True)
         unknown = np.setdiff1d(splits.test.labels, classes)
@@ -148,8 +148,8 @@ def check_fit(images: Packed, spec: EncoderSpec, *, name: str) -> None:
     """
     if images.channels != spec.channels:
         raise DataError(
-            f"{name}: has {images.channels} channels, the encoder was trained on {spec.channels}; "
-            "give images like those of the training"
+            f"{name}: the images have {images.channels} channels, but the encoder was trained on "
+            f"{spec.channels}; give images like the training images"
         )
     try:
         check_bits(images.bits, spec.bits)

@@ -114,8 +114,8 @@ def _find_copies(images: Packed, rows: NDArray[np.int64]) -> tuple[Kinds | None,
     also = f" ({contrary} have labels that contradict each other)" if contrary else ""
     num = len(rows) - len(distinct)
     return kinds, (
-        f"{num} of {len(rows)} labelled images are exact copies of others{also}: none is tested on where "
-        "its copy is trained on",
+        f"{num} of {len(rows)} labelled images are exact duplicates of others{also}; duplicates never lie on "
+        "both sides of a split",
     )
 
 
@@ -142,15 +142,15 @@ def hold_out(images: Packed, *, name: str) -> Splits:
     if not is_test.any():
         different = "" if kinds is None else "different "
         raise DataError(
-            f"{name}: no class has {_TEST_EVERY} {different}labelled images, so none can be held out for "
-            "testing; label more images, or give others by --test"
+            f"{name}: no class has {_TEST_EVERY} {different}labelled images, so byol cannot hold out test "
+            "images; label more images, or give test images with --test"
         )
     both = Split(images, labelled, labels, kinds=kinds)
     check_classes(labels[~is_test], images.class_names)
     return _whole(
         both.take(np.flatnonzero(~is_test)),
         both.take(np.flatnonzero(is_test)),
-        description=f"{name}: every fifth image of a class is held out",
+        description=f"{name}: every fifth image of each class held out for testing",
         num_unlabelled=len(images) - len(labelled),
         notes=notes,
     )
@@ -197,11 +197,11 @@ def fold_images(images: Packed, evaluation: EvaluationConfig, *, source: str) ->
 def hold_out_first(splits: Splits) -> Splits:
     """Of folds the first as the test part."""
     first, groups = splits.folds[0], splits.train.groups
-    what = "" if groups is None else f", no {groups.column} of it is trained on"
+    what = "" if groups is None else f", together with every {groups.column} in it"
     return _whole(
         splits.train.take(first.train),
         splits.train.take(first.test),
-        description=f"{splits.description}, the first is held out{what}",
+        description=f"{splits.description}, the first held out{what}",
         num_unlabelled=splits.num_unlabelled,
         notes=splits.notes,
     )
@@ -216,18 +216,18 @@ def _find_groups(
         numbers, names = encode_labels(posixpath.dirname(name) or "." for name in images.names)
     elif labels is None:
         raise ConfigError(
-            f"{key}: {column!r} is a column of a file of labels, and there is none; give --labels FILE.csv, "
-            f"or --groups {FOLDER}"
+            f"{key}: byol looks for the column {column!r} in the label file, but there is none; give "
+            f"--labels FILE.csv, or --groups {FOLDER}"
         )
     else:
         columns, _ = match_columns(Path(labels), images.names, folder=folder)
         if column not in columns:
-            raise DataError(f"{key}: {labels} has no column {column!r}, only {', '.join(columns)}; name one")
+            raise DataError(f"{key}: {labels} has no column {column!r}; choose from {', '.join(columns)}")
         numbers, names = columns[column]
     missing = rows[numbers[rows] < 0]
     if len(missing):
         raise DataError(
-            f"{key}: {len(missing)} labelled images have no {column}, the first is "
+            f"{key}: {len(missing)} labelled images have no {column}, for example "
             f"{images.names[int(missing[0])]}; fill in the column {column!r} of {labels}"
         )
     return Groups(column, numbers[rows], names)
@@ -240,15 +240,14 @@ def pair(train: Packed, test: Packed, *, names: tuple[str, str], is_official: bo
     """
     if train.fingerprint == test.fingerprint:
         raise DataError(
-            f"{names[1]}: the test images are the training images; give others, or leave --test out: "
-            "then a fifth is held out"
+            f"{names[1]}: the test images are the training images; give others, or leave out --test to hold "
+            "out a fifth"
         )
     train_rows, test_rows = np.flatnonzero(train.labels >= 0), np.flatnonzero(test.labels >= 0)
     check_classes(train.labels[train_rows], train.class_names)
     if len(test_rows) == 0:
         raise DataError(
-            f"{names[1]}: no test image has a label; "
-            "give them by --labels FILE.csv with the columns file,label"
+            f"{names[1]}: no test image has a label; give --labels FILE.csv with the columns file,label"
         )
     description = f"{names[0]}: its training and test split" if names[0] == names[1] else " / ".join(names)
     num_unlabelled = len(train) - len(train_rows) + len(test) - len(test_rows)
@@ -258,12 +257,13 @@ def pair(train: Packed, test: Packed, *, names: tuple[str, str], is_official: bo
     if is_copy.any():
         counted = "counted, as the official split has them" if is_official else "left out"
         notes = (
-            f"{is_copy.sum()} of {len(is_copy)} test images are exact copies of training images: {counted}",
+            f"{is_copy.sum()} of {len(is_copy)} test images are exact duplicates of training images: "
+            f"{counted}",
         )
         if is_copy.all() and not is_official:
             raise DataError(
-                f"{names[1]}: all {len(is_copy)} test images are exact copies of training images; give "
-                "others, or leave --test out: then a fifth is held out"
+                f"{names[1]}: all {len(is_copy)} test images are exact duplicates of training images; give "
+                "others, or leave out --test to hold out a fifth"
             )
         test_rows = test_rows if is_official else test_rows[~is_copy]
     return _whole(
@@ -284,8 +284,8 @@ def _translate(train: Packed, test: Packed, *, labels: NDArray[np.int64], name: 
         class_name = test.class_names[label]
         if index.get(class_name) not in known:
             raise DataError(
-                f"{name}: no training image is of the test class {class_name!r}; "
-                "give both splits the same class names"
+                f"{name}: the test class {class_name!r} has no training image; "
+                "use the same class names in both splits"
             )
         table[label] = index[class_name]
     return table[labels]

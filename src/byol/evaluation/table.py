@@ -83,7 +83,7 @@ class Table:
         """The rows as plain text for a terminal, and the verdict below them."""
         about = f"{self.split}; {self.num_train} training and {self.num_test} test images, "
         if self.protocol != TEST_PART:
-            about = f"{self.split}; {self.num_test} images, each predicted once, "
+            about = f"{self.split}; {self.num_test} images, each tested once, "
         lines = [f"{about}{self.num_classes} classes", "", *_render_rows(self.rows), ""]
         sentences = [*self.verdict().splitlines(), *([SEEN] if self.seen else [])]
         return "\n".join([*lines, *_render_low_shot(self.low_shot), *wrap(*sentences)])
@@ -163,7 +163,7 @@ def evaluate(
             )
         say(_describe_judged(candidate, judged))
     if num_reused:
-        say(f"not fitted again, but kept in {cache_folder}: {num_reused} of {len(rows)} rows")
+        say(f"{num_reused} of {len(rows)} rows come from the cache in {cache_folder}")
     table = Table(
         split=splits.description,
         protocol=splits.protocol,
@@ -187,7 +187,7 @@ def evaluate(
 def _warn_of_few_groups(splits: Splits, say: Say) -> None:
     groups = splits.test.group_numbers
     if groups is not None and (num := len(np.unique(groups))) < MIN_GROUPS:
-        say(f"only {num} group{'s' if num > 1 else ''} of test images: intervals are rough")
+        say(f"only {num} group{'s' if num > 1 else ''} of test images, so the intervals are rough")
 
 
 def _judge_all(
@@ -228,13 +228,13 @@ def _render_low_shot(points: Sequence[LowShot]) -> list[str]:
     if not points:
         return []
     counts = dict.fromkeys(point.per_class for point in points)
-    cells = [["training images a class", *map(str, counts)]]
+    cells = [["training images per class", *map(str, counts)]]
     for name in dict.fromkeys(point.features for point in points):
         shares = [
             f"{percent(point.mean)} ± {100.0 * point.std:.1f}" for point in points if point.features == name
         ]
         cells.append([name, *shares])
-    about = f"logistic regression on few labels: top-1, mean ± std of {points[0].num_draws} draws"
+    about = f"logistic regression with few labels: top-1, mean ± std over {points[0].num_draws} random draws"
     return [about, "", *render_columns(cells, left=[True, *(False for _ in counts)]), ""]
 
 

@@ -68,8 +68,8 @@ def write_usage(spec: EncoderSpec, *, format: Format, difference: float) -> Usag
         num_features=spec.num_features,
     )
     tried = (
-        "byol ran this export on batches of 1, 3 and 8 images when it was written. The features differed from "
-        f"byol's by at most {difference:.1e} of the largest feature."
+        "byol ran this export on batches of 1, 3 and 8 images when it was written. The features differed "
+        f"from byol's by at most {difference:.1e} of the largest feature."
     )
     library = {"timm": "timm", "onnx": "onnx", "torch": "pytorch"}[format]
     return Usage("\n\n".join([code.strip(), *paragraphs, _describe_channels(spec), tried]), library)
@@ -129,8 +129,8 @@ def _describe_transform(spec: EncoderSpec) -> str:
     verb = "prepares" if len(makers) == 1 else "prepare"
     if spec.stored_px == spec.seen_px:
         exactness = (
-            f"The result is exactly byol's if both sides of the image shrink to {spec.seen_px} px. It differs "
-            "a little for smaller images, and for JPEG files of more than four times that size, because byol "
+            f"The result is exactly byol's if both sides of the image shrink to {spec.seen_px} px. It "
+            "differs a little for smaller images, and for JPEG files of more than four times that size, because byol "
             "decodes these at a fraction of their size."
         )
     else:

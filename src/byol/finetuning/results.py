@@ -77,11 +77,14 @@ def _to_cells(row: FinetuneRow) -> tuple[str, ...]:
 def _judge(row: FinetuneRow, other: FinetuneRow) -> str:
     figures = f"{row.start} {percent(row.top1)}, {other.start} {percent(other.top1)}"
     if row.epochs == 0 and other.start == f"{row.start}, frozen":
-        return "The encoder is as it was: better on the validation part by more than one standard error."
+        return (
+            "Kept the frozen encoder: fine-tuning did not beat it by more than one standard error on the "
+            "validation split."
+        )
     if row.high95 < other.low95:
-        return f"Below {other.start}, the intervals do not overlap: {figures}."
+        return f"Worse than {other.start}; the intervals do not overlap: {figures}."
     if row.top1 <= other.top1:
-        return f"Not above {other.start}, the intervals overlap: {figures}."
+        return f"Not better than {other.start}; the intervals overlap: {figures}."
     if other.high95 >= row.low95:
-        return f"Ahead of {other.start}, but not surely, the intervals overlap: {figures}."
-    return f"Above {other.start}, the intervals do not overlap: {figures}."
+        return f"Ahead of {other.start}, but the difference is not certain; the intervals overlap: {figures}."
+    return f"Better than {other.start}; the intervals do not overlap: {figures}."

@@ -185,7 +185,7 @@ def _choose_length(
         assert expected_steps is not None and expected_steps > 0
         return expected_steps, expected_steps / steps_per_epoch
     if trainer.max_epochs is None:
-        raise ConfigError("trainer.max_epochs: it and trainer.max_hours are null; give one of them")
+        raise ConfigError("trainer.max_epochs: set it or trainer.max_hours; both are null")
     return steps_per_epoch * trainer.max_epochs, float(trainer.max_epochs)
 
 
@@ -210,7 +210,7 @@ def _choose(config: Config, *, total_steps: int, epochs: float) -> _Chosen:
     names = ("learning rate", "warm-up", "weight decay", "base tau (m)")
     units = ("", " epochs", "", "")
     reasons = [
-        f"{name} {value:.4g}{unit}, {reason if g is None else 'as given'}"
+        f"{name} {value:.4g}{unit} ({reason if g is None else 'as set'})"
         for name, value, unit, g, reason in zip(names, values, units, given, derived.reasons, strict=True)
     ]
     return _Chosen(lr, warmup_epochs, weight_decay, tau, tuple(reasons))
@@ -226,9 +226,9 @@ def _derive_paper(config: Config, *, total_steps: int, epochs: float) -> _Derive
     row = next((length for length in _PAPER if length >= epochs), max(_PAPER))
     lr, weight_decay, tau = _PAPER[row]
     warmup = min(_PAPER_WARMUP_EPOCHS, epochs / 4)
-    table = f"the paper's for {row} epochs"
+    table = f"paper, {row} epochs"
     if row != epochs:
-        table += f", the {'next longer' if row > epochs else 'longest'} of its table"
+        table += f", the {'next longer' if row > epochs else 'longest'} run in its table"
     return _Derived(
         (lr, warmup, weight_decay, tau), (table, f"min({_PAPER_WARMUP_EPOCHS:g}, epochs / 4)", table, table)
     )
@@ -241,9 +241,9 @@ def _derive_default(config: Config, *, total_steps: int, epochs: float) -> _Deri
     return _Derived(
         (lr, warmup, _WEIGHT_DECAY, 1.0 - gap),
         (
-            f"min({_LR_PER_IMAGE * 64:g} x batch {config.batch_size} / 64, {_LR_MAX:g})",
-            f"min({_WARMUP_SHARE:g} x {round(epochs, 2):.10g} epochs, {_WARMUP_MAX_EPOCHS:g})",
-            "fixed",
+            f"min({_LR_PER_IMAGE * 64:g} * batch size {config.batch_size} / 64, {_LR_MAX:g})",
+            f"min({_WARMUP_SHARE:g} * {round(epochs, 2):.10g} epochs, {_WARMUP_MAX_EPOCHS:g})",
+            "constant",
             f"1 - min({_TAU_MAX_GAP:g}, sqrt({_TAU_STEPS:g} / {total_steps} steps))",
         ),
     )

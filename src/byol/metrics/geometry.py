@@ -64,21 +64,22 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
     """
     figures = (
         f"alignment + uniformity {_loss(trained):.2f} (untrained {_loss(untrained):.2f}, lower is better), "
-        f"{percent(trained.retrieval)} of the images found again from another view "
-        f"(untrained {percent(untrained.retrieval)}), "
-        f"rank {trained.rank:.0f} (untrained {untrained.rank:.0f})"
+        f"view-retrieval accuracy {percent(trained.retrieval)} (untrained {percent(untrained.retrieval)}), "
+        f"effective rank {trained.rank:.0f} (untrained {untrained.rank:.0f})"
     )
     gain = _loss(untrained) - _loss(trained)
     if trained.retrieval_high95 < untrained.retrieval_low95 or gain < -_LEAST_GAIN:
-        return f"Without labels the trained encoder looks WORSE than the untrained one: {figures}."
+        return f"By measures without labels the trained encoder is WORSE than the untrained one: {figures}."
     if gain <= _LEAST_GAIN:
-        return f"Without labels the trained encoder does not look better than the untrained one: {figures}."
+        return (
+            f"By measures without labels the trained encoder is not better than the untrained one: {figures}."
+        )
     if trained.rank < _LOST_RANK * untrained.rank:
         return (
-            "Without labels it cannot be said whether the trained encoder is better than the untrained one, "
-            f"since more than three quarters of the rank are lost: {figures}."
+            "Measures without labels cannot tell whether the trained encoder is better than the untrained "
+            f"one, because it lost more than three quarters of its effective rank: {figures}."
         )
-    return f"Without labels the trained encoder looks better than the untrained one: {figures}."
+    return f"By measures without labels the trained encoder is better than the untrained one: {figures}."
 
 
 def _loss(geometry: Geometry) -> float:

@@ -1,7 +1,7 @@
-"""Is it learning or has it collapsed? Measured on projections of a fixed set of images, in one word.
+"""Detect collapse from projections of a fixed set of images, and compare the encoder with that of step 0.
 
-The loss cannot tell: it is lowest when every image gets the same projection. And is the encoder better than
-at step 0? Measured on its representations of the same images, without labels: can a view be found again?
+The loss cannot show collapse: it is lowest when every image gets the same projection. The comparison with
+step 0 uses representations and no labels, for example view-retrieval accuracy.
 """
 
 import math
@@ -120,12 +120,12 @@ def measure_knn(features: Float[Tensor, "image feature"], labels: Int64[Tensor, 
 def compare(now: Measures, before: Measures) -> str:
     """A line for the end of a run: each measure at step 0 and now."""
     parts = [
-        f"views found again {before.retrieval:.0%} -> {now.retrieval:.0%}",
-        f"encoder's rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
+        f"view-retrieval accuracy {before.retrieval:.0%} -> {now.retrieval:.0%}",
+        f"effective rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
     ]
     if before.knn is not None and now.knn is not None:
         parts.append(f"kNN {before.knn:.0%} -> {now.knn:.0%}")
-    return f"since step 0: {', '.join(parts)}"
+    return f"step 0 -> now: {', '.join(parts)}"
 
 
 def has_lost_rank(now: Measures, before: Measures) -> bool:
@@ -141,9 +141,9 @@ def describe_loss(now: Measures, before: Measures) -> str | None:
     """
     least = min(before.retrieval * _WORSE_RETRIEVAL, before.retrieval - _WORSE_RETRIEVAL_BY)
     if now.retrieval < least:
-        return f"views found {before.retrieval:.0%} -> {now.retrieval:.0%}"
+        return f"view-retrieval accuracy {before.retrieval:.0%} -> {now.retrieval:.0%}"
     if has_lost_rank(now, before):
-        return f"rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}"
+        return f"effective rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}"
     return None
 
 

@@ -60,9 +60,7 @@ def check_classes(labels: Labels, class_names: Sequence[str]) -> None:
     """
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) == 0:
-        raise NoLabelsError(
-            "no image has a label: give them by --labels FILE.csv with the columns file,label"
-        )
+        raise NoLabelsError("no image has a label; give --labels FILE.csv with the columns file,label")
     if len(classes) == 1:
         raise DataError(
             f"labels have one class only ({class_names[classes[0]]!r}, {counts[0]} images): "

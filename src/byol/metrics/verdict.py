@@ -1,4 +1,4 @@
-"""Does BYOL help? Its online encoder against pixels and the untrained encoder: a sentence a classifier."""
+"""Does BYOL help? Compare its online encoder with pixels and the untrained encoder, by each classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,17 +61,17 @@ def _judge(rows: Sequence[Judged]) -> Verdict | None:
     kind: Literal["good", "warn", "bad"]
     if byol.high95 < best.low95:
         kind, start = "bad", "BYOL does not help here"
-        end = f"; its interval is below that of {best.features}"
+        end = f"; its interval lies below that of {best.features}"
     elif byol.top1 <= best.top1:
-        kind, start = "bad", "BYOL is not shown to help"
-        end = f"; the interval overlaps that of {best.features}"
+        kind, start = "bad", "BYOL does not help measurably"
+        end = f"; its interval overlaps that of {best.features}"
     elif overlapping:
-        kind, start = "warn", "BYOL is ahead, but not surely"
-        end = f"; the interval overlaps that of {overlapping[0]}"
+        kind, start = "warn", "BYOL is ahead, but the difference is not certain"
+        end = f"; its interval overlaps that of {overlapping[0]}"
     else:
         kind, start, end = "good", "BYOL helps", "; the intervals do not overlap"
     against = " and ".join(f"{row.features} {percent(row.top1)}" for row in baselines)
     figures = f"{show_classifier(byol.classifier)} {percent(byol.top1)} against {against}"
     above = [row for row in rows if row.features.startswith("weights ") and row.top1 > byol.top1]
-    others = "".join(f"; {row.features} are above BYOL with {percent(row.top1)}" for row in above)
+    others = "".join(f"; {row.features} reach {percent(row.top1)}, more than BYOL" for row in above)
     return Verdict(kind, f"{start}: {figures}{end}{others}.", byol.classifier, byol, best)

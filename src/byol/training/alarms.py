@@ -1,4 +1,6 @@
-"""What is wrong with a run, by its likeliest cause, with ONE setting to change; before and in training."""
+"""Find what is wrong with a run, before and during training, and name its likeliest cause and one setting to
+change.
+"""
 
 import math
 
@@ -40,16 +42,16 @@ def check_images(fixed: FixedImages, *, source: str) -> None:
         DataError: each of the fixed images is of one value, or all of them are equal.
     """
     whole = fixed.whole()
-    number = f"all {len(whole)} images looked at"
+    number = f"{len(whole)} images"
     problem = None
     if bool(_is_blank(whole).all()):
-        problem = f"each of {number} is of one value"
+        problem = f"each of the {number} byol looked at has one value only"
     elif len(whole) > 1 and bool((whole - whole[0]).abs().amax() < BLANK_STD):
-        problem = f"{number} are equal"
+        problem = f"the {number} byol looked at are all equal"
     if problem is not None:
         raise DataError(
-            f"data.source: {source}: {problem}: there is nothing to learn; look at the files, and give other "
-            "images (data.source)"
+            f"data.source: {source}: {problem}, so there is nothing to learn; look at the files (byol "
+            "check), and give other images"
         )
 
 
@@ -70,10 +72,10 @@ def check_views(fixed: FixedImages) -> list[str]:
             better = f"data_transforms.{name}.{setting}={_suggest(fixed.transforms, name, setting=setting)}"
             given = getattr(getattr(fixed.transforms, name), setting)
             shown = f"[{given[0]:g},{given[1]:g}]" if isinstance(given, tuple) else f"{given:g}"
-            text = f"data_transforms.{name}: {share:.0%} of its views are blank, and {setting}={shown} is why"
+            text = f"data_transforms.{name}: {share:.0%} of its views are blank because of {setting}={shown}"
             if share > _MAX_BLANK:
-                raise DataError(f"{text}; nothing can be learnt from them: set {better}")
-            lines.append(f"warning: {text}; better set {better}")
+                raise DataError(f"{text}; an encoder cannot learn from them: set {better}")
+            lines.append(f"warning: {text}; set {better}")
     return lines
 
 
@@ -83,8 +85,8 @@ def describe_rate(config: Config, plan: Plan) -> list[str]:
     if ratio < _NOTABLE:
         return []
     return [
-        f"warning: the learning rate is {ratio:.0f} times what suits this optimizer and batch; better set "
-        f"optimizer.params.lr={reference:.2g}"
+        f"warning: the learning rate is {ratio:.0f} times the value that suits this optimizer and batch "
+        f"size; set optimizer.params.lr={reference:.2g}"
     ]
 
 
@@ -112,8 +114,8 @@ class Watch:
             return None
         self._told = True
         return (
-            f"warning: at step {done} the encoder is worse than at step 0 ({loss}); if it stays so, start "
-            "again with a lower network.encoder_lr"
+            f"warning: at step {done} the encoder is worse than at step 0 ({loss}); if that does not "
+            "change, start again with a lower network.encoder_lr"
         )
 
     def _is_ill(self, health: Health, measures: Measures) -> bool:
@@ -167,9 +169,9 @@ def explain_collapse(
     """
     ratio, _ = _compare_rate(config, plan)
     cause = views[0].removeprefix("warning: ") if views and ratio < _SUSPECT else _blame_rate(config, plan)
-    what = "get nearly the same projection" if health.verdict == "collapsed" else "get much alike projections"
+    what = "have nearly the same projection" if health.verdict == "collapsed" else "have similar projections"
     return CollapsedError(
-        f"collapsed at step {done}: all images {what} (feature std {health.feature_std:.4f}, rank "
+        f"collapsed at step {done}: all images {what} (feature std {health.feature_std:.4f}, effective rank "
         f"{health.rank:.1f}); {kept}; {cause}"
     )
 
@@ -177,18 +179,20 @@ def explain_collapse(
 def explain_divergence(config: Config, plan: Plan, *, step: int, lr: float) -> DivergedError:
     """The error for a step whose loss or gradient is not finite."""
     return DivergedError(
-        f"loss or gradient is not finite at step {step} (lr {lr:.3g}); the step was not applied "
-        f"and the last checkpoint is kept; {_blame_rate(config, plan)}"
+        f"loss or gradient is not finite at step {step} (lr {lr:.3g}); byol did not apply the step and kept "
+        f"the last checkpoint; {_blame_rate(config, plan)}"
     )
 
 
 def _blame_rate(config: Config, plan: Plan) -> str:
     ratio, reference = _compare_rate(config, plan)
     if ratio >= _SUSPECT:
-        cause = f"the learning rate is {ratio:.0f} times what suits this optimizer and batch"
+        cause = f"the learning rate is {ratio:.0f} times the value that suits this optimizer and batch size"
         return f"{cause}; start again in another folder with optimizer.params.lr={reference:.2g}"
     lower = ratio * reference / 3
-    return f"start again in another folder with a lower rate, such as optimizer.params.lr={lower:.2g}"
+    return (
+        f"start again in another folder with a lower learning rate, such as optimizer.params.lr={lower:.2g}"
+    )
 
 
 def _compare_rate(config: Config, plan: Plan) -> tuple[float, float]:

@@ -62,10 +62,11 @@ class Best:
     def explain(self, run_dir: Path, *, plan: Plan) -> str:
         """The line for that."""
         falling = plan.lr_schedule == "cosine"
-        rest = "; a last gain may come while the learning rate falls to 0" if falling else ""
+        rest = ". The encoder may still improve while the learning rate falls to 0" if falling else ""
         return (
-            f"no gain for {_LONG:.0%} of the run ({MEASURE}, without labels, is {self.value:.2f} at best, "
-            f"after step {self.done}): safe to stop, the encoder of that step is in {run_dir / FOLDER}{rest}"
+            f"no progress for {_LONG:.0%} of the run: {MEASURE}, a measure without labels, was best "
+            f"({self.value:.2f}) after step {self.done}. You can stop; the encoder of that step is in "
+            f"{run_dir / FOLDER}{rest}"
         )
 
 

@@ -68,8 +68,10 @@ class InitialWeights:
         """A line if encoder and heads are treated differently."""
         if not self.parts_encoder:
             return []
-        warm = f"the first {self.warm_steps} steps train the heads alone (network.warm_heads); "
-        rate = f"the encoder's learning rate is {self.encoder_lr:g} of theirs (network.encoder_lr)"
+        warm = f"the first {self.warm_steps} steps train only the heads (network.warm_heads); "
+        rate = (
+            f"the encoder's learning rate is {self.encoder_lr:g} times that of the heads (network.encoder_lr)"
+        )
         return [(warm if self.warm_steps else "") + rate]
 
 
@@ -126,8 +128,8 @@ def check_source(source: str) -> None:
     path, _ = split_source(source)
     if not path.is_dir() and not path.is_file():
         raise CheckpointError(
-            f"{KEY}: {source} is neither a folder nor a file of weights; "
-            "name an earlier run's folder, such a file, FILE:PREFIX, or timm:MODEL"
+            f"{KEY}: {source} is neither a folder nor a weights file; "
+            "give a run folder, a weights file, FILE:PREFIX, or timm:MODEL"
         )
     if path.is_file():
         read_weights(path, key=KEY)
@@ -195,14 +197,14 @@ def _find(source: str, byol: Byol, *, name: str) -> _Found:
         found = read_weights(find_timm(model), key=KEY)
         if model.partition(".")[0] != name.partition(".")[0]:
             raise CheckpointError(
-                f"{KEY}: {source} is another model than network.name {name}; "
+                f"{KEY}: {source} does not match network.name={name}; "
                 f"set network.name={model.partition('.')[0]}"
             )
         with_encoder = _find_encoder(found, byol, where=source)
         own = stem_of(byol.online.encoder)
         if own == "standard":
             return with_encoder
-        changed = f"they were trained with the standard stem, this network has '{own}': its features differ"
+        changed = f"the weights were trained with the standard stem, this network has '{own}'"
         return replace(with_encoder, notes=[*with_encoder.notes, changed])
     path, select = split_source(source)
     if path.is_dir() and not holds_weights(path):
@@ -232,7 +234,7 @@ def _find_run(folder: Path, byol: Byol) -> _Found:
     if state is None:
         if not (folder / encoder_files.SPEC_NAME).is_file():
             raise CheckpointError(
-                f"{KEY}: {folder} holds neither a checkpoint nor an encoder; name an earlier run's folder"
+                f"{KEY}: {folder} holds neither a checkpoint nor an encoder; give a run folder"
             )
         encoder = encoder_files.load(folder, device="cpu")
         return _find_encoder(encoder.module.state_dict(), byol, where=str(folder), stem=encoder.spec.stem)
@@ -245,7 +247,7 @@ def _find_run(folder: Path, byol: Byol) -> _Found:
     prefix = "online.encoder."
     found = {key.removeprefix(prefix): value for key, value in state["byol"].items() if prefix in key}
     with_encoder = _find_encoder(found, byol, where=str(folder), stem=stem)
-    left_out = f"its heads are left out, since {problem}"
+    left_out = f"its heads are not used, because {problem}"
     return replace(with_encoder, notes=[*with_encoder.notes, left_out])
 
 

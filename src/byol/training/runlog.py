@@ -141,7 +141,7 @@ class RunLog:
             print_line(self._console, text)
 
     def _unwritable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"{self._path}: cannot be written ({error.strerror}); free space")
+        return CheckpointError(f"{self._path}: byol cannot write it ({error.strerror}); free disk space")
 
     def _show(self, metrics: Metrics, *, end: int, left: str) -> None:
         epochs = f"{end / self._steps_per_epoch:.1f}".removesuffix(".0")

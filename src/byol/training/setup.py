@@ -140,8 +140,8 @@ def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Con
     stated = config.channels
     if stated is not None and stated != images.channels:
         raise DataError(
-            f"data_transforms.input_shape: says {stated} channels, the images have {images.channels}; "
-            f"state {images.channels}, or choose with data.channels"
+            f"data_transforms.input_shape: it says {stated} channels, but the images have {images.channels}; "
+            f"set {images.channels}, or select channels with data.channels"
         )
     return images
 

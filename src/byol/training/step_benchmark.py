@@ -79,7 +79,8 @@ def benchmark_step(config: Config, *, channels: int, stored_px: int, bits: int) 
     if probe is None:
         raise ConfigError(
             f"trainer.batch_size: a step of {config.batch_size} images in {config.accumulation_steps} "
-            f"part(s) runs out of memory; set trainer.accumulation_steps={2 * config.accumulation_steps}"
+            "micro-batch(es) runs out of memory; set "
+            f"trainer.accumulation_steps={2 * config.accumulation_steps}"
         )
     return probe
 
@@ -112,7 +113,7 @@ def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, 
 def _describe(probe: StepBenchmark | None) -> str:
     if probe is None:
         return "allocation failed"
-    return f"{probe.peak_bytes / 1e9:.1f} GB needed, {probe.limit_bytes / 1e9:.1f} GB may be used"
+    return f"needs {probe.peak_bytes / 1e9:.1f} of {probe.limit_bytes / 1e9:.1f} GB available"
 
 
 def _world_size() -> int:

@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step."""
+"""The setup that a run prints before its first step."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ def introduce(
     ranks: Ranks,
     done: int,
 ) -> list[str]:
-    """What is about to happen, in a few lines."""
+    """Describe images, networks, schedule and length of the run in a few lines."""
     stem = resolve_stem(config.network.stem, name=config.network.name, view_px=config.view_px)
     channels = "1 channel" if images.channels == 1 else f"{images.channels} channels"
     precision = "bf16" if ranks.dtype == torch.bfloat16 else "fp32"
@@ -35,10 +35,11 @@ def introduce(
     has_choice = ranks.device.type == "cpu" and config.trainer.convolution == "fast"
     kernels = f"; {explain_kernels()}" if has_choice else ""
     lines = [
-        f"{len(images)} images, {channels}, stored at {images.stored_px} px, views of "
-        f"{config.view_px} px (s = {config.data_transforms.s:g})",
-        f"{config.network.name} with the {stem} stem on {ranks.device} in {precision}{ranks_text}{kernels}",
-        f"batch {plan.batch_size}, {plan.steps_per_epoch} steps an epoch, {_describe_length(plan, step_s)}",
+        f"{len(images)} images with {channels}, packed at {images.stored_px} px; views of {config.view_px} "
+        f"px (jitter strength s = {config.data_transforms.s:g})",
+        f"network {config.network.name}, {stem} stem, {precision} on {ranks.device}{ranks_text}{kernels}",
+        f"batch size {plan.batch_size}, {plan.steps_per_epoch} steps per epoch, "
+        f"{_describe_length(plan, step_s)}",
         *plan.explain(),
     ]
     if config.data.geometry == "scale":
@@ -53,10 +54,10 @@ def introduce(
         lines.insert(0, images.note)
     lines = [*_describe_images(images), *lines]
     if pace.is_last(done):
-        lines.append(f"finished before: all {done} steps are done")
+        lines.append(f"this run is already finished: all {done} steps are done")
     elif done:
-        used = f", {format_time(pace.elapsed_s)} of the time used" if plan.budget_s is not None else ""
-        lines.append(f"continuing at step {done} of {pace.end}{used}")
+        used = f", {format_time(pace.elapsed_s)} of the time budget used" if plan.budget_s is not None else ""
+        lines.append(f"resuming at step {done} of {pace.end}{used}")
     return lines
 
 
@@ -69,15 +70,18 @@ def _describe_images(images: Packed) -> Iterator[str]:
         listed=str(images.folder / BAD_FILES),
     )
     if images.unmapped is not None:
-        yield f"{images.folder}: {images.unmapped}, so images are read one by one; data.packs=FOLDER moves it"
+        yield (
+            f"{images.folder}: {images.unmapped}; byol reads the images one by one, which is slower (set "
+            "data.packs to a folder on another disk)"
+        )
 
 
 def _explain_scale(images: Packed) -> str:
     if images.num_shrunk == 0:
-        return "no image is resized: each lies on a canvas of that side"
+        return "byol resizes no image: each lies on a canvas of that size"
     return (
-        f"no image is resized but {images.num_shrunk} of {len(images)}, which are larger than the canvas of "
-        f"{images.stored_px} px and shrunk to fit; a larger data.stored_px keeps their scale too"
+        f"byol shrinks {images.num_shrunk} of {len(images)} images, which are larger than the canvas of "
+        f"{images.stored_px} px, and resizes no other; set a larger data.stored_px to keep their scale too"
     )
 
 
@@ -86,8 +90,10 @@ def _describe_length(plan: Plan, step_s: float | None) -> str:
     steps = plan.total_steps
     if plan.budget_s is not None:
         epochs = f"{steps / plan.steps_per_epoch:.3g} epochs"
-        speed = f"{plan.budget_s / steps:.3g} s a step"
-        return f"about {steps} ({epochs}) in {format_time(plan.budget_s)} at {speed}, as measured on the way"
+        speed = f"{plan.budget_s / steps:.3g} s per step"
+        return (
+            f"about {steps} steps ({epochs}) in {format_time(plan.budget_s)} at {speed} (adjusted on the way)"
+        )
     if step_s is None:
-        return f"{steps} in all"
-    return f"{steps} in all, about {format_time(steps * step_s)} at {step_s:.3g} s a step"
+        return f"{steps} steps in total"
+    return f"{steps} steps in total, about {format_time(steps * step_s)} (min:s) at {step_s:.3g} s per step"
