@@ -130,8 +130,8 @@ def _describe_transform(spec: EncoderSpec) -> str:
     if spec.stored_px == spec.seen_px:
         exactness = (
             f"The result is exactly byol's if both sides of the image shrink to {spec.seen_px} px. It "
-            "differs a little for smaller images, and for JPEG files of more than four times that size, because byol "
-            "decodes these at a fraction of their size."
+            "differs a little for smaller images, and for JPEG files of more than four times that size, "
+            "because byol decodes these at a fraction of their size."
         )
     else:
         exactness = (
