@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from byol.base.errors import ConfigError
 from byol.encoder.spec import EncoderSpec
-from byol.exporting.parity import Run
+from byol.exporting.parity import Features, Run
 from byol.exporting.torch_file import refuse_network
 
 FILE_NAME = "model.onnx"
@@ -80,7 +80,7 @@ def open_onnx(folder: Path) -> Run:
 
     session = onnxruntime.InferenceSession(str(folder / FILE_NAME), providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> np.ndarray[Any, Any]:
+    def run(images: Tensor) -> Features:
         (features,) = session.run(["features"], {"images": images.numpy()})
         return np.asarray(features)
 

@@ -18,7 +18,8 @@ TOLERANCE = 1e-4  # largest difference of two features, as a share of the larges
 _BATCHES = (1, 3, 8)
 
 Images = Real[Tensor, "batch channel height width"]
-Run = Callable[[Images], Float32[np.ndarray, "image feature"]]
+Features = Float32[np.ndarray, "batch feature"]
+Run = Callable[[Images], Features]
 
 
 def check_parity(run: Run, encoder: Encoder, *, what: str) -> float:
@@ -66,7 +67,7 @@ def draw_images(spec: EncoderSpec, batch: int, height: int, width: int) -> Image
     return torch.from_numpy(values).to(DTYPES[spec.bits])
 
 
-def find_difference(found: np.ndarray, expected: np.ndarray) -> float:
+def find_difference(found: Features, expected: Features) -> float:
     """The largest difference of two features, as a share of the largest; infinite if one is not finite."""
     if found.shape != expected.shape or not np.isfinite(found).all() or not np.isfinite(expected).all():
         return float("inf")

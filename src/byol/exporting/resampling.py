@@ -8,7 +8,7 @@ made from the images, so an exported graph can be moved.
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, no_type_check
 
 import numpy as np
 import PIL
@@ -97,23 +97,29 @@ def resize(
         return x.round() if bits == 16 else x
     of_rows, of_columns = ((side.matrix * _UNITS + 0.5).floor() for side in (rows, columns))
     if not _MAY_START_WITH_ROWS:
-        return _start_with_columns(x, of_rows, of_columns)
+        return cast(Tensor, _start_with_columns(x, of_rows, of_columns))
     by_rows = (rows.shrunk_by > 0.0) & (rows.shrunk_by > 2.0 * columns.shrunk_by)
     if torch.compiler.is_exporting():
         branches = (_start_with_rows, _start_with_columns)
         return cast(Tensor, torch.cond(by_rows, *branches, (x, of_rows, of_columns)))
     start = _start_with_rows if bool(by_rows) else _start_with_columns
-    return start(x, of_rows, of_columns)
+    return cast(Tensor, start(x, of_rows, of_columns))
 
 
+# PyTorch compiles these three, and cannot compile what checks types in tests.
+
+
+@no_type_check
 def _start_with_columns(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return _round(rows @ _round(x @ columns.mT))
 
 
+@no_type_check
 def _start_with_rows(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return _round(_round(rows @ x) @ columns.mT)
 
 
+@no_type_check
 def _round(sums: Tensor) -> Tensor:
     """8-bit values of sums of whole units."""
     return (sums / _UNITS + 0.5).floor().clamp(0.0, 255.0)

@@ -7,7 +7,6 @@ too, and so does the Hub. The network gets normalised views; timm's transform ma
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic_core import to_json
 from safetensors.torch import save_file
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from byol.base.errors import ConfigError
 from byol.encoder.spec import EncoderSpec
-from byol.exporting.parity import Run
+from byol.exporting.parity import Features, Run
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -103,7 +102,7 @@ def open_timm(folder: Path) -> Run:
 
     network: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
-    def run(views: Tensor) -> np.ndarray[Any, Any]:
+    def run(views: Tensor) -> Features:
         with torch.no_grad():
             features: Tensor = network(views)
         return features.numpy()

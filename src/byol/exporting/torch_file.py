@@ -2,16 +2,14 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from byol.base.errors import ConfigError
 from byol.encoder.spec import EncoderSpec
-from byol.exporting.parity import Run, draw_images
+from byol.exporting.parity import Features, Run, draw_images
 from byol.exporting.preprocessing import WholeEncoder
 
 FILE_NAME = "model.pt2"
@@ -56,7 +54,7 @@ def open_torch(folder: Path) -> Run:
         warnings.simplefilter("ignore")
         network: nn.Module = torch.export.load(folder / FILE_NAME).module()
 
-    def run(images: Tensor) -> np.ndarray[Any, Any]:
+    def run(images: Tensor) -> Features:
         with torch.no_grad():
             features: Tensor = network(images)
         return features.numpy()
