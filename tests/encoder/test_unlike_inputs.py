@@ -1,4 +1,4 @@
-"""Inputs in other forms than files have them: `embed` gives the right features, or refuses with the next step."""
+"""Inputs in other forms than files have: `embed` gives the right features, or refuses with the next step."""
 
 from pathlib import Path
 
@@ -28,8 +28,8 @@ def test_channels_first_are_found(channels: int, bits: int, tmp_path: Path) -> N
     expected = encoder.embed(last)
     for images in (first, first.numpy(), list(first), list(first.numpy())):
         np.testing.assert_array_equal(encoder.embed(images), expected)
-    np.testing.assert_array_equal(encoder.embed(first[0]), expected[:1])
-    np.testing.assert_array_equal(encoder.embed(first[0].numpy()), expected[:1])
+    for image in (first[0], first[0].numpy()):  # a batch of one is computed in another order
+        np.testing.assert_allclose(encoder.embed(image), expected[:1], rtol=1e-3, atol=1e-6)
 
 
 def test_a_tensor_with_the_channels_last_is_refused(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_floats_are_told_if_the_encoder_was_trained_on_larger_ones(tmp_path: Pat
     pixels = encoder.spec.pixels
     object.__setattr__(pixels, "low", (0.0,) * 3)
     object.__setattr__(pixels, "high", (4095.0,) * 3)
-    unit = torch.rand(SIZE[0], 3, *SIZE[1:])
+    unit = torch.rand(3, *SIZE[1:])
     for images in (unit, (unit - 0.5) / 0.2):
         with pytest.warns(ValueRangeWarning, match=r"image 0: channel 0: .* 4095; was it recorded or scaled"):
             encoder.embed(images)

@@ -26,7 +26,6 @@ CASES = (
     Case("resnet18", "standard", 3, 8, 64, 64),
     Case("resnet18", "standard", 5, 16, 64, 64, 88),
     Case("resnet50", "standard", 3, 16, 64, 64),
-    Case("resnet50", "standard", 1, 8, 64, 64),
     Case("convnext_atto", "standard", 3, 8, 64, 64),
     Case("convnext_atto", "standard", 5, 16, 64, 74),
     Case("vit_tiny_patch16_224", "standard", 3, 8, 64, 64),
@@ -108,7 +107,7 @@ def list_found(place: Path, program: str, encoder: Encoder) -> dict[str, float]:
 @pytest.mark.parametrize("program", FORMATS)
 def test_the_export_matrix(program: str, encoders: dict[Case, Path], tmp_path: Path) -> None:
     places = open_all(program, encoders, tmp_path)
-    assert len(places) >= 9
+    assert len(places) >= 8
     for case, place in places.items():
         found = list_found(place, program, load(encoders[case], device="cpu"))
         inputs = {"timm": 1, "transformers": 1, "onnxruntime": 1, "torch": 1}[program]

@@ -98,6 +98,9 @@ def test_a_torch_file_takes_any_number_and_size(encoder: Path) -> None:
     for size in ((1, 16, 16), (5, 64, 20), (2, 9, 100), (1, 1, 1)):
         images = draw_images(own.spec, *size)
         assert find_difference(run(images), own.embed(list(images))) <= TOLERANCE
+    for wrong in (images.float(), images.permute(0, 2, 3, 1), images[:, :1], images[0]):
+        with pytest.raises((RuntimeError, AssertionError)):
+            run(wrong)
     extra = {"encoder.json": ""}
     torch.export.load(exported.folder / "model.pt2", extra_files=extra)
     assert json.loads(extra["encoder.json"]) == json.loads((encoder / "encoder.json").read_text())
@@ -115,6 +118,9 @@ def test_an_onnx_file_takes_any_number_and_size(tmp_path: Path) -> None:
     for size in ((1, 16, 16), (5, 64, 20), (2, 9, 100), (1, 1, 1)):
         images = draw_images(own.spec, *size)
         assert find_difference(run(images), own.embed(list(images))) <= TOLERANCE
+    for wrong in (images.float(), images.permute(0, 2, 3, 1), images[:, :1], images[0]):
+        with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+            run(wrong)
     model = onnx.load(exported.folder / "model.onnx")
     axes = [axis.dim_param or axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim]
     assert axes == ["batch", 2, "height", "width"]

@@ -2,8 +2,8 @@
 
 The weights are those of `Image.resize` with HAMMING or BILINEAR, in float64. For 8-bit images Pillow counts
 in whole numbers: weights are multiples of 2^-22, and each of the two passes rounds to a whole value. float64
-holds these sums exactly, so the result is Pillow's to the bit. Nothing here names a device: all tensors are
-made from the images, so an exported graph can be moved.
+holds these sums exactly, so the result is Pillow's to the bit. Of other images Pillow keeps float32 after
+each pass. Nothing here names a device: all tensors are made from the images, so a graph can be moved.
 """
 
 import math
@@ -91,35 +91,51 @@ def resize(
     images: Tensor, rows: Weights, columns: Weights, *, bits: int
 ) -> Float64[Tensor, "batch channel height width"]:
     """Images (batch, channel, side, side) with both sides resized, rounded as their type is."""
-    x = images.to(torch.float64)
-    if bits != 8:
-        x = (rows.matrix @ (x @ columns.matrix.mT).float().double()).float().double()
-        return x.round() if bits == 16 else x
-    of_rows, of_columns = ((side.matrix * _UNITS + 0.5).floor() for side in (rows, columns))
+    x, of_rows, of_columns = images.to(torch.float64), rows.matrix, columns.matrix
+    rows_first, columns_first = _rows_first, _columns_first
+    if bits == 8:
+        of_rows, of_columns = ((matrix * _UNITS + 0.5).floor() for matrix in (of_rows, of_columns))
+        rows_first, columns_first = _rows_first_8_bit, _columns_first_8_bit
+    saves = (rows.shrunk_by > 0.0) & (rows.shrunk_by > 2.0 * columns.shrunk_by)
     if not _MAY_START_WITH_ROWS:
-        return cast(Tensor, _start_with_columns(x, of_rows, of_columns))
-    by_rows = (rows.shrunk_by > 0.0) & (rows.shrunk_by > 2.0 * columns.shrunk_by)
-    if torch.compiler.is_exporting():
-        branches = (_start_with_rows, _start_with_columns)
-        return cast(Tensor, torch.cond(by_rows, *branches, (x, of_rows, of_columns)))
-    start = _start_with_rows if bool(by_rows) else _start_with_columns
-    return cast(Tensor, start(x, of_rows, of_columns))
+        x = columns_first(x, of_rows, of_columns)
+    elif torch.compiler.is_exporting():
+        x = torch.cond(saves, rows_first, columns_first, (x, of_rows, of_columns))
+    else:
+        x = (rows_first if bool(saves) else columns_first)(x, of_rows, of_columns)
+    return cast(Tensor, x.round() if bits == 16 else x)
 
 
-# PyTorch compiles these three, and cannot compile what checks types in tests.
+# PyTorch compiles these, and cannot compile what checks types in tests.
 
 
 @no_type_check
-def _start_with_columns(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _columns_first(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return _round(rows @ _round(x @ columns.mT))
 
 
 @no_type_check
-def _start_with_rows(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _rows_first(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return _round(_round(rows @ x) @ columns.mT)
 
 
 @no_type_check
+def _columns_first_8_bit(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return _round_8_bit(rows @ _round_8_bit(x @ columns.mT))
+
+
+@no_type_check
+def _rows_first_8_bit(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return _round_8_bit(_round_8_bit(rows @ x) @ columns.mT)
+
+
+@no_type_check
 def _round(sums: Tensor) -> Tensor:
-    """8-bit values of sums of whole units."""
+    """To float32, which Pillow keeps after each pass."""
+    return sums.float().double()
+
+
+@no_type_check
+def _round_8_bit(sums: Tensor) -> Tensor:
+    """To 8-bit values, from sums of whole units."""
     return (sums / _UNITS + 0.5).floor().clamp(0.0, 255.0)
