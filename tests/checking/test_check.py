@@ -27,11 +27,11 @@ Capture = pytest.CaptureFixture[str]
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder; steps are not measured."""
 
-    def probe(config: Config, **images: object) -> StepBenchmark:
+    def benchmark(config: Config, **images: object) -> StepBenchmark:
         return StepBenchmark(config.batch_size, config.accumulation_steps, 0.5, 10**9, 2 * 10**9)
 
-    monkeypatch.setattr(resolve, "choose_batch", probe)
-    monkeypatch.setattr(resolve, "benchmark_step", probe)
+    monkeypatch.setattr(resolve, "choose_batch", benchmark)
+    monkeypatch.setattr(resolve, "benchmark_step", benchmark)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -8,7 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TextIO
 
 from byol.base.errors import OutputError, printable
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Say = Callable[[str], None]  # is told a line
+Count = Callable[[int, int], None]  # is told how many are done, of how many
 
 _STREAMS = ("stdin", "stdout", "stderr")
 
@@ -83,6 +86,49 @@ def make_console() -> "Console":
     from rich.console import Console
 
     return Console(force_terminal=None if is_watched() else False)
+
+
+def open_console(progress: bool | None) -> "Console | None":
+    """The console for lines and bars of a public function; None prints nothing.
+
+    `progress` None prints in a terminal and in a notebook.
+    """
+    if progress is False:
+        return None
+    console = make_console()
+    return console if progress or is_watched() or console.is_jupyter else None
+
+
+def make_say(console: "Console | None") -> Say:
+    """A function that prints a line on the console; without a console it prints nothing."""
+    return silent if console is None else partial(print_line, console)
+
+
+def draws_bars(console: "Console | None") -> bool:
+    """Whether the console can redraw a bar: it is a terminal, or a notebook with ipywidgets."""
+    if console is None:
+        return False
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+@contextmanager
+def show_bar(console: "Console | None", label: str) -> Iterator[Count | None]:
+    """Draw a bar from the first count on, and remove it at the end; None where no bar can be drawn."""
+    if not draws_bars(console):
+        yield None
+        return
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bar:
+        tasks: list[Any] = []
+
+        def count(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task(escape(printable(label)), total=total))
+            bar.update(tasks[0], completed=done, total=total, visible=done < total)
+
+        yield count
 
 
 def finish_output() -> None:

@@ -5,14 +5,14 @@ Test labels are met in one place, `_test`, after everything has been trained.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from byol.base.console import Say, silent
+from byol.base.console import Count, Say, silent
 from byol.base.errors import CheckpointError, ConfigError, DataError
 from byol.base.files import check_writable, write_atomically
 from byol.base.version import __version__
@@ -52,8 +52,6 @@ _MAY_CHANGE = (
     "trainer.num_workers:",
 )
 
-Progress = Callable[[int, int], None]  # epochs done, of all that there may be
-
 
 def finetune(
     source: Path,
@@ -63,8 +61,8 @@ def finetune(
     fraction: float = 1.0,
     epochs: int | None = None,
     scratch: bool = False,
-    say: Say | None = None,
-    progress: Progress | None = None,
+    say: Say = silent,
+    progress: Count | None = None,
 ) -> FinetuneResult:
     """Train a classifier from the encoder in `source` with a share of the labels; write it to `output`.
 
@@ -79,7 +77,6 @@ def finetune(
         DataError: images or labels are missing, cannot be read, or are too few.
         DivergedError: the loss is not finite.
     """
-    say = say or silent
     _check_numbers(fraction, epochs)
     keep_freed_memory()
     check_output(output, source=source)
@@ -165,9 +162,9 @@ def _read_config(
         before: tuple[Path | None, list[str], str | None] = (run_dir / "config.yaml", [], None)
     else:
         before = (None, [*_as_trained(spec), *(text for text in overrides if _is_domain(text))], "default")
-    path, given, preset = before
-    config = load_config(path, [*given, *overrides], preset=preset)
-    changes = diff_configs(load_config(path, given, preset=preset), config)
+    path, first_overrides, preset = before
+    config = load_config(path, [*first_overrides, *overrides], preset=preset)
+    changes = diff_configs(load_config(path, first_overrides, preset=preset), config)
     refused = [change for change in changes if not change.startswith(_MAY_CHANGE)]
     if refused:
         raise ConfigError(f"fine-tuning cannot change or use this ({'; '.join(refused)}); leave it out")
@@ -239,7 +236,7 @@ def _train_all(
     setting: Setting,
     epochs: int | None,
     say: Say,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> tuple[list[_Start], list[dict[str, object]]]:
     """Each start trained on the same labels, and the lines of the log."""
     log: list[dict[str, object]] = []

@@ -13,7 +13,7 @@ from types import TracebackType
 from byol.base.errors import CheckpointError, DataError
 from byol.base.files import reason_of
 
-_POLL_S = 0.2
+POLL_S = 0.2
 _ELSEWHERE = "free space or choose another place with data.packs=FOLDER"
 
 
@@ -52,7 +52,7 @@ def locked(folder: Path, *, while_waiting: Callable[[], None]) -> Iterator[None]
                 break
             except (BlockingIOError, PermissionError):  # held by another process
                 while_waiting()
-                time.sleep(_POLL_S)
+                time.sleep(POLL_S)
             except OSError as error:
                 raise _unwritable(folder, error) from None
         yield
