@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from byol.errors import DataError as DataError
     from byol.errors import DivergedError as DivergedError
     from byol.errors import NoLabelsError as NoLabelsError
+    from byol.errors import RunInUseError as RunInUseError
     from byol.errors import RunMismatchError as RunMismatchError
     from byol.errors import ValueRangeWarning as ValueRangeWarning
     from byol.exporting.export import Exported as Exported
@@ -61,6 +62,7 @@ _PUBLIC = {
         "DataError",
         "DivergedError",
         "NoLabelsError",
+        "RunInUseError",
         "RunMismatchError",
         "ValueRangeWarning",
     ),

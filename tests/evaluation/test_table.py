@@ -265,8 +265,8 @@ def test_the_table_in_words() -> None:
         "logistic regression with few labels: top-1, mean ± std over 5 random draws",
         "",
         "training images per class             1            10",
-        "-----------------------  ------------  ------------",
-        "untrained                30.0 % ± 2.0  50.0 % ± 1.3",
+        "-------------------------  ------------  ------------",
+        "untrained                  30.0 % ± 2.0  50.0 % ± 1.3",
     ]
     seen = replace(make_table(0.2, 0.5, 0.8), seen=True).render().splitlines()[-1]
     assert seen == SEEN
@@ -337,7 +337,7 @@ def test_labelled_images_with_other_channels(tmp_path: Path) -> None:
         DataError,
         tmp_path / "run",
         f"evaluation.train={tmp_path / 'grey'}",
-        message="grey: has 1 channels, the encoder was trained on 3",
+        message="grey: .* 1 channels.* trained on 3",
     )
 
 

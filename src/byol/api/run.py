@@ -108,7 +108,7 @@ def train(
 
     partial_config = make_partial_config(images, preset=preset, hours=hours, init=init, overrides=overrides)
     folder = choose_folder(images, output, place="runs")
-    outcome = train_partial(partial_config, folder, console=open_console(progress))
+    outcome = train_partial(partial_config, folder, console=open_console(progress, goes_on=True))
     return Run(folder, outcome.done, outcome.total_steps, outcome.stopped_by)
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from byol.auto import resolve
 from byol.auto.choices import count_usable
-from byol.base.console import Say
+from byol.base.console import Say, print_line
 from byol.config import Config, PartialConfig, load_config
 from byol.data.pack.images import open_images
 from byol.method.schedule import Plan
@@ -95,12 +95,12 @@ def fit_to_time(
     check_settings(config, run_dir)
     checkpoint.check_run_folder(run_dir)
     images = open_images(config, run_dir, console=console)
-    console.print("timing a few training steps", highlight=False)
+    print_line(console, "timing a few training steps")
     step_s = benchmark_step(
         config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
     ).step_s
     length = choose_length(config, num_images=len(images), step_s=step_s, elapsed_s=elapsed())
-    console.print(length.describe(), highlight=False, soft_wrap=True)
+    print_line(console, length.describe())
     return PartialConfig(length.config, partial_config.layers), length.step_s
 
 

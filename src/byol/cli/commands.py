@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from byol.encoder.spec import EncoderSpec
 
 EXIT_INTERRUPTED = {
+    "SIGHUP": 129,
     "SIGINT": 130,
+    "SIGUSR1": 138,
+    "SIGUSR2": 140,
     "SIGPIPE": 141,
     "SIGTERM": 143,
-}  # 128 + number of the signal, as shells have it
+}  # 128 + number of the signal, as shells on Linux have it
 
 _THE_ENCODER = """The encoder is in {run}. Use it in Python:
     import byol
@@ -48,7 +51,7 @@ def demo_command(options: argparse.Namespace) -> int:
             demo.preview(partial_config, options.output, elapsed=elapsed, say=say)
         return 0
     partial_config, step_s = demo.fit_to_time(
-        partial_config, options.output, elapsed=elapsed, console=make_console()
+        partial_config, options.output, elapsed=elapsed, console=make_console(goes_on=True)
     )
     return _train_and_evaluate(partial_config, options.output, step_s=step_s)
 
@@ -108,7 +111,7 @@ def _train_and_evaluate(partial_config: PartialConfig, run_dir: Path, *, step_s:
     from byol.api.run import Run
     from byol.auto.train import train
 
-    outcome = train(partial_config, run_dir, console=make_console(), step_s=step_s)
+    outcome = train(partial_config, run_dir, console=make_console(goes_on=True), step_s=step_s)
     code = _report_training(Run(run_dir, outcome.done, outcome.total_steps, outcome.stopped_by))
     if code or not _is_main_rank():
         return code

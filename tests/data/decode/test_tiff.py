@@ -253,3 +253,15 @@ def test_inks_that_are_not_cmyk_are_refused() -> None:
         else:
             with pytest.raises(DataError, match="inks other than CMYK; save it as RGB"):
                 decode(file)
+
+
+def test_pages_with_palettes_or_turned_otherwise_are_no_channels() -> None:
+    indices, colours = values("u1", 1)[..., 0], RNG.integers(0, 65_536, (3, 256)).astype(np.uint16)
+    palette = {"photometric": "palette", "colormap": colours}
+    with pytest.raises(DataError, match="2 pages of colours with a palette; save each as a file of its own"):
+        decode(pages((indices, palette), (indices[::-1], palette)))
+    turned = [{"extratags": [(274, 3, 1, orientation, True)]} for orientation in (1, 3)]
+    with pytest.raises(DataError, match="pages of different sizes or kinds"):
+        decode(pages((indices, turned[0]), (indices, turned[1])))
+    image = decode(pages((indices, turned[1]), (indices // 2, turned[1])))
+    np.testing.assert_array_equal(image, np.dstack([indices, indices // 2])[::-1, ::-1])

@@ -11,7 +11,7 @@ from byol.base.errors import DataError
 from byol.data.decode.formats import Alpha, RawArray
 
 OLD_JPEG, _JPEGS = 6, (6, 7, 33007)  # of the tag "compression": they come as RGB
-WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, MASK, _CMYK, _YCBCR = range(7)  # of the tag "photometric"
+WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, PALETTE, MASK, _CMYK, _YCBCR = range(7)  # of the tag "photometric"
 
 _PREMULTIPLIED, _STRAIGHT = 1, 2  # of the tag "ExtraSamples"
 _REFERENCE, _FULL_RANGE = 532, (0, 255, 128, 255, 128, 255)  # of the tag "ReferenceBlackWhite" for YCbCr
