@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from byol.api.evaluation import Evaluation
     from byol.encoder.encoder import Encoder, ManyImages
+    from byol.exporting.export import Exported
     from byol.training.runlog import Metrics
 
 
@@ -58,6 +59,12 @@ class Run:
         from byol.api.evaluation import evaluate
 
         return evaluate(self, **options)
+
+    def export(self, **options: Any) -> "Exported":
+        """`byol.export` of this run."""
+        from byol.api.exporting import export
+
+        return export(self, **options)
 
     def report(self, **options: Any) -> Path:
         """Call `byol.report` for this run."""

@@ -180,6 +180,12 @@ def explore_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def export_command(options: argparse.Namespace) -> int:
+    _refuse_overrides(options, "an export")
+    byol.export(options.run, format=options.format, output=options.output, progress=True)
+    return 0
+
+
 def finetune_command(options: argparse.Namespace) -> int:
     try:
         found = _call(byol.finetune, options, run=options.source, progress=True)

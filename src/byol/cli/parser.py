@@ -33,6 +33,7 @@ _EPILOG = """examples:
   byol report runs/cells                     write one HTML page with all results
   byol explore runs/cells                    browse the images: map, search by picture, lists
   byol embed runs/cells NEW/ -o f.parquet    compute features; run it again to resume
+  byol export runs/cells --format onnx       write the encoder for other programs
   byol finetune runs/cells --labels cells.csv --scratch   train a classifier
   byol predict runs/cells-finetuned NEW/ -o classes.csv   classify new images
   byol config config.yaml                    print the complete configuration
@@ -73,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_report,
         _add_explore,
         _add_embed,
+        _add_export,
         _add_finetune,
         _add_predict,
         _add_config,
@@ -289,6 +291,25 @@ def _add_embed(subparsers: _Subparsers) -> None:
         help="also write NAME.prototypes.csv: the N most representative images, to be labelled first",
     )
     embed.add_argument("--device", choices=get_args(DeviceSetting), default="auto", help=_DEVICE)
+
+
+def _add_export(subparsers: _Subparsers) -> None:
+    export = _add(
+        subparsers,
+        "export",
+        commands.export_command,
+        "write an encoder for other programs, with a model card",
+        "byol export runs/cells --format onnx -o cells-onnx",
+    )
+    export.add_argument("run", type=Path, help="run folder, or a folder with an encoder in it")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=("timm", "onnx", "torch"),
+        help="timm: a folder that timm and transformers load; onnx, torch: a file with the preprocessing "
+        "inside, for onnxruntime or for PyTorch without byol",
+    )
+    export.add_argument("-o", "--output", type=Path, help="folder to write (default: RUN-FORMAT)")
 
 
 def _add_finetune(subparsers: _Subparsers) -> None:

@@ -1,7 +1,8 @@
 """The encoder that a run leaves: `encoder.safetensors` (weights) and `encoder.json` (how to use them).
 
-The weights have the plain key names of timm or torchvision. Preprocessing is part of the artefact: whatever
-form images come in, they go the same way, and the same image gives the same features:
+The weights have the plain key names of timm or torchvision; a stem that these do not have is marked
+(`weights.stem_mark`). Preprocessing is part of the artefact: whatever form images come in, they go the same
+way, and the same image gives the same features:
 
     file, array, Pillow image or tensor -> chosen channels -> square of stored_px -> whole image of seen_px
     -> features
@@ -43,6 +44,7 @@ from byol.kernels.convolution import accelerate
 from byol.kernels.winograd import constant_weights
 from byol.method.networks import build_encoder
 from byol.method.views import whole_view
+from byol.weights.stem_mark import mark_stem, unmark_stem
 
 WEIGHTS_NAME = "encoder.safetensors"
 
@@ -275,8 +277,8 @@ def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    write_atomically(folder / WEIGHTS_NAME, to_safetensors(weights))
+    state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    write_atomically(folder / WEIGHTS_NAME, to_safetensors(mark_stem(state, spec.stem)))
     write_atomically(folder / SPEC_NAME, to_json({"format": FORMAT, **asdict(spec)}, indent=2) + b"\n")
 
 
@@ -322,9 +324,13 @@ def _find(folder: Path, name: str) -> Path:
 def _fill(module: nn.Module, path: Path, *, spec: EncoderSpec) -> None:
     """Load the weights into the module, every key and shape as it must be."""
     try:
-        given = load_file(path)
+        given, stem = unmark_stem(load_file(path))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is damaged or cut short ({error}); {AGAIN}") from None
+    if stem not in (None, spec.stem):
+        raise CheckpointError(
+            f"{path}: has the stem '{stem}', {SPEC_NAME} beside it says '{spec.stem}'; {AGAIN}"
+        )
     wanted = module.state_dict()
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     wrong = [key for key in sorted(wanted.keys() & given.keys()) if wanted[key].shape != given[key].shape]
