@@ -94,12 +94,7 @@ def _add_demo(subparsers: _Subparsers) -> None:
     demo.add_argument(
         "-o", "--output", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)"
     )
-    demo.add_argument(
-        "-n",
-        "--dry-run",
-        action="store_true",
-        help="print the estimated time and stop; write nothing",
-    )
+    _add_dry_run(demo, "print the estimated time and stop; write nothing")
 
 
 def _add_check(subparsers: _Subparsers) -> None:
@@ -113,8 +108,7 @@ def _add_check(subparsers: _Subparsers) -> None:
     check.add_argument("source", help="images or a configuration file, as for `byol train`")
     check.add_argument("--test", help="test images: report the ones that are also among the training images")
     check.add_argument("-o", "--output", type=Path, help="folder for the report (default: check/NAME)")
-    check.add_argument("--preset", help=_PRESET)
-    check.add_argument("--hours", help=_HOURS)
+    _add_length(check)
 
 
 def _add_train(subparsers: _Subparsers) -> None:
@@ -131,20 +125,14 @@ def _add_train(subparsers: _Subparsers) -> None:
         "the generated motifs), or a configuration file (.yaml)",
     )
     train.add_argument("-o", "--output", type=Path, help="run folder (default: runs/NAME)")
-    train.add_argument("--preset", help=_PRESET)
-    train.add_argument("--hours", help=_HOURS)
+    _add_length(train)
     train.add_argument(
         "--init",
         metavar="WEIGHTS",
         help="start from these weights: a run folder, a weights file (FILE:PREFIX selects one of several "
         "encoders in it), or timm:MODEL if timm has it on this machine; sets network.fine_tune_from",
     )
-    train.add_argument(
-        "-n",
-        "--dry-run",
-        action="store_true",
-        help="print the chosen settings and the estimated time, then stop; write nothing",
-    )
+    _add_dry_run(train, "print the chosen settings and the estimated time, then stop; write nothing")
 
 
 def _add_run(subparsers: _Subparsers) -> None:
@@ -159,8 +147,7 @@ def _add_run(subparsers: _Subparsers) -> None:
         "source", nargs="?", default="config.yaml", help="configuration file (default: %(default)s)"
     )
     run.add_argument("-o", "--output", type=Path, help="run folder (default: runs/NAME)")
-    run.add_argument("--preset", help=_PRESET)
-    run.add_argument("--hours", help=_HOURS)
+    _add_length(run)
 
 
 def _add_evaluate(subparsers: _Subparsers) -> None:
@@ -379,6 +366,15 @@ def _add_config(subparsers: _Subparsers) -> None:
 def _add_env(subparsers: _Subparsers) -> None:
     env = _add(subparsers, "env", commands.env_command, "print versions and hardware, for a bug report")
     env.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def _add_length(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", help=_PRESET)
+    parser.add_argument("--hours", help=_HOURS)
+
+
+def _add_dry_run(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("-n", "--dry-run", action="store_true", help=what)
 
 
 def _add(
