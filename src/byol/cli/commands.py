@@ -181,7 +181,7 @@ def explore_command(options: argparse.Namespace) -> int:
 
 
 def export_command(options: argparse.Namespace) -> int:
-    _refuse_overrides(options, "an export")
+    refuse_overrides(options, "an export")
     byol.export(options.run, format=options.format, output=options.output, progress=True)
     return 0
 
