@@ -4,6 +4,7 @@ Each is named as pip installs it, with the module that Python imports.
 """
 
 REQUIRED = {
+    "filelock": "filelock",
     "imagecodecs": "imagecodecs",
     "jaxtyping": "jaxtyping",
     "jinja2": "jinja2",
@@ -22,6 +23,7 @@ REQUIRED = {
     "torchvision": "torchvision",
 }
 OPTIONAL = {
+    "anndata": "anndata",
     "mlflow": "mlflow",
     "pillow-heif": "pillow_heif",
     "pyarrow": "pyarrow",
