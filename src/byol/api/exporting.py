@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 
 from byol.api.arguments import AnyPath
 from byol.api.evaluation import folder_of
-from byol.api.progress import make_say, open_console
 from byol.api.run import Run
-from byol.base.console import silent
+from byol.base.console import make_say, open_console
 
 if TYPE_CHECKING:
     from byol.exporting.export import Exported
@@ -32,7 +31,7 @@ def export(
     """
     from byol.exporting.export import export as write
 
-    say = make_say(open_console(progress)) or silent
+    say = make_say(open_console(progress))
     exported = write(folder_of(run), None if output is None else Path(output), format=format, say=say)
     say(
         f"{exported.format}: {exported.folder}, features within {exported.difference:.1e} of byol's; its "

@@ -7,6 +7,7 @@ files, classes and keys never reach it.
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]  # is told a line
 Count = Callable[[int, int], None]  # is told how many are done, of how many
+
+LINE_INTERVAL_S = 60.0  # between lines on how far a work is
 
 _STREAMS = ("stdin", "stdout", "stderr")
 
@@ -151,6 +154,26 @@ def show_bar(console: "Console | None", label: str) -> Iterator[Count | None]:
             bar.update(tasks[0], completed=done, total=total, visible=done < total)
 
         yield count
+
+
+def tell_each_minute(what: str) -> Count:
+    """Says on standard error how far a long work is, at most once a minute: for logs, where no bar is."""
+    start_s = told_s = time.monotonic()
+    before: int | None = None  # done when the first count came, by this process or an earlier one
+
+    def count(done: int, total: int) -> None:
+        nonlocal told_s, before
+        now_s = time.monotonic()
+        if before is None:
+            before = done
+        if now_s - told_s < LINE_INTERVAL_S or done == before:
+            return
+        told_s = now_s
+        rate = (done - before) / (now_s - start_s)
+        left_min = (total - done) / rate / 60
+        remark(f"{done:,} of {total:,} {what}, {rate:,.0f} a second, {left_min:,.0f} min left")
+
+    return count
 
 
 def finish_output() -> None:

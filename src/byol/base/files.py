@@ -28,7 +28,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with os.fdopen(handle, "w+b") as file:  # HDF5 reads what it has written
                 if isinstance(content, bytes):
                     file.write(content)
                 else:

@@ -23,7 +23,11 @@ REQUIRED = {
     "torchvision": "torchvision",
 }
 OPTIONAL = {
+    "anndata": "anndata",
     "mlflow": "mlflow",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
     "pillow-heif": "pillow_heif",
     "pyarrow": "pyarrow",
     "pydicom": "pydicom",

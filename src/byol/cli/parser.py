@@ -8,7 +8,7 @@ from typing import NoReturn, TypeAlias, get_args
 
 from byol.base.errors import printable
 from byol.base.version import __version__
-from byol.cli import commands
+from byol.cli import commands, features
 from byol.config.schema import DeviceSetting
 
 _PRESET = "the defaults to start from: classic, paper, default or demo"
@@ -18,7 +18,7 @@ _COLOURS = "CSV file with the columns file,label that colours the map"
 _METADATA_COLOURS = "CSV file with a column file and more columns that can colour the map"
 _TEST = "labelled images to test on (default: the data set's test split, or a fifth of the images)"
 _DEVICE = "device to compute on (default: a GPU if there is one)"
-_IMAGES = "a folder, an image, a .txt/.csv list or a .npy array"
+_IMAGES = "a folder, an image, a .txt/.csv list, a .npy array, or - to read a list from standard input"
 _EPILOG = """examples:
   byol demo                                  try it on generated images (minutes on 2 cores)
   byol check IMAGES/                         check the images; write a report with pictures
@@ -32,7 +32,7 @@ _EPILOG = """examples:
   byol card runs/cells                       write a model card: method, results, limits
   byol report runs/cells                     write one HTML page with all results
   byol explore runs/cells                    browse the images: map, search by picture, lists
-  byol embed runs/cells NEW/ -o f.parquet    compute the features of new images
+  byol embed runs/cells NEW/ -o f.parquet    compute features; run it again to resume
   byol export runs/cells --format onnx       write the encoder for other programs
   byol finetune runs/cells --labels cells.csv --scratch   train a classifier
   byol predict runs/cells-finetuned NEW/ -o classes.csv   classify new images
@@ -258,13 +258,32 @@ def _add_embed(subparsers: _Subparsers) -> None:
     embed = _add(
         subparsers,
         "embed",
-        commands.embed_command,
+        features.embed_command,
         "compute the features of images and write them with their file names",
         "byol embed runs/cells NEW/ -o features.csv",
     )
     embed.add_argument("run", type=Path, help="run folder")
     embed.add_argument("images", help=_IMAGES)
-    embed.add_argument("-o", "--output", type=Path, required=True, help="output file: .parquet, .npz or .csv")
+    embed.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="output file: .parquet, .csv, .npz or .h5ad",
+    )
+    embed.add_argument("--format", choices=features.FORMATS, help="file format (default: by the suffix)")
+    embed.add_argument(
+        "--columns",
+        choices=features.COLUMNS,
+        default="wide",
+        help="wide: a column for each feature; vector (.parquet only): one list column, with file paths, as "
+        "FiftyOne and embedding-atlas read it (default: %(default)s)",
+    )
+    embed.add_argument(
+        "--metadata",
+        type=Path,
+        help="CSV file with a column file and more columns: write these beside the features",
+    )
     embed.add_argument(
         "--prototypes",
         type=int,
@@ -326,7 +345,7 @@ def _add_predict(subparsers: _Subparsers) -> None:
     predict = _add(
         subparsers,
         "predict",
-        commands.predict_command,
+        features.predict_command,
         "classify images with a classifier from `byol finetune`",
         "byol predict runs/cells-finetuned NEW/ -o classes.csv",
     )

@@ -59,6 +59,8 @@ class Block:
 
     names: list[str]
     features: Float32[np.ndarray, "image feature"]
+    places: list[int]  # of these images in the source
+    end: int  # the place in the source behind this block: all before it have been looked at
 
 
 class Encoder:
@@ -105,6 +107,7 @@ class Encoder:
         self,
         images: Images,
         *,
+        first: int = 0,
         batch_size: int = 256,
         on_bad: Callable[[str, DataError], None] | None = None,
         on_outside: Callable[[str, str], None] | None = None,
@@ -112,6 +115,7 @@ class Encoder:
     ) -> Iterator[Block]:
         """Yield names and features in blocks, so that memory does not grow with the number of images.
 
+        - `first` is the place of the first image to embed. The images before it are not read.
         - `on_bad(name, error)` is called for each image that cannot be used; the image is left out.
         - `on_outside(name, text)` is called for each image whose values lie outside the range of the training
           images. Without it there is a `ValueRangeWarning`.
@@ -122,19 +126,20 @@ class Encoder:
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
-            def start(first: int) -> list[Future[Square | DataError]]:
-                end = min(first + batch_size, len(images))
-                return [pool.submit(self._try_square, images, index) for index in range(first, end)]
+            def start(begin: int) -> list[Future[Square | DataError]]:
+                end = min(begin + batch_size, len(images))
+                return [pool.submit(self._try_square, images, index) for index in range(begin, end)]
 
-            reading = start(0)
-            for first in range(0, len(images), batch_size):
+            reading = start(first)
+            for begin in range(first, len(images), batch_size):
                 # The next block is read while the network sees this one.
-                block, reading = reading, start(first + batch_size)
-                names, squares = [], []
-                for index, future in enumerate(block, start=first):
+                block, reading = reading, start(begin + batch_size)
+                names, squares, places = [], [], []
+                for index, future in enumerate(block, start=begin):
                     square = future.result()
                     if not isinstance(square, DataError):
                         names.append(images.names(index))
+                        places.append(index)
                         if on_read is not None:
                             on_read(images.names(index), square)
                         if (
@@ -147,7 +152,7 @@ class Encoder:
                     else:
                         _cancel(reading)
                         raise DataError(f"{images.names(index)}: {square}") from square
-                yield Block(names, self._embed_squares(squares))
+                yield Block(names, self._embed_squares(squares), places, begin + len(block))
 
     def embed_packed(
         self,

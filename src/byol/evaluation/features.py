@@ -18,11 +18,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from byol.base.console import Count
-from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.config import Config, DataTransforms
 from byol.data.pack.packed import Packed
 from byol.encoder.encoder import Encoder
+from byol.encoder.finite import check_finite
 from byol.encoder.spec import EncoderSpec
 from byol.method.networks import Byol
 from byol.method.schedule import derive_seed
@@ -135,21 +135,6 @@ def view_features_of(
 
     first_views, second_views = np.split(_cached(cache_folder / f"{name}.npy", make), 2)
     return first_views, second_views
-
-
-def check_finite(features: Features, name_of: Callable[[int], str]) -> None:
-    """Refuse features of which one is not a finite number; `name_of` an image's place is its name.
-
-    Raises:
-        DataError: names the first such image, and how many there are.
-    """
-    finite = np.isfinite(features).all(axis=1)
-    if not finite.all():
-        raise DataError(
-            f"{name_of(int(np.argmin(finite)))}: the encoder's features of this image are not finite "
-            f"({int((~finite).sum())} such images in all): its training diverged; "
-            "train again with a lower optimizer.params.lr"
-        )
 
 
 def pixel_components(

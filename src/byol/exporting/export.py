@@ -20,8 +20,8 @@ from pydantic_core import to_json
 from byol.base.console import silent
 from byol.base.errors import CheckpointError, ConfigError
 from byol.base.files import check_writable, reason_of, write_atomically
-from byol.encoder.encoder import SPEC_NAME, WEIGHTS_NAME, Encoder, load
-from byol.encoder.spec import FORMAT, EncoderSpec
+from byol.encoder.encoder import WEIGHTS_NAME, Encoder, load
+from byol.encoder.spec import FORMAT, SPEC_NAME, EncoderSpec
 from byol.exporting import onnx_file, timm_folder, torch_file
 from byol.exporting.network import make_plain
 from byol.exporting.parity import check_parity, check_views_parity

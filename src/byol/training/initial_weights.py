@@ -18,7 +18,7 @@ from byol.base.errors import CheckpointError
 from byol.base.files import read_fields, write_atomically
 from byol.config import Config, NetworkConfig
 from byol.encoder import encoder as encoder_files
-from byol.encoder.spec import SPEC_NAME
+from byol.encoder.spec import SPEC_NAME, read_spec
 from byol.method.networks import Byol, stem_of
 from byol.method.schedule import Plan
 from byol.metrics.health import Measures
@@ -221,12 +221,12 @@ def _read_stem(path: Path) -> str | None:
     Checkpoints have no mark, nor have the encoders of earlier versions.
     """
     if path.name == encoder_files.WEIGHTS_NAME:
-        spec = path.with_name(encoder_files.SPEC_NAME)
+        spec = path.with_name(SPEC_NAME)
     elif path.parent.name == "checkpoints":
-        spec = path.parent.with_name(encoder_files.SPEC_NAME)
+        spec = path.parent.with_name(SPEC_NAME)
     else:
         return None
-    return encoder_files.read_spec(spec).stem if spec.is_file() else None
+    return read_spec(spec).stem if spec.is_file() else None
 
 
 def _find_run(folder: Path, byol: Byol) -> _Found:
