@@ -39,7 +39,7 @@ _EPILOG = """examples:
   byol config config.yaml                    print the complete configuration
   byol env                                   print versions and hardware, for a bug report
 
-Append settings to a command as section.key=value; `byol config` lists them all.
+Add settings to a command as section.key=value; `byol config` lists them.
 """
 
 
@@ -91,9 +91,8 @@ def _add_demo(subparsers: _Subparsers) -> None:
         commands.demo_command,
         "try byol on generated images: train, evaluate, print the table",
     )
-    demo.add_argument(
-        "-o", "--output", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)"
-    )
+    folder = Path("runs/demo")
+    demo.add_argument("-o", "--output", type=Path, default=folder, help="run folder (default: %(default)s)")
     _add_dry_run(demo, "print the estimated time and stop; write nothing")
 
 
