@@ -17,6 +17,7 @@ from pages import ROOT, Block, find_blocks, list_blocks
 from PIL import Image
 
 import byol
+from byol.cli.main import main
 from byol.config import load_config
 from byol.encoder.encoder import save_encoder
 from byol.method.networks import build_encoder
@@ -27,7 +28,7 @@ BLOCKS = list_blocks()
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
 # Languages that are read by other tests, or by nobody: output, a reference.
-OTHERS = {"yaml", "json", "text", "bibtex"}
+OTHERS = {"yaml", "json", "text", "bibtex", "r"}
 # What is open in the preset `default`, so that the commands of the pages continue these runs.
 OPEN = {
     "network.name": "test_resnet",
@@ -58,9 +59,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         byol.train("IMAGES/", output="runs/cells", overrides=OPEN)
     resnet = build_encoder("resnet18", channels=3, view_px=96, stem="standard")
     save_encoder(folder / "runs" / "mine", resnet, replace(make_spec(), name="resnet18", num_features=512))
+    with chdir(folder):
+        for output in ("new.parquet", "new.csv", "new.h5ad", "vectors.parquet --columns vector"):
+            name, *columns = output.split()
+            assert main(["embed", "runs/cells", "NEW/", "-o", name, *columns]) == 0
     return folder
 
 
+@pytest.mark.filterwarnings("ignore")  # those of other libraries
 @pytest.mark.parametrize("block", [block for block in PYTHON if block.is_run], ids=str)
 def test_python_blocks_run(block: Block, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
@@ -73,8 +79,8 @@ def test_python_blocks_have_the_right_types(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "mypy.ini").write_text(
         f"[mypy]\nmypy_path = {ROOT / 'src'}\ncheck_untyped_defs = true\n"
-        "[mypy-timm.*,sklearn.*,IPython.*,onnxruntime.*,transformers.*]\n"
-        "ignore_missing_imports = true\nfollow_imports = skip\n"
+        "[mypy-timm.*,sklearn.*,IPython.*,onnxruntime.*,transformers.*,pandas.*,polars.*,duckdb.*,anndata.*,"
+        "fiftyone.*,napari.*]\nignore_missing_imports = true\nfollow_imports = skip\n"
     )
     (tmp_path / "wrong.py").write_text("import byol\n\nbyol.load(3)\n")
     names = {"wrong.py": "wrong.py"}
