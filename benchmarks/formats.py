@@ -36,6 +36,7 @@ from formats_still import (
     small_formats,
 )
 from formats_tiff import tiff_codecs, tiff_colours, tiff_descriptions, tiff_structure, tiff_types
+from formats_tricky import tricky_files
 from rasterio.io import MemoryFile
 
 from byol.base.errors import DataError
@@ -60,6 +61,7 @@ MAKERS = (
     array_files,
     dicom_files,
     foreign_files,
+    tricky_files,
 )
 
 
