@@ -23,7 +23,7 @@ from byol.method.schedule import Plan
 from byol.metrics.health import Measures
 from byol.runfolder import checkpoint
 from byol.weights.files import State, holds_weights, read_weights, split_source
-from byol.weights.pretrained import KEY, TIMM, compare_states, find_timm, fit_weights
+from byol.weights.pretrained import ADVICE, KEY, TIMM, compare_states, find_timm, fit_weights
 
 FORMAT = 1
 FILE_NAME = "start.json"
@@ -122,15 +122,19 @@ def check_source(source: str) -> None:
     """
     if source.startswith(TIMM):
         find_timm(source.removeprefix(TIMM))
-        return
-    path, _ = split_source(source)
+    elif (path := _find_path(source)[0]).is_file():
+        read_weights(path, key=KEY)
+
+
+def _find_path(source: str) -> tuple[Path, str | None]:
+    """The folder or file that a source names, and the prefix within it."""
+    path, select = split_source(source)
     if not path.is_dir() and not path.is_file():
         raise CheckpointError(
             f"{KEY}: {source} is neither a folder nor a file of weights; "
             "name an earlier run's folder, such a file, FILE:PREFIX, or timm:MODEL"
         )
-    if path.is_file():
-        read_weights(path, key=KEY)
+    return path, select
 
 
 def read(run_dir: Path) -> InitialWeights | None:
@@ -199,10 +203,9 @@ def _find(source: str, byol: Byol, *, name: str) -> _Found:
                 f"set network.name={model.partition('.')[0]}"
             )
         return _find_encoder(found, byol, where=source)
-    path, select = split_source(source)
+    path, select = _find_path(source)
     if path.is_dir() and not holds_weights(path):
         return _find_run(path, byol)
-    check_source(source)
     return _find_encoder(read_weights(path, key=KEY), byol, where=source, select=select)
 
 
@@ -215,20 +218,32 @@ def _find_run(folder: Path, byol: Byol) -> _Found:
                 f"{KEY}: {folder} holds neither a checkpoint nor an encoder; name an earlier run's folder"
             )
         encoder = encoder_files.load(folder, device="cpu")
-        return _find_encoder(encoder.module.state_dict(), byol, where=str(folder))
+        state = encoder.module.state_dict()
+        return _find_encoder(state, byol, where=str(folder), advice=_advise_model(folder))
     problem = compare_states(state["byol"], byol.state_dict(), there="the run")
     if problem is None:
         notes = [f"starting from the networks of {folder}, step {state['done']}"]
         return _Found("kept", notes, networks=state["byol"])
     prefix = "online.encoder."
     found = {key.removeprefix(prefix): value for key, value in state["byol"].items() if prefix in key}
-    with_encoder = _find_encoder(found, byol, where=str(folder))
+    with_encoder = _find_encoder(found, byol, where=str(folder), advice=_advise_model(folder))
     left_out = f"its heads are left out, since {problem}"
     return replace(with_encoder, notes=[*with_encoder.notes, left_out])
 
 
-def _find_encoder(found: State, byol: Byol, *, where: str, select: str | None = None) -> _Found:
+def _advise_model(folder: Path) -> str:
+    """How to choose the network of an earlier run."""
+    try:
+        spec = encoder_files.read_spec(folder / encoder_files.SPEC_NAME)
+    except CheckpointError:  # there is none yet
+        return ADVICE
+    return f"choose the network of that run: network.name={spec.name} network.stem={spec.stem}"
+
+
+def _find_encoder(
+    found: State, byol: Byol, *, where: str, select: str | None = None, advice: str = ADVICE
+) -> _Found:
     """Both branches' encoders; the heads are as they were drawn, the same in both branches."""
-    state, notes = fit_weights(found, byol.online.encoder, where=where, select=select)
+    state, notes = fit_weights(found, byol.online.encoder, where=where, select=select, advice=advice)
     notes = [f"starting from the encoder of {where}, with new heads", *notes]
     return _Found("new", notes, encoder=state)
