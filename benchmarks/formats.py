@@ -6,7 +6,7 @@
 
 A file is right if its values are those that it was made from and those that the reference readers give
 (tifffile with imagecodecs, GDAL through rasterio, libvips, pydicom, imageio); it may be refused, with one
-line. Anything else is WRONG, and so is a file that has no one meaning and is not refused.
+line, where it has no one meaning or its format is not read. Anything else is WRONG.
 The exit code is 1 if any is.
 """
 
@@ -36,6 +36,7 @@ from formats_still import (
     small_formats,
 )
 from formats_tiff import tiff_codecs, tiff_colours, tiff_descriptions, tiff_structure, tiff_types
+from formats_tricky import tricky_files
 from rasterio.io import MemoryFile
 
 from byol.base.errors import DataError
@@ -60,6 +61,7 @@ MAKERS = (
     array_files,
     dicom_files,
     foreign_files,
+    tricky_files,
 )
 
 
@@ -112,7 +114,7 @@ def judge(case: Case) -> tuple[str, str]:
         with noting("drop"):  # what is under transparency; how it is laid on white, tests say
             image, samples = decode(case.data), decode_all(case.data).pixels
     except DataError as error:
-        return "refused", str(error)
+        return ("refused", str(error)) if case.must_refuse else ("WRONG", f"refused: {error}")
     if case.must_refuse:
         return "WRONG", f"not refused: {image.shape} {image.dtype}"
     if case.want is not None and (difference := differ(image, case.want, case.atol)):

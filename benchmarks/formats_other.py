@@ -25,9 +25,9 @@ def array_files() -> Iterator[Case]:
                 stored = array if layout == "hwc" else np.ascontiguousarray(np.moveaxis(array, 2, 0))
             stream = io.BytesIO()
             np.save(stream, stored)
-            yield Case(
-                "NumPy", f"{order}{kind} {stored.shape}", stream.getvalue(), as_wanted(array.astype(kind))
-            )
+            name, want = f"{order}{kind} {stored.shape}", as_wanted(array.astype(kind))
+            is_unclear = layout == "chw" and channels == 13  # 13 x 33 x 47
+            yield Case("NumPy", name, stream.getvalue(), want, must_refuse=is_unclear)
     square = values("u2", 33, seed=1)[:33, :33]
     stream = io.BytesIO()
     np.save(stream, square)

@@ -63,7 +63,7 @@ def test_files_that_cannot_be_read(
         path.unlink()
     assert main(["embed", "runs/a", "images", "-o", "g.csv"]) == 1
     assert (
-        "images: byol can use none of the 1 images" in capsys.readouterr().err and not Path("g.csv").exists()
+        "images/: byol can use none of the 1 images" in capsys.readouterr().err and not Path("g.csv").exists()
     )
 
 

@@ -39,7 +39,7 @@ def _expect() -> dict[str, str]:
 
 
 def _judge(ended: Ended, expected: dict[str, str], ends: Counter[str], *, where: str) -> list[str]:
-    """After an error of the disk: it was said in a line, nothing is damaged, and the same command continues."""
+    """After a disk error: one line said it, nothing is damaged, and the same command continues."""
     if ended.code == 0:
         ends["went on without, identical"] += 1
         return [f"{where}: {text}" for text in find_losses(Path(RUN), expected)]
@@ -140,8 +140,8 @@ def real_full_disk() -> Result:
         ends["one clear line"] += ended.is_clear
     del expected
     return Result(
-        _GROUP, "A file system of 16 to 600 kB", "tmpfs in a mount namespace", "one clear line", len(sizes), ends,
-        tuple(problems),
+        _GROUP, "A file system of 16 to 600 kB", "tmpfs in a mount namespace", "one clear line",
+        len(sizes), ends, tuple(problems),
     )  # fmt: skip
 
 

@@ -224,7 +224,8 @@ def test_what_cannot_be_started_from(finished: Path, tmp_path: Path) -> None:
             run(configure(tmp_path, f"network.fine_tune_from={source}"), tmp_path / "b")
     other = configure(tmp_path, f"network.fine_tune_from={finished}", "network.name=resnet10t")
     with pytest.raises(
-        CheckpointError, match=r"does not fit the encoder: .* choose its model with network\.name"
+        CheckpointError,
+        match=r"does not fit the encoder: .* network\.name=test_resnet network\.stem=standard",
     ):
         run(other, tmp_path / "b")
 

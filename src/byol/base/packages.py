@@ -25,6 +25,9 @@ REQUIRED = {
 OPTIONAL = {
     "anndata": "anndata",
     "mlflow": "mlflow",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
     "pillow-heif": "pillow_heif",
     "pyarrow": "pyarrow",
     "pydicom": "pydicom",

@@ -74,13 +74,13 @@ def check(
         leaks = Leaks(other, find_leaks(find_duplicates(found, other), len(found)))
         problems += find_leaks_problems(leaks.alike, other)
     is_unfit = any(problem.is_fatal for problem in problems)
-    ahead, failure = _forecast(partial_config) if len(found) else (None, None)
+    ahead, weights, failure = _forecast(partial_config) if len(found) else (None, [], None)
     if isinstance(failure, ConfigError) or (failure is not None and not is_unfit):
         problems += [Problem(line, is_fatal=True) for line in str(failure).splitlines()]
     sample = _take_sample(found, partial_config, ahead)
     if sample is not None and ahead is not None and not is_unfit:
         problems += _judge_views(sample, ahead, source=data.source)
-    report = Report(partial_config, found, alike, leaks, ahead, sample, tuple(problems))
+    report = Report(partial_config, found, alike, leaks, ahead, tuple(weights), sample, tuple(problems))
     report.write(folder)
     code = 2 if isinstance(failure, ConfigError) and not is_unfit else 1 if report.is_refused else 0
     return CheckResult(folder, tuple(report.lines(folder)), code)
@@ -94,16 +94,18 @@ def _check_folder(folder: Path, sources: Sequence[str]) -> None:
         raise ConfigError(f"-o {folder}: holds files that are no report; choose another folder")
 
 
-def _forecast(partial_config: PartialConfig) -> tuple[Forecast | None, ByolError | None]:
-    """What a run would be; or, or as well, why training refuses."""
-    ahead = None
+def _forecast(
+    partial_config: PartialConfig,
+) -> tuple[Forecast | None, list[str], ByolError | None]:
+    """What a run would be, and what to say of the weights that it starts from; or why training refuses."""
+    ahead, weights = None, list[str]()
     try:
         look = look_at_some(partial_config)
         ahead = forecast(partial_config, look)
-        initial_weights.rehearse(ahead.config, channels=count_channels(ahead.config, look))
+        weights = initial_weights.rehearse(ahead.config, channels=count_channels(ahead.config, look))
     except (ConfigError, DataError, CheckpointError) as error:
-        return ahead, error
-    return ahead, None
+        return ahead, weights, error
+    return ahead, weights, None
 
 
 # ---- Some images as training would see them

@@ -61,6 +61,7 @@ class Report:
     alike: Alike
     leaks: Leaks | None
     ahead: Forecast | None
+    weights: tuple[str, ...]  # what training would say of the weights that it starts from
     sample: Sample | None
     problems: tuple[Problem, ...]
 
@@ -138,6 +139,7 @@ class Report:
         others = [choice.words for choice in ahead.choices if choice not in views]
         if others:
             yield ", ".join(others)
+        yield from self.weights
         yield f"{ahead.describe_time()}; {self._describe_room(ahead)}"
 
     def _describe_room(self, ahead: Forecast) -> str:

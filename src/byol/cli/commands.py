@@ -182,7 +182,7 @@ def explore_command(options: argparse.Namespace) -> int:
 
 def export_command(options: argparse.Namespace) -> int:
     refuse_overrides(options, "an export")
-    byol.export(options.run, format=options.format, output=options.output, progress=True)
+    _call(byol.export, options, progress=True)
     return 0
 
 

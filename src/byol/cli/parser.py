@@ -39,7 +39,7 @@ _EPILOG = """examples:
   byol config config.yaml                    print the complete configuration
   byol env                                   print versions and hardware, for a bug report
 
-Append settings to a command as section.key=value; `byol config` lists them all.
+Add settings to a command as section.key=value; `byol config` lists them.
 """
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from byol.base.errors import ConfigError
+from byol.base.packages import install_command
 from byol.encoder.spec import EncoderSpec
 from byol.exporting.parity import Features, Run
 from byol.exporting.torch_file import refuse_network
@@ -30,8 +31,8 @@ def check_onnx() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"--format: onnx needs {', '.join(missing)}, not installed here; pip install 'byol[onnx]', or "
-            "use --format torch"
+            f"--format: onnx needs {', '.join(missing)}, which is not installed; run "
+            f"{install_command(*missing)}, or use --format torch"
         )
 
 

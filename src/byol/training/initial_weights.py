@@ -24,7 +24,15 @@ from byol.method.schedule import Plan
 from byol.metrics.health import Measures
 from byol.runfolder import checkpoint
 from byol.weights.files import State, holds_weights, read_weights, split_source
-from byol.weights.pretrained import KEY, TIMM, check_stem, compare_states, find_timm, fit_weights
+from byol.weights.pretrained import (
+    ADVICE,
+    KEY,
+    TIMM,
+    check_stem,
+    compare_states,
+    find_timm,
+    fit_weights,
+)
 
 FORMAT = 1
 FILE_NAME = "start.json"
@@ -125,15 +133,19 @@ def check_source(source: str) -> None:
     """
     if source.startswith(TIMM):
         find_timm(source.removeprefix(TIMM))
-        return
-    path, _ = split_source(source)
+    elif (path := _find_path(source)[0]).is_file():
+        read_weights(path, key=KEY)
+
+
+def _find_path(source: str) -> tuple[Path, str | None]:
+    """The folder or file that a source names, and the prefix within it."""
+    path, select = split_source(source)
     if not path.is_dir() and not path.is_file():
         raise CheckpointError(
             f"{KEY}: {source} is neither a folder nor a weights file; "
             "give a run folder, a weights file, FILE:PREFIX, or timm:MODEL"
         )
-    if path.is_file():
-        read_weights(path, key=KEY)
+    return path, select
 
 
 def read(run_dir: Path) -> InitialWeights | None:
@@ -207,10 +219,9 @@ def _find(source: str, byol: Byol, *, name: str) -> _Found:
             return with_encoder
         changed = f"the weights were trained with the standard stem, this network has '{own}'"
         return replace(with_encoder, notes=[*with_encoder.notes, changed])
-    path, select = split_source(source)
+    path, select = _find_path(source)
     if path.is_dir() and not holds_weights(path):
         return _find_run(path, byol)
-    check_source(source)
     stem = _read_stem(path)
     return _find_encoder(read_weights(path, key=KEY), byol, where=source, select=select, stem=stem)
 
@@ -238,7 +249,8 @@ def _find_run(folder: Path, byol: Byol) -> _Found:
                 f"{KEY}: {folder} holds neither a checkpoint nor an encoder; give a run folder"
             )
         encoder = encoder_files.load(folder, device="cpu")
-        return _find_encoder(encoder.module.state_dict(), byol, where=str(folder), stem=encoder.spec.stem)
+        advice, stem = _advise_model(folder), encoder.spec.stem
+        return _find_encoder(encoder.module.state_dict(), byol, where=str(folder), stem=stem, advice=advice)
     stem = _read_stem(folder / encoder_files.WEIGHTS_NAME)
     problem = compare_states(state["byol"], byol.state_dict(), there="the run")
     if problem is None:
@@ -247,15 +259,31 @@ def _find_run(folder: Path, byol: Byol) -> _Found:
         return _Found("kept", notes, networks=state["byol"])
     prefix = "online.encoder."
     found = {key.removeprefix(prefix): value for key, value in state["byol"].items() if prefix in key}
-    with_encoder = _find_encoder(found, byol, where=str(folder), stem=stem)
+    with_encoder = _find_encoder(found, byol, where=str(folder), stem=stem, advice=_advise_model(folder))
     left_out = f"its heads are not used, because {problem}"
     return replace(with_encoder, notes=[*with_encoder.notes, left_out])
 
 
+def _advise_model(folder: Path) -> str:
+    """How to choose the network of an earlier run."""
+    try:
+        spec = read_spec(folder / SPEC_NAME)
+    except CheckpointError:  # there is none yet
+        return ADVICE
+    return f"choose the network of that run: network.name={spec.name} network.stem={spec.stem}"
+
+
 def _find_encoder(
-    found: State, byol: Byol, *, where: str, select: str | None = None, stem: str | None = None
+    found: State,
+    byol: Byol,
+    *,
+    where: str,
+    select: str | None = None,
+    stem: str | None = None,
+    advice: str = ADVICE,
 ) -> _Found:
     """Both branches' encoders; the heads are as they were drawn, the same in both branches."""
-    state, notes = fit_weights(found, byol.online.encoder, where=where, select=select, stem=stem)
+    encoder = byol.online.encoder
+    state, notes = fit_weights(found, encoder, where=where, select=select, stem=stem, advice=advice)
     notes = [f"starting from the encoder of {where}, with new heads", *notes]
     return _Found("new", notes, encoder=state)

@@ -72,8 +72,8 @@ def find_places(
         most = max(counts.values(), default=0)
         for prefix, count in counts.items():
             if _is_within(prefix, select) and count >= max(2, most // 2):
-                places.append(_compare(state, wanted, prefix, layout, may_differ))
-    places.sort(key=lambda place: (not place.fits, -len(place.state), _distance(place), len(place.prefix)))
+                places.append(compare_place(state, wanted, prefix, layout, may_differ))
+    places.sort(key=lambda place: (not place.fits, -len(place.state), len(place.prefix), _distance(place)))
     return places
 
 
@@ -124,7 +124,8 @@ def _is_within(prefix: str, select: str | None) -> bool:
     return select is None or f".{select.strip('.')}." in f".{prefix}"
 
 
-def _compare(state: State, wanted: State, prefix: str, layout: str, may_differ: frozenset[str]) -> Place:
+def compare_place(state: State, wanted: State, prefix: str, layout: str, may_differ: frozenset[str]) -> Place:
+    """What lies behind a prefix of `state`, compared with the network `wanted`."""
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     own = {name.partition(".")[0] for name in wanted}
     place = Place(prefix, layout, {name: inside[name] for name in wanted if name in inside})

@@ -3,6 +3,8 @@
 Nothing is downloaded, and nothing here runs pickled code.
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +15,19 @@ from torch import Tensor, nn
 
 from byol.base.errors import CheckpointError, ConfigError
 from byol.method.networks import stem_of
+from byol.weights.conversion import find_conversion
 from byol.weights.files import HUB_FILES, State, show
 from byol.weights.layouts import layouts_of
-from byol.weights.prefixes import COUNTER, Place, count_prefixes, drop_equal, find_places, prefer, repr_prefix
+from byol.weights.prefixes import (
+    COUNTER,
+    Place,
+    compare_place,
+    count_prefixes,
+    drop_equal,
+    find_places,
+    prefer,
+    repr_prefix,
+)
 from byol.weights.stem_mark import unmark_stem
 
 KEY = "network.fine_tune_from"
@@ -103,8 +115,18 @@ def fit_weights(
     """
     wanted = encoder.state_dict()
     found, marked = unmark_stem(found)
-    places = find_places(found, wanted, select=select, may_differ=_find_fitted(encoder))
-    place, notes = _choose_place(places, found, wanted, where=where, key=key, select=select, advice=advice)
+    may_differ = _find_fitted(encoder)
+    places = find_places(found, wanted, select=select, may_differ=may_differ)
+    file = where.removesuffix(f":{select}")
+    if not any(place.fits for place in places):
+        problem = _explain(places, found, wanted, select=select)
+        if select is not None and not places:
+            advice = f"name one of these prefixes, or {file} alone"
+        else:
+            compare = partial(compare_place, wanted=wanted, prefix="", layout="", may_differ=may_differ)
+            advice = _advise(found, places, compare, file=file, wanted=next(iter(wanted)), advice=advice)
+        raise CheckpointError(f"{key}: {where} does not fit the encoder: {problem}; {advice}")
+    place, notes = _choose_place(places, file=file, where=where, key=key)
     check_stem(marked or stem, encoder, where=where, key=key, advice=advice)
     state = dict(place.state)
     for name, value in wanted.items():
@@ -120,27 +142,10 @@ def fit_weights(
     return state, notes
 
 
-def _choose_place(
-    places: list[Place],
-    found: State,
-    wanted: State,
-    *,
-    where: str,
-    key: str,
-    select: str | None,
-    advice: str,
-) -> tuple[Place, list[str]]:
+def _choose_place(places: list[Place], *, file: str, where: str, key: str) -> tuple[Place, list[str]]:
     """The one place that fits, and a line about it if it is not the file itself."""
-    file = where.removesuffix(f":{select}")
     fitting = [place for place in places if place.fits]
     fitting = [place for place in fitting if not place.layout] or fitting
-    if not fitting:
-        problem = _explain(places, found, wanted, select=select)
-        if select is not None and not places:
-            advice = f"name one of these prefixes, or {file} alone"
-        else:
-            advice = _advise(found, places, wanted, file, advice)
-        raise CheckpointError(f"{key}: {where} does not fit the encoder: {problem}; {advice}")
     best = drop_equal(prefer(fitting))
     if len(best) > 1:
         names = ", ".join(repr_prefix(place.prefix) for place in best)
@@ -189,19 +194,27 @@ def _list(what: str, names: list[str]) -> str:
     return f"{what} {', '.join(map(show, names[:_EXAMPLES]))}{more}"
 
 
-def _advise(found: State, places: list[Place], wanted: State, file: str, advice: str) -> str:
+def _advise(
+    found: State,
+    places: list[Place],
+    compare: Callable[[State], Place],
+    *,
+    file: str,
+    wanted: str,
+    advice: str,
+) -> str:
     """The model that the weights are of, if it is a known one, or how to convert them."""
     model = recognise(found)
     if model is not None:
         setting = f" (network.name={model})" if advice == ADVICE else ""
         return f"these are weights of {model}: {advice}{setting}"
-    prefix = places[0].prefix if places else ""  # the nearest
-    theirs = next((name for name in found if name.startswith(prefix)), "").removeprefix(prefix)
+    nearest = next((place for place in places if not place.layout), None)
+    conversion = None if nearest is None else find_conversion(found, nearest, compare)
+    if conversion is not None:
+        return f"they fit if this converts them, in Python: {conversion.write(file)}"
     return (
-        f"{advice}; or, if it is this network under other names, convert it in Python: import torch; "
-        f"from byol.weights.files import read_weights; torch.save({{k.removeprefix({show(prefix)!r})"
-        f".replace({show(theirs)!r}, {next(iter(wanted))!r}): v for k, v in read_weights({file!r}).items() "
-        f"if k.startswith({show(prefix)!r})}}, 'encoder.pth')"
+        f"{advice}, or save the encoder's state_dict() under this network's names, such as "
+        f"{wanted}, as .safetensors"
     )
 
 

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
@@ -512,3 +514,11 @@ def test_a_canvas_is_the_same_from_file_array_and_pillow_image(name: str) -> Non
     if name in ("rgb", "rgba drops alpha", "palette"):
         image = Image.open(io.BytesIO(file))
         np.testing.assert_array_equal(read_square(image, **how).pixels, canvas)
+
+
+def test_reading_imports_little() -> None:
+    """Processes that read images are many: numpy.random is 2 MB, and codecs are loaded for their formats."""
+    large = ("numpy.random", "xml.etree", "tifffile", "imagecodecs", "pydicom", "torch")
+    program = f"import sys, byol.data.decode.image; print([name for name in {large} if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert said == "[]\n"

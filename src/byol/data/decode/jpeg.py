@@ -10,14 +10,14 @@ import re
 from io import BytesIO
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from byol.data.decode.content import open_package
 
 _END = b"\xff\xd9"
 _TAIL = 24  # bytes of the picture's own, whose loss must show
-_RUBBISH = bytes(np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8))  # no 0xff: no markers
+# Powers of 3 modulo a prime look random; numpy.random would take 2 MB. Without 0xff there are no markers.
+_RUBBISH = bytes(pow(3, power, 65_537) % 255 for power in range(1, 513))
 _TOO_SHORT, _TOO_LONG = "its data end before the picture does", "its data go on after the picture"
 _WARNINGS = (  # of libjpeg
     (re.compile(r"premature end of data segment"), _TOO_SHORT),

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from byol.base.errors import DataError
 
@@ -123,6 +122,8 @@ def _read_companion(path: Path | None, name: str) -> Any | None:
 
 
 def _parse(text: str | bytes) -> Any | None:
+    from xml.etree import ElementTree  # 1 MB, for OME-TIFF alone
+
     try:
         return ElementTree.fromstring(text)
     except ElementTree.ParseError:

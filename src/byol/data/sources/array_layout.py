@@ -27,7 +27,7 @@ from byol.data.decode.index import Names
 
 Shape = tuple[int, ...]
 
-_SUFFIXES = (".npy", ".npz")
+ARRAY_SUFFIXES = (".npy", ".npz")
 _READERS, _CHUNK = 8, 128  # threads, since a network disk answers late; files of a task
 _MOST_KEPT = 8  # sets whose layout is remembered
 _IN_WORDS: dict[Layout, str] = {"hwc": "channels last", "chw": "channels first"}
@@ -74,7 +74,7 @@ def settle_files(
 
 
 def _read_shapes(folder: Path, files: Names) -> Iterator[tuple[str, Shape]]:
-    paths = (os.path.join(folder, name) for name in files if name.lower().endswith(_SUFFIXES))
+    paths = (os.path.join(folder, name) for name in files if name.lower().endswith(ARRAY_SUFFIXES))
     with ThreadPoolExecutor(_READERS) as pool:
         while block := list(islice(paths, _READERS * _CHUNK)):  # all paths at once would be 100 MB a million
             chunks = [block[first : first + _CHUNK] for first in range(0, len(block), _CHUNK)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from byol.base.errors import DataError
 from byol.data.decode.arrays import as_given, find_shape
 from byol.data.decode.formats import ImageArray, LaidFile, Layout
-from byol.data.sources.array_layout import TrainedLayout, settle
+from byol.data.sources.array_layout import ARRAY_SUFFIXES, TrainedLayout, settle
 
 OneImage = str | Path | Image.Image | NDArray[Any] | Tensor
 
@@ -67,8 +67,9 @@ class InMemoryImages:
         for index, item in enumerate(self.items):
             if isinstance(item, np.ndarray):
                 yield self.names(index), item.shape
-            elif isinstance(item, str | Path) and (shape := find_shape(item)) is not None:
-                yield self.names(index), shape
+            elif isinstance(item, str | Path) and str(item).lower().endswith(ARRAY_SUFFIXES):
+                if (shape := find_shape(item)) is not None:
+                    yield self.names(index), shape
 
     def item(self, index: int) -> str | Path | LaidFile | ImageArray | Image.Image:
         """A path or a Pillow image as it is; the values of an array or a tensor.
