@@ -45,3 +45,9 @@ def test_the_classic_configuration_of_the_documentation_is_the_file() -> None:
 def test_benchmark_configurations_are_valid() -> None:
     for path in (ROOT / "benchmarks").glob("*.yaml"):
         assert load_config(path, [], preset=None).preset == "default"
+
+
+def test_developers_can_build_the_documentation() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert set(extras["docs"]) <= set(extras["dev"])

@@ -82,7 +82,7 @@ def test_the_slowest_machine_trains_for_a_minute() -> None:
 def test_what_is_said_adds_up() -> None:
     length = choose(0.3, elapsed_s=30.0)
     said = length.describe()
-    total = demo.format_time(30.0 + demo._SETUP_S + length.training_s + length.evaluation_s)
+    total = demo.format_time(30.0 + demo.SETUP_S + length.training_s + length.evaluation_s)
     parts = (total, f"{length.steps:,} ", demo.format_time(length.training_s), "trainer.max_epochs")
     assert [part for part in parts if part not in said] == []
     assert total == demo.format_time(TOTAL_S)
@@ -103,7 +103,7 @@ def step_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Let a step take so long here, in the benchmark and by the clock of the run; fewer seconds in all."""
     monkeypatch.setattr(demo, "TOTAL_S", 50.0)
     monkeypatch.setattr(demo, "LEAST_S", 5.0)
-    monkeypatch.setattr(demo, "_EVALUATION_S", 10.0)
+    monkeypatch.setattr(demo, "EVALUATION_S", 10.0)
 
     def install(step_s: float) -> None:
         made = 0

@@ -125,7 +125,7 @@ def test_nothing_readable_and_too_few(tmp_path: Path) -> None:
     (text, is_fatal), *_ = judge(look(tmp_path))
     assert "look at these files" in text and is_fatal
     found = look(save(tmp_path / "few", *(noise(seed, 9, 9) for seed in range(3))))
-    assert judge(found) == [("3 images are too few to learn from, give 4 at least", True)]
+    assert judge(found) == [("3 images are too few to learn from; give at least 4", True)]
 
 
 def test_images_of_different_kinds(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from byol.base.console import silent
 from byol.base.errors import ConfigError, DataError
+from byol.data.pack.packed import Packed
 from byol.evaluation import duplicate_groups
 from byol.evaluation.labelled import open_splits
 from byol.evaluation.splits import Splits
@@ -352,7 +353,7 @@ def test_digests_are_made_once_and_by_size_too(tmp_path: Path, monkeypatch: pyte
     sizes[0] += 1
     other = duplicate_groups.digest_images(replace(images, sizes=sizes), rows)
     assert (other != digests).any(axis=1).tolist() == [True] + [False] * (len(rows) - 1)
-    monkeypatch.setattr(duplicate_groups, "_digest", None)
+    monkeypatch.setattr(Packed, "read", None)  # would fail if it were called
     np.testing.assert_array_equal(duplicate_groups.digest_images(images, rows), digests)
 
 

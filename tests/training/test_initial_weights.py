@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from byol.auto import resolve
 from byol.auto.train import train as train_partial
@@ -20,6 +20,7 @@ from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
 from byol.training import initial_weights, loop
 from byol.training.initial_weights import InitialWeights
+from byol.weights.stem_mark import unmark_stem
 
 TINY = [
     "network.name=test_resnet",
@@ -189,6 +190,28 @@ def test_a_run_of_an_earlier_version_and_a_damaged_file(tmp_path: Path) -> None:
         (tmp_path / "start.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"start\.json: cannot be read .*; start again"):
             initial_weights.read(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["run", "encoder", "file", "unmarked", "checkpoint"])
+def test_weights_of_another_stem_are_refused(tmp_path: Path, form: str) -> None:
+    """Their keys and shapes are the same: without a word the encoder would compute something else."""
+    earlier = tmp_path / "earlier"
+    run(configure(tmp_path, "network.stem=strided"), earlier)
+    if form == "encoder":
+        for path in (earlier / "checkpoints").iterdir():
+            path.unlink()
+    if form == "unmarked":  # as byol wrote it before
+        state, _ = unmark_stem(load_file(earlier / "encoder.safetensors"))
+        save_file(state, earlier / "encoder.safetensors")
+    source = {
+        "file": earlier / "encoder.safetensors",
+        "unmarked": earlier / "encoder.safetensors",
+        "checkpoint": next(iter(sorted((earlier / "checkpoints").glob("*.pt"))), earlier),
+    }.get(form, earlier)
+    begin = f"network.fine_tune_from={source}"
+    with pytest.raises(CheckpointError, match=r"'strided'.*'standard'.*network\.stem=strided"):
+        run(configure(tmp_path, begin), tmp_path / "b")
+    assert "starting from the" in run(configure(tmp_path, begin, "network.stem=strided"), tmp_path / "c")
 
 
 def test_what_cannot_be_started_from(finished: Path, tmp_path: Path) -> None:

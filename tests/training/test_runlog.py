@@ -155,9 +155,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line_also_when_the_files_are_closed(tmp_path: Path) -> None:
     log = make_log(tmp_path)
     with (
-        pytest.raises(
-            CheckpointError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"
-        ),
+        pytest.raises(CheckpointError, match=r"metrics\.jsonl: .*No space left on device"),
         log,
     ):
         log._file.close()

@@ -52,7 +52,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         )
         return result if part <= 100 else None
 
-    monkeypatch.setattr(step_benchmark, "_try", answer)
+    monkeypatch.setattr(step_benchmark, "try_step", answer)
     return seen
 
 
@@ -79,10 +79,10 @@ def test_it_begins_with_the_parts_of_the_configuration(tried: list[Config]) -> N
 
 
 def test_nothing_fits(tried: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = step_benchmark._try
+    fake = step_benchmark.try_step
     monkeypatch.setattr(
         step_benchmark,
-        "_try",
+        "try_step",
         lambda c, **k: replace(fake(c, **k) or StepBenchmark(0, 0, 0, 9, 0), limit_bytes=5),
     )
     with pytest.raises(

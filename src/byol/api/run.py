@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from byol.api.evaluation import Evaluation
     from byol.encoder.encoder import Encoder, ManyImages
+    from byol.exporting.export import Exported
     from byol.training.runlog import Metrics
 
 
@@ -59,6 +60,12 @@ class Run:
 
         return evaluate(self, **options)
 
+    def export(self, **options: Any) -> "Exported":
+        """`byol.export` of this run."""
+        from byol.api.exporting import export
+
+        return export(self, **options)
+
     def report(self, **options: Any) -> Path:
         """Call `byol.report` for this run."""
         from byol.api.reports import report
@@ -101,7 +108,7 @@ def train(
 
     partial_config = make_partial_config(images, preset=preset, hours=hours, init=init, overrides=overrides)
     folder = choose_folder(images, output, place="runs")
-    outcome = train_partial(partial_config, folder, console=open_console(progress))
+    outcome = train_partial(partial_config, folder, console=open_console(progress, goes_on=True))
     return Run(folder, outcome.done, outcome.total_steps, outcome.stopped_by)
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from byol.auto import resolve
 from byol.auto.choices import count_usable
-from byol.base.console import Say
+from byol.base.console import Say, print_line
 from byol.config import Config, PartialConfig, load_config
 from byol.data.pack.images import open_images
 from byol.method.schedule import Plan
@@ -26,10 +26,10 @@ TOTAL_S = 210.0  # of the whole command: half a minute less than four, for a mac
 LEAST_S = 60.0  # of training, on a machine where the rest takes too long
 _LEAST_EPOCHS = 2  # that a time budget's rates are planned for, so that their warm-up fits
 
-_SETUP_S = 5.0  # from the measurement to the first step, and from the last step to the evaluation
+SETUP_S = 5.0  # from the measurement to the first step, and from the last step to the evaluation
 _BESIDE_STEPS = 1.1  # a run takes so much longer than its steps: checks, checkpoints, logs
 # Evaluation takes as long as so many steps, and what does not grow with a slower CPU (docs/performance.md).
-_EVALUATION_STEPS, _EVALUATION_S = 120, 8.0
+_EVALUATION_STEPS, EVALUATION_S = 120, 8.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Length:
 
     def describe(self) -> str:
         """What the command is going to take, a line."""
-        total_s = self.elapsed_s + _SETUP_S + self.training_s + self.evaluation_s
+        total_s = self.elapsed_s + SETUP_S + self.training_s + self.evaluation_s
         return (
             f"the demo takes about {format_time(total_s)} (min:s): {format_time(self.training_s)} for "
             f"{self.steps:,} training steps and {format_time(self.evaluation_s)} for the evaluation; set "
@@ -62,8 +62,8 @@ def choose_length(config: Config, *, num_images: int, step_s: float, elapsed_s: 
     trainer, steps_per_epoch = config.trainer, max(1, num_images // config.batch_size)
     assert trainer.max_epochs is not None
     whole_step_s = _BESIDE_STEPS * step_s
-    evaluation_s = _EVALUATION_S + _EVALUATION_STEPS * step_s
-    left_s = max(LEAST_S, TOTAL_S - elapsed_s - _SETUP_S - evaluation_s)
+    evaluation_s = EVALUATION_S + _EVALUATION_STEPS * step_s
+    left_s = max(LEAST_S, TOTAL_S - elapsed_s - SETUP_S - evaluation_s)
     steps = steps_per_epoch * trainer.max_epochs
     training_s = steps * whole_step_s
     if training_s > left_s:
@@ -95,12 +95,12 @@ def fit_to_time(
     check_settings(config, run_dir)
     checkpoint.check_run_folder(run_dir)
     images = open_images(config, run_dir, console=console)
-    console.print("timing a few training steps", highlight=False)
+    print_line(console, "timing a few training steps")
     step_s = benchmark_step(
         config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
     ).step_s
     length = choose_length(config, num_images=len(images), step_s=step_s, elapsed_s=elapsed())
-    console.print(length.describe(), highlight=False, soft_wrap=True)
+    print_line(console, length.describe())
     return PartialConfig(length.config, partial_config.layers), length.step_s
 
 

@@ -1,5 +1,6 @@
 """Train with settings of which some are left open: they are resolved, then the training loop begins."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,12 @@ from rich.console import Console
 
 from byol.auto.resolve import resolve
 from byol.base.console import make_say
+from byol.base.signals import interrupting
 from byol.config import PartialConfig
 from byol.device.devices import choose_dtype
 from byol.device.ranks import connect
+from byol.runfolder import checkpoint
+from byol.runfolder.lock import only_writer
 from byol.training import loop
 from byol.training.setup import check_settings
 
@@ -27,10 +31,19 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError, RunMismatchError, DivergedError, CollapsedError: as the loop.
+        RunInUseError: another process trains into the folder.
+        Interrupted: a signal came before the first step; what is packed stays.
     """
     check_settings(partial_config.config, run_dir)
     with connect(partial_config.config.trainer) as ranks:
         say = make_say(console)
-        config, measured_s = resolve(partial_config, run_dir, ranks=ranks, say=say)
-        ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
-        return loop.train(config, run_dir, console=console, step_s=step_s or measured_s, ranks=ranks)
+        # Only the first rank can leave in order: the others wait for it inside libraries, which hear nothing.
+        with ExitStack() as stack:
+            if ranks.is_main:
+                stack.enter_context(interrupting())
+                checkpoint.check_run_folder(run_dir)  # before the lock adds a file to it
+                stack.enter_context(only_writer(run_dir, say=say))
+                checkpoint.remove_temporaries(run_dir)
+            config, measured_s = resolve(partial_config, run_dir, ranks=ranks, say=say)
+            ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
+            return loop.train(config, run_dir, console=console, step_s=step_s or measured_s, ranks=ranks)

@@ -5,7 +5,8 @@ ByolError                   exit code 1
 ├── DataError               images, labels or folders that cannot be read or used
 │   └── NoLabelsError       no image has a label: what needs none can still be done
 ├── CheckpointError         a run folder, checkpoint or encoder that cannot be read or written
-│   └── RunMismatchError    the run folder belongs to another configuration or other data
+│   ├── RunMismatchError    the run folder belongs to another configuration or other data
+│   └── RunInUseError       another process writes into the run folder
 ├── OutputError             standard output cannot be written
 ├── DivergedError           the loss stopped being a finite number
 └── CollapsedError          every image gets (nearly) the same projection
@@ -75,6 +76,10 @@ class RunMismatchError(CheckpointError):
     """The output folder holds a run of another configuration or of other data."""
 
 
+class RunInUseError(CheckpointError):
+    """Another process is writing into the output folder."""
+
+
 class OutputError(ByolError):
     """Standard output cannot be written: the disk behind it is full, say."""
 
@@ -85,6 +90,14 @@ class DivergedError(ByolError):
 
 class CollapsedError(ByolError):
     """The projections of different images have become (nearly) equal."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal other than Ctrl-C has interrupted the work; `signal` is its name."""
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.signal = signal
 
 
 class ValueRangeWarning(UserWarning):

@@ -4,6 +4,7 @@ Each is named as pip installs it, with the module that Python imports.
 """
 
 REQUIRED = {
+    "filelock": "filelock",
     "imagecodecs": "imagecodecs",
     "jaxtyping": "jaxtyping",
     "jinja2": "jinja2",
@@ -22,7 +23,11 @@ REQUIRED = {
     "torchvision": "torchvision",
 }
 OPTIONAL = {
+    "anndata": "anndata",
     "mlflow": "mlflow",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
     "pillow-heif": "pillow_heif",
     "pyarrow": "pyarrow",
     "pydicom": "pydicom",

@@ -8,26 +8,27 @@ import inspect
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import byol
 from byol.api.arguments import choose_folder, make_partial_config
 from byol.base.console import complain, is_watched, make_console, say, say_block, show_bar
-from byol.base.errors import ConfigError, DataError, printable
-from byol.config import DataConfig, PartialConfig, json_schema, load_partial, write_override
+from byol.base.errors import ConfigError, printable
+from byol.config import PartialConfig, json_schema, load_partial, write_override
 
 if TYPE_CHECKING:
     from byol.api.evaluation import Evaluation
     from byol.api.run import Run
-    from byol.encoder.spec import EncoderSpec
 
 EXIT_INTERRUPTED = {
+    "SIGHUP": 129,
     "SIGINT": 130,
+    "SIGUSR1": 138,
+    "SIGUSR2": 140,
     "SIGPIPE": 141,
     "SIGTERM": 143,
-}  # 128 + number of the signal, as shells have it
+}  # 128 + number of the signal, as shells on Linux have it
 
 _THE_ENCODER = """The encoder is in {run}. Use it in Python:
     import byol
@@ -48,7 +49,7 @@ def demo_command(options: argparse.Namespace) -> int:
             demo.preview(partial_config, options.output, elapsed=elapsed, say=say)
         return 0
     partial_config, step_s = demo.fit_to_time(
-        partial_config, options.output, elapsed=elapsed, console=make_console()
+        partial_config, options.output, elapsed=elapsed, console=make_console(goes_on=True)
     )
     return _train_and_evaluate(partial_config, options.output, step_s=step_s)
 
@@ -108,7 +109,7 @@ def _train_and_evaluate(partial_config: PartialConfig, run_dir: Path, *, step_s:
     from byol.api.run import Run
     from byol.auto.train import train
 
-    outcome = train(partial_config, run_dir, console=make_console(), step_s=step_s)
+    outcome = train(partial_config, run_dir, console=make_console(goes_on=True), step_s=step_s)
     code = _report_training(Run(run_dir, outcome.done, outcome.total_steps, outcome.stopped_by))
     if code or not _is_main_rank():
         return code
@@ -136,7 +137,7 @@ def _report_evaluation(evaluation: "Evaluation") -> int:
 def compare_command(options: argparse.Namespace) -> int:
     from byol.reporting.compare import compare
 
-    _refuse_overrides(options, "comparing")
+    refuse_overrides(options, "comparing")
     say_block(compare(options.runs))
     return 0
 
@@ -144,13 +145,13 @@ def compare_command(options: argparse.Namespace) -> int:
 def card_command(options: argparse.Namespace) -> int:
     from byol.reporting.card import FILE_NAME, write_card
 
-    _refuse_overrides(options, "a card")
+    refuse_overrides(options, "a card")
     say_block(write_card(options.run))
     say(f"saved in {options.run / FILE_NAME}")
     return 0
 
 
-def _refuse_overrides(options: argparse.Namespace, what: str) -> None:
+def refuse_overrides(options: argparse.Namespace, what: str) -> None:
     if options.overrides:
         raise ConfigError(f"override '{options.overrides[0]}': {what} takes no settings; leave it out")
 
@@ -179,68 +180,10 @@ def explore_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _settings_of_new_images(options: argparse.Namespace, what: str) -> DataConfig:
-    """The settings that apply to new images: data.skip_unreadable and data.layout."""
-    keys = ("data.skip_unreadable=", "data.layout=")
-    given = [override for override in options.overrides if override.startswith(keys)]
-    options.overrides = [override for override in options.overrides if not override.startswith(keys)]
-    _refuse_overrides(options, what)
-    return load_partial(None, given, preset="default").config.data
-
-
-def _laid_out(spec: "EncoderSpec", data: DataConfig) -> "EncoderSpec":
-    """The spec of an encoder, with `data.layout` for its new images if that is given."""
-    return spec if data.layout == "auto" else replace(spec, layout=data.layout)
-
-
-def embed_command(options: argparse.Namespace) -> int:
-    import numpy as np
-
-    from byol.encoder.encoder import load
-    from byol.encoder.feature_file import check_feature_path, write_features, write_prototypes
-    from byol.encoder.remarks import Remarks, gather_and_say
-    from byol.evaluation.features import check_finite
-    from byol.metrics.neighbours import Distinct, find_prototypes
-
-    data = _settings_of_new_images(options, "embedding")
-    if options.prototypes is not None and options.prototypes < 1:
-        raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, at least 1")
-    check_feature_path(options.output)
-    encoder = load(options.run, device=options.device)
-    spec = _laid_out(encoder.spec, data)
-    images = gather_and_say(options.images, spec, skip_unreadable=data.skip_unreadable)
-    remarks = Remarks(data.skip_unreadable, spec.pixels)
-    blocks = list(
-        encoder.embed_source(images, on_bad=remarks.leave_out, on_outside=remarks.warn, on_read=remarks.note)
-    )
-    remarks.say_all(options.output)
-    names = [name for block in blocks for name in block.names]
-    if not names:
-        raise DataError(f"{options.images}: byol can use none of the {len(remarks.bad)} images")
-    features = np.concatenate([block.features for block in blocks])
-    check_finite(features, names.__getitem__)
-    write_features(options.output, names, features=features)
-    left_out = f", {len(remarks.bad)} left out" if remarks.bad else ""
-    say(f"wrote {encoder.spec.num_features} features of {len(names)} images to {options.output}{left_out}")
-    if options.prototypes is None:
-        return 0
-    if (features == features[0]).all():
-        say("no prototypes: there is only one distinct image" + _explain_duplicates(len(names)))
-        return 0
-    found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
-    path = options.output.with_suffix(".prototypes.csv")
-    write_prototypes(path, [names[row] for row in found.rows], sizes=found.sizes.tolist())
-    say(f"wrote the {len(found.rows)} most representative images to {path}")
+def export_command(options: argparse.Namespace) -> int:
+    refuse_overrides(options, "an export")
+    byol.export(options.run, format=options.format, output=options.output, progress=True)
     return 0
-
-
-def _explain_duplicates(num: int) -> str:
-    """Why `num` images have the same features."""
-    return (
-        ""
-        if num == 1
-        else f" (all {num} have the same features: they are duplicates, or the encoder has collapsed)"
-    )
 
 
 def finetune_command(options: argparse.Namespace) -> int:
@@ -251,34 +194,6 @@ def finetune_command(options: argparse.Namespace) -> int:
         return EXIT_INTERRUPTED["SIGINT"]
     say_block(f"\n{found.outcome.render()}\n")
     say(f"The classifier is in {found.folder}. Use it: byol predict {found.folder} IMAGES/ -o classes.csv")
-    return 0
-
-
-def predict_command(options: argparse.Namespace) -> int:
-    from byol.encoder.classifier import check_predictions_path, load_classifier, write_predictions
-    from byol.encoder.remarks import Remarks, gather_and_say
-
-    data = _settings_of_new_images(options, "prediction")
-    check_predictions_path(options.output)
-    classifier = load_classifier(options.classifier, device=options.device)
-    spec = _laid_out(classifier.encoder.spec, data)
-    images = gather_and_say(options.images, spec, skip_unreadable=data.skip_unreadable)
-    remarks = Remarks(data.skip_unreadable, spec.pixels)
-    blocks = list(
-        classifier.predict_source(
-            images, on_bad=remarks.leave_out, on_outside=remarks.warn, on_read=remarks.note
-        )
-    )
-    remarks.say_all(options.output)
-    num_images = sum(len(block.names) for block in blocks)
-    if num_images == 0:
-        raise DataError(f"{options.images}: byol can use none of the {len(remarks.bad)} images")
-    write_predictions(options.output, blocks)
-    left_out = f", {len(remarks.bad)} left out" if remarks.bad else ""
-    say(
-        f"wrote the classes ({len(classifier.class_names)}) of {num_images} images to "
-        f"{options.output}{left_out}"
-    )
     return 0
 
 
@@ -293,7 +208,7 @@ def config_command(options: argparse.Namespace) -> int:
 
 
 def env_command(options: argparse.Namespace) -> int:
-    _refuse_overrides(options, "the environment")
+    refuse_overrides(options, "the environment")
     found = byol.environment()
     say_block(found.to_json() if options.json else found.render())
     return 0

@@ -6,13 +6,10 @@ statistics of the global batch, on CPU too: a run does not depend on the number 
 
 import ctypes
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -170,35 +167,6 @@ def _store(world_size: int) -> Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, world_size, is_master=is_master, timeout=_TIMEOUT)
     return PrefixStore(f"byol_{os.environ.get('TORCHELASTIC_RUN_ID', '')}_{restart}", store)
-
-
-class StopSignal:
-    """SIGTERM and Ctrl-C as a wish that the loop reads; a second Ctrl-C interrupts at once.
-
-    Python lets the main thread alone handle signals: in another one nothing is heard.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-
-    @contextmanager
-    def listen(self) -> Iterator["StopSignal"]:
-        """Take the signals for as long as the block runs, then give them back."""
-        heard = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGTERM, signal.SIGINT) if heard else ()
-        before = {number: signal.getsignal(number) for number in numbers}
-        for number in before:
-            signal.signal(number, self._note)
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.name is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
 
 
 def keep_freed_memory() -> None:

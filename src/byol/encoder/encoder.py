@@ -1,7 +1,8 @@
 """The encoder that a run leaves: `encoder.safetensors` (weights) and `encoder.json` (how to use them).
 
-The weights have the plain key names of timm or torchvision. Preprocessing is part of the artefact: whatever
-form images come in, they go the same way, and the same image gives the same features:
+The weights have the plain key names of timm or torchvision; a stem that these do not have is marked
+(`weights.stem_mark`). Preprocessing is part of the artefact: whatever form images come in, they go the same
+way, and the same image gives the same features:
 
     file, array, Pillow image or tensor -> chosen channels -> square of stored_px -> whole image of seen_px
     -> features
@@ -43,10 +44,11 @@ from byol.kernels.convolution import accelerate
 from byol.kernels.winograd import constant_weights
 from byol.method.networks import build_encoder
 from byol.method.views import whole_view
+from byol.weights.stem_mark import mark_stem, unmark_stem
 
 WEIGHTS_NAME = "encoder.safetensors"
 
-_CPU_IMAGES = 64  # that the network sees at once on CPU; 256 took four times the memory and 5 to 20 % longer
+CPU_IMAGES = 64  # that the network sees at once on CPU; 256 took four times the memory and 5 to 20 % longer
 
 ManyImages = OneImage | Sequence[OneImage]
 
@@ -57,6 +59,8 @@ class Block:
 
     names: list[str]
     features: Float32[np.ndarray, "image feature"]
+    places: list[int]  # of these images in the source
+    end: int  # the place in the source behind this block: all before it have been looked at
 
 
 class Encoder:
@@ -103,6 +107,7 @@ class Encoder:
         self,
         images: Images,
         *,
+        first: int = 0,
         batch_size: int = 256,
         on_bad: Callable[[str, DataError], None] | None = None,
         on_outside: Callable[[str, str], None] | None = None,
@@ -110,6 +115,7 @@ class Encoder:
     ) -> Iterator[Block]:
         """Yield names and features in blocks, so that memory does not grow with the number of images.
 
+        - `first` is the place of the first image to embed. The images before it are not read.
         - `on_bad(name, error)` is called for each image that cannot be used; the image is left out.
         - `on_outside(name, text)` is called for each image whose values lie outside the range of the training
           images. Without it there is a `ValueRangeWarning`.
@@ -120,19 +126,20 @@ class Encoder:
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
-            def start(first: int) -> list[Future[Square | DataError]]:
-                end = min(first + batch_size, len(images))
-                return [pool.submit(self._try_square, images, index) for index in range(first, end)]
+            def start(begin: int) -> list[Future[Square | DataError]]:
+                end = min(begin + batch_size, len(images))
+                return [pool.submit(self._try_square, images, index) for index in range(begin, end)]
 
-            reading = start(0)
-            for first in range(0, len(images), batch_size):
+            reading = start(first)
+            for begin in range(first, len(images), batch_size):
                 # The next block is read while the network sees this one.
-                block, reading = reading, start(first + batch_size)
-                names, squares = [], []
-                for index, future in enumerate(block, start=first):
+                block, reading = reading, start(begin + batch_size)
+                names, squares, places = [], [], []
+                for index, future in enumerate(block, start=begin):
                     square = future.result()
                     if not isinstance(square, DataError):
                         names.append(images.names(index))
+                        places.append(index)
                         if on_read is not None:
                             on_read(images.names(index), square)
                         if (
@@ -145,7 +152,7 @@ class Encoder:
                     else:
                         _cancel(reading)
                         raise DataError(f"{images.names(index)}: {square}") from square
-                yield Block(names, self._embed_squares(squares))
+                yield Block(names, self._embed_squares(squares), places, begin + len(block))
 
     def embed_packed(
         self,
@@ -195,7 +202,7 @@ class Encoder:
     def encode_views(self, views: Float[Tensor, "image channel view view"]) -> Float[Tensor, "image feature"]:
         """Representations y of views as `make_views` gives them, else as `encode`."""
         views = views.to(self.device)
-        parts = torch.split(views, _CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
+        parts = torch.split(views, CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
         with torch.autocast(self.device.type, enabled=False), exact_fp32(self.device), constant_weights():
             return torch.cat([self.module(part) for part in parts]).float()
 
@@ -270,8 +277,8 @@ def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    write_atomically(folder / WEIGHTS_NAME, to_safetensors(weights))
+    state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    write_atomically(folder / WEIGHTS_NAME, to_safetensors(mark_stem(state, spec.stem)))
     write_atomically(folder / SPEC_NAME, to_json({"format": FORMAT, **asdict(spec)}, indent=2) + b"\n")
 
 
@@ -317,9 +324,13 @@ def _find(folder: Path, name: str) -> Path:
 def _fill(module: nn.Module, path: Path, *, spec: EncoderSpec) -> None:
     """Load the weights into the module, every key and shape as it must be."""
     try:
-        given = load_file(path)
+        given, stem = unmark_stem(load_file(path))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is damaged or cut short ({error}); {AGAIN}") from None
+    if stem not in (None, spec.stem):
+        raise CheckpointError(
+            f"{path}: has the stem '{stem}', {SPEC_NAME} beside it says '{spec.stem}'; {AGAIN}"
+        )
     wanted = module.state_dict()
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     wrong = [key for key in sorted(wanted.keys() & given.keys()) if wanted[key].shape != given[key].shape]

@@ -14,7 +14,7 @@ from torch import nn
 
 from byol.base.console import Count, Say, silent
 from byol.base.errors import CheckpointError, ConfigError, DataError
-from byol.base.files import check_writable, write_atomically
+from byol.base.files import check_writable, is_temporary, write_atomically
 from byol.base.version import __version__
 from byol.config import Config, diff_configs, load_config
 from byol.device.devices import choose_dtype, explain_device
@@ -30,6 +30,7 @@ from byol.finetuning.results import FORMAT, FinetuneResult, FinetuneRow
 from byol.finetuning.supervised import SYMMETRIES, Setting, mild
 from byol.finetuning.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
 from byol.metrics import probes
+from byol.runfolder.lock import LOCK_FILES, only_writer
 
 FILE_NAME = "finetune.json"
 LOG_NAME = "finetune.jsonl"
@@ -73,6 +74,7 @@ def finetune(
 
     Raises:
         CheckpointError: there is no such encoder, or `output` holds something else or cannot be written.
+        RunInUseError: another process writes into `output`.
         ConfigError: a setting is not valid, or would change what the run was.
         DataError: images or labels are missing, cannot be read, or are too few.
         DivergedError: the loss is not finite.
@@ -81,6 +83,31 @@ def finetune(
     keep_freed_memory()
     check_output(output, source=source)
     check_writable(output / FILE_NAME)
+    with only_writer(output, say=say):
+        return _finetune(
+            source,
+            output,
+            overrides,
+            fraction=fraction,
+            epochs=epochs,
+            scratch=scratch,
+            say=say,
+            progress=progress,
+        )
+
+
+def _finetune(
+    source: Path,
+    output: Path,
+    overrides: Sequence[str],
+    *,
+    fraction: float,
+    epochs: int | None,
+    scratch: bool,
+    say: Say,
+    progress: Count | None,
+) -> FinetuneResult:
+    """As `finetune`, as the only writer of `output`."""
     encoder, config, run_dir = _open_encoder(source, overrides, output=output, say=say)
     splits = open_splits(config, run_dir, spec=encoder.spec, is_single=True, say=say)
     data, class_names = _draw(splits, fraction=fraction, seed=config.evaluation.seed)
@@ -127,8 +154,10 @@ def check_output(output: Path, *, source: Path) -> None:
     """
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"{output}: is a file, a folder is wanted; choose another name with -o")
-    if output.exists() and any(output.iterdir()):
-        names = {path.name for path in output.iterdir() if not path.name.startswith(".")}
+    names = {path.name for path in output.iterdir()} - LOCK_FILES if output.exists() else set()
+    names = {name for name in names if not is_temporary(name, of=tuple(_OWN_FILES))}
+    if names:
+        names = {name for name in names if not name.startswith(".")}
         if FILE_NAME not in names or not names <= _OWN_FILES:
             raise CheckpointError(
                 f"{output}: is not empty and not of `byol finetune`; choose another folder with -o"

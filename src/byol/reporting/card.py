@@ -1,16 +1,20 @@
 """A model card: how an encoder was made, how good it is, what is not known of it, and how to make it again.
 
-Every sentence is made from the files of the run; what they do not say is said to be unknown.
+It has the format of the Hugging Face Hub, where it is called README.md. Every sentence is made from the files
+of the run; what they do not say is said to be unknown.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from byol.base.files import write_atomically
 from byol.base.text_table import percent, percent_range
 from byol.config import View
+from byol.encoder.spec import EncoderSpec
 from byol.evaluation.labelled import SEEN
 from byol.method.schedule import Plan
 from byol.metrics.verdict import show_classifier
+from byol.reporting.card_metadata import write_metadata
 from byol.reporting.run_summary import RunSummary, read_summary
 from byol.runfolder import checkpoint
 
@@ -19,7 +23,20 @@ _CITATION = (
     "Grill et al., *Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning*, NeurIPS 2020, "
     "[arXiv:2006.07733](https://arxiv.org/abs/2006.07733)"
 )
+_LIMITS = (
+    "Images of other sources, instruments or resolutions than the training's may be represented badly; byol "
+    "warns of values outside of its range when it embeds them.",
+    "For this card nobody has examined the training images for bias or personal data.",
+)
 _OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "adamw": "AdamW"}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How an export is used: what its card says instead of the lines for `byol`."""
+
+    text: str  # of the section "Use"
+    library: str | None  # that loads it, by the Hub's name; None: it has none
 
 
 def write_card(run_dir: Path) -> str:
@@ -28,25 +45,50 @@ def write_card(run_dir: Path) -> str:
     Raises:
         CheckpointError: the folder holds no run or one that has not logged a step, or cannot be written.
     """
-    run = read_summary(run_dir)
+    text = make_card(read_summary(run_dir))
+    write_atomically(run_dir / FILE_NAME, text.encode(errors="surrogateescape"))
+    return text
+
+
+def make_card(run: RunSummary, usage: Usage | None = None) -> str:
+    """The card of a run, or of an export of its encoder; in the Hugging Face Hub's format."""
     parts = [
         f"# {run.name}\n\n{_summarise(run)}",
         f"## Method\n\n{_describe_method(run)}\n\n{_CITATION}.",
         f"## Images\n\n{_describe_images(run)}",
         f"## Results\n\n{_describe_results(run)}",
         "## Limitations\n\n" + "\n".join(f"- {line}" for line in _list_limitations(run)),
-        f"## Use\n\n{_describe_use(run)}",
+        f"## Use\n\n{_describe_use(run) if usage is None else usage.text}",
         f"## Repeat\n\n{_describe_repetition(run)}",
     ]
-    text = "\n\n".join(parts) + "\n"
-    write_atomically(run_dir / FILE_NAME, text.encode(errors="surrogateescape"))
-    return text
+    head = write_metadata(run, library="byol" if usage is None else usage.library)
+    return head + "\n\n".join(parts) + "\n"
+
+
+def make_bare_card(name: str, encoder: EncoderSpec, usage: Usage) -> str:
+    """The card of an export of an encoder whose run is not beside it: a target's, or a fine-tuned one."""
+    what = {
+        "online": "trained without labels by BYOL",
+        "target": "the target network of a training without labels by BYOL",
+        "finetuned": "trained without labels by BYOL, then fine-tuned on labels",
+    }
+    images = f"Images of `{encoder.data_name}`; {_describe_packed(encoder)}"
+    unknown = "Nothing is known here of its results and of how it was trained: these files are in its run."
+    network = f"{encoder.name}, {encoder.stem} stem, {encoder.num_features} features"
+    steps = f"{encoder.done:,} steps of byol {encoder.byol_version}"
+    parts = [
+        f"# {name}\n\nAn image encoder ({network}), {what[encoder.which]}: {steps}.\n\n{_CITATION}.",
+        f"## Images\n\n{images}",
+        "## Limitations\n\n" + "\n".join(f"- {line}" for line in (unknown, *_LIMITS)),
+        f"## Use\n\n{usage.text}",
+    ]
+    return write_metadata(None, library=usage.library) + "\n\n".join(parts) + "\n"
 
 
 def _summarise(run: RunSummary) -> str:
     return (
         f"An image encoder ({run.config.network.name}) trained without labels by BYOL on images of "
-        f"`{Path(run.config.data.source).name}`."
+        f"`{run.data_name}`."
     )
 
 
@@ -157,15 +199,19 @@ def _describe_images(run: RunSummary) -> str:
         if known is None or known.num_bad == 0
         else f", {known.num_bad} more could not be read and are left out"
     )
-    lines = [f"{about}{count} images of `{Path(run.config.data.source).name}`{bad}; labels were not used."]
+    lines = [f"{about}{count} images of `{run.data_name}`{bad}; labels were not used."]
     if encoder is not None:
-        channels = "1 channel" if encoder.channels == 1 else f"{encoder.channels} channels"
-        lines.append(
-            f"{channels}, {encoder.bits} bit, stored at {encoder.stored_px} px; fingerprint of the packed "
-            f"images `{encoder.data_fingerprint}`."
-        )
+        lines.append(_describe_packed(encoder))
     text = " ".join(lines)
     return text[0].upper() + text[1:]
+
+
+def _describe_packed(encoder: EncoderSpec) -> str:
+    channels = "1 channel" if encoder.channels == 1 else f"{encoder.channels} channels"
+    return (
+        f"{channels}, {encoder.bits} bit, stored at {encoder.stored_px} px; fingerprint of the packed images "
+        f"`{encoder.data_fingerprint}`."
+    )
 
 
 # ---- How good it is
@@ -240,9 +286,7 @@ def _list_limitations(run: RunSummary) -> list[str]:
             lines.append(f"The training is not finished: {run.done:,} of {total:,} steps.")
     lines += [
         f"One training with one seed ({run.config.trainer.seed}): how much another differs is not known.",
-        "Images of other sources, instruments or resolutions than the training's may be represented badly; "
-        "values outside of its range are warned of when they are embedded.",
-        "For this card nobody has examined the training images for bias or personal data.",
+        *_LIMITS,
     ]
     return lines
 

@@ -3,6 +3,7 @@ change.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -102,6 +103,14 @@ class Watch:
         self._ill, self._worse = 0, 0
         # Random weights tell noise apart too, and lose rank when they learn not to: not said of those.
         self._told = start.measures is None or start.heads == "random"
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, in plain values."""
+        return {"ill": self._ill, "worse": self._worse, "told": self._told}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As it was when `state` was asked for."""
+        self._ill, self._worse, self._told = state["ill"], state["worse"], state["told"]
 
     def note(self, health: Health, measures: Measures, *, done: int) -> str | None:
         """To be called after each check; a line the first time that the encoder is worse than at step 0."""

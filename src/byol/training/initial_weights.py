@@ -18,13 +18,13 @@ from byol.base.errors import CheckpointError
 from byol.base.files import read_fields, write_atomically
 from byol.config import Config, NetworkConfig
 from byol.encoder import encoder as encoder_files
-from byol.encoder.spec import SPEC_NAME
-from byol.method.networks import Byol
+from byol.encoder.spec import SPEC_NAME, read_spec
+from byol.method.networks import Byol, stem_of
 from byol.method.schedule import Plan
 from byol.metrics.health import Measures
 from byol.runfolder import checkpoint
 from byol.weights.files import State, holds_weights, read_weights, split_source
-from byol.weights.pretrained import KEY, TIMM, compare_states, find_timm, fit_weights
+from byol.weights.pretrained import KEY, TIMM, check_stem, compare_states, find_timm, fit_weights
 
 FORMAT = 1
 FILE_NAME = "start.json"
@@ -201,12 +201,32 @@ def _find(source: str, byol: Byol, *, name: str) -> _Found:
                 f"{KEY}: {source} does not match network.name={name}; "
                 f"set network.name={model.partition('.')[0]}"
             )
-        return _find_encoder(found, byol, where=source)
+        with_encoder = _find_encoder(found, byol, where=source)
+        own = stem_of(byol.online.encoder)
+        if own == "standard":
+            return with_encoder
+        changed = f"the weights were trained with the standard stem, this network has '{own}'"
+        return replace(with_encoder, notes=[*with_encoder.notes, changed])
     path, select = split_source(source)
     if path.is_dir() and not holds_weights(path):
         return _find_run(path, byol)
     check_source(source)
-    return _find_encoder(read_weights(path, key=KEY), byol, where=source, select=select)
+    stem = _read_stem(path)
+    return _find_encoder(read_weights(path, key=KEY), byol, where=source, select=select, stem=stem)
+
+
+def _read_stem(path: Path) -> str | None:
+    """The stem of weights that byol wrote, by the `encoder.json` of their run; None: not known.
+
+    Checkpoints have no mark, nor have the encoders of earlier versions.
+    """
+    if path.name == encoder_files.WEIGHTS_NAME:
+        spec = path.with_name(SPEC_NAME)
+    elif path.parent.name == "checkpoints":
+        spec = path.parent.with_name(SPEC_NAME)
+    else:
+        return None
+    return read_spec(spec).stem if spec.is_file() else None
 
 
 def _find_run(folder: Path, byol: Byol) -> _Found:
@@ -218,20 +238,24 @@ def _find_run(folder: Path, byol: Byol) -> _Found:
                 f"{KEY}: {folder} holds neither a checkpoint nor an encoder; give a run folder"
             )
         encoder = encoder_files.load(folder, device="cpu")
-        return _find_encoder(encoder.module.state_dict(), byol, where=str(folder))
+        return _find_encoder(encoder.module.state_dict(), byol, where=str(folder), stem=encoder.spec.stem)
+    stem = _read_stem(folder / encoder_files.WEIGHTS_NAME)
     problem = compare_states(state["byol"], byol.state_dict(), there="the run")
     if problem is None:
+        check_stem(stem, byol.online.encoder, where=str(folder))
         notes = [f"starting from the networks of {folder}, step {state['done']}"]
         return _Found("kept", notes, networks=state["byol"])
     prefix = "online.encoder."
     found = {key.removeprefix(prefix): value for key, value in state["byol"].items() if prefix in key}
-    with_encoder = _find_encoder(found, byol, where=str(folder))
+    with_encoder = _find_encoder(found, byol, where=str(folder), stem=stem)
     left_out = f"its heads are not used, because {problem}"
     return replace(with_encoder, notes=[*with_encoder.notes, left_out])
 
 
-def _find_encoder(found: State, byol: Byol, *, where: str, select: str | None = None) -> _Found:
+def _find_encoder(
+    found: State, byol: Byol, *, where: str, select: str | None = None, stem: str | None = None
+) -> _Found:
     """Both branches' encoders; the heads are as they were drawn, the same in both branches."""
-    state, notes = fit_weights(found, byol.online.encoder, where=where, select=select)
+    state, notes = fit_weights(found, byol.online.encoder, where=where, select=select, stem=stem)
     notes = [f"starting from the encoder of {where}, with new heads", *notes]
     return _Found("new", notes, encoder=state)

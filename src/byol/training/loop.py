@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from byol.base.signals import StopSignal
 from byol.config import Config
-from byol.device.ranks import Ranks, StopSignal, connect
+from byol.device.ranks import Ranks, connect
 from byol.method.optimizers import set_lr
 from byol.method.views import make_views
 from byol.training.monitor import Due, Monitor
@@ -48,13 +49,8 @@ def train(
     check_settings(config, run_dir)
     with connect(config.trainer) if ranks is None else nullcontext(ranks) as ranks:
         run = prepare(config, run_dir, ranks=ranks, step_s=step_s, console=console)
-        plan, budget, saver, done, num_microbatches = (
-            run.plan,
-            run.budget,
-            Saver(run),
-            run.done,
-            run.num_microbatches,
-        )
+        plan, budget, saver = run.plan, run.budget, Saver(run)
+        done, num_microbatches = run.done, run.num_microbatches
         with StopSignal().listen() as stop, Monitor(run, saver) as monitor, run.open_batches() as batches:
             budget.start()
             while not budget.is_last(done):
@@ -94,7 +90,9 @@ def train(
                 monitor.refuse_collapse(done)
                 budget.follow(done)
                 if due.save:
-                    saver.save(done, num_microbatches=num_microbatches, best=monitor.best)
+                    saver.save(
+                        done, num_microbatches=num_microbatches, best=monitor.best, watch=monitor.state
+                    )
                 if due.stop:
                     break
             monitor.finish(done)

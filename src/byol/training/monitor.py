@@ -88,6 +88,10 @@ class Monitor:
         if writes:
             self._saver.save_record(done)
         self._watch = alarms.Watch(config, plan, start=self._begun)
+        if setup.watch is not None:  # as if the run had not been stopped
+            self._health = health.Health(**setup.watch["health"])
+            self._measures = health.Measures(**setup.watch["measures"])
+            self._watch.restore(setup.watch["alarms"])
         self._marker = Marker(
             setup.run_dir,
             plan,
@@ -200,6 +204,15 @@ class Monitor:
                 saved=f"the last checkpoint is {saved[0].name}" if saved else "no checkpoint was written",
                 views=self._blank,
             )
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the health checks so far."""
+        return {
+            "health": asdict(self._health),
+            "measures": asdict(self._measures),
+            "alarms": self._watch.state(),
+        }
 
     @property
     def best(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -98,8 +99,9 @@ class RunLog:
         if not self._active:
             return
         if self._progress is not None:
-            self._progress.refresh()  # in a notebook `stop` alone leaves the bar as it was
-            self._progress.stop()
+            with suppress(OSError):  # the terminal may be gone
+                self._progress.refresh()  # in a notebook `stop` alone leaves the bar as it was
+                self._progress.stop()
         closes: list[Callable[[], None]] = [self._file.close]
         closes += [partial(logger.end, self._embedding) for logger in self._loggers]
         for close in closes:  # they write what they still hold

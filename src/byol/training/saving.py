@@ -24,7 +24,7 @@ class Saver:
         if setup.done:  # the encoders may be older than the checkpoint, missing or damaged
             self.save_encoders(setup.done)
 
-    def save(self, done: int, *, num_microbatches: int, best: dict[str, Any]) -> None:
+    def save(self, done: int, *, num_microbatches: int, best: dict[str, Any], watch: dict[str, Any]) -> None:
         """Write all of it after `done` steps; a batch was last computed in `num_microbatches` micro-batches.
 
         Raises:
@@ -42,6 +42,7 @@ class Saver:
             num_microbatches=num_microbatches,
             time_budget=setup.budget.state(),
             best=best,
+            watch=watch,
         )
         self.save_encoders(done)
         self.save_record(done)

@@ -44,6 +44,7 @@ class Setup:
     num_microbatches: int  # of a batch, over which gradients are accumulated
     done: int  # finished steps
     best: dict[str, Any] | None  # what the checkpoint says of the best encoder
+    watch: dict[str, Any] | None  # and of the other health checks; None: nothing, as of earlier versions
     notes: list[str]  # lines for the person, on what was found
     origin: list[str]  # and on the weights that it starts from
     step_s: float | None  # expected seconds of a step, where they are known
@@ -121,6 +122,7 @@ def prepare(
         num_microbatches=choose_num_microbatches(config, state, ranks=ranks),
         done=done,
         best=None if state is None else state.get("best"),
+        watch=None if state is None else state.get("watch"),
         notes=notes,
         origin=origin,
         step_s=step_s,

@@ -75,7 +75,7 @@ def benchmark_step(config: Config, *, channels: int, stored_px: int, bits: int) 
     Raises:
         ConfigError: the networks cannot be made, or there is not enough memory for one step.
     """
-    benchmark = _try(config, channels=channels, stored_px=stored_px, bits=bits)
+    benchmark = try_step(config, channels=channels, stored_px=stored_px, bits=bits)
     if benchmark is None:
         raise ConfigError(
             f"trainer.batch_size: a step of {config.batch_size} images in {config.accumulation_steps} "
@@ -99,7 +99,7 @@ def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, 
             update={"batch_size": wanted, "accumulation_steps": num_microbatches}
         )
         tried = config.model_copy(update={"trainer": trainer})
-        benchmark = _try(tried, channels=channels, stored_px=stored_px, bits=bits)
+        benchmark = try_step(tried, channels=channels, stored_px=stored_px, bits=bits)
         if benchmark is not None and benchmark.fits:
             return benchmark
         if not can_halve(wanted, num_microbatches=num_microbatches, world_size=_world_size()):
@@ -125,7 +125,7 @@ def _world_size() -> int:
 # ---- One attempt; None says that memory ran out
 
 
-def _try(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark | None:
+def try_step(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark | None:
     images = RandomImages(channels, stored_px, bits)
     device = choose_device(config.trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     if device.type != "cpu":

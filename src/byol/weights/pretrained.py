@@ -12,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from byol.base.errors import CheckpointError, ConfigError
+from byol.method.networks import stem_of
 from byol.weights.files import HUB_FILES, State, show
 from byol.weights.layouts import layouts_of
 from byol.weights.prefixes import COUNTER, Place, count_prefixes, drop_equal, find_places, prefer, repr_prefix
+from byol.weights.stem_mark import unmark_stem
 
 KEY = "network.fine_tune_from"
 TIMM = "timm:"  # in front of a model's name
@@ -85,6 +87,7 @@ def fit_weights(
     where: str,
     key: str = KEY,
     select: str | None = None,
+    stem: str | None = None,
     advice: str = ADVICE,
 ) -> tuple[State, list[str]]:
     """`found` as a state dict of `encoder`, and in words what was done to it.
@@ -92,15 +95,17 @@ def fit_weights(
     The encoder may lie behind any prefix (`prefixes`), and have the names of another library (`layouts`); of
     several the one within the prefix `select` is taken, else the one that the method's authors evaluate.
     Heads are left out. The first convolution is fitted to the encoder's channels (`fit_channels`), embeddings
-    of positions to its size of images. `num_batches_tracked`, which old files lack, may be missing.
+    of positions to its size of images. `num_batches_tracked`, which old files lack, may be missing. `stem` is
+    that of weights without a mark, if it is known.
 
     Raises:
         CheckpointError: no prefix holds such an encoder, or several do: lists them, and what to set.
     """
     wanted = encoder.state_dict()
-    stem = _first_convolution(encoder)
+    found, marked = unmark_stem(found)
     places = find_places(found, wanted, select=select, may_differ=_find_fitted(encoder))
     place, notes = _choose_place(places, found, wanted, where=where, key=key, select=select, advice=advice)
+    check_stem(marked or stem, encoder, where=where, key=key, advice=advice)
     state = dict(place.state)
     for name, value in wanted.items():
         if name.endswith(COUNTER) and (name not in state or state[name].shape != value.shape):
@@ -110,7 +115,7 @@ def fit_weights(
         raise CheckpointError(
             f"{key}: {where}: {bad} is not finite; give weights of a run that did not diverge"
         )
-    notes += _fit_stem(state, wanted, stem, where=where, key=key, advice=advice)
+    notes += _fit_stem(state, wanted, _first_convolution(encoder), where=where, key=key, advice=advice)
     notes += _fit_positions(state, encoder)
     return state, notes
 
@@ -219,6 +224,20 @@ def recognise(found: State) -> str | None:
         if any(place.fits for place in places):
             return name
     return None
+
+
+def check_stem(
+    given: str | None, encoder: nn.Module, *, where: str, key: str = KEY, advice: str = ADVICE
+) -> None:
+    """Refuse weights of another stem than the encoder's: they may fit, and mean something else.
+
+    Raises:
+        CheckpointError: `given` is a stem, and not the encoder's.
+    """
+    if given is None or given == (own := stem_of(encoder)):
+        return
+    setting = f"set network.stem={given}" if advice == ADVICE else advice
+    raise CheckpointError(f"{key}: {where} has the stem '{given}', this network '{own}'; {setting}")
 
 
 def _fit_stem(state: State, wanted: State, stem: str, *, where: str, key: str, advice: str) -> list[str]:

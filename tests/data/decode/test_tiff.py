@@ -12,6 +12,7 @@ from PIL import Image
 from byol.base.errors import DataError
 from byol.data.decode.formats import LaidFile
 from byol.data.decode.image import decode, decode_all
+from byol.data.decode.reading import SMALLER, noting
 
 RNG = np.random.default_rng(0)
 HEIGHT, WIDTH = 33, 47
@@ -221,3 +222,46 @@ def test_a_compression_that_is_not_read_is_named() -> None:
         at = opened.pages[0].tags["Compression"].valueoffset
     with pytest.raises(DataError, match=r"\(NEXT\); pip install -U imagecodecs"):
         decode(file[:at] + struct.pack("<H", 32766) + file[at + 2 :])
+
+
+def test_smaller_pages_that_are_not_marked_are_said_to_be_left_out() -> None:
+    """A half-size second page may be an overview, or an image."""
+    second = RGB[: HEIGHT // 2, : WIDTH // 2]
+    for marked in (True, False):
+        how = AS_RGB | ({"subfiletype": 1} if marked else {})
+        with noting("auto") as reading:
+            np.testing.assert_array_equal(decode(pages((RGB, AS_RGB), (second, how))), RGB)
+        assert reading.notes == ([] if marked else [SMALLER])
+
+
+def test_several_images_of_one_size_are_counted() -> None:
+    file = pages(
+        (PLANES[0], {"metadata": {"axes": "YX"}}), (PLANES[1], {"metadata": {"axes": "YX"}}), ome=True
+    )
+    with pytest.raises(
+        DataError, match=r"holds 2 images \(33 x 47 uint16 each\); save each as a file of its own"
+    ):
+        decode(file)
+
+
+def test_inks_that_are_not_cmyk_are_refused() -> None:
+    inks = values("u1", 4)
+    for ink_set in (1, 2):
+        file = tiff(inks, photometric="separated", extratags=[(332, 3, 1, ink_set, True)])
+        if ink_set == 1:
+            assert decode(file).shape == (HEIGHT, WIDTH, 3)
+        else:
+            with pytest.raises(DataError, match="inks other than CMYK; save it as RGB"):
+                decode(file)
+
+
+def test_pages_with_palettes_or_turned_otherwise_are_no_channels() -> None:
+    indices, colours = values("u1", 1)[..., 0], RNG.integers(0, 65_536, (3, 256)).astype(np.uint16)
+    palette = {"photometric": "palette", "colormap": colours}
+    with pytest.raises(DataError, match="2 pages of colours with a palette; save each as a file of its own"):
+        decode(pages((indices, palette), (indices[::-1], palette)))
+    turned = [{"extratags": [(274, 3, 1, orientation, True)]} for orientation in (1, 3)]
+    with pytest.raises(DataError, match="pages of different sizes or kinds"):
+        decode(pages((indices, turned[0]), (indices, turned[1])))
+    image = decode(pages((indices, turned[1]), (indices // 2, turned[1])))
+    np.testing.assert_array_equal(image, np.dstack([indices, indices // 2])[::-1, ::-1])

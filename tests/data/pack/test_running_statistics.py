@@ -25,7 +25,7 @@ def open_writer(folder: Path, *, num_images: int) -> PartialPack:
 def test_statistics_and_checksum_are_those_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type, channels: int, bad: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK_BYTES", 500)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
     images = RNG.integers(0, 250 if dtype is np.uint8 else 60_000, (12, 6, 6, channels)).astype(dtype)
     writer = open_writer(tmp_path / "p", num_images=12)
     with RunningStatistics(writer) as running:

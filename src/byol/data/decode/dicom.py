@@ -8,7 +8,7 @@ import numpy as np
 from byol.base.errors import DataError
 from byol.base.packages import install_command
 from byol.data.decode.codecs import check_jpeg_end
-from byol.data.decode.formats import Decoded, Missing, RawArray, Stream, as_image, check_header
+from byol.data.decode.formats import UNKNOWN, Decoded, Missing, RawArray, Stream, as_image, check_header
 
 _CODECS = {  # of transfer syntaxes that pydicom leaves to other packages
     "1.2.840.10008.1.2.4.51": "jpeg",
@@ -45,14 +45,15 @@ def read_dicom(stream: Stream) -> Decoded:
     try:
         data = dcmread(stream, force=is_bare)
     except InvalidDicomError:
-        raise DataError("is not an image of a known format") from None
+        raise DataError(UNKNOWN) from None
     if "Rows" not in data or "Columns" not in data:
         known = (
             "PatientID" in data or "SOPClassUID" in data or "DirectoryRecordSequence" in data or not is_bare
         )
-        raise DataError("is a DICOM file without an image" if known else "is not an image of a known format")
+        raise DataError("is a DICOM file without an image; leave it out" if known else UNKNOWN)
     check_header(int(data.Rows), int(data.Columns), np.dtype(np.uint16))
     photometric, frames = str(data.PhotometricInterpretation), int(data.get("NumberOfFrames") or 1)
+    _check_stored(data, photometric)
     stored = _read_stored(data)
     is_colour = not photometric.startswith("MONOCHROME")
     if is_colour and frames > 1:
@@ -71,6 +72,20 @@ def read_dicom(stream: Stream) -> Decoded:
     else:
         values = _rescaled(values, data, frames=frames)
     return Decoded(as_image(values, missing), missing)
+
+
+def _check_stored(data: Any, photometric: str) -> None:
+    """Refuse what pydicom would read otherwise than it is meant."""
+    if not photometric.startswith(("MONOCHROME", "RGB", "YBR_", "PALETTE")):
+        raise DataError(
+            f"holds colours of the kind {photometric}, which are not read; convert it to RGB or grey"
+        )
+    highest = int(data.get("BitsStored", 0)) - 1
+    if "PixelData" in data and int(data.get("HighBit", highest)) != highest:
+        raise DataError(
+            f"holds {highest + 1}-bit values with HighBit {data.HighBit}; convert it, so that HighBit is "
+            f"{highest}"
+        )
 
 
 def _read_stored(data: Any) -> RawArray:

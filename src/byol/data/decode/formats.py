@@ -29,6 +29,11 @@ Bits = Literal[8, 16, 32]  # of a stored value; 32: floating point
 
 _EXACT = 2**24  # whole numbers up to this are exact as float32
 _INT32_MIN = -(2**31)  # a common mark of missing values; as float32 it is exact
+UNKNOWN = "is not an image of a known format; save it as TIFF, PNG or .npy"
+DAMAGED = (
+    "begins like {}, but is damaged or of a variety that is not read; get it again, or save it as TIFF, PNG "
+    "or .npy"
+)
 NOT_EXACT = f"holds whole numbers beyond {_EXACT:,}, which float32 cannot keep; save it as float or 16 bit"
 
 

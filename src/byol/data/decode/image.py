@@ -62,7 +62,7 @@ from byol.data.decode.opened import read_file, reasons
 from byol.data.decode.readers import by_pillow, find_reader
 from byol.data.decode.reading import Alpha, alpha_choice, noting, settle_alpha, settle_pillow_alpha
 
-DECODER = 5  # goes up when the same file gives other values: packs of other numbers are made again
+DECODER = 6  # goes up when the same file gives other values: packs of other numbers are made again
 
 _TRANSPOSE = Image.Transpose.TRANSPOSE
 _SPARE = 2  # a JPEG is not decoded at fewer pixels than this many times the wanted ones, along each side

@@ -19,10 +19,12 @@ from byol.data.decode.arrays import find_layout
 from byol.data.decode.codecs import read_pillow
 from byol.data.decode.formats import Decoded, Layout, Missing, RawArray, Stream, as_image, check_header
 from byol.data.decode.missing import declared
+from byol.data.decode.reading import SMALLER, note
 from byol.data.decode.tiff_ome import find_own_pages
 from byol.data.decode.tiff_samples import (
     MASK,
     OLD_JPEG,
+    PALETTE,
     WHITE_IS_ZERO,
     Samples,
     as_colours,
@@ -33,7 +35,7 @@ from byol.data.decode.tiff_samples import (
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _ORIENTATION, _DNG_VERSION, _GDAL_NODATA = 274, 50706, 42113
-_KIND = (256, 257, 259, 262, 277, 339)  # width, height, compression, photometric, samples, type
+_KIND = (256, 257, 259, 262, 274, 277, 339)  # sides, compression, photometric, orientation, samples, type
 _PLAIN_TAGS = frozenset((*range(256, 260), *range(269, 285), *range(320, 326)))  # of a single image: the
 _PLAIN_TAGS |= {262, 266, 296, 305, 306, 315, 317, 338, 339, 347, 530, 531, 532}  # usual ones
 _OWN_LAYOUTS = ("SI.", "PerkinElmer-QPI", "Philips DP")  # programs with series of their own
@@ -163,9 +165,13 @@ def _choose(tiff: Any) -> tuple[Any, Any | None]:
             "has no full image among its pages (a camera raw file?); develop it and save it as TIFF"
         )
     if len(images) > 1:
-        kinds = dict.fromkeys(f"{' x '.join(map(str, one.shape))} {one.dtype}" for one in images)
-        raise DataError(f"has pages of different sizes or kinds ({', '.join(list(kinds)[:4])}); {_NOT_ONE}")
+        kinds = list(dict.fromkeys(f"{' x '.join(map(str, one.shape))} {one.dtype}" for one in images))
+        if len(kinds) == 1:
+            raise DataError(f"holds {len(images)} images ({kinds[0]} each); {_NOT_ONE}")
+        raise DataError(f"has pages of different sizes or kinds ({', '.join(kinds[:4])}); {_NOT_ONE}")
     chosen = images[0]
+    if any(not (level.keyframe.is_reduced or level.keyframe.is_subifd) for level in chosen.levels[1:]):
+        note(SMALLER)
     _check_complete(tiff, chosen)
     sizes = [(one.keyframe.imagelength, one.keyframe.imagewidth) for one in masks]
     if sizes and (len(sizes) > 1 or sizes[0] != (chosen.keyframe.imagelength, chosen.keyframe.imagewidth)):
@@ -180,14 +186,19 @@ def _is_mask(page: Any) -> bool:
 
 
 def _check_complete(tiff: Any, series: Any) -> None:
-    """All pages are there and of one kind: tifffile makes missing ones zero, and looks at a few of many."""
+    """All pages are there and of one kind: tifffile makes missing ones zero, and looks at a few of many.
+
+    Indices into palettes are no channels; those of ImageJ's stacks are values that it shows in colours.
+    """
     if series.kind == "ome" and any(page is None for page in series.pages):
         raise DataError(
             "has fewer pages than its description (OME-XML) names; export it again, or save each image as a "
             "file of its own"
         )
-    if series.kind != "uniform" or len(series.pages) <= 3:  # of so many it has looked at all
+    if series.kind not in ("uniform", "generic") or len(series.pages) < 2:
         return
+    if series.keyframe.photometric == PALETTE:
+        raise DataError(f"has {len(series.pages)} pages of colours with a palette; {_NOT_ONE}")
     if len({_describe_page(tiff, page.offset) for page in series.pages}) > 1:
         raise DataError(f"has pages of different sizes or kinds; {_NOT_ONE}")
 

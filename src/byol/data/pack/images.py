@@ -71,4 +71,5 @@ def open_images(
             max_bad=data.max_bad,
             num_workers=config.trainer.num_workers,
             progress=count,
+            say=say,
         )

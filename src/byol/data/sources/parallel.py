@@ -30,7 +30,7 @@ R = TypeVar("R")
 Look = Callable[[str | LaidFile | ImageArray], R]
 
 _PROCESS_FILE_BYTES = 4096  # processes read files that are smaller than this for each of them
-_PROCESS_MIN_IMAGES = 4000  # fewer are read in less time than it takes to start a process
+PROCESS_MIN_IMAGES = 4000  # fewer are read in less time than it takes to start a process
 _CHUNK, _CHUNK_BYTES = 64, 2**18  # of a task: images at most, bytes of files and of results
 
 
@@ -82,7 +82,7 @@ def _open_lookers(
     num_processes = min(num_workers, count_cores())
     stop = not skips_unreadable(source)
     small = 0 < source.file_bytes < _PROCESS_FILE_BYTES * num_processes
-    if not (small and num_processes > 1 and num_images >= _PROCESS_MIN_IMAGES and sys.executable):
+    if not (small and num_processes > 1 and num_images >= PROCESS_MIN_IMAGES and sys.executable):
         yield lambda indices: _look_at(lambda index: look(source.item(index)), indices, stop=stop)
         return
     idle: SimpleQueue[_Child] = SimpleQueue()
