@@ -15,6 +15,8 @@ from byol.base.version import __version__
 if TYPE_CHECKING:
     from byol.api.classifiers import Finetuned as Finetuned
     from byol.api.classifiers import finetune as finetune
+    from byol.api.environment import Environment as Environment
+    from byol.api.environment import environment as environment
     from byol.api.evaluation import Evaluation as Evaluation
     from byol.api.evaluation import evaluate as evaluate
     from byol.api.reports import check as check
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 # Loaded when first used: `byol --help` need not wait for torch.
 _PUBLIC = {
     "byol.api.classifiers": ("Finetuned", "finetune"),
+    "byol.api.environment": ("Environment", "environment"),
     "byol.api.evaluation": ("Evaluation", "evaluate"),
     "byol.api.reports": ("check", "report"),
     "byol.api.run": ("Run", "open_run", "train"),

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from byol.base.console import complain, make_console, print_line, say, say_block
+from byol.base.console import complain, make_console, print_line, say, say_block, show_bar
 from byol.base.errors import ConfigError, DataError, OutputError, printable
 
 EVIL = "Käfer_漢字\x1b[2J\n\udcff\u202e.yaml"  # a name may hold every byte but 0 and /
@@ -97,6 +98,23 @@ def test_lines_and_blocks(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == f"saved in Käfer_漢字{SHOWN}" and lines[1:3] == ["first", r"\x1b[2Jsecond"]
     assert lines[3:] == [r"[red]not markup[/red] \x1b[2J" + "x" * 200]
     assert told.err == "byol: a\\nb\n"
+
+
+def test_a_bar_on_a_terminal_shows_any_label() -> None:
+    output = io.StringIO()
+    with show_bar(Console(file=output, force_terminal=True, width=80), "[/a]\x1b[2J") as count:
+        assert count is not None
+        count(1, 2)
+    assert r"[/a]\x1b[2J" in output.getvalue() and "50%" in output.getvalue()
+
+
+def test_a_bar_in_a_notebook_and_in_a_file(notebook: list[str]) -> None:
+    with show_bar(Console(file=io.StringIO(), force_jupyter=True), "looking") as count:
+        assert count is not None
+        count(1, 2)
+    assert notebook[0] == "Output"
+    with show_bar(Console(file=io.StringIO()), "looking") as count:
+        assert count is None
 
 
 def test_errors_hold_no_control_characters() -> None:

@@ -125,7 +125,7 @@ def test_ablation_switches_off_what_it_says() -> None:
     looked_at = {
         "Winograd's convolution": lambda: convolution.choose_tile,
         "kernels packed once a pass": lambda: systems.ours.constant_weights,
-        "products for narrow maps": lambda: convolution._choose_ways,
+        "products for narrow maps": lambda: convolution.choose_ways,
         "norm, addition and ReLU in one": lambda: normalisation._can_fuse,
         "norm, ReLU and pooling in one": lambda: normalisation._is_plain_pool,
     }

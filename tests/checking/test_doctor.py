@@ -9,7 +9,7 @@ from PIL import Image
 
 from byol.checking.doctor import Examined, examine, find_duplicates
 from byol.checking.findings import (
-    describe_copies,
+    describe_duplicates,
     describe_files,
     describe_kinds,
     describe_sizes,
@@ -51,14 +51,16 @@ def test_kinds_folders_and_sizes(tmp_path: Path) -> None:
     assert describe_files(found) == "7 files: 6 .png, 1 .jpg in 2 folders (not used as labels)"
     assert describe_kinds(found) == "3 channels, 8 bit, values 0..255"
     assert describe_sizes(found) == "longest side 20..50 px, median 20, 95 % up to 46"
-    assert describe_copies(found, find_duplicates(found)) == "exact duplicates 0, near duplicates 0; blank 0"
+    assert (
+        describe_duplicates(found, find_duplicates(found)) == "exact duplicates 0, near duplicates 0; blank 0"
+    )
     assert judge(found) == []
 
 
 def test_twelve_bits_in_sixteen(tmp_path: Path) -> None:
     found = look(save(tmp_path, *(noise(seed, 30, 30, most=4096, dtype="uint16") | 2 for seed in range(4))))
     assert found.used_bits == 12
-    assert describe_kinds(found) == "1 channel, 16 bit, values 3..4095: 12-bit data in 16-bit files"
+    assert describe_kinds(found) == "1 channel, 16 bit, values 3..4095 (12-bit data in 16-bit files)"
     assert describe_sizes(found) == "size 30 x 30 px"
 
 
@@ -76,8 +78,8 @@ def test_ranges_of_channels_of_floats_and_of_chosen_channels(tmp_path: Path) -> 
     found = look(tmp_path / "a.npy")
     assert describe_files(found) == f"4 images, array {tmp_path}/a.npy"
     assert describe_kinds(found) == "2 channels, floating point, values -1.5..2, 7..7"
-    text = "channel 1 has one value, 7, in all images; leave it out with data.channels=[0]"
-    assert judge(found) == [(text, False)]
+    ((text, is_fatal),) = judge(found)
+    assert text.startswith("channel 1 ") and text.endswith("data.channels=[0]") and not is_fatal
     assert look(tmp_path / "a.npy", "data.channels=[1,0]").smallest == (7.0, -1.5)
 
 
@@ -93,13 +95,14 @@ def test_blank_images(tmp_path: Path, dtype: str) -> None:
     images[3][0, 0] = 255 if dtype == "uint8" else 65_535  # one hot pixel makes the others not blank
     found = look(save(tmp_path, *images))
     assert np.flatnonzero(found.is_blank).tolist() == [2, 4]
-    assert judge(found) == [("33% of the images are blank; remove those in blank_files.csv", False)]
+    ((text, is_fatal),) = judge(found)
+    assert text.startswith("33% ") and "blank_files.csv" in text and not is_fatal
 
 
 def test_nothing_but_blank_images(tmp_path: Path) -> None:
     found = look(save(tmp_path, *(np.full((9, 9), 40 + seed, np.uint8) for seed in range(5))))
-    text = "all 5 images are blank, of one value or nearly; look at contact.png, and give others"
-    assert judge(found) == [(text, True)]
+    ((text, is_fatal),) = judge(found)
+    assert text.startswith("all 5 images are blank") and "contact.png" in text and is_fatal
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -108,19 +111,19 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes((tmp_path / "00.png").read_bytes()[:200])
     found = look(tmp_path)
     assert [name for name, _ in found.bad] == ["a.png", "b.png"]
-    start = "2 of 10 files cannot be read (bad_files.csv), the first is 'a.png': is not an image of a known"
     (text, is_fatal), *rest = judge(found)
-    assert text.startswith(start) and text.endswith("or allow them with data.max_bad=0.21")
+    assert "2 of 10 files" in text and "bad_files.csv" in text and "'a.png': is not an image" in text
+    assert text.endswith("data.max_bad=0.21")
     assert is_fatal and not rest
     (text, is_fatal), *rest = judge(found, max_bad=0.21)
-    assert text.endswith("they are left out, mend them if you need them") and not is_fatal
+    assert "leaves them out" in text and not is_fatal
 
 
 def test_nothing_readable_and_too_few(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").write_text("not an image")
     (text, is_fatal), *_ = judge(look(tmp_path))
-    assert "look at what these files are" in text and is_fatal
+    assert "look at these files" in text and is_fatal
     found = look(save(tmp_path / "few", *(noise(seed, 9, 9) for seed in range(3))))
     assert judge(found) == [("3 images are too few to learn from, give 4 at least", True)]
 
@@ -140,5 +143,5 @@ def test_duplicates_are_counted(tmp_path: Path) -> None:
     found = look(save(tmp_path, *images, images[0], np.minimum(images[1], 254) + 1))
     alike = find_duplicates(found)
     assert alike.same_as.tolist() == [-1] * 5 + [0, 1]
-    assert describe_copies(found, alike) == "exact duplicates 1, near duplicates 1 (14.3%); blank 0"
-    assert judge(found)[0][0].startswith("29% of the images repeat others")
+    assert describe_duplicates(found, alike) == "exact duplicates 1, near duplicates 1 (14.3%); blank 0"
+    assert judge(found)[0][0].startswith("29% of the images are duplicates")

@@ -23,11 +23,11 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:6fd5d72fe458\nsiz
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder; steps are not measured, no package for more formats, no pauses."""
 
-    def probe(config: Config, **images: object) -> StepBenchmark:
+    def benchmark(config: Config, **images: object) -> StepBenchmark:
         return StepBenchmark(config.batch_size, config.accumulation_steps, 0.5, 10**9, 2 * 10**9)
 
-    monkeypatch.setattr(resolve, "choose_batch", probe)
-    monkeypatch.setattr(resolve, "benchmark_step", probe)
+    monkeypatch.setattr(resolve, "choose_batch", benchmark)
+    monkeypatch.setattr(resolve, "benchmark_step", benchmark)
     monkeypatch.setattr(content, "open_package", lambda name: False)
     monkeypatch.setattr(disk, "PAUSES_S", (0.0,))
     monkeypatch.chdir(tmp_path)
@@ -207,3 +207,28 @@ def test_what_a_run_did_with_transparency_is_done_again(capsys: Capture) -> None
     spec.write_text(text)
     assert byol.load("runs/drop", device="cpu").spec.alpha == "drop"
     capsys.readouterr()
+
+
+def test_clipped_values_are_said_alike_by_check_train_and_embed(capsys: Capture) -> None:
+    """Some hot pixels in 16-bit images lie beyond white; with data.clip=0 nothing does."""
+    Path("images").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(16):
+        image = rng.integers(100, 2000, (10, 10)).astype(np.uint16)
+        image[number % 10, 3] = 60_000 if number < 1 else 1000
+        Image.fromarray(image).save(f"images/{number:02d}.png")
+    tiny = ["network.name=resnet10t", "data_transforms.input_shape=[8,8,1]", "trainer.batch_size=8"]
+    tiny += ["network.projection_head.mlp_hidden_size=16", "network.projection_head.projection_size=8"]
+    tiny += ["trainer.max_epochs=1", "trainer.device=cpu", "trainer.precision=fp32", "trainer.num_workers=1"]
+    tiny += ["data.stored_px=10"]
+    for run, clip, number in (("a", [], 1), ("b", ["data.clip=0"], 0)):
+        said = [
+            line for line in check(capsys, "images", *tiny[1:2], tiny[-1], *clip, code=0) if "clipped" in line
+        ]
+        assert main(["train", "images", "-o", f"runs/{run}", *tiny, *clip]) == 0
+        said += [line for line in capsys.readouterr().out.splitlines() if "clipped" in line]
+        assert main(["embed", f"runs/{run}", "images", "-o", "f.csv"]) == 0
+        said += [line for line in capsys.readouterr().err.splitlines() if "of all values" in line]
+        assert len(said) == 3 * number and len(set(said)) == number, said
+        assert all("0.12% of all values" in line and "data.clip=0" in line for line in said), said
+    assert len([path for path in Path("runs/packs").iterdir() if path.is_dir()]) == 2

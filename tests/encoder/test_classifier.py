@@ -90,7 +90,7 @@ def test_files_that_are_broken_are_told_and_left_out(folder: Path, tmp_path: Pat
     with pytest.raises(DataError, match=r"bad\.png: "):
         classifier.predict(tmp_path)
     bad: list[str] = []
-    images = byol.encoder.encoder.gather(tmp_path)  # type: ignore[attr-defined]
+    images = byol.encoder.encoder.gather(tmp_path, classifier.encoder.spec)  # type: ignore[attr-defined]
     blocks = list(classifier.predict_source(images, on_bad=lambda name, error: bad.append(name)))
     assert [name for block in blocks for name in block.names] == ["0.png", "1.png"] and bad == ["bad.png"]
 

@@ -371,7 +371,7 @@ def test_features_are_the_same_to_rounding_in_every_batch(monkeypatch: pytest.Mo
         assert relative_error(encoder.embed(images, batch_size=batch_size), expected) < 3e-6
     sizes: list[int] = []
     encoder.module.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    monkeypatch.setattr(encoder_file, "_CPU_IMAGES", 4)
+    monkeypatch.setattr(encoder_file, "CPU_IMAGES", 4)
     assert relative_error(encoder.embed(images), expected) < 3e-6
     assert sizes == [4, 4, 1]
 
@@ -411,7 +411,7 @@ def test_bad_images_are_told_and_left_out(tmp_path: Path, encoder: Encoder) -> N
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     (tmp_path / "1.png").write_text("this is text")
     Image.fromarray(images[2][..., 0]).save(tmp_path / "2.png")
-    source = encoder_file.gather(tmp_path)
+    source = encoder_file.gather(tmp_path, encoder.spec)
     bad: dict[str, str] = {}
     blocks = list(
         encoder.embed_source(source, batch_size=2, on_bad=lambda name, error: bad.update({name: str(error)}))
@@ -470,7 +470,9 @@ def test_values_outside_of_the_training_are_a_warning_with_the_name(tmp_path: Pa
     with pytest.warns(byol.ValueRangeWarning, match=r"image 1: channel 0"):
         encoder.embed(np.stack([usual, usual * 16])[..., None])
     told: dict[str, str] = {}
-    blocks = list(encoder.embed_source(encoder_file.gather(tmp_path), on_outside=told.__setitem__))
+    blocks = list(
+        encoder.embed_source(encoder_file.gather(tmp_path, encoder.spec), on_outside=told.__setitem__)
+    )
     assert len(blocks[0].names) == 3 and [Path(name).name for name in told] == ["dark.png", "shifted.png"]
 
 

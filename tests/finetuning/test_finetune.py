@@ -183,7 +183,7 @@ def test_folds_of_the_run_never_test_on_what_was_trained_on(tmp_path: Path) -> N
     run, out = tmp_path / "run", tmp_path / "out"
     make_run(run, tmp_path / "noise", "evaluation.folds=5", target=False)
     outcome = finetune(run, out, epochs=2)
-    assert outcome.split == "noise: 5 folds, the first is held out" and outcome.num_test == 12
+    assert outcome.split == "noise: 5 folds, the first held out" and outcome.num_test == 12
     assert all(row.top1 < 0.95 and row.num_labels == 48 for row in outcome.rows)
 
 
@@ -209,7 +209,7 @@ def test_groups_lie_on_one_side_of_every_division(tmp_path: Path, monkeypatch: p
         outcome = finetune(
             tmp_path / "run", tmp_path / "out", overrides=[*overrides, f"evaluation.seed={seed}"], epochs=1
         )
-        assert outcome.split.endswith("5 folds by plate, the first is held out, no plate of it is trained on")
+        assert outcome.split.endswith("5 folds by plate, the first held out, together with every plate in it")
     assert len(parts) > 8 and all(fit and held_out and not fit & held_out for fit, held_out in parts)
 
 
@@ -283,7 +283,7 @@ def test_labels_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path
     said = fail(
         capsys, "finetune", run, "-o", out, "--train", tmp_path / "flat", "data.packs=" + str(tmp_path)
     )
-    assert "no image has a label: give them by --labels" in said and not out.exists()
+    assert "no image has a label; give --labels" in said and not out.exists()
 
 
 def test_predictions_that_cannot_be_made(place: Path, capsys: Capture, tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def make_geometry(
         (
             make_geometry(0.51, alignment=0.1),
             "By measures without labels the trained encoder is better than the untrained one: alignment + "
-            "uniformity -1.90 (untrained -1.70, lower is better), 51.0 % of the images found again from "
-            "another view (untrained 50.0 %), rank 40 (untrained 40).",
+            "uniformity -1.90 (untrained -1.70, lower is better), view-retrieval accuracy 51.0 % (untrained "
+            "50.0 %), effective rank 40 (untrained 40).",
         ),
         (
             make_geometry(0.52),
@@ -72,8 +72,8 @@ def make_geometry(
         ),
         (
             make_geometry(0.8, alignment=0.1, rank=9.0),
-            "Without labels it cannot be said whether the trained encoder is better than the untrained one, "
-            "since more than three quarters of the rank are lost: ",
+            "Measures without labels cannot tell whether the trained encoder is better than the untrained "
+            "one, because it lost more than three quarters of its effective rank: ",
         ),
     ],
     ids=["better", "not better", "worse", "views lost", "rank lost"],

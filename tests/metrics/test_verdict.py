@@ -40,25 +40,25 @@ def judge_one(*rows: Row) -> Verdict:
             (0.5, 0.58, 0.6),
             "warn",
             "BYOL is ahead, but the difference is not certain: kNN 60.0 % against untrained 58.0 % and "
-            "pixels 50.0 %; the interval overlaps that of untrained.",
+            "pixels 50.0 %; its interval overlaps that of untrained.",
         ),
         (
             (0.7, 0.5, 0.6),
             "bad",
             "BYOL does not help here: kNN 60.0 % against untrained 50.0 % and pixels 70.0 %; "
-            "its interval is below that of pixels.",
+            "its interval lies below that of pixels.",
         ),
         (
             (0.63, 0.5, 0.6),
             "bad",
             "BYOL does not help measurably: kNN 60.0 % against untrained 50.0 % and pixels 63.0 %; "
-            "the interval overlaps that of pixels.",
+            "its interval overlaps that of pixels.",
         ),
         (
             (0.5, 0.6, 0.6),
             "bad",
             "BYOL does not help measurably: kNN 60.0 % against untrained 60.0 % and pixels 50.0 %; "
-            "the interval overlaps that of untrained.",
+            "its interval overlaps that of untrained.",
         ),
     ],
 )
@@ -78,7 +78,7 @@ def test_other_weights_change_no_verdict_and_are_named_where_they_are_better() -
     better = judge_one(*rows, Row("weights timm:resnet18", 0.7))
     assert better.kind == "good"
     assert better.sentence == (
-        plain.sentence.removesuffix(".") + "; weights timm:resnet18 are above BYOL with 70.0 %."
+        plain.sentence.removesuffix(".") + "; weights timm:resnet18 reach 70.0 %, more than BYOL."
     )
 
 

@@ -336,8 +336,8 @@ def test_a_card_repeats_the_table_with_its_settings(
     ("protocol", "images", "resampled"),
     [
         ("test part", "80 training and 20 test images, 2 classes", "the test images"),
-        ("5 folds", "20 images, each predicted once, 2 classes", "all images"),
-        ("5 folds by plate", "20 images, each predicted once, 2 classes", "groups (images of one plate)"),
+        ("5 folds", "20 images, each tested once, 2 classes", "all images"),
+        ("5 folds by plate", "20 images, each tested once, 2 classes", "groups (images of one plate)"),
     ],
 )
 def test_a_card_says_what_was_tested(tmp_path: Path, protocol: str, images: str, resampled: str) -> None:
@@ -374,7 +374,7 @@ def test_a_card_of_a_table_without_settings_says_so(tmp_path: Path) -> None:
 def test_a_card_without_an_evaluation(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "a", done=20, verdict="weak")
     text = write_card(run_dir)
-    assert "Not evaluated on labelled images. Of some training images 25% are found again" in text
+    assert "Not evaluated on labelled images." in text and "view-retrieval accuracy is 25%" in text
     assert f"(`byol eval {run_dir} --labels LABELS.csv`)" in text and "About 100 images" in text
     assert "the training was *weak*" in text and "not finished: 20 of 40 steps" in text
     assert "hardware was not recorded" in text

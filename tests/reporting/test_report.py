@@ -67,7 +67,7 @@ def test_a_whole_report(run_dir: Path, tmp_path: Path) -> None:
         "not overlap."
     )
     for words in (
-        *("Few labels", "taken for", "Views found again", "Loss", "Target momentum", "Throughput"),
+        *("Few labels", "taken for", "View-retrieval accuracy", "Loss", "Target momentum", "Throughput"),
         *("Outliers", "plate", "features predict it", "Eight views", "byol train", "fingerprint"),
     ):
         assert words in page, words
@@ -163,7 +163,7 @@ def test_folds_and_groups_are_described(run_dir: Path, tmp_path: Path) -> None:
     folds = {"protocol": "5 folds by plate", "split": "images: 5 folds by plate"}
     (run_dir / "eval.json").write_text(json.dumps(content | folds))
     page = read(write_report(run_dir, output=tmp_path / "r.html"))
-    assert "images: 5 folds by plate; 8 images, each predicted once, 3 classes. Whiskers are 95" in page
+    assert "images: 5 folds by plate; 8 images, each tested once, 3 classes. Whiskers are 95" in page
     assert "intervals over groups (images of one plate);" in page and "Labelled images" in page
 
 

@@ -32,8 +32,8 @@ def save(run_dir: Path, done: int, network: nn.Module, optimizer: torch.optim.Op
         byol=network,
         optimizer=optimizer,
         data_fingerprint="abc",
-        num_parts=2,
-        pace={"elapsed_s": 1.5},
+        num_microbatches=2,
+        time_budget={"elapsed_s": 1.5},
         best={"done": 5},
         watch={"alarms": {"ill": 1}},
     )

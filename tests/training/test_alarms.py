@@ -59,17 +59,17 @@ def draw_objects() -> np.ndarray:
 @pytest.mark.parametrize(
     ("images", "problem"),
     [
-        (np.full((32, 16, 16, 3), 128), "each of all 32 images looked at is of one value"),
+        (np.full((32, 16, 16, 3), 128), "32 images .* one value"),
         (
             np.arange(32).repeat(16 * 16).reshape(32, 16, 16, 1),
-            "each of all 32 images looked at is of one value",
+            "32 images .* one value",
         ),
-        (np.arange(256).reshape(1, 16, 16, 1).repeat(32, 0), "all 32 images looked at are equal"),
+        (np.arange(256).reshape(1, 16, 16, 1).repeat(32, 0), "32 images .* equal"),
     ],
 )
 def test_images_that_hold_nothing(tmp_path: Path, images: np.ndarray, problem: str) -> None:
     source = save(tmp_path, images.astype(np.uint8))
-    with pytest.raises(DataError, match=rf"{problem}: there is nothing to learn; .*\(data\.source\)"):
+    with pytest.raises(DataError, match=rf"^data\.source: .*{problem}.*; .*give other images"):
         run(configure(source), tmp_path / "run")
 
 
@@ -88,16 +88,14 @@ def test_images_that_hold_nothing(tmp_path: Path, images: np.ndarray, problem: s
 )  # fmt: skip
 def test_views_that_are_mostly_blank(tmp_path: Path, overrides: list[str], setting: str) -> None:
     images = draw_objects() if "crop_area" in setting else draw_objects() // 2 + 120
-    with pytest.raises(DataError, match=rf"\d+% of its views are blank, .*: set data_transforms\.{setting}$"):
+    with pytest.raises(DataError, match=rf"\d+% of its views are blank .*: set data_transforms\.{setting}$"):
         run(configure(save(tmp_path, images), *overrides), tmp_path / "run")
 
 
 def test_some_blank_views_are_a_warning(tmp_path: Path) -> None:
     crop = "data_transforms.view1.crop_area=[0.1,0.2]"
     said = run(configure(save(tmp_path, draw_objects()), crop), tmp_path / "run")
-    assert (
-        "warning: data_transforms.view1: " in said and "better set data_transforms.view1.crop_area=[" in said
-    )
+    assert "warning: data_transforms.view1: " in said and "; set data_transforms.view1.crop_area=[" in said
     assert "data_transforms.view2" not in said
 
 
@@ -107,7 +105,7 @@ def test_a_far_too_high_rate_is_named(tmp_path: Path) -> None:
     config = configure(source, "optimizer.params.lr=15.0", "trainer.max_epochs=25")
     with pytest.raises(
         (CollapsedError, DivergedError),
-        match=r"at step (\d\d|1\d\d|200)\b.* times what .*optimizer\.params\.lr=0\.015$",
+        match=r"at step (\d\d|1\d\d|200)\b.* times .*optimizer\.params\.lr=0\.015$",
     ):
         run(config, tmp_path / "run")
 
@@ -161,8 +159,11 @@ def test_a_little_worse_is_not_said(tmp_path: Path) -> None:
 
 def test_blank_views_are_the_cause_unless_the_rate_is(tmp_path: Path) -> None:
     blank = ["warning: data_transforms.view1: 30% of its views are blank; better set X"]
-    for rate, cause in (("0.015", "30% of its views are blank; better set X"), ("15.0", "times what suits")):
+    for rate, cause in (
+        ("0.015", "30% of its views are blank; better set X"),
+        ("15.0", "optimizer.params.lr="),
+    ):
         config = configure(tmp_path, f"optimizer.params.lr={rate}")
         plan = Plan.of(config, num_images=1000)
-        error = alarms.explain_collapse(config, plan, health=GOOD, done=9, kept="kept", views=blank)
+        error = alarms.explain_collapse(config, plan, health=GOOD, done=9, saved="kept", views=blank)
         assert cause in str(error)

@@ -100,8 +100,8 @@ def test_no_gain_for_long_is_said_once(tmp_path: Path) -> None:
     marker, _ = make_marker(tmp_path, make_plan("constant"))
     assert follow(marker, {20: 1.0, 30: 1.01, 40: 1.005}) == []
     (line,) = follow(marker, {50: 1.01, 60: 1.0, 70: 1.0})
-    assert line.startswith("no gain for 30% of the run (") and "is 1.01 at best, after step 50" in line
-    assert line.endswith(f"safe to stop, the encoder of that step is in {tmp_path / 'best'}")
+    assert "for 30% of the run" in line and "1.01" in line and "after step 50" in line
+    assert "You can stop" in line and line.endswith(str(tmp_path / "best"))
 
 
 def test_slow_gains_are_gains(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_falling_rate_is_waited_for(tmp_path: Path) -> None:
     marker, _ = make_marker(tmp_path, make_plan("cosine"))
     assert follow(marker, {10: 1.0, 40: 1.0, 49: 1.0}) == []
     (line,) = follow(marker, {50: 1.0})
-    assert line.endswith("; a last gain may come while the learning rate falls to 0")
+    assert line.endswith("while the learning rate falls to 0")
 
 
 def test_at_the_end_it_is_not_worth_saying(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from byol.auto import resolve
-from byol.auto.train import train as train_draft
+from byol.auto.train import train as train_partial
 from byol.base.errors import CheckpointError
 from byol.config import Config, load_config, load_partial
 from byol.method.networks import Byol
@@ -117,7 +117,7 @@ def test_the_encoder_alone_and_new_heads(finished: Path, tmp_path: Path, form: s
     )
     said = run(config, tmp_path / "b")
     assert f"starting from the encoder of {source}, with new heads" in said
-    assert "the first 9 steps train the heads alone (network.warm_heads)" in said
+    assert "the first 9 steps train only the heads (network.warm_heads)" in said
     assert ("fitted from 3 to 5 channels" in said) == (form == "channels")
     given, after = load_file(finished / "encoder.safetensors"), state_of(tmp_path / "b")
     skipped = "conv1" if form == "channels" else "num_batches_tracked"
@@ -156,12 +156,12 @@ def test_stopped_in_the_warming_and_continued_without_the_weights(
     run(config, tmp_path / "whole")
     original, calls = loop.set_lr, 0
 
-    def stop_in_the_first(optimizer: torch.optim.Optimizer, lr: float, *, apart: float) -> None:
+    def stop_in_the_first(optimizer: torch.optim.Optimizer, lr: float, *, encoder_share: float) -> None:
         nonlocal calls
         calls += 1
         if calls == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(optimizer, lr, apart=apart)
+        original(optimizer, lr, encoder_share=encoder_share)
 
     monkeypatch.setattr(loop, "set_lr", stop_in_the_first)
     run(config, tmp_path / "stopped")
@@ -194,8 +194,8 @@ def test_a_run_of_an_earlier_version_and_a_damaged_file(tmp_path: Path) -> None:
 def test_what_cannot_be_started_from(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, reason in (
-        (tmp_path / "none", "neither a folder nor a file of weights"),
-        (tmp_path / "empty", "holds neither a checkpoint nor an encoder; name an earlier run's folder"),
+        (tmp_path / "none", "neither a folder nor a weights file"),
+        (tmp_path / "empty", "holds neither a checkpoint nor an encoder; give a run folder"),
     ):
         with pytest.raises(CheckpointError, match=f"network.fine_tune_from: .*{reason}"):
             run(configure(tmp_path, f"network.fine_tune_from={source}"), tmp_path / "b")
@@ -216,9 +216,9 @@ def test_weights_that_do_not_fit_are_refused_before_images_are_packed(
     with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):
         resolve.check_weights(config, tmp_path / "run")
     overrides = [f"data.source={config.data.source}", f"network.fine_tune_from={tmp_path / 'other.pth'}"]
-    draft = load_partial(None, [*overrides, *TINY, *chosen], preset="default")
+    partial_config = load_partial(None, [*overrides, *TINY, *chosen], preset="default")
     with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):
-        train_draft(draft, tmp_path / "run", console=Console(file=io.StringIO()))
+        train_partial(partial_config, tmp_path / "run", console=Console(file=io.StringIO()))
     with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):
-        resolve.preview(draft, tmp_path / "run", say=print)
+        resolve.preview(partial_config, tmp_path / "run", say=print)
     assert not (tmp_path / "run").exists()

@@ -168,12 +168,12 @@ def test_a_network_with_dropout_continues_exactly(
         byol.online.encoder.drop_rate = 0.5  # type: ignore[assignment]
         return byol
 
-    def stop_at_5(optimizer: torch.optim.Optimizer, lr: float, *, apart: float) -> None:
+    def stop_at_5(optimizer: torch.optim.Optimizer, lr: float, *, encoder_share: float) -> None:
         nonlocal calls
         calls += 1
         if calls == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(optimizer, lr, apart=apart)
+        original(optimizer, lr, encoder_share=encoder_share)
 
     plain = tmp_path / "plain"
     run(configure(images, "trainer.max_epochs=1"), plain)
@@ -402,7 +402,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
 
     monkeypatch.setattr(Byol, "forward", poison)
     with pytest.raises(
-        DivergedError, match=r"not finite at step 9 .*the step was not applied.*optimizer\.params\.lr="
+        DivergedError, match=r"not finite at step 9 .*did not apply the step.*optimizer\.params\.lr="
     ):
         run(configure(images), run_dir)
     state, _ = checkpoint.read_latest(run_dir)

@@ -9,6 +9,8 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from byol.base.errors import OutputError, printable
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Say = Callable[[str], None]  # is told a line
+Count = Callable[[int, int], None]  # is told how many are done, of how many
 
 _STREAMS = ("stdin", "stdout", "stderr")
 
@@ -105,6 +108,49 @@ def make_console(*, goes_on: bool = False) -> "Console":
     console = Lines(force_terminal=None if is_watched() else False)
     console.goes_on = goes_on  # type: ignore[attr-defined]
     return console
+
+
+def open_console(progress: bool | None, *, goes_on: bool = False) -> "Console | None":
+    """The console for lines and bars of a public function; None prints nothing. `goes_on`: as `make_console`.
+
+    `progress` None prints in a terminal and in a notebook.
+    """
+    if progress is False:
+        return None
+    console = make_console(goes_on=goes_on)
+    return console if progress or is_watched() or console.is_jupyter else None
+
+
+def make_say(console: "Console | None") -> Say:
+    """A function that prints a line on the console; without a console it prints nothing."""
+    return silent if console is None else partial(print_line, console)
+
+
+def draws_bars(console: "Console | None") -> bool:
+    """Whether the console can redraw a bar: it is a terminal, or a notebook with ipywidgets."""
+    if console is None:
+        return False
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+@contextmanager
+def show_bar(console: "Console | None", label: str) -> Iterator[Count | None]:
+    """Draw a bar from the first count on, and remove it at the end; None where no bar can be drawn."""
+    if not draws_bars(console):
+        yield None
+        return
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bar:
+        tasks: list[Any] = []
+
+        def count(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task(escape(printable(label)), total=total))
+            bar.update(tasks[0], completed=done, total=total, visible=done < total)
+
+        yield count
 
 
 def finish_output() -> None:

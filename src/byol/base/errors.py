@@ -19,8 +19,10 @@ that could steer a terminal, because names of files, classes and keys come from 
 
 import re
 
-# Control characters, line separators, marks that turn the reading direction, bytes that are no UTF-8.
-_UNFIT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters, line separators, marks of reading direction, what is not seen, bytes that are no UTF-8.
+_UNFIT = re.compile(
+    "[\0-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff]"
+)
 
 
 def printable(text: str) -> str:
@@ -29,6 +31,11 @@ def printable(text: str) -> str:
     A control character becomes `\\n`, `\\x1b` or `\\u202e`, and a byte that is no UTF-8 becomes `\\xff`.
     """
     return _UNFIT.sub(_write_out, text)
+
+
+def quote(text: str) -> str:
+    """A name in quotes, `printable`."""
+    return f"'{printable(text)}'"
 
 
 def _write_out(found: re.Match[str]) -> str:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from byol.base.errors import CheckpointError
 from byol.base.files import write_atomically
 
-_POLL_S = 0.2
+POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def hold(path: Path, *, while_busy: Callable[[Holder | None], None]) -> Iterator
     try:
         while not _try(lock):
             while_busy(read_holder(path))
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
     except OSError as error:
         refusal = error
     if refusal is not None:

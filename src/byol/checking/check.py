@@ -10,11 +10,13 @@ import torch
 
 from byol.auto.choices import FEWEST_IMAGES
 from byol.auto.resolve import Forecast, count_channels, forecast, look_at_some
+from byol.base.console import Count
 from byol.base.errors import ByolError, CheckpointError, ConfigError, DataError
-from byol.checking.doctor import Examined, Progress, examine, find_duplicates
+from byol.base.files import is_temporary
+from byol.checking.doctor import Examined, examine, find_duplicates
 from byol.checking.duplicates import find_leaks
 from byol.checking.findings import Problem, find_leaks_problems, find_problems
-from byol.checking.report import REPORT, Leaks, Report
+from byol.checking.report import FILES, REPORT, Leaks, Report
 from byol.config import DataConfig, PartialConfig
 from byol.data.decode.image import read_square
 from byol.data.sources.opening import open_source, splits_of
@@ -46,7 +48,7 @@ class CheckResult:
 
 
 def check(
-    draft: PartialConfig, folder: Path, *, test: str | None = None, progress: Progress | None = None
+    partial_config: PartialConfig, folder: Path, *, test: str | None = None, progress: Count | None = None
 ) -> CheckResult:
     """Look at all images, try what training would do, and write the report into `folder`, nothing elsewhere.
 
@@ -57,7 +59,7 @@ def check(
         DataError: there are no images.
         CheckpointError: the folder cannot be written.
     """
-    data, workers = draft.config.data, draft.config.trainer.num_workers
+    data, workers = partial_config.config.data, partial_config.config.trainer.num_workers
     source = open_source(data)
     tested = None
     if test is not None:
@@ -73,13 +75,13 @@ def check(
         leaks = Leaks(other, find_leaks(find_duplicates(found, other), len(found)))
         problems += find_leaks_problems(leaks.alike, other)
     is_unfit = any(problem.is_fatal for problem in problems)
-    ahead, failure = _forecast(draft) if len(found) else (None, None)
+    ahead, failure = _forecast(partial_config) if len(found) else (None, None)
     if isinstance(failure, ConfigError) or (failure is not None and not is_unfit):
         problems += [Problem(line, is_fatal=True) for line in str(failure).splitlines()]
-    sample = _take_sample(found, draft, ahead)
+    sample = _take_sample(found, partial_config, ahead)
     if sample is not None and ahead is not None and not is_unfit:
         problems += _judge_views(sample, ahead, source=data.source)
-    report = Report(draft, found, alike, leaks, ahead, sample, tuple(problems))
+    report = Report(partial_config, found, alike, leaks, ahead, sample, tuple(problems))
     report.write(folder)
     code = 2 if isinstance(failure, ConfigError) and not is_unfit else 1 if report.is_refused else 0
     return CheckResult(folder, tuple(report.lines(folder)), code)
@@ -89,16 +91,19 @@ def _check_folder(folder: Path, sources: Sequence[str]) -> None:
     for source in sources:
         if os.path.isdir(source) and folder.resolve().is_relative_to(Path(source).resolve()):
             raise ConfigError(f"-o {folder}: lies inside the image folder {source}; choose a folder outside")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT).exists():
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # Without its page a folder is a report all the same if a full disk or a kill has ended it early.
+    others = {name for name in names if name not in FILES and not is_temporary(name, of=FILES)}
+    if others and REPORT not in names:
         raise ConfigError(f"-o {folder}: holds files that are no report; choose another folder")
 
 
-def _forecast(draft: PartialConfig) -> tuple[Forecast | None, ByolError | None]:
+def _forecast(partial_config: PartialConfig) -> tuple[Forecast | None, ByolError | None]:
     """What a run would be; or, or as well, why training refuses."""
     ahead = None
     try:
-        look = look_at_some(draft)
-        ahead = forecast(draft, look)
+        look = look_at_some(partial_config)
+        ahead = forecast(partial_config, look)
         initial_weights.rehearse(ahead.config, channels=count_channels(ahead.config, look))
     except (ConfigError, DataError, CheckpointError) as error:
         return ahead, error
@@ -108,11 +113,11 @@ def _forecast(draft: PartialConfig) -> tuple[Forecast | None, ByolError | None]:
 # ---- Some images as training would see them
 
 
-def _take_sample(found: Examined, draft: PartialConfig, ahead: Forecast | None) -> Sample | None:
+def _take_sample(found: Examined, partial_config: PartialConfig, ahead: Forecast | None) -> Sample | None:
     """Of the most common kind, evenly through the set, those that show something first."""
     if len(found) == 0:
         return None
-    px, config = (_PX, draft.config) if ahead is None else (ahead.stored_px, ahead.config)
+    px, config = (_PX, partial_config.config) if ahead is None else (ahead.stored_px, ahead.config)
     channels, bits = next(iter(found.kinds))
     number = min(_SAMPLE, max(_FEWEST, _SAMPLE_BYTES // (px * px * channels * bits // 8)))
     rows = found.usual
@@ -135,7 +140,9 @@ def _read(found: Examined, rows: np.ndarray, *, px: int, data: DataConfig) -> Sa
         squares.append(square.pixels)
         filled.append(square.filled)
         sizes.append((square.height, square.width) if data.geometry == "square" else (px, px))
-    return Sample.of(names, np.stack(squares), np.array(sizes, np.int32), filled) if squares else None
+    if not squares:
+        return None
+    return Sample.of(names, np.stack(squares), np.array(sizes, np.int32), filled, clip=data.clip)
 
 
 def _judge_views(sample: Sample, ahead: Forecast, *, source: str) -> Iterator[Problem]:

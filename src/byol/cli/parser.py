@@ -36,6 +36,7 @@ _EPILOG = """examples:
   byol finetune runs/cells --labels cells.csv --scratch   train a classifier
   byol predict runs/cells-finetuned NEW/ -o classes.csv   classify new images
   byol config config.yaml                    print the complete configuration
+  byol env                                   print versions and hardware, for a bug report
 
 Append settings to a command as section.key=value; `byol config` lists them all.
 """
@@ -75,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_finetune,
         _add_predict,
         _add_config,
+        _add_env,
     ):
         add(subparsers)
     return parser
@@ -332,6 +334,11 @@ def _add_config(subparsers: _Subparsers) -> None:
     config.add_argument(
         "--schema", action="store_true", help="print the JSON schema of configuration files, for editors"
     )
+
+
+def _add_env(subparsers: _Subparsers) -> None:
+    env = _add(subparsers, "env", commands.env_command, "print versions and hardware, for a bug report")
+    env.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def _add(

@@ -29,7 +29,7 @@ DeviceSetting = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 
 # Settings that may be left open, and the value that marks them as open. `auto/choices.py` chooses their
 # values from the images and the machine.
-OPEN: dict[str, str | None] = {
+UNSET: dict[str, str | None] = {
     "network.name": "auto",
     "data_transforms.domain": "auto",
     "data_transforms.input_shape": None,
@@ -186,6 +186,10 @@ class DataConfig(Section):
         "pixels if deeper than 8 bit); drop: ignore alpha; keep: use alpha as one more channel; auto: like "
         "mask, but bright single-colour shapes lie on black and fully transparent images ignore alpha."
     )
+    clip: Annotated[float, Field(ge=0, le=0.1)] = Field(
+        description="Fraction of each channel's values that is clipped to black, and the same to white, in "
+        "images deeper than 8 bit. 0: black is the smallest value of the training images, white the largest."
+    )
     stored_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | None = Field(
         description="Size of the packed images, pixels. null: 1.15 times the view size, at most the largest "
         "side of the source images."
@@ -197,7 +201,7 @@ class DataConfig(Section):
     )
     layout: Literal["auto", "hwc", "chw"] = Field(
         description="Axis order of arrays (.npy, .npz, in memory). hwc: channels last; chw: channels first; "
-        "auto: byol reads it from the shapes and refuses ambiguous ones."
+        "auto: byol reads it from the shapes of all arrays of the set and refuses ambiguous sets."
     )
     packs: Text | None = Field(description="Folder for packed images. null: 'packs' beside the run folder.")
     memory: Literal["auto", "ram", "map", "device"] = Field(

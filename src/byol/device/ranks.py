@@ -116,7 +116,9 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
     rank = int(os.environ.get("RANK", "0"))
     device = choose_device(trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     if trainer.batch_size is not None:  # an open one is chosen to be right
-        check_share(trainer.batch_size, world_size=world_size, num_parts=trainer.accumulation_steps or 1)
+        check_share(
+            trainer.batch_size, world_size=world_size, num_microbatches=trainer.accumulation_steps or 1
+        )
     backend = choose_backend(device) if world_size > 1 else None
     dtype = choose_dtype(trainer.precision, device=device)
     with exact_fp32(device):
@@ -135,13 +137,13 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def check_share(batch_size: int, *, world_size: int, num_parts: int) -> None:
+def check_share(batch_size: int, *, world_size: int, num_microbatches: int) -> None:
     """Raises ConfigError for a batch that cannot be shared evenly, with what it must be a multiple of."""
-    share = world_size * num_parts
+    share = world_size * num_microbatches
     if batch_size % share:
         raise ConfigError(
             f"trainer.batch_size: {batch_size} cannot be shared by {world_size} ranks x "
-            f"{num_parts} accumulation steps; use a multiple of {share}"
+            f"{num_microbatches} accumulation steps; use a multiple of {share}"
         )
 
 

@@ -80,7 +80,7 @@ class Predictions:
 
 
 class Classifier:
-    """An encoder with its preprocessing and a linear layer on it; `load_classifier` makes one from files."""
+    """An encoder with its preprocessing, and a linear layer. `byol.load_classifier` reads one from files."""
 
     def __init__(self, spec: ClassifierSpec, encoder: Encoder, *, linear: Linear) -> None:
         self.spec = spec
@@ -92,18 +92,16 @@ class Classifier:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes, in the order of the probabilities."""
+        """The names of the classes, in the order of the probabilities."""
         return self.spec.class_names
 
     def predict(self, images: ManyImages, *, batch_size: int = 256) -> Predictions:
-        """Classes of images in any form that `Encoder.embed` takes, in their order.
+        """Predict the classes of images in any form that `Encoder.embed` accepts, in their order.
 
         Raises:
-            DataError: names the first image that cannot be read, or that the encoder cannot take.
+            DataError: an image cannot be read, or the encoder cannot use it. The message names the first one.
         """
-        blocks = list(
-            self.predict_source(gather(images, layout=self.encoder.spec.layout), batch_size=batch_size)
-        )
+        blocks = list(self.predict_source(gather(images, self.encoder.spec), batch_size=batch_size))
         probabilities = [block.probabilities for block in blocks]
         empty = np.empty((0, len(self.class_names)), dtype=np.float32)
         return Predictions(
@@ -193,11 +191,11 @@ def save_classifier(
 
 
 def load_classifier(folder: str | Path, *, device: str = "auto") -> Classifier:
-    """The classifier that `byol finetune` wrote into a folder; "auto" takes a GPU if there is one.
+    """Load the classifier that `byol finetune` wrote into a folder. `device` is as for `byol.load`.
 
     Raises:
         CheckpointError: a file is missing, damaged, of an unknown format, or does not fit the others.
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: the device is not there.
     """
     folder = Path(folder)
     if not folder.is_dir():

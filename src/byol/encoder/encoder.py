@@ -26,21 +26,19 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from byol.base.console import Count
 from byol.base.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.base.files import write_atomically
 from byol.config import load_config
 from byol.data.decode.fitting import fit
-from byol.data.decode.formats import ImageArray, Layout, bits_of_dtype
+from byol.data.decode.formats import ImageArray, bits_of_dtype
 from byol.data.decode.image import Square, read_square
 from byol.data.pack.packed import Packed
 from byol.data.pack.value_range import check_bits, describe_outside
-from byol.data.sources.in_memory import Images, InMemoryImages, OneImage
+from byol.data.sources.in_memory import Images, OneImage, in_memory
 from byol.data.sources.opening import open_source
 from byol.device.devices import choose_device, exact_fp32, send_stored
-from byol.encoder.spec import AGAIN, FORMAT
-from byol.encoder.spec import SPEC_NAME as SPEC_NAME
-from byol.encoder.spec import EncoderSpec as EncoderSpec
-from byol.encoder.spec import read_spec as read_spec
+from byol.encoder.spec import AGAIN, FORMAT, SPEC_NAME, EncoderSpec, read_spec
 from byol.kernels.convolution import accelerate
 from byol.kernels.winograd import constant_weights
 from byol.method.networks import build_encoder
@@ -48,7 +46,7 @@ from byol.method.views import whole_view
 
 WEIGHTS_NAME = "encoder.safetensors"
 
-_CPU_IMAGES = 64  # that the network sees at once on CPU; 256 took four times the memory and 5 to 20 % longer
+CPU_IMAGES = 64  # that the network sees at once on CPU; 256 took four times the memory and 5 to 20 % longer
 
 ManyImages = OneImage | Sequence[OneImage]
 
@@ -62,7 +60,7 @@ class Block:
 
 
 class Encoder:
-    """A frozen encoder with its preprocessing; `load` makes one from files."""
+    """A trained encoder with its preprocessing, frozen. `byol.load` reads one from a run folder."""
 
     def __init__(self, spec: EncoderSpec, module: nn.Module, *, device: str = "cpu") -> None:
         self.spec = spec
@@ -78,22 +76,25 @@ class Encoder:
         )
 
     def embed(self, images: ManyImages, *, batch_size: int = 256) -> Float32[np.ndarray, "image feature"]:
-        """Features of images in any form, in their order (files of a folder: sorted by path); float32.
+        """Compute the features of images: float32, one row per image, in the order of the images.
 
-        path       an image, a folder, a .txt or .csv list, a .npy array of images
-        array      (height, width, channel) or (image, height, width, channel)
-        tensor     (channel, height, width) or (image, channel, height, width)
-        Pillow     an image
-        sequence   single images of these kinds
+        `images` may be
 
-        Arrays and tensors hold the values that files do: scaling is part of the encoder. An image whose
-        values lie outside of the range of the training is a `ValueRangeWarning` with its name.
+        - a path: an image, a folder (sorted by path), a .txt or .csv list, or a .npy array of images;
+        - a NumPy array: (height, width, channel) or (image, height, width, channel);
+        - a tensor: (channel, height, width) or (image, channel, height, width);
+        - a Pillow image;
+        - a sequence of single images of these kinds.
+
+        Pass arrays and tensors with the values that image files hold, not scaled or normalised: scaling is
+        part of the encoder. If the values of an image lie outside the range of the training images, a
+        `ValueRangeWarning` names it.
 
         Raises:
-            DataError: names the first image that cannot be read, or has other channels or another depth than
-                the encoder takes.
+            DataError: an image cannot be read, or has other channels or another depth than the training
+                images. The message names the first one.
         """
-        blocks = self.embed_source(gather(images, layout=self.spec.layout), batch_size=batch_size)
+        blocks = self.embed_source(gather(images, self.spec), batch_size=batch_size)
         return _join([block.features for block in blocks], self.spec.num_features)
 
     __call__ = embed
@@ -107,15 +108,15 @@ class Encoder:
         on_outside: Callable[[str, str], None] | None = None,
         on_read: Callable[[str, Square], None] | None = None,
     ) -> Iterator[Block]:
-        """Names and features, block by block: memory does not grow with the number of images.
+        """Yield names and features in blocks, so that memory does not grow with the number of images.
 
-        `on_bad` is told the name and the reason for each image that cannot be used, which is then left out.
-        `on_outside` is told the name of each image whose values lie outside of the range of the training, and
-        how far; without it a `ValueRangeWarning` is. `on_read` is told of each image that is used what became
-        of it.
+        - `on_bad(name, error)` is called for each image that cannot be used; the image is left out.
+        - `on_outside(name, text)` is called for each image whose values lie outside the range of the training
+          images. Without it there is a `ValueRangeWarning`.
+        - `on_read(name, square)` is called for each image that is used.
 
         Raises:
-            DataError: an image cannot be used, and there is no `on_bad`; the message names it.
+            DataError: an image cannot be used, and there is no `on_bad`. The message names the image.
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
@@ -152,7 +153,7 @@ class Encoder:
         *,
         rows: Int64[np.ndarray, " image"] | None = None,
         batch_size: int = 256,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Count | None = None,
     ) -> Float32[np.ndarray, "image feature"]:
         """Features of packed images, or of some in the order of `rows`; `progress` hears done, of all.
 
@@ -194,7 +195,7 @@ class Encoder:
     def encode_views(self, views: Float[Tensor, "image channel view view"]) -> Float[Tensor, "image feature"]:
         """Representations y of views as `make_views` gives them, else as `encode`."""
         views = views.to(self.device)
-        parts = torch.split(views, _CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
+        parts = torch.split(views, CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
         with torch.autocast(self.device.type, enabled=False), exact_fp32(self.device), constant_weights():
             return torch.cat([self.module(part) for part in parts]).float()
 
@@ -228,23 +229,23 @@ class Encoder:
 # ---- Images in whatever form
 
 
-def gather(images: ManyImages, *, layout: Layout = "auto", skip_unreadable: bool = False) -> Images:
+def gather(images: ManyImages, spec: EncoderSpec, *, skip_unreadable: bool = False) -> Images:
     """Images in any of the forms that `Encoder.embed` takes, as images that are read one by one.
 
-    `layout` is that of arrays, as data.layout; a tensor's channels are first. `skip_unreadable`: folders that
-    the system cannot read are left out, as by data.skip_unreadable.
+    Arrays have the layout of the encoder's training, where it had arrays; a tensor's channels are first.
+    `skip_unreadable`: folders that the system cannot read are left out, as by data.skip_unreadable.
 
     Raises:
-        DataError: a path that does not exist or holds no images.
+        DataError: a path does not exist or holds no images; or the arrays do not tell which axis is the
+            channels.
     """
     if isinstance(images, str | Path):
-        overrides = [f"data.layout={layout}", f"data.skip_unreadable={str(skip_unreadable).lower()}"]
-        return open_source(load_config(None, overrides, preset="default").data, source=str(images))
-    if isinstance(images, Image.Image):
-        return InMemoryImages([images], layout)
-    if isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
-        return InMemoryImages([images], layout)
-    return InMemoryImages(list(images), layout)
+        overrides = [f"data.layout={spec.layout}", f"data.skip_unreadable={str(skip_unreadable).lower()}"]
+        data = load_config(None, overrides, preset="default").data
+        return open_source(data, source=str(images), trained=spec.trained_layout)
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4):
+        return in_memory([images], spec.layout, trained=spec.trained_layout)
+    return in_memory(list(images), spec.layout, trained=spec.trained_layout)
 
 
 def _warn(name: str, what: str) -> None:
@@ -275,14 +276,15 @@ def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
 
 
 def load(run: str | Path, *, device: str = "auto") -> Encoder:
-    """The encoder of a run folder (or of any folder with its two files), ready to embed.
+    """Load the encoder of a run folder, or of any folder with `encoder.safetensors` and `encoder.json`.
 
-    `<run>/target` holds the target network's. `device` is "auto" (a GPU if there is one), "cpu", "cuda",
-    "mps", "xpu", or one of several GPUs, such as "cuda:1".
+    `RUN/target` holds the encoder of the target network, `RUN/best` the best one by measures without labels.
+    `device` is "auto" (a GPU if there is one), "cpu", "cuda", "mps", "xpu", or one of several GPUs, such as
+    "cuda:1".
 
     Raises:
-        CheckpointError: a file is missing, damaged, of an unknown format, or not of the network it names.
-        ConfigError: a device is asked for that is not there.
+        CheckpointError: a file is missing, damaged, of an unknown format, or belongs to another network.
+        ConfigError: the device is not there.
     """
     chosen = choose_device(device, key="device")
     folder = Path(run)

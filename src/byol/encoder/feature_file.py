@@ -11,6 +11,7 @@ from jaxtyping import Float32
 
 from byol.base.errors import ConfigError
 from byol.base.files import check_writable, write_atomically
+from byol.base.packages import install_command
 
 SUFFIXES = (".parquet", ".npz", ".csv")
 
@@ -33,7 +34,7 @@ def check_feature_path(path: Path) -> None:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise ConfigError(
-                f"{path}: .parquet needs pyarrow: pip install pyarrow, or write .npz or .csv"
+                f"{path}: .parquet needs pyarrow: {install_command('pyarrow')}, or write .npz or .csv"
             ) from None
     check_writable(path)
 

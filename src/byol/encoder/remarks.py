@@ -7,15 +7,17 @@ from byol.base.console import complain, remark
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.data.decode.disk import DiskError
-from byol.data.decode.formats import Layout
 from byol.data.decode.image import Square
 from byol.data.decode.index import Source
 from byol.data.pack.partial import csv_line
+from byol.data.pack.value_range import count_clipped
 from byol.data.sources.in_memory import Images
 from byol.data.sources.left_out import Few
 from byol.data.sources.opening import describe_source
-from byol.data.sources.summary import describe_images
+from byol.data.sources.summary import describe_clipped, describe_images
 from byol.encoder.encoder import gather
+from byol.encoder.spec import EncoderSpec
+from byol.method.views import Pixels
 
 _MOST_COMPLAINTS = 20  # that are said one by one
 
@@ -25,10 +27,13 @@ class Remarks:
     """What is to be said of single images: unlike those of the training as they come, all else at the end."""
 
     skip_unreadable: bool
+    pixels: Pixels  # of the training
     bad: list[tuple[str, str]] = field(default_factory=list)  # names and reasons of those that are left out
     changed: dict[str, Few] = field(default_factory=dict)
     num_used: int = 0
     num_outside: int = 0
+    num_clipped: int = 0  # values, of so many
+    num_values: int = 0
 
     def leave_out(self, name: str, error: DataError) -> None:
         if isinstance(error, DiskError) and not self.skip_unreadable:
@@ -39,6 +44,9 @@ class Remarks:
         self.num_used += 1
         for text in square.notes:
             self.changed.setdefault(text, Few()).add(name)
+        clipped, total = count_clipped(square.pixels, self.pixels, square.filled)
+        self.num_clipped += clipped
+        self.num_values += total
 
     def warn(self, name: str, found: str) -> None:
         self.num_outside += 1
@@ -61,17 +69,18 @@ class Remarks:
             num_images=self.num_used + len(self.bad),
             listed=str(listed),
         )
-        for line in lines:
+        clipped = describe_clipped(self.num_clipped / max(1, self.num_values))
+        for line in (*lines, *clipped):
             remark(line)
 
 
-def gather_and_say(images: str | Path, *, layout: Layout, skip_unreadable: bool) -> Images:
-    """New images, arrays in this layout; what a folder holds besides, or how a list was understood, is said.
+def gather_and_say(images: str | Path, spec: EncoderSpec, *, skip_unreadable: bool) -> Images:
+    """New images for an encoder; what a folder holds besides, or how a list was understood, is said.
 
     Raises:
         DataError: as `encoder.gather`.
     """
-    found = gather(images, layout=layout, skip_unreadable=skip_unreadable)
+    found = gather(images, spec, skip_unreadable=skip_unreadable)
     for line in describe_source(found) if isinstance(found, Source) else ():
         remark(line)
     return found

@@ -17,6 +17,7 @@ from byol.config import Config
 from byol.data.decode.formats import Bits, Geometry, Layout
 from byol.data.decode.reading import Alpha
 from byol.data.pack.packed import Packed
+from byol.data.sources.array_layout import TrainedLayout
 from byol.method.networks import build_encoder, count_features, resolve_stem
 from byol.method.views import Pixels, find_whole_px
 
@@ -47,11 +48,19 @@ class EncoderSpec:
     layout: Layout = "auto"  # as data.layout
     whole_px: int | None = None  # side of what the encoder sees; None: as in training
     alpha: Alpha = "drop"  # as data.alpha; so in files that do not say it
+    array_layout: Layout = "auto"  # of the arrays of three axes in training, if there were such
 
     @property
     def seen_px(self) -> int:
         """Side of a whole image as the encoder sees it, pixels."""
         return self.view_px if self.whole_px is None else self.whole_px
+
+    @property
+    def trained_layout(self) -> TrainedLayout | None:
+        """Which axis of new arrays is the channels; None: there were no arrays in training."""
+        if self.array_layout == "auto":
+            return None
+        return TrainedLayout(self.array_layout, None if self.select is not None else self.channels)
 
     @classmethod
     def of(
@@ -82,6 +91,7 @@ class EncoderSpec:
             layout=config.data.layout,
             whole_px=choose_whole_px(config, channels=images.channels, stem=stem),
             alpha=config.data.alpha,
+            array_layout=images.array_layout,
         )
 
 

@@ -5,14 +5,14 @@ Test labels are met in one place, `_test`, after everything has been trained.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from byol.base.console import Say, silent
+from byol.base.console import Count, Say, silent
 from byol.base.errors import CheckpointError, ConfigError, DataError
 from byol.base.files import check_writable, is_temporary, write_atomically
 from byol.base.version import __version__
@@ -53,8 +53,6 @@ _MAY_CHANGE = (
     "trainer.num_workers:",
 )
 
-Progress = Callable[[int, int], None]  # epochs done, of all that there may be
-
 
 def finetune(
     source: Path,
@@ -64,8 +62,8 @@ def finetune(
     fraction: float = 1.0,
     epochs: int | None = None,
     scratch: bool = False,
-    say: Say | None = None,
-    progress: Progress | None = None,
+    say: Say = silent,
+    progress: Count | None = None,
 ) -> FinetuneResult:
     """Train a classifier from the encoder in `source` with a share of the labels; write it to `output`.
 
@@ -81,7 +79,6 @@ def finetune(
         DataError: images or labels are missing, cannot be read, or are too few.
         DivergedError: the loss is not finite.
     """
-    say = say or silent
     _check_numbers(fraction, epochs)
     keep_freed_memory()
     check_output(output, source=source)
@@ -108,7 +105,7 @@ def _finetune(
     epochs: int | None,
     scratch: bool,
     say: Say,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> FinetuneResult:
     """As `finetune`, as the only writer of `output`."""
     encoder, config, run_dir = _open_encoder(source, overrides, output=output, say=say)
@@ -161,7 +158,7 @@ def check_output(output: Path, *, source: Path) -> None:
     names = {name for name in names if not is_temporary(name, of=tuple(_OWN_FILES))}
     if names:
         names = {name for name in names if not name.startswith(".")}
-        if FILE_NAME not in names or not names <= _OWN_FILES:
+        if not names & {FILE_NAME, LOG_NAME} or not names <= _OWN_FILES:
             raise CheckpointError(
                 f"{output}: is not empty and not of `byol finetune`; choose another folder with -o"
             )
@@ -194,9 +191,9 @@ def _read_config(
         before: tuple[Path | None, list[str], str | None] = (run_dir / "config.yaml", [], None)
     else:
         before = (None, [*_as_trained(spec), *(text for text in overrides if _is_domain(text))], "default")
-    path, given, preset = before
-    config = load_config(path, [*given, *overrides], preset=preset)
-    changes = diff_configs(load_config(path, given, preset=preset), config)
+    path, first_overrides, preset = before
+    config = load_config(path, [*first_overrides, *overrides], preset=preset)
+    changes = diff_configs(load_config(path, first_overrides, preset=preset), config)
     refused = [change for change in changes if not change.startswith(_MAY_CHANGE)]
     if refused:
         raise ConfigError(f"fine-tuning cannot change or use this ({'; '.join(refused)}); leave it out")
@@ -268,7 +265,7 @@ def _train_all(
     setting: Setting,
     epochs: int | None,
     say: Say,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> tuple[list[_Start], list[dict[str, object]]]:
     """Each start trained on the same labels, and the lines of the log."""
     log: list[dict[str, object]] = []
@@ -382,6 +379,7 @@ def _save(
     )
     if row.epochs:
         spec = replace(spec, which="finetuned")
-    files.save_classifier(output, first.trained.module, spec, linear=first.trained.linear, spec=classifier)
+    # The log first: it shows whose folder it is, should the rest not come.
     write_atomically(output / LOG_NAME, "".join(json.dumps(line) + "\n" for line in log).encode())
+    files.save_classifier(output, first.trained.module, spec, linear=first.trained.linear, spec=classifier)
     outcome.save(output / FILE_NAME)

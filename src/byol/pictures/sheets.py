@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from byol.config import DataTransforms
-from byol.data.pack.statistics import count_measured, find_extremes, no_counts, summarise
+from byol.data.pack.statistics import CLIP, count_measured, find_clipped, find_extremes, no_counts, summarise
 from byol.method.views import Pixels, make_views
 
 MOST_CHANNELS = 16
@@ -37,6 +37,7 @@ class Sample:
     squares: Real[np.ndarray, "n px px channels"]
     sizes: Int32[np.ndarray, "n 2"]  # height, width, px, as packs keep them
     pixels: Pixels
+    clipped: float = 0.0  # share of the values that lie beyond low or high of their channel
 
     @classmethod
     def of(
@@ -45,6 +46,8 @@ class Sample:
         squares: Real[np.ndarray, "n px px channels"],
         sizes: Int32[np.ndarray, "n 2"],
         filled: Sequence[Bool[np.ndarray, "px px _channels"] | None] = (),
+        *,
+        clip: float = CLIP,
     ) -> "Sample":
         """With the statistics of these images alone, without what is `filled` in them.
 
@@ -56,7 +59,8 @@ class Sample:
         counts = no_counts(squares.shape[3], squares.dtype)
         count_measured(squares, gaps, out=counts)
         extremes = find_extremes(squares, gaps) if squares.dtype == np.float32 else None
-        return cls(tuple(names), squares, sizes, summarise(counts, extremes))
+        pixels = summarise(counts, extremes, clip=clip)
+        return cls(tuple(names), squares, sizes, pixels, find_clipped(counts, pixels))
 
     def __len__(self) -> int:
         return len(self.squares)

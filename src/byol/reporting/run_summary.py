@@ -60,7 +60,7 @@ class Table:
         """How many images it is of, in words."""
         fields = self.fields
         if self.has_folds:
-            return f"{fields['num_test']:,} images, each predicted once, {fields['num_classes']} classes"
+            return f"{fields['num_test']:,} images, each tested once, {fields['num_classes']} classes"
         return (
             f"{fields['num_train']:,} training and {fields['num_test']:,} test images, "
             f"{fields['num_classes']} classes"

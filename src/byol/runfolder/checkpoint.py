@@ -2,8 +2,8 @@
 
 `checkpoints/step-00005000.pt` holds networks (with BatchNorm statistics), optimizer, number of finished steps
 and what images the run has; `step-00005000.pt.sha256` its checksum. All else is a function of the step, but
-for what the machine had to say (the parts that a batch is computed in, the pace of a run by the clock) and
-what health checks have found so far: the best encoder, the latest measures, how often in a row it was ill.
+for what the machine had to say (the number of micro-batches, the state of the time budget) and what health
+checks have found so far: the best encoder, the latest measures, how often in a row it was ill.
 """
 
 import hashlib
@@ -120,16 +120,16 @@ def save(
     byol: nn.Module,
     optimizer: torch.optim.Optimizer,
     data_fingerprint: str,
-    num_parts: int,
-    pace: dict[str, Any] | None,
+    num_microbatches: int,
+    time_budget: dict[str, Any] | None,
     best: dict[str, Any],
     watch: dict[str, Any] | None,
 ) -> Path:
     """Write the state after `done` steps and drop all but the last KEEP checkpoints.
 
-    `num_parts` is what batches are computed in by now, `pace` the `TimeBudget.state()` of a run with a time
-    budget, `best` what `training/best.py` has found, `watch` what
-    the other health checks have.
+    `num_microbatches` is how many a batch is computed in by now, `time_budget` the `TimeBudget.state()` of a
+    run with a time budget, `best` what `training/best.py` has found, `watch` what the other health checks
+    have.
 
     Raises:
         CheckpointError: it cannot be written; the earlier checkpoints are as they were.
@@ -140,8 +140,8 @@ def save(
         "byol": byol.state_dict(),
         "optimizer": optimizer.state_dict(),
         "data_fingerprint": data_fingerprint,
-        "num_parts": num_parts,
-        "pace": pace,
+        "num_parts": num_microbatches,
+        "pace": time_budget,
         "best": best,
         "watch": watch,
     }

@@ -18,6 +18,7 @@ from byol.base.errors import CheckpointError
 from byol.base.files import read_fields, write_atomically
 from byol.config import Config, NetworkConfig
 from byol.encoder import encoder as encoder_files
+from byol.encoder.spec import SPEC_NAME
 from byol.method.networks import Byol
 from byol.method.schedule import Plan
 from byol.metrics.health import Measures
@@ -54,7 +55,7 @@ class InitialWeights:
         )
 
     @property
-    def parts_encoder(self) -> bool:
+    def has_encoder_group(self) -> bool:
         """Whether the encoder's learning rate ever differs from the heads'."""
         return self.warm_steps > 0 or self.encoder_lr != 1.0
 
@@ -66,7 +67,7 @@ class InitialWeights:
 
     def explain(self) -> list[str]:
         """A line if encoder and heads are treated differently."""
-        if not self.parts_encoder:
+        if not self.has_encoder_group:
             return []
         warm = f"the first {self.warm_steps} steps train only the heads (network.warm_heads); "
         rate = (
@@ -212,7 +213,7 @@ def _find_run(folder: Path, byol: Byol) -> _Found:
     """All networks of an earlier run if they fit, else its encoder; or a folder with an encoder alone."""
     state, _ = checkpoint.read_latest(folder)
     if state is None:
-        if not (folder / encoder_files.SPEC_NAME).is_file():
+        if not (folder / SPEC_NAME).is_file():
             raise CheckpointError(
                 f"{KEY}: {folder} holds neither a checkpoint nor an encoder; give a run folder"
             )

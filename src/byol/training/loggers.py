@@ -7,6 +7,7 @@ training goes on.
 
 import importlib.util
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from byol.base.console import Say
 from byol.base.errors import ConfigError
+from byol.base.packages import install_command
 from byol.config import LoggerName
 
 PROJECT = "byol"  # the name of the project or experiment that runs are put into
@@ -63,14 +66,14 @@ def check_loggers(names: Sequence[LoggerName]) -> None:
         ConfigError: names the package and how to install it.
     """
     for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
+        if importlib.util.find_spec(name) is None:
             raise ConfigError(
-                f'trainer.loggers: {name} is not installed; pip install "byol[{name}]", or leave it out: '
+                f"trainer.loggers: {name} is not installed; {install_command(name)}, or leave it out: "
                 "trainer.loggers=[tensorboard]"
             )
 
 
-def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Callable[[str], None]) -> list[Logger]:
+def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Say) -> list[Logger]:
     """The loggers of a run, in the order of their names; `say` hears of one that fails later.
 
     Raises:
@@ -78,12 +81,12 @@ def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Callable[[str], 
     """
     loggers: list[Logger] = []
     for name in names:
-        if name == "tensorboard":
-            loggers.append(TensorBoard(run))
-            continue
         try:
-            logger = _SERVICES[name](run)
+            logger = _MAKERS[name](run)
         except Exception as error:  # whatever a foreign package raises, it is about its service
+            if name == "tensorboard" and isinstance(error, OSError):
+                say(f"warning: {name} does not start ({_first_line(error)}); curves are in metrics.jsonl")
+                continue
             for opened in loggers:
                 opened.end(None)
             raise ConfigError(
@@ -101,6 +104,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = run.folder / "tensorboard"
+        self._hook = threading.excepthook
+        threading.excepthook = self._report_thread
         self._board = SummaryWriter(str(self._folder), purge_step=run.first_step + 1)
 
     def add_scalars(self, values: Mapping[str, float], *, step: int) -> None:
@@ -123,7 +128,21 @@ class TensorBoard:
                 global_step=embedding.step,
                 tag="fixed_images",
             )
-        self._board.close()
+        try:
+            self._board.close()
+        finally:
+            self._restore_hook()
+
+    def _report_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """Of its writing thread a failure comes back with the next call: no need for a traceback as well."""
+        if type(failed.thread).__module__ == "tensorboard.summary.writer.event_file_writer":
+            self._restore_hook()
+        else:
+            self._hook(failed)
+
+    def _restore_hook(self) -> None:
+        if threading.excepthook == self._report_thread:
+            threading.excepthook = self._hook
 
 
 class Wandb:
@@ -213,7 +232,7 @@ class Mlflow:
 class Guarded:
     """A logger of a foreign service, whose failures do not end the training."""
 
-    def __init__(self, name: str, logger: Logger, *, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, logger: Logger, *, say: Say) -> None:
         self._name, self._logger, self._say = name, logger, say
         self._failed = False
 
@@ -239,8 +258,12 @@ class Guarded:
             )
 
 
-_SERVICES: dict[LoggerName, Callable[[Run], Logger]] = {"wandb": Wandb, "trackio": Trackio, "mlflow": Mlflow}
-_PACKAGES: dict[LoggerName, str] = {"tensorboard": "tensorboard", **{name: name for name in _SERVICES}}
+_MAKERS: dict[LoggerName, Callable[[Run], Logger]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+    "trackio": Trackio,
+    "mlflow": Mlflow,
+}
 
 
 def _to_cell(name: str) -> str:

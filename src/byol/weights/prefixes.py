@@ -134,11 +134,11 @@ def _compare(state: State, wanted: State, prefix: str, layout: str, may_differ: 
         if name not in inside:
             place.missing.append(name)
             continue
-        given = inside[name]
-        same = given.shape == value.shape
-        if name in may_differ and given.ndim == value.ndim > 0:
-            same = given.shape[0] == value.shape[0]
-        if not same or given.is_floating_point() != value.is_floating_point():
+        found = inside[name]
+        same = found.shape == value.shape
+        if name in may_differ and found.ndim == value.ndim > 0:
+            same = found.shape[0] == value.shape[0]
+        if not same or found.is_floating_point() != value.is_floating_point():
             place.other.append(name)
     for name in inside.keys() - wanted.keys():
         is_other_part = name.partition(".")[0] not in own and _BESIDE.match(name) is not None

@@ -59,21 +59,22 @@ def find_timm(name: str, *, key: str = KEY) -> Path:
     import timm
     from huggingface_hub import constants, try_to_load_from_cache
 
-    given: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if given is None or not given.has_weights:
+    pretrained: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if pretrained is None or not pretrained.has_weights:
         raise ConfigError(f"{key}: timm has no weights of '{name}'; `timm.list_pretrained()` lists the names")
-    if given.hf_hub_id:
-        files = dict.fromkeys((given.hf_hub_filename or HUB_FILES[0], *HUB_FILES))
+    if pretrained.hf_hub_id:
+        files = dict.fromkeys((pretrained.hf_hub_filename or HUB_FILES[0], *HUB_FILES))
         for file in files:
-            found = try_to_load_from_cache(given.hf_hub_id, file, cache_dir=constants.HF_HUB_CACHE)
+            found = try_to_load_from_cache(pretrained.hf_hub_id, file, cache_dir=constants.HF_HUB_CACHE)
             if isinstance(found, str):
                 return Path(found)
     downloads = Path(torch.hub.get_dir()) / "checkpoints"
-    if given.url and (path := downloads / Path(given.url).name).is_file():
+    if pretrained.url and (path := downloads / Path(pretrained.url).name).is_file():
         return path
     raise CheckpointError(
-        f"{key}: the weights {given.hf_hub_id or given.url} of '{name}' are not on this machine (looked in "
-        f"{constants.HF_HUB_CACHE} and {downloads}); download them there, or give a .safetensors file"
+        f"{key}: the weights {pretrained.hf_hub_id or pretrained.url} of '{name}' are not on this machine "
+        f"(looked in {constants.HF_HUB_CACHE} and {downloads}); download them there, or give a "
+        ".safetensors file"
     )
 
 
@@ -223,17 +224,17 @@ def recognise(found: State) -> str | None:
 def _fit_stem(state: State, wanted: State, stem: str, *, where: str, key: str, advice: str) -> list[str]:
     if stem not in wanted:
         return []
-    given, shape = state[stem].shape, wanted[stem].shape
-    if given[2:] != shape[2:]:
-        setting = f"set network.stem={'standard' if given[2] > shape[2] else 'small'}"
+    found, shape = state[stem].shape, wanted[stem].shape
+    if found[2:] != shape[2:]:
+        setting = f"set network.stem={'standard' if found[2] > shape[2] else 'small'}"
         raise CheckpointError(
-            f"{key}: {where} has a first convolution ({stem}) of {given[2]}x{given[3]}, this network of "
-            f"{shape[2]}x{shape[3]}; {setting if advice == ADVICE else advice}"
+            f"{key}: {where} has a first convolution ({stem}) of {found[2]}x{found[3]}, this network "
+            f"of {shape[2]}x{shape[3]}; {setting if advice == ADVICE else advice}"
         )
-    if given[1] == shape[1]:
+    if found[1] == shape[1]:
         return []
     state[stem] = fit_channels(state[stem], channels=shape[1])
-    return [f"its first convolution is fitted from {given[1]} to {shape[1]} channels"]
+    return [f"its first convolution is fitted from {found[1]} to {shape[1]} channels"]
 
 
 def _fit_positions(state: State, encoder: nn.Module) -> list[str]:
@@ -241,13 +242,13 @@ def _fit_positions(state: State, encoder: nn.Module) -> list[str]:
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     module = cast(Any, encoder)
-    wanted, given = encoder.state_dict().get(_POSITIONS), state.get(_POSITIONS)
-    if wanted is None or given is None or given.shape == wanted.shape:
+    wanted, positions = encoder.state_dict().get(_POSITIONS), state.get(_POSITIONS)
+    if wanted is None or positions is None or positions.shape == wanted.shape:
         return []
     grid, prefix = module.patch_embed.grid_size, module.num_prefix_tokens
     if module.no_embed_class:
         prefix = 0
-    state[_POSITIONS] = resample_abs_pos_embed(given.float(), list(grid), num_prefix_tokens=prefix)
+    state[_POSITIONS] = resample_abs_pos_embed(positions.float(), list(grid), num_prefix_tokens=prefix)
     return [f"its embeddings of positions are resampled to {grid[0]}x{grid[1]} patches"]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from byol.base.errors import DataError
 from byol.data.decode.image import decode, decode_all, kind_of, peek, read_square
-from byol.data.decode.reading import noting
+from byol.data.decode.reading import FIRST_FRAME, noting
 
 RNG = np.random.default_rng(0)
 
@@ -207,6 +207,11 @@ def test_without_pillow_heif_one_line_says_how_to_install_it() -> None:
         (b"ZISRAWFILE" + bytes(500), "CZI"),
         (b"\xda\xce\xbe\x0a" + bytes(500), "ND2"),
         (b"8BPS\0\1" + bytes(500), "Photoshop"),
+        (b"#?RGBE\n" + bytes(500), "Radiance"),
+        (b"qoif" + bytes(500), "QOI"),
+        (bytes(imagecodecs.jpegls_encode(RNG.integers(0, 9, (9, 9)).astype("u2"))), "JPEG-LS"),
+        (b"P7\nWIDTH 2\nHEIGHT 2\nDEPTH 4\nMAXVAL 255\nENDHDR\n" + bytes(16), "PAM"),
+        (b"PF\n2 2\n-1.0\n" + bytes(48), "PFM"),
     ],
 )
 def test_formats_that_are_known_are_refused_by_their_name(file: bytes, name: str) -> None:
@@ -221,3 +226,28 @@ def test_formats_that_pillow_would_cut_to_8_bit_are_refused(format: str) -> None
     Image.fromarray(values("u1", 3)).save(stream, format)
     with pytest.raises(DataError, match=f"format {format}, which is not read"):
         decode(stream.getvalue())
+
+
+def test_an_animated_avif_does_not_end_the_process() -> None:
+    """imagecodecs writes beyond its memory if it is asked for one frame of several."""
+    program = (
+        "import io, numpy as np\nfrom PIL import Image\nfrom byol.data.decode.image import decode\n"
+        "rng = np.random.default_rng(0)\n"
+        "frames = rng.integers(0, 256, (3, 33, 47, 3), dtype='u1')\n"
+        "first, *others = map(Image.fromarray, frames)\n"
+        "stream = io.BytesIO()\n"
+        "first.save(stream, 'avif', save_all=True, append_images=others, quality=100, subsampling='4:4:4')\n"
+        "for _ in range(30):\n    image = decode(stream.getvalue())\n"
+        "print(image.shape, np.abs(image.astype(int) - np.asarray(first)).mean() < 5)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert said == "(33, 47, 3) True\n"
+
+
+def test_an_animated_avif_is_said_to_be_one() -> None:
+    stream = io.BytesIO()
+    frames = [Image.fromarray(values("u1", 3)) for _ in range(2)]
+    frames[0].save(stream, "avif", save_all=True, append_images=frames[1:])
+    with noting("auto") as reading:
+        decode(stream.getvalue())
+    assert reading.notes == [FIRST_FRAME]

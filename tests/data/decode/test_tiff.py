@@ -12,6 +12,7 @@ from PIL import Image
 from byol.base.errors import DataError
 from byol.data.decode.formats import LaidFile
 from byol.data.decode.image import decode, decode_all
+from byol.data.decode.reading import SMALLER, noting
 
 RNG = np.random.default_rng(0)
 HEIGHT, WIDTH = 33, 47
@@ -133,53 +134,6 @@ def test_what_is_not_one_image_is_refused(file: bytes, reason: str) -> None:
         decode(file)
 
 
-def ome_set(place: int, *, per_file: int, changed: tuple[str, str] = ("", "")) -> bytes:
-    """Of a set of four planes: the file number `place`, of `per_file` planes each."""
-    blocks = "".join(
-        f'<TiffData FirstC="{plane}" IFD="{plane % per_file}" PlaneCount="1">'
-        f'<UUID FileName="f{plane // per_file}.ome.tif">urn:uuid:{plane // per_file}</UUID></TiffData>'
-        for plane in range(4)
-    )
-    xml = (
-        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
-        f'UUID="urn:uuid:{place}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" '
-        f'Type="uint16" SizeX="{WIDTH}" SizeY="{HEIGHT}" SizeC="4" SizeZ="1" SizeT="1">'
-        f"{blocks}</Pixels></Image></OME>"
-    )
-    xml = xml.replace(*changed)
-    own = PLANES[place * per_file : (place + 1) * per_file]
-    return pages(*((plane, {"description": xml} if at == 0 else {}) for at, plane in enumerate(own)))
-
-
-@pytest.mark.parametrize("per_file", [1, 2])
-def test_a_file_of_an_ome_set_is_its_own_planes(per_file: int, tmp_path) -> None:
-    """Beside its sisters and alone, by path and by bytes: never zeros, never another file's plane."""
-    for place in range(4 // per_file):
-        (tmp_path / f"f{place}.ome.tif").write_bytes(ome_set(place, per_file=per_file))
-    for place in range(4 // per_file):
-        own = STACK[..., place * per_file : (place + 1) * per_file]
-        np.testing.assert_array_equal(decode(tmp_path / f"f{place}.ome.tif"), own)
-        np.testing.assert_array_equal(decode(ome_set(place, per_file=per_file)), own)
-
-
-def test_a_renamed_ome_file_is_itself_and_never_the_file_it_was(tmp_path) -> None:
-    """Its description names it as before, and there may be another file of that name."""
-    file = ome_set(0, per_file=4, changed=(' UUID="urn:uuid:0"', ""))
-    other = pages(*((plane // 2, {}) for plane in PLANES[:4]))
-    padding = bytes(2**20)  # larger files are not read at once
-    (tmp_path / "renamed.tif").write_bytes(file + padding)
-    (tmp_path / "f0.ome.tif").write_bytes(other + padding)
-    np.testing.assert_array_equal(decode(tmp_path / "renamed.tif"), STACK[..., :4])
-
-
-def test_a_file_of_an_ome_set_with_two_axes_of_its_own_is_refused() -> None:
-    file = ome_set(0, per_file=2, changed=('FirstC="1"', 'FirstC="1" FirstZ="1"'))
-    with pytest.raises(
-        DataError, match="OME-TIFF set, with pages along C and Z; save each as a file of its own"
-    ):
-        decode(file)
-
-
 def test_an_ome_description_of_planes_that_are_not_there_is_refused() -> None:
     file = pages((PLANES[:2], {"metadata": {"axes": "CYX"}}), ome=True)
     with pytest.raises(DataError, match="fewer pages than its description"):
@@ -268,3 +222,34 @@ def test_a_compression_that_is_not_read_is_named() -> None:
         at = opened.pages[0].tags["Compression"].valueoffset
     with pytest.raises(DataError, match=r"\(NEXT\); pip install -U imagecodecs"):
         decode(file[:at] + struct.pack("<H", 32766) + file[at + 2 :])
+
+
+def test_smaller_pages_that_are_not_marked_are_said_to_be_left_out() -> None:
+    """A half-size second page may be an overview, or an image."""
+    second = RGB[: HEIGHT // 2, : WIDTH // 2]
+    for marked in (True, False):
+        how = AS_RGB | ({"subfiletype": 1} if marked else {})
+        with noting("auto") as reading:
+            np.testing.assert_array_equal(decode(pages((RGB, AS_RGB), (second, how))), RGB)
+        assert reading.notes == ([] if marked else [SMALLER])
+
+
+def test_several_images_of_one_size_are_counted() -> None:
+    file = pages(
+        (PLANES[0], {"metadata": {"axes": "YX"}}), (PLANES[1], {"metadata": {"axes": "YX"}}), ome=True
+    )
+    with pytest.raises(
+        DataError, match=r"holds 2 images \(33 x 47 uint16 each\); save each as a file of its own"
+    ):
+        decode(file)
+
+
+def test_inks_that_are_not_cmyk_are_refused() -> None:
+    inks = values("u1", 4)
+    for ink_set in (1, 2):
+        file = tiff(inks, photometric="separated", extratags=[(332, 3, 1, ink_set, True)])
+        if ink_set == 1:
+            assert decode(file).shape == (HEIGHT, WIDTH, 3)
+        else:
+            with pytest.raises(DataError, match="inks other than CMYK; save it as RGB"):
+                decode(file)

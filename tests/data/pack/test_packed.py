@@ -155,7 +155,7 @@ def test_a_larger_image_than_those_looked_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int | None
 ) -> None:
     """The stored size is as if all had been looked at, also if packing is stopped before it is met."""
-    monkeypatch.setattr(packing, "_SAMPLE", 2)
+    monkeypatch.setattr(packing, "SAMPLE", 2)
     items: list[ImageArray | str] = list(draw(*[(5, 4, 1)] * 9, (7, 9, 1), *[(5, 4, 1)] * 2))
 
     def kill(done: int, total: int) -> None:
@@ -193,7 +193,7 @@ def test_statistics_of_8_bit(tmp_path: Path) -> None:
 
 def test_statistics_of_16_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 bits in a 16-bit file: the range is where the values are, a few stray pixels aside."""
-    monkeypatch.setattr(running_statistics, "_CHUNK_BYTES", 1000)  # several chunks
+    monkeypatch.setattr(running_statistics, "CHUNK_BYTES", 1000)  # several chunks
     images = RNG.integers(90, 4096, (60, 8, 8, 2)).astype(np.uint16)
     images[0, 0, 0, 0] = 65535
     pixels = pack_into(tmp_path / "p", Images(list(images))).pixels
@@ -213,7 +213,7 @@ def test_statistics_of_floats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, centre: float, spread: float
 ) -> None:
     """To 1 part in 512 of the values, wherever they lie; the smallest and the largest exactly."""
-    monkeypatch.setattr(running_statistics, "_CHUNK_BYTES", 2000)
+    monkeypatch.setattr(running_statistics, "CHUNK_BYTES", 2000)
     images = RNG.normal(centre, spread, (60, 8, 8, 2)).astype(np.float32)
     images[3, 1, 1, 0] = centre + 1e4 * spread
     packed = pack_into(tmp_path / "p", Images(list(images)))
@@ -274,7 +274,10 @@ def test_on_canvases_sizes_are_those_of_the_canvas_and_shrunk_images_are_counted
     whole = pack_into(tmp_path / "whole", source, geometry="scale", stored_px=500)
     assert whole.num_shrunk == 0 and whole.stored_px == 500
     squashed = pack_into(tmp_path / "p", source)
-    assert squashed.note == "packed again: data.stored_px, data.channels, data.geometry or data.alpha differ"
+    assert (
+        squashed.note
+        == "packed again: data.stored_px, data.channels, data.geometry, data.alpha or data.clip differ"
+    )
     assert squashed.num_shrunk == 0 and squashed.sizes.tolist()[4] == [30, 20]
 
 
@@ -436,14 +439,20 @@ def test_a_pack_that_does_not_fit_is_made_again(tmp_path: Path, change: str) -> 
     if change == "source":
         source, note = Images(draw(*[(8, 8, 1)] * 3), stamp="2"), note + "the source has changed"
     elif change == "size":
-        stored_px, note = 5, note + "data.stored_px, data.channels, data.geometry or data.alpha differ"
+        stored_px, note = (
+            5,
+            note + "data.stored_px, data.channels, data.geometry, data.alpha or data.clip differ",
+        )
     elif change == "decoder":
         content = json.loads((tmp_path / "p" / "pack.json").read_text())
         del content["recipe"]["decoder"]  # as packs were written at first
         (tmp_path / "p" / "pack.json").write_text(json.dumps(content))
         note += "an earlier version of byol decoded the images in another way"
     elif change == "channels":
-        channels, note = "rgb", note + "data.stored_px, data.channels, data.geometry or data.alpha differ"
+        channels, note = (
+            "rgb",
+            note + "data.stored_px, data.channels, data.geometry, data.alpha or data.clip differ",
+        )
     elif change == "damage":
         (tmp_path / "p" / "sizes.npy").write_bytes((tmp_path / "p" / "sizes.npy").read_bytes()[:-1] + b"\7")
         note += f"{tmp_path}/p/sizes.npy: is damaged"
@@ -482,7 +491,7 @@ def test_the_fingerprint_is_of_the_values_alone(tmp_path: Path) -> None:
 
 def test_two_at_once_pack_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second waits for the first, shows how far that is, and finds the pack."""
-    monkeypatch.setattr(locks, "_POLL_S", 0.005)
+    monkeypatch.setattr(locks, "POLL_S", 0.005)
     monkeypatch.setattr(partial, "SAVE_INTERVAL_S", 0.0)
     items = draw(*[(8, 8, 1)] * 30)
     second = Images(items)

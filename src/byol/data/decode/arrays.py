@@ -6,10 +6,15 @@ reads it off the shape, and refuses the shape that does not tell:
     hwc    the last axis is 1, 3 or 4 and the first is not; or it is shorter than both others, and these are
            equal or 2 times as long
     chw    the first axis is shorter than both others, and these are equal or 4 times as long
+
+Of a set, `sources.array_layout` judges all shapes together before any array is read.
 """
 
+import io
+import os
 import zipfile
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Shaped
@@ -17,32 +22,66 @@ from jaxtyping import Shaped
 from byol.base.errors import DataError
 from byol.data.decode.formats import Decoded, ImageArray, Layout, RawArray, Stream, as_image, check_header
 
-_COLOURS = (1, 3, 4)  # grey, RGB, RGBA
-_CLEARLY_LAST, _CLEARLY_FIRST = (
-    2,
-    4,
-)  # times more rows and columns than channels
+COLOURS = (1, 3, 4)  # grey, RGB, RGBA
+_CLEARLY_LAST, _CLEARLY_FIRST = 2, 4  # times more rows and columns than channels
+_NPY, _NPZ = b"\x93NUMPY", b"PK\3\4"  # how the files begin
+_HEAD_BYTES = 256  # that hold the header of an array of numbers
+
+
+def look_of(shape: tuple[int, ...]) -> Literal["hwc", "chw"] | None:
+    """What a shape of three axes looks like, by the rule above; None: like neither."""
+    first, middle, last = shape
+    if last in COLOURS and first not in COLOURS:
+        return "hwc"
+    if last < min(first, middle) and (first == middle or _CLEARLY_LAST * last <= min(first, middle)):
+        return "hwc"
+    if first < min(middle, last) and (middle == last or _CLEARLY_FIRST * first <= min(middle, last)):
+        return "chw"
+    return None
 
 
 def find_layout(shape: tuple[int, ...], layout: Layout = "auto") -> Layout:
-    """Of an array of three axes: "hwc" or "chw", by the rule above.
+    """Of an array of three axes: "hwc" or "chw", as `layout` says or by the rule above.
 
     Raises:
         DataError: neither is clear; the line names the setting that settles it.
     """
     if layout != "auto":
         return layout
-    first, middle, last = shape
-    if last in _COLOURS and first not in _COLOURS:
-        return "hwc"
-    if last < min(first, middle) and (first == middle or _CLEARLY_LAST * last <= min(first, middle)):
-        return "hwc"
-    if first < min(middle, last) and (middle == last or _CLEARLY_FIRST * first <= min(middle, last)):
-        return "chw"
+    if (found := look_of(shape)) is not None:
+        return found
     raise DataError(
         f"has the shape {shape}, which does not tell the channels from height and width; set data.layout=hwc "
         "(channels last) or data.layout=chw (channels first)"
     )
+
+
+def find_shape(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """The shape of the one array of numbers in an `.npy` or `.npz` file, by its header.
+
+    None: the file cannot be read, or holds something else.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(_HEAD_BYTES)
+            if head.startswith(_NPY):
+                first = 10 if head[6:7] == b"\x01" else 12  # after the length of the header
+                return _shape_in(head[: first + int.from_bytes(head[8:first], "little")])
+            if head.startswith(_NPZ):
+                with zipfile.ZipFile(file) as archive:
+                    names = [name for name in archive.namelist() if name.endswith(".npy")]
+                    with archive.open(names[0]) as member:
+                        shape, dtype = _read_header(member)
+                        return shape if len(names) == 1 and dtype.kind in "buif" else None
+    except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile, NotImplementedError):
+        pass
+    return None
+
+
+@lru_cache(maxsize=256)  # parsing takes as long as opening the file, and files of a set have few headers
+def _shape_in(head: bytes) -> tuple[int, ...] | None:
+    shape, dtype = _read_header(io.BytesIO(head))
+    return shape if dtype.kind in "buif" else None
 
 
 def channels_last(values: Shaped[np.ndarray, "..."], layout: Layout) -> RawArray:

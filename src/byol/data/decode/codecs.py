@@ -1,7 +1,7 @@
 """Readers of still images: what Pillow keeps whole by Pillow, what it would cut to 8 bit by imagecodecs."""
 
 import re
-from io import BytesIO
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ CHANNELS_OF_MODE = dict.fromkeys(("1", "L", "LA", "La", *DEEP_MODES), 1) | dict.
 
 _ORIENTATION = 0x0112  # the number of this tag in EXIF and in TIFF
 _JXR_OFFSET, _JXR_COUNT = 0xBCC0, 0xBCC1  # tags of JPEG XR: where the image is, and its bytes
-_PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")  # that change the image
 
 
 # ---- By Pillow
@@ -32,6 +31,10 @@ def read_pillow(image: Image.Image) -> Decoded:
         array = np.asarray(image)
         if bits_of(image) == 16:
             array = array.astype(np.uint16)
+        if isinstance(transparent := image.info.get("transparency"), int):  # of a PNG: one grey
+            alpha = np.where(array == transparent, 0, 65535).astype(np.uint16)
+            both = Decoded(as_image(np.dstack([array, alpha])), None, "straight", 1)
+            return both.turned(orientation_of(image))
         return Decoded(as_image(array)).turned(orientation_of(image))
     has_alpha = alpha_of(image) != "none"
     array = np.asarray(as_samples(image))
@@ -94,37 +97,14 @@ def orientation_of(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def strip_png(stream: Stream) -> BytesIO:
-    """A PNG with the parts that change its pixels alone: Pillow refuses texts and profiles above 1 MB."""
-    stream.seek(0)
-    file = stream.read()
-    kept, at = bytearray(file[:8]), 8
-    while at + 12 <= len(file):
-        end = at + 12 + int.from_bytes(file[at : at + 4], "big")
-        if file[at + 4 : at + 8] in _PNG_CHUNKS:
-            kept += file[at:end]
-        at = end
-    return BytesIO(kept)
-
-
 # ---- By imagecodecs
-
-
-def read_png_16_bit(stream: Stream) -> Decoded:
-    """A 16-bit PNG of colours, or of grey with alpha; one colour that is transparent is an alpha too."""
-    stripped = strip_png(stream)
-    image = Image.open(stripped, formats=("PNG",))  # checks the number of pixels
-    file = stripped.getvalue()
-    # It loads the pixels, once more: only where there is one, before or after them.
-    orientation = orientation_of(image) if b"eXIf" in file[: 2**16] + file[-(2**16) :] else 1
-    return _by_imagecodecs("png", file, "straight").turned(orientation)
 
 
 def read_jpeg_2000(stream: Stream) -> Decoded:
     """JP2 or a bare codestream, at the depth that it has."""
     _check_by_pillow(stream, "JPEG2000")
     file = stream.read()
-    pixels = _by_imagecodecs("jpeg2k", file, "none").pixels
+    pixels = by_imagecodecs("jpeg2k", file, "none").pixels
     alpha, channel = _find_jp2_alpha(file)
     if channel is None or channel >= pixels.shape[2]:
         return Decoded(pixels)
@@ -145,7 +125,7 @@ def _find_jp2_alpha(file: bytes) -> tuple[Alpha, int | None]:
 
 def read_jpeg_xl(stream: Stream) -> Decoded:
     """Upright: the decoder turns it. Of an animation the first frame."""
-    return _by_imagecodecs("jpegxl", stream.read(), "straight", index=0)
+    return by_imagecodecs("jpegxl", stream.read(), "straight", index=0)
 
 
 def read_jpeg_xr(stream: Stream) -> Decoded:
@@ -160,18 +140,23 @@ def read_jpeg_xr(stream: Stream) -> Decoded:
     first = tags.get(_JXR_OFFSET, 0)
     if len(file) < first + max(1, tags.get(_JXR_COUNT, 0)):
         raise DataError("is damaged or cut short (the image ends beyond the file)")  # else the rest is grey
-    return _by_imagecodecs("jpegxr", file, "unspecified")
+    return by_imagecodecs("jpegxr", file, "unspecified")
 
 
 def read_avif(stream: Stream) -> Decoded:
-    """AVIF of 8, 10 or 12 bits; the turn is in the container, where Pillow finds it."""
+    """AVIF of 8, 10 or 12 bits; the turn is in the container, where Pillow finds it.
+
+    Of an animation all frames are decoded: asked for the first one alone, imagecodecs 2026.3 writes beyond
+    its memory, and the process ends.
+    """
     image = Image.open(stream, formats=("AVIF",))
-    check_header(image.height, image.width, np.dtype(np.uint8))
+    frames = max(1, getattr(image, "n_frames", 1))
+    check_header(image.height * frames, image.width, np.dtype(np.uint8))
     orientation = orientation_of(image)
-    if is_animation(image):
+    if frames > 1:
         note(FIRST_FRAME)
     stream.seek(0)
-    return _by_imagecodecs("avif", stream.read(), "straight", index=0).turned(orientation)
+    return by_imagecodecs("avif", stream.read(), "straight").turned(orientation)
 
 
 def is_deep_jpeg(file: bytes) -> bool:
@@ -188,7 +173,7 @@ def read_deep_jpeg(stream: Stream) -> Decoded:
     assert frame is not None
     check_header(frame[1], frame[2], np.dtype(np.uint16))
     check_jpeg_end(file)
-    return _by_imagecodecs("jpeg", file, "unspecified")
+    return by_imagecodecs("jpeg", file, "unspecified")
 
 
 def check_jpeg_end(file: bytes) -> None:
@@ -197,16 +182,26 @@ def check_jpeg_end(file: bytes) -> None:
         raise DataError("is damaged or cut short (the JPEG has no end)")
 
 
+def is_jpeg_ls(file: bytes) -> bool:
+    """Whether it is JPEG-LS, which begins like JPEG."""
+    return any(marker == 0xF7 for marker, _ in _jpeg_markers(file))
+
+
 def _find_jpeg_frame(file: bytes) -> tuple[int, int, int] | None:
     """Bits, height and width, by the frame header of a JPEG."""
-    at = 2
-    while at + 9 < len(file) and file[at] == 0xFF:
-        marker, size = file[at + 1], int.from_bytes(file[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+    for marker, at in _jpeg_markers(file):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 < len(file):
             height, width = (int.from_bytes(file[at + n : at + n + 2], "big") for n in (5, 7))
             return file[at + 4], height, width
-        at += 2 + size if marker != 0xFF else 1
     return None
+
+
+def _jpeg_markers(file: bytes) -> Iterator[tuple[int, int]]:
+    """The markers before the first scan, and where each begins."""
+    at = 2
+    while at + 4 < len(file) and file[at] == 0xFF and file[at + 1] != 0xDA:
+        yield file[at + 1], at
+        at += 2 + int.from_bytes(file[at + 2 : at + 4], "big") if file[at + 1] != 0xFF else 1
 
 
 def read_heic(stream: Stream) -> Decoded:
@@ -223,11 +218,13 @@ def read_heic(stream: Stream) -> Decoded:
     return Decoded(as_image(values), None, alpha, values.shape[2] - 1 if is_alpha else None)
 
 
-def _by_imagecodecs(name: str, file: bytes, alpha: Alpha, **options: Any) -> Decoded:
+def by_imagecodecs(name: str, file: bytes, alpha: Alpha, **options: Any) -> Decoded:
     """An even number of samples ends with an alpha, or an extra sample if `alpha` is "unspecified"."""
     import imagecodecs  # 20 ms
 
     values: RawArray = getattr(imagecodecs, f"{name}_decode")(file, **options)
+    if values.ndim == 4:  # an animation
+        values = values[0]
     if values.ndim not in (2, 3):
         raise DataError(f"holds an array of the shape {values.shape}; save each image as a file of its own")
     check_header(values.shape[0], values.shape[1], values.dtype)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from byol.base.errors import DataError
+from byol.base.packages import install_command
 from byol.data.decode.codecs import check_jpeg_end
-from byol.data.decode.formats import Decoded, Missing, RawArray, Stream, as_image, check_header
+from byol.data.decode.formats import UNKNOWN, Decoded, Missing, RawArray, Stream, as_image, check_header
 
 _CODECS = {  # of transfer syntaxes that pydicom leaves to other packages
     "1.2.840.10008.1.2.4.51": "jpeg",
@@ -38,20 +39,21 @@ def read_dicom(stream: Stream) -> Decoded:
         from pydicom.errors import InvalidDicomError
         from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
     except ImportError:
-        raise DataError("is a DICOM file; to read it: pip install 'byol[dicom]'") from None
+        raise DataError(f"is a DICOM file; to read it: {install_command('pydicom')}") from None
     is_bare = stream.read(132)[128:] != b"DICM"
     stream.seek(0)
     try:
         data = dcmread(stream, force=is_bare)
     except InvalidDicomError:
-        raise DataError("is not an image of a known format") from None
+        raise DataError(UNKNOWN) from None
     if "Rows" not in data or "Columns" not in data:
         known = (
             "PatientID" in data or "SOPClassUID" in data or "DirectoryRecordSequence" in data or not is_bare
         )
-        raise DataError("is a DICOM file without an image" if known else "is not an image of a known format")
+        raise DataError("is a DICOM file without an image; leave it out" if known else UNKNOWN)
     check_header(int(data.Rows), int(data.Columns), np.dtype(np.uint16))
     photometric, frames = str(data.PhotometricInterpretation), int(data.get("NumberOfFrames") or 1)
+    _check_stored(data, photometric)
     stored = _read_stored(data)
     is_colour = not photometric.startswith("MONOCHROME")
     if is_colour and frames > 1:
@@ -72,6 +74,20 @@ def read_dicom(stream: Stream) -> Decoded:
     return Decoded(as_image(values, missing), missing)
 
 
+def _check_stored(data: Any, photometric: str) -> None:
+    """Refuse what pydicom would read otherwise than it is meant."""
+    if not photometric.startswith(("MONOCHROME", "RGB", "YBR_", "PALETTE")):
+        raise DataError(
+            f"holds colours of the kind {photometric}, which are not read; convert it to RGB or grey"
+        )
+    highest = int(data.get("BitsStored", 0)) - 1
+    if "PixelData" in data and int(data.get("HighBit", highest)) != highest:
+        raise DataError(
+            f"holds {highest + 1}-bit values with HighBit {data.HighBit}; convert it, so that HighBit is "
+            f"{highest}"
+        )
+
+
 def _read_stored(data: Any) -> RawArray:
     from pydicom.pixels.utils import pixel_array
 
@@ -89,7 +105,7 @@ def _read_stored(data: Any) -> RawArray:
             return _read_by_imagecodecs(data, _CODECS[syntax])
         raise DataError(
             f"is compressed in a way that pydicom cannot read here ({syntax.name}); "
-            "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+            + install_command("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
         ) from error
     return values
 

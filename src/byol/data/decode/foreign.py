@@ -26,13 +26,21 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # where, what, and what it 
     (0, b"XISF0100", "an XISF file"),
     (0, b"v/1\x01", "an OpenEXR file"),
     (0, b"#?RADIANCE", "a Radiance HDR file"),
+    (0, b"#?RGBE", "a Radiance HDR file"),
+    (0, b"\xff\x10\xff\x50", "a JPEG XS file"),
+    (0, b"qoif", "a QOI file"),
+    (0, b"farbfeld", "a farbfeld file"),
+    (0, b"PAR1", "a Parquet file"),
+    (0, b"P7\n", "a PAM file"),
+    (0, b"PF\n", "a PFM file of colours"),
+    (0, b"PF ", "a PFM file of colours"),
     (0, b"8BPS", "a Photoshop file"),
     (0, b"II\x1a\0\0\0HEAPCCDR", "a camera raw file"),
     (0, b"FUJIFILMCCD-RAW", "a camera raw file"),
     (0, b"IIRO", "a camera raw file"),
     (0, b"IIU\0", "a camera raw file"),
 )
-_REFUSED = "is {}, which is not read; save its images as TIFF, PNG or .npy"
+REFUSED = "is {}, which is not read; save its images as TIFF, PNG or .npy"
 HEAD_BYTES = 600  # that `name_of` looks at
 
 
@@ -47,7 +55,7 @@ def name_of(head: bytes) -> str | None:
 def refuse(head: bytes) -> str | None:
     """Why a file that begins with `head` is not read, and what to do; None: nothing is known of it."""
     name = name_of(head)
-    return None if name is None else _REFUSED.format(name)
+    return None if name is None else REFUSED.format(name)
 
 
 def describe(stream: Stream) -> str | None:
@@ -55,6 +63,6 @@ def describe(stream: Stream) -> str | None:
     stream.seek(0)
     try:
         with Image.open(BytesIO(stream.read())) as image:
-            return _REFUSED.format(f"in the format {image.format}")
+            return REFUSED.format(f"in the format {image.format}")
     except Exception:
         return None

@@ -29,15 +29,21 @@ Bits = Literal[8, 16, 32]  # of a stored value; 32: floating point
 
 _EXACT = 2**24  # whole numbers up to this are exact as float32
 _INT32_MIN = -(2**31)  # a common mark of missing values; as float32 it is exact
+UNKNOWN = "is not an image of a known format; save it as TIFF, PNG or .npy"
+DAMAGED = (
+    "begins like {}, but is damaged or of a variety that is not read; get it again, or save it as TIFF, PNG "
+    "or .npy"
+)
 NOT_EXACT = f"holds whole numbers beyond {_EXACT:,}, which float32 cannot keep; save it as float or 16 bit"
 
 
 @dataclass(frozen=True)
 class LaidFile:
-    """The path of an image whose arrays have this layout, see `data.layout`; other formats ignore it."""
+    """The path of an image, and which axis is the channels if it is an array; other formats ignore it."""
 
     path: str
-    layout: Layout
+    layout: Layout  # of .npy and .npz
+    pages: Layout | None = None  # of an array that was written as the pages of a TIFF; None: the same
 
 
 File = str | Path | LaidFile | bytes | bytearray | memoryview | Stream  # the first three are paths

@@ -14,9 +14,9 @@ is read and what is refused.
     TIFF with several pages or samples    one channel each; overviews are left out
     .npy, .npz                     (height, width), (height, width, channels) or the channels first: `arrays`
     animation                      the first frame
-    DICOM (pip install byol[dicom])    rescaled by slope and intercept to float32, where there are any;
+    DICOM (needs pydicom)              rescaled by slope and intercept to float32, where there are any;
                                        MONOCHROME1 inverted; colours as RGB; frames of a grey image: channels
-    HEIC (pip install pillow-heif)  upright
+    HEIC (needs pillow-heif)           upright
 
 The depth is decided by the type of the values, never by the values, so that the images of a set have one. The
 orientation that a camera recorded (EXIF) is applied. `decode` gives the values of the file; `load` and
@@ -59,7 +59,7 @@ from byol.data.decode.formats import (
 )
 from byol.data.decode.missing import fill, find_missing
 from byol.data.decode.opened import read_file, reasons
-from byol.data.decode.readers import by_pillow, find_reader, layout_of
+from byol.data.decode.readers import by_pillow, find_reader
 from byol.data.decode.reading import Alpha, alpha_choice, noting, settle_alpha, settle_pillow_alpha
 
 DECODER = 5  # goes up when the same file gives other values: packs of other numbers are made again
@@ -205,10 +205,9 @@ def kind_of(image: ImageArray) -> Kind:
 
 def _read_file(file: File, of_pillow: Callable[[Image.Image], T], of_decoded: Callable[[Decoded], T]) -> T:
     """What one of the two makes of a file: of Pillow's opened image, or of what another reader decodes."""
-    layout = layout_of(file)
 
     def read(stream: Stream) -> T:
-        if (reader := find_reader(stream, layout)) is not None:
+        if (reader := find_reader(stream, file)) is not None:
             return of_decoded(reader(stream))
         return by_pillow(stream, of_pillow, of_decoded)
 

@@ -7,7 +7,7 @@ from typing import Protocol, overload, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 
-from byol.data.decode.formats import ImageArray, LaidFile
+from byol.data.decode.formats import ImageArray, LaidFile, Layout
 
 _STRETCH = 65_536  # names whose offsets are numbers of Python's at once
 
@@ -97,6 +97,12 @@ class NamesBuilder:
     def build(self) -> Names:
         """Nothing may be appended afterwards."""
         return Names(np.frombuffer(self._blob, np.uint8), np.frombuffer(self._offsets, np.int64))
+
+
+def array_layout_of(source: "Source") -> Layout:
+    """The layout of the source's arrays of three axes; auto: it has none."""
+    layout: Layout = getattr(source, "array_layout", "auto")
+    return layout
 
 
 def skips_unreadable(source: "Source") -> bool:

@@ -2,51 +2,61 @@
 
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from byol.base.errors import DataError
-from byol.data.decode import codecs, foreign
+from byol.data.decode import codecs, foreign, png
 from byol.data.decode.arrays import read_npy, read_npz
 from byol.data.decode.content import HEAD_BYTES, find_refusal, image_kind
 from byol.data.decode.dicom import is_dicom, read_dicom
-from byol.data.decode.formats import Decoded, File, LaidFile, Layout, Stream
+from byol.data.decode.formats import DAMAGED, Decoded, File, LaidFile, Layout, Stream
 from byol.data.decode.jpeg import has_all_rows
 from byol.data.decode.reading import FIRST_FRAME, NO_END, note
 from byol.data.decode.tiff import MAGIC, read_tiff
 
 _LONG_HEAD_BYTES = 2**13  # a portable map's header may hold comments
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-_PNG = b"\x89PNG\r\n\x1a\n"
 _PILLOW_OF: dict[str | None, tuple[str, ...]] = {"JPEG": ("JPEG",), "PNG": ("PNG",)}  # no other is asked
 _Result = TypeVar("_Result")
 
 
-def layout_of(file: File) -> Layout:
-    """What `data.layout` says of this file."""
-    return file.layout if isinstance(file, LaidFile) else "auto"
-
-
-def find_reader(stream: Stream, layout: Layout) -> Callable[[Stream], Decoded] | None:
-    """By the first bytes; None: Pillow's formats."""
+def find_reader(stream: Stream, file: File) -> Callable[[Stream], Decoded] | None:
+    """By the first bytes of a stream, and the layout that is known of its file; None: Pillow's formats."""
+    layout: Layout = file.layout if isinstance(file, LaidFile) else "auto"
+    pages = (file.pages or layout) if isinstance(file, LaidFile) else layout
     head = stream.read(_LONG_HEAD_BYTES)
     stream.seek(0)
     if not head:
         raise DataError("the file is empty")
-    if head[:2] == b"\xff\xd8" or (head[:8] == _PNG and not _is_deep_png(head)):
+    if head[:2] == b"\xff\xd8" or (head[:8] == png.SIGNATURE and not _is_deep_png(head)):
         return None
     if head[:4] in MAGIC:
-        return lambda stream: read_tiff(stream, layout=layout)
+        return lambda stream: read_tiff(stream, layout=pages, path=_path_of(file))
     if head[:6] == b"\x93NUMPY":
         return lambda stream: read_npy(stream, layout=layout)
     if head[:4] == b"PK\3\4" and b".npy" in head[:2048]:
         return lambda stream: read_npz(stream, layout=layout)
-    if head[:8] == _PNG:
-        return codecs.read_png_16_bit
+    if head[:8] == png.SIGNATURE:
+        return png.read_16_bit
     if (reader := _find_codec(head)) is not None:
         return reader
     return read_dicom if is_dicom(head) else None
+
+
+def _open_stripped(stream: Stream) -> Image.Image | None:
+    """A PNG without its texts and profiles, of which one may be damaged; None: more is damaged."""
+    try:
+        return Image.open(png.strip(stream), formats=("PNG",))
+    except UnidentifiedImageError:
+        return None
+
+
+def _path_of(file: File) -> Path | None:
+    file = file.path if isinstance(file, LaidFile) else file
+    return Path(file) if isinstance(file, str | Path) else None
 
 
 def _is_deep_png(head: bytes) -> bool:
@@ -92,10 +102,17 @@ def by_pillow(
     except UnidentifiedImageError as error:
         if kind == "JPEG":
             stream.seek(0)
-            if codecs.is_deep_jpeg(stream.read()):
+            file = stream.read()
+            if codecs.is_deep_jpeg(file):
                 return otherwise(codecs.read_deep_jpeg(stream))
+            if codecs.is_jpeg_ls(file):
+                raise DataError(foreign.REFUSED.format("a JPEG-LS file")) from None
+        if kind == "PNG" and (stripped := _open_stripped(stream)) is not None:
+            return read(stripped)
+        if (reason := foreign.refuse(head)) is not None:
+            raise DataError(reason) from None
         if kind is not None:
-            raise DataError(f"begins like {kind}, but is damaged or of a variety that is not read") from error
+            raise DataError(DAMAGED.format(kind)) from error
         if (reason := foreign.describe(stream)) is not None:
             raise DataError(reason) from None
         raise
@@ -109,4 +126,4 @@ def by_pillow(
     except ValueError as error:  # a text or a colour profile above 1 MB, which says nothing of the pixels
         if "MAX_TEXT" not in str(error):
             raise
-        return read(Image.open(codecs.strip_png(stream), formats=("PNG",)))
+        return read(Image.open(png.strip(stream), formats=("PNG",)))

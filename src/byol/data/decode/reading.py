@@ -32,6 +32,10 @@ ALONE = (
 )
 VOID = "transparent everywhere: the transparency is ignored; data.alpha=mask makes them white"
 FIRST_FRAME = "animations, of which the first frame is used; save other frames as files of their own"
+SMALLER = (
+    "TIFFs with pages of a half, a third or a quarter of the size, taken for overviews and left out; save "
+    "them as files of their own if they are images"
+)
 NO_END = "JPEG without an end mark, all rows are there and used; write them again to mend them"
 
 _ONE_COLOUR = 8  # of 255: colours that differ by less, with the noise of a compression, are one

@@ -8,8 +8,8 @@ meaning as an image: CIELab, a camera's raw data, chroma at a lower resolution o
 import struct
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,8 @@ from byol.data.decode.arrays import find_layout
 from byol.data.decode.codecs import read_pillow
 from byol.data.decode.formats import Decoded, Layout, Missing, RawArray, Stream, as_image, check_header
 from byol.data.decode.missing import declared
+from byol.data.decode.reading import SMALLER, note
+from byol.data.decode.tiff_ome import find_own_pages
 from byol.data.decode.tiff_samples import (
     MASK,
     OLD_JPEG,
@@ -39,8 +41,8 @@ _OWN_LAYOUTS = ("SI.", "PerkinElmer-QPI", "Philips DP")  # programs with series 
 _NOT_ONE = "save each as a file of its own"
 
 
-def read_tiff(stream: Stream, *, layout: Layout) -> Decoded:
-    """The image of a TIFF file.
+def read_tiff(stream: Stream, *, layout: Layout, path: Path | None = None) -> Decoded:
+    """The image of a TIFF file; `path`, where it is known, finds what describes a set that it belongs to.
 
     Raises:
         DataError: it has several images, axes that are not one image's, colours or a compression not read.
@@ -53,16 +55,22 @@ def read_tiff(stream: Stream, *, layout: Layout) -> Decoded:
     with TiffFile(stream) as tiff:
         if _is_plain(tiff):
             return _read(tiff, _OnePage(tiff.pages.first), None, stream, layout)
-        own_axes = _find_own_axes(tiff)
-        if own_axes is None:
+        own = find_own_pages(tiff, path)
+        if own is None:
             return _read(tiff, *_choose(tiff), stream, layout)
     stream.seek(0)
     with TiffFile(stream, is_ome=False) as tiff:
-        if len(own_axes) > 1:
-            raise DataError(
-                f"is one file of an OME-TIFF set, with pages along {' and '.join(own_axes)}; {_NOT_ONE}"
-            )
-        return _read(tiff, *_choose(tiff), stream, layout)
+        return _read_own(tiff, own, stream)
+
+
+def _read_own(tiff: Any, own: list[int], stream: Stream) -> Decoded:
+    """Of a file of an OME-TIFF set: its pages are planes, whatever their sizes look like."""
+    if len(own) == 1 and len(tiff.pages) > 1:
+        return _read(tiff, _OnePage(tiff.pages[own[0]]), None, stream, "chw")
+    series, mask = _choose(tiff)
+    if len(own) > 1 and len(series.pages) != len(tiff.pages):
+        raise DataError(f"has other pages beside those that its description (OME-XML) names; {_NOT_ONE}")
+    return _read(tiff, series, mask, stream, "chw", order=own)
 
 
 @dataclass(frozen=True)
@@ -91,35 +99,16 @@ def _is_plain(tiff: Any) -> bool:
     return len(tiff.pages) == 1
 
 
-def _find_own_axes(tiff: Any) -> str | None:
-    """Of a file that shares its OME-XML with others: the axes along which its own pages differ; else None.
-
-    tifffile opens the other files, or puts zeros in their place.
-    """
-    if not tiff.is_ome:
-        return None
-    try:
-        root = ElementTree.fromstring(tiff.ome_metadata)
-    except ElementTree.ParseError:
-        return None
-    if root.find("{*}BinaryOnly") is not None:
-        return ""
-    own = root.get("UUID")
-    blocks = [block for block in root.iter() if block.tag.endswith("}TiffData")]
-    owners = {block: owner.text for block in blocks for owner in block if owner.tag.endswith("}UUID")}
-    if not owners or set(owners.values()) == {own}:
-        return None
-    if len(set(owners.values())) == 1:  # one file that was named otherwise
-        pixels = next(element for element in root.iter() if element.tag.endswith("}Pixels"))
-        samples = max((int(channel.get("SamplesPerPixel", 1)) for channel in pixels), default=1)
-        sizes = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in "CZT"}
-        sizes["C"] //= samples
-        return "".join(axis for axis, size in sizes.items() if size > 1)
-    mine = [block for block in blocks if owners.get(block) == own]
-    return "".join(axis for axis in "CZT" if len({block.get(f"First{axis}", "0") for block in mine}) > 1)
-
-
-def _read(tiff: Any, series: Any, mask: Any | None, stream: Stream, layout: Layout) -> Decoded:
+def _read(
+    tiff: Any,
+    series: Any,
+    mask: Any | None,
+    stream: Stream,
+    layout: Layout,
+    *,
+    order: list[int] | None = None,
+) -> Decoded:
+    """`order`: of the pages, where they are not in it."""
     _check_pages(tiff)
     page = series.keyframe
     check_header(page.imagelength, page.imagewidth, page.dtype)
@@ -129,6 +118,8 @@ def _read(tiff: Any, series: Any, mask: Any | None, stream: Stream, layout: Layo
         return read_pillow(Image.open(stream, formats=("TIFF",)))
     _check_segments(tiff, series)
     values = _load(series, page)
+    if order is not None and len(order) > 1:
+        values = values[order]
     if not _is_channels_last(series, layout):
         axis = _find_channel_axis(series)
         values = values if axis is None else np.moveaxis(values, axis, -1)
@@ -173,9 +164,13 @@ def _choose(tiff: Any) -> tuple[Any, Any | None]:
             "has no full image among its pages (a camera raw file?); develop it and save it as TIFF"
         )
     if len(images) > 1:
-        kinds = dict.fromkeys(f"{' x '.join(map(str, one.shape))} {one.dtype}" for one in images)
-        raise DataError(f"has pages of different sizes or kinds ({', '.join(list(kinds)[:4])}); {_NOT_ONE}")
+        kinds = list(dict.fromkeys(f"{' x '.join(map(str, one.shape))} {one.dtype}" for one in images))
+        if len(kinds) == 1:
+            raise DataError(f"holds {len(images)} images ({kinds[0]} each); {_NOT_ONE}")
+        raise DataError(f"has pages of different sizes or kinds ({', '.join(kinds[:4])}); {_NOT_ONE}")
     chosen = images[0]
+    if any(not (level.keyframe.is_reduced or level.keyframe.is_subifd) for level in chosen.levels[1:]):
+        note(SMALLER)
     _check_complete(tiff, chosen)
     sizes = [(one.keyframe.imagelength, one.keyframe.imagewidth) for one in masks]
     if sizes and (len(sizes) > 1 or sizes[0] != (chosen.keyframe.imagelength, chosen.keyframe.imagewidth)):

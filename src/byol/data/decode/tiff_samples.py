@@ -15,6 +15,7 @@ WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, MASK, _CMYK, _YCBCR = range(7)  #
 
 _PREMULTIPLIED, _STRAIGHT = 1, 2  # of the tag "ExtraSamples"
 _REFERENCE, _FULL_RANGE = 532, (0, 255, 128, 255, 128, 255)  # of the tag "ReferenceBlackWhite" for YCbCr
+_INK_SET, _CMYK_INKS = 332, 1  # a tag, and its usual value
 _AS_RGB = "save it as RGB"
 
 
@@ -57,6 +58,8 @@ def check_colours(page: Any) -> None:
             "develop it and save it as TIFF" if photometric in (32803, 34892) else "save it as grey or RGB"
         )
         raise DataError(f"holds values of the kind {name}, which are not read; {advice}")
+    if photometric == _CMYK and page.tags.valueof(_INK_SET, default=_CMYK_INKS) != _CMYK_INKS:
+        raise DataError(f"holds inks other than CMYK; {_AS_RGB}")
     if photometric == _YCBCR and page.compression not in _JPEGS:
         reference = page.tags.valueof(_REFERENCE)
         found = None if reference is None else tuple(float(a) / float(b) for a, b in _pairs(reference))

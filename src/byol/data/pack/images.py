@@ -1,19 +1,18 @@
 """From a name in the configuration to a packed copy: opens the source, packs it if that has not been done."""
 
 import re
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
-from byol.base.console import print_line, silent
+from byol.base.console import make_say, show_bar
 from byol.config import Config
 from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile
 from byol.data.pack.packed import Packed
 from byol.data.pack.packing import pack
+from byol.data.pack.statistics import CLIP
+from byol.data.sources.array_layout import TrainedLayout
 from byol.data.sources.opening import left_out_of, open_source
 from byol.data.sources.summary import describe_passed_by
 
@@ -28,18 +27,20 @@ def open_images(
     labels: LabelFile | None = None,
     stored_px: int | None = None,
     alpha: Alpha | None = None,
+    trained: TrainedLayout | None = None,
 ) -> Packed:
     """The packed copy of `source` (default: `data.source`), made now or found from an earlier time.
 
     It lies in the folder `data.packs`, by default `packs` beside the run folder, so that runs share it.
 
-    `stored_px` and `alpha` take the place of the configuration's. A console is told what was passed by.
+    `stored_px` and `alpha` take the place of the configuration's; `trained` is as for `open_source`. A
+    console is told what was passed by.
 
     Raises:
         DataError: the source cannot be opened or has too many unreadable images.
     """
     data, view_px = config.data, config.view_px
-    opened = open_source(data, source=source, split=split, labels=labels)
+    opened = open_source(data, source=source, split=split, labels=labels, trained=trained)
     packs = Path(data.packs) if data.packs is not None else run_dir.parent / "packs"
     slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40]
     px = stored_px if stored_px is not None else data.stored_px
@@ -51,20 +52,13 @@ def open_images(
     alpha = data.alpha if alpha is None else alpha
     if alpha != "auto":
         slug += f"-alpha-{alpha}"
+    if data.clip != CLIP:
+        slug += f"-clip-{data.clip:g}"
     folder = packs / f"{slug}-{px or 'auto'}-{view_px}px-{opened.fingerprint()[:8]}"
-    bar = None
-    if console is not None:
-        for line in describe_passed_by(left_out_of(opened)):
-            print_line(console, line)
-        # disabled, it prints nothing; else it ends with an empty line in a log file
-        bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with bar if bar is not None else nullcontext():
-        task = bar.add_task(f"packing {opened.name}", total=len(opened)) if bar is not None else None
-
-        def show(packed: int, total: int) -> None:
-            if bar is not None and task is not None:
-                bar.update(task, completed=packed, total=total)
-
+    say = make_say(console)
+    for line in describe_passed_by(left_out_of(opened)):
+        say(line)
+    with show_bar(console, f"packing {opened.name}") as count:
         return pack(
             opened,
             folder=folder,
@@ -73,8 +67,9 @@ def open_images(
             channels=data.channels,
             geometry=data.geometry,
             alpha=alpha,
+            clip=data.clip,
             max_bad=data.max_bad,
             num_workers=config.trainer.num_workers,
-            progress=show,
-            say=silent if console is None else partial(print_line, console),
+            progress=count,
+            say=say,
         )

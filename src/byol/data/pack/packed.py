@@ -23,7 +23,7 @@ from jaxtyping import Int32, Int64, Real
 
 from byol.base.errors import DataError
 from byol.data.decode.disk import DiskError, is_of_the_disk, try_again
-from byol.data.decode.formats import Bits, bits_of_dtype
+from byol.data.decode.formats import Bits, Layout, bits_of_dtype
 from byol.data.decode.index import Names
 from byol.data.decode.mapped import load_array
 from byol.data.pack.partial import (
@@ -55,9 +55,11 @@ class Packed:
     num_bad: int
     num_shrunk: int  # on canvases: images that were larger, and have lost their scale
     note: str  # "packed", "found", or "packed again" with the reason
+    clipped: float = 0.0  # share of the values that lie beyond low or high of their channel
     source_notes: tuple[str, ...] = ()  # how the list of the images was understood
     changed: dict[str, Few] = field(default_factory=dict)  # what was changed in images, see `reading.py`
     unmapped: str | None = None  # why its files are read without maps, if so
+    array_layout: Layout = "auto"  # of the source's arrays of three axes, if it has such
 
     def __len__(self) -> int:
         return len(self.file)
@@ -122,6 +124,7 @@ def read_pack(folder: Path) -> Packed:
         note="found",
         changed=read_notes(content.get("notes", {})),
         unmapped=loaded[0][1],
+        clipped=content.get("clipped", 0.0),  # packs of before do not say it
     )
 
 

@@ -19,6 +19,7 @@ from byol.base.files import write_atomically
 from byol.data.decode.formats import Channels, Geometry, ImageArray, Missing
 from byol.data.decode.reading import Alpha
 from byol.data.pack.place import remove_files
+from byol.data.pack.statistics import CLIP
 from byol.data.sources.left_out import Few
 
 SAVE_INTERVAL_S = 5.0
@@ -47,6 +48,7 @@ class Recipe:
     geometry: Geometry = "square"
     decoder: int = 1  # `decode.DECODER` when it was made; packs that do not say it are of the first
     alpha: Alpha = "drop"  # so in packs that do not say it
+    clip: float = CLIP  # so in packs that do not say it
 
 
 @dataclass(frozen=True)

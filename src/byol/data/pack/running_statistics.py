@@ -12,13 +12,14 @@ from byol.data.pack.partial import PartialPack
 from byol.data.pack.statistics import (
     count_measured,
     count_values,
+    find_clipped,
     find_extremes,
     no_counts,
     summarise,
 )
 from byol.method.views import Pixels
 
-_CHUNK_BYTES = 2**21  # looked at in one go, while other threads that need the interpreter wait 1 ms
+CHUNK_BYTES = 2**21  # looked at in one go, while other threads that need the interpreter wait 1 ms
 
 
 class RunningStatistics:
@@ -45,7 +46,7 @@ class RunningStatistics:
         self._file.close()
         self._filled.close()
 
-    def follow(self, *, at_least: int = _CHUNK_BYTES) -> None:
+    def follow(self, *, at_least: int = CHUNK_BYTES) -> None:
         """To be called after each image: begins to look at the new rows if they are so many bytes."""
         writer = self._writer
         num_new = writer.num_rows - self._num_given
@@ -64,8 +65,10 @@ class RunningStatistics:
         )
         self._num_given = writer.num_rows
 
-    def finish(self) -> tuple[Pixels, str]:
-        """The statistics of the channels and the checksum of the file, which is whole now.
+    def finish(self) -> tuple[Pixels, float, str]:
+        """The statistics of the channels, the share of clipped values and the checksum of the file.
+
+        The file is whole now.
 
         Raises:
             OSError: the file cannot be read.
@@ -77,13 +80,15 @@ class RunningStatistics:
             self._file.seek(0)
             digest = hashlib.file_digest(self._file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         is_float = self._writer.dtype == np.float32
-        return summarise(self._counts, self._extremes if is_float else None), digest
+        clip = self._writer.mark.recipe.clip
+        pixels = summarise(self._counts, self._extremes if is_float else None, clip=clip)
+        return pixels, find_clipped(self._counts, pixels), digest
 
     def _look(self, before: "Future[None]", new: range, num_filled: int) -> None:
         """At new rows; so many images have filled pixels, of these rows and those before."""
         before.result()  # what went wrong there is wrong here
         shape, dtype = self._writer.row_shape, self._writer.dtype
-        most = max(1, _CHUNK_BYTES // self._writer.row_bytes)
+        most = max(1, CHUNK_BYTES // self._writer.row_bytes)
         for first in range(new.start, new.stop, most):
             count = min(most, new.stop - first)
             rows = np.fromfile(self._file, dtype, count=count * int(np.prod(shape))).reshape(count, *shape)

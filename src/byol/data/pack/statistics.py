@@ -13,7 +13,7 @@ from PIL import Image
 
 from byol.method.views import Pixels
 
-_LOW, _HIGH = 0.001, 0.999  # the share of a deep channel's values at or below its black, and its white
+CLIP = 0.001  # the share of a deep channel's values below its black, and above its white, as data.clip
 _LEVELS = {1: 2**8, 2: 2**16, 4: 2**18}  # by the bytes of a value
 _DROPPED = np.uint32(32 - 18)  # bits of a float32 that are not counted by
 _SIGN = np.uint32(2**31)
@@ -87,12 +87,16 @@ def _planes(images: Shaped[np.ndarray, "n height width channels"]) -> Shaped[np.
 
 
 def summarise(
-    counts: Int64[np.ndarray, "channels levels"], extremes: Float[np.ndarray, "2 channels"] | None = None
+    counts: Int64[np.ndarray, "channels levels"],
+    extremes: Float[np.ndarray, "2 channels"] | None = None,
+    *,
+    clip: float = CLIP,
 ) -> Pixels:
     """Statistics of the values that were counted; counts of several batches add up.
 
-    8 bit: low and high are 0 and 255. Deeper: the values at 0.1 % and 99.9 % of the channel, since cameras
-    use a part of the 16 bits and a few stray pixels are not the white. A channel of one value has std 1.
+    8 bit: low and high are 0 and 255. Deeper: the values at the shares `clip` and 1 - `clip` of the channel,
+    since cameras use a part of the 16 bits and a few stray pixels are not the white. A channel of one value
+    has std 1.
     `extremes` are needed for float32; counts of whole numbers tell them.
     """
     num_levels = counts.shape[1]
@@ -100,13 +104,26 @@ def summarise(
         assert num_levels < _LEVELS[4]
         used = [np.flatnonzero(channel) for channel in counts]
         extremes = np.array([[levels[0] for levels in used], [levels[-1] for levels in used]], dtype=float)
-    channels = [_summarise(channel, *ends) for channel, ends in zip(counts, extremes.T.tolist(), strict=True)]
+    channels = [
+        _summarise(channel, *ends, clip=clip)
+        for channel, ends in zip(counts, extremes.T.tolist(), strict=True)
+    ]
     low, high, mean, std = zip(*channels, strict=True)
     return Pixels(low, high, mean, std, *(tuple(row) for row in extremes.tolist()))
 
 
+def find_clipped(counts: Int64[np.ndarray, "channels levels"], pixels: Pixels) -> float:
+    """The share of all values that lie below low or above high of their channel."""
+    clipped = 0
+    for channel, low, high in zip(counts, pixels.low, pixels.high, strict=True):
+        levels = np.flatnonzero(channel)
+        first, last = _values(levels) if len(channel) == _LEVELS[4] else (levels, levels)
+        clipped += int(channel[levels[(last < low) | (first > high)]].sum())
+    return clipped / max(1, int(counts.sum()))
+
+
 def _summarise(
-    counts: Int64[np.ndarray, " levels"], smallest: float, largest: float
+    counts: Int64[np.ndarray, " levels"], smallest: float, largest: float, *, clip: float
 ) -> tuple[float, float, float, float]:
     """Low, high, mean and std of one channel."""
     num_levels, levels = len(counts), np.flatnonzero(counts)
@@ -115,7 +132,7 @@ def _summarise(
         first, last = (values.clip(smallest, largest) for values in _values(levels))
     else:
         first = last = levels.astype(np.float64)
-    low, high = (0.0, 255.0) if num_levels == _LEVELS[1] else _range(counts, first, last)
+    low, high = (0.0, 255.0) if num_levels == _LEVELS[1] else _range(counts, first, last, clip)
     x = (((first + last) / 2 - low) / (high - low)).clip(0.0, 1.0)
     mean = float(counts @ x / counts.sum())
     std = float(np.sqrt(counts @ (x - mean) ** 2 / counts.sum()))
@@ -126,9 +143,10 @@ def _range(
     counts: Int64[np.ndarray, " levels"],
     first: Float[np.ndarray, " levels"],
     last: Float[np.ndarray, " levels"],
+    clip: float,
 ) -> tuple[float, float]:
-    shares = np.cumsum(counts) / counts.sum()
-    low, high = float(first[np.searchsorted(shares, _LOW)]), float(last[np.searchsorted(shares, _HIGH)])
+    shares = np.cumsum(counts) / counts.sum()  # the last is exactly 1
+    low, high = float(first[np.searchsorted(shares, clip)]), float(last[np.searchsorted(shares, 1.0 - clip)])
     return low, high if high > low else low + 1.0
 
 

@@ -35,6 +35,21 @@ def check_bits(found: Bits, trained: Bits) -> None:
         )
 
 
+def count_clipped(square: ImageArray, pixels: Pixels, filled: Missing | None = None) -> tuple[int, int]:
+    """How many values of an image lie beyond low or high of their channel, and how many values it has.
+
+    Values that are `filled` do not count.
+    """
+    if square.dtype == np.uint8:
+        return 0, square.size
+    low, high = (np.array(ends, np.float32) for ends in (pixels.low, pixels.high))
+    clipped = (square < low) | (square > high)
+    if filled is None:
+        return int(clipped.sum()), square.size
+    measured = ~np.broadcast_to(filled, square.shape)
+    return int((clipped & measured).sum()), int(measured.sum())
+
+
 def describe_outside(square: ImageArray, pixels: Pixels, filled: Missing | None = None) -> str | None:
     """What lies outside of the range of the training, for the first such channel; None: nothing does.
 

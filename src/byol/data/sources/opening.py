@@ -22,9 +22,11 @@ from byol.data.decode.disk import DiskError, describe, try_again
 from byol.data.decode.formats import ImageArray, LaidFile, Layout
 from byol.data.decode.index import Names, Source
 from byol.data.decode.mapped import load_array
+from byol.data.labels.explaining import explain
 from byol.data.labels.label_file import LabelFile, encode_labels, read_list
 from byol.data.labels.matching import describe_rules, match_files
 from byol.data.labels.spelling import Spelled
+from byol.data.sources.array_layout import TrainedLayout, settle, settle_files
 from byol.data.sources.left_out import LeftOut
 from byol.data.sources.motifs import CLASS_NAMES, load_motifs
 from byol.data.sources.official import Part, load_cifar10, load_cifar100, load_stl10
@@ -41,14 +43,21 @@ _MOST_SEARCHED = 300_000  # images below a list's folder, to find those that it 
 
 
 def open_source(
-    data: DataConfig, *, source: str | None = None, split: str | None = None, labels: LabelFile | None = None
+    data: DataConfig,
+    *,
+    source: str | None = None,
+    split: str | None = None,
+    labels: LabelFile | None = None,
+    trained: TrainedLayout | None = None,
 ) -> Source:
     """The images of `source`, by default of `data.source`; then `data.split` counts unless `split` is given.
 
-    `labels` are those that take the place of the source's own.
+    `labels` are those that take the place of the source's own. `trained` is the layout of the arrays that an
+    encoder knows, which counts where `data.layout` is auto.
 
     Raises:
-        DataError: it is missing, empty, of a kind that is not read, or has no such split.
+        DataError: it is missing, empty, of a kind that is not read, or has no such split; or its arrays do
+            not tell which axis is the channels.
     """
     if source is None:
         source, split = data.source, split or data.split
@@ -60,7 +69,9 @@ def open_source(
             f"{source}: has no split {split}; name the folder or list of that part as the source instead"
         )
     else:
-        opened = _open_path(source, data.layout, skip_unreadable=data.skip_unreadable)
+        opened = _open_path(source, data.layout, skip_unreadable=data.skip_unreadable, trained=trained)
+        if isinstance(opened, FileSource):
+            opened = replace(opened, array_layout=_settle_layout(opened, trained))
     if labels is not None:
         names = (opened.names(index) for index in range(len(opened)))
         folder = opened.folder if isinstance(opened, FileSource) else None
@@ -93,10 +104,11 @@ class FileSource:
     stamps: Int64[np.ndarray, "n 2"]  # size in bytes (-1: missing), time of the last change in ns
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
-    layout: Layout = "auto"  # of arrays, as data.layout
+    layout: Layout = "auto"  # as data.layout
     left_out: LeftOut = field(default_factory=LeftOut)
     skip_unreadable: bool = False  # as data.skip_unreadable
     notes: tuple[str, ...] = ()  # how a list was understood, one line each
+    array_layout: Layout = "auto"  # of the arrays among the files, which all of them together tell
 
     def __len__(self) -> int:
         return len(self.files)
@@ -106,7 +118,9 @@ class FileSource:
 
     def item(self, index: int) -> str | LaidFile:
         path = os.path.join(self.folder, self.files[index])
-        return path if self.layout == "auto" else LaidFile(path, self.layout)
+        if self.layout == self.array_layout == "auto":
+            return path
+        return LaidFile(path, self.array_layout, self.layout)
 
     @property
     def file_bytes(self) -> float:
@@ -117,6 +131,8 @@ class FileSource:
         digest.update(self.files.offsets.data)
         digest.update(self.stamps.data)
         digest.update(b"" if self.layout == "auto" else self.layout.encode())
+        if self.array_layout != self.layout:
+            digest.update(b"arrays " + self.array_layout.encode())
         return digest.hexdigest()
 
 
@@ -132,6 +148,7 @@ class ArraySource:
     stored_layout: Layout = "hwc"  # in these files
     left_out: LeftOut = field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
+    array_layout: Layout = "auto"  # as of `FileSource`; auto: there is no axis of channels
 
     def __len__(self) -> int:
         return sum(len(part.images) for part in self.parts)
@@ -182,7 +199,15 @@ def describe_source(source: Source) -> Iterator[str]:
     yield from source.notes
 
 
-def _open_path(source: str, layout: Layout, *, skip_unreadable: bool) -> FileSource | ArraySource:
+def _settle_layout(source: FileSource, trained: TrainedLayout | None) -> Layout:
+    if source.layout != "auto":
+        return source.layout
+    return settle_files(source.folder, source.files, fingerprint=source.fingerprint(), trained=trained)
+
+
+def _open_path(
+    source: str, layout: Layout, *, skip_unreadable: bool, trained: TrainedLayout | None
+) -> FileSource | ArraySource:
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -192,16 +217,16 @@ def _open_path(source: str, layout: Layout, *, skip_unreadable: bool) -> FileSou
             f"{source}: no such file or folder; a source is a folder, a .txt or .csv list, an .npy array, "
             f"or one of {', '.join(_SPLITS)}"
         )
-    if suffix in (".txt", ".csv"):
+    if suffix in (".txt", ".csv", ".tsv"):
         return _open_list(path, layout, skip_unreadable=skip_unreadable)
-    if suffix == ".npy" and (opened := _open_array(path, layout)) is not None:
+    if suffix == ".npy" and (opened := _open_array(path, layout, trained)) is not None:
         return opened
     if is_image_suffix(suffix) or _is_image(path):
         stamps = np.array([stamp(path)])
         return FileSource(
             f"image {path}", path.parent, Names.of([path.name]), stamps, np.array([-1]), (), layout
         )
-    raise DataError(f"{source}: neither a folder, a list (.txt, .csv), an array (.npy) nor an image")
+    raise DataError(f"{source}: neither a folder, a list (.txt, .csv, .tsv), an array (.npy) nor an image")
 
 
 def _is_image(path: Path) -> bool:
@@ -242,10 +267,11 @@ def _open_list(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = F
 
     What is not there is looked for in this folder, by the rules for labels.
     """
-    files, (numbers, class_names), notes = read_list(path)
+    listed = read_list(path)
+    files, notes = listed.files, [*listed.notes]
     stamps = _stamp_all(path.parent, files)
     if (missing := np.flatnonzero(stamps[:, 0] < 0)).size:
-        files, found = _find_missing(path, files, missing)
+        files, found = _find_missing(path, files, missing, is_legacy=listed.is_legacy)
         notes += found
         stamps = _stamp_all(path.parent, files)
     return FileSource(
@@ -253,8 +279,8 @@ def _open_list(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = F
         path.parent,
         files,
         stamps,
-        numbers,
-        class_names,
+        listed.labels,
+        listed.class_names,
         layout,
         skip_unreadable=skip_unreadable,
         notes=tuple(notes),
@@ -268,28 +294,43 @@ def _stamp_all(folder: Path, files: Names) -> Int64[np.ndarray, "n 2"]:
     return pairs(stamps)
 
 
-def _find_missing(path: Path, files: Names, missing: Int64[np.ndarray, " m"]) -> tuple[Names, list[str]]:
+def _find_missing(
+    path: Path, files: Names, missing: Int64[np.ndarray, " m"], *, is_legacy: bool
+) -> tuple[Names, list[str]]:
     """The list with the names of the files that are meant, and what to say of that."""
     images = Names.of(islice(Walk(skip_unreadable=True).names(os.fsencode(path.parent)), _MOST_SEARCHED + 1))
     if len(images) > _MOST_SEARCHED:
         return files, []
     sought = Names.of(files.raw(place) for place in missing.tolist())
-    match = match_files(path, sought, images, plain=Spelled.plain(sought), codes=np.arange(len(sought)))
+    match = match_files(
+        path,
+        sought,
+        images,
+        plain=Spelled.plain(sought),
+        codes=np.arange(len(sought)),
+        is_legacy=is_legacy,
+    )
     meant = {
         int(missing[row]): images.raw(image) for image, row in enumerate(match.rows.tolist()) if row >= 0
     }
     mended = Names.of(meant.get(place) or files.raw(place) for place in range(len(files)))
-    return mended, list(describe_rules(path, match.rules, match.examples))
+    notes = list(describe_rules(path, match.rules, match.examples))
+    if len(lost := np.flatnonzero(~match.is_used)):
+        example = explain(sought[int(lost[0])], images, is_legacy=is_legacy)
+        notes.append(f"{path}: {len(lost)} of its {len(files)} files are not there; {example}")
+    return mended, notes
 
 
-def _open_array(path: Path, layout: Layout) -> ArraySource | None:
+def _open_array(path: Path, layout: Layout, trained: TrainedLayout | None) -> ArraySource | None:
     """(N, H, W) or (N, H, W, C) or (N, C, H, W), with the labels of NAME_labels.npy if it lies beside.
 
-    None: it is one image.
+    None: it is one image; of three axes so where the encoder was trained on such.
     """
     left_out = LeftOut()
     images = _load_map(path, left_out)
     if images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4 < images.shape[0]):
+        return None
+    if images.ndim == 3 and trained is not None and trained.may_be_image(images.shape):
         return None
     if images.ndim not in (3, 4) or images.dtype.kind not in "buif" or images.size == 0:
         raise DataError(
@@ -298,6 +339,8 @@ def _open_array(path: Path, layout: Layout) -> ArraySource | None:
         )
     found: Layout = "hwc"
     if images.ndim == 4:
+        if layout == "auto" and trained is not None:
+            layout = settle([(str(path), images.shape[1:])], trained)
         try:
             found = find_layout(images.shape[1:], layout)
         except DataError as error:
@@ -306,14 +349,23 @@ def _open_array(path: Path, layout: Layout) -> ArraySource | None:
     labels, class_names = np.full(len(images), -1), tuple[str, ...]()
     labels_path = path.with_name(f"{path.stem}_labels.npy")
     if labels_path.exists():
-        given = _load_map(labels_path, left_out)
-        if given.shape != (len(images),) or given.dtype.kind not in "iu" or given.min() < -1:
+        loaded = _load_map(labels_path, left_out)
+        if loaded.shape != (len(images),) or loaded.dtype.kind not in "iu" or loaded.min() < -1:
             raise DataError(
                 f"{labels_path}: one whole number from -1 an image is needed, {len(images)} in all"
             )
-        labels = given.astype(np.int64)
+        labels = loaded.astype(np.int64)
         class_names = tuple(str(number) for number in range(labels.max() + 1))
-    return ArraySource(f"array {path}", (Part("", images),), labels, class_names, (path,), found, left_out)
+    return ArraySource(
+        f"array {path}",
+        (Part("", images),),
+        labels,
+        class_names,
+        (path,),
+        found,
+        left_out,
+        array_layout=found if images.ndim == 4 else "auto",
+    )
 
 
 def _load_map(path: Path, left_out: LeftOut) -> np.ndarray:

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 
+from byol.base.errors import quote
 from byol.data.decode.content import advise_suffix
 from byol.data.sources.left_out import Few, LeftOut
 
 _MOST_SUFFIXES, _MOST_REASONS, _MOST_CHANGES = 6, 10, 7  # told one by one
+_LEAST_SAID = 1e-6  # share of values that is told as a number
 
 
 def describe_passed_by(left_out: LeftOut) -> Iterator[str]:
@@ -91,6 +93,16 @@ def describe_larger(num_larger: int, *, num_images: int, stored_px: int) -> Iter
         )
 
 
+def describe_clipped(share: float) -> Iterator[str]:
+    """How many values lie beyond the range that an encoder sees, if any."""
+    if share > 0.0:
+        percent = f"{100 * share:.2g}%" if share >= _LEAST_SAID else "a few"
+        yield (
+            f"{percent} of all values lie beyond the range of the training and are clipped to black "
+            "or white; training with data.clip=0 clips none of its images"
+        )
+
+
 def _fold(lines: list[str], most: int) -> Iterator[str]:
     """Each for itself, but of many the last ones in one."""
     if len(lines) <= most:
@@ -104,9 +116,10 @@ def describe_bad(bad: Iterable[tuple[str, str]]) -> str:
     """In one sentence: the first of each kind, with its reason."""
     first, *others = group_reasons(bad)
     more = [
-        f"and {group.few.count:,} like {group.first!r}: {group.reason}" for group in others[:_MOST_REASONS]
+        f"and {group.few.count:,} like {quote(group.first)}: {group.reason}"
+        for group in others[:_MOST_REASONS]
     ]
-    return "; ".join([f"the first is {first.first!r}: {first.reason}", *more])
+    return "; ".join([f"the first is {quote(first.first)}: {first.reason}", *more])
 
 
 def round_up(share: float) -> float:
