@@ -57,7 +57,7 @@ def _describe(result: dict[str, Any], metrics: list[Metrics]) -> str:
     rows = [
         f"- budget {result['budget_s']:.0f} s; ended {result['training_s']:.1f} s after the first step began "
         f"({result['training_s'] / result['budget_s'] - 1.0:+.1%}); {result['before_s']:.1f} s before it "
-        "(images, probe)",
+        "(images, benchmark)",
         f"- {last.done} steps, {last.epoch:.2f} epochs; in the last step the learning rate was "
         f"{last.lr:.2g} (highest {highest:.2g}), tau {last.tau:.6f}",
         *machine_lines(result["machine"]),

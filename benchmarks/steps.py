@@ -97,7 +97,7 @@ def _make(preset: str, overrides: list[str]) -> Callable[[], object]:
     config: Config = load_config(None, overrides, preset=preset)
     ranks = Ranks(0, 1, CPU, choose_dtype(config.trainer.precision, device=CPU))
     images = RandomImages(channels=3, stored_px=round(1.15 * config.view_px), bits=8)
-    return make_step(config, images, ranks=ranks, num_images=config.batch_size, num_parts=1)
+    return make_step(config, images, ranks=ranks, num_images=config.batch_size, num_microbatches=1)
 
 
 def _make_embedding(network: str, px: int) -> dict[str, Callable[[], object]]:

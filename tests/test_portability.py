@@ -94,6 +94,7 @@ def test_memory_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "os", SimpleNamespace(name="nt"))
     assert memory.available_bytes() == 5 * 10**9
     assert memory.peak_bytes() == 2 * 10**9
+    assert memory.total_bytes() == (16 * 10**9, None)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_what_ended_a_process(returncode: int, expected: str) -> None:
 def test_rows_without_preadv_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 2**16, (9, 4, 4, 3), dtype=np.uint16)
     np.save(tmp_path / "images.npy", images)
-    monkeypatch.setattr(rows, "_READS_AT", False)
+    monkeypatch.setattr(rows, "READS_AT", False)
     monkeypatch.delattr(os, "preadv", raising=False)
     file = rows.RowFile(tmp_path / "images.npy")
     assert not hasattr(file, "_handle")
@@ -150,7 +151,7 @@ def pack_folder(folder: Path, into: Path) -> Packed:
 
 def pack_with_children(folder: Path, into: Path, num_children: int) -> None:
     """In a process of its own: reads by so many children, however few files there are."""
-    parallel._PROCESS_MIN_IMAGES, parallel.count_cores = 1, lambda: 2
+    parallel.PROCESS_MIN_IMAGES, parallel.count_cores = 1, lambda: 2
     started = []
 
     class Noted(parallel._Child):
@@ -205,7 +206,7 @@ def test_a_program_without_a_main_guard_packs(tmp_path: Path) -> None:
         f"print('started')\nfrom pathlib import Path\nimport sys\nsys.path[:0] = {sys.path!r}\n"
         "from byol.data.sources import parallel\nfrom byol.data.pack.packing import pack\n"
         "from byol.data.sources.opening import _open_folder\n"
-        "parallel._PROCESS_MIN_IMAGES, parallel.count_cores = 1, lambda: 2\n"
+        "parallel.PROCESS_MIN_IMAGES, parallel.count_cores = 1, lambda: 2\n"
         f"pack(_open_folder(Path({str(folder)!r})), folder=Path({str(tmp_path / 'pack')!r}), stored_px=8, "
         "view_px=8, channels=None, max_bad=0.0, num_workers=2)\n",
         encoding="utf-8",

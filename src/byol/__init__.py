@@ -15,8 +15,11 @@ from byol.base.version import __version__
 if TYPE_CHECKING:
     from byol.api.classifiers import Finetuned as Finetuned
     from byol.api.classifiers import finetune as finetune
+    from byol.api.environment import Environment as Environment
+    from byol.api.environment import environment as environment
     from byol.api.evaluation import Evaluation as Evaluation
     from byol.api.evaluation import evaluate as evaluate
+    from byol.api.exporting import export as export
     from byol.api.reports import check as check
     from byol.api.reports import report as report
     from byol.api.run import Run as Run
@@ -34,14 +37,18 @@ if TYPE_CHECKING:
     from byol.errors import DataError as DataError
     from byol.errors import DivergedError as DivergedError
     from byol.errors import NoLabelsError as NoLabelsError
+    from byol.errors import RunInUseError as RunInUseError
     from byol.errors import RunMismatchError as RunMismatchError
     from byol.errors import ValueRangeWarning as ValueRangeWarning
+    from byol.exporting.export import Exported as Exported
     from byol.method.networks import Byol as Byol
 
 # Loaded when first used: `byol --help` need not wait for torch.
 _PUBLIC = {
     "byol.api.classifiers": ("Finetuned", "finetune"),
+    "byol.api.environment": ("Environment", "environment"),
     "byol.api.evaluation": ("Evaluation", "evaluate"),
+    "byol.api.exporting": ("export",),
     "byol.api.reports": ("check", "report"),
     "byol.api.run": ("Run", "open_run", "train"),
     "byol.checking.check": ("CheckResult",),
@@ -55,9 +62,11 @@ _PUBLIC = {
         "DataError",
         "DivergedError",
         "NoLabelsError",
+        "RunInUseError",
         "RunMismatchError",
         "ValueRangeWarning",
     ),
+    "byol.exporting.export": ("Exported",),
     "byol.method.networks": ("Byol",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

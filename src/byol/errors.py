@@ -8,6 +8,7 @@ from byol.base.errors import (
     DataError,
     DivergedError,
     NoLabelsError,
+    RunInUseError,
     RunMismatchError,
     ValueRangeWarning,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "NoLabelsError",
+    "RunInUseError",
     "RunMismatchError",
     "ValueRangeWarning",
 ]

@@ -205,7 +205,7 @@ def test_too_few_images() -> None:
 def test_parts_and_length_by_the_measured_step() -> None:
     chosen = decide(step_s=0.9)
     trainer = chosen.config.trainer
-    assert trainer.accumulation_steps == 4 and chosen.probe is not None
+    assert trainer.accumulation_steps == 4 and chosen.benchmark is not None
     assert "4 micro-batches a step (needs 3.0 of 4.0 GB available)" in lines(chosen)
     # 0.85 h of 0.9 s are 3,400 steps, of 312 an epoch.
     assert trainer.max_epochs == 10
@@ -215,7 +215,7 @@ def test_parts_and_length_by_the_measured_step() -> None:
     assert lines(fast)[-1] == "40 epochs, 12,480 steps (shows images 800,000 times)"
     assert decide(num_images=1000).config.trainer.max_epochs == round(400_000 / 960)
     given = decide("trainer.accumulation_steps=2", "trainer.max_epochs=3", step_s=0.9)
-    assert (given.config.accumulation_steps, given.config.trainer.max_epochs, given.probe) == (2, 3, None)
+    assert (given.config.accumulation_steps, given.config.trainer.max_epochs, given.benchmark) == (2, 3, None)
 
 
 def test_every_choice_can_be_given_and_leaves_nothing_open() -> None:

@@ -82,7 +82,7 @@ def test_the_slowest_machine_trains_for_a_minute() -> None:
 def test_what_is_said_adds_up() -> None:
     length = choose(0.3, elapsed_s=30.0)
     said = length.describe()
-    total = demo.format_time(30.0 + demo._OPENING_S + length.training_s + length.evaluation_s)
+    total = demo.format_time(30.0 + demo.SETUP_S + length.training_s + length.evaluation_s)
     parts = (total, f"{length.steps:,} ", demo.format_time(length.training_s), "trainer.max_epochs")
     assert [part for part in parts if part not in said] == []
     assert total == demo.format_time(TOTAL_S)
@@ -99,11 +99,11 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def probed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Let a step take so long here, in the probe and by the clock of the run; fewer seconds in all."""
+def step_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let a step take so long here, in the benchmark and by the clock of the run; fewer seconds in all."""
     monkeypatch.setattr(demo, "TOTAL_S", 50.0)
     monkeypatch.setattr(demo, "LEAST_S", 5.0)
-    monkeypatch.setattr(demo, "_EVALUATION_S", 10.0)
+    monkeypatch.setattr(demo, "EVALUATION_S", 10.0)
 
     def install(step_s: float) -> None:
         made = 0
@@ -121,20 +121,20 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return install
 
 
-def fit(draft: PartialConfig, run_dir: Path) -> tuple[PartialConfig, float | None, str]:
+def fit(partial_config: PartialConfig, run_dir: Path) -> tuple[PartialConfig, float | None, str]:
     output = io.StringIO()
     console = Console(file=output, width=200)
-    given, step_s = fit_to_time(draft, run_dir, elapsed=lambda: 10.0, console=console)
+    given, step_s = fit_to_time(partial_config, run_dir, elapsed=lambda: 10.0, console=console)
     return given, step_s, output.getvalue()
 
 
 def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
-    images: Path, tmp_path: Path, probed: Callable[[float], None]
+    images: Path, tmp_path: Path, step_takes: Callable[[float], None]
 ) -> None:
-    probed(0.25)
-    draft = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
+    step_takes(0.25)
+    partial_config = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
     run_dir = tmp_path / "run"
-    given, step_s, said = fit(draft, run_dir)
+    given, step_s, said = fit(partial_config, run_dir)
     assert given.config.trainer.max_hours is not None
     assert (
         given.config.trainer.max_hours * 3600 == pytest.approx(5.0, abs=0.05)
@@ -145,29 +145,29 @@ def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
     lines = read_metrics(run_dir)
     assert lines[-1].lr < 0.001 and lines[-1].tau > 0.999
     # Again, at another speed: the length is that of the run.
-    probed(0.001)
-    again, step_s, said = fit(draft, run_dir)
+    step_takes(0.001)
+    again, step_s, said = fit(partial_config, run_dir)
     assert again == given and step_s is None and said == ""
     assert train(given, run_dir, console=quiet) == TrainingOutcome(20, 20, None)
     assert load_config(run_dir / "config.yaml", [], preset=None).trainer == given.config.trainer
 
 
-def test_a_given_length_is_kept_to(images: Path, tmp_path: Path, probed: Callable[[float], None]) -> None:
-    probed(100.0)
+def test_a_given_length_is_kept_to(images: Path, tmp_path: Path, step_takes: Callable[[float], None]) -> None:
+    step_takes(100.0)
     for override in ("trainer.max_epochs=4", "trainer.max_hours=0.5"):
-        draft = load_partial(None, [f"data.source={images}", *TINY, override], preset="demo")
-        given, step_s, said = fit(draft, tmp_path / "run")
-        assert (given, step_s, said) == (draft, None, "")
+        partial_config = load_partial(None, [f"data.source={images}", *TINY, override], preset="demo")
+        given, step_s, said = fit(partial_config, tmp_path / "run")
+        assert (given, step_s, said) == (partial_config, None, "")
 
 
 def test_the_preview_says_the_time_and_writes_nothing(
-    images: Path, tmp_path: Path, probed: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, step_takes: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probed(0.25)
+    step_takes(0.25)
     monkeypatch.setattr(resolve, "benchmark_step", lambda *_, **__: StepBenchmark(16, 1, 0.25, 1, 2))
     before, said = sorted(tmp_path.rglob("*")), list[str]()
-    draft = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
-    demo.preview(draft, tmp_path / "run", elapsed=lambda: 10.0, say=said.append)
+    partial_config = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
+    demo.preview(partial_config, tmp_path / "run", elapsed=lambda: 10.0, say=said.append)
     assert "about 1:00" in said[0] and "0:05 for 18 training steps" in said[0]
     assert any(line.startswith("learning rate") for line in said) and "wrote nothing" in said[-1]
     assert sorted(tmp_path.rglob("*")) == before

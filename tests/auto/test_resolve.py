@@ -59,13 +59,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append("survey")
         return LOOK
 
-    def probe(config: Config, *, channels: int, stored_px: int, bits: int, wanted: int = 0) -> StepBenchmark:
+    def benchmark(
+        config: Config, *, channels: int, stored_px: int, bits: int, wanted: int = 0
+    ) -> StepBenchmark:
         seen.append(f"{'batch' if wanted else 'step'} {channels} {stored_px} {bits}")
         return StepBenchmark(config.batch_size, 2 if wanted else 1, 0.5, 10**9, 2 * 10**9)
 
     monkeypatch.setattr(resolve, "survey", survey)
-    monkeypatch.setattr(resolve, "choose_batch", probe)
-    monkeypatch.setattr(resolve, "benchmark_step", probe)
+    monkeypatch.setattr(resolve, "choose_batch", benchmark)
+    monkeypatch.setattr(resolve, "benchmark_step", benchmark)
     return seen
 
 
@@ -73,9 +75,9 @@ def configure(images: Path, *overrides: str) -> PartialConfig:
     return load_partial(None, [f"data.source={images}", *SMALL, *overrides], preset="default")
 
 
-def run(draft: PartialConfig, run_dir: Path) -> tuple[TrainingOutcome, list[str]]:
+def run(partial_config: PartialConfig, run_dir: Path) -> tuple[TrainingOutcome, list[str]]:
     said = io.StringIO()
-    outcome = train(draft, run_dir, console=Console(file=said, width=200))
+    outcome = train(partial_config, run_dir, console=Console(file=said, width=200))
     return outcome, said.getvalue().splitlines()
 
 
@@ -179,9 +181,9 @@ def test_a_preview_refuses_weights_as_training_does(images: Path, tmp_path: Path
     torch.save({"x.y": torch.zeros(2)}, tmp_path / "other.pth")
     (tmp_path / "page.pth").write_text("<html>")
     for name, reason in (("other.pth", "does not fit the encoder"), ("page.pth", "is a web page")):
-        draft = configure(images, f"network.fine_tune_from={tmp_path / name}")
+        partial_config = configure(images, f"network.fine_tune_from={tmp_path / name}")
         with pytest.raises(CheckpointError, match=reason) as previewed:
-            resolve.preview(draft, tmp_path / "a", say=print)
+            resolve.preview(partial_config, tmp_path / "a", say=print)
         with pytest.raises(CheckpointError, match=reason) as trained:
-            run(draft, tmp_path / "b")
+            run(partial_config, tmp_path / "b")
         assert str(previewed.value) == str(trained.value)

@@ -1,5 +1,6 @@
 """What is printed: on any console, any name, into a closed or broken pipe; and never a bar into a file."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from byol.base.console import complain, make_console, print_line, say, say_block
-from byol.base.errors import ConfigError, DataError, printable
+from byol.base.console import complain, make_console, print_line, say, say_block, show_bar
+from byol.base.errors import ConfigError, DataError, OutputError, printable
 
 EVIL = "Käfer_漢字\x1b[2J\n\udcff\u202e.yaml"  # a name may hold every byte but 0 and /
 SHOWN = r"\x1b[2J\n\xff\u202e.yaml"
@@ -98,10 +100,48 @@ def test_lines_and_blocks(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.err == "byol: a\\nb\n"
 
 
+def test_a_bar_on_a_terminal_shows_any_label() -> None:
+    output = io.StringIO()
+    with show_bar(Console(file=output, force_terminal=True, width=80), "[/a]\x1b[2J") as count:
+        assert count is not None
+        count(1, 2)
+    assert r"[/a]\x1b[2J" in output.getvalue() and "50%" in output.getvalue()
+
+
+def test_a_bar_in_a_notebook_and_in_a_file(notebook: list[str]) -> None:
+    with show_bar(Console(file=io.StringIO(), force_jupyter=True), "looking") as count:
+        assert count is not None
+        count(1, 2)
+    assert notebook[0] == "Output"
+    with show_bar(Console(file=io.StringIO()), "looking") as count:
+        assert count is None
+
+
 def test_errors_hold_no_control_characters() -> None:
     assert str(DataError("a\nb\x9b")) == r"a\nb\x9b"
     assert str(ConfigError("one\x1b", "two")) == "one\\x1b\ntwo"  # one line a problem
     assert printable("👩\u200d🔬 قط\u200c") == "👩\u200d🔬 قط\u200c"
+
+
+@pytest.mark.parametrize(
+    "failure", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")]
+)
+def test_a_console_that_goes_on_says_once_that_nothing_is_printed(
+    failure: OSError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise failure
+
+    console = make_console(goes_on=True)
+    console.file = Closed()
+    print_line(console, "one")
+    print_line(console, "two")
+    assert capsys.readouterr().err.count("\n") == 1
+    console = make_console()
+    console.file = Closed()
+    with pytest.raises((BrokenPipeError, OutputError)):
+        print_line(console, "one")
 
 
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")

@@ -125,7 +125,7 @@ def test_ablation_switches_off_what_it_says() -> None:
     looked_at = {
         "Winograd's convolution": lambda: convolution.choose_tile,
         "kernels packed once a pass": lambda: systems.ours.constant_weights,
-        "products for narrow maps": lambda: convolution._choose_ways,
+        "products for narrow maps": lambda: convolution.choose_ways,
         "norm, addition and ReLU in one": lambda: normalisation._can_fuse,
         "norm, ReLU and pooling in one": lambda: normalisation._is_plain_pool,
     }
@@ -205,6 +205,28 @@ def test_demo_and_where_its_evaluation_goes(tmp_path: Path) -> None:
     seconds = {part: one["wall_s"] for part, one in parts["parts"].items()}
     assert min(seconds.values()) >= 0.0 and seconds["features of whole images"] > 0.0
     assert len(seconds) == 13  # no part has lost its function
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this is not Linux")
+def test_embedding_soak(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    result = run("embedding_soak", tmp_path)
+    assert all(result["found"].values()) and len(result["found"]) == 4
+    assert [start["exit_code"] for start in result["starts"]] == [-9, -15, 0]
+    ends = [(start["from"], start["to"]) for start in result["starts"]]
+    assert ends[0][0] == 0 and ends[0][1] == ends[1][0] and ends[2] == (ends[1][1], 3000)
+    assert all(one["peak_mb"] >= one["last_third_mb"] > 0 for one in result["memory"])
+
+
+def test_embedding(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    result = run("embedding", tmp_path)
+    (one,) = result["networks"].values()
+    assert list(one["images_per_s"]) == ["byol", "onnxruntime", "pytorch"]
+    assert all(len(rates["each"]) == 2 and rates["min"] > 0 for rates in one["images_per_s"].values())
+    assert max(one["difference"].values()) < 1e-4 and one["num_features"] == 512
+    assert list(one["ours_over"]) == ["onnxruntime", "pytorch"]
 
 
 def test_the_demo_meets_a_bar_or_does_not() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import timm
+import torch
 from PIL import Image
 
 from byol.auto import resolve
@@ -27,11 +29,11 @@ Capture = pytest.CaptureFixture[str]
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder; steps are not measured."""
 
-    def probe(config: Config, **images: object) -> StepBenchmark:
+    def benchmark(config: Config, **images: object) -> StepBenchmark:
         return StepBenchmark(config.batch_size, config.accumulation_steps, 0.5, 10**9, 2 * 10**9)
 
-    monkeypatch.setattr(resolve, "choose_batch", probe)
-    monkeypatch.setattr(resolve, "benchmark_step", probe)
+    monkeypatch.setattr(resolve, "choose_batch", benchmark)
+    monkeypatch.setattr(resolve, "benchmark_step", benchmark)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -221,3 +223,15 @@ def test_weights_that_training_would_refuse(capsys: Capture, place: Path) -> Non
     (place / "page.pth").write_text("<html>")
     lines = check(capsys, str(images), "network.fine_tune_from=page.pth", code=1)
     assert any("page.pth is a web page" in line for line in lines)
+
+
+def test_weights_are_described_as_the_dry_run_describes_them(capsys: Capture, place: Path) -> None:
+    images = write("images")
+    state = timm.create_model("test_resnet", num_classes=0).state_dict()
+    torch.save({"teacher": {f"backbone.{name}": value for name, value in state.items()}}, "dino.pth")
+    settings = ("network.fine_tune_from=dino.pth", "network.name=test_resnet", "network.stem=standard")
+    lines = check(capsys, str(images), *settings)
+    said = [line for line in lines if "encoder" in line]
+    assert len(said) == 2 and "behind 'teacher.backbone.'" in said[1]
+    assert main(["train", str(images), "-n", *settings]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if "encoder" in line] == said

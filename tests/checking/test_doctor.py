@@ -9,7 +9,7 @@ from PIL import Image
 
 from byol.checking.doctor import Examined, examine, find_duplicates
 from byol.checking.findings import (
-    describe_copies,
+    describe_duplicates,
     describe_files,
     describe_kinds,
     describe_sizes,
@@ -51,7 +51,9 @@ def test_kinds_folders_and_sizes(tmp_path: Path) -> None:
     assert describe_files(found) == "7 files: 6 .png, 1 .jpg in 2 folders (not used as labels)"
     assert describe_kinds(found) == "3 channels, 8 bit, values 0..255"
     assert describe_sizes(found) == "longest side 20..50 px, median 20, 95 % up to 46"
-    assert describe_copies(found, find_duplicates(found)) == "exact duplicates 0, near duplicates 0; blank 0"
+    assert (
+        describe_duplicates(found, find_duplicates(found)) == "exact duplicates 0, near duplicates 0; blank 0"
+    )
     assert judge(found) == []
 
 
@@ -123,7 +125,7 @@ def test_nothing_readable_and_too_few(tmp_path: Path) -> None:
     (text, is_fatal), *_ = judge(look(tmp_path))
     assert "look at these files" in text and is_fatal
     found = look(save(tmp_path / "few", *(noise(seed, 9, 9) for seed in range(3))))
-    assert judge(found) == [("3 images are too few to learn from, give 4 at least", True)]
+    assert judge(found) == [("3 images are too few to learn from; give at least 4", True)]
 
 
 def test_images_of_different_kinds(tmp_path: Path) -> None:
@@ -141,5 +143,5 @@ def test_duplicates_are_counted(tmp_path: Path) -> None:
     found = look(save(tmp_path, *images, images[0], np.minimum(images[1], 254) + 1))
     alike = find_duplicates(found)
     assert alike.same_as.tolist() == [-1] * 5 + [0, 1]
-    assert describe_copies(found, alike) == "exact duplicates 1, near duplicates 1 (14.3%); blank 0"
+    assert describe_duplicates(found, alike) == "exact duplicates 1, near duplicates 1 (14.3%); blank 0"
     assert judge(found)[0][0].startswith("29% of the images are duplicates")

@@ -77,7 +77,7 @@ def test_close_hashes_are_those_of_all_pairs() -> None:
 
 
 def test_many_that_share_a_group_are_not_all_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "_MOST_COMPARED", 10)
+    monkeypatch.setattr(duplicates, "MOST_COMPARED", 10)
     hashes = np.random.default_rng(0).integers(0, 2**20, 100, dtype=np.uint64)  # the upper bits are equal
     _, _, is_complete = duplicates._find_close(hashes)
     assert not is_complete

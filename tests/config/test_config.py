@@ -220,10 +220,13 @@ def test_refused_domains_and_short_forms(tmp_path: Path) -> None:
 
 def test_only_the_default_preset_is_open() -> None:
     for preset in ("classic", "paper", "demo"):
-        draft = load_partial(None, [], preset=preset)
-        assert draft.open == draft.free == () and draft.settle({"trainer.batch_size": 3}) == draft
-    draft = load_partial(None, ["trainer.batch_size=8"], preset="default")
-    assert draft.open == (
+        partial_config = load_partial(None, [], preset=preset)
+        assert (
+            partial_config.unset == partial_config.resolvable == ()
+            and partial_config.resolve({"trainer.batch_size": 3}) == partial_config
+        )
+    partial_config = load_partial(None, ["trainer.batch_size=8"], preset="default")
+    assert partial_config.unset == (
         "network.name",
         "data_transforms.domain",
         "data_transforms.input_shape",
@@ -234,7 +237,7 @@ def test_only_the_default_preset_is_open() -> None:
 
 def test_what_is_given_stays_when_the_rest_is_settled(tmp_path: Path) -> None:
     given = ["data_transforms.view1.turn=0.1", "trainer.batch_size=8", "network.stem=standard"]
-    draft = load_partial(None, given, preset="default")
+    partial_config = load_partial(None, given, preset="default")
     chosen = {
         "network": {"name": "resnet18", "stem": "small"},
         "data_transforms.domain": "microscopy",
@@ -242,30 +245,30 @@ def test_what_is_given_stays_when_the_rest_is_settled(tmp_path: Path) -> None:
         "data_transforms.input_shape": (32, 32, None),
         "trainer": {"batch_size": 64, "accumulation_steps": 2, "max_epochs": 3},
     }
-    settled = draft.settle(chosen)
-    assert settled.open == ()
-    config = settled.config
+    resolved = partial_config.resolve(chosen)
+    assert resolved.unset == ()
+    config = resolved.config
     assert (config.network.name, config.network.stem, config.batch_size) == ("resnet18", "standard", 8)
     view1, view2 = config.data_transforms.view1, config.data_transforms.view2
     assert (view1.turn, view2.turn, view1.noise, view1.crop_area) == (0.1, 0.5, 0.25, (0.7, 0.7))
     assert (config.view_px, config.accumulation_steps, config.trainer.max_epochs) == (32, 2, 3)
-    # It reads back equal, and gives another draft the same values.
+    # It reads back equal, and gives another partial_config the same values.
     assert load_config(write(tmp_path, dump_config(config)), [], preset=None) == config
-    assert draft.settle(draft.values_of(config)).config == config
+    assert partial_config.resolve(partial_config.values_of(config)).config == config
     with pytest.raises(ConfigError, match=r"^override 'trainer\.batch_size=8': .* in .* 8 equal parts"):
-        draft.settle(chosen | {"trainer": {"accumulation_steps": 8, "max_epochs": 3}})
+        partial_config.resolve(chosen | {"trainer": {"accumulation_steps": 8, "max_epochs": 3}})
 
 
 def test_an_open_configuration_is_written_without_the_numbers_of_its_domain(tmp_path: Path) -> None:
     """Else they would all be given when it is read, and a domain that is chosen could change nothing."""
-    draft = load_partial(None, ["data_transforms.view.blur=0.9"], preset="default")
-    text = draft.dump()
+    partial_config = load_partial(None, ["data_transforms.view.blur=0.9"], preset="default")
+    text = partial_config.dump()
     written = yaml.safe_load(text)["data_transforms"]
     assert written["domain"] == "auto" and written["input_shape"] is None
     assert written["view1"] == written["view2"] == {"blur": 0.9}
     read = load_partial(write(tmp_path, text), [], preset=None)
-    assert (read.config, read.open) == (draft.config, draft.open)
-    assert read.settle({"data_transforms.domain": "medical"}).config.data_transforms.view1.rotation == 10.0
+    assert (read.config, read.unset) == (partial_config.config, partial_config.unset)
+    assert read.resolve({"data_transforms.domain": "medical"}).config.data_transforms.view1.rotation == 10.0
 
 
 # ---- Refusals

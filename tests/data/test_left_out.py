@@ -23,11 +23,11 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:6fd5d72fe458\nsiz
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder; steps are not measured, no package for more formats, no pauses."""
 
-    def probe(config: Config, **images: object) -> StepBenchmark:
+    def benchmark(config: Config, **images: object) -> StepBenchmark:
         return StepBenchmark(config.batch_size, config.accumulation_steps, 0.5, 10**9, 2 * 10**9)
 
-    monkeypatch.setattr(resolve, "choose_batch", probe)
-    monkeypatch.setattr(resolve, "benchmark_step", probe)
+    monkeypatch.setattr(resolve, "choose_batch", benchmark)
+    monkeypatch.setattr(resolve, "benchmark_step", benchmark)
     monkeypatch.setattr(content, "open_package", lambda name: False)
     monkeypatch.setattr(disk, "PAUSES_S", (0.0,))
     monkeypatch.chdir(tmp_path)

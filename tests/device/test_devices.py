@@ -31,7 +31,7 @@ from byol.device.devices import (
 from byol.device.memory import is_out_of_memory
 from byol.device.ranks import Ranks, connect
 from byol.method.schedule import Plan
-from byol.training.summary import introduce
+from byol.training.summary import describe_setup
 from byol.training.time_budget import TimeBudget
 
 CPU = torch.device("cpu")
@@ -275,11 +275,11 @@ def test_a_run_on_such_a_device_says_so_at_its_start(tmp_path: Path) -> None:
     )
     config = load_config(None, ["trainer.batch_size=4"], preset="demo")
     plan = Plan.of(config, num_images=8)
-    pace = TimeBudget(plan, saved=None)
+    budget = TimeBudget(plan, saved=None)
     said = {
         (kind, done): "\n".join(
-            introduce(
-                config, packed, plan=plan, pace=pace, step_s=None, done=done,
+            describe_setup(
+                config, packed, plan=plan, budget=budget, step_s=None, done=done,
                 ranks=Ranks(0, 1, torch.device(kind, 0), torch.float32),
             )
         )

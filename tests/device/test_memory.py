@@ -29,13 +29,18 @@ def test_a_containers_limit(
     for name, text in files.items():
         (tmp_path / folder / name).write_text(text)
     groups = [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
-    monkeypatch.setattr(memory, "_list_cgroups", lambda: groups)
+    monkeypatch.setattr(memory, "list_cgroups", lambda controller: groups)
     if expected is None:
         assert available_bytes() > 0.5 * free
     else:
         assert available_bytes() == expected
 
 
-def test_the_groups_of_this_process_lie_in_one_another() -> None:
-    groups = memory._list_cgroups()
-    assert all(group.is_relative_to("/sys/fs/cgroup") for group in groups)
+def test_the_whole_memory_and_a_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {"memory.max": "9000", "memory.current": "5", "memory.stat": ""}.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "list_cgroups", lambda controller: [])
+    total, limit = memory.total_bytes()
+    assert total >= available_bytes() > 0 and limit is None
+    monkeypatch.setattr(memory, "list_cgroups", lambda controller: [tmp_path])
+    assert memory.total_bytes() == (total, 9000)

@@ -1,8 +1,6 @@
 """Ranks: BatchNorm over two CPU ranks equals BatchNorm of the whole batch, forward and backward."""
 
 import copy
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from byol.base.errors import ConfigError
 from byol.config import load_config
 from byol.device import ranks as distributed
-from byol.device.ranks import Ranks, StopSignal, connect
+from byol.device.ranks import Ranks, connect
 
 
 def make_network() -> nn.Module:
@@ -178,17 +176,3 @@ def test_exact_fp32_rounds_to_24_bits(layer: nn.Module) -> None:
     with distributed.exact_fp32(torch.device("cuda")):
         output = layer.float().cuda()(images.float().cuda()).cpu().double()
     assert float((output - expected).abs().max() / expected.abs().max()) < 1e-5  # TF32: 3e-4
-
-
-def test_a_signal_is_a_wish_and_handlers_come_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignal().listen() as stop:
-        assert stop.name is None
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.name == "SIGTERM"
-    assert signal.getsignal(signal.SIGTERM) == before
-    with StopSignal().listen() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.name == "SIGINT"
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)

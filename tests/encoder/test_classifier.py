@@ -15,7 +15,6 @@ from byol.encoder.classifier import (
     Classifier,
     ClassifierSpec,
     Linear,
-    Predictions,
     check_predictions_path,
     load_classifier,
     save_classifier,
@@ -96,10 +95,8 @@ def test_files_that_are_broken_are_told_and_left_out(folder: Path, tmp_path: Pat
 
 
 def test_the_table_of_predictions(tmp_path: Path) -> None:
-    probabilities = np.array([[0.25, 0.75], [0.9, 0.1]], dtype=np.float32)
-    write_predictions(
-        tmp_path / "p.csv", [Predictions(["x, y.png", "\udcff.png"], ["ß", "a"], probabilities)]
-    )
+    choices = np.array([[1, 0.75], [0, 0.9]], dtype=np.float32)
+    write_predictions(tmp_path / "p.csv", ["x, y.png", "\udcff.png"], choices=choices, classes=["a", "ß"])
     with (tmp_path / "p.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         assert list(csv.reader(file)) == [
             ["file", "label", "probability"],
@@ -108,6 +105,20 @@ def test_the_table_of_predictions(tmp_path: Path) -> None:
         ]
     with pytest.raises(ConfigError, match=r"p\.parquet: predictions are written as \.csv"):
         check_predictions_path(tmp_path / "p.parquet")
+
+
+def test_the_choice_is_the_most_probable_class(folder: Path) -> None:
+    classifier = load_classifier(folder, device="cpu")
+    images = make_images(5)
+    said = classifier.predict(images)
+    choices = classifier.choose(classifier.encoder.embed(images))
+    assert [classifier.class_names[int(index)] for index in choices[:, 0]] == said.labels
+    np.testing.assert_array_equal(choices[:, 1], said.confidences)
+    other = Linear(classifier.linear.weight, classifier.linear.bias + 1)
+    assert (
+        Classifier(classifier.spec, classifier.encoder, linear=other).fingerprint()
+        != classifier.fingerprint()
+    )
 
 
 def test_missing_files(folder: Path, copy: Path) -> None:

@@ -371,7 +371,7 @@ def test_features_are_the_same_to_rounding_in_every_batch(monkeypatch: pytest.Mo
         assert relative_error(encoder.embed(images, batch_size=batch_size), expected) < 3e-6
     sizes: list[int] = []
     encoder.module.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    monkeypatch.setattr(encoder_file, "_CPU_IMAGES", 4)
+    monkeypatch.setattr(encoder_file, "CPU_IMAGES", 4)
     assert relative_error(encoder.embed(images), expected) < 3e-6
     assert sizes == [4, 4, 1]
 

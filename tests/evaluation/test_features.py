@@ -164,7 +164,7 @@ def test_untrained_features_are_cached_before_the_encoder_is_calibrated(
     ]
     np.testing.assert_array_equal(*made)
     assert len(encoded) == 1
-    monkeypatch.setattr(features_file, "_estimate_norms", None)  # not called a second time
+    monkeypatch.setattr(Packed, "read", None)  # would fail if an image were read again
     features_of(
         images, rows, encoder=untrained(config, spec, images=images, rows=rows), cache_folder=tmp_path
     )
@@ -193,7 +193,7 @@ def test_components_are_those_of_the_whole_views(
             cache_folder=cache_folder,
         )
 
-    monkeypatch.setattr(features_file, "_BATCH", 3)
+    monkeypatch.setattr(features_file, "BATCH", 3)
     train, test = components()
     squares = torch.from_numpy(np.array(images.images)).permute(0, 3, 1, 2)
     pixels = whole_view(squares, PX, pixels=spec.pixels).flatten(1).numpy()
@@ -220,7 +220,7 @@ def test_components_of_many_images_are_fitted_on_some(
         return fit(train, dimensions=dimensions, seed=seed)
 
     monkeypatch.setattr(features_file, "fit_pca", count)
-    monkeypatch.setattr(features_file, "_PCA_VALUES", 6 * 3 * PX * PX)
+    monkeypatch.setattr(features_file, "PCA_VALUES", 6 * 3 * PX * PX)
     rows = np.arange(15)
     train, test = pixel_components(
         images,

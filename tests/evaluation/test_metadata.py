@@ -5,6 +5,7 @@ import pytest
 
 from byol.evaluation import metadata as metadata_file
 from byol.evaluation.metadata import ColumnScore, find_unusable, folders_of, judge_column
+from byol.metrics.probes import standardise
 
 
 def make_column(num: int, *, values: int, told: float, dim: int = 8) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
@@ -66,14 +67,13 @@ def test_more_features_than_images_and_features_that_never_vary(constant: bool) 
 
 def test_many_images_are_judged_by_some_of_each_value(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(metadata_file, "_NUM_ROWS", 60)
-    discriminate = metadata_file._discriminate
+    monkeypatch.setattr(metadata_file, "NUM_ROWS", 60)
 
-    def count(fit: np.ndarray, truth: np.ndarray, *, asked: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def count(fit: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
         seen.append(len(fit) + len(asked))
-        return discriminate(fit, truth, asked=asked)
+        return standardise(fit, asked)
 
-    monkeypatch.setattr(metadata_file, "_discriminate", count)
+    monkeypatch.setattr(metadata_file, "standardise", count)
     features, values = make_column(300, values=3, told=5.0)
     values[values == 2] = np.where(np.arange(100) < 12, 2, -1)  # 12 images
     assert judge(features, values).accuracy == 1.0

@@ -225,9 +225,9 @@ def make_score(column: str, *, warning: bool = False) -> ColumnScore:
 def test_the_description_in_words(run_dir: Path) -> None:
     found = describe(run_dir)
     lines = found.render().splitlines()
-    assert "31 training images (1 exact copies)" in lines[0]
+    assert "31 training images (1 exact duplicates)" in lines[0]
     assert lines[2].split() == [
-        "features", "views", "found", "again", "95", "%", "interval", "rank", "alignment", "uniformity",
+        "features", "view", "retrieval", "95", "%", "interval", "rank", "alignment", "uniformity",
     ]  # fmt: skip
     assert lines[4].startswith("untrained ") and lines[5].startswith("byol online ")
     verdict = lines[7 : lines.index("", 7)]
@@ -245,7 +245,7 @@ def test_the_description_in_words(run_dir: Path) -> None:
     assert "and 3 more columns in measures.json" in lines
     assert len(lines) <= 30
     without: Description = replace(found, num_copies=0, metadata=(), outliers=(Outlier(0, "a.png", 0.125),))
-    assert "copies" not in without.render() and without.render().endswith("to 10): a.png (0.12)")
+    assert "duplicates" not in without.render() and without.render().endswith(": a.png (0.12)")
 
 
 # ---- What it refuses

@@ -50,7 +50,7 @@ def test_finetune_then_predict(place: Path, capsys: Capture, tmp_path: Path) -> 
     assert "scratch: " in said.out and f"byol predict {output} IMAGES/" in said.out
     assert {path.name for path in output.iterdir()} == {
         "encoder.safetensors", "encoder.json", "classifier.safetensors", "classifier.json", "finetune.json",
-        "finetune.jsonl",
+        "finetune.jsonl", ".lock",
     }  # fmt: skip
     content = json.loads((output / "finetune.json").read_text())
     assert content.keys() == {"format", "split", "num_test", "num_classes", "rows"} and content["format"] == 1
@@ -84,7 +84,7 @@ def test_finetune_then_predict(place: Path, capsys: Capture, tmp_path: Path) -> 
     (tmp_path / "new" / "broken.png").write_bytes(b"")
     assert main(["predict", str(output), str(tmp_path / "new"), "-o", str(tmp_path / "p.csv")]) == 0
     said = capsys.readouterr()
-    assert said.out == f"36 images in {tmp_path / 'p.csv'}, 3 classes, 1 left out\n"
+    assert "36 images" in said.out and str(tmp_path / "p.csv") in said.out and "1 left out" in said.out
     assert "unreadable and left out: 1 of 37 images" in said.err and "1 (broken.png): the file is" in said.err
     with (tmp_path / "p.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -292,7 +292,7 @@ def test_predictions_that_cannot_be_made(place: Path, capsys: Capture, tmp_path:
     assert "it holds no classifier; make one: byol finetune" in fail(capsys, "predict", run, images, "-o", to)
     assert "written as .csv" in fail(capsys, "predict", run, images, "-o", tmp_path / "p.txt", code=2)
     said = fail(capsys, "predict", run, images, "-o", to, "trainer.seed=1", code=2)
-    assert "prediction has no settings" in said
+    assert "'trainer.seed=1'" in said
 
 
 def test_ctrl_c(place: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +302,8 @@ def test_ctrl_c(place: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(finetune_file, "train_classifier", press)
     capsys.readouterr()
     assert main(["finetune", str(place / "runs" / "one"), "-o", str(tmp_path / "out")]) == 130
-    assert capsys.readouterr().err == "byol: interrupted; nothing is written, the same command starts anew\n"
+    said = capsys.readouterr().err
+    assert said.startswith("byol: interrupted") and "same command again" in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -316,13 +317,13 @@ def make_row(start: str, *, top1: float, epochs: int = 5) -> FinetuneRow:
 def test_the_verdict_says_what_the_intervals_say() -> None:
     rows = [make_row("byol online", top1=0.5)]
     for top1, said in (
-        (0.4, "Above scratch, the intervals do not overlap"),
-        (0.47, "but not surely"),
-        (0.53, "Not above scratch, the intervals overlap"),
-        (0.6, "Below scratch, the intervals do not overlap"),
+        (0.4, "Better than scratch; the intervals do not overlap"),
+        (0.47, "the difference is not certain"),
+        (0.53, "Not better than scratch; the intervals overlap"),
+        (0.6, "Worse than scratch; the intervals do not overlap"),
     ):
         outcome = FinetuneResult("s", 100, 2, (*rows, make_row("scratch", top1=top1)))
         assert said in outcome.verdict() and "50.0 %" in outcome.render()
     kept = make_row("byol online", top1=0.5, epochs=0)
     frozen = make_row("byol online, frozen", top1=0.5, epochs=0)
-    assert "is as it was" in FinetuneResult("s", 100, 2, (kept, frozen)).verdict()
+    assert "Kept the frozen encoder" in FinetuneResult("s", 100, 2, (kept, frozen)).verdict()

@@ -16,6 +16,7 @@ from torch import nn
 from byol.base.errors import DataError
 from byol.config import load_config
 from byol.data.pack.images import open_images
+from byol.encoder.classifier import Linear
 from byol.encoder.spec import EncoderSpec
 from byol.evaluation.splits import Split
 from byol.finetuning import supervised, tuning
@@ -200,14 +201,13 @@ def test_two_images_of_two_classes(start: nn.Module, data: Split, setting: Setti
 def test_logistic_regression_is_fitted_on_a_bounded_number(
     start: nn.Module, data: Split, setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tuning, "_CLASSIFIER_IMAGES", 15)
+    monkeypatch.setattr(tuning, "CLASSIFIER_IMAGES", 15)
     seen: list[int] = []
-    embed = tuning._embed
 
-    def note(module: nn.Module, some: Split, *, setting: Setting) -> np.ndarray:
-        seen.append(len(some.rows))
-        return embed(module, some, setting=setting)
+    def note(features: np.ndarray, labels: np.ndarray, **options: object) -> Linear:
+        seen.append(len(features))
+        return fit_linear(features, labels, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tuning, "_embed", note)
-    tuning._fit_logistic(start, data, setting=setting)
-    assert seen == [15]
+    monkeypatch.setattr(tuning, "fit_linear", note)
+    train(start, data, setting, replace(RECIPE, epochs=1))
+    assert set(seen) == {15}

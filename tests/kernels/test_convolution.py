@@ -13,7 +13,7 @@ from byol.kernels import convolution
 from byol.kernels.convolution import accelerate
 from byol.kernels.onednn_faults import avoid_faults
 
-WAYS = [convolution._Ways(*flags) for flags in itertools.product((False, True), repeat=3)]
+WAYS = [convolution.Ways(*flags) for flags in itertools.product((False, True), repeat=3)]
 SHAPES = [  # kernel, stride, padding
     (1, 1, 0),
     (1, 2, 0),
@@ -27,11 +27,11 @@ SHAPES = [  # kernel, stride, padding
 
 
 @pytest.fixture
-def force_ways(monkeypatch: pytest.MonkeyPatch) -> Callable[[convolution._Ways], None]:
+def force_ways(monkeypatch: pytest.MonkeyPatch) -> Callable[[convolution.Ways], None]:
     """Every shape goes the given ways, as if the CPU were one on which they are faster."""
 
-    def force(ways: convolution._Ways) -> None:
-        monkeypatch.setattr(convolution, "_choose_ways", lambda rows, columns, dtype: ways)
+    def force(ways: convolution.Ways) -> None:
+        monkeypatch.setattr(convolution, "choose_ways", lambda rows, columns, dtype: ways)
 
     return force
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byol.kernels import build, winograd
+from byol.kernels.build import run_kernel
 from byol.kernels.winograd import choose_tile, constant_weights, convolve
 
 pytestmark = pytest.mark.skipif(
@@ -72,7 +73,7 @@ def test_equals_the_library_in_every_direction(
 def test_many_images_are_summed_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     images, weight = draw(dtype, batch=9, out=64)
     whole = torch.autograd.grad(convolve(images, weight, padding=1, m=2).sum(), weight)[0]
-    monkeypatch.setattr(winograd, "_CHUNK_BYTES", 2**16)
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", 2**16)
     parts = torch.autograd.grad(convolve(images, weight, padding=1, m=2).sum(), weight)[0]
     assert not torch.equal(parts, whole)
     assert error(parts, whole.double()) < limit(dtype, 2)
@@ -103,23 +104,22 @@ def test_nan_stays_where_it_is_seen() -> None:
 def test_weights_are_packed_once_in_a_block_and_anew_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     images, weight = draw(torch.float32)
     made: list[str] = []
-    transform = winograd._transform
 
-    def count(weight: Tensor, name: str, *, m: int, dtype: torch.dtype) -> Tensor:
-        made.append(name)
-        return transform(weight, name, m=m, dtype=dtype)
+    def count(name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype) -> None:
+        made.extend([name] if "pack" in name else [])
+        run_kernel(name, *arguments, dtype=dtype)
 
-    monkeypatch.setattr(winograd, "_transform", count)
+    monkeypatch.setattr(winograd, "run_kernel", count)
     with torch.no_grad():
         with constant_weights():
             first = convolve(images, weight, padding=1, m=2)
             assert torch.equal(convolve(images, weight, padding=1, m=2), first)
-        assert made == ["pack"]
+        assert made == ["winograd_pack_2"]
         weight.data.mul_(2.0)  # a change that PyTorch does not count
         with constant_weights():
             assert torch.equal(convolve(images, weight, padding=1, m=2), 2.0 * first)
         assert torch.equal(convolve(images, weight, padding=1, m=2), 2.0 * first)
-    assert made == ["pack"] * 3
+    assert made == ["winograd_pack_2"] * 3
 
 
 def test_weights_in_any_memory_format_are_told_apart() -> None:

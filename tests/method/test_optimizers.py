@@ -99,7 +99,7 @@ def test_a_part_set_apart_has_its_share_of_the_rate(name: str) -> None:
         None, [f"optimizer.name={name}", f"optimizer.params.lr={LR}", "optimizer.derive=paper"], preset="demo"
     )
     plan = Plan.of(config, num_images=100)
-    optimizer = build_optimizer(network, config.optimizer, plan=plan, apart=network[0])
+    optimizer = build_optimizer(network, config.optimizer, plan=plan, encoder=network[0])
     groups = optimizer.param_groups
     wanted = [p for p in network.parameters() if p.requires_grad]
     assert sorted(map(id, wanted)) == sorted(id(p) for group in groups for p in group["params"])
@@ -108,8 +108,8 @@ def test_a_part_set_apart_has_its_share_of_the_rate(name: str) -> None:
     before = [p.detach().clone() for p in network[0].parameters()]
     for parameter in wanted:
         parameter.grad = torch.ones_like(parameter)
-    set_lr(optimizer, 0.1, apart=0.0)
+    set_lr(optimizer, 0.1, encoder_share=0.0)
     optimizer.step()
     assert all(map(torch.equal, before, network[0].parameters()))
-    set_lr(optimizer, 0.1, apart=0.5)
+    set_lr(optimizer, 0.1, encoder_share=0.5)
     assert [group["lr"] for group in groups] == [0.1, 0.1, 0.05, 0.05]

@@ -83,13 +83,13 @@ def test_one_group_cannot_be_parted_for_validation() -> None:
 
 def test_copies_are_on_one_side_whatever_their_groups() -> None:
     rng = np.random.default_rng(1)
-    kinds, groups = rng.integers(0, 60, 120), rng.integers(0, 8, 120)
-    labels = kinds % 2
-    for fold in make_folds(labels, num=4, seed=0, kinds=kinds):
-        assert not set(kinds[fold.train]) & set(kinds[fold.test])
+    duplicates, groups = rng.integers(0, 60, 120), rng.integers(0, 8, 120)
+    labels = duplicates % 2
+    for fold in make_folds(labels, num=4, seed=0, duplicates=duplicates):
+        assert not set(duplicates[fold.train]) & set(duplicates[fold.test])
         assert len(fold.train) + len(fold.test) == 120
-    for fold in make_folds(labels, num=4, seed=0, groups=make_groups(groups), kinds=kinds):
-        assert not set(kinds[fold.train]) & set(kinds[fold.test])
+    for fold in make_folds(labels, num=4, seed=0, groups=make_groups(groups), duplicates=duplicates):
+        assert not set(duplicates[fold.train]) & set(duplicates[fold.test])
         assert not set(groups[fold.train]) & set(groups[fold.test]) and len(fold.train) > 20
 
 

@@ -28,7 +28,7 @@ def search_by_force(features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarra
 @pytest.mark.parametrize("num", [2, 4, 7, 8, 9, 23, 24, 25])  # one tile, whole tiles, a last tile of one
 @pytest.mark.parametrize("tile", [4, 8])
 def test_neighbours_are_exact_across_tiles(num: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours_file, "_TILE", tile)
+    monkeypatch.setattr(neighbours_file, "TILE", tile)
     features = make_features(num, seed=num)
     found = find_neighbours(features, k=6)
     index, likeness = search_by_force(features, min(6, num - 1))
@@ -38,7 +38,7 @@ def test_neighbours_are_exact_across_tiles(num: int, tile: int, monkeypatch: pyt
 
 
 def test_no_image_is_its_own_neighbour_and_length_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours_file, "_TILE", 5)
+    monkeypatch.setattr(neighbours_file, "TILE", 5)
     features = make_features(13)
     features[7] = 3.0 * features[2]  # one direction
     features[4] = 0.0  # no direction: as like to all
@@ -112,7 +112,7 @@ def test_prototypes_are_nearest_to_the_centres_and_the_largest_comes_first() -> 
 def test_clusters_found_on_a_sample_hold_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
     features = make_clusters()
     sizes = find_prototypes(features, Distinct.of(features), num=3, seed=0).sizes
-    monkeypatch.setattr(neighbours_file, "_MOST_FITTED", 12)
+    monkeypatch.setattr(neighbours_file, "MOST_FITTED", 12)
     found = find_prototypes(features, Distinct.of(features), num=3, seed=0)
     assert found.sizes.tolist() == sizes.tolist()
     assert [int(np.searchsorted([0, 20, 50], row, side="right")) for row in found.rows] == [2, 1, 3]
@@ -164,7 +164,7 @@ def test_outliers_of_few_images_are_all_of_them() -> None:
 
 
 def test_nearest_are_exact_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours_file, "_BLOCK", 100)
+    monkeypatch.setattr(neighbours_file, "BLOCK", 100)
     x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     found = neighbours_file.find_nearest(x, torch.from_numpy(unit), k=5)

@@ -57,7 +57,7 @@ def test_knn_in_blocks_is_knn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     (train, labels), (test, _) = make_features(300, seed=0), make_features(100, seed=1)
     whole = knn_predict(train, labels, test=test, k=20, temperature=0.1)
     chosen = probes.choose_knn(train, labels, seed=0)
-    monkeypatch.setattr(neighbours, "_BLOCK", 300 * 7)
+    monkeypatch.setattr(neighbours, "BLOCK", 300 * 7)
     np.testing.assert_array_equal(knn_predict(train, labels, test=test, k=20, temperature=0.1), whole)
     assert probes.choose_knn(train, labels, seed=0) == chosen
 
@@ -127,7 +127,7 @@ def test_logistic_sweep_works_on_a_bounded_number_of_images(monkeypatch: pytest.
         return make(train, truth, num_classes=num_classes)
 
     monkeypatch.setattr(Problem, "of", count)
-    monkeypatch.setattr(probes, "_SWEEP_ROWS", 100)
+    monkeypatch.setattr(probes, "SWEEP_ROWS", 100)
     (train, labels), (test, _) = make_features(500, seed=0), make_features(10, seed=1)
     probes.logistic_regression(train, labels, test=test, seed=0)
     assert max(sizes[:-1]) < 100 and sizes[-1] == 500
@@ -202,7 +202,7 @@ def test_sgd_rates_trained_side_by_side_are_those_trained_alone() -> None:
 def test_sgd_choice_is_the_best_on_the_validation_part_of_a_bounded_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sgd_file, "_SWEEP_ROWS", 300)
+    monkeypatch.setattr(sgd_file, "SWEEP_ROWS", 300)
     train, labels = make_features(500, seed=0)
     drawn = probes.draw(500, 300, seed=0)
     train300, labels300 = train[drawn], labels[drawn]
@@ -312,7 +312,7 @@ def test_pca_dimensions_are_capped_by_images_and_features(monkeypatch: pytest.Mo
 
     assert count(30) == 16
     assert count(6) == 6
-    monkeypatch.setattr(probes, "_PCA_ROWS", 8)
+    monkeypatch.setattr(probes, "PCA_ROWS", 8)
     assert count(30) == 8
 
 

@@ -67,7 +67,7 @@ def test_a_whole_report(run_dir: Path, tmp_path: Path) -> None:
         "not overlap."
     )
     for words in (
-        *("Few labels", "taken for", "Views found again", "Loss", "Target momentum", "Throughput"),
+        *("Few labels", "taken for", "View-retrieval accuracy", "Loss", "Target momentum", "Throughput"),
         *("Outliers", "plate", "features predict it", "Eight views", "byol train", "fingerprint"),
     ):
         assert words in page, words

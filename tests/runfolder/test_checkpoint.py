@@ -32,9 +32,10 @@ def save(run_dir: Path, done: int, network: nn.Module, optimizer: torch.optim.Op
         byol=network,
         optimizer=optimizer,
         data_fingerprint="abc",
-        num_parts=2,
-        pace={"elapsed_s": 1.5},
+        num_microbatches=2,
+        time_budget={"elapsed_s": 1.5},
         best={"done": 5},
+        watch={"alarms": {"ill": 1}},
     )
 
 
@@ -77,9 +78,9 @@ def test_an_empty_folder_has_none(tmp_path: Path) -> None:
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
     network, optimizer = make_network()
     for done in (5, 10, 15, 100_000_000):
-        (tmp_path / "checkpoints").mkdir(exist_ok=True)
-        (tmp_path / "checkpoints" / ".step-00000005.pt.abc").write_text("left by a kill")
         save(tmp_path, done, network, optimizer)
+    (tmp_path / "checkpoints" / ".step-00000005.pt.abc").write_text("left by a kill")
+    checkpoint.remove_temporaries(tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert len(names) == 4 and not any("step-00000005" in name or "step-00000010" in name for name in names)
 

@@ -165,5 +165,5 @@ def test_blank_views_are_the_cause_unless_the_rate_is(tmp_path: Path) -> None:
     ):
         config = configure(tmp_path, f"optimizer.params.lr={rate}")
         plan = Plan.of(config, num_images=1000)
-        error = alarms.explain_collapse(config, plan, health=GOOD, done=9, kept="kept", views=blank)
+        error = alarms.explain_collapse(config, plan, health=GOOD, done=9, saved="kept", views=blank)
         assert cause in str(error)

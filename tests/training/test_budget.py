@@ -117,19 +117,19 @@ def test_stopped_twice_is_never_stopped(
 def test_the_speed_is_probed_before_the_start(
     images: Path, tmp_path: Path, at_step: dict[int, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probed: list[dict[str, int]] = []
+    benchmarked: list[dict[str, int]] = []
 
     def benchmark_step(config: Config, **what: int) -> StepBenchmark:
-        probed.append(what)
+        benchmarked.append(what)
         return StepBenchmark(16, 1, STEP_S, 1, 1)
 
     monkeypatch.setattr(setup, "benchmark_step", benchmark_step)
     config = configure(images, f"trainer.max_hours={2 / 3600}")
     outcome, said = run(config, tmp_path / "run")
-    assert probed == [{"channels": 3, "stored_px": 16, "bits": 8}] and outcome.done == 8
+    assert benchmarked == [{"channels": 3, "stored_px": 16, "bits": 8}] and outcome.done == 8
     assert "about 8 steps (2 epochs) in 0:02" in said
     run(config, tmp_path / "run")
-    assert len(probed) == 1
+    assert len(benchmarked) == 1
 
 
 def test_a_known_speed_is_told_without_a_budget(images: Path, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_out_of_memory_goes_on_in_smaller_parts_and_so_does_a_continued_run(
     at_step |= {3: fail, 9: stop}
     outcome, said = run(config, tmp_path / "run")
     assert outcome == TrainingOutcome(5, 8, "SIGTERM")
-    assert said.count("out of memory: this step again, and all others, in 2 parts of 8 images") == 1
+    assert said.count("trainer.accumulation_steps=2") == 1
     state, _ = checkpoint.read_latest(tmp_path / "run")
     assert state is not None and state["num_parts"] == 2
     parts: list[int] = []
@@ -162,7 +162,10 @@ def test_out_of_memory_goes_on_in_smaller_parts_and_so_does_a_continued_run(
     monkeypatch.setattr(
         loop,
         "compute_within_memory",
-        lambda *a, num_parts, **k: (parts.append(num_parts), compute(*a, num_parts=num_parts, **k))[1],
+        lambda *a, num_microbatches, **k: (
+            parts.append(num_microbatches),
+            compute(*a, num_microbatches=num_microbatches, **k),
+        )[1],
     )
     outcome, said = run(config, tmp_path / "run")
     assert outcome == TrainingOutcome(8, 8, None) and parts == [2] * 3 and "out of memory" not in said

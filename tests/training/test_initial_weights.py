@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from byol.auto import resolve
-from byol.auto.train import train as train_draft
+from byol.auto.train import train as train_partial
 from byol.base.errors import CheckpointError
 from byol.config import Config, load_config, load_partial
 from byol.method.networks import Byol
@@ -20,6 +20,7 @@ from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
 from byol.training import initial_weights, loop
 from byol.training.initial_weights import InitialWeights
+from byol.weights.stem_mark import unmark_stem
 
 TINY = [
     "network.name=test_resnet",
@@ -156,12 +157,12 @@ def test_stopped_in_the_warming_and_continued_without_the_weights(
     run(config, tmp_path / "whole")
     original, calls = loop.set_lr, 0
 
-    def stop_in_the_first(optimizer: torch.optim.Optimizer, lr: float, *, apart: float) -> None:
+    def stop_in_the_first(optimizer: torch.optim.Optimizer, lr: float, *, encoder_share: float) -> None:
         nonlocal calls
         calls += 1
         if calls == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(optimizer, lr, apart=apart)
+        original(optimizer, lr, encoder_share=encoder_share)
 
     monkeypatch.setattr(loop, "set_lr", stop_in_the_first)
     run(config, tmp_path / "stopped")
@@ -191,6 +192,28 @@ def test_a_run_of_an_earlier_version_and_a_damaged_file(tmp_path: Path) -> None:
             initial_weights.read(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["run", "encoder", "file", "unmarked", "checkpoint"])
+def test_weights_of_another_stem_are_refused(tmp_path: Path, form: str) -> None:
+    """Their keys and shapes are the same: without a word the encoder would compute something else."""
+    earlier = tmp_path / "earlier"
+    run(configure(tmp_path, "network.stem=strided"), earlier)
+    if form == "encoder":
+        for path in (earlier / "checkpoints").iterdir():
+            path.unlink()
+    if form == "unmarked":  # as byol wrote it before
+        state, _ = unmark_stem(load_file(earlier / "encoder.safetensors"))
+        save_file(state, earlier / "encoder.safetensors")
+    source = {
+        "file": earlier / "encoder.safetensors",
+        "unmarked": earlier / "encoder.safetensors",
+        "checkpoint": next(iter(sorted((earlier / "checkpoints").glob("*.pt"))), earlier),
+    }.get(form, earlier)
+    begin = f"network.fine_tune_from={source}"
+    with pytest.raises(CheckpointError, match=r"'strided'.*'standard'.*network\.stem=strided"):
+        run(configure(tmp_path, begin), tmp_path / "b")
+    assert "starting from the" in run(configure(tmp_path, begin, "network.stem=strided"), tmp_path / "c")
+
+
 def test_what_cannot_be_started_from(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, reason in (
@@ -201,7 +224,8 @@ def test_what_cannot_be_started_from(finished: Path, tmp_path: Path) -> None:
             run(configure(tmp_path, f"network.fine_tune_from={source}"), tmp_path / "b")
     other = configure(tmp_path, f"network.fine_tune_from={finished}", "network.name=resnet10t")
     with pytest.raises(
-        CheckpointError, match=r"does not fit the encoder: .* choose its model with network\.name"
+        CheckpointError,
+        match=r"does not fit the encoder: .* network\.name=test_resnet network\.stem=standard",
     ):
         run(other, tmp_path / "b")
 
@@ -216,9 +240,9 @@ def test_weights_that_do_not_fit_are_refused_before_images_are_packed(
     with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):
         resolve.check_weights(config, tmp_path / "run")
     overrides = [f"data.source={config.data.source}", f"network.fine_tune_from={tmp_path / 'other.pth'}"]
-    draft = load_partial(None, [*overrides, *TINY, *chosen], preset="default")
+    partial_config = load_partial(None, [*overrides, *TINY, *chosen], preset="default")
     with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):
-        train_draft(draft, tmp_path / "run", console=Console(file=io.StringIO()))
+        train_partial(partial_config, tmp_path / "run", console=Console(file=io.StringIO()))
     with pytest.raises(CheckpointError, match=r"other\.pth does not fit the encoder"):
-        resolve.preview(draft, tmp_path / "run", say=print)
+        resolve.preview(partial_config, tmp_path / "run", say=print)
     assert not (tmp_path / "run").exists()

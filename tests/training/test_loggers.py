@@ -222,7 +222,7 @@ def test_a_missing_package_is_told_before_anything_is_written(
     with pytest.raises(ConfigError, match="is not installed"):
         resolve.preview(load_partial(None, overrides, preset="demo"), tmp_path / "run", say=print)
     assert str(caught.value) == (
-        f'trainer.loggers: {name} is not installed; pip install "byol[{name}]", or leave it out: '
+        f"trainer.loggers: {name} is not installed; pip install {name}, or leave it out: "
         "trainer.loggers=[tensorboard]"
     )
     assert list(tmp_path.iterdir()) == []

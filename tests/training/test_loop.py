@@ -168,12 +168,12 @@ def test_a_network_with_dropout_continues_exactly(
         byol.online.encoder.drop_rate = 0.5  # type: ignore[assignment]
         return byol
 
-    def stop_at_5(optimizer: torch.optim.Optimizer, lr: float, *, apart: float) -> None:
+    def stop_at_5(optimizer: torch.optim.Optimizer, lr: float, *, encoder_share: float) -> None:
         nonlocal calls
         calls += 1
         if calls == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(optimizer, lr, apart=apart)
+        original(optimizer, lr, encoder_share=encoder_share)
 
     plain = tmp_path / "plain"
     run(configure(images, "trainer.max_epochs=1"), plain)
@@ -447,5 +447,5 @@ def test_fewer_images_than_a_batch(images: Path, tmp_path: Path) -> None:
 
 
 def test_stated_channels_are_checked(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"input_shape: says 1 channels, the images have 3"):
+    with pytest.raises(DataError, match=r"input_shape: .* 1 channels.* 3; set 3"):
         run(configure(images, "data_transforms.input_shape=[16,16,1]"), tmp_path / "run")

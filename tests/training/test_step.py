@@ -10,7 +10,7 @@ from byol.base.errors import ConfigError
 from byol.device.memory import available_bytes, is_out_of_memory, peak_bytes
 from byol.device.ranks import Ranks
 from byol.method.networks import Byol
-from byol.training.step import MIN_PART, Computed, can_halve, compute_gradients, compute_within_memory
+from byol.training.step import MIN_MICROBATCH, Computed, can_halve, compute_gradients, compute_within_memory
 
 ALONE = Ranks(0, 1, torch.device("cpu"), torch.float32)
 IMAGES = torch.randint(0, 256, (32, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -42,10 +42,10 @@ class MakeViews:
         return images / 255.0 * factors, images / 255.0 + factors
 
 
-def compute(byol: Byol, make: MakeViews, *, num_parts: int, said: list[str] | None = None) -> Computed:
+def compute(byol: Byol, make: MakeViews, *, num_microbatches: int, said: list[str] | None = None) -> Computed:
     say = print if said is None else said.append
     return compute_within_memory(
-        byol, IMAGES, make=make, show=None, num_parts=num_parts, ranks=ALONE, seed=3, say=say
+        byol, IMAGES, make=make, show=None, num_microbatches=num_microbatches, ranks=ALONE, seed=3, say=say
     )
 
 
@@ -59,10 +59,15 @@ def test_parts_have_the_mean_loss_and_the_sum_of_gradients() -> None:
     shown: list[Tensor] = []
     torch.manual_seed(3)
     computed = compute_gradients(
-        byol, IMAGES, make=make, show=lambda one, two: shown.extend((one, two)), num_parts=4, ranks=ALONE
+        byol,
+        IMAGES,
+        make=make,
+        show=lambda one, two: shown.extend((one, two)),
+        num_microbatches=4,
+        ranks=ALONE,
     )
     assert make.rows == [slice(at, at + 8, 1) for at in (0, 8, 16, 24)]
-    assert computed.projection.shape == (8, 4) and computed.num_parts == 4
+    assert computed.projection.shape == (8, 4) and computed.num_microbatches == 4
     assert [view.shape for view in shown] == [(8, 1, 4, 4)] * 2
     other = make_byol()
     torch.manual_seed(3)
@@ -79,25 +84,28 @@ def test_parts_have_the_mean_loss_and_the_sum_of_gradients() -> None:
 def test_out_of_memory_leaves_no_trace(error: Exception) -> None:
     """At the second part of two, when gradients and statistics have changed: equal to four parts at once."""
     byol, said = make_byol(), list[str]()
-    computed = compute(byol, MakeViews(2, error=error), num_parts=2, said=said)
+    computed = compute(byol, MakeViews(2, error=error), num_microbatches=2, said=said)
     wanted = make_byol()
-    expected = compute(wanted, MakeViews(), num_parts=4)
-    assert computed.num_parts == 4 and torch.equal(computed.loss, expected.loss)
+    expected = compute(wanted, MakeViews(), num_microbatches=4)
+    assert computed.num_microbatches == 4 and torch.equal(computed.loss, expected.loss)
     assert [name for name, value in state(wanted).items() if not torch.equal(value, state(byol)[name])] == []
     (line,) = said
-    assert "in 4 parts of 8 images" in line and "BatchNorm" in line and "trainer.accumulation_steps=4" in line
+    assert "8 images" in line and "BatchNorm" in line and "trainer.accumulation_steps=4" in line
 
 
 def test_halved_as_often_as_need_be() -> None:
     said: list[str] = []
-    assert compute(make_byol(), MakeViews(1, 2), num_parts=1, said=said).num_parts == 4 and len(said) == 2
+    assert (
+        compute(make_byol(), MakeViews(1, 2), num_microbatches=1, said=said).num_microbatches == 4
+        and len(said) == 2
+    )
 
 
 def test_the_smallest_part() -> None:
     with pytest.raises(
         ConfigError, match=r"trainer\.batch_size: out of memory on 8 images at a time.*network\.name"
     ):
-        compute(make_byol(), MakeViews(1), num_parts=4)
+        compute(make_byol(), MakeViews(1), num_microbatches=4)
 
 
 def test_one_of_several_ranks() -> None:
@@ -107,13 +115,22 @@ def test_one_of_several_ranks() -> None:
         ConfigError, match=r"rank 1 ran out of memory on 32 images.*accumulation_steps=2 continues"
     ):
         compute_within_memory(
-            make_byol(), IMAGES, make=MakeViews(1), show=None, num_parts=1, ranks=ranks, seed=3, say=print
+            make_byol(),
+            IMAGES,
+            make=MakeViews(1),
+            show=None,
+            num_microbatches=1,
+            ranks=ranks,
+            seed=3,
+            say=print,
         )
 
 
 def test_other_errors_are_not_memory() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
-        compute(make_byol(), MakeViews(1, error=RuntimeError("shapes cannot be multiplied")), num_parts=1)
+        compute(
+            make_byol(), MakeViews(1, error=RuntimeError("shapes cannot be multiplied")), num_microbatches=1
+        )
     assert not is_out_of_memory(ValueError("can't allocate memory"))
 
 
@@ -124,10 +141,10 @@ def test_pytorchs_own_error_is_known() -> None:
 
 
 def test_smallest_parts() -> None:
-    assert can_halve(2 * MIN_PART, num_parts=1, world_size=1)
-    assert not can_halve(2 * MIN_PART, num_parts=2, world_size=1)
-    assert not can_halve(2 * MIN_PART, num_parts=1, world_size=2)
-    assert not can_halve(90, num_parts=2, world_size=1)
+    assert can_halve(2 * MIN_MICROBATCH, num_microbatches=1, world_size=1)
+    assert not can_halve(2 * MIN_MICROBATCH, num_microbatches=2, world_size=1)
+    assert not can_halve(2 * MIN_MICROBATCH, num_microbatches=1, world_size=2)
+    assert not can_halve(90, num_microbatches=2, world_size=1)
 
 
 def test_memory_of_machine_and_process() -> None:

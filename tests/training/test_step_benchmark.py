@@ -1,4 +1,4 @@
-"""The probe: real steps in a process of their own, the batch in as many parts as fit, clear refusals."""
+"""The benchmark: real steps in a process of their own, the batch in as many parts as fit, clear refusals."""
 
 import io
 import json
@@ -52,7 +52,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         )
         return result if part <= 100 else None
 
-    monkeypatch.setattr(step_benchmark, "_try", answer)
+    monkeypatch.setattr(step_benchmark, "try_step", answer)
     return seen
 
 
@@ -79,14 +79,14 @@ def test_it_begins_with_the_parts_of_the_configuration(tried: list[Config]) -> N
 
 
 def test_nothing_fits(tried: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = step_benchmark._try
+    fake = step_benchmark.try_step
     monkeypatch.setattr(
         step_benchmark,
-        "_try",
+        "try_step",
         lambda c, **k: replace(fake(c, **k) or StepBenchmark(0, 0, 0, 9, 0), limit_bytes=5),
     )
     with pytest.raises(
-        ConfigError, match=r"trainer\.batch_size: 64 images do not fit .* 8 at a time .*1\.8 GB"
+        ConfigError, match=r"trainer\.batch_size: 64 images do not fit .* 8 at a time .*1\.8 of"
     ):
         choose_batch(configure(), wanted=64, **IMAGES)
     assert tried[-1].trainer.accumulation_steps == 8
@@ -99,8 +99,8 @@ def test_a_batch_that_cannot_be_halved(tried: list[Config]) -> None:
         choose_batch(configure(), wanted=250, **IMAGES)
 
 
-def test_the_step_of_a_probe_that_fails_names_the_key(tried: list[Config]) -> None:
-    with pytest.raises(ConfigError, match=r"128 images in 1 part.*set trainer\.accumulation_steps=2"):
+def test_a_benchmark_that_runs_out_of_memory_names_the_key(tried: list[Config]) -> None:
+    with pytest.raises(ConfigError, match=r"128 images .*set trainer\.accumulation_steps=2"):
         benchmark_step(configure("trainer.batch_size=128"), **IMAGES)
 
 

@@ -101,9 +101,9 @@ def trace_steps(
             pixels=pixels,
         )  # fmt: skip
         computed = compute_within_memory(
-            byol, images, make=make, show=None, num_parts=2, ranks=ranks, seed=step, say=print
+            byol, images, make=make, show=None, num_microbatches=2, ranks=ranks, seed=step, say=print
         )
-        assert computed.loss.device == device and computed.num_parts == 2
+        assert computed.loss.device == device and computed.num_microbatches == 2
         set_lr(optimizer, plan.lr(step))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

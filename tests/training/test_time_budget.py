@@ -1,4 +1,4 @@
-"""The pace of a run by the clock: on time at any speed, schedules complete, the same when continued."""
+"""A time budget: on time at any speed, schedules complete, the same when continued."""
 
 import math
 from collections.abc import Callable
@@ -33,18 +33,18 @@ def run(
     clock, positions, done = Clock(), [], 0
     saved = None
     while True:
-        pace = TimeBudget(plan, saved=saved, now=clock)
-        pace.start()
-        while not pace.is_last(done):
-            positions.append(pace.position(done))
+        budget = TimeBudget(plan, saved=saved, now=clock)
+        budget.start()
+        while not budget.is_last(done):
+            positions.append(budget.position(done))
             clock.now_s += speed(done)
             done += 1
-            pace.follow(done)
+            budget.follow(done)
             if done in stop_at:
                 break
-        if pace.is_last(done):
-            return positions, pace.elapsed_s, pace.end
-        saved = pace.state()
+        if budget.is_last(done):
+            return positions, budget.elapsed_s, budget.end
+        saved = budget.state()
         clock.now_s += 12345.0  # time between two starts is nobody's
 
 
@@ -75,8 +75,8 @@ def test_on_time_and_complete(name: str) -> None:
 
 def test_the_end_is_reached_exactly() -> None:
     plan = make_plan(expected_steps=100)
-    pace = TimeBudget(plan, saved=None, now=Clock())
-    assert pace.position(pace.end) == plan.total_steps and pace.is_last(pace.end)
+    budget = TimeBudget(plan, saved=None, now=Clock())
+    assert budget.position(budget.end) == plan.total_steps and budget.is_last(budget.end)
 
 
 @pytest.mark.slow
@@ -110,43 +110,43 @@ def test_the_first_ranks_clock_decides() -> None:
         told.append(seconds)
         return 10.0 * len(told)
 
-    pace = TimeBudget(plan, saved=None, agree=agree, now=clock)
-    pace.start()
+    budget = TimeBudget(plan, saved=None, agree=agree, now=clock)
+    budget.start()
     for done in range(1, 5):
-        pace.follow(done)
+        budget.follow(done)
     # 10 s have gone by, 20 are kept for the end.
-    assert told == [0.0, 0.0] and pace.end == 4 + round(150.0 / 2.5)
+    assert told == [0.0, 0.0] and budget.end == 4 + round(150.0 / 2.5)
 
 
 def test_time_is_kept_for_what_comes_after_the_last_step() -> None:
     plan, clock = make_plan(expected_steps=360), Clock()
-    pace = TimeBudget(plan, saved=None, now=clock)
-    pace.keep_for_end(12.0)
-    pace.start()
+    budget = TimeBudget(plan, saved=None, now=clock)
+    budget.reserve(12.0)
+    budget.start()
     clock.now_s += 2.0
-    pace.follow(4)
-    assert pace.end == 4 + round((180.0 - 12.0 - 2.0) / 0.5)
+    budget.follow(4)
+    assert budget.end == 4 + round((180.0 - 12.0 - 2.0) / 0.5)
 
 
 def test_without_a_budget_a_position_is_a_step() -> None:
     plan = Plan.of(
         load_config(None, ["trainer.max_epochs=3", "trainer.batch_size=64"], preset="default"), num_images=640
     )
-    pace = TimeBudget(plan, saved=None)
-    pace.start()
+    budget = TimeBudget(plan, saved=None)
+    budget.start()
     for done in range(plan.total_steps):
-        position = pace.position(done)
-        assert position == done and not pace.is_last(done)
-        pace.follow(done)
-    assert pace.is_last(30) and pace.end == 30 and pace.state() is None
-    assert pace.left_s(20, step_s=1.5) == 15.0
+        position = budget.position(done)
+        assert position == done and not budget.is_last(done)
+        budget.follow(done)
+    assert budget.is_last(30) and budget.end == 30 and budget.state() is None
+    assert budget.left_s(20, step_s=1.5) == 15.0
 
 
 def test_time_left_is_that_of_the_budget() -> None:
     plan, clock = make_plan(expected_steps=360), Clock()
-    pace = TimeBudget(plan, saved=None, now=clock)
-    pace.start()
+    budget = TimeBudget(plan, saved=None, now=clock)
+    budget.start()
     clock.now_s += 30.0
-    assert pace.left_s(10, step_s=1.0) == 150.0
+    assert budget.left_s(10, step_s=1.0) == 150.0
     clock.now_s += 300.0
-    assert pace.left_s(10, step_s=1.0) == 0.0 == pace.left_s(pace.end, step_s=1.0)
+    assert budget.left_s(10, step_s=1.0) == 0.0 == budget.left_s(budget.end, step_s=1.0)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
+from byol.base.errors import ConfigError
 from byol.config import PartialConfig, keys, load_partial, write_override
 
 Overrides = Mapping[str, object] | Sequence[str] | None
@@ -21,17 +22,17 @@ def list_overrides(overrides: Overrides) -> list[str]:
     return list(overrides)
 
 
-def list_evaluation(overrides: Overrides, **given: object) -> list[str]:
+def list_evaluation(overrides: Overrides, **options: object) -> list[str]:
     """The overrides, and those of the section `evaluation` that are not None."""
     chosen = [
         write_override(f"evaluation.{key}", str(value) if isinstance(value, PathLike) else value)
-        for key, value in given.items()
+        for key, value in options.items()
         if value is not None
     ]
     return [*list_overrides(overrides), *chosen]
 
 
-def make_draft(
+def make_partial_config(
     images: AnyPath,
     *,
     preset: str | None,
@@ -44,24 +45,32 @@ def make_draft(
     Raises:
         ConfigError: an unknown or impossible setting, or an unreadable file.
     """
-    given = list_overrides(overrides)
+    chosen = list_overrides(overrides)
     if init is not None:
-        given.insert(0, write_override("network.fine_tune_from", str(init)))
+        chosen.insert(0, write_override("network.fine_tune_from", str(init)))
     if hours is not None:
-        given.append(f"trainer.max_hours={hours}")
+        chosen.append(f"trainer.max_hours={hours}")
     source = str(images)
     if _is_configuration(source):
-        return load_partial(Path(source), given, preset=preset)
-    return load_partial(None, [write_override("data.source", source), *given], preset=preset or "default")
+        return load_partial(Path(source), chosen, preset=preset)
+    return load_partial(None, [write_override("data.source", source), *chosen], preset=preset or "default")
 
 
 def choose_folder(images: AnyPath, output: AnyPath | None, *, place: str) -> Path:
-    """`output`, or a folder in `place` named after the images or the configuration file."""
-    if output is not None:
-        return Path(output)
-    source = str(images)
-    path = Path(source) if _is_configuration(source) else Path(source).resolve()
-    return Path(place) / (path.name if path.is_dir() else path.stem)
+    """`output`, or a folder in `place` named after the images or the configuration file.
+
+    Raises:
+        ConfigError: its name is not UTF-8, which TensorBoard cannot write.
+    """
+    if output is None:
+        source = str(images)
+        path = Path(source) if _is_configuration(source) else Path(source).resolve()
+        output = Path(place) / (path.name if path.is_dir() else path.stem)
+    try:
+        str(output).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{output}: the name of the folder is not UTF-8; choose another by -o") from None
+    return Path(output)
 
 
 def _is_configuration(source: str) -> bool:

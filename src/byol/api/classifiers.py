@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from byol.api.arguments import AnyPath, Overrides, list_evaluation
 from byol.api.evaluation import folder_of
-from byol.api.progress import make_say, open_console, show_bar
 from byol.api.run import Run
+from byol.base.console import make_say, open_console, show_bar
 
 if TYPE_CHECKING:
     from byol.encoder.classifier import Classifier
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Finetuned:
-    """A classifier that `finetune` has written, and how good it is."""
+    """The result of `byol.finetune`: a folder with a classifier, and its accuracy."""
 
     folder: Path
     outcome: "FinetuneResult"  # its rows, with intervals
@@ -28,7 +28,7 @@ class Finetuned:
 
     @cached_property
     def classifier(self) -> "Classifier":
-        """As `byol.load_classifier` gives it."""
+        """The classifier, loaded from the folder."""
         from byol.encoder.classifier import load_classifier
 
         return load_classifier(self.folder)
@@ -47,15 +47,17 @@ def finetune(
     overrides: Overrides = None,
     progress: bool | None = None,
 ) -> Finetuned:
-    """Train a classifier from the encoder of a run.
+    """Train a classifier, and the encoder with it if that helps, from the encoder of a run.
 
     Args:
         run: a `Run`, a run folder, or a folder with an encoder.
         output: the folder to write; by default the run's name with `-finetuned`.
-        labels, train, test: as for `evaluate`.
-        fraction: share of the training labels to use, of every class; 0..1.
-        epochs: passes over them; None: 10 to 20, by their number.
-        scratch: train from random weights as well, for comparison.
+        labels: as for `evaluate`.
+        train: as for `evaluate`.
+        test: as for `evaluate`.
+        fraction: share of the training labels of every class to use, 0..1.
+        epochs: passes over the labelled images; None: 10 to 20, depending on their number.
+        scratch: also train from random weights, for comparison.
         overrides: settings of `evaluation.` and `data.`.
         progress: whether to print what is done; None: in a terminal or a notebook.
 

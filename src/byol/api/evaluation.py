@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byol.api.arguments import AnyPath, Overrides, list_evaluation
-from byol.api.progress import make_say, open_console, show_bar
 from byol.api.run import Run
+from byol.base.console import make_say, open_console, show_bar
 from byol.base.errors import NoLabelsError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """What `evaluate` found; the same is in `measures.json` and `eval.json` of the run folder."""
+    """The result of `byol.evaluate`. `measures.json` and `eval.json` in the run folder hold the same."""
 
     folder: Path
     measures: "Description"  # what needs no labels: measures of the features, neighbours, outliers
@@ -33,12 +33,12 @@ class Evaluation:
 
     @property
     def rows(self) -> "list[Row]":
-        """A row for each kind of features and classifier, with its intervals; [] without labels."""
+        """One row for each kind of features and each classifier, with intervals; [] without labels."""
         return [] if self.table is None else list(self.table.rows)
 
     @property
     def verdict(self) -> str:
-        """Whether the encoder is better than the baselines, in words; without labels by its measures."""
+        """In words: is the encoder better than the baselines? Without labels it uses the other measures."""
         return self.measures.verdict if self.table is None else self.table.verdict()
 
     def to_pandas(self) -> Any:
@@ -52,7 +52,7 @@ class Evaluation:
         return pandas.DataFrame([asdict(row) for row in self.rows])
 
     def render(self) -> str:
-        """All of it as plain text, as `byol eval` prints it."""
+        """Everything as plain text, as `byol eval` prints it."""
         parts = [self.measures.render()]
         if self.table is not None:
             parts.append(self.table.render())
@@ -73,18 +73,19 @@ def evaluate(
     overrides: Overrides = None,
     progress: bool | None = None,
 ) -> Evaluation:
-    """How good the encoder of a run is, beside pixels and the untrained encoder, with 95 % intervals.
+    """Measure how good the encoder of a run is, and compare it with pixels and an untrained encoder.
 
     Args:
         run: a `Run` or a run folder.
         labels: CSV with the columns file,label; not all images need one.
-        train, test: labelled images to fit on and to test on; by default the run's own, and a part of them.
-        weights: a further row for other weights: a run folder, a file, or "timm:MODEL".
+        train: labelled images to fit on; by default the run's own.
+        test: labelled images to test on; by default the test split, or a fifth of the images.
+        weights: other weights to compare with: a run folder, a file, or "timm:MODEL".
         folds: k of k-fold cross-validation, in which every image is tested once.
         groups: column of the labels, or "folder": images of one group stay on one side of a split.
-        metadata: CSV with the column file and others; do the features encode them?
-        overrides: settings of `evaluation.` and of where the images lie (`data.`).
-        progress: whether to print what is done; None: in a terminal or a notebook.
+        metadata: CSV file with the column file and others. Do the features encode what they hold?
+        overrides: settings that begin with `evaluation.`, or that say where the images are (`data.`).
+        progress: print and draw a bar? None: in a terminal or a notebook.
 
     Raises:
         CheckpointError: the folder holds no run or no encoder yet.
@@ -110,15 +111,13 @@ def evaluate(
             say=say,
             progress=count,
         )
-    if say is not None:
-        for line in f"{measures.render()}\n".split("\n"):
-            say(line)
+    for line in f"{measures.render()}\n".split("\n"):
+        say(line)
     try:
         with show_bar(console, "features") as count:
             table = make_table(folder, overrides=chosen, say=say, progress=count)
     except NoLabelsError as error:
-        if say is not None:
-            say(f"no table: {error}")
+        say(f"no table: {error}")
         return Evaluation(folder, measures, None)
     return Evaluation(folder, measures, table)
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from byol.api.arguments import AnyPath, Overrides, choose_folder, list_overrides, make_draft
+from byol.api.arguments import AnyPath, Overrides, choose_folder, list_overrides, make_partial_config
 from byol.api.evaluation import folder_of
-from byol.api.progress import make_say, open_console, show_bar
 from byol.api.run import Run
+from byol.base.console import make_say, open_console, show_bar
 
 if TYPE_CHECKING:
     from byol.checking.check import CheckResult
@@ -22,14 +22,16 @@ def check(
     overrides: Overrides = None,
     progress: bool | None = None,
 ) -> "CheckResult":
-    """Look at all images: what is wrong with them, and what would training do?
+    """Examine all images, and write a report: what is wrong with them, and what would training do?
 
     Args:
         images: as for `train`.
         output: the folder of the report; by default `check/NAME`.
         test: images that training must not see: are any of them among `images`?
-        hours, preset, overrides: as for `train`.
-        progress: whether to draw a bar; None: in a terminal or a notebook.
+        hours: as for `train`.
+        preset: as for `train`.
+        overrides: as for `train`.
+        progress: draw a bar? None: in a terminal or a notebook.
 
     Raises:
         ConfigError: a setting is unknown, or `output` is no folder for a report.
@@ -38,10 +40,10 @@ def check(
     """
     from byol.checking.check import check as look
 
-    draft = make_draft(images, preset=preset, hours=hours, overrides=overrides)
+    partial_config = make_partial_config(images, preset=preset, hours=hours, overrides=overrides)
     folder = choose_folder(images, output, place="check")
     with show_bar(open_console(progress), "looking at images") as count:
-        return look(draft, folder, test=None if test is None else str(test), progress=count)
+        return look(partial_config, folder, test=None if test is None else str(test), progress=count)
 
 
 def report(
@@ -54,15 +56,16 @@ def report(
     overrides: Overrides = None,
     progress: bool | None = None,
 ) -> Path:
-    """Write one HTML file that shows what a run is worth; returns its path.
+    """Write one HTML file with the results of a run, its curves and a map of its images; return its path.
 
     Args:
         run: a `Run` or a run folder.
-        labels, metadata: CSV files to colour the map by.
-        images: on the map, at most.
+        labels: CSV file with the columns file,label that colours the map.
+        metadata: CSV file with the column file and others that can colour the map.
+        images: largest number of images on the map.
         output: the file; by default `report.html` in the run folder.
-        overrides: of where the images lie (`data.`).
-        progress: whether to print what is done; None: in a terminal or a notebook.
+        overrides: settings that say where the images are (`data.`).
+        progress: print and draw a bar? None: in a terminal or a notebook.
 
     Raises:
         CheckpointError: the folder holds no run, or the file cannot be written.

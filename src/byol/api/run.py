@@ -5,8 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byol.api.arguments import AnyPath, Overrides, choose_folder, make_draft
-from byol.api.progress import open_console
+from byol.api.arguments import AnyPath, Overrides, choose_folder, make_partial_config
+from byol.base.console import open_console
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
     from byol.api.evaluation import Evaluation
     from byol.encoder.encoder import Encoder, ManyImages
+    from byol.exporting.export import Exported
     from byol.training.runlog import Metrics
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. Its files are read when they are asked for."""
+    """A run folder. byol reads its files when you ask for them."""
 
     folder: Path
     done: int = field(compare=False)  # finished steps
@@ -33,7 +34,7 @@ class Run:
 
     @cached_property
     def encoder(self) -> "Encoder":
-        """The trained encoder, as `byol.load` gives it.
+        """The trained encoder.
 
         Raises:
             CheckpointError: no checkpoint has been written yet.
@@ -43,24 +44,30 @@ class Run:
         return load(self.folder)
 
     def embed(self, images: "ManyImages") -> "Float32[np.ndarray, 'image feature']":
-        """Features of images in any form that `Encoder.embed` takes, in their order; (N, F), float32."""
+        """Compute the features of images in any form that `Encoder.embed` accepts; (N, F), float32."""
         return self.encoder.embed(images)
 
     @property
     def metrics(self) -> "list[Metrics]":
-        """What was logged, oldest first: loss, learning rate, health, images per second."""
+        """The lines of the log, oldest first: loss, learning rate, health, images per second."""
         from byol.training.runlog import read_metrics
 
         return read_metrics(self.folder)
 
     def evaluate(self, **options: Any) -> "Evaluation":
-        """`byol.evaluate` of this run."""
+        """Call `byol.evaluate` for this run."""
         from byol.api.evaluation import evaluate
 
         return evaluate(self, **options)
 
+    def export(self, **options: Any) -> "Exported":
+        """`byol.export` of this run."""
+        from byol.api.exporting import export
+
+        return export(self, **options)
+
     def report(self, **options: Any) -> Path:
-        """`byol.report` of this run."""
+        """Call `byol.report` for this run."""
         from byol.api.reports import report
 
         return report(self, **options)
@@ -76,42 +83,42 @@ def train(
     overrides: Overrides = None,
     progress: bool | None = None,
 ) -> Run:
-    """Train an encoder, or continue the run in `output`. The same call again continues where it stopped.
+    """Train an encoder, or continue the run in `output`: call it again to go on where it stopped.
 
     Args:
         images: a folder, a .txt or .csv list, a .npy array, the name of a known data set, or a configuration
             file (.yaml).
         output: the run folder; by default `runs/NAME`.
-        hours: time for the training, in place of a number of epochs.
+        hours: training time in hours; replaces the number of epochs.
         init: weights to start from: the folder of an earlier run, a file, or "timm:MODEL".
         preset: "default", "classic", "paper" or "demo".
-        overrides: other settings, as {"trainer.max_epochs": 3}.
-        progress: whether to print what is chosen and how far it is; None: in a terminal or a notebook.
+        overrides: other settings, such as {"trainer.max_epochs": 3}.
+        progress: print and draw a bar? None: in a terminal or a notebook.
 
-    In the main thread Ctrl-C and SIGTERM stop it after a checkpoint: the `Run` then says `stopped_by`.
+    In the main thread, Ctrl-C and SIGTERM save a checkpoint and stop; `Run.stopped_by` then names the signal.
 
     Raises:
         ConfigError: a setting is unknown or impossible.
         DataError: the images cannot be read, or are too few.
         CheckpointError: the folder cannot be written, or holds something else.
         RunMismatchError: the folder holds a run with other settings.
-        DivergedError, CollapsedError: the training has failed, with the likeliest cause.
+        DivergedError, CollapsedError: the training failed. The message names the likeliest cause.
     """
-    from byol.auto.train import train as train_draft
+    from byol.auto.train import train as train_partial
 
-    draft = make_draft(images, preset=preset, hours=hours, init=init, overrides=overrides)
+    partial_config = make_partial_config(images, preset=preset, hours=hours, init=init, overrides=overrides)
     folder = choose_folder(images, output, place="runs")
-    outcome = train_draft(draft, folder, console=open_console(progress))
+    outcome = train_partial(partial_config, folder, console=open_console(progress, goes_on=True))
     return Run(folder, outcome.done, outcome.total_steps, outcome.stopped_by)
 
 
 def open_run(folder: AnyPath) -> Run:
-    """A run that was trained before.
+    """Open a run that was trained before.
 
     Raises:
-        CheckpointError: the folder holds no encoder, or a damaged one.
+        CheckpointError: the folder holds no encoder, or it is damaged.
     """
-    from byol.encoder.encoder import SPEC_NAME, read_spec
+    from byol.encoder.spec import SPEC_NAME, read_spec
     from byol.training.runlog import read_metrics
 
     path = Path(folder)

@@ -69,11 +69,16 @@ class Chosen:
 
     config: Config
     choices: tuple[Choice, ...]
-    probe: StepBenchmark | None
+    benchmark: StepBenchmark | None
 
 
 def choose(
-    draft: PartialConfig, survey: Survey, *, machine: Machine, is_dicom: bool, measure: Measure | None
+    partial_config: PartialConfig,
+    survey: Survey,
+    *,
+    machine: Machine,
+    is_dicom: bool,
+    measure: Measure | None,
 ) -> Chosen:
     """Every open setting, by the rules of this module. Without `measure` a batch is one part, time no limit.
 
@@ -82,21 +87,21 @@ def choose(
         DataError: fewer than FEWEST_IMAGES images.
     """
     choices = [
-        *_choose_views(draft, survey, is_dicom=is_dicom),
-        *_choose_channels(draft, survey),
-        *_choose_side(draft, survey, machine=machine),
+        *_choose_views(partial_config, survey, is_dicom=is_dicom),
+        *_choose_channels(partial_config, survey),
+        *_choose_side(partial_config, survey, machine=machine),
     ]
-    view_px = draft.settle(_values_of(choices)).config.view_px
-    choices += _choose_network(draft, view_px=view_px, machine=machine)
+    view_px = partial_config.resolve(_values_of(choices)).config.view_px
+    choices += _choose_network(partial_config, view_px=view_px, machine=machine)
     num_images = count_usable(survey)
-    choices += _choose_batch(draft, num_images=num_images, machine=machine)
-    settled, probe = draft.settle(_values_of(choices)), None
-    if settled.open and measure is not None:
-        trial = settled.settle({"trainer": {"accumulation_steps": 1, "max_epochs": 1}}).config
-        probe = measure(trial, "trainer.accumulation_steps" in settled.open)
-    choices += _choose_parts(settled, probe)
-    choices += _choose_length(settled, probe, num_images=num_images, device=machine.device)
-    return Chosen(draft.settle(_values_of(choices)).config, tuple(choices), probe)
+    choices += _choose_batch(partial_config, num_images=num_images, machine=machine)
+    resolved, benchmark = partial_config.resolve(_values_of(choices)), None
+    if resolved.unset and measure is not None:
+        trial = resolved.resolve({"trainer": {"accumulation_steps": 1, "max_epochs": 1}}).config
+        benchmark = measure(trial, "trainer.accumulation_steps" in resolved.unset)
+    choices += _choose_num_microbatches(resolved, benchmark)
+    choices += _choose_length(resolved, benchmark, num_images=num_images, device=machine.device)
+    return Chosen(partial_config.resolve(_values_of(choices)).config, tuple(choices), benchmark)
 
 
 def count_usable(survey: Survey) -> int:
@@ -111,12 +116,12 @@ def _values_of(choices: list[Choice]) -> dict[str, Any]:
 # ---- What the views are
 
 
-def _choose_views(draft: PartialConfig, survey: Survey, *, is_dicom: bool) -> list[Choice]:
-    if "data_transforms.domain" not in draft.open:
+def _choose_views(partial_config: PartialConfig, survey: Survey, *, is_dicom: bool) -> list[Choice]:
+    if "data_transforms.domain" not in partial_config.unset:
         return []
     domain, reason = _find_domain(survey, is_dicom=is_dicom)
     chosen = Choice("data_transforms.domain", domain, f"views: {domain}", reason)
-    return [chosen, *_choose_turns(draft, domain, survey)]
+    return [chosen, *_choose_turns(partial_config, domain, survey)]
 
 
 def _find_domain(survey: Survey, *, is_dicom: bool) -> tuple[str, str]:
@@ -133,34 +138,34 @@ def _find_domain(survey: Survey, *, is_dicom: bool) -> tuple[str, str]:
     return "photo", kind
 
 
-def _choose_turns(draft: PartialConfig, domain: str, survey: Survey) -> list[Choice]:
+def _choose_turns(partial_config: PartialConfig, domain: str, survey: Survey) -> list[Choice]:
     """The domain's, and everything where nothing in the images is up; the numbers that are given stay."""
-    free = [name for name in TURNED if not draft.is_given(f"data_transforms.view1.{name}")]
+    free = [name for name in TURNED if not partial_config.is_explicit(f"data_transforms.view1.{name}")]
     if not free:
         return []
     can = survey.upright >= UPRIGHT_FROM
     orientation = f"orientation {'matters' if can else 'does not matter'}"
     reason = f"{orientation}: upright images told with {survey.upright:.0%} accuracy"
-    view = draft.settle({"data_transforms.domain": domain}).config.data_transforms.view1
+    view = partial_config.resolve({"data_transforms.domain": domain}).config.data_transforms.view1
     values = {name: getattr(view, name) if can else TURNED[name] for name in free}
     done = [words for name, words in _TURN_WORDS.items() if values.get(name, getattr(view, name))]
     reason += f"; {domain} images are turned all the same" if can and done else ""
     return [Choice("data_transforms.view", values, " and ".join(done) or "no up-down flips", reason)]
 
 
-def _choose_channels(draft: PartialConfig, survey: Survey) -> list[Choice]:
-    if "data.channels" not in draft.free or not survey.is_grey or survey.channels != 3:
+def _choose_channels(partial_config: PartialConfig, survey: Survey) -> list[Choice]:
+    if "data.channels" not in partial_config.resolvable or not survey.is_grey or survey.channels != 3:
         return []
-    if draft.config.channels == 3:  # stated by the person
+    if partial_config.config.channels == 3:  # stated by the person
         return []
     return [Choice("data.channels", "grey", "1 channel", "the 3 channels of every image are equal")]
 
 
-def _choose_side(draft: PartialConfig, survey: Survey, *, machine: Machine) -> list[Choice]:
-    if "data_transforms.input_shape" not in draft.open:
+def _choose_side(partial_config: PartialConfig, survey: Survey, *, machine: Machine) -> list[Choice]:
+    if "data_transforms.input_shape" not in partial_config.unset:
         return []
     median, most = survey.sides[1], MOST_VIEW_PX[machine.device]
-    stored = draft.config.data.stored_px
+    stored = partial_config.config.data.stored_px
     limit = min(int(LARGER * median), most, most if stored is None else stored)
     side = max((side for side in VIEW_SIDES if side <= limit), default=VIEW_SIDES[0])
     reason = f"median image side {median} px"
@@ -176,15 +181,15 @@ def _choose_side(draft: PartialConfig, survey: Survey, *, machine: Machine) -> l
 # ---- What is trained, and for how long
 
 
-def _choose_network(draft: PartialConfig, *, view_px: int, machine: Machine) -> list[Choice]:
+def _choose_network(partial_config: PartialConfig, *, view_px: int, machine: Machine) -> list[Choice]:
     choices, device = [], _DEVICE_NAMES[machine.device]
-    if "network.name" in draft.open:
+    if "network.name" in partial_config.unset:
         name = NETWORKS[machine.device]
         choices.append(Choice("network.name", name, f"network {name}", f"on {device}"))
-        if "network.stem" in draft.free and machine.device == "cpu":
+        if "network.stem" in partial_config.resolvable and machine.device == "cpu":
             stem = "strided" if view_px <= STRIDED_UP_TO else "standard"
             choices.append(Choice("network.stem", stem, f"{stem} stem", f"views of {view_px} px on {device}"))
-    if "trainer.precision" in draft.free:
+    if "trainer.precision" in partial_config.resolvable:
         reason = (
             "the hardware supports it"
             if machine.precision == "bf16"
@@ -195,17 +200,17 @@ def _choose_network(draft: PartialConfig, *, view_px: int, machine: Machine) -> 
     return choices
 
 
-def _choose_batch(draft: PartialConfig, *, num_images: int, machine: Machine) -> list[Choice]:
+def _choose_batch(partial_config: PartialConfig, *, num_images: int, machine: Machine) -> list[Choice]:
     """A power of two, rounded down to what ranks and given parts can share."""
-    if "trainer.batch_size" not in draft.open:
+    if "trainer.batch_size" not in partial_config.unset:
         return []
     if num_images < FEWEST_IMAGES:
         raise DataError(
-            f"{draft.config.data.source}: {num_images} images are too few to learn from; give at least "
-            f"{FEWEST_IMAGES}"
+            f"{partial_config.config.data.source}: {num_images} images are too few to learn from; give at "
+            f"least {FEWEST_IMAGES}"
         )
     wanted = BATCHES[machine.device]
-    share = machine.world_size * (draft.config.trainer.accumulation_steps or 1)
+    share = machine.world_size * (partial_config.config.trainer.accumulation_steps or 1)
     most = min(wanted, 2 ** int(math.log2(num_images // 2)))
     batch = max(most // share, 2) * share
     if batch > num_images // 2:
@@ -219,32 +224,32 @@ def _choose_batch(draft: PartialConfig, *, num_images: int, machine: Machine) ->
     return [Choice("trainer.batch_size", batch, f"batch {batch}", reason)]
 
 
-def _choose_parts(draft: PartialConfig, probe: StepBenchmark | None) -> list[Choice]:
-    if "trainer.accumulation_steps" not in draft.open:
+def _choose_num_microbatches(partial_config: PartialConfig, benchmark: StepBenchmark | None) -> list[Choice]:
+    if "trainer.accumulation_steps" not in partial_config.unset:
         return []
-    parts = 1 if probe is None else probe.accumulation_steps
+    parts = 1 if benchmark is None else benchmark.accumulation_steps
     reason = "memory was not measured"
-    if probe is not None:
-        reason = f"needs {probe.peak_bytes / 1e9:.1f} of {probe.limit_bytes / 1e9:.1f} GB available"
+    if benchmark is not None:
+        reason = f"needs {benchmark.peak_bytes / 1e9:.1f} of {benchmark.limit_bytes / 1e9:.1f} GB available"
     words = f"{parts} micro-batches a step" if parts > 1 else "no gradient accumulation"
     return [Choice("trainer.accumulation_steps", parts, words, reason)]
 
 
 def _choose_length(
-    draft: PartialConfig, probe: StepBenchmark | None, *, num_images: int, device: DeviceName
+    partial_config: PartialConfig, benchmark: StepBenchmark | None, *, num_images: int, device: DeviceName
 ) -> list[Choice]:
-    if "trainer.max_epochs" not in draft.open:
+    if "trainer.max_epochs" not in partial_config.unset:
         return []
-    batch = draft.config.batch_size
+    batch = partial_config.config.batch_size
     passes = max(PASSES[device], PASSES_PER_IMAGE[device] * num_images)
     steps_per_epoch = max(1, num_images // batch)
     epochs = max(1, round(passes / (steps_per_epoch * batch)))
     reason = f"shows images {passes:,} times"
-    if probe is not None:
+    if benchmark is not None:
         hours = DEFAULT_HOURS[device]
-        affordable = int(hours * 3600 / probe.step_s / steps_per_epoch)
+        affordable = int(hours * 3600 / benchmark.step_s / steps_per_epoch)
         if affordable < epochs:
             epochs = max(1, affordable)
-            reason = f"at most {hours:g} hours on {_DEVICE_NAMES[device]}, {probe.step_s:.3g} s per step"
+            reason = f"at most {hours:g} hours on {_DEVICE_NAMES[device]}, {benchmark.step_s:.3g} s per step"
     words = f"{epochs} epoch{'s' if epochs > 1 else ''}, {epochs * steps_per_epoch:,} steps"
     return [Choice("trainer.max_epochs", epochs, words, reason)]

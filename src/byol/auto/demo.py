@@ -13,6 +13,7 @@ from rich.console import Console
 
 from byol.auto import resolve
 from byol.auto.choices import count_usable
+from byol.base.console import Say, print_line
 from byol.config import Config, PartialConfig, load_config
 from byol.data.pack.images import open_images
 from byol.method.schedule import Plan
@@ -25,10 +26,10 @@ TOTAL_S = 210.0  # of the whole command: half a minute less than four, for a mac
 LEAST_S = 60.0  # of training, on a machine where the rest takes too long
 _LEAST_EPOCHS = 2  # that a time budget's rates are planned for, so that their warm-up fits
 
-_OPENING_S = 5.0  # from the measurement to the first step, and from the last step to the evaluation
+SETUP_S = 5.0  # from the measurement to the first step, and from the last step to the evaluation
 _BESIDE_STEPS = 1.1  # a run takes so much longer than its steps: checks, checkpoints, logs
 # Evaluation takes as long as so many steps, and what does not grow with a slower CPU (docs/performance.md).
-_EVALUATION_STEPS, _EVALUATION_S = 120, 8.0
+_EVALUATION_STEPS, EVALUATION_S = 120, 8.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Length:
 
     def describe(self) -> str:
         """What the command is going to take, a line."""
-        total_s = self.elapsed_s + _OPENING_S + self.training_s + self.evaluation_s
+        total_s = self.elapsed_s + SETUP_S + self.training_s + self.evaluation_s
         return (
             f"the demo takes about {format_time(total_s)} (min:s): {format_time(self.training_s)} for "
             f"{self.steps:,} training steps and {format_time(self.evaluation_s)} for the evaluation; set "
@@ -61,8 +62,8 @@ def choose_length(config: Config, *, num_images: int, step_s: float, elapsed_s: 
     trainer, steps_per_epoch = config.trainer, max(1, num_images // config.batch_size)
     assert trainer.max_epochs is not None
     whole_step_s = _BESIDE_STEPS * step_s
-    evaluation_s = _EVALUATION_S + _EVALUATION_STEPS * step_s
-    left_s = max(LEAST_S, TOTAL_S - elapsed_s - _OPENING_S - evaluation_s)
+    evaluation_s = EVALUATION_S + _EVALUATION_STEPS * step_s
+    left_s = max(LEAST_S, TOTAL_S - elapsed_s - SETUP_S - evaluation_s)
     steps = steps_per_epoch * trainer.max_epochs
     training_s = steps * whole_step_s
     if training_s > left_s:
@@ -76,50 +77,52 @@ def choose_length(config: Config, *, num_images: int, step_s: float, elapsed_s: 
 
 
 def fit_to_time(
-    draft: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], console: Console
+    partial_config: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], console: Console
 ) -> tuple[PartialConfig, float | None]:
     """The demo's configuration with its length, and what a step takes, seconds, if that was measured.
 
-    A run that has begun keeps its length. Given lengths, open settings and several ranks leave nothing to
+    A run that has begun keeps its length. Explicit lengths, unset settings and several ranks leave nothing to
     fit. `elapsed` says how many seconds the command has taken so far.
 
     Raises:
         ConfigError, DataError, CheckpointError: as training would.
     """
-    if not _is_free(draft):
-        return draft, None
+    if not _is_free(partial_config):
+        return partial_config, None
     if checkpoint.has_begun(run_dir):
-        return PartialConfig(_keep_length(draft.config, run_dir), draft.layers), None
-    config = draft.config
+        return PartialConfig(_take_length(partial_config.config, run_dir), partial_config.layers), None
+    config = partial_config.config
     check_settings(config, run_dir)
     checkpoint.check_run_folder(run_dir)
     images = open_images(config, run_dir, console=console)
-    console.print("timing a few training steps", highlight=False)
+    print_line(console, "timing a few training steps")
     step_s = benchmark_step(
         config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
     ).step_s
     length = choose_length(config, num_images=len(images), step_s=step_s, elapsed_s=elapsed())
-    console.print(length.describe(), highlight=False, soft_wrap=True)
-    return PartialConfig(length.config, draft.layers), length.step_s
+    print_line(console, length.describe())
+    return PartialConfig(length.config, partial_config.layers), length.step_s
 
 
-def preview(
-    draft: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], say: Callable[[str], None]
-) -> None:
+def preview(partial_config: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], say: Say) -> None:
     """Say what `fit_to_time` would choose, and the schedule; nothing is written.
 
     Raises:
         ConfigError, DataError, CheckpointError: as training would.
     """
-    if not _is_free(draft) or checkpoint.has_begun(run_dir):
-        kept = _keep_length(draft.config, run_dir) if _is_free(draft) else draft.config
-        resolve.preview(PartialConfig(kept, draft.layers), run_dir, say=say)
+    if not _is_free(partial_config) or checkpoint.has_begun(run_dir):
+        kept = (
+            _take_length(partial_config.config, run_dir)
+            if _is_free(partial_config)
+            else partial_config.config
+        )
+        resolve.preview(PartialConfig(kept, partial_config.layers), run_dir, say=say)
         return
     checkpoint.check_run_folder(run_dir)
-    look = resolve.look_at_some(draft)
-    found, num_images = resolve.forecast(draft, look), count_usable(look)
+    look = resolve.look_at_some(partial_config)
+    found, num_images = resolve.forecast(partial_config, look), count_usable(look)
     length = choose_length(
-        found.config, num_images=num_images, step_s=found.probe.step_s, elapsed_s=elapsed()
+        found.config, num_images=num_images, step_s=found.benchmark.step_s, elapsed_s=elapsed()
     )
     expected = max(1, round(length.training_s / length.step_s))
     plan = Plan.of(length.config, num_images=num_images, expected_steps=expected)
@@ -128,14 +131,14 @@ def preview(
     say("byol wrote nothing; to train, run the same command without -n")
 
 
-def _keep_length(config: Config, run_dir: Path) -> Config:
+def _take_length(config: Config, run_dir: Path) -> Config:
     """With the length of the run that has begun."""
     begun = load_config(run_dir / "config.yaml", [], preset=None).trainer
     kept = {"max_epochs": begun.max_epochs, "max_hours": begun.max_hours}
     return config.model_copy(update={"trainer": config.trainer.model_copy(update=kept)})
 
 
-def _is_free(draft: PartialConfig) -> bool:
+def _is_free(partial_config: PartialConfig) -> bool:
     """Whether the length is for this module to choose."""
-    given = any(draft.is_given(f"trainer.{key}") for key in ("max_epochs", "max_hours"))
-    return not given and not draft.open and os.environ.get("WORLD_SIZE", "1") == "1"
+    is_explicit = any(partial_config.is_explicit(f"trainer.{key}") for key in ("max_epochs", "max_hours"))
+    return not is_explicit and not partial_config.unset and os.environ.get("WORLD_SIZE", "1") == "1"

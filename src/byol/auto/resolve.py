@@ -1,6 +1,5 @@
 """Resolve open settings: choose them, or take them from the run that has begun."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from byol.auto.choices import Choice, Chosen, Machine, choose, count_usable
+from byol.base.console import Say
 from byol.config import Config, PartialConfig, load_config
 from byol.data.decode.content import HEAD_BYTES, image_kind
 from byol.data.decode.formats import path_of
@@ -28,7 +28,7 @@ _LOOK_AT = 2000  # images
 
 
 def resolve(
-    draft: PartialConfig, run_dir: Path, *, ranks: Ranks, say: Callable[[str], None]
+    partial_config: PartialConfig, run_dir: Path, *, ranks: Ranks, say: Say
 ) -> tuple[Config, float | None]:
     """The configuration of the run in `run_dir`, which is claimed if something had to be chosen.
 
@@ -40,23 +40,23 @@ def resolve(
     Raises:
         ConfigError, DataError, CheckpointError: see `choose`; nothing is written then.
     """
-    if not draft.open:
+    if not partial_config.unset:
         if ranks.is_main:
-            check_weights(draft.config, run_dir)
-        return draft.config, None
+            check_weights(partial_config.config, run_dir)
+        return partial_config.config, None
     step_s = None
     if ranks.is_main and not checkpoint.has_begun(run_dir):
         checkpoint.check_run_folder(run_dir)
-        look = look_at_some(draft)
-        chosen = _choose(draft, look, world_size=ranks.world_size)
+        look = look_at_some(partial_config)
+        chosen = _choose(partial_config, look, world_size=ranks.world_size)
         initial_weights.rehearse(chosen.config, channels=count_channels(chosen.config, look))
         for choice in chosen.choices:
             say(str(choice))
         _say_missing(look, say)
         checkpoint.claim_run_folder(run_dir, chosen.config)
-        step_s = None if chosen.probe is None else chosen.probe.step_s
+        step_s = None if chosen.benchmark is None else chosen.benchmark.step_s
     ranks.wait()
-    return _ask_run(draft, run_dir).config, step_s
+    return _ask_run(partial_config, run_dir).config, step_s
 
 
 def check_weights(config: Config, run_dir: Path) -> None:
@@ -75,20 +75,20 @@ def check_weights(config: Config, run_dir: Path) -> None:
     initial_weights.rehearse(config, channels=channels)
 
 
-def preview(draft: PartialConfig, run_dir: Path, *, say: Callable[[str], None]) -> None:
+def preview(partial_config: PartialConfig, run_dir: Path, *, say: Say) -> None:
     """Say all that `resolve` would choose, the schedule and how long it takes; nothing is written.
 
     Raises:
         ConfigError, DataError, CheckpointError: as training would.
     """
-    check_settings(draft.config, run_dir)
+    check_settings(partial_config.config, run_dir)
     checkpoint.check_run_folder(run_dir)
     begins = not checkpoint.has_begun(run_dir)
-    look = look_at_some(draft)
-    if draft.open and not begins:
+    look = look_at_some(partial_config)
+    if partial_config.unset and not begins:
         say(f"{run_dir} holds a run: byol would resume it with the settings it has")
-        draft = _ask_run(draft, run_dir)
-    found = forecast(draft, look)
+        partial_config = _ask_run(partial_config, run_dir)
+    found = forecast(partial_config, look)
     for choice in found.choices:
         say(str(choice))
     _say_missing(look, say)
@@ -100,7 +100,7 @@ def preview(draft: PartialConfig, run_dir: Path, *, say: Callable[[str], None]) 
     say("byol wrote nothing; to train, run the same command without -n")
 
 
-def _say_missing(look: Survey, say: Callable[[str], None]) -> None:
+def _say_missing(look: Survey, say: Say) -> None:
     if (line := describe_missing(look.missing, look.with_missing)) is not None:
         say(line)
 
@@ -111,49 +111,51 @@ class Forecast:
 
     config: Config
     choices: tuple[Choice, ...]
-    probe: StepBenchmark
+    benchmark: StepBenchmark
     plan: Plan
     stored_px: int
 
     def describe_time(self) -> str:
         """How long it takes, a line."""
-        plan, step_s = self.plan, self.probe.step_s
+        plan, step_s = self.plan, self.benchmark.step_s
         return (
             f"training takes about {_in_words(plan.total_steps * step_s)}: {plan.total_steps:,} steps of "
             f"{step_s:.3g} s ({plan.batch_size / step_s:.3g} images/s)"
         )
 
 
-def forecast(draft: PartialConfig, look: Survey) -> Forecast:
+def forecast(partial_config: PartialConfig, look: Survey) -> Forecast:
     """All that `resolve` would choose on one device, and the time that a step takes here.
 
     Raises:
         ConfigError, DataError: as training would.
     """
-    check_name(draft.config.network.name)
-    chosen = _choose(draft, look, world_size=1)
+    check_name(partial_config.config.network.name)
+    chosen = _choose(partial_config, look, world_size=1)
     config = chosen.config
-    probe = chosen.probe or _measure(config, False, look=look)
+    benchmark = chosen.benchmark or _measure(config, False, look=look)
     hours = config.trainer.max_hours
-    expected = None if hours is None else max(1, round(3600.0 * hours / probe.step_s))
+    expected = None if hours is None else max(1, round(3600.0 * hours / benchmark.step_s))
     plan = Plan.of(config, num_images=count_usable(look), expected_steps=expected)
-    return Forecast(config, chosen.choices, probe, plan, _find_stored_px(config, look))
+    return Forecast(config, chosen.choices, benchmark, plan, _find_stored_px(config, look))
 
 
-def _ask_run(draft: PartialConfig, run_dir: Path) -> PartialConfig:
-    return draft.settle(draft.values_of(load_config(run_dir / "config.yaml", [], preset=None)))
+def _ask_run(partial_config: PartialConfig, run_dir: Path) -> PartialConfig:
+    return partial_config.resolve(
+        partial_config.values_of(load_config(run_dir / "config.yaml", [], preset=None))
+    )
 
 
 # ---- What choices are made from
 
 
-def look_at_some(draft: PartialConfig) -> Survey:
+def look_at_some(partial_config: PartialConfig) -> Survey:
     """What choices are made from.
 
     Raises:
         DataError: as `survey`.
     """
-    return _look_at(draft.config)
+    return _look_at(partial_config.config)
 
 
 def _look_at(config: Config) -> Survey:
@@ -163,12 +165,12 @@ def _look_at(config: Config) -> Survey:
     )
 
 
-def _choose(draft: PartialConfig, look: Survey, *, world_size: int) -> Chosen:
-    trainer, source = draft.config.trainer, open_source(draft.config.data)
+def _choose(partial_config: PartialConfig, look: Survey, *, world_size: int) -> Chosen:
+    trainer, source = partial_config.config.trainer, open_source(partial_config.config.data)
     device = choose_device(trainer.device)
     is_bf16 = choose_dtype("auto", device=device) == torch.bfloat16
     return choose(
-        draft,
+        partial_config,
         look,
         machine=Machine(kind_of(device), "bf16" if is_bf16 else "fp32", world_size),
         is_dicom=_is_dicom(source),
@@ -187,11 +189,11 @@ def _is_dicom(source: Source) -> bool:
         return False
 
 
-def _measure(config: Config, in_parts: bool, *, look: Survey) -> StepBenchmark:
-    """The step of a run, in as many parts as memory asks for if `in_parts`."""
+def _measure(config: Config, accumulates: bool, *, look: Survey) -> StepBenchmark:
+    """The step of a run, in as many parts as memory asks for if `accumulates`."""
     channels = count_channels(config, look)
     stored_px = _find_stored_px(config, look)
-    if in_parts:
+    if accumulates:
         return choose_batch(
             config, wanted=config.batch_size, channels=channels, stored_px=stored_px, bits=look.bits
         )

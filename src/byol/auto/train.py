@@ -1,22 +1,29 @@
 """Train with settings of which some are left open: they are resolved, then the training loop begins."""
 
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from byol.auto.resolve import resolve
-from byol.base.console import print_line
+from byol.base.console import make_say
+from byol.base.signals import interrupting
 from byol.config import PartialConfig
 from byol.device.devices import choose_dtype
 from byol.device.ranks import connect
+from byol.runfolder import checkpoint
+from byol.runfolder.lock import only_writer
 from byol.training import loop
 from byol.training.setup import check_settings
 
 
 def train(
-    draft: PartialConfig, run_dir: Path, *, console: Console | None = None, step_s: float | None = None
+    partial_config: PartialConfig,
+    run_dir: Path,
+    *,
+    console: Console | None = None,
+    step_s: float | None = None,
 ) -> loop.TrainingOutcome:
     """Choose the open settings, or take them from the run in `run_dir`, and call the training loop.
 
@@ -24,10 +31,19 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError, RunMismatchError, DivergedError, CollapsedError: as the loop.
+        RunInUseError: another process trains into the folder.
+        Interrupted: a signal came before the first step; what is packed stays.
     """
-    check_settings(draft.config, run_dir)
-    with connect(draft.config.trainer) as ranks:
-        say = (lambda line: None) if console is None else partial(print_line, console)
-        config, measured_s = resolve(draft, run_dir, ranks=ranks, say=say)
-        ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
-        return loop.train(config, run_dir, console=console, step_s=step_s or measured_s, ranks=ranks)
+    check_settings(partial_config.config, run_dir)
+    with connect(partial_config.config.trainer) as ranks:
+        say = make_say(console)
+        # Only the first rank can leave in order: the others wait for it inside libraries, which hear nothing.
+        with ExitStack() as stack:
+            if ranks.is_main:
+                stack.enter_context(interrupting())
+                checkpoint.check_run_folder(run_dir)  # before the lock adds a file to it
+                stack.enter_context(only_writer(run_dir, say=say))
+                checkpoint.remove_temporaries(run_dir)
+            config, measured_s = resolve(partial_config, run_dir, ranks=ranks, say=say)
+            ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
+            return loop.train(config, run_dir, console=console, step_s=step_s or measured_s, ranks=ranks)

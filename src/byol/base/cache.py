@@ -1,4 +1,4 @@
-"""Results that took long are kept in a folder, under a hash of everything they depend on.
+"""Results that took long are cached in a folder, under a hash of everything they depend on.
 
 The folder may be deleted at any time.
 """
@@ -33,15 +33,15 @@ def cache_key(*parts: str | int | float | Array | None) -> str:
     return digest.hexdigest()[:32]
 
 
-def keep(path: Path, make: Callable[[], Arrays]) -> tuple[Arrays, bool]:
+def load_or_make(path: Path, make: Callable[[], Arrays]) -> tuple[Arrays, bool]:
     """What `path` (.npz) holds and True, or if it is missing or damaged what `make` makes, and False.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            return dict(kept), True
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
+            return dict(loaded), True
     except (OSError, ValueError, EOFError, BadZipFile):
         made = make()
     write_atomically(path, partial(_save, made))

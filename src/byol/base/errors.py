@@ -5,7 +5,8 @@ ByolError                   exit code 1
 ├── DataError               images, labels or folders that cannot be read or used
 │   └── NoLabelsError       no image has a label: what needs none can still be done
 ├── CheckpointError         a run folder, checkpoint or encoder that cannot be read or written
-│   └── RunMismatchError    the run folder belongs to another configuration or other data
+│   ├── RunMismatchError    the run folder belongs to another configuration or other data
+│   └── RunInUseError       another process writes into the run folder
 ├── OutputError             standard output cannot be written
 ├── DivergedError           the loss stopped being a finite number
 └── CollapsedError          every image gets (nearly) the same projection
@@ -18,8 +19,10 @@ that could steer a terminal, because names of files, classes and keys come from 
 
 import re
 
-# Control characters, line separators, marks that turn the reading direction, bytes that are no UTF-8.
-_UNFIT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters, line separators, marks of reading direction, what is not seen, bytes that are no UTF-8.
+_UNFIT = re.compile(
+    "[\0-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff]"
+)
 
 
 def printable(text: str) -> str:
@@ -28,6 +31,11 @@ def printable(text: str) -> str:
     A control character becomes `\\n`, `\\x1b` or `\\u202e`, and a byte that is no UTF-8 becomes `\\xff`.
     """
     return _UNFIT.sub(_write_out, text)
+
+
+def quote(text: str) -> str:
+    """A name in quotes, `printable`."""
+    return f"'{printable(text)}'"
 
 
 def _write_out(found: re.Match[str]) -> str:
@@ -68,6 +76,10 @@ class RunMismatchError(CheckpointError):
     """The output folder holds a run of another configuration or of other data."""
 
 
+class RunInUseError(CheckpointError):
+    """Another process is writing into the output folder."""
+
+
 class OutputError(ByolError):
     """Standard output cannot be written: the disk behind it is full, say."""
 
@@ -78,6 +90,14 @@ class DivergedError(ByolError):
 
 class CollapsedError(ByolError):
     """The projections of different images have become (nearly) equal."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal other than Ctrl-C has interrupted the work; `signal` is its name."""
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.signal = signal
 
 
 class ValueRangeWarning(UserWarning):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from errno import EISDIR
@@ -11,6 +12,8 @@ from typing import Any, BinaryIO, TypeVar
 from byol.base.errors import CheckpointError
 
 T = TypeVar("T")
+
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as `write_atomically` names a file until it is whole
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
@@ -25,7 +28,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with os.fdopen(handle, "w+b") as file:  # HDF5 reads what it has written
                 if isinstance(content, bytes):
                     file.write(content)
                 else:
@@ -39,6 +42,12 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             raise
     except OSError as error:
         raise _make_refusal(path, error) from None
+
+
+def is_temporary(name: str, *, of: Sequence[str] | None = None) -> bool:
+    """Whether a file of this name was left by a killed `write_atomically`; `of`: of one of these files."""
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and (of is None or found[1] in of)
 
 
 def check_writable(path: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from byol.auto.choices import FEWEST_IMAGES
 from byol.auto.resolve import Forecast, count_channels, forecast, look_at_some
+from byol.base.console import Count
 from byol.base.errors import ByolError, CheckpointError, ConfigError, DataError
-from byol.checking.doctor import Examined, Progress, examine, find_duplicates
+from byol.checking.doctor import Examined, examine, find_duplicates
 from byol.checking.duplicates import find_leaks
 from byol.checking.findings import Problem, find_leaks_problems, find_problems
 from byol.checking.report import REPORT, Leaks, Report
@@ -46,7 +47,7 @@ class CheckResult:
 
 
 def check(
-    draft: PartialConfig, folder: Path, *, test: str | None = None, progress: Progress | None = None
+    partial_config: PartialConfig, folder: Path, *, test: str | None = None, progress: Count | None = None
 ) -> CheckResult:
     """Look at all images, try what training would do, and write the report into `folder`, nothing elsewhere.
 
@@ -57,7 +58,7 @@ def check(
         DataError: there are no images.
         CheckpointError: the folder cannot be written.
     """
-    data, workers = draft.config.data, draft.config.trainer.num_workers
+    data, workers = partial_config.config.data, partial_config.config.trainer.num_workers
     source = open_source(data)
     tested = None
     if test is not None:
@@ -73,13 +74,13 @@ def check(
         leaks = Leaks(other, find_leaks(find_duplicates(found, other), len(found)))
         problems += find_leaks_problems(leaks.alike, other)
     is_unfit = any(problem.is_fatal for problem in problems)
-    ahead, failure = _forecast(draft) if len(found) else (None, None)
+    ahead, weights, failure = _forecast(partial_config) if len(found) else (None, [], None)
     if isinstance(failure, ConfigError) or (failure is not None and not is_unfit):
         problems += [Problem(line, is_fatal=True) for line in str(failure).splitlines()]
-    sample = _take_sample(found, draft, ahead)
+    sample = _take_sample(found, partial_config, ahead)
     if sample is not None and ahead is not None and not is_unfit:
         problems += _judge_views(sample, ahead, source=data.source)
-    report = Report(draft, found, alike, leaks, ahead, sample, tuple(problems))
+    report = Report(partial_config, found, alike, leaks, ahead, tuple(weights), sample, tuple(problems))
     report.write(folder)
     code = 2 if isinstance(failure, ConfigError) and not is_unfit else 1 if report.is_refused else 0
     return CheckResult(folder, tuple(report.lines(folder)), code)
@@ -93,26 +94,28 @@ def _check_folder(folder: Path, sources: Sequence[str]) -> None:
         raise ConfigError(f"-o {folder}: holds files that are no report; choose another folder")
 
 
-def _forecast(draft: PartialConfig) -> tuple[Forecast | None, ByolError | None]:
-    """What a run would be; or, or as well, why training refuses."""
-    ahead = None
+def _forecast(
+    partial_config: PartialConfig,
+) -> tuple[Forecast | None, list[str], ByolError | None]:
+    """What a run would be, and what to say of the weights that it starts from; or why training refuses."""
+    ahead, weights = None, list[str]()
     try:
-        look = look_at_some(draft)
-        ahead = forecast(draft, look)
-        initial_weights.rehearse(ahead.config, channels=count_channels(ahead.config, look))
+        look = look_at_some(partial_config)
+        ahead = forecast(partial_config, look)
+        weights = initial_weights.rehearse(ahead.config, channels=count_channels(ahead.config, look))
     except (ConfigError, DataError, CheckpointError) as error:
-        return ahead, error
-    return ahead, None
+        return ahead, weights, error
+    return ahead, weights, None
 
 
 # ---- Some images as training would see them
 
 
-def _take_sample(found: Examined, draft: PartialConfig, ahead: Forecast | None) -> Sample | None:
+def _take_sample(found: Examined, partial_config: PartialConfig, ahead: Forecast | None) -> Sample | None:
     """Of the most common kind, evenly through the set, those that show something first."""
     if len(found) == 0:
         return None
-    px, config = (_PX, draft.config) if ahead is None else (ahead.stored_px, ahead.config)
+    px, config = (_PX, partial_config.config) if ahead is None else (ahead.stored_px, ahead.config)
     channels, bits = next(iter(found.kinds))
     number = min(_SAMPLE, max(_FEWEST, _SAMPLE_BYTES // (px * px * channels * bits // 8)))
     rows = found.usual

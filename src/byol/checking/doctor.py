@@ -7,7 +7,7 @@ import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,37 +15,29 @@ from functools import cached_property, partial
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
 
+from byol.base.console import Count
 from byol.checking.duplicates import THUMBNAIL_PX, Alike, find_alike, hash_thumbnail, quantise
 from byol.data.decode.content import suffix_of
 from byol.data.decode.fitting import fit, select_channels
-from byol.data.decode.formats import Bits, Channels, ImageArray, LaidFile, bits_of_dtype, path_of
+from byol.data.decode.formats import Channels, ImageArray, LaidFile, path_of
 from byol.data.decode.image import load
 from byol.data.decode.index import Source
 from byol.data.decode.jpeg import find_damage_in
 from byol.data.decode.reading import NO_END, Alpha, note, noting
 from byol.data.sources.left_out import Few
 from byol.data.sources.parallel import read_ahead
-from byol.data.sources.survey import BLANK_STD, count_used_bits, summarise_sides, take_measured
+from byol.data.sources.survey import BLANK_STD, ImageNumbers, count_used_bits, summarise_sides, take_measured
 
-Progress = Callable[[int, int], None]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """One image, in a few numbers."""
+class Look(ImageNumbers):
+    """What a check keeps of one image."""
 
-    height: int
-    width: int
-    bits: Bits
-    smallest: Float32[np.ndarray, " channel"]
-    largest: Float32[np.ndarray, " channel"]
-    std: Float32[np.ndarray, " channel"]
-    has_equal_channels: bool
     digest: int  # of its values, 64 bits
     hash: int  # see `duplicates.hash_thumbnail`
     thumbnail: UInt8[np.ndarray, "side side"]
-    missing: float  # share of values that were not measured, and are filled
     notes: tuple[str, ...] = ()  # of `reading.py`, and damage that decoding does not notice
 
 
@@ -65,17 +57,10 @@ def look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Alp
     digest.update(np.ascontiguousarray(image).data)
     thumbnail = _as_grey(fit(image, THUMBNAIL_PX))
     return Look(
-        height=image.shape[0],
-        width=image.shape[1],
-        bits=bits_of_dtype(image.dtype),
-        smallest=np.array([plane.min() for plane in measured], np.float32),
-        largest=np.array([plane.max() for plane in measured], np.float32),
-        std=np.array([plane.std(dtype=np.float32) for plane in measured]),
-        has_equal_channels=bool((image == image[..., :1]).all()),
+        **vars(ImageNumbers.of(image, measured, loaded.missing)),
         digest=int.from_bytes(digest.digest()),
         hash=hash_thumbnail(thumbnail),
         thumbnail=quantise(thumbnail),
-        missing=loaded.missing,
         notes=tuple(reading.notes),
     )
 
@@ -204,7 +189,7 @@ def examine(
     channels: Channels,
     num_workers: int,
     alpha: Alpha = "auto",
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Examined:
     """Look at all images; `progress` is told how many have been, and of how many.
 

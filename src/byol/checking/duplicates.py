@@ -16,7 +16,7 @@ MOST_BITS = 3  # of 64 that differ
 LEAST_CORRELATION = 0.995  # of two thumbnails' values; of different round cells it is up to 0.99
 MOST_STRETCH = 1.1  # ratio of two images' aspects
 _GROUP_BITS, _NUM_GROUPS = 16, 4
-_MOST_COMPARED = 1000  # of those that share a group each is compared with so many that follow in order
+MOST_COMPARED = 1000  # of those that share a group each is compared with so many that follow in order
 _LOW = 8  # frequencies along a side
 _BLOCK = 2**14  # pairs whose thumbnails are compared at once
 
@@ -110,7 +110,7 @@ def _find_close(hashes: UInt64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarra
         turned = turned[order]
         keys = turned >> shared_bits
         at = np.arange(len(turned))
-        for step in range(1, _MOST_COMPARED + 1):
+        for step in range(1, MOST_COMPARED + 1):
             at = at[at + step < len(turned)]
             at = at[keys[at] == keys[at + step]]
             if len(at) == 0:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from byol.base.errors import quote
 from byol.checking.doctor import Examined
 from byol.checking.duplicates import Alike
 from byol.data.pack.partial import BAD_FILES
@@ -68,7 +69,7 @@ def describe_sizes(found: Examined) -> str:
     return f"longest side {least}..{most} px, median {median}, 95 % up to {high}"
 
 
-def describe_copies(found: Examined, alike: Alike) -> str:
+def describe_duplicates(found: Examined, alike: Alike) -> str:
     """Duplicates and blank images."""
     at_least = "" if alike.is_complete else "at least "
     near, blank = alike.num_near, int(found.is_blank.sum())
@@ -108,7 +109,8 @@ def _judge_bad(found: Examined, *, max_bad: float) -> Iterator[Problem]:
     groups = group_reasons(found.bad)
     name, reason = found.bad[0]
     which = (
-        f"byol cannot read {number:,} of {total:,} files (see {BAD_FILES}), for example {name!r}: {reason}"
+        f"byol cannot read {number:,} of {total:,} files (see {BAD_FILES}), for example {quote(name)}: "
+        f"{reason}"
     )
     if len(groups) > 1:
         which += f"; the {len(groups)} reasons are listed above"
@@ -169,7 +171,7 @@ def find_leaks_problems(leaks: Alike, test: Examined) -> list[Problem]:
         problems.append(
             Problem(
                 f"{test.source.name}: byol cannot read {len(test.bad)} of {len(test.source)} files, for "
-                f"example {name!r}: {reason}; repair or remove them"
+                f"example {quote(name)}: {reason}; repair or remove them"
             )
         )
     number = leaks.num_exact + leaks.num_near

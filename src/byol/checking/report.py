@@ -1,6 +1,6 @@
 """What `byol check` has found, as lines for the terminal and as a folder of lists, pictures and one page."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from byol.checking.findings import (
     DUPLICATES,
     LEAKS,
     Problem,
-    describe_copies,
+    describe_duplicates,
     describe_files,
     describe_filled,
     describe_kinds,
@@ -56,11 +56,12 @@ class Leaks:
 class Report:
     """All that a check has found; `ahead` and `sample` are None where there is nothing to train on."""
 
-    draft: PartialConfig
+    partial_config: PartialConfig
     found: Examined
     alike: Alike
     leaks: Leaks | None
     ahead: Forecast | None
+    weights: tuple[str, ...]  # what training would say of the weights that it starts from
     sample: Sample | None
     problems: tuple[Problem, ...]
 
@@ -75,18 +76,11 @@ class Report:
         Raises:
             CheckpointError: the folder cannot be written.
         """
-        write_atomically(folder / BAD_FILES, _csv(("file", "reason"), self.found.bad))
-        blank = ((self.found.name(row),) for row in np.flatnonzero(self.found.is_blank).tolist())
-        write_atomically(folder / BLANK_FILES, _csv(("file",), blank))
-        write_atomically(
-            folder / DUPLICATES, _csv(("file", "same as", "kind"), _pairs(self.alike, self.found, self.found))
-        )
-        (folder / LEAKS).unlink(missing_ok=True)  # of an earlier check
-        if self.leaks is not None:
-            write_atomically(folder / LEAKS, _csv(("file", "same as", "kind"), self._leaks()))
+        for name in (LEAKS, "contact.png", "views.png", "hist.png"):
+            (folder / name).unlink(missing_ok=True)  # of an earlier check
+        for _, name, head, rows in self._lists():
+            write_atomically(folder / name, b"".join([csv_line(*head), *(csv_line(*row) for row in rows)]))
         pictures = self._draw()
-        for name in ("contact.png", "views.png", "hist.png"):
-            (folder / name).unlink(missing_ok=True)
         for name, png in pictures.items():
             write_atomically(folder / name, png)
         write_atomically(folder / REPORT, page.render_page(_TEMPLATE, self._describe(pictures)))
@@ -111,7 +105,7 @@ class Report:
         if len(found):
             yield describe_kinds(found)
             yield describe_sizes(found)
-            yield describe_copies(found, self.alike)
+            yield describe_duplicates(found, self.alike)
             if (filled := describe_filled(found)) is not None:
                 yield filled
         yield from self._left_out()
@@ -145,13 +139,16 @@ class Report:
         others = [choice.words for choice in ahead.choices if choice not in views]
         if others:
             yield ", ".join(others)
+        yield from self.weights
         yield f"{ahead.describe_time()}; {self._describe_room(ahead)}"
 
     def _describe_room(self, ahead: Forecast) -> str:
-        px, probe = ahead.stored_px, ahead.probe
+        px, benchmark = ahead.stored_px, ahead.benchmark
         channels, itemsize = self._stored_kind()
         disk = len(self.found) * px * px * channels * itemsize
-        return f"it needs {_bytes(probe.peak_bytes)} of memory, and {_bytes(disk)} of disk for packed images"
+        return (
+            f"it needs {_bytes(benchmark.peak_bytes)} of memory, and {_bytes(disk)} of disk for packed images"
+        )
 
     def _stored_kind(self) -> tuple[int, int]:
         """Channels, and bytes a value."""
@@ -160,9 +157,16 @@ class Report:
             channels = self.sample.squares.shape[3]
         return channels, bits // 8
 
-    def _leaks(self) -> Iterator[tuple[str, str, str]]:
+    def _lists(self) -> Iterator[tuple[str, str, tuple[str, ...], Iterable[tuple[str, ...]]]]:
+        """The heading in the page, the CSV file, its columns and its rows."""
+        pair = ("file", "same as", "kind")
+        yield "Files that cannot be read", BAD_FILES, ("file", "reason"), self.found.bad
         if self.leaks is not None:
-            yield from _pairs(self.leaks.alike, self.leaks.test, self.found)
+            leaks = _pairs(self.leaks.alike, self.leaks.test, self.found)
+            yield "Test images that are in the training part", LEAKS, pair, leaks
+        yield "Duplicates", DUPLICATES, pair, _pairs(self.alike, self.found, self.found)
+        blank = ((self.found.name(row),) for row in np.flatnonzero(self.found.is_blank).tolist())
+        yield "Blank images", BLANK_FILES, ("file",), blank
 
     def _draw(self) -> dict[str, bytes]:
         if self.sample is None:
@@ -180,7 +184,7 @@ class Report:
     def _describe(self, pictures: dict[str, bytes]) -> dict[str, Any]:
         """What `check.html` shows."""
         content = {
-            "title": f"byol check: {self.draft.config.data.source}",
+            "title": f"byol check: {self.partial_config.config.data.source}",
             "is_refused": self.is_refused,
             "problems": [
                 (kind, [str(problem) for problem in self.problems if problem.is_fatal == is_fatal])
@@ -213,27 +217,15 @@ class Report:
 
     def _list_files(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]], bool]]:
         """Heading, head, the first rows, and whether these are all that is shown of more."""
-        blank = ((self.found.name(row),) for row in np.flatnonzero(self.found.is_blank).tolist())
-        repeats = ("file", "same as", "kind")
-        lists: tuple[tuple[str, tuple[str, ...], Iterable[tuple[str, ...]]], ...] = (
-            (f"Files that cannot be read ({BAD_FILES})", ("file", "reason"), self.found.bad),
-            (f"Test images that are in the training part ({LEAKS})", repeats, self._leaks()),
-            (f"Duplicates ({DUPLICATES})", repeats, _pairs(self.alike, self.found, self.found)),
-            (f"Blank images ({BLANK_FILES})", ("file",), blank),
-        )
-        for heading, head, rows in lists:
+        for heading, name, head, rows in self._lists():
             shown = list(islice(rows, _LISTED))
-            yield heading, head, shown, len(shown) == _LISTED
+            yield f"{heading} ({name})", head, shown, len(shown) == _LISTED
 
 
 def _pairs(alike: Alike, found: Examined, others: Examined) -> Iterator[tuple[str, str, str]]:
     for row in np.flatnonzero(alike.same_as >= 0).tolist():
         kind = "exact" if alike.is_exact[row] else "near"
         yield found.name(row), others.name(int(alike.same_as[row])), kind
-
-
-def _csv(head: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
-    return b"".join([csv_line(*head), *(csv_line(*row) for row in rows)])
 
 
 def _bytes(number: int) -> str:

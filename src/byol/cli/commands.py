@@ -4,28 +4,31 @@ Commands import torch only when they run, so that --help is fast.
 """
 
 import argparse
+import inspect
 import os
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import byol
-from byol.api.arguments import choose_folder, make_draft
-from byol.api.progress import show_bar
-from byol.base.console import complain, is_watched, make_console, say, say_block
-from byol.base.errors import ConfigError, DataError, printable
-from byol.config import DataConfig, PartialConfig, json_schema, load_partial, write_override
+from byol.api.arguments import choose_folder, make_partial_config
+from byol.base.console import complain, is_watched, make_console, say, say_block, show_bar
+from byol.base.errors import ConfigError, printable
+from byol.config import PartialConfig, json_schema, load_partial, write_override
 
 if TYPE_CHECKING:
+    from byol.api.evaluation import Evaluation
     from byol.api.run import Run
-    from byol.encoder.encoder import EncoderSpec
 
 EXIT_INTERRUPTED = {
+    "SIGHUP": 129,
     "SIGINT": 130,
+    "SIGUSR1": 138,
+    "SIGUSR2": 140,
     "SIGPIPE": 141,
     "SIGTERM": 143,
-}  # 128 + number of the signal, as shells have it
+}  # 128 + number of the signal, as shells on Linux have it
 
 _THE_ENCODER = """The encoder is in {run}. Use it in Python:
     import byol
@@ -35,7 +38,7 @@ _THE_ENCODER = """The encoder is in {run}. Use it in Python:
 
 def demo_command(options: argparse.Namespace) -> int:
     start = time.perf_counter()
-    draft = load_partial(None, options.overrides, preset="demo")
+    partial_config = load_partial(None, options.overrides, preset="demo")
     from byol.auto import demo
 
     def elapsed() -> float:
@@ -43,76 +46,48 @@ def demo_command(options: argparse.Namespace) -> int:
 
     if options.dry_run:
         if _is_main_rank():
-            demo.preview(draft, options.output, elapsed=elapsed, say=say)
+            demo.preview(partial_config, options.output, elapsed=elapsed, say=say)
         return 0
-    draft, step_s = demo.fit_to_time(draft, options.output, elapsed=elapsed, console=make_console())
-    return _train_and_evaluate(draft, options.output, step_s=step_s)
+    partial_config, step_s = demo.fit_to_time(
+        partial_config, options.output, elapsed=elapsed, console=make_console(goes_on=True)
+    )
+    return _train_and_evaluate(partial_config, options.output, step_s=step_s)
 
 
 def check_command(options: argparse.Namespace) -> int:
-    result = byol.check(
-        options.source,
-        output=options.output,
-        test=options.test,
-        hours=options.hours,
-        preset=options.preset,
-        overrides=options.overrides,
-        progress=is_watched(),
-    )
+    result = _call(byol.check, options, images=options.source, progress=is_watched())
     for line in result.lines:
         say(line)
-    return result.exit_code
+    return int(result.exit_code)
 
 
 def train_command(options: argparse.Namespace) -> int:
     if options.dry_run:
-        draft = make_draft(
-            options.source,
-            preset=options.preset,
-            hours=options.hours,
-            init=options.init,
-            overrides=options.overrides,
-        )
-        return _preview(draft, choose_folder(options.source, options.output, place="runs"))
-    return _report_training(
-        byol.train(
-            options.source,
-            output=options.output,
-            hours=options.hours,
-            init=options.init,
-            preset=options.preset,
-            overrides=options.overrides,
-            progress=True,
-        )
-    )
+        partial_config = _call(make_partial_config, options, images=options.source)
+        return _preview(partial_config, choose_folder(options.source, options.output, place="runs"))
+    return _report_training(_call(byol.train, options, images=options.source, progress=True))
 
 
 def run_command(options: argparse.Namespace) -> int:
-    draft = make_draft(
-        options.source, preset=options.preset, hours=options.hours, overrides=options.overrides
-    )
-    return _train_and_evaluate(draft, choose_folder(options.source, options.output, place="runs"))
+    partial_config = _call(make_partial_config, options, images=options.source)
+    return _train_and_evaluate(partial_config, choose_folder(options.source, options.output, place="runs"))
 
 
 def eval_command(options: argparse.Namespace) -> int:
-    return _evaluate(
-        options.run,
-        labels=options.labels,
-        train=options.train,
-        test=options.test,
-        weights=options.weights,
-        folds=options.folds,
-        groups=options.groups,
-        metadata=options.metadata,
-        overrides=options.overrides,
-    )
+    return _report_evaluation(_call(byol.evaluate, options, progress=True))
 
 
-def _preview(draft: PartialConfig, run_dir: Path) -> int:
+def _call(function: Callable[..., Any], options: argparse.Namespace, **more: object) -> Any:
+    """Call a public function with the options that have the names of its arguments, and with `more`."""
+    names = inspect.signature(function).parameters
+    return function(**{name: value for name, value in vars(options).items() if name in names} | more)
+
+
+def _preview(partial_config: PartialConfig, run_dir: Path) -> int:
     from byol.auto.resolve import preview
 
     if _is_main_rank():
-        preview(draft, run_dir, say=say)
+        preview(partial_config, run_dir, say=say)
     return 0
 
 
@@ -130,30 +105,31 @@ def _report_training(run: "Run") -> int:
     return 0
 
 
-def _train_and_evaluate(draft: PartialConfig, run_dir: Path, *, step_s: float | None = None) -> int:
+def _train_and_evaluate(partial_config: PartialConfig, run_dir: Path, *, step_s: float | None = None) -> int:
     from byol.api.run import Run
     from byol.auto.train import train
 
-    outcome = train(draft, run_dir, console=make_console(), step_s=step_s)
+    outcome = train(partial_config, run_dir, console=make_console(goes_on=True), step_s=step_s)
     code = _report_training(Run(run_dir, outcome.done, outcome.total_steps, outcome.stopped_by))
     if code or not _is_main_rank():
         return code
     # The run's own file keeps what its first start said; how to evaluate is for this start to say.
-    chosen = draft.config.evaluation.model_dump().items()
-    return _evaluate(run_dir, overrides=[write_override(f"evaluation.{key}", value) for key, value in chosen])
+    chosen = partial_config.config.evaluation.model_dump().items()
+    overrides = [write_override(f"evaluation.{key}", value) for key, value in chosen]
+    return _report_evaluation(byol.evaluate(run_dir, overrides=overrides, progress=True))
 
 
 def _is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _evaluate(run_dir: Path, **options: Any) -> int:
-    """Print what features are worth without labels, and the table if there are any."""
-    evaluation = byol.evaluate(run_dir, progress=True, **options)
+def _report_evaluation(evaluation: "Evaluation") -> int:
+    """Print the table if there are labels, and where the results are."""
+    folder = evaluation.folder
     if evaluation.table is None:
-        say_block(f"\nsaved in {printable(str(run_dir / 'measures.json'))}")
+        say_block(f"\nsaved in {printable(str(folder / 'measures.json'))}")
         return 0
-    saved = f"saved in {printable(str(run_dir / 'eval.json'))} and measures.json"
+    saved = f"saved in {printable(str(folder / 'eval.json'))} and measures.json"
     say_block(f"\n{evaluation.table.render()}\n\n{saved}")
     return 0
 
@@ -161,7 +137,7 @@ def _evaluate(run_dir: Path, **options: Any) -> int:
 def compare_command(options: argparse.Namespace) -> int:
     from byol.reporting.compare import compare
 
-    _refuse_overrides(options, "comparing")
+    refuse_overrides(options, "comparing")
     say_block(compare(options.runs))
     return 0
 
@@ -169,27 +145,19 @@ def compare_command(options: argparse.Namespace) -> int:
 def card_command(options: argparse.Namespace) -> int:
     from byol.reporting.card import FILE_NAME, write_card
 
-    _refuse_overrides(options, "a card")
+    refuse_overrides(options, "a card")
     say_block(write_card(options.run))
     say(f"saved in {options.run / FILE_NAME}")
     return 0
 
 
-def _refuse_overrides(options: argparse.Namespace, what: str) -> None:
+def refuse_overrides(options: argparse.Namespace, what: str) -> None:
     if options.overrides:
         raise ConfigError(f"override '{options.overrides[0]}': {what} takes no settings; leave it out")
 
 
 def report_command(options: argparse.Namespace) -> int:
-    path = byol.report(
-        options.run,
-        labels=options.labels,
-        metadata=options.metadata,
-        images=options.images,
-        output=options.output,
-        overrides=options.overrides,
-        progress=True,
-    )
+    path = _call(byol.report, options, progress=True)
     say(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens without network)")
     return 0
 
@@ -212,115 +180,20 @@ def explore_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _settings_of_new_images(options: argparse.Namespace, what: str) -> DataConfig:
-    """The settings that apply to new images: data.skip_unreadable and data.layout."""
-    keys = ("data.skip_unreadable=", "data.layout=")
-    given = [override for override in options.overrides if override.startswith(keys)]
-    options.overrides = [override for override in options.overrides if not override.startswith(keys)]
-    _refuse_overrides(options, what)
-    return load_partial(None, given, preset="default").config.data
-
-
-def _laid_out(spec: "EncoderSpec", data: DataConfig) -> "EncoderSpec":
-    """The spec of an encoder, with `data.layout` for its new images if that is given."""
-    return spec if data.layout == "auto" else replace(spec, layout=data.layout)
-
-
-def embed_command(options: argparse.Namespace) -> int:
-    import numpy as np
-
-    from byol.encoder.encoder import load
-    from byol.encoder.feature_file import check_feature_path, write_features, write_prototypes
-    from byol.encoder.remarks import Remarks, gather_and_say
-    from byol.evaluation.features import check_finite
-    from byol.metrics.neighbours import Distinct, find_prototypes
-
-    data = _settings_of_new_images(options, "embedding")
-    if options.prototypes is not None and options.prototypes < 1:
-        raise ConfigError(f"--prototypes {options.prototypes}: give a number of images, at least 1")
-    check_feature_path(options.output)
-    encoder = load(options.run, device=options.device)
-    spec = _laid_out(encoder.spec, data)
-    images = gather_and_say(options.images, spec, skip_unreadable=data.skip_unreadable)
-    told = Remarks(data.skip_unreadable, spec.pixels)
-    blocks = list(
-        encoder.embed_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
-    )
-    told.say_all(options.output)
-    names = [name for block in blocks for name in block.names]
-    if not names:
-        raise DataError(f"{options.images}: byol can use none of the {len(told.bad)} images")
-    features = np.concatenate([block.features for block in blocks])
-    check_finite(features, names.__getitem__)
-    write_features(options.output, names, features=features)
-    left_out = f", {len(told.bad)} left out" if told.bad else ""
-    say(f"wrote {encoder.spec.num_features} features of {len(names)} images to {options.output}{left_out}")
-    if options.prototypes is None:
-        return 0
-    if (features == features[0]).all():
-        say("no prototypes: there is only one distinct image" + _explain_copies(len(names)))
-        return 0
-    found = find_prototypes(features, Distinct.of(features), num=options.prototypes, seed=0)
-    path = options.output.with_suffix(".prototypes.csv")
-    write_prototypes(path, [names[row] for row in found.rows], sizes=found.sizes.tolist())
-    say(f"wrote the {len(found.rows)} most representative images to {path}")
+def export_command(options: argparse.Namespace) -> int:
+    refuse_overrides(options, "an export")
+    _call(byol.export, options, progress=True)
     return 0
-
-
-def _explain_copies(num: int) -> str:
-    """Why `num` images have the same features."""
-    return (
-        ""
-        if num == 1
-        else f" (all {num} have the same features: they are duplicates, or the encoder has collapsed)"
-    )
 
 
 def finetune_command(options: argparse.Namespace) -> int:
     try:
-        found = byol.finetune(
-            options.source,
-            output=options.output,
-            labels=options.labels,
-            train=options.train,
-            test=options.test,
-            fraction=options.fraction,
-            epochs=options.epochs,
-            scratch=options.scratch,
-            overrides=options.overrides,
-            progress=True,
-        )
+        found = _call(byol.finetune, options, run=options.source, progress=True)
     except KeyboardInterrupt:
         complain("interrupted before anything was written; run the same command again to start over")
         return EXIT_INTERRUPTED["SIGINT"]
     say_block(f"\n{found.outcome.render()}\n")
     say(f"The classifier is in {found.folder}. Use it: byol predict {found.folder} IMAGES/ -o classes.csv")
-    return 0
-
-
-def predict_command(options: argparse.Namespace) -> int:
-    from byol.encoder.classifier import check_predictions_path, load_classifier, write_predictions
-    from byol.encoder.remarks import Remarks, gather_and_say
-
-    data = _settings_of_new_images(options, "prediction")
-    check_predictions_path(options.output)
-    classifier = load_classifier(options.classifier, device=options.device)
-    spec = _laid_out(classifier.encoder.spec, data)
-    images = gather_and_say(options.images, spec, skip_unreadable=data.skip_unreadable)
-    told = Remarks(data.skip_unreadable, spec.pixels)
-    blocks = list(
-        classifier.predict_source(images, on_bad=told.leave_out, on_outside=told.warn, on_read=told.note)
-    )
-    told.say_all(options.output)
-    num_images = sum(len(block.names) for block in blocks)
-    if num_images == 0:
-        raise DataError(f"{options.images}: byol can use none of the {len(told.bad)} images")
-    write_predictions(options.output, blocks)
-    left_out = f", {len(told.bad)} left out" if told.bad else ""
-    say(
-        f"wrote the classes ({len(classifier.class_names)}) of {num_images} images to "
-        f"{options.output}{left_out}"
-    )
     return 0
 
 
@@ -331,4 +204,11 @@ def config_command(options: argparse.Namespace) -> int:
         say_block(
             load_partial(options.file, options.overrides, preset=options.preset).dump().removesuffix("\n")
         )
+    return 0
+
+
+def env_command(options: argparse.Namespace) -> int:
+    refuse_overrides(options, "the environment")
+    found = byol.environment()
+    say_block(found.to_json() if options.json else found.render())
     return 0

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from byol.base.console import complain, finish_output, prepare_streams
-from byol.base.errors import ByolError, ConfigError
+from byol.base.errors import ByolError, ConfigError, Interrupted
 from byol.cli.commands import EXIT_INTERRUPTED
 from byol.cli.parser import make_parser
 
@@ -27,9 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():  # a configuration can have several problems, each is one line
             complain(line)
         return error.exit_code
-    except KeyboardInterrupt:
-        complain("interrupted; run the same command again to resume from the last save")
-        return EXIT_INTERRUPTED["SIGINT"]
+    except KeyboardInterrupt as stop:
+        name = stop.signal if isinstance(stop, Interrupted) else "SIGINT"
+        by = "" if name == "SIGINT" else f" by {name}"
+        complain(f"interrupted{by}; run the same command again to resume from the last save")
+        return EXIT_INTERRUPTED[name]
     except BrokenPipeError:  # `byol config | head`: whoever read the output has seen enough
         return EXIT_INTERRUPTED["SIGPIPE"]
 

@@ -8,7 +8,7 @@ from typing import NoReturn, TypeAlias, get_args
 
 from byol.base.errors import printable
 from byol.base.version import __version__
-from byol.cli import commands
+from byol.cli import commands, features
 from byol.config.schema import DeviceSetting
 
 _PRESET = "the defaults to start from: classic, paper, default or demo"
@@ -18,7 +18,7 @@ _COLOURS = "CSV file with the columns file,label that colours the map"
 _METADATA_COLOURS = "CSV file with a column file and more columns that can colour the map"
 _TEST = "labelled images to test on (default: the data set's test split, or a fifth of the images)"
 _DEVICE = "device to compute on (default: a GPU if there is one)"
-_IMAGES = "a folder, an image, a .txt/.csv list or a .npy array"
+_IMAGES = "a folder, an image, a .txt/.csv list, a .npy array, or - to read a list from standard input"
 _EPILOG = """examples:
   byol demo                                  try it on generated images (minutes on 2 cores)
   byol check IMAGES/                         check the images; write a report with pictures
@@ -32,12 +32,14 @@ _EPILOG = """examples:
   byol card runs/cells                       write a model card: method, results, limits
   byol report runs/cells                     write one HTML page with all results
   byol explore runs/cells                    browse the images: map, search by picture, lists
-  byol embed runs/cells NEW/ -o f.parquet    compute the features of new images
+  byol embed runs/cells NEW/ -o f.parquet    compute features; run it again to resume
+  byol export runs/cells --format onnx       write the encoder for other programs
   byol finetune runs/cells --labels cells.csv --scratch   train a classifier
   byol predict runs/cells-finetuned NEW/ -o classes.csv   classify new images
   byol config config.yaml                    print the complete configuration
+  byol env                                   print versions and hardware, for a bug report
 
-Append settings to a command as section.key=value; `byol config` lists them all.
+Add settings to a command as section.key=value; `byol config` lists them.
 """
 
 
@@ -72,9 +74,11 @@ def make_parser() -> argparse.ArgumentParser:
         _add_report,
         _add_explore,
         _add_embed,
+        _add_export,
         _add_finetune,
         _add_predict,
         _add_config,
+        _add_env,
     ):
         add(subparsers)
     return parser
@@ -87,15 +91,9 @@ def _add_demo(subparsers: _Subparsers) -> None:
         commands.demo_command,
         "try byol on generated images: train, evaluate, print the table",
     )
-    demo.add_argument(
-        "-o", "--output", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)"
-    )
-    demo.add_argument(
-        "-n",
-        "--dry-run",
-        action="store_true",
-        help="print the estimated time and stop; write nothing",
-    )
+    folder = Path("runs/demo")
+    demo.add_argument("-o", "--output", type=Path, default=folder, help="run folder (default: %(default)s)")
+    _add_dry_run(demo, "print the estimated time and stop; write nothing")
 
 
 def _add_check(subparsers: _Subparsers) -> None:
@@ -109,8 +107,7 @@ def _add_check(subparsers: _Subparsers) -> None:
     check.add_argument("source", help="images or a configuration file, as for `byol train`")
     check.add_argument("--test", help="test images: report the ones that are also among the training images")
     check.add_argument("-o", "--output", type=Path, help="folder for the report (default: check/NAME)")
-    check.add_argument("--preset", help=_PRESET)
-    check.add_argument("--hours", help=_HOURS)
+    _add_length(check)
 
 
 def _add_train(subparsers: _Subparsers) -> None:
@@ -127,20 +124,14 @@ def _add_train(subparsers: _Subparsers) -> None:
         "the generated motifs), or a configuration file (.yaml)",
     )
     train.add_argument("-o", "--output", type=Path, help="run folder (default: runs/NAME)")
-    train.add_argument("--preset", help=_PRESET)
-    train.add_argument("--hours", help=_HOURS)
+    _add_length(train)
     train.add_argument(
         "--init",
         metavar="WEIGHTS",
         help="start from these weights: a run folder, a weights file (FILE:PREFIX selects one of several "
         "encoders in it), or timm:MODEL if timm has it on this machine; sets network.fine_tune_from",
     )
-    train.add_argument(
-        "-n",
-        "--dry-run",
-        action="store_true",
-        help="print the chosen settings and the estimated time, then stop; write nothing",
-    )
+    _add_dry_run(train, "print the chosen settings and the estimated time, then stop; write nothing")
 
 
 def _add_run(subparsers: _Subparsers) -> None:
@@ -155,8 +146,7 @@ def _add_run(subparsers: _Subparsers) -> None:
         "source", nargs="?", default="config.yaml", help="configuration file (default: %(default)s)"
     )
     run.add_argument("-o", "--output", type=Path, help="run folder (default: runs/NAME)")
-    run.add_argument("--preset", help=_PRESET)
-    run.add_argument("--hours", help=_HOURS)
+    _add_length(run)
 
 
 def _add_evaluate(subparsers: _Subparsers) -> None:
@@ -254,13 +244,32 @@ def _add_embed(subparsers: _Subparsers) -> None:
     embed = _add(
         subparsers,
         "embed",
-        commands.embed_command,
+        features.embed_command,
         "compute the features of images and write them with their file names",
         "byol embed runs/cells NEW/ -o features.csv",
     )
     embed.add_argument("run", type=Path, help="run folder")
     embed.add_argument("images", help=_IMAGES)
-    embed.add_argument("-o", "--output", type=Path, required=True, help="output file: .parquet, .npz or .csv")
+    embed.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="output file: .parquet, .csv, .npz or .h5ad",
+    )
+    embed.add_argument("--format", choices=features.FORMATS, help="file format (default: by the suffix)")
+    embed.add_argument(
+        "--columns",
+        choices=features.COLUMNS,
+        default="wide",
+        help="wide: a column for each feature; vector (.parquet only): one list column, with file paths, as "
+        "FiftyOne and embedding-atlas read it (default: %(default)s)",
+    )
+    embed.add_argument(
+        "--metadata",
+        type=Path,
+        help="CSV file with a column file and more columns: write these beside the features",
+    )
     embed.add_argument(
         "--prototypes",
         type=int,
@@ -268,6 +277,25 @@ def _add_embed(subparsers: _Subparsers) -> None:
         help="also write NAME.prototypes.csv: the N most representative images, to be labelled first",
     )
     embed.add_argument("--device", choices=get_args(DeviceSetting), default="auto", help=_DEVICE)
+
+
+def _add_export(subparsers: _Subparsers) -> None:
+    export = _add(
+        subparsers,
+        "export",
+        commands.export_command,
+        "write an encoder for other programs, with a model card",
+        "byol export runs/cells --format onnx -o cells-onnx",
+    )
+    export.add_argument("run", type=Path, help="run folder, or a folder with an encoder in it")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=("timm", "onnx", "torch"),
+        help="timm: a folder that timm and transformers load; onnx, torch: a file with the preprocessing "
+        "inside, for onnxruntime or for PyTorch without byol",
+    )
+    export.add_argument("-o", "--output", type=Path, help="folder to write (default: RUN-FORMAT)")
 
 
 def _add_finetune(subparsers: _Subparsers) -> None:
@@ -303,7 +331,7 @@ def _add_predict(subparsers: _Subparsers) -> None:
     predict = _add(
         subparsers,
         "predict",
-        commands.predict_command,
+        features.predict_command,
         "classify images with a classifier from `byol finetune`",
         "byol predict runs/cells-finetuned NEW/ -o classes.csv",
     )
@@ -332,6 +360,20 @@ def _add_config(subparsers: _Subparsers) -> None:
     config.add_argument(
         "--schema", action="store_true", help="print the JSON schema of configuration files, for editors"
     )
+
+
+def _add_env(subparsers: _Subparsers) -> None:
+    env = _add(subparsers, "env", commands.env_command, "print versions and hardware, for a bug report")
+    env.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def _add_length(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", help=_PRESET)
+    parser.add_argument("--hours", help=_HOURS)
+
+
+def _add_dry_run(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("-n", "--dry-run", action="store_true", help=what)
 
 
 def _add(

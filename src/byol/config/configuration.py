@@ -1,9 +1,9 @@
 """The configuration of a run: preset < domain < YAML file < `section.key=value`, checked before all else.
 
 A setting that is refused is named with its place, what was given, what is allowed and the nearest valid key;
-all problems come in one ConfigError. The settings themselves are in `schema.py`. Some may be open: a
-`PartialConfig` is what is known before they are chosen. It keeps the layers, so that a domain can be put in
-between.
+all problems come in one ConfigError. The settings themselves are in `schema.py`. Some may be
+unset: a `PartialConfig` is the configuration before they are resolved. It keeps the layers, so that a domain
+can be put in between.
 """
 
 import difflib
@@ -19,52 +19,19 @@ import yaml
 from pydantic import ValidationError
 
 from byol.base.errors import ConfigError
-from byol.config import keys as config_keys
-from byol.config import yaml_text
+from byol.config import keys, yaml_text
 from byol.config.conflicts import find_conflicts
-from byol.config.schema import (
-    OPEN,
-    Config,
-    DataConfig,
-    DataTransforms,
-    EvaluationConfig,
-    LoggerName,
-    NetworkConfig,
-    OptimizerConfig,
-    OptimizerParams,
-    ProjectionHead,
-    TrainerConfig,
-    View,
-)
-from byol.config.yaml_text import Given, UnreadableError
-
-__all__ = [
-    "Config",
-    "DataConfig",
-    "DataTransforms",
-    "EvaluationConfig",
-    "LoggerName",
-    "NetworkConfig",
-    "OptimizerConfig",
-    "OptimizerParams",
-    "PartialConfig",
-    "ProjectionHead",
-    "TrainerConfig",
-    "View",
-    "diff_configs",
-    "dump_config",
-    "json_schema",
-    "load_config",
-    "load_partial",
-]
+from byol.config.examples import example_of
+from byol.config.schema import UNSET, Config
+from byol.config.yaml_text import Entry, UnreadableError
 
 PRESETS = ("classic", "paper", "default", "demo")
 DOMAINS = ("photo", "grey", "microscopy", "satellite", "medical", "industrial")
 _DOMAIN_KEY = "data_transforms.domain"
 # Layers, later ones over earlier ones; what is chosen gives way to what a person has written.
 _PRESET, _DOMAIN, _CHOSEN, _FILE, _OVERRIDE = range(5)
-# Chosen with the open ones, where they are at this value, though a run can do without.
-_ALSO_FREE: dict[str, str | None] = {
+# Resolved together with the unset ones where they have this value, though a run can do without.
+_ALSO_RESOLVABLE: dict[str, str | None] = {
     "network.stem": "auto",
     "trainer.precision": "auto",
     "data.channels": None,
@@ -92,45 +59,45 @@ _NO_PART_OF_A_RUN = (
 
 @dataclass(frozen=True)
 class PartialConfig:
-    """A configuration that may have open settings, with where each of its values comes from."""
+    """A configuration in which settings may be unset, with the layer that each value comes from."""
 
     config: Config
-    layers: Mapping[str, Given]
+    layers: Mapping[str, Entry]
 
     @property
-    def open(self) -> tuple[str, ...]:
-        """The settings that must be chosen before a run, in the order of `OPEN`."""
-        found = [key for key, value in OPEN.items() if self.layers[key].value == value]
+    def unset(self) -> tuple[str, ...]:
+        """The settings that must be resolved before a run, in the order of `UNSET`."""
+        found = [key for key, value in UNSET.items() if self.layers[key].value == value]
         if self.layers["trainer.max_hours"].value is not None:  # a length of its own
             found = [key for key in found if key != "trainer.max_epochs"]
         return tuple(found)
 
     @property
-    def free(self) -> tuple[str, ...]:
-        """What a choice may set: the open settings and those that go with them; () if none is open."""
-        if not self.open:
+    def resolvable(self) -> tuple[str, ...]:
+        """The keys that `resolve` may set: the unset and those that go with them; () if none is unset."""
+        if not self.unset:
             return ()
-        also = [key for key, value in _ALSO_FREE.items() if self.layers[key].value == value]
-        if self.is_given("data.channels"):  # null is then what the person wants
+        also = [key for key, value in _ALSO_RESOLVABLE.items() if self.layers[key].value == value]
+        if self.is_explicit("data.channels"):  # null is then what the person wants
             also = [key for key in also if key != "data.channels"]
-        views = _list_views() if _DOMAIN_KEY in self.open else ()
-        return (*self.open, *also, *(key for key in views if not self.is_given(key)))
+        views = _list_views() if _DOMAIN_KEY in self.unset else ()
+        return (*self.unset, *also, *(key for key in views if not self.is_explicit(key)))
 
-    def is_given(self, key: str) -> bool:
-        """Whether the file or an override says it, be it open or not."""
+    def is_explicit(self, key: str) -> bool:
+        """Whether the file or an override names the key, be its value unset or not."""
         return self.layers[key].layer >= _FILE
 
-    def settle(self, values: Mapping[str, object]) -> "PartialConfig":
-        """With these values where they are free; the others are passed over. Keys may be short forms.
+    def resolve(self, values: Mapping[str, object]) -> "PartialConfig":
+        """A copy with these values of resolvable keys; other keys are ignored. Keys may be short forms.
 
         Raises:
-            ConfigError: a chosen value goes against one that was given.
+            ConfigError: a value contradicts one that the file or an override sets.
         """
-        free, layers = self.free, dict(self.layers)
-        for written, value in config_keys.flatten(values):
-            for key in config_keys.expand(written):
-                if key in free:
-                    layers[key] = Given(value, str(value), f"chosen: {written}", _CHOSEN)
+        resolvable, layers = self.resolvable, dict(self.layers)
+        for written, value in keys.flatten(values):
+            for key in keys.expand(written):
+                if key in resolvable:
+                    layers[key] = Entry(value, str(value), f"chosen: {written}", _CHOSEN)
         problems: list[str] = []
         layers = _put_domain(layers)
         config = _validate(layers, problems)
@@ -139,18 +106,18 @@ class PartialConfig:
         return PartialConfig(config, layers)
 
     def values_of(self, config: Config) -> dict[str, object]:
-        """For `settle`: what another configuration has where this one is free."""
-        values = dict(config_keys.flatten(config.model_dump()))
-        return {key: values[key] for key in self.free}
+        """For `resolve`: the values that another configuration has of the resolvable keys."""
+        values = dict(keys.flatten(config.model_dump()))
+        return {key: values[key] for key in self.resolvable}
 
     def dump(self) -> str:
-        """As YAML, which `load_partial` reads back to one with the same open settings.
+        """As YAML, which `load_partial` reads back to a configuration with the same unset settings.
 
-        While the domain is open, of the views only what was given is told: all else is the domain's.
+        While the domain is unset, only the explicit settings of the views are written.
         """
-        values = dict(config_keys.flatten(self.config.model_dump()))
-        hidden = set(_list_views()) & set(self.free)
-        return yaml_text.write(config_keys.nest({k: v for k, v in values.items() if k not in hidden}))
+        values = dict(keys.flatten(self.config.model_dump()))
+        hidden = set(_list_views()) & set(self.resolvable)
+        return yaml_text.write(keys.nest({k: v for k, v in values.items() if k not in hidden}))
 
 
 def load_config(path: Path | None, overrides: Sequence[str], *, preset: str | None) -> Config:
@@ -168,16 +135,16 @@ def load_partial(path: Path | None, overrides: Sequence[str], *, preset: str | N
         ConfigError: every problem of file and overrides, one line each.
     """
     problems: list[str] = []
-    written: dict[str, Given] = {}
+    written: dict[str, Entry] = {}
     if path is not None:
         written |= _read_file(path, problems)
     for override in overrides:
         written |= _read_override(override, problems)
-    chosen = written.get("preset", Given("default" if path is None else "classic", "", "", _PRESET))
+    chosen = written.get("preset", Entry("default" if path is None else "classic", "", "", _PRESET))
     if preset is not None and chosen.layer < _OVERRIDE:
-        chosen = Given(preset, repr(preset), f"preset {preset!r}", _OVERRIDE)
+        chosen = Entry(preset, repr(preset), f"preset {preset!r}", _OVERRIDE)
     if chosen.value in PRESETS:
-        written = _settle_length(_read_preset(str(chosen.value)) | written | {"preset": chosen}, problems)
+        written = _choose_length(_read_preset(str(chosen.value)) | written | {"preset": chosen}, problems)
         layers = _put_domain(written)
         config = _validate(layers, problems)
         if config is not None and not problems:
@@ -204,10 +171,10 @@ def diff_configs(old: Config | dict[str, Any], new: Config) -> list[str]:
     """
     before = _flat_values(old.model_dump() if isinstance(old, Config) else old)
     after = _flat_values(new.model_dump())
-    keys = [key for key in dict.fromkeys([*after, *before]) if not key.startswith(_NO_PART_OF_A_RUN)]
+    compared = [key for key in dict.fromkeys([*after, *before]) if not key.startswith(_NO_PART_OF_A_RUN)]
     return [
         f"{key}: {_show(before, key)} -> {_show(after, key)}"
-        for key in keys
+        for key in compared
         if key not in before or key not in after or before[key] != after[key]
     ]
 
@@ -215,6 +182,11 @@ def diff_configs(old: Config | dict[str, Any], new: Config) -> list[str]:
 def json_schema() -> str:
     """The JSON schema of a configuration file, for editors. No key is required: presets fill the rest."""
     schema = Config.model_json_schema()
+    for key in keys.leaves():
+        prefix, _, name = key.rpartition(".")
+        section = schema["$defs"].get(keys.section_name(prefix), schema)
+        example = yaml_text.construct(yaml_text.read_value(example_of(key)))
+        section["properties"][name]["examples"] = [example]
     transforms = schema["$defs"]["DataTransforms"]["properties"]
     transforms["view"] = transforms["view1"] | {"description": "Short form: sets both views."}
     for section in [schema, *schema["$defs"].values()]:
@@ -231,7 +203,7 @@ def json_schema() -> str:
 # ---- The layers
 
 
-def _read_file(path: Path, problems: list[str]) -> dict[str, Given]:
+def _read_file(path: Path, problems: list[str]) -> dict[str, Entry]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
         return _collect(yaml_text.read_mapping(text, name=str(path)), problems, place=str(path), layer=_FILE)
@@ -248,7 +220,7 @@ def _read_file(path: Path, problems: list[str]) -> dict[str, Given]:
     return {}
 
 
-def _read_override(override: str, problems: list[str]) -> dict[str, Given]:
+def _read_override(override: str, problems: list[str]) -> dict[str, Entry]:
     name, equals, text = override.removeprefix("--").partition("=")
     place = f"override {yaml_text.shorten(override)!r}"
     if not equals or not name.strip():
@@ -264,27 +236,27 @@ def _read_override(override: str, problems: list[str]) -> dict[str, Given]:
 
 
 @cache
-def _read_preset(name: str) -> dict[str, Given]:
+def _read_preset(name: str) -> dict[str, Entry]:
     text = (resources.files("byol.config") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     problems: list[str] = []
     place = f"preset {name}"
-    given = _collect(yaml_text.read_mapping(text, name=place), problems, place=place, layer=_PRESET)
-    missing = set(config_keys.leaves()) - set(given)
+    entries = _collect(yaml_text.read_mapping(text, name=place), problems, place=place, layer=_PRESET)
+    missing = set(keys.leaves()) - set(entries)
     assert not problems and not missing, f"{problems} {missing}"
-    return given
+    return entries
 
 
 @cache
-def _read_domain(name: str) -> dict[str, Given]:
+def _read_domain(name: str) -> dict[str, Entry]:
     text = (resources.files("byol.config") / "presets" / "views" / f"{name}.yaml").read_text(encoding="utf-8")
     problems: list[str] = []
     node = yaml_text.read_mapping(text, name=f"domain {name}")
-    given = _collect(node, problems, place=f"domain {name}", layer=_DOMAIN, prefix="data_transforms")
-    assert not problems and set(given) == set(_list_views()), f"{problems} {given.keys()}"
-    return given
+    entries = _collect(node, problems, place=f"domain {name}", layer=_DOMAIN, prefix="data_transforms")
+    assert not problems and set(entries) == set(_list_views()), f"{problems} {entries.keys()}"
+    return entries
 
 
-def _put_domain(layers: Mapping[str, Given]) -> dict[str, Given]:
+def _put_domain(layers: Mapping[str, Entry]) -> dict[str, Entry]:
     """The layers with the table of the domain that they name, if one, over the preset."""
     name = layers[_DOMAIN_KEY].value
     table = _read_domain(str(name)) if name in DOMAINS else {}
@@ -294,76 +266,78 @@ def _put_domain(layers: Mapping[str, Given]) -> dict[str, Given]:
 @cache
 def _list_views() -> tuple[str, ...]:
     """The settings of both views."""
-    return tuple(key for key in config_keys.leaves() if key.startswith(config_keys.VIEWS))
+    return tuple(key for key in keys.leaves() if key.startswith(keys.VIEWS))
 
 
 def _collect(
     node: yaml.Node, problems: list[str], *, place: str, layer: int, prefix: str = ""
-) -> dict[str, Given]:
+) -> dict[str, Entry]:
     """The settings below a node by dotted key; adds what is wrong with their names to `problems`.
 
     Short forms are written out; beside one, what is said of a single view counts.
     """
-    given: dict[str, Given] = {}
-    of_both: dict[str, Given] = {}
-    for key, line, found in yaml_text.walk(node, prefix=prefix, sections=config_keys.sections()):
+    entries: dict[str, Entry] = {}
+    of_both: dict[str, Entry] = {}
+    for key, line, found in yaml_text.walk(node, prefix=prefix, sections=keys.sections()):
         where = f"{place}: {key}" if layer == _OVERRIDE and key != prefix else place
         where = where if layer == _OVERRIDE else f"{place}:{line}: {key}"
-        meant = config_keys.expand(key)
+        meant = keys.expand(key)
         if isinstance(found, str):
             problems.append(f"{where}: {found}")
         elif not meant:
-            problems.append(f"{where}: unknown key{config_keys.suggest(key)}")
+            problems.append(f"{where}: unknown key{keys.suggest(key)}")
         else:
             # A folder named 2024 needs no quotes.
-            as_text = config_keys.is_number_for_text(found, meant[0])
+            as_text = keys.is_number_for_text(found, meant[0])
             value = found.value if as_text else yaml_text.construct(found)
-            item = Given(value, yaml_text.show(found), where, layer)
-            (given if meant == (key,) else of_both).update(dict.fromkeys(meant, item))
-    return of_both | given
+            item = Entry(value, yaml_text.show(found), where, layer)
+            (entries if meant == (key,) else of_both).update(dict.fromkeys(meant, item))
+    return of_both | entries
 
 
-def _settle_length(given: dict[str, Given], problems: list[str]) -> dict[str, Given]:
+def _choose_length(entries: dict[str, Entry], problems: list[str]) -> dict[str, Entry]:
     """A run is as long as the later layer says, in epochs or in hours; the other is then null."""
-    epochs, hours = given["trainer.max_epochs"], given["trainer.max_hours"]
+    epochs, hours = entries["trainer.max_epochs"], entries["trainer.max_hours"]
     if epochs.value is None or hours.value is None:
-        return given
+        return entries
     if epochs.layer == hours.layer:
         problems.append(
             f"{hours.place}: trainer.max_hours {hours.text} and trainer.max_epochs {epochs.text} are two "
             "lengths of one run; leave one out"
         )
-        return given
+        return entries
     key = "trainer.max_epochs" if epochs.layer < hours.layer else "trainer.max_hours"
-    return given | {key: replace(given[key], value=None, text="null")}
+    return entries | {key: replace(entries[key], value=None, text="null")}
 
 
 # ---- Checks
 
 
-def _validate(layers: Mapping[str, Given], problems: list[str]) -> Config | None:
+def _validate(layers: Mapping[str, Entry], problems: list[str]) -> Config | None:
     refused: dict[str, str | None] = {}
     config = None
     try:
-        config = Config.model_validate(config_keys.nest({key: item.value for key, item in layers.items()}))
+        config = Config.model_validate(keys.nest({key: item.value for key, item in layers.items()}))
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            key = config_keys.leaf_of(detail["loc"])
+            key = keys.leaf_of(detail["loc"])
             # Of a choice between kinds, each kind complains; our own checks have the best words.
             reason = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else None
+            if detail["type"] == "string_unicode":
+                reason = "text in UTF-8; rename the file or folder"
             refused[key] = reason or refused.get(key)
     problems += [_refuse(layers[key], key, allowed=reason) for key, reason in refused.items()]
     values = {key: item.value for key, item in layers.items() if key not in refused}
-    for keys, reason in find_conflicts(values):
+    for involved, reason in find_conflicts(values):
         # The place is that of the latest layer: a preset is never what has to change.
-        place = max((layers[key] for key in keys), key=lambda item: item.layer).place
+        place = max((layers[key] for key in involved), key=lambda item: item.layer).place
         problems.append(f"{place}: {reason}")
     return config
 
 
-def _refuse(item: Given, key: str, *, allowed: str | None = None) -> str:
+def _refuse(item: Entry, key: str, *, allowed: str | None = None) -> str:
     """One line: where, what was given, what is allowed, and the nearest of the allowed values."""
-    schema = config_keys.leaves()[key]
+    schema = keys.leaves()[key]
     choices = {
         str(choice): str(choice) for part in yaml_text.parts(schema) for choice in part.get("enum", [])
     }
@@ -376,7 +350,7 @@ def _refuse(item: Given, key: str, *, allowed: str | None = None) -> str:
 
 def _flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted key, with tuples for lists: what compares equal is equal."""
-    flat = config_keys.flatten(values)
+    flat = keys.flatten(values)
     return {key: tuple(value) if isinstance(value, list) else value for key, value in flat}
 
 

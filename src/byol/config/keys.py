@@ -44,6 +44,11 @@ def leaves() -> dict[str, dict[str, Any]]:
     }
 
 
+def section_name(prefix: str) -> str:
+    """The name that the JSON schema gives to the section at `prefix`, such as "TrainerConfig"."""
+    return dict(_list_sections("", Config))[prefix].__name__
+
+
 def expand(key: str) -> tuple[str, ...]:
     """The settings that a written key means: itself, or that of both views; () if there is none such."""
     if key.startswith(f"{BOTH_VIEWS}."):

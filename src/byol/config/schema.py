@@ -29,7 +29,7 @@ DeviceSetting = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 
 # Settings that may be left open, and the value that marks them as open. `auto/choices.py` chooses their
 # values from the images and the machine.
-OPEN: dict[str, str | None] = {
+UNSET: dict[str, str | None] = {
     "network.name": "auto",
     "data_transforms.domain": "auto",
     "data_transforms.input_shape": None,

@@ -15,7 +15,7 @@ MAX_TEXT = 60  # characters of a value that a message repeats
 
 
 @dataclass(frozen=True)
-class Given:
+class Entry:
     """A value, its text as written, and the place of writing as messages name it."""
 
     value: object

@@ -4,11 +4,10 @@ import ctypes
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+from byol.device.host import list_cgroups
 
-_CGROUP = Path("/sys/fs/cgroup")
 # What errors say: PyTorch's own on a CPU (Linux, other systems), oneDNN's, and those of libraries on a GPU.
 _WORDS = (
     "can't allocate memory",
@@ -30,6 +29,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if error.__cause__ is not None:
         return is_out_of_memory(error.__cause__)
+    import torch  # here, so that memory can be told where torch is broken
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
@@ -41,11 +42,23 @@ def available_bytes() -> int:
         available = _read_fields(Path("/proc/meminfo"))["MemAvailable"]
     except (OSError, KeyError):  # not Linux
         if os.name == "nt":
-            return _ask_windows()[0]
+            return _ask_windows().available
         # All there is, as nothing says what others have taken.
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    room = [limit - used for limit, used in map(_read_cgroup, _list_cgroups()) if limit is not None]
+    room = [limit - used for limit, used in map(_read_cgroup, list_cgroups("memory")) if limit is not None]
     return max(0, min([available, *room]))
+
+
+def total_bytes() -> tuple[int, int | None]:
+    """The machine's memory, and how much of it a container allows this process (None: no limit)."""
+    try:
+        total = _read_fields(Path("/proc/meminfo"))["MemTotal"]
+    except (OSError, KeyError):  # not Linux
+        if os.name == "nt":
+            return _ask_windows().total, None
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
+    limits = [limit for limit, _ in map(_read_cgroup, list_cgroups("memory")) if limit is not None]
+    return total, min((limit for limit in limits if limit < total), default=None)
 
 
 def peak_bytes() -> int:
@@ -54,7 +67,7 @@ def peak_bytes() -> int:
         return _read_fields(Path("/proc/self/status"))["VmHWM"]
     except (OSError, KeyError):
         if os.name == "nt":
-            return _ask_windows()[1]
+            return _ask_windows().peak
         import resource  # on Linux it counts what the parent had before the start as well
 
         unit = 1 if sys.platform == "darwin" else 1024
@@ -94,8 +107,15 @@ class _Counters(ctypes.Structure):
     )
 
 
-def _ask_windows() -> tuple[int, int]:
-    """Bytes that are free now, and the most that this process has had."""
+class _WindowsMemory(NamedTuple):
+    """Bytes: of the machine, free now, and the most that this process has had."""
+
+    total: int
+    available: int
+    peak: int
+
+
+def _ask_windows() -> _WindowsMemory:
     kernel: Any = ctypes.windll.kernel32  # type: ignore[attr-defined, unused-ignore]
     kernel.GetCurrentProcess.restype = ctypes.c_void_p
     process = ctypes.c_void_p(kernel.GetCurrentProcess())
@@ -105,23 +125,7 @@ def _ask_windows() -> tuple[int, int]:
         raise OSError("Windows does not tell how much memory is free")
     if not kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.length):
         raise OSError("Windows does not tell how much memory this process has had")
-    return int(status.available), int(counters.peak)
-
-
-def _list_cgroups() -> list[Path]:
-    """The folders that may limit this process's memory: its own and those above, of either version."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return []
-    folders = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            inside = (_CGROUP / controllers).joinpath(path.lstrip("/"))
-            root = _CGROUP / controllers
-            folders += [folder for folder in (inside, *inside.parents) if folder.is_relative_to(root)]
-    return folders
+    return _WindowsMemory(int(status.total), int(status.available), int(counters.peak))
 
 
 def _read_cgroup(folder: Path) -> tuple[int | None, int]:

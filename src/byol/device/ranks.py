@@ -6,13 +6,10 @@ statistics of the global batch, on CPU too: a run does not depend on the number 
 
 import ctypes
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -119,7 +116,9 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
     rank = int(os.environ.get("RANK", "0"))
     device = choose_device(trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     if trainer.batch_size is not None:  # an open one is chosen to be right
-        check_share(trainer.batch_size, world_size=world_size, num_parts=trainer.accumulation_steps or 1)
+        check_share(
+            trainer.batch_size, world_size=world_size, num_microbatches=trainer.accumulation_steps or 1
+        )
     backend = choose_backend(device) if world_size > 1 else None
     dtype = choose_dtype(trainer.precision, device=device)
     with exact_fp32(device):
@@ -138,13 +137,13 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def check_share(batch_size: int, *, world_size: int, num_parts: int) -> None:
+def check_share(batch_size: int, *, world_size: int, num_microbatches: int) -> None:
     """Raises ConfigError for a batch that cannot be shared evenly, with what it must be a multiple of."""
-    share = world_size * num_parts
+    share = world_size * num_microbatches
     if batch_size % share:
         raise ConfigError(
             f"trainer.batch_size: {batch_size} cannot be shared by {world_size} ranks x "
-            f"{num_parts} accumulation steps; use a multiple of {share}"
+            f"{num_microbatches} accumulation steps; use a multiple of {share}"
         )
 
 
@@ -168,35 +167,6 @@ def _store(world_size: int) -> Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, world_size, is_master=is_master, timeout=_TIMEOUT)
     return PrefixStore(f"byol_{os.environ.get('TORCHELASTIC_RUN_ID', '')}_{restart}", store)
-
-
-class StopSignal:
-    """SIGTERM and Ctrl-C as a wish that the loop reads; a second Ctrl-C interrupts at once.
-
-    Python lets the main thread alone handle signals: in another one nothing is heard.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-
-    @contextmanager
-    def listen(self) -> Iterator["StopSignal"]:
-        """Take the signals for as long as the block runs, then give them back."""
-        heard = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGTERM, signal.SIGINT) if heard else ()
-        before = {number: signal.getsignal(number) for number in numbers}
-        for number in before:
-            signal.signal(number, self._note)
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.name is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
 
 
 def keep_freed_memory() -> None:

@@ -7,14 +7,16 @@
 """
 
 import csv
+import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 from safetensors import SafetensorError
@@ -26,12 +28,14 @@ from byol.base.files import check_writable, write_atomically
 from byol.data.decode.image import Square
 from byol.data.sources.in_memory import Images
 from byol.encoder.encoder import Encoder, ManyImages, gather, load, save_encoder
+from byol.encoder.feature_file import FeatureRows
 from byol.encoder.spec import EncoderSpec
 
 FORMAT = 1
 WEIGHTS_NAME = "classifier.safetensors"
 SPEC_NAME = "classifier.json"
 
+_WRITTEN = 65_536  # predictions that are written at once
 _AGAIN = "the same `byol finetune` command writes it anew"
 
 Features = Float32[np.ndarray, "image feature"]
@@ -80,7 +84,7 @@ class Predictions:
 
 
 class Classifier:
-    """An encoder with its preprocessing and a linear layer on it; `load_classifier` makes one from files."""
+    """An encoder with its preprocessing, and a linear layer. `byol.load_classifier` reads one from files."""
 
     def __init__(self, spec: ClassifierSpec, encoder: Encoder, *, linear: Linear) -> None:
         self.spec = spec
@@ -92,14 +96,14 @@ class Classifier:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes, in the order of the probabilities."""
+        """The names of the classes, in the order of the probabilities."""
         return self.spec.class_names
 
     def predict(self, images: ManyImages, *, batch_size: int = 256) -> Predictions:
-        """Classes of images in any form that `Encoder.embed` takes, in their order.
+        """Predict the classes of images in any form that `Encoder.embed` accepts, in their order.
 
         Raises:
-            DataError: names the first image that cannot be read, or that the encoder cannot take.
+            DataError: an image cannot be read, or the encoder cannot use it. The message names the first one.
         """
         blocks = list(self.predict_source(gather(images, self.encoder.spec), batch_size=batch_size))
         probabilities = [block.probabilities for block in blocks]
@@ -130,10 +134,27 @@ class Classifier:
             images, batch_size=batch_size, on_bad=on_bad, on_outside=on_outside, on_read=on_read
         )
         for block in blocks:
-            logits = torch.from_numpy(self.linear.logits(block.features))
-            probabilities = logits.double().softmax(dim=1).float().numpy()
-            labels = [self.class_names[index] for index in logits.argmax(dim=1).tolist()]
-            yield Predictions(block.names, labels, probabilities)
+            labels, probabilities = self._judge(block.features)
+            names = [self.class_names[index] for index in labels.tolist()]
+            yield Predictions(block.names, names, probabilities)
+
+    def choose(self, features: Features) -> Float32[np.ndarray, "image 2"]:
+        """The number of the most probable class of each image, and its probability."""
+        labels, probabilities = self._judge(features)
+        return np.stack([labels, probabilities.max(axis=1, initial=0)], axis=1, dtype=np.float32)
+
+    def fingerprint(self) -> str:
+        """Changes when the linear layer or the names of the classes do."""
+        digest = hashlib.blake2b(to_json(self.class_names), digest_size=16)
+        digest.update(self.linear.weight.tobytes() + self.linear.bias.tobytes())
+        return digest.hexdigest()
+
+    def _judge(
+        self, features: Features
+    ) -> tuple[Int64[np.ndarray, " image"], Float32[np.ndarray, "image label"]]:
+        """The number of the most probable class of each image, and the probabilities of all."""
+        logits = torch.from_numpy(self.linear.logits(features))
+        return logits.argmax(dim=1).numpy(), logits.double().softmax(dim=1).float().numpy()
 
 
 # ---- A table of predictions
@@ -151,21 +172,31 @@ def check_predictions_path(path: Path) -> None:
     check_writable(path)
 
 
-def write_predictions(path: Path, blocks: Sequence[Predictions]) -> None:
+def write_predictions(
+    path: Path, names: Sequence[str], *, choices: FeatureRows, classes: Sequence[str]
+) -> None:
     """Write the columns `file`, `label`, `probability`, a line an image, whole or not at all.
+
+    `choices` are the rows of `Classifier.choose`, `classes` the names of the classes.
 
     Raises:
         ConfigError: see `check_predictions_path`.
         CheckpointError: the file cannot be written.
     """
     check_predictions_path(path)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "label", "probability"])
-    for block in blocks:
-        for row in zip(block.names, block.labels, block.confidences, strict=True):
-            writer.writerow([*row[:2], f"{row[2]:.4f}"])
-    write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+    def write(file: BinaryIO) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file", "label", "probability"])
+        for first in range(0, len(names), _WRITTEN):
+            rows = slice(first, first + _WRITTEN)
+            for name, (label, probability) in zip(names[rows], choices[rows].tolist(), strict=True):
+                writer.writerow([name, classes[int(label)], f"{probability:.4f}"])
+        text.flush()
+        text.detach()
+
+    write_atomically(path, write)
 
 
 # ---- Files
@@ -191,11 +222,11 @@ def save_classifier(
 
 
 def load_classifier(folder: str | Path, *, device: str = "auto") -> Classifier:
-    """The classifier that `byol finetune` wrote into a folder; "auto" takes a GPU if there is one.
+    """Load the classifier that `byol finetune` wrote into a folder. `device` is as for `byol.load`.
 
     Raises:
         CheckpointError: a file is missing, damaged, of an unknown format, or does not fit the others.
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: the device is not there.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -1,7 +1,8 @@
 """The encoder that a run leaves: `encoder.safetensors` (weights) and `encoder.json` (how to use them).
 
-The weights have the plain key names of timm or torchvision. Preprocessing is part of the artefact: whatever
-form images come in, they go the same way, and the same image gives the same features:
+The weights have the plain key names of timm or torchvision; a stem that these do not have is marked
+(`weights.stem_mark`). Preprocessing is part of the artefact: whatever form images come in, they go the same
+way, and the same image gives the same features:
 
     file, array, Pillow image or tensor -> chosen channels -> square of stored_px -> whole image of seen_px
     -> features
@@ -26,6 +27,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from byol.base.console import Count
 from byol.base.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.base.files import write_atomically
 from byol.config import load_config
@@ -37,18 +39,16 @@ from byol.data.pack.value_range import check_bits, describe_outside
 from byol.data.sources.in_memory import Images, OneImage, in_memory
 from byol.data.sources.opening import open_source
 from byol.device.devices import choose_device, exact_fp32, send_stored
-from byol.encoder.spec import AGAIN, FORMAT
-from byol.encoder.spec import SPEC_NAME as SPEC_NAME
-from byol.encoder.spec import EncoderSpec as EncoderSpec
-from byol.encoder.spec import read_spec as read_spec
+from byol.encoder.spec import AGAIN, FORMAT, SPEC_NAME, EncoderSpec, read_spec
 from byol.kernels.convolution import accelerate
 from byol.kernels.winograd import constant_weights
 from byol.method.networks import build_encoder
 from byol.method.views import whole_view
+from byol.weights.stem_mark import mark_stem, unmark_stem
 
 WEIGHTS_NAME = "encoder.safetensors"
 
-_CPU_IMAGES = 64  # that the network sees at once on CPU; 256 took four times the memory and 5 to 20 % longer
+CPU_IMAGES = 64  # that the network sees at once on CPU; 256 took four times the memory and 5 to 20 % longer
 
 ManyImages = OneImage | Sequence[OneImage]
 
@@ -59,10 +59,12 @@ class Block:
 
     names: list[str]
     features: Float32[np.ndarray, "image feature"]
+    places: list[int]  # of these images in the source
+    end: int  # the place in the source behind this block: all before it have been looked at
 
 
 class Encoder:
-    """A frozen encoder with its preprocessing; `load` makes one from files."""
+    """A trained encoder with its preprocessing, frozen. `byol.load` reads one from a run folder."""
 
     def __init__(self, spec: EncoderSpec, module: nn.Module, *, device: str = "cpu") -> None:
         self.spec = spec
@@ -78,20 +80,23 @@ class Encoder:
         )
 
     def embed(self, images: ManyImages, *, batch_size: int = 256) -> Float32[np.ndarray, "image feature"]:
-        """Features of images in any form, in their order (files of a folder: sorted by path); float32.
+        """Compute the features of images: float32, one row per image, in the order of the images.
 
-        path       an image, a folder, a .txt or .csv list, a .npy array of images
-        array      (height, width, channel) or (image, height, width, channel)
-        tensor     (channel, height, width) or (image, channel, height, width)
-        Pillow     an image
-        sequence   single images of these kinds
+        `images` may be
 
-        Arrays and tensors hold the values that files do: scaling is part of the encoder. An image whose
-        values lie outside of the range of the training is a `ValueRangeWarning` with its name.
+        - a path: an image, a folder (sorted by path), a .txt or .csv list, or a .npy array of images;
+        - a NumPy array: (height, width, channel) or (image, height, width, channel);
+        - a tensor: (channel, height, width) or (image, channel, height, width);
+        - a Pillow image;
+        - a sequence of single images of these kinds.
+
+        Pass arrays and tensors with the values that image files hold, not scaled or normalised: scaling is
+        part of the encoder. If the values of an image lie outside the range of the training images, a
+        `ValueRangeWarning` names it.
 
         Raises:
-            DataError: names the first image that cannot be read, or has other channels or another depth than
-                the encoder takes.
+            DataError: an image cannot be read, or has other channels or another depth than the training
+                images. The message names the first one.
         """
         blocks = self.embed_source(gather(images, self.spec), batch_size=batch_size)
         return _join([block.features for block in blocks], self.spec.num_features)
@@ -102,36 +107,39 @@ class Encoder:
         self,
         images: Images,
         *,
+        first: int = 0,
         batch_size: int = 256,
         on_bad: Callable[[str, DataError], None] | None = None,
         on_outside: Callable[[str, str], None] | None = None,
         on_read: Callable[[str, Square], None] | None = None,
     ) -> Iterator[Block]:
-        """Names and features, block by block: memory does not grow with the number of images.
+        """Yield names and features in blocks, so that memory does not grow with the number of images.
 
-        `on_bad` is told the name and the reason for each image that cannot be used, which is then left out.
-        `on_outside` is told the name of each image whose values lie outside of the range of the training, and
-        how far; without it a `ValueRangeWarning` is. `on_read` is told of each image that is used what became
-        of it.
+        - `first` is the place of the first image to embed. The images before it are not read.
+        - `on_bad(name, error)` is called for each image that cannot be used; the image is left out.
+        - `on_outside(name, text)` is called for each image whose values lie outside the range of the training
+          images. Without it there is a `ValueRangeWarning`.
+        - `on_read(name, square)` is called for each image that is used.
 
         Raises:
-            DataError: an image cannot be used, and there is no `on_bad`; the message names it.
+            DataError: an image cannot be used, and there is no `on_bad`. The message names the image.
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
-            def start(first: int) -> list[Future[Square | DataError]]:
-                end = min(first + batch_size, len(images))
-                return [pool.submit(self._try_square, images, index) for index in range(first, end)]
+            def start(begin: int) -> list[Future[Square | DataError]]:
+                end = min(begin + batch_size, len(images))
+                return [pool.submit(self._try_square, images, index) for index in range(begin, end)]
 
-            reading = start(0)
-            for first in range(0, len(images), batch_size):
+            reading = start(first)
+            for begin in range(first, len(images), batch_size):
                 # The next block is read while the network sees this one.
-                block, reading = reading, start(first + batch_size)
-                names, squares = [], []
-                for index, future in enumerate(block, start=first):
+                block, reading = reading, start(begin + batch_size)
+                names, squares, places = [], [], []
+                for index, future in enumerate(block, start=begin):
                     square = future.result()
                     if not isinstance(square, DataError):
                         names.append(images.names(index))
+                        places.append(index)
                         if on_read is not None:
                             on_read(images.names(index), square)
                         if (
@@ -144,7 +152,7 @@ class Encoder:
                     else:
                         _cancel(reading)
                         raise DataError(f"{images.names(index)}: {square}") from square
-                yield Block(names, self._embed_squares(squares))
+                yield Block(names, self._embed_squares(squares), places, begin + len(block))
 
     def embed_packed(
         self,
@@ -152,7 +160,7 @@ class Encoder:
         *,
         rows: Int64[np.ndarray, " image"] | None = None,
         batch_size: int = 256,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Count | None = None,
     ) -> Float32[np.ndarray, "image feature"]:
         """Features of packed images, or of some in the order of `rows`; `progress` hears done, of all.
 
@@ -194,7 +202,7 @@ class Encoder:
     def encode_views(self, views: Float[Tensor, "image channel view view"]) -> Float[Tensor, "image feature"]:
         """Representations y of views as `make_views` gives them, else as `encode`."""
         views = views.to(self.device)
-        parts = torch.split(views, _CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
+        parts = torch.split(views, CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
         with torch.autocast(self.device.type, enabled=False), exact_fp32(self.device), constant_weights():
             return torch.cat([self.module(part) for part in parts]).float()
 
@@ -269,20 +277,21 @@ def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    write_atomically(folder / WEIGHTS_NAME, to_safetensors(weights))
+    state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    write_atomically(folder / WEIGHTS_NAME, to_safetensors(mark_stem(state, spec.stem)))
     write_atomically(folder / SPEC_NAME, to_json({"format": FORMAT, **asdict(spec)}, indent=2) + b"\n")
 
 
 def load(run: str | Path, *, device: str = "auto") -> Encoder:
-    """The encoder of a run folder (or of any folder with its two files), ready to embed.
+    """Load the encoder of a run folder, or of any folder with `encoder.safetensors` and `encoder.json`.
 
-    `<run>/target` holds the target network's. `device` is "auto" (a GPU if there is one), "cpu", "cuda",
-    "mps", "xpu", or one of several GPUs, such as "cuda:1".
+    `RUN/target` holds the encoder of the target network, `RUN/best` the best one by measures without labels.
+    `device` is "auto" (a GPU if there is one), "cpu", "cuda", "mps", "xpu", or one of several GPUs, such as
+    "cuda:1".
 
     Raises:
-        CheckpointError: a file is missing, damaged, of an unknown format, or not of the network it names.
-        ConfigError: a device is asked for that is not there.
+        CheckpointError: a file is missing, damaged, of an unknown format, or belongs to another network.
+        ConfigError: the device is not there.
     """
     chosen = choose_device(device, key="device")
     folder = Path(run)
@@ -315,9 +324,13 @@ def _find(folder: Path, name: str) -> Path:
 def _fill(module: nn.Module, path: Path, *, spec: EncoderSpec) -> None:
     """Load the weights into the module, every key and shape as it must be."""
     try:
-        given = load_file(path)
+        given, stem = unmark_stem(load_file(path))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is damaged or cut short ({error}); {AGAIN}") from None
+    if stem not in (None, spec.stem):
+        raise CheckpointError(
+            f"{path}: has the stem '{stem}', {SPEC_NAME} beside it says '{spec.stem}'; {AGAIN}"
+        )
     wanted = module.state_dict()
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     wrong = [key for key in sorted(wanted.keys() & given.keys()) if wanted[key].shape != given[key].shape]

@@ -1,41 +1,85 @@
-"""Features with the names of their images in one file, for other programs: .parquet, .npz or .csv."""
+"""Features with the names of their images in one file, for other programs: .parquet, .csv, .npz or .h5ad.
+
+docs/features.md shows how R, pandas, polars, DuckDB, scanpy and others open them.
+"""
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 
+from byol.base.console import Count
 from byol.base.errors import ConfigError
 from byol.base.files import check_writable, write_atomically
+from byol.base.packages import install_command
+from byol.encoder.known import Known
 
-SUFFIXES = (".parquet", ".npz", ".csv")
+Format = Literal["parquet", "csv", "npz", "h5ad"]
+Columns = Literal["wide", "vector"]
+
+FORMATS: tuple[Format, ...] = ("parquet", "npz", "csv", "h5ad")
+
+_GROUP_VALUES = 2**23  # in a row group of a Parquet file: 32 MB
+_MOST_GROUP_ROWS = 122_880  # of DuckDB's own row groups, each the work of one thread
+_LIBRARIES = {"parquet": ("pyarrow.parquet", "pyarrow"), "h5ad": ("anndata", "anndata")}
 
 Features = Float32[np.ndarray, "image feature"]
 
 
-def check_feature_path(path: Path) -> None:
-    """Refuse a file that `write_features` could not write, before the features are made.
+@runtime_checkable
+class FeatureRows(Protocol):
+    """Features of all images, in memory or on the disk; slices of them are arrays."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> Features: ...
+
+
+@dataclass(frozen=True)
+class About:
+    """What else is known of the images, and what made the features."""
+
+    known: Sequence[Known] = ()  # columns of labels and metadata
+    paths: Callable[[slice], list[str]] | None = None  # absolute ones of rows; None: the images are no files
+    encoder: Mapping[str, str | int] = field(default_factory=dict)
+
+
+def choose_format(path: Path, given: str | None = None, *, columns: Columns = "wide") -> Format:
+    """The format of a file of features: `given`, or what the suffix says.
 
     Raises:
-        ConfigError: another suffix, or .parquet without pyarrow.
+        ConfigError: no known format, or one for which a library is missing.
         CheckpointError: the place cannot be written.
     """
-    if path.suffix.lower() not in SUFFIXES:
+    name = (path.suffix.removeprefix(".") if given is None else given).lower()
+    found = next((one for one in FORMATS if one == name), None)
+    if found is None:
         raise ConfigError(
-            f"{path}: features are written as {', '.join(SUFFIXES)}; choose one of these suffixes"
+            f"{path}: features are written as {', '.join(f'.{one}' for one in FORMATS)}; choose one of these "
+            "suffixes, or one of these formats with --format"
         )
-    if path.suffix.lower() == ".parquet":
+    if columns == "vector" and found != "parquet":
+        raise ConfigError(f"{path}: --columns vector is for .parquet; a .{found} file has no column of lists")
+    if found in _LIBRARIES:
+        module, package = _LIBRARIES[found]
         try:
-            import pyarrow.parquet  # noqa: F401
+            __import__(module)
         except ImportError:
             raise ConfigError(
-                f"{path}: .parquet needs pyarrow: pip install pyarrow, or write .npz or .csv"
+                f"{path}: .{found} needs {package}: {install_command(package)}, or write .csv"
             ) from None
     check_writable(path)
+    return found
 
 
 def write_prototypes(path: Path, names: Sequence[str], *, sizes: Sequence[int]) -> None:
@@ -50,56 +94,185 @@ def write_prototypes(path: Path, names: Sequence[str], *, sizes: Sequence[int]) 
     write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
 
 
-def write_features(path: Path, names: Sequence[str], *, features: Features) -> None:
-    """Write names and features in their order, whole or not at all; the suffix chooses the format.
+def write_features(
+    path: Path,
+    names: Sequence[str],
+    *,
+    features: FeatureRows,
+    file_format: str | None = None,
+    columns: Columns = "wide",
+    about: About | None = None,
+    progress: Count | None = None,
+) -> None:
+    """Write names and features in their order, whole or not at all.
 
-        .parquet, .csv   columns `file`, `f000`, `f001`, ...
-        .npz             arrays `names` (text) and `features` (image, feature)
+        parquet, csv     columns `file`, those that are known, `f000`, `f001`, ...
+        parquet, vector  columns `file`, `filepath`, those that are known, `embedding` (a list of float32)
+        npz              arrays `names` (text) and `features` (image, feature)
+        h5ad             AnnData: features in X, `file` and what is known in obs
 
-    Values keep all their digits.
+    Values keep all their digits. Names and features are read in stretches, so memory does not grow with their
+    number, but for the names of h5ad. `progress` hears rows written, of all.
 
     Raises:
-        ConfigError: see `check_feature_path`.
+        ConfigError: see `choose_format`.
         CheckpointError: the file cannot be written.
     """
     assert len(names) == len(features)
-    check_feature_path(path)
+    chosen = choose_format(path, file_format, columns=columns)
+    table = _Table(names, features, about or About(), progress)
+    match chosen:
+        case "parquet":
+            write_atomically(path, lambda file: _write_parquet(file, table, columns))
+        case "npz":
+            write_atomically(path, lambda file: _write_npz(file, table))
+        case "csv":
+            write_atomically(path, lambda file: _write_csv(file, table))
+        case "h5ad":
+            write_atomically(path, lambda file: _write_h5ad(file, table))
 
-    def write(file: BinaryIO) -> None:
-        match path.suffix.lower():
-            case ".parquet":
-                _write_parquet(file, names, features)
-            case ".npz":
-                np.savez(file, names=np.array(names, dtype=np.str_), features=features)
-            case _:
-                _write_csv(file, names, features)
 
-    write_atomically(path, write)
-
-
-def _columns(num_features: int) -> list[str]:
+def feature_columns(num_features: int) -> list[str]:
+    """`f000`, `f001`, ...: names that sort as they count."""
     digits = max(3, len(str(num_features - 1)))
     return [f"f{index:0{digits}}" for index in range(num_features)]
 
 
-def _write_parquet(file: BinaryIO, names: Sequence[str], features: Features) -> None:
+@dataclass(frozen=True)
+class _Table:
+    names: Sequence[str]
+    features: FeatureRows
+    about: About
+    progress: Count | None
+
+    @property
+    def group_rows(self) -> int:
+        """Rows that are read and written at once."""
+        return max(1, min(_MOST_GROUP_ROWS, _GROUP_VALUES // max(1, self.features.shape[1])))
+
+    def groups(self) -> Iterator[tuple[slice, Features]]:
+        for first in range(0, len(self.names), self.group_rows):
+            rows = slice(first, min(first + self.group_rows, len(self.names)))
+            yield rows, self.features[rows]
+            if self.progress is not None:
+                self.progress(rows.stop, len(self.names))
+
+
+def _as_utf8(names: Sequence[str]) -> list[str]:
+    """Text of Parquet and HDF5 is UTF-8: a file name that is not gets replacement characters."""
+    return [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in names]
+
+
+# ---- Parquet
+
+
+def _write_parquet(file: BinaryIO, table: _Table, columns: Columns) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    # Parquet's text is UTF-8: a file name that is not gets replacement characters.
-    texts = [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in names]
-    columns = [pyarrow.array(texts, type=pyarrow.string()), *np.ascontiguousarray(features.T)]
-    table = pyarrow.table(columns, names=["file", *_columns(features.shape[1])])
-    pyarrow.parquet.write_table(table, file)
+    known = table.about.known
+    fields = [pyarrow.field("file", pyarrow.string())]
+    paths = table.about.paths if columns == "vector" else None
+    if paths is not None:
+        fields.append(pyarrow.field("filepath", pyarrow.string()))
+    fields += [pyarrow.field(column.name, _arrow_type(column)) for column in known]
+    num_features = table.features.shape[1]
+    if columns == "vector":
+        fields.append(pyarrow.field("embedding", pyarrow.list_(pyarrow.float32(), num_features)))
+    else:
+        fields += [pyarrow.field(name, pyarrow.float32()) for name in feature_columns(num_features)]
+    schema = pyarrow.schema(fields, metadata={"byol": json.dumps(dict(table.about.encoder))})
+    repeated = [column.name for column in known if column.numbers is None]
+    with pyarrow.parquet.ParquetWriter(file, schema, use_dictionary=repeated) as writer:
+        for rows, features in table.groups():
+            values: list[Any] = [pyarrow.array(_as_utf8(table.names[rows]), pyarrow.string())]
+            if paths is not None:
+                values.append(pyarrow.array(_as_utf8(paths(rows)), pyarrow.string()))
+            values += [_arrow_column(column, rows) for column in known]
+            if columns == "vector":
+                flat = pyarrow.array(np.ascontiguousarray(features).reshape(-1))
+                values.append(pyarrow.FixedSizeListArray.from_arrays(flat, num_features))
+            else:
+                values += map(pyarrow.array, np.ascontiguousarray(features.T))
+            writer.write_table(pyarrow.table(values, schema=schema), row_group_size=table.group_rows)
 
 
-def _write_csv(file: BinaryIO, names: Sequence[str], features: Features) -> None:
+def _arrow_type(column: Known) -> Any:
+    import pyarrow
+
+    if column.numbers is None:
+        return pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+    return pyarrow.int64() if column.is_whole else pyarrow.float64()
+
+
+def _arrow_column(column: Known, rows: slice) -> Any:
+    import pyarrow
+
+    codes = column.codes[rows]
+    if column.numbers is None:
+        indices = pyarrow.array(codes.astype(np.int32), mask=codes < 0)
+        return pyarrow.DictionaryArray.from_arrays(indices, _as_utf8(column.words))
+    return pyarrow.array(column.numbers[codes], mask=codes < 0, type=_arrow_type(column))
+
+
+# ---- CSV and NumPy
+
+
+def _write_csv(file: BinaryIO, table: _Table) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", *_columns(features.shape[1])])
-    for name, row in zip(names, features, strict=True):
-        writer.writerow(
-            [name, *row.astype(np.str_)]
-        )  # the shortest digits that read back to the same float32
+    known = table.about.known
+    writer.writerow(["file", *(column.name for column in known), *feature_columns(table.features.shape[1])])
+    for rows, features in table.groups():
+        texts = [column.texts(rows) for column in known]
+        for name, row, *cells in zip(table.names[rows], features, *texts, strict=True):
+            # `str` of a float32: the shortest digits that read back to the same value.
+            writer.writerow([name, *cells, *map(str, row)])
     text.flush()
     text.detach()
+
+
+def _write_npz(file: BinaryIO, table: _Table) -> None:
+    longest = max(map(len, table.names), default=0)
+    dtype = np.dtype(f"<U{max(1, longest)}")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("names.npy", "w", force_zip64=True) as member:
+            _write_head(member, dtype, (len(table.names),))
+            for first in range(0, len(table.names), table.group_rows):
+                names = table.names[first : first + table.group_rows]
+                member.write(np.array(names, dtype=dtype).tobytes())
+        with archive.open("features.npy", "w", force_zip64=True) as member:
+            _write_head(member, np.dtype("<f4"), table.features.shape)
+            for _, features in table.groups():
+                member.write(np.ascontiguousarray(features, dtype="<f4").tobytes())
+
+
+def _write_head(file: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """What an .npy file begins with."""
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+
+
+# ---- AnnData
+
+
+def _write_h5ad(file: BinaryIO, table: _Table) -> None:
+    """Element by element in AnnData's on-disk format, so that X is never whole in memory."""
+    import anndata
+    import h5py
+    import pandas
+
+    names = _as_utf8(table.names[:])
+    known = {column.name: column.to_pandas() for column in table.about.known}
+    index = anndata.utils.make_index_unique(pandas.Index(names, dtype=object))
+    obs = pandas.DataFrame({"file": names, **known}, index=index)
+    var = pandas.DataFrame(index=feature_columns(table.features.shape[1]))
+    with h5py.File(file, "w") as store:
+        store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        elements = {"obs": obs, "var": var, "uns": {"byol": dict(table.about.encoder)}}
+        empty = {name: dict[str, Any]() for name in ("layers", "obsm", "obsp", "varm", "varp")}
+        for name, value in (elements | empty).items():
+            anndata.io.write_elem(store, name, value)
+        matrix = store.create_dataset("X", shape=table.features.shape, dtype="float32")
+        matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        for rows, features in table.groups():
+            matrix[rows] = features

@@ -1,7 +1,8 @@
 """What `byol embed` and `byol predict` say of new images: what is unlike the training's, what is left out."""
 
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from byol.base.console import complain, remark
 from byol.base.errors import DataError
@@ -11,76 +12,84 @@ from byol.data.decode.image import Square
 from byol.data.decode.index import Source
 from byol.data.pack.partial import csv_line
 from byol.data.pack.value_range import count_clipped
-from byol.data.sources.in_memory import Images
 from byol.data.sources.left_out import Few
 from byol.data.sources.opening import describe_source
+from byol.data.sources.piped import PIPED, open_piped
 from byol.data.sources.summary import describe_clipped, describe_images
 from byol.encoder.encoder import gather
+from byol.encoder.partial_rows import PartialRows
 from byol.encoder.spec import EncoderSpec
 from byol.method.views import Pixels
 
 _MOST_COMPLAINTS = 20  # that are said one by one
 
 
-@dataclass
 class Remarks:
-    """What is to be said of single images: unlike those of the training as they come, all else at the end."""
+    """What is to be said of single images: unlike those of the training as they come, all else at the end.
 
-    skip_unreadable: bool
-    pixels: Pixels  # of the training
-    bad: list[tuple[str, str]] = field(default_factory=list)  # names and reasons of those that are left out
-    changed: dict[str, Few] = field(default_factory=dict)
-    num_used: int = 0
-    num_outside: int = 0
-    num_clipped: int = 0  # values, of so many
-    num_values: int = 0
+    It goes on from what `rows` has kept of an earlier process.
+    """
+
+    def __init__(self, skip_unreadable: bool, pixels: Pixels, rows: PartialRows) -> None:
+        self._skip_unreadable, self._pixels, self._rows = skip_unreadable, pixels, rows
+        self.seen = rows.mark.seen.copy()
 
     def leave_out(self, name: str, error: DataError) -> None:
-        if isinstance(error, DiskError) and not self.skip_unreadable:
+        if isinstance(error, DiskError) and not self._skip_unreadable:
             raise error.locate(name)
-        self.bad.append((name, str(error)))
+        self._rows.append_bad(name, str(error))
 
     def note(self, name: str, square: Square) -> None:
-        self.num_used += 1
         for text in square.notes:
-            self.changed.setdefault(text, Few()).add(name)
-        clipped, total = count_clipped(square.pixels, self.pixels, square.filled)
-        self.num_clipped += clipped
-        self.num_values += total
+            self.seen.notes.setdefault(text, Few()).add(name)
+        clipped, total = count_clipped(square.pixels, self._pixels, square.filled)
+        self.seen.num_clipped += clipped
+        self.seen.num_values += total
 
     def warn(self, name: str, found: str) -> None:
-        self.num_outside += 1
-        if self.num_outside <= _MOST_COMPLAINTS:
+        self.seen.num_outside += 1
+        if self.seen.num_outside <= _MOST_COMPLAINTS:
             complain(f"{name}: {found}")
 
     def say_all(self, output: Path) -> None:
         """What was left out or changed, and a list of the first beside the output."""
-        others = self.num_outside - _MOST_COMPLAINTS
+        seen, mark = self.seen, self._rows.mark
+        others = seen.num_outside - _MOST_COMPLAINTS
         if others > 0:
             complain(f"and {others:,} more images, unlike those of the training")
         listed = output.with_suffix(".left_out.csv")
-        if self.bad:
-            write_atomically(listed, b"".join(csv_line(*row) for row in [("file", "reason"), *self.bad]))
+        if mark.num_bad:
+            write_atomically(listed, self._write_bad)
         else:
             listed.unlink(missing_ok=True)  # of an earlier time
         lines = describe_images(
-            self.bad,
-            self.changed,
-            num_images=self.num_used + len(self.bad),
+            self._rows.read_bad(),
+            seen.notes,
+            num_images=mark.num_rows + mark.num_bad,
             listed=str(listed),
         )
-        clipped = describe_clipped(self.num_clipped / max(1, self.num_values))
+        clipped = describe_clipped(seen.num_clipped / max(1, seen.num_values))
         for line in (*lines, *clipped):
             remark(line)
 
+    def _write_bad(self, file: BinaryIO) -> None:
+        file.write(csv_line("file", "reason"))
+        for row in self._rows.read_bad():
+            file.write(csv_line(*row))
 
-def gather_and_say(images: str | Path, spec: EncoderSpec, *, skip_unreadable: bool) -> Images:
+
+def gather_and_say(images: str, spec: EncoderSpec, *, skip_unreadable: bool) -> Source:
     """New images for an encoder; what a folder holds besides, or how a list was understood, is said.
 
+    `images` is a path, the name of a known set, or `-` for a list of files on standard input.
+
     Raises:
-        DataError: as `encoder.gather`.
+        DataError: as `encoder.gather`; or standard input names no file.
     """
+    if images == PIPED:
+        return open_piped(sys.stdin.buffer.read, layout=spec.layout, skip_unreadable=skip_unreadable)
     found = gather(images, spec, skip_unreadable=skip_unreadable)
-    for line in describe_source(found) if isinstance(found, Source) else ():
+    assert isinstance(found, Source)
+    for line in describe_source(found):
         remark(line)
     return found

@@ -98,8 +98,8 @@ class Description:
 
     def render(self) -> str:
         """Plain text for a terminal, less than a screen: the measures, the verdict, and what to look at."""
-        copies = f" ({self.num_copies} exact copies)" if self.num_copies else ""
-        about = f"without labels, on {self.num_images} training images{copies}; encoders compared on "
+        duplicates = f" ({self.num_copies} exact duplicates)" if self.num_copies else ""
+        about = f"without labels, on {self.num_images} training images{duplicates}; encoders compared on "
         lines = [f"{about}{self.num_measured} of them", "", *self._render_encoders(), ""]
         lines += wrap(self.verdict)
         if self.metadata:

@@ -9,7 +9,7 @@ from byol.data.pack.packed import Packed
 
 Rows = Int64[np.ndarray, " image"]
 Digests = UInt64[np.ndarray, "image 2"]
-Kinds = Int64[np.ndarray, " image"]
+DuplicateGroups = Int64[np.ndarray, " image"]
 
 _BLOCK = 256  # images read at once
 _MOST_KNOWN = 4  # sets of images whose digests are held: training and test, of two labellings
@@ -41,10 +41,10 @@ def _digest(images: Packed, rows: Rows) -> Digests:
     return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
 
 
-def find_kinds(digests: Digests) -> Kinds | None:
+def find_groups(digests: Digests) -> DuplicateGroups | None:
     """A number for each image that its copies share; None if no image is there twice."""
-    distinct, kinds = np.unique(_as_keys(digests), return_inverse=True)
-    return kinds.astype(np.int64) if len(distinct) < len(digests) else None
+    distinct, duplicates = np.unique(_as_keys(digests), return_inverse=True)
+    return duplicates.astype(np.int64) if len(distinct) < len(digests) else None
 
 
 def are_among(digests: Digests, others: UInt64[np.ndarray, "other 2"]) -> Bool[np.ndarray, " image"]:

@@ -17,11 +17,12 @@ from sklearn.decomposition import PCA
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from byol.base.errors import DataError
+from byol.base.console import Count
 from byol.base.files import write_atomically
 from byol.config import Config, DataTransforms
 from byol.data.pack.packed import Packed
 from byol.encoder.encoder import Encoder
+from byol.encoder.finite import check_finite
 from byol.encoder.spec import EncoderSpec
 from byol.method.networks import Byol
 from byol.method.schedule import derive_seed
@@ -31,11 +32,10 @@ from byol.metrics.probes import fit_pca
 FORMAT = 1
 NUM_CALIBRATION = 1000  # training images that the norms of an untrained encoder see
 
-_BATCH = 256
-_PCA_VALUES = 2**28  # pixels that principal components are fitted on at once: 1 GB
+BATCH = 256
+PCA_VALUES = 2**28  # pixels that principal components are fitted on at once: 1 GB
 _PCA_ROWS = 10_000
 
-Progress = Callable[[int, int], None]  # images done, of all
 Rows = Int64[np.ndarray, " image"]
 Features = Float32[np.ndarray, "image feature"]
 
@@ -81,7 +81,7 @@ def features_of(
     *,
     encoder: FrozenEncoder,
     cache_folder: Path,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Features:
     """Features of these rows of the packed images, in their order; from the cache if they are there.
 
@@ -94,7 +94,7 @@ def features_of(
     key = _hash("encoder", encoder.identity, repr(seen), _identify(images, rows))
 
     def make() -> Features:
-        features = encoder.make().embed_packed(images, rows=rows, batch_size=_BATCH, progress=progress)
+        features = encoder.make().embed_packed(images, rows=rows, batch_size=BATCH, progress=progress)
         check_finite(features, lambda place: images.names[int(rows[place])])
         return features
 
@@ -124,8 +124,8 @@ def view_features_of(
     def make() -> Features:
         sizes = torch.from_numpy(images.sizes[rows].astype(np.float32))
         parts = []
-        for first in range(0, len(rows), _BATCH):
-            part = slice(first, min(first + _BATCH, len(rows)))
+        for first in range(0, len(rows), BATCH):
+            part = slice(first, min(first + BATCH, len(rows)))
             squares = _squares(images, rows[part])
             views = make_views(squares, sizes, transforms, key=key, rows=part, pixels=spec.pixels)
             parts.append(np.stack([encoder.make().encode_views(view).cpu().numpy() for view in views]))
@@ -135,21 +135,6 @@ def view_features_of(
 
     first_views, second_views = np.split(_cached(cache_folder / f"{name}.npy", make), 2)
     return first_views, second_views
-
-
-def check_finite(features: Features, name_of: Callable[[int], str]) -> None:
-    """Refuse features of which one is not a finite number; `name_of` an image's place is its name.
-
-    Raises:
-        DataError: names the first such image, and how many there are.
-    """
-    finite = np.isfinite(features).all(axis=1)
-    if not finite.all():
-        raise DataError(
-            f"{name_of(int(np.argmin(finite)))}: the encoder's features of this image are not finite "
-            f"({int((~finite).sum())} such images in all): its training diverged; "
-            "train again with a lower optimizer.params.lr"
-        )
 
 
 def pixel_components(
@@ -166,10 +151,10 @@ def pixel_components(
     """Principal components (fitted on train) of the pixels that the encoder sees: whole views, flattened.
 
     At most 10,000 training images and 1 GB of their pixels are fitted on; all are then transformed in blocks.
-    Without a folder nothing is kept.
+    Without a folder nothing is cached.
     """
     num_pixels = spec.channels * spec.view_px**2
-    num_fitted = max(min(_PCA_ROWS, _PCA_VALUES // num_pixels), dimensions)
+    num_fitted = max(min(_PCA_ROWS, PCA_VALUES // num_pixels), dimensions)
     fitted_rows = train_rows if len(train_rows) <= num_fitted else spread(train_rows, num_fitted)
     seen = (spec.view_px, asdict(spec.pixels), dimensions, seed)
 
@@ -198,8 +183,8 @@ def _squares(images: Packed, rows: Rows) -> torch.Tensor:
 
 
 def _pixels(images: Packed, rows: Rows, *, spec: EncoderSpec) -> Iterator[Features]:
-    for first in range(0, len(rows), _BATCH):
-        squares = _squares(images, rows[first : first + _BATCH])
+    for first in range(0, len(rows), BATCH):
+        squares = _squares(images, rows[first : first + BATCH])
         views = whole_view(squares, spec.view_px, pixels=spec.pixels)
         yield views.flatten(1).numpy()
 
@@ -232,7 +217,7 @@ def _estimate_norms(module: nn.Module, images: Packed, *, rows: Rows, spec: Enco
         norm.momentum = None
         norm.train()
     # Even parts: a part of one image has no variance.
-    for part in np.array_split(rows, -(-len(rows) // _BATCH)) if norms else []:
+    for part in np.array_split(rows, -(-len(rows) // BATCH)) if norms else []:
         module(whole_view(_squares(images, part), spec.seen_px, pixels=spec.pixels))
     module.eval()
 
@@ -242,8 +227,8 @@ def _estimate_norms(module: nn.Module, images: Packed, *, rows: Rows, spec: Enco
 
 def _cached(path: Path, make: Callable[[], Features]) -> Features:
     try:
-        kept: Features = np.load(path, allow_pickle=False)
-        return kept
+        cached: Features = np.load(path, allow_pickle=False)
+        return cached
     except (OSError, ValueError, EOFError):  # not there, or damaged: a cache is made anew
         features = make()
     write_atomically(path, lambda file: np.save(file, features))

@@ -16,7 +16,7 @@ from byol.data.pack.images import open_images
 from byol.data.pack.packed import Packed
 from byol.data.pack.value_range import check_bits
 from byol.data.sources.opening import splits_of
-from byol.encoder.encoder import EncoderSpec
+from byol.encoder.spec import EncoderSpec
 from byol.evaluation.splits import Splits, fold_images, hold_out, hold_out_first, name_source, pair
 from byol.metrics.folds import find_unlearnt
 

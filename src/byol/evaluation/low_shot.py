@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from byol.base.cache import Arrays, cache_key, keep
+from byol.base.cache import Arrays, cache_key, load_or_make
 from byol.evaluation.rows import Candidate
 from byol.evaluation.splits import Splits
 from byol.metrics.folds import Indices, Labels
@@ -68,7 +68,7 @@ def measure_low_shot(
         features = candidate.of_fold(fold)
         key = cache_key("low-shot", candidate.transform, seed, *counts, "of", *draws, *features, known.labels)
         fit = partial(_fit, candidate, *features, labels=known.labels, counts=counts, draws=draws, seed=seed)
-        predicted = keep(cache_folder / f"{key}.npz", fit)[0]["predicted"]
+        predicted = load_or_make(cache_folder / f"{key}.npz", fit)[0]["predicted"]
         top1[draws] = (predicted == splits.test.labels[fold.test]).mean(axis=2)
     return [
         LowShot(candidate.name, per_class, num_draws, float(shares.mean()), float(shares.std(ddof=1)))

@@ -17,7 +17,7 @@ NUM_FOLDS = 5
 NUM_BOOTSTRAP = 2000
 MOST_VALUES = 1000
 
-_NUM_ROWS = 10_000  # images that a column is judged by
+NUM_ROWS = 10_000  # images that a column is judged by
 _LEAST_A_VALUE = 2 * NUM_FOLDS  # images, in a column of very many values
 _WARN_ABOVE = 0.1  # of the way from chance to always right
 
@@ -95,7 +95,7 @@ def _draw(values: Values, *, seed: int) -> Int64[np.ndarray, " drawn"]:
     rng = np.random.default_rng(seed)
     classes, counts = np.unique(values[values >= 0], return_counts=True)
     kept = classes[counts >= NUM_FOLDS]
-    most = max(_LEAST_A_VALUE, _NUM_ROWS // len(kept))
+    most = max(_LEAST_A_VALUE, NUM_ROWS // len(kept))
     drawn = [rng.permutation(np.flatnonzero(values == value))[:most] for value in kept]
     return np.sort(np.concatenate(drawn))
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from byol.base.cache import Arrays, cache_key, keep
-from byol.base.console import Say
+from byol.base.cache import Arrays, cache_key, load_or_make
+from byol.base.console import Count, Say
 from byol.config import Config
 from byol.encoder.encoder import Encoder, load
 from byol.encoder.spec import SPEC_NAME
-from byol.evaluation.features import Progress, features_of, pixel_components, trained, untrained
+from byol.evaluation.features import features_of, pixel_components, trained, untrained
 from byol.evaluation.labelled import LEARNED
 from byol.evaluation.splits import Split, Splits
 from byol.evaluation.weights import name_weights, open_weights
@@ -89,7 +89,7 @@ def make_candidates(
     splits: Splits,
     online: Encoder,
     say: Say,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> Iterator[Candidate]:
     """Baselines first, so that what BYOL has to beat is known when its rows come.
 
@@ -172,11 +172,11 @@ def predict(
         known = splits.train.take(fold.train)
         key = cache_key(classifier, candidate.transform, seed, *features, known.labels, known.units)
         fit = partial(_fit, candidate, *features, known=known, classifier=classifier, seed=seed)
-        fitted, was_kept = keep(cache_folder / f"{key}.npz", fit)
+        fitted, was_cached = load_or_make(cache_folder / f"{key}.npz", fit)
         ranked[fold.test, : fitted["ranked"].shape[1]] = fitted["ranked"]
         chosen.append(json.loads(str(fitted["chosen"])))
         seconds += float(fitted["seconds"])
-        reused &= was_kept
+        reused &= was_cached
         dimensions = features[0].shape[1]
     return Predicted(ranked, _join(chosen), dimensions, round(seconds, 2), reused)
 

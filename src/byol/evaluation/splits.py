@@ -19,12 +19,12 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from byol.base.errors import ConfigError, DataError
+from byol.base.errors import ConfigError, DataError, quote
 from byol.config.schema import EvaluationConfig
 from byol.data.labels.label_file import encode_labels, match_columns
 from byol.data.pack.packed import Packed
 from byol.data.sources.opening import folder_of, splits_of
-from byol.evaluation.duplicate_groups import Kinds, are_among, digest_images, find_kinds
+from byol.evaluation.duplicate_groups import DuplicateGroups, are_among, digest_images, find_groups
 from byol.metrics.folds import DEFAULT_FOLDS, Fold, Groups, make_folds
 from byol.metrics.probes import check_classes
 
@@ -42,12 +42,12 @@ class Split:
     rows: Int64[np.ndarray, " image"]
     labels: Int64[np.ndarray, " image"]  # indices into `Splits.class_names`
     groups: Groups | None = None
-    kinds: Kinds | None = None  # one number for all copies of an image; None if there are none
+    duplicates: DuplicateGroups | None = None  # a number that duplicates share; None: there are none
 
     @property
     def units(self) -> Int64[np.ndarray, " image"] | None:
         """What must stay on one side of a division: groups, else copies; None: each image is its own."""
-        return self.kinds if self.groups is None else self.groups.numbers
+        return self.duplicates if self.groups is None else self.groups.numbers
 
     @property
     def group_numbers(self) -> Int64[np.ndarray, " image"] | None:
@@ -57,8 +57,8 @@ class Split:
         """Some of the images."""
         groups = self.groups
         groups = None if groups is None else replace(groups, numbers=groups.numbers[places])
-        kinds = None if self.kinds is None else self.kinds[places]
-        return Split(self.images, self.rows[places], self.labels[places], groups, kinds)
+        duplicates = None if self.duplicates is None else self.duplicates[places]
+        return Split(self.images, self.rows[places], self.labels[places], groups, duplicates)
 
 
 @dataclass(frozen=True)
@@ -97,23 +97,25 @@ def name_source(source: str) -> str:
     return source if splits_of(source) else Path(source).name or source
 
 
-def _find_copies(images: Packed, rows: NDArray[np.int64]) -> tuple[Kinds | None, tuple[str, ...]]:
+def _find_duplicates(
+    images: Packed, rows: NDArray[np.int64]
+) -> tuple[DuplicateGroups | None, tuple[str, ...]]:
     """Which labelled images are copies, and that in words.
 
     Raises:
         DataError: without copies the labels are too few.
     """
-    kinds = find_kinds(digest_images(images, rows))
-    if kinds is None:
+    duplicates = find_groups(digest_images(images, rows))
+    if duplicates is None:
         return None, ()
-    distinct, first = np.unique(kinds, return_index=True)
+    distinct, first = np.unique(duplicates, return_index=True)
     labels = images.labels[rows]
     check_classes(labels[first], images.class_names)
-    pairs = np.unique(np.stack([kinds, labels]), axis=1)
+    pairs = np.unique(np.stack([duplicates, labels]), axis=1)
     contrary = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
     also = f" ({contrary} have labels that contradict each other)" if contrary else ""
     num = len(rows) - len(distinct)
-    return kinds, (
+    return duplicates, (
         f"{num} of {len(rows)} labelled images are exact duplicates of others{also}; duplicates never lie on "
         "both sides of a split",
     )
@@ -123,29 +125,29 @@ def hold_out(images: Packed, *, name: str) -> Splits:
     """Every fifth image of each class, in the order of their names, is for testing; copies follow it."""
     labelled = np.flatnonzero(images.labels >= 0)
     check_classes(images.labels[labelled], images.class_names)
-    kinds, notes = _find_copies(images, labelled)
+    duplicates, notes = _find_duplicates(images, labelled)
     by_name = np.array(
         sorted(range(len(labelled)), key=lambda place: images.names[int(labelled[place])]), dtype=np.int64
     )
     labels = images.labels[labelled]
-    if kinds is None:
+    if duplicates is None:
         is_original = np.ones(len(labelled), dtype=bool)
     else:
         is_original = np.zeros(len(labelled), dtype=bool)
-        is_original[by_name[np.unique(kinds[by_name], return_index=True)[1]]] = True
+        is_original[by_name[np.unique(duplicates[by_name], return_index=True)[1]]] = True
     is_test = np.zeros(len(labelled), dtype=bool)
     for label in np.unique(labels):
         members = by_name[(labels[by_name] == label) & is_original[by_name]]
         is_test[members[_TEST_EVERY - 1 :: _TEST_EVERY]] = True
-    if kinds is not None:
-        is_test = np.isin(kinds, kinds[is_test])
+    if duplicates is not None:
+        is_test = np.isin(duplicates, duplicates[is_test])
     if not is_test.any():
-        different = "" if kinds is None else "different "
+        different = "" if duplicates is None else "different "
         raise DataError(
             f"{name}: no class has {_TEST_EVERY} {different}labelled images, so byol cannot hold out test "
             "images; label more images, or give test images with --test"
         )
-    both = Split(images, labelled, labels, kinds=kinds)
+    both = Split(images, labelled, labels, duplicates=duplicates)
     check_classes(labels[~is_test], images.class_names)
     return _whole(
         both.take(np.flatnonzero(~is_test)),
@@ -176,9 +178,9 @@ def fold_images(images: Packed, evaluation: EvaluationConfig, *, source: str) ->
             images, rows, column=evaluation.groups, labels=evaluation.labels, folder=folder_of(source)
         )
     num = evaluation.folds or DEFAULT_FOLDS
-    kinds, notes = _find_copies(images, rows)
-    both = Split(images, rows, labels, groups, kinds)
-    folds = make_folds(labels, num=num, seed=evaluation.seed, groups=groups, kinds=kinds)
+    duplicates, notes = _find_duplicates(images, rows)
+    both = Split(images, rows, labels, groups, duplicates)
+    folds = make_folds(labels, num=num, seed=evaluation.seed, groups=groups, duplicates=duplicates)
     for fold in folds:
         check_classes(labels[fold.train], images.class_names)
     protocol = f"{num} folds" + ("" if groups is None else f" by {groups.column}")
@@ -267,7 +269,7 @@ def pair(train: Packed, test: Packed, *, names: tuple[str, str], is_official: bo
             )
         test_rows = test_rows if is_official else test_rows[~is_copy]
     return _whole(
-        Split(train, train_rows, train.labels[train_rows], kinds=find_kinds(digests)),
+        Split(train, train_rows, train.labels[train_rows], duplicates=find_groups(digests)),
         Split(test, test_rows, _translate(train, test, labels=test.labels[test_rows], name=names[1])),
         description=description,
         num_unlabelled=num_unlabelled,
@@ -284,7 +286,7 @@ def _translate(train: Packed, test: Packed, *, labels: NDArray[np.int64], name: 
         class_name = test.class_names[label]
         if index.get(class_name) not in known:
             raise DataError(
-                f"{name}: the test class {class_name!r} has no training image; "
+                f"{name}: the test class {quote(class_name)} has no training image; "
                 "use the same class names in both splits"
             )
         table[label] = index[class_name]

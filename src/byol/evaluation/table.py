@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from byol.base.console import Say, silent
+from byol.base.console import Count, Say, silent
 from byol.base.errors import NoLabelsError
 from byol.base.files import write_atomically
 from byol.base.text_table import percent, percent_range, render_columns, wrap
 from byol.config import Config
 from byol.device.ranks import keep_freed_memory
 from byol.encoder.encoder import load
-from byol.evaluation.features import Progress
 from byol.evaluation.labelled import SEEN, open_splits
 from byol.evaluation.low_shot import LowShot, measure_low_shot
 from byol.evaluation.rows import (
@@ -126,8 +125,8 @@ def evaluate(
     run_dir: Path,
     *,
     overrides: Sequence[str] = (),
-    say: Say | None = None,
-    progress: Progress | None = None,
+    say: Say = silent,
+    progress: Count | None = None,
 ) -> Table:
     """Evaluate the encoders of a run on labelled images, and save the table in the run folder.
 
@@ -139,7 +138,7 @@ def evaluate(
         ConfigError: an override is not valid, or would change what the run was.
         DataError: the labelled images cannot be read, or have no or too few labels.
     """
-    start, say = time.perf_counter(), say or silent
+    start = time.perf_counter()
     keep_freed_memory()
     config = read_config(run_dir, overrides)
     evaluation, cache_folder = config.evaluation, run_dir / "features"

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from byol.base.cache import Arrays, cache_key, keep
-from byol.base.console import Say, silent
+from byol.base.cache import Arrays, cache_key, load_or_make
+from byol.base.console import Count, Say, silent
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.config import Config
@@ -38,7 +38,6 @@ from byol.evaluation.description import (
 )
 from byol.evaluation.features import (
     FrozenEncoder,
-    Progress,
     features_of,
     spread,
     trained,
@@ -79,8 +78,8 @@ def describe(
     *,
     overrides: Sequence[str] = (),
     metadata: Path | None = None,
-    say: Say | None = None,
-    progress: Progress | None = None,
+    say: Say = silent,
+    progress: Count | None = None,
 ) -> Description:
     """Describe a run's features of its training images without labels, and save that in the run folder.
 
@@ -94,7 +93,7 @@ def describe(
         ConfigError: an override is not valid, or would change what the run was.
         DataError: the images or `metadata` cannot be read, features are not finite or all the same.
     """
-    start, say, cache_folder = time.perf_counter(), say or silent, run_dir / "features"
+    start, cache_folder = time.perf_counter(), run_dir / "features"
     keep_freed_memory()
     config = read_config(run_dir, overrides)
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
@@ -181,7 +180,7 @@ class _Found:
 
 
 def _find(features: Features, *, seed: int, cache_folder: Path) -> _Found:
-    """Neighbours and prototypes, which take long for many images and are kept."""
+    """Neighbours and prototypes, which take long for many images and are cached."""
     distinct = Distinct.of(features)
 
     def make() -> Arrays:
@@ -195,9 +194,9 @@ def _find(features: Features, *, seed: int, cache_folder: Path) -> _Found:
         }
 
     key = cache_key("neighbours", features, NUM_NEIGHBOURS, NUM_PROTOTYPES, seed)
-    kept, _ = keep(cache_folder / f"{key}.npz", make)
-    neighbours = Neighbours(kept["index"].astype(np.int64), kept["similarity"].astype(np.float32))
-    prototypes = Prototypes(kept["rows"].astype(np.int64), kept["sizes"].astype(np.int64))
+    loaded, _ = load_or_make(cache_folder / f"{key}.npz", make)
+    neighbours = Neighbours(loaded["index"].astype(np.int64), loaded["similarity"].astype(np.float32))
+    prototypes = Prototypes(loaded["rows"].astype(np.int64), loaded["sizes"].astype(np.int64))
     return _Found(distinct, neighbours, prototypes)
 
 
@@ -260,13 +259,13 @@ def _find_label_columns(
     It is if each folder holds images of one class of the set's own; or, where a file of labels is given, if
     the labelled images lie in folders as they have labels.
     """
-    found, given = {"label"}, config.evaluation.labels
+    found, path = {"label"}, config.evaluation.labels
     folders, labels = columns.get(_FOLDER), images.labels[rows]
     if folders is None:
         return found
-    if given is not None:
+    if path is not None:
         try:
-            labels = match_labels(Path(given), images.names, folder=folder_of(config.data.source))[0][rows]
+            labels = match_labels(Path(path), images.names, folder=folder_of(config.data.source))[0][rows]
         except DataError:  # they are of other images
             return found
         is_labelled = labels >= 0
@@ -287,11 +286,13 @@ def _judge_columns(
     say: Say,
 ) -> Iterator[ColumnScore]:
     """A copy would find its original in the other folds, so copies are left out."""
-    kept = found.distinct.rows
+    distinct = found.distinct.rows
     for name, values in columns.items():
-        problem = find_unusable(values[kept])
+        problem = find_unusable(values[distinct])
         if problem is None:
-            yield judge_column(features[kept], values[kept], name=name, is_label=name in labels, seed=seed)
+            yield judge_column(
+                features[distinct], values[distinct], name=name, is_label=name in labels, seed=seed
+            )
         else:
             say(f"column {name!r} {problem}; left out")
 

@@ -1,12 +1,12 @@
 """Weights that others have trained, for one more row of the table; with their own preprocessing if known."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from byol.base.console import Say, silent
 from byol.base.errors import CheckpointError
 from byol.encoder.encoder import WEIGHTS_NAME, Encoder, load
 from byol.encoder.spec import SPEC_NAME, EncoderSpec
@@ -18,10 +18,7 @@ from byol.weights.pretrained import TIMM, find_timm, fit_weights
 KEY = "evaluation.weights"
 
 
-Say = Callable[[str], None]
-
-
-def open_weights(source: str, *, spec: EncoderSpec, device: str, say: Say | None = None) -> FrozenEncoder:
+def open_weights(source: str, *, spec: EncoderSpec, device: str, say: Say = silent) -> FrozenEncoder:
     """The encoder that `source` names, for images like those of the run's encoder (`spec`).
 
         timm:MODEL           that model, with the mean and std it was trained with, if it is on this machine
@@ -71,7 +68,7 @@ def _fit(
     *,
     where: str,
     device: str,
-    say: Say | None,
+    say: Say,
     select: str | None = None,
 ) -> FrozenEncoder:
     size = {"channels": spec.channels, "view_px": spec.view_px}
@@ -81,7 +78,7 @@ def _fit(
     advice = f"give weights of {spec.name}, a folder with {SPEC_NAME}, or timm:MODEL"
     state, notes = fit_weights(found, module, where=where, key=KEY, select=select, advice=advice)
     module.load_state_dict(state)
-    if say is not None and notes:
+    if notes:
         for line in (f"comparing with the encoder of {where}", *notes):
             say(line)
     spec = replace(spec, num_features=count_features(module, **size), done=0)
@@ -92,12 +89,12 @@ def _as_timm(spec: EncoderSpec, model: str) -> EncoderSpec:
     """The run's images as the model has seen its own: values 0..1 less its mean, over its std."""
     import timm
 
-    given: Any = timm.get_pretrained_cfg(model)
+    pretrained: Any = timm.get_pretrained_cfg(model)
 
     def per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
         if len(values) == spec.channels:
             return tuple(values)
         return (sum(values) / len(values),) * spec.channels
 
-    pixels = replace(spec.pixels, mean=per_channel(given.mean), std=per_channel(given.std))
+    pixels = replace(spec.pixels, mean=per_channel(pretrained.mean), std=per_channel(pretrained.std))
     return replace(spec, name=model, stem="standard", pixels=pixels)

@@ -5,16 +5,16 @@ Test labels are met in one place, `_test`, after everything has been trained.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from byol.base.console import Say, silent
+from byol.base.console import Count, Say, silent
 from byol.base.errors import CheckpointError, ConfigError, DataError
-from byol.base.files import check_writable, write_atomically
+from byol.base.files import check_writable, is_temporary, write_atomically
 from byol.base.version import __version__
 from byol.config import Config, diff_configs, load_config
 from byol.device.devices import choose_dtype, explain_device
@@ -30,6 +30,7 @@ from byol.finetuning.results import FORMAT, FinetuneResult, FinetuneRow
 from byol.finetuning.supervised import SYMMETRIES, Setting, mild
 from byol.finetuning.tuning import Look, Recipe, Trained, draw_fraction, train_classifier
 from byol.metrics import probes
+from byol.runfolder.lock import LOCK_FILES, only_writer
 
 FILE_NAME = "finetune.json"
 LOG_NAME = "finetune.jsonl"
@@ -52,8 +53,6 @@ _MAY_CHANGE = (
     "trainer.num_workers:",
 )
 
-Progress = Callable[[int, int], None]  # epochs done, of all that there may be
-
 
 def finetune(
     source: Path,
@@ -63,8 +62,8 @@ def finetune(
     fraction: float = 1.0,
     epochs: int | None = None,
     scratch: bool = False,
-    say: Say | None = None,
-    progress: Progress | None = None,
+    say: Say = silent,
+    progress: Count | None = None,
 ) -> FinetuneResult:
     """Train a classifier from the encoder in `source` with a share of the labels; write it to `output`.
 
@@ -75,15 +74,40 @@ def finetune(
 
     Raises:
         CheckpointError: there is no such encoder, or `output` holds something else or cannot be written.
+        RunInUseError: another process writes into `output`.
         ConfigError: a setting is not valid, or would change what the run was.
         DataError: images or labels are missing, cannot be read, or are too few.
         DivergedError: the loss is not finite.
     """
-    say = say or silent
     _check_numbers(fraction, epochs)
     keep_freed_memory()
     check_output(output, source=source)
     check_writable(output / FILE_NAME)
+    with only_writer(output, say=say):
+        return _finetune(
+            source,
+            output,
+            overrides,
+            fraction=fraction,
+            epochs=epochs,
+            scratch=scratch,
+            say=say,
+            progress=progress,
+        )
+
+
+def _finetune(
+    source: Path,
+    output: Path,
+    overrides: Sequence[str],
+    *,
+    fraction: float,
+    epochs: int | None,
+    scratch: bool,
+    say: Say,
+    progress: Count | None,
+) -> FinetuneResult:
+    """As `finetune`, as the only writer of `output`."""
     encoder, config, run_dir = _open_encoder(source, overrides, output=output, say=say)
     splits = open_splits(config, run_dir, spec=encoder.spec, is_single=True, say=say)
     data, class_names = _draw(splits, fraction=fraction, seed=config.evaluation.seed)
@@ -130,8 +154,10 @@ def check_output(output: Path, *, source: Path) -> None:
     """
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"{output}: is a file, a folder is wanted; choose another name with -o")
-    if output.exists() and any(output.iterdir()):
-        names = {path.name for path in output.iterdir() if not path.name.startswith(".")}
+    names = {path.name for path in output.iterdir()} - LOCK_FILES if output.exists() else set()
+    names = {name for name in names if not is_temporary(name, of=tuple(_OWN_FILES))}
+    if names:
+        names = {name for name in names if not name.startswith(".")}
         if FILE_NAME not in names or not names <= _OWN_FILES:
             raise CheckpointError(
                 f"{output}: is not empty and not of `byol finetune`; choose another folder with -o"
@@ -165,9 +191,9 @@ def _read_config(
         before: tuple[Path | None, list[str], str | None] = (run_dir / "config.yaml", [], None)
     else:
         before = (None, [*_as_trained(spec), *(text for text in overrides if _is_domain(text))], "default")
-    path, given, preset = before
-    config = load_config(path, [*given, *overrides], preset=preset)
-    changes = diff_configs(load_config(path, given, preset=preset), config)
+    path, first_overrides, preset = before
+    config = load_config(path, [*first_overrides, *overrides], preset=preset)
+    changes = diff_configs(load_config(path, first_overrides, preset=preset), config)
     refused = [change for change in changes if not change.startswith(_MAY_CHANGE)]
     if refused:
         raise ConfigError(f"fine-tuning cannot change or use this ({'; '.join(refused)}); leave it out")
@@ -239,7 +265,7 @@ def _train_all(
     setting: Setting,
     epochs: int | None,
     say: Say,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> tuple[list[_Start], list[dict[str, object]]]:
     """Each start trained on the same labels, and the lines of the log."""
     log: list[dict[str, object]] = []

@@ -97,7 +97,7 @@ class Course:
         groups = list(_make_groups(self.encoder.requires_grad_(True), self._classifier, rates.layer_decay))
         self._optimizer = torch.optim.AdamW(groups, lr=rates.lr)
         self._data, self._tick = data, tick
-        self._num_parts = math.ceil(len(data.rows) / BATCH_SIZE)
+        self._num_batches = math.ceil(len(data.rows) / BATCH_SIZE)
         self._step = 0
 
     def linear(self) -> Linear:
@@ -111,13 +111,13 @@ class Course:
         Raises: LostError if it is not finite.
         """
         self.encoder.train()
-        epoch = self._step // self._num_parts
+        epoch = self._step // self._num_batches
         key = derive_seed(self.setting.seed, "finetune order", index=epoch)
         order = np.random.default_rng(key).permutation(len(self._data.rows))
         losses = [
-            self._make_step(part) * len(part)
+            self._make_step(batch) * len(batch)
             # Even parts: BatchNorm could do nothing with a single image.
-            for part in np.array_split(order, self._num_parts)
+            for batch in np.array_split(order, self._num_batches)
         ]
         self.encoder.eval()
         self._tick()
@@ -126,11 +126,11 @@ class Course:
             raise LostError
         return loss
 
-    def _make_step(self, part: Int64[np.ndarray, " batch"]) -> Float[Tensor, ""]:
+    def _make_step(self, batch: Int64[np.ndarray, " batch"]) -> Float[Tensor, ""]:
         self._set_lr()
         setting = self.setting
-        view = self._make_view(self._data.rows[part])
-        truth = torch.from_numpy(self._data.labels[part]).to(setting.device)
+        view = self._make_view(self._data.rows[batch])
+        truth = torch.from_numpy(self._data.labels[batch]).to(setting.device)
         torch.manual_seed(derive_seed(setting.seed, "finetune network", index=self._step))  # dropout
         autocast = torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32)
         with constant_weights():
@@ -155,7 +155,7 @@ class Course:
         )
 
     def _set_lr(self) -> None:
-        total = self._num_parts * self.rates.epochs
+        total = self._num_batches * self.rates.epochs
         warm = max(1, round(_WARM_SHARE * total))
         share = min((self._step + 1) / warm, 0.5 * (1.0 + math.cos(math.pi * self._step / total)))
         for group in self._optimizer.param_groups:

@@ -33,7 +33,7 @@ _LAYER_DECAY = 0.75
 _IMAGES_SEEN, _MIN_EPOCHS, _MAX_EPOCHS = 10_000, 10, 20
 _LONE_PENALTY = 0.01  # C where every class has one image or all are of one group: nothing to choose it on
 _NEVER = -1e9  # bias of a class that there was no image of
-_CLASSIFIER_IMAGES = 10_000  # that logistic regression is fitted on at most
+CLASSIFIER_IMAGES = 10_000  # that logistic regression is fitted on at most
 
 Features = Float32[np.ndarray, "image feature"]
 Classes = Int64[np.ndarray, " image"]
@@ -209,8 +209,8 @@ def fit_linear(features: Features, labels: Classes, *, inverse_penalty: float, n
 
 def _fit_logistic(module: nn.Module, data: Split, *, setting: Setting) -> tuple[Linear, float]:
     """The classifier, and its C, on features of at most 10,000 of these images, every class among them."""
-    if len(data.rows) > _CLASSIFIER_IMAGES:
-        share = _CLASSIFIER_IMAGES / len(data.rows)
+    if len(data.rows) > CLASSIFIER_IMAGES:
+        share = CLASSIFIER_IMAGES / len(data.rows)
         data = data.take(draw_fraction(data.labels, share, seed=setting.seed))
     features = _embed(module, data, setting=setting)
     penalty = _LONE_PENALTY

@@ -82,6 +82,16 @@ def explain_kernels() -> str:
     return words
 
 
+def describe_compiler() -> str | None:
+    """The first line that the C++ compiler says of its version; None if there is no compiler.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it cannot be run.
+    """
+    compiler = _find_compiler()
+    return None if compiler is None else _ask_version(compiler)
+
+
 def run_kernel(name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype) -> None:
     """Call a kernel that the caller knows to be there."""
     kernels = load_kernels()
@@ -96,7 +106,7 @@ def _load(kind: InstructionSet) -> tuple[Kernels | None, str]:
         return None, f"no compiled kernels on {platform.system()}: PyTorch's are used"
     if kind not in _ARCHITECTURES:
         return None, "no compiled kernels for a CPU without AVX2: PyTorch's are used"
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    compiler = _find_compiler()
     if compiler is None:
         return None, "no C++ compiler (g++) found: PyTorch's kernels are used"
     failures = []
@@ -119,7 +129,7 @@ def _compile(compiler: str, flags: tuple[str, ...]) -> Path:
     """
     sources = sorted(_FOLDER.glob("*.cpp"))
     command, link = [compiler, *_FLAGS, *flags], _SYSTEMS[platform.system()][1]
-    version = _run([compiler, "--version"]).splitlines()[0]
+    version = _ask_version(compiler)
     texts = [path.read_text(encoding="utf-8") for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
     depends = "\0".join([*texts, *command, *link, version, describe_cpu()])
     made = cache_folder() / f"kernels-{hashlib.sha256(depends.encode()).hexdigest()[:20]}.so"
@@ -132,6 +142,15 @@ def _compile(compiler: str, flags: tuple[str, ...]) -> Path:
             # Whole or not at all: ranks may do this at the same time.
             (Path(scratch) / "new.so").replace(made)
     return made
+
+
+def _find_compiler() -> str | None:
+    """What CXX names, otherwise the first of the usual names that is on the PATH."""
+    return os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+
+
+def _ask_version(compiler: str) -> str:
+    return _run([compiler, "--version"]).splitlines()[0]
 
 
 def _run(command: list[str], *, folder: str | None = None) -> str:

@@ -52,7 +52,7 @@ def _is_plain(layer: nn.Conv2d) -> bool:
 
 
 class _CpuConv2d(nn.Conv2d):
-    """A plain `nn.Conv2d` that takes the ways of `_choose_ways` on CPU."""
+    """A plain `nn.Conv2d` that takes the ways of `choose_ways` on CPU."""
 
     @no_type_check  # torch.fx and TorchScript come with what stands for a tensor
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -87,7 +87,7 @@ class _CpuConv2d(nn.Conv2d):
             m = choose_tile(self.in_channels, self.out_channels, **size, dtype=dtype)
             if m is not None:
                 return convolve(images.to(dtype), weight, padding=rows.padding, m=m)
-        ways = _choose_ways(rows, columns, dtype)
+        ways = choose_ways(rows, columns, dtype)
         if ways == _LIBRARY:
             return None
         return cast(Tensor, _Convolution.apply(images.to(dtype), weight, rows, columns, ways))
@@ -132,7 +132,7 @@ class _Side:
 
 
 @dataclass(frozen=True)
-class _Ways:
+class Ways:
     """The way of each direction: True is the matrix product, False the library's convolution."""
 
     forward: bool
@@ -141,11 +141,11 @@ class _Ways:
 
 
 _WIDEST_1X1 = 12
-_LIBRARY = _Ways(forward=False, weight_gradient=False, input_gradient=False)
+_LIBRARY = Ways(forward=False, weight_gradient=False, input_gradient=False)
 
 
 @cache
-def _choose_ways(rows: _Side, columns: _Side, dtype: torch.dtype) -> _Ways:
+def choose_ways(rows: _Side, columns: _Side, dtype: torch.dtype) -> Ways:
     """Matrix products where the output map is narrow; how narrow was measured on each instruction set.
 
     Ratios below are medians of five layers' times, alternating, one core of an AMD EPYC (Zen 4), torch 2.14.
@@ -155,16 +155,16 @@ def _choose_ways(rows: _Side, columns: _Side, dtype: torch.dtype) -> _Ways:
         return _LIBRARY  # nothing to do, or an error for the library to explain
     if kind in ("baseline", "neon"):
         # Not measured, but a map of one pixel meets one tap of nine: the rest need not be computed anywhere.
-        return _Ways(*[out <= 1] * 3)
+        return Ways(*[out <= 1] * 3)
     if multiplies_by_amx(dtype):
         # Intel AMX, whole ResNet-18 steps: at 32 px 158 -> 415 images/s, at 96 px 49 -> 72. Backward at 96 px
         # with the weight gradient as a product at <= 3, 6, 12, 24 px: 250, 227, 231, 323 ms.
-        return _Ways(forward=out <= 3, weight_gradient=out <= 6, input_gradient=out <= 3)
+        return Ways(forward=out <= 3, weight_gradient=out <= 6, input_gradient=out <= 3)
     if min(rows.stride, columns.stride) == 1:
         # 3x3 layers of 1, 2, 3, 4 px, library's time over that of the product, AVX2 fp32 (AVX512-bf16 in it):
         #   forward 9.6 (2.4), 0.9 (0.8), 0.7 (0.8), 0.6 (0.7); input gradient 5.4 (12), 0.9 (0.9), 0.7 (0.8)
         #   weight gradient 54 (12), 2.0 (1.7), 1.3 (1.3), 1.1 (0.9)
-        return _Ways(forward=out <= 1, weight_gradient=out <= 3, input_gradient=out <= 1)
+        return Ways(forward=out <= 1, weight_gradient=out <= 3, input_gradient=out <= 1)
     # The same of stride 2, to 1, 2, 3, 4, 6 px, with 64 to 512 channels:
     #   forward 1.0-2.1 (0.8-1.5), 0.8-1.2 (0.5-1.2), 0.8; input gradient 1.6-2.3 (1.0-2.0), 1.1 (1.0-1.3)
     #   weight gradient 4-17 (1.8-5.8), 1.5-1.8 (2.0-2.6), 1.6 (2.0), 1.1-1.2 (1.5), 1.1 (1.2)
@@ -172,7 +172,7 @@ def _choose_ways(rows: _Side, columns: _Side, dtype: torch.dtype) -> _Ways:
     # 1x1 of stride 2, to 2, 3, 4, 6, 12 px: input gradient 1.6 (1.1), 1.7 (2.0), 2.5 (1.6), 1.7, 1.4
     widest = 6 if kind == "avx2" or dtype == torch.bfloat16 else 4
     is_1x1 = all(side.taps == 1 and side.padding == 0 for side in (rows, columns))
-    return _Ways(
+    return Ways(
         forward=out <= 1,
         weight_gradient=out <= widest,
         input_gradient=out <= 1 or (is_1x1 and out <= _WIDEST_1X1),
@@ -190,7 +190,7 @@ class _Convolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, rows: _Side, columns: _Side, ways: _Ways) -> Tensor:
+    def forward(ctx: Any, images: Tensor, weight: Tensor, rows: _Side, columns: _Side, ways: Ways) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.rows, ctx.columns, ctx.ways = rows, columns, ways
         if ways.forward:

@@ -1,4 +1,4 @@
-"""Whether a fast path wins on this machine: known where it was measured, else tried once and kept.
+"""Whether a fast path wins on this machine: known where it was measured, else tried once and cached.
 
 On the instruction sets of `MEASURED` the paths win by what docs/performance.md says. Elsewhere each is timed
 against PyTorch's own the first time it could be used; the answer stays in the user's cache folder, so that a
@@ -34,13 +34,13 @@ def wins(name: str, *, ours: Work, library: Work, now: Callable[[], float] = tim
     if instruction_set() in MEASURED:
         return True
     path = _place(name)
-    kept = _read(path)
-    if kept is None:
-        kept = _measure(ours, now), _measure(library, now)
-        # Where nothing can be kept, it is tried in each process.
+    measured = _read(path)
+    if measured is None:
+        measured = _measure(ours, now), _measure(library, now)
+        # Where nothing can be cached, it is tried in each process.
         with suppress(CheckpointError):
-            write_atomically(path, json.dumps({"ours_s": kept[0], "library_s": kept[1]}).encode())
-    return kept[0] <= _MARGIN * kept[1]
+            write_atomically(path, json.dumps({"ours_s": measured[0], "library_s": measured[1]}).encode())
+    return measured[0] <= _MARGIN * measured[1]
 
 
 def _measure(work: Work, now: Callable[[], float]) -> float:

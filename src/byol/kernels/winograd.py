@@ -25,7 +25,7 @@ from byol.kernels.cpu import instruction_set
 from byol.kernels.eager import runs_eagerly
 from byol.kernels.trial import wins
 
-_CHUNK_BYTES = 2**22  # of V at once, for the weight's gradient: it stays in the cache of the CPU
+CHUNK_BYTES = 2**22  # of V at once, for the weight's gradient: it stays in the cache of the CPU
 # bfloat16, 3x3 of 512 channels, error against double precision (relative, root mean square): library 0.0023,
 # tiles of 2 0.0038, tiles of 3 0.0078. So 3 only where 2 would waste much: a map of 3 pixels.
 _TILES = {torch.float32: (2, 3, 4), torch.bfloat16: (2, 3)}
@@ -184,7 +184,7 @@ def _weight_gradient(images: Tensor, gradient: Tensor, *, padding: int, m: int) 
     channels, height, width = images.shape[1:]
     places, tiles = (m + 2) ** 2, -(-out_height // m) * -(-out_width // m)
     num_bytes = batch * places * tiles * max(channels, out) * images.element_size()
-    num_parts = min(batch, -(-num_bytes // _CHUNK_BYTES))
+    num_parts = min(batch, -(-num_bytes // CHUNK_BYTES))
     weight_gradient = images.new_zeros(out, 3, 3, channels, dtype=torch.float32)
     for first, end in pairwise(batch * part // num_parts for part in range(num_parts + 1)):
         num = end - first

@@ -25,6 +25,7 @@ SMALL_VIEW_PX = 64  # at most: "auto" gives a ResNet the small stem, as its stan
 # ResNets: timm starts a block's last norm at gamma 0. After 14,500 CIFAR-10 images BYOL then had kNN 26.7 %
 # against 32.8 % with gamma 1 (untrained 31.3 %).
 ZERO_INIT_LAST = False
+_STRIDES = {"small": (1, 1), "strided": (2, 2)}  # of the first convolution, by the stem
 
 
 def byol_loss(
@@ -285,6 +286,15 @@ def _find_stem(encoder: nn.Module) -> str | None:
     return path if kernel_size == ((3, 3) if deep else (7, 7)) else None
 
 
+def stem_of(encoder: nn.Module) -> str:
+    """The stem that `build_encoder` gave an encoder: "standard", "small" or "strided"."""
+    first = getattr(encoder, "conv1", None)
+    if first is None or not isinstance(getattr(encoder, "maxpool", None), nn.Identity):
+        return "standard"
+    first = first[0] if isinstance(first, nn.Sequential) else first
+    return next((stem for stem, stride in _STRIDES.items() if stride == first.stride), "standard")
+
+
 def _replace_stem(encoder: nn.Module, *, name: str, stem: str) -> None:
     path = _find_stem(encoder)
     if path is None:
@@ -292,7 +302,7 @@ def _replace_stem(encoder: nn.Module, *, name: str, stem: str) -> None:
             f"network.stem: '{stem}' needs a ResNet with a max-pool after its first convolution, which "
             f"'{name}' has not; set network.stem=standard"
         )
-    stride = {"small": (1, 1), "strided": (2, 2)}[stem]
+    stride = _STRIDES[stem]
     first = cast(nn.Conv2d, encoder.get_submodule(path))
     _set_module(encoder, path, _like(first, first.in_channels, (3, 3), stride, (1, 1)))
     encoder.maxpool = nn.Identity()

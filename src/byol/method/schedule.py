@@ -199,19 +199,21 @@ class _Chosen:
 
 
 def _choose(config: Config, *, total_steps: int, epochs: float) -> _Chosen:
-    """Given values as they are, open ones by the configuration's rule, each with its reason."""
+    """Entry values as they are, open ones by the configuration's rule, each with its reason."""
     rule = _derive_paper if config.optimizer.derive == "paper" else _derive_default
     derived = rule(config, total_steps=total_steps, epochs=epochs)
     params = config.optimizer.params
-    given = (params.lr, config.optimizer.warmup_epochs, params.weight_decay, config.trainer.m)
+    configured = (params.lr, config.optimizer.warmup_epochs, params.weight_decay, config.trainer.m)
     lr, warmup_epochs, weight_decay, tau = values = [
-        d if g is None else g for g, d in zip(given, derived.values, strict=True)
+        d if g is None else g for g, d in zip(configured, derived.values, strict=True)
     ]
     names = ("learning rate", "warm-up", "weight decay", "base tau (m)")
     units = ("", " epochs", "", "")
     reasons = [
         f"{name} {value:.4g}{unit} ({reason if g is None else 'as set'})"
-        for name, value, unit, g, reason in zip(names, values, units, given, derived.reasons, strict=True)
+        for name, value, unit, g, reason in zip(
+            names, values, units, configured, derived.reasons, strict=True
+        )
     ]
     return _Chosen(lr, warmup_epochs, weight_decay, tau, tuple(reasons))
 

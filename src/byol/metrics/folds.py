@@ -16,7 +16,7 @@ from byol.base.errors import DataError
 
 DEFAULT_FOLDS = 5  # where groups are given and no number of folds
 
-_VALIDATION_PARTS = 5  # of these one is held out
+_VALIDATION_FOLDS = 5  # of these one is held out
 # More groups are dealt like images, for one by one they take 0.5 ms each; the large ones of these in turn.
 _MANY_GROUPS, _LARGE_SHARE = 1000, 0.01
 
@@ -42,12 +42,12 @@ class Groups:
 
 
 def make_folds(
-    labels: Labels, *, num: int, seed: int, groups: Groups | None = None, kinds: Labels | None = None
+    labels: Labels, *, num: int, seed: int, groups: Groups | None = None, duplicates: Labels | None = None
 ) -> tuple[Fold, ...]:
     """Divide images into `num` parts with every class spread evenly; each part is tested on once.
 
-    No group lies in two parts. Copies (images of one number in `kinds`) do not either; those in two groups
-    do, but then the fold that tests on the one is not trained on the other.
+    No group lies in two parts. Nor do duplicates (images that share a number in `duplicates`), except those
+    in two groups: the fold that tests on the one is then not trained on the other.
 
     Raises:
         DataError: too few images of any class, too few groups, or a class's images cannot be parted.
@@ -61,10 +61,10 @@ def make_folds(
     if groups is not None:
         _check_groups(labels, groups, num=num)
         pairs = split_groups(labels, groups.numbers, num=num, seed=seed)
-        if kinds is not None:
-            pairs = [(rest[~np.isin(kinds[rest], kinds[part])], part) for rest, part in pairs]
-    elif kinds is not None:
-        pairs = split_groups(labels, kinds, num=num, seed=seed)
+        if duplicates is not None:
+            pairs = [(rest[~np.isin(duplicates[rest], duplicates[part])], part) for rest, part in pairs]
+    elif duplicates is not None:
+        pairs = split_groups(labels, duplicates, num=num, seed=seed)
     else:
         pairs = _split_evenly(labels, num=num, seed=seed)
     for rest, part in pairs:
@@ -120,7 +120,7 @@ class Validation:
         held_out = np.zeros(len(labels), dtype=bool)
         for label in np.unique(labels):
             members = rng.permutation(np.flatnonzero(labels == label))
-            num = max(1, round(len(members) / _VALIDATION_PARTS)) if len(members) > 1 else 0
+            num = max(1, round(len(members) / _VALIDATION_FOLDS)) if len(members) > 1 else 0
             held_out[members[:num]] = True
         assert held_out.any(), "check_classes was not called"
         return cls(np.flatnonzero(~held_out), np.flatnonzero(held_out))
@@ -128,8 +128,8 @@ class Validation:
     @classmethod
     def _of_groups(cls, labels: Labels, groups: Labels, *, seed: int) -> "Validation":
         num_groups = len(np.unique(groups))
-        for num_parts in range(min(_VALIDATION_PARTS, num_groups), 1, -1):
-            for fit, held_out in split_groups(labels, groups, num=num_parts, seed=seed):
+        for num_folds in range(min(_VALIDATION_FOLDS, num_groups), 1, -1):
+            for fit, held_out in split_groups(labels, groups, num=num_folds, seed=seed):
                 if len(held_out) and len(np.unique(labels[fit])) > 1:
                     return cls(fit, held_out)
         raise DataError(

@@ -59,8 +59,8 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
     """Is the trained encoder better, in one sentence?
 
     -(alignment + uniformity) decides, by which `training/best.py` marks the best encoder as well: views of an
-    image together, images apart. Each measure alone is best for some useless encoder, so that a clear loss of
-    views found, or of three quarters of the rank, is said instead.
+    image together, images apart. Each measure alone is best for some useless encoder, so a clear loss of
+    view-retrieval accuracy, or of three quarters of the rank, overrules it.
     """
     figures = (
         f"alignment + uniformity {_loss(trained):.2f} (untrained {_loss(untrained):.2f}, lower is better), "

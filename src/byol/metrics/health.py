@@ -22,7 +22,7 @@ _BOUNDS: tuple[tuple[Verdict, float, float], ...] = (
     ("weak", 0.40, 0.03),
 )
 _NEIGHBOURS = 5
-# An encoder is worse than at step 0 below these shares of what it had; views found, by 5 points at least.
+# An encoder is worse below these shares of its view-retrieval accuracy (and 5 points) or rank at step 0.
 _WORSE_RETRIEVAL, _WORSE_RETRIEVAL_BY, _WORSE_RANK = 0.8, 0.05, 0.5
 
 
@@ -136,8 +136,7 @@ def has_lost_rank(now: Measures, before: Measures) -> bool:
 def describe_loss(now: Measures, before: Measures) -> str | None:
     """In what the encoder is clearly worse than before, in words; None if in nothing. Labels are not used.
 
-    Clearly: it finds fewer than 0.8 of the views that it found, and 5 points of all fewer, or its rank is
-    below half.
+    Clearly: view-retrieval accuracy is below 0.8 of what it was and 5 points lower, or the rank below half.
     """
     least = min(before.retrieval * _WORSE_RETRIEVAL, before.retrieval - _WORSE_RETRIEVAL_BY)
     if now.retrieval < least:

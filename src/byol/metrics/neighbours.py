@@ -20,9 +20,9 @@ from torch import Tensor
 
 from byol.base.errors import DataError
 
-_MOST_FITTED = 10_000  # images that clusters are found on: 100 of each of 100; all others join the nearest
-_BLOCK = 2**25  # similarities of queries that are held at once, 128 MB
-_TILE = 4096  # images a side of the similarities that are held at once: 64 MB, and as much again
+MOST_FITTED = 10_000  # images that clusters are found on: 100 of each of 100; all others join the nearest
+BLOCK = 2**25  # similarities of queries that are held at once, 128 MB
+TILE = 4096  # images a side of the similarities that are held at once: 64 MB, and as much again
 
 Features = Float32[np.ndarray, "image feature"]
 Numbers = Int64[np.ndarray, " n"]
@@ -76,7 +76,7 @@ def find_nearest(
     `bank` is of length 1. A k above its number of rows means all of them. Memory does not grow with the
     number of queries.
     """
-    k, block = min(k, len(bank)), max(1, _BLOCK // len(bank))
+    k, block = min(k, len(bank)), max(1, BLOCK // len(bank))
     # One block of memory for all: the system would give, and clear, a new one each time (11 % of the time).
     similarities = torch.empty(min(block, len(queries)), len(bank))
     for first in range(0, len(queries), block):
@@ -96,9 +96,9 @@ def find_neighbours(features: Features, *, k: int) -> Neighbours:
     unit = normalise(features)
     best = torch.full((num, k), -torch.inf)
     index = torch.zeros((num, k), dtype=torch.int64)
-    starts = range(0, num, _TILE)
+    starts = range(0, num, TILE)
     for rows, columns in combinations_with_replacement(starts, 2):
-        tile = unit[rows : rows + _TILE] @ unit[columns : columns + _TILE].T
+        tile = unit[rows : rows + TILE] @ unit[columns : columns + TILE].T
         if rows == columns:
             tile.fill_diagonal_(-torch.inf)
             _merge(best, index, tile, rows=rows, columns=columns)
@@ -138,8 +138,8 @@ def find_prototypes(features: Features, distinct: Distinct, *, num: int, seed: i
     unit = normalise(features[distinct.rows]).numpy()
     num = min(num, len(unit))
     fitted = unit
-    if len(unit) > _MOST_FITTED:
-        fitted = np.random.default_rng(seed).choice(unit, _MOST_FITTED, replace=False)
+    if len(unit) > MOST_FITTED:
+        fitted = np.random.default_rng(seed).choice(unit, MOST_FITTED, replace=False)
     with warnings.catch_warnings():
         # Directions that are equal leave clusters empty.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from byol.base.errors import DataError, NoLabelsError
+from byol.base.errors import DataError, NoLabelsError, quote
 from byol.metrics.folds import Indices
 from byol.metrics.folds import Validation as Validation
 from byol.metrics.logistic import Linear, Problem
@@ -29,8 +29,8 @@ TEMPERATURES = (0.03, 0.07, 0.1, 0.2, 0.5)
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 QUANTILE = 1.959964  # of the normal distribution at 0.975
 
-_SWEEP_ROWS = 10_000  # images the penalty is chosen on: bounds the time, and it hardly depends on more
-_PCA_ROWS = 10_000
+SWEEP_ROWS = 10_000  # images the penalty is chosen on: bounds the time, and it hardly depends on more
+PCA_ROWS = 10_000
 
 Train = Float32[np.ndarray, "train feature"]
 Test = Float32[np.ndarray, "test feature"]
@@ -63,7 +63,7 @@ def check_classes(labels: Labels, class_names: Sequence[str]) -> None:
         raise NoLabelsError("no image has a label; give --labels FILE.csv with the columns file,label")
     if len(classes) == 1:
         raise DataError(
-            f"labels have one class only ({class_names[classes[0]]!r}, {counts[0]} images): "
+            f"labels have one class only ({quote(class_names[classes[0]])}, {counts[0]} images): "
             "a classifier needs at least two classes; label images of another one"
         )
     if counts.max() < 2:
@@ -106,8 +106,8 @@ def fit_pca(train: Train, *, dimensions: int, seed: int) -> PCA:
 
     Above 10,000 images, 10,000 of them are used, drawn from `seed`.
     """
-    if len(train) > _PCA_ROWS:
-        train = train[draw(len(train), _PCA_ROWS, seed=seed)]
+    if len(train) > PCA_ROWS:
+        train = train[draw(len(train), PCA_ROWS, seed=seed)]
     components = min(dimensions, *train.shape)
     return PCA(components, svd_solver="randomized", random_state=seed).fit(train)
 
@@ -223,8 +223,8 @@ def choose_logistic(train: Train, labels: Labels, *, seed: int, groups: Labels |
     Goes upwards and stops after two values below the best so far. Above 10,000 training images, 10,000 drawn
     from `seed` serve for fitting and validation together.
     """
-    if len(train) > _SWEEP_ROWS:
-        drawn = draw(len(train), _SWEEP_ROWS, seed=seed)
+    if len(train) > SWEEP_ROWS:
+        drawn = draw(len(train), SWEEP_ROWS, seed=seed)
         train, labels = train[drawn], labels[drawn]
         groups = None if groups is None else groups[drawn]
     part = Validation.of(labels, seed=seed, groups=groups)

@@ -16,7 +16,7 @@ LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # for batches of 256
 _EPOCHS = 20
 _BATCH = 256
 _MOMENTUM = 0.9
-_SWEEP_ROWS = 50_000  # images that rates are compared on
+SWEEP_ROWS = 50_000  # images that rates are compared on
 _BLOCK = 4096  # test images scored at once
 
 
@@ -49,8 +49,8 @@ def choose_sgd(train: Train, labels: Labels, *, seed: int, groups: Labels | None
     All rates are trained side by side on the same batches. Above 50,000 training images, 50,000 drawn from
     `seed` serve for training and validation together.
     """
-    if len(train) > _SWEEP_ROWS:
-        drawn = draw(len(train), _SWEEP_ROWS, seed=seed)
+    if len(train) > SWEEP_ROWS:
+        drawn = draw(len(train), SWEEP_ROWS, seed=seed)
         train, labels = train[drawn], labels[drawn]
         groups = None if groups is None else groups[drawn]
     part = Validation.of(labels, seed=seed, groups=groups)

@@ -35,15 +35,14 @@ def draw_lines(
     title: str,
     x_label: str,
     show: Callable[[float], str] = lambda value: f"{value:.3g}",
-    y_range: tuple[float, float] | None = None,
     x_ticks: Sequence[float] | None = None,
     log_x: bool = False,
 ) -> str:
     """Curves over one axis, each labelled at its end with name and last value; `title` is read aloud.
 
-    `show` writes values of y. Without `y_range` the axis spans the values.
+    The axis spans the values; `show` writes them.
     """
-    frame = _Frame.around(series, y_range=y_range, log_x=log_x, has_names=len(series) > 1)
+    frame = _Frame.around(series, log_x=log_x, has_names=len(series) > 1)
     ticks_x = _ticks(frame.x_low, frame.x_high, most=5) if x_ticks is None else x_ticks
     parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_text(title)}">']
     for value in _ticks(frame.y_low, frame.y_high, most=5):
@@ -94,31 +93,21 @@ class _Frame:
     log_x: bool
 
     @classmethod
-    def around(
-        cls,
-        series: Sequence[Series],
-        *,
-        y_range: tuple[float, float] | None,
-        log_x: bool,
-        has_names: bool,
-    ) -> "_Frame":
+    def around(cls, series: Sequence[Series], *, log_x: bool, has_names: bool) -> "_Frame":
         xs = [x for one in series for x in one.x]
-        if y_range is None:
-            ys = [
-                y + sign * spread
-                for one in series
-                for y, spread in zip(one.y, one.spread or [0.0] * len(one.y), strict=True)
-                for sign in (-1.0, 1.0)
-            ]
-            margin = 0.06 * (max(ys) - min(ys)) or 0.05 * abs(max(ys)) or 1.0
-            y_range = min(ys) - margin, max(ys) + margin
-            if min(ys) >= 0.0:
-                y_range = max(0.0, y_range[0]), y_range[1]
+        ys = [
+            y + sign * spread
+            for one in series
+            for y, spread in zip(one.y, one.spread or [0.0] * len(one.y), strict=True)
+            for sign in (-1.0, 1.0)
+        ]
+        margin = 0.06 * (max(ys) - min(ys)) or 0.05 * abs(max(ys)) or 1.0
+        y_low = max(0.0, min(ys) - margin) if min(ys) >= 0.0 else min(ys) - margin
         right = float(_WIDTH - _RIGHT - (_LABEL_WIDTH if has_names else _VALUE_WIDTH))
         x_low, x_high = float(min(xs)), float(max(xs))
         if x_low == x_high:
             x_high += 1.0
-        return cls(x_low, x_high, float(y_range[0]), float(y_range[1]), right, log_x)
+        return cls(x_low, x_high, y_low, max(ys) + margin, right, log_x)
 
     def across(self, value: float) -> float:
         low, high = self.x_low, self.x_high

@@ -1,16 +1,20 @@
 """A model card: how an encoder was made, how good it is, what is not known of it, and how to make it again.
 
-Every sentence is made from the files of the run; what they do not say is said to be unknown.
+It has the format of the Hugging Face Hub, where it is called README.md. Every sentence is made from the files
+of the run; what they do not say is said to be unknown.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from byol.base.files import write_atomically
 from byol.base.text_table import percent, percent_range
 from byol.config import View
+from byol.encoder.spec import EncoderSpec
 from byol.evaluation.labelled import SEEN
 from byol.method.schedule import Plan
 from byol.metrics.verdict import show_classifier
+from byol.reporting.card_metadata import write_metadata
 from byol.reporting.run_summary import RunSummary, read_summary
 from byol.runfolder import checkpoint
 
@@ -19,7 +23,20 @@ _CITATION = (
     "Grill et al., *Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning*, NeurIPS 2020, "
     "[arXiv:2006.07733](https://arxiv.org/abs/2006.07733)"
 )
+_LIMITS = (
+    "Images of other sources, instruments or resolutions than the training's may be represented badly; byol "
+    "warns of values outside of its range when it embeds them.",
+    "For this card nobody has examined the training images for bias or personal data.",
+)
 _OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "adamw": "AdamW"}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How an export is used: what its card says instead of the lines for `byol`."""
+
+    text: str  # of the section "Use"
+    library: str | None  # that loads it, by the Hub's name; None: it has none
 
 
 def write_card(run_dir: Path) -> str:
@@ -28,44 +45,69 @@ def write_card(run_dir: Path) -> str:
     Raises:
         CheckpointError: the folder holds no run or one that has not logged a step, or cannot be written.
     """
-    facts = read_summary(run_dir)
-    parts = [
-        f"# {facts.name}\n\n{_summarise(facts)}",
-        f"## Method\n\n{_describe_method(facts)}\n\n{_CITATION}.",
-        f"## Images\n\n{_describe_images(facts)}",
-        f"## Results\n\n{_describe_results(facts)}",
-        "## Limitations\n\n" + "\n".join(f"- {line}" for line in _list_limitations(facts)),
-        f"## Use\n\n{_describe_use(facts)}",
-        f"## Repeat\n\n{_describe_repetition(facts)}",
-    ]
-    text = "\n\n".join(parts) + "\n"
+    text = make_card(read_summary(run_dir))
     write_atomically(run_dir / FILE_NAME, text.encode(errors="surrogateescape"))
     return text
 
 
-def _summarise(facts: RunSummary) -> str:
+def make_card(run: RunSummary, usage: Usage | None = None) -> str:
+    """The card of a run, or of an export of its encoder; in the Hugging Face Hub's format."""
+    parts = [
+        f"# {run.name}\n\n{_summarise(run)}",
+        f"## Method\n\n{_describe_method(run)}\n\n{_CITATION}.",
+        f"## Images\n\n{_describe_images(run)}",
+        f"## Results\n\n{_describe_results(run)}",
+        "## Limitations\n\n" + "\n".join(f"- {line}" for line in _list_limitations(run)),
+        f"## Use\n\n{_describe_use(run) if usage is None else usage.text}",
+        f"## Repeat\n\n{_describe_repetition(run)}",
+    ]
+    head = write_metadata(run, library="byol" if usage is None else usage.library)
+    return head + "\n\n".join(parts) + "\n"
+
+
+def make_bare_card(name: str, encoder: EncoderSpec, usage: Usage) -> str:
+    """The card of an export of an encoder whose run is not beside it: a target's, or a fine-tuned one."""
+    what = {
+        "online": "trained without labels by BYOL",
+        "target": "the target network of a training without labels by BYOL",
+        "finetuned": "trained without labels by BYOL, then fine-tuned on labels",
+    }
+    images = f"Images of `{encoder.data_name}`; {_describe_packed(encoder)}"
+    unknown = "Nothing is known here of its results and of how it was trained: these files are in its run."
+    network = f"{encoder.name}, {encoder.stem} stem, {encoder.num_features} features"
+    steps = f"{encoder.done:,} steps of byol {encoder.byol_version}"
+    parts = [
+        f"# {name}\n\nAn image encoder ({network}), {what[encoder.which]}: {steps}.\n\n{_CITATION}.",
+        f"## Images\n\n{images}",
+        "## Limitations\n\n" + "\n".join(f"- {line}" for line in (unknown, *_LIMITS)),
+        f"## Use\n\n{usage.text}",
+    ]
+    return write_metadata(None, library=usage.library) + "\n\n".join(parts) + "\n"
+
+
+def _summarise(run: RunSummary) -> str:
     return (
-        f"An image encoder ({facts.config.network.name}) trained without labels by BYOL on images of "
-        f"`{Path(facts.config.data.source).name}`."
+        f"An image encoder ({run.config.network.name}) trained without labels by BYOL on images of "
+        f"`{run.data_name}`."
     )
 
 
 # ---- How it was made
 
 
-def _describe_method(facts: RunSummary) -> str:
+def _describe_method(run: RunSummary) -> str:
     sentences = [
-        _describe_network(facts),
-        *_describe_views(facts),
-        *_describe_optimisation(facts),
-        _describe_machine(facts),
+        _describe_network(run),
+        *_describe_views(run),
+        *_describe_optimisation(run),
+        _describe_machine(run),
     ]
     return " ".join(sentences)
 
 
-def _describe_network(facts: RunSummary) -> str:
-    network, head = facts.config.network, facts.config.network.projection_head
-    features = "" if facts.encoder is None else f", {facts.encoder.num_features} features"
+def _describe_network(run: RunSummary) -> str:
+    network, head = run.config.network, run.config.network.projection_head
+    features = "" if run.encoder is None else f", {run.encoder.num_features} features"
     start = (
         "random weights" if network.fine_tune_from is None else f"the weights of `{network.fine_tune_from}`"
     )
@@ -76,8 +118,8 @@ def _describe_network(facts: RunSummary) -> str:
     )
 
 
-def _describe_views(facts: RunSummary) -> list[str]:
-    transforms = facts.config.data_transforms
+def _describe_views(run: RunSummary) -> list[str]:
+    transforms = run.config.data_transforms
     ones, twos = _list_view(transforms.view1), _list_view(transforms.view2)
     if ones["blur"] == twos["blur"] == "0":
         del ones["blur sigma"]
@@ -88,7 +130,7 @@ def _describe_views(facts: RunSummary) -> list[str]:
     )
     strength = "" if transforms.s == 1 else f", colour strength s = {transforms.s:g}"
     views = f"{described}{strength}; one number for both views, else one and the other"
-    return [f"Two views of {facts.config.view_px} px were made of each image ({views})."]
+    return [f"Two views of {run.config.view_px} px were made of each image ({views})."]
 
 
 def _list_view(view: View) -> dict[str, str]:
@@ -99,12 +141,12 @@ def _list_view(view: View) -> dict[str, str]:
     return shown
 
 
-def _describe_optimisation(facts: RunSummary) -> list[str]:
-    config, num_images = facts.config, facts.num_images
-    if num_images is None or not facts.metrics:
+def _describe_optimisation(run: RunSummary) -> list[str]:
+    config, num_images = run.config, run.num_images
+    if num_images is None or not run.metrics:
         return ["No step has been logged yet."]
-    plan = Plan.of(config, num_images=num_images, expected_steps=_find_expected_steps(facts))
-    optimizer, epochs = config.optimizer, facts.metrics[-1].epoch
+    plan = Plan.of(config, num_images=num_images, expected_steps=_find_expected_steps(run))
+    optimizer, epochs = config.optimizer, run.metrics[-1].epoch
     fall = " and cosine decay" if optimizer.schedule == "cosine" else ""
     tau = (
         f"from {plan.base_tau:.4g} to 1 by a cosine"
@@ -116,28 +158,28 @@ def _describe_optimisation(facts: RunSummary) -> list[str]:
         f"{plan.weight_decay:g}) with batches of {plan.batch_size} images, learning rate {plan.base_lr:.4g} "
         f"after {plan.warmup_steps} steps of linear warm-up{fall}; the target network is a moving average "
         f"with tau {tau}.",
-        f"{facts.done:,} steps ({epochs:.4g} epochs), seed {config.trainer.seed}.",
+        f"{run.done:,} steps ({epochs:.4g} epochs), seed {config.trainer.seed}.",
     ]
 
 
-def _find_expected_steps(facts: RunSummary) -> int:
+def _find_expected_steps(run: RunSummary) -> int:
     """Of a run with a time budget the length that its rates were chosen for."""
-    if facts.config.trainer.max_hours is not None:
-        state, _ = checkpoint.read_latest(facts.run_dir)
+    if run.config.trainer.max_hours is not None:
+        state, _ = checkpoint.read_latest(run.run_dir)
         if state is not None:
             return int(state["pace"]["total_steps"])
-    return facts.done
+    return run.done
 
 
-def _describe_machine(facts: RunSummary) -> str:
-    hours = "an unknown time" if facts.hours is None else f"{facts.hours:.2f} hours"
-    if facts.environment is None:
-        version = "" if facts.encoder is None else f", byol {facts.encoder.byol_version}"
+def _describe_machine(run: RunSummary) -> str:
+    hours = "an unknown time" if run.hours is None else f"{run.hours:.2f} hours"
+    if run.environment is None:
+        version = "" if run.encoder is None else f", byol {run.encoder.byol_version}"
         return f"Training took {hours}; hardware was not recorded{version}."
-    latest = facts.environment.starts[-1]
+    latest = run.environment.starts[-1]
     ranks = "" if latest.num_ranks == 1 else f" x {latest.num_ranks}"
     threads = "" if latest.gpu else f" ({latest.num_threads} threads)"
-    several = "" if len(facts.environment.starts) == 1 else f" in {len(facts.environment.starts)} starts"
+    several = "" if len(run.environment.starts) == 1 else f" in {len(run.environment.starts)} starts"
     where = f"{latest.gpu or latest.cpu}{threads}{ranks} in {latest.precision}"
     return (
         f"Training took {hours}{several} on {where}, until {latest.ended[:10]}; byol {latest.byol}, torch "
@@ -148,60 +190,64 @@ def _describe_machine(facts: RunSummary) -> str:
 # ---- What it was made of
 
 
-def _describe_images(facts: RunSummary) -> str:
-    known, encoder = facts.environment, facts.encoder
-    count = "an unknown number of" if facts.num_images is None else f"{facts.num_images:,}"
-    about = "" if known is not None or facts.num_images is None else "about "
+def _describe_images(run: RunSummary) -> str:
+    known, encoder = run.environment, run.encoder
+    count = "an unknown number of" if run.num_images is None else f"{run.num_images:,}"
+    about = "" if known is not None or run.num_images is None else "about "
     bad = (
         ""
         if known is None or known.num_bad == 0
         else f", {known.num_bad} more could not be read and are left out"
     )
-    lines = [f"{about}{count} images of `{Path(facts.config.data.source).name}`{bad}; labels were not used."]
+    lines = [f"{about}{count} images of `{run.data_name}`{bad}; labels were not used."]
     if encoder is not None:
-        channels = "1 channel" if encoder.channels == 1 else f"{encoder.channels} channels"
-        lines.append(
-            f"{channels}, {encoder.bits} bit, stored at {encoder.stored_px} px; fingerprint of the packed "
-            f"images `{encoder.data_fingerprint}`."
-        )
+        lines.append(_describe_packed(encoder))
     text = " ".join(lines)
     return text[0].upper() + text[1:]
+
+
+def _describe_packed(encoder: EncoderSpec) -> str:
+    channels = "1 channel" if encoder.channels == 1 else f"{encoder.channels} channels"
+    return (
+        f"{channels}, {encoder.bits} bit, stored at {encoder.stored_px} px; fingerprint of the packed images "
+        f"`{encoder.data_fingerprint}`."
+    )
 
 
 # ---- How good it is
 
 
-def _describe_results(facts: RunSummary) -> str:
-    if facts.table is None:
-        return f"Not evaluated on labelled images.{_describe_own_measures(facts)}"
+def _describe_results(run: RunSummary) -> str:
+    if run.table is None:
+        return f"Not evaluated on labelled images.{_describe_own_measures(run)}"
     lines = ["| features | classifier | top-1 | 95 % interval | mean over classes |", "|---|---|---|---|---|"]
-    for row in facts.table.rows:
+    for row in run.table.rows:
         interval = f"{percent_range(row.low95, row.high95)} %"
         figures = f"{percent(row.top1)} | {interval} | {percent(row.balanced)}"
         lines.append(f"| {row.features} | {row.classifier} | {figures} |")
     about = (
-        f"{facts.table.fields['split']}; {facts.table.images}. Classifiers on frozen features; their "
+        f"{run.table.fields['split']}; {run.table.images}. Classifiers on frozen features; their "
         "settings were chosen on parts of the training images, 95 % intervals are over "
-        f"{facts.table.resampled}."
+        f"{run.table.resampled}."
     )
-    verdicts = " ".join(f"**{verdict.sentence}**" for verdict in facts.verdicts)
-    if facts.outdated_table is not None:
-        verdicts = f"**These are results of other weights: {_mark_command(facts.outdated_table)}.**"
+    verdicts = " ".join(f"**{verdict.sentence}**" for verdict in run.verdicts)
+    if run.outdated_table is not None:
+        verdicts = f"**These are results of other weights: {_mark_command(run.outdated_table)}.**"
     return "\n\n".join(filter(None, [verdicts, about, "\n".join(lines)]))
 
 
-def _describe_own_measures(facts: RunSummary) -> str:
+def _describe_own_measures(run: RunSummary) -> str:
     """What was measured without labels, if that is all there is."""
-    if facts.outdated_measures is not None:
-        return f" Without labels: {_mark_command(facts.outdated_measures)}."
-    if facts.measures is not None:
-        return f" Without labels: {facts.measures['verdict']}"
-    last = facts.metrics[-1] if facts.metrics else None
+    if run.outdated_measures is not None:
+        return f" Without labels: {_mark_command(run.outdated_measures)}."
+    if run.measures is not None:
+        return f" Without labels: {run.measures['verdict']}"
+    last = run.metrics[-1] if run.metrics else None
     if last is None or last.retrieval is None or last.encoder_rank is None:
         return ""
     return (
-        f" Of some training images {last.retrieval:.0%} are found again by another view, and the effective "
-        f"rank of their features is {last.encoder_rank:.1f}."
+        f" On a sample of training images the view-retrieval accuracy is {last.retrieval:.0%}, and the "
+        f"effective rank of the features is {last.encoder_rank:.1f}."
     )
 
 
@@ -214,42 +260,40 @@ def _mark_command(sentence: str) -> str:
 # ---- What is not known
 
 
-def _list_limitations(facts: RunSummary) -> list[str]:
+def _list_limitations(run: RunSummary) -> list[str]:
     lines = []
-    if facts.table is None:
+    if run.table is None:
         lines.append(
             "It has not been evaluated on labelled images: nothing here says what it is good for "
-            f"(`byol eval {facts.run_dir} --labels LABELS.csv`)."
+            f"(`byol eval {run.run_dir} --labels LABELS.csv`)."
         )
-    elif facts.outdated_table is not None:
-        lines.append(f"How good it is is not known: its results were {_mark_command(facts.outdated_table)}.")
-    if facts.table is not None and facts.table.fields.get("seen"):
+    elif run.outdated_table is not None:
+        lines.append(f"How good it is is not known: its results were {_mark_command(run.outdated_table)}.")
+    if run.table is not None and run.table.fields.get("seen"):
         lines.append(SEEN)
-    lost = [show_classifier(verdict.classifier) for verdict in facts.verdicts if verdict.kind == "bad"]
+    lost = [show_classifier(verdict.classifier) for verdict in run.verdicts if verdict.kind == "bad"]
     if lost:
         lines.append(
             f"By {' and '.join(lost)} its features are not shown to be better than simpler ones: use those."
         )
-    verdict = facts.metrics[-1].verdict if facts.metrics else "healthy"
+    verdict = run.metrics[-1].verdict if run.metrics else "healthy"
     if verdict != "healthy":
         lines.append(f"At the last check the training was *{verdict}*: its projections are too much alike.")
-    lines += _list_warnings_of_metadata(facts)
-    if facts.config.trainer.max_epochs is not None and facts.num_images is not None:
-        total = Plan.of(facts.config, num_images=facts.num_images, expected_steps=facts.done).total_steps
-        if facts.done < total:
-            lines.append(f"The training is not finished: {facts.done:,} of {total:,} steps.")
+    lines += _list_warnings_of_metadata(run)
+    if run.config.trainer.max_epochs is not None and run.num_images is not None:
+        total = Plan.of(run.config, num_images=run.num_images, expected_steps=run.done).total_steps
+        if run.done < total:
+            lines.append(f"The training is not finished: {run.done:,} of {total:,} steps.")
     lines += [
-        f"One training with one seed ({facts.config.trainer.seed}): how much another differs is not known.",
-        "Images of other sources, instruments or resolutions than the training's may be represented badly; "
-        "values outside of its range are warned of when they are embedded.",
-        "For this card nobody has examined the training images for bias or personal data.",
+        f"One training with one seed ({run.config.trainer.seed}): how much another differs is not known.",
+        *_LIMITS,
     ]
     return lines
 
 
-def _list_warnings_of_metadata(facts: RunSummary) -> list[str]:
-    columns = [] if facts.measures is None else facts.measures["metadata"]
-    when = "" if facts.outdated_measures is None else "of other weights, "
+def _list_warnings_of_metadata(run: RunSummary) -> list[str]:
+    columns = [] if run.measures is None else run.measures["metadata"]
+    when = "" if run.outdated_measures is None else "of other weights, "
     return [
         f"The features tell {column['column']} ({when}{column['accuracy']:.0%} right, chance "
         f"{column['chance']:.0%}): they may hold how images were made rather than what they show."
@@ -261,34 +305,34 @@ def _list_warnings_of_metadata(facts: RunSummary) -> list[str]:
 # ---- How to use and repeat it
 
 
-def _describe_use(facts: RunSummary) -> str:
+def _describe_use(run: RunSummary) -> str:
     best = ""
-    if facts.best is not None and facts.best.done != facts.done:
+    if run.best is not None and run.best.done != run.done:
         best = (
-            f"\n\nBest by a measure without labels, {facts.best.measure}, was step {facts.best.done:,}: that "
+            f"\n\nBest by a measure without labels, {run.best.measure}, was step {run.best.done:,}: that "
             "encoder is in `best/`, all figures above are of the last one."
         )
-    return f'```python\nimport byol\n\nfeatures = byol.load("{facts.run_dir}").embed("IMAGES/")\n```{best}'
+    return f'```python\nimport byol\n\nfeatures = byol.load("{run.run_dir}").embed("IMAGES/")\n```{best}'
 
 
-def _describe_repetition(facts: RunSummary) -> str:
+def _describe_repetition(run: RunSummary) -> str:
     version = "of an unknown version"
-    if facts.environment is not None:
-        version = facts.environment.starts[-1].byol
-    elif facts.encoder is not None:
-        version = facts.encoder.byol_version
-    evaluation = "" if facts.table is None else f" && byol eval runs/again{facts.table.options or ''}"
+    if run.environment is not None:
+        version = run.environment.starts[-1].byol
+    elif run.encoder is not None:
+        version = run.encoder.byol_version
+    evaluation = "" if run.table is None else f" && byol eval runs/again{run.table.options or ''}"
     unknown = ""
-    if facts.table is not None and facts.table.options is None:
-        unknown = f" The options of `byol eval` were not recorded; its images: {facts.table.fields['split']}."
+    if run.table is not None and run.table.options is None:
+        unknown = f" The options of `byol eval` were not recorded; its images: {run.table.fields['split']}."
     exact = (
         "On a CPU of the same kind and with the same versions the weights are the same to the bit; on a GPU "
         "they are not."
-        if facts.config.trainer.max_hours is None
+        if run.config.trainer.max_hours is None
         else "Its length is a time: another machine, or the same under another load, makes other weights."
     )
     return (
         f"With byol {version}, `config.yaml` beside this card and the images in "
-        f"`{facts.config.data.source}`:\n\n"
+        f"`{run.config.data.source}`:\n\n"
         f"```\nbyol train config.yaml -o runs/again{evaluation}\n```\n\n{exact}{unknown}"
     )

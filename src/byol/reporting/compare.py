@@ -6,8 +6,7 @@ from typing import Any
 
 from byol.base.errors import ConfigError
 from byol.base.text_table import percent, percent_range, render_columns
-from byol.config import diff_configs
-from byol.config import keys as config_keys
+from byol.config import diff_configs, keys
 from byol.metrics.verdict import Judged
 from byol.reporting.run_summary import RunSummary, read_summary
 
@@ -73,7 +72,7 @@ def _list_training(runs: Sequence[RunSummary]) -> list[Row]:
     shown = (
         ("loss", "loss", ".3f"),
         ("health", "verdict", ""),
-        ("fixed images: views found", "retrieval", ".0%"),
+        ("fixed images: view retrieval", "retrieval", ".0%"),
         ("fixed images: encoder's rank", "encoder_rank", ".1f"),
         ("fixed images: alignment", "alignment", ".3f"),
         ("fixed images: uniformity", "uniformity", ".3f"),
@@ -124,10 +123,10 @@ def _show_top1(row: Judged) -> str:
 def _list_settings(runs: Sequence[RunSummary]) -> list[Row]:
     """The settings in which any run differs from the first."""
     changes = [change for run in runs[1:] for change in diff_configs(runs[0].config, run.config)]
-    values = [dict(config_keys.flatten(run.config.model_dump())) for run in runs]
-    keys = dict.fromkeys(change.partition(":")[0] for change in changes)
-    rows = {key: [_show(value.get(key)) for value in values] for key in keys}
-    for key in keys:  # what is the same of both views is told once
+    values = [dict(keys.flatten(run.config.model_dump())) for run in runs]
+    changed = dict.fromkeys(change.partition(":")[0] for change in changes)
+    rows = {key: [_show(value.get(key)) for value in values] for key in changed}
+    for key in changed:  # what is the same of both views is told once
         both = [key.replace(".view2.", f".{view}.") for view in ("view1", "view2")]
         if ".view2." in key and rows[key] == rows.get(both[0]):
             del rows[key]

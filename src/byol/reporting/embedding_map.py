@@ -1,7 +1,7 @@
 """A run's images as its encoder sees them: features, what is known of each, and maps in two dimensions.
 
 Directions of features without their mean are what is mapped and compared: the cosine of two of them is how
-alike two images are. PCA is made at once; t-SNE and UMAP take minutes and are kept in `RUN/map.npz`.
+alike two images are. PCA is made at once; t-SNE and UMAP take minutes and are cached in `RUN/map.npz`.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int64, UInt16
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from byol.base.console import Say
+from byol.base.console import Count, Say
 from byol.base.errors import CheckpointError, DataError
 from byol.base.files import check_writable, write_atomically
 from byol.config import Config
@@ -29,8 +29,9 @@ from byol.data.labels.label_file import LabelFile, Labels, match_columns
 from byol.data.pack.images import open_images
 from byol.data.pack.packed import Packed
 from byol.data.sources.opening import folder_of
-from byol.encoder.encoder import Encoder, EncoderSpec
-from byol.evaluation.features import Progress, features_of, spread, trained
+from byol.encoder.encoder import Encoder
+from byol.encoder.spec import EncoderSpec
+from byol.evaluation.features import features_of, spread, trained
 from byol.evaluation.metadata import are_alike
 
 FILE_NAME = "map.npz"
@@ -63,7 +64,7 @@ class Embedded:
         source: str | None = None,
         metadata: Path | None = None,
         say: Say,
-        progress: Progress | None = None,
+        progress: Count | None = None,
     ) -> "Embedded":
         """Images of `open_run_images`, which got `source`; features come from the run's cache if there.
 
@@ -216,14 +217,14 @@ def place_slowly(
     """
     path = run_dir / FILE_NAME
     key = f"{name} {seed} {hashlib.sha256(np.ascontiguousarray(directions).tobytes()).hexdigest()[:32]}"
-    kept = _read_kept(path)
-    if key in kept:
-        return kept[key]
+    cached = _read_cached(path)
+    if key in cached:
+        return cached[key]
     say(f"{name} of {len(directions):,} images")
     reduced = _reduce(directions, dimensions=_DIMENSIONS, seed=seed)
     places = (_place_by_tsne if name == "t-SNE" else _place_by_umap)(reduced, seed=seed)
     # Those of other weights or images are of no use any more.
-    same = {other: kept[other] for other in kept if other.split()[1:] == key.split()[1:]}
+    same = {other: cached[other] for other in cached if other.split()[1:] == key.split()[1:]}
     try:
         write_atomically(path, partial(_save, arrays=same | {key: places}))
     except CheckpointError as error:
@@ -262,7 +263,7 @@ def _place_by_umap(reduced: Float32[np.ndarray, "image component"], *, seed: int
         return np.asarray(model.fit_transform(reduced), dtype=np.float32)
 
 
-def _read_kept(path: Path) -> dict[str, Places]:
+def _read_cached(path: Path) -> dict[str, Places]:
     try:
         with np.load(path, allow_pickle=False) as kept:
             return dict(kept)

@@ -23,11 +23,10 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt16
 
-from byol.base.console import Say
+from byol.base.console import Count, Say
 from byol.base.errors import ByolError, ConfigError
 from byol.config import write_override
 from byol.encoder.encoder import Encoder, load
-from byol.evaluation.features import Progress
 from byol.metrics.neighbours import find_nearest
 from byol.pictures.page import render_page
 from byol.pictures.thumbnails import draw_thumbnail, encode
@@ -141,7 +140,7 @@ def explore(
     port: int = 0,
     open_browser: bool = False,
     say: Say,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> None:
     """Serve the page until interrupted; `say` hears its address.
 
@@ -152,9 +151,9 @@ def explore(
         ConfigError: an override is not valid, or the port is taken.
         DataError: images, labels or metadata cannot be read, or there are too few images.
     """
-    given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
-    facts = read_summary(run_dir, [*overrides, *given])
-    config, seed = facts.config, facts.config.evaluation.seed
+    chosen = [] if labels is None else [write_override("evaluation.labels", str(labels))]
+    run = read_summary(run_dir, [*overrides, *chosen])
+    config, seed = run.config, run.config.evaluation.seed
     encoder = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     packed = open_run_images(config, run_dir, encoder=encoder, source=images, say=say)
     embedded = Embedded.of(
@@ -169,7 +168,7 @@ def explore(
     )
     pca = to_uint16(place_by_pca(embedded.directions, seed=seed))
     explorer = Explorer(
-        run_dir.resolve().name, summarise(facts).sentence, encoder, embedded, {"PCA": pca}, list_slow_maps()
+        run_dir.resolve().name, summarise(run).sentence, encoder, embedded, {"PCA": pca}, list_slow_maps()
     )
     speaking, ended = threading.Lock(), False
 

@@ -20,7 +20,7 @@ from jaxtyping import Int64
 from markupsafe import Markup
 from PIL import Image
 
-from byol.base.console import Say, silent
+from byol.base.console import Count, Say, silent
 from byol.base.errors import ConfigError, DataError
 from byol.base.files import write_atomically
 from byol.base.version import __version__
@@ -28,7 +28,6 @@ from byol.config import write_override
 from byol.data.labels.label_file import Labels
 from byol.data.pack.packed import Packed
 from byol.encoder.encoder import load
-from byol.evaluation.features import Progress
 from byol.evaluation.labelled import SEEN
 from byol.metrics.neighbours import find_nearest
 from byol.pictures.page import render_page, to_address
@@ -65,8 +64,8 @@ def write_report(
     output: Path | None = None,
     overrides: Sequence[str] = (),
     most_images: int = MOST_PLACED,
-    say: Say | None = None,
-    progress: Progress | None = None,
+    say: Say = silent,
+    progress: Count | None = None,
 ) -> Path:
     """Write the report of a run to `output`, or to `report.html` in the run folder; returns its path.
 
@@ -84,38 +83,37 @@ def write_report(
         raise ConfigError(
             f"--images {most_images}: a report has 1 to {MOST_IMAGES:,} on its map; byol explore shows more"
         )
-    say = say or silent
-    given = [] if labels is None else [write_override("evaluation.labels", str(labels))]
-    facts = read_summary(run_dir, [*overrides, *given])
-    embedded, missing = _open_images(facts, metadata=metadata, say=say, progress=progress)
-    shown = None if embedded is None else _Shown(facts, embedded)
+    chosen = [] if labels is None else [write_override("evaluation.labels", str(labels))]
+    run = read_summary(run_dir, [*overrides, *chosen])
+    embedded, missing = _open_images(run, metadata=metadata, say=say, progress=progress)
+    shown = None if embedded is None else _Shown(run, embedded)
     places = None
     if embedded is not None:
         rows = choose_rows(len(embedded.images), most_images)
-        places = make_map_data(embedded, rows, facts=facts, say=say)
-    page = render_page(WEB / "report.html", _describe(facts, shown, places, missing=missing))
+        places = make_map_data(embedded, rows, run=run, say=say)
+    page = render_page(WEB / "report.html", _describe(run, shown, places, missing=missing))
     path = output or run_dir / FILE_NAME
     write_atomically(path, page)
     return path
 
 
 def _open_images(
-    facts: RunSummary, *, metadata: Path | None, say: Say, progress: Progress | None
+    run: RunSummary, *, metadata: Path | None, say: Say, progress: Count | None
 ) -> tuple[Embedded | None, str]:
     """The images of the run and their features, or why there are none."""
-    if facts.encoder is None:
+    if run.encoder is None:
         missing = "there is no encoder yet; the same byol train command finishes the run"
     else:
-        device = "cpu" if facts.config.trainer.device == "cpu" else "auto"
+        device = "cpu" if run.config.trainer.device == "cpu" else "auto"
         try:
-            encoder = load(facts.run_dir, device=device)
-            images = open_run_images(facts.config, facts.run_dir, encoder=encoder, say=say)
-            stranger = _find_stranger(images, facts.measures)
+            encoder = load(run.run_dir, device=device)
+            images = open_run_images(run.config, run.run_dir, encoder=encoder, say=say)
+            stranger = _find_stranger(images, run.measures)
             if stranger is None:
                 embedded = Embedded.of(
                     images,
-                    facts.run_dir,
-                    config=facts.config,
+                    run.run_dir,
+                    config=run.config,
                     encoder=encoder,
                     metadata=metadata,
                     say=say,
@@ -123,7 +121,7 @@ def _open_images(
                 )
                 return embedded, ""
         except DataError as error:
-            if metadata is not None or facts.config.evaluation.labels is not None:
+            if metadata is not None or run.config.evaluation.labels is not None:
                 raise  # a file that was asked for may be what is wrong
             missing = f"the images cannot be opened ({error}); name their folder by data.source=FOLDER"
         else:
@@ -147,16 +145,16 @@ def _find_stranger(images: Packed, measures: Json | None) -> str | None:
 
 
 def make_map_data(
-    embedded: Embedded, rows: Int64[np.ndarray, " image"], *, facts: RunSummary, say: Say
+    embedded: Embedded, rows: Int64[np.ndarray, " image"], *, run: RunSummary, say: Say
 ) -> Json | None:
     """What `map.js` draws of these images, with their thumbnails; None where they are too few."""
-    seed, directions = facts.config.evaluation.seed, embedded.directions[rows]
+    seed, directions = run.config.evaluation.seed, embedded.directions[rows]
     try:
         pca = place_by_pca(directions, seed=seed)
     except DataError as error:
         say(f"without a map: {error}")
         return None
-    slow = place_most_slowly(list_slow_maps(), directions, run_dir=facts.run_dir, seed=seed, say=say)
+    slow = place_most_slowly(list_slow_maps(), directions, run_dir=run.run_dir, seed=seed, say=say)
     layouts = [*slow, ("PCA", to_uint16(pca))]
     found = find_nearest(directions, torch.from_numpy(directions), k=NUM_NEAR + 1)
     likeness, near = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
@@ -195,16 +193,16 @@ def _base64(array: np.ndarray) -> str:
 class _Shown:
     """Pictures of a run's images."""
 
-    facts: RunSummary
+    run: RunSummary
     embedded: Embedded
 
     def views(self) -> str:
         """The sheet of views, as a data address."""
-        images, transforms = self.embedded.images, self.facts.config.data_transforms
+        images, transforms = self.embedded.images, self.run.config.data_transforms
         rows = choose_rows(len(images), NUM_IMAGES)
         names = tuple(images.names[int(row)] for row in rows)
         sample = Sample(names, images.read(rows), np.array(images.sizes[rows]), images.pixels)
-        png = draw_views(sample, transforms, seed=self.facts.config.trainer.seed)
+        png = draw_views(sample, transforms, seed=self.run.config.trainer.seed)
         return to_address(encode(Image.open(BytesIO(png)), quality=_VIEWS_QUALITY), "webp")
 
     def tile(self, entry: Json, *, caption: str, of_class: int | None = None) -> Json:
@@ -246,37 +244,37 @@ class _Shown:
 # ---- What the page says
 
 
-def _describe(facts: RunSummary, shown: _Shown | None, places: Json | None, *, missing: str) -> Json:
-    table = facts.table
+def _describe(run: RunSummary, shown: _Shown | None, places: Json | None, *, missing: str) -> Json:
+    table = run.table
     evaluation = None if table is None else table.fields
     return {
-        "name": facts.name,
-        "run": shlex.quote(str(facts.run_dir)),
+        "name": run.name,
+        "run": shlex.quote(str(run.run_dir)),
         "today": date.today().isoformat(),
-        "verdict": parts.summarise(facts),
-        "health": parts.describe_health(facts.metrics),
-        "key_facts": _list_key_facts(facts, shown),
+        "verdict": parts.summarise(run),
+        "health": parts.describe_health(run.metrics),
+        "key_facts": _list_key_figures(run, shown),
         "evaluation": evaluation,
         "seen": SEEN,
         "images": None if table is None else table.images,
         "resampled": None if table is None else table.resampled,
-        "outdated_table": facts.outdated_table,
-        "outdated_measures": facts.outdated_measures,
+        "outdated_table": run.outdated_table,
+        "outdated_measures": run.outdated_measures,
         "eval_options": None if table is None else table.options,
         "groups": parts.describe_rows(evaluation) if evaluation else [],
         "low_shot": parts.draw_low_shot(evaluation) if evaluation else None,
         "confusion": _describe_confusion(evaluation),
-        "measures": facts.measures,
-        "best": facts.best,
-        "curves": parts.draw_curves(facts),
+        "measures": run.measures,
+        "best": run.best,
+        "curves": parts.draw_curves(run),
         "missing": missing,
-        "pictures": None if shown is None else _describe_pictures(facts, shown),
+        "pictures": None if shown is None else _describe_pictures(run, shown),
         "map": places,
         "map_total": None if shown is None else len(shown.embedded.images),
-        "config_text": Markup.escape((facts.run_dir / "config.yaml").read_text(encoding="utf-8")),
-        "data": _find_data(facts, shown),
+        "config_text": Markup.escape((run.run_dir / "config.yaml").read_text(encoding="utf-8")),
+        "data": _find_data(run, shown),
         "versions": _find_versions(),
-        "view_px": facts.config.view_px,
+        "view_px": run.config.view_px,
     }
 
 
@@ -287,8 +285,8 @@ def _describe_confusion(evaluation: Json | None) -> Json | None:
     return found
 
 
-def _describe_pictures(facts: RunSummary, shown: _Shown) -> Json:
-    measures = facts.measures
+def _describe_pictures(run: RunSummary, shown: _Shown) -> Json:
+    measures = run.measures
     found: Json = {
         "views": shown.views(),
         "num_views": NUM_VIEWS,
@@ -305,26 +303,26 @@ def _describe_pictures(facts: RunSummary, shown: _Shown) -> Json:
     }
 
 
-def _list_key_facts(facts: RunSummary, shown: _Shown | None) -> list[tuple[str, str]]:
-    found = [("Network", f"{facts.config.network.name}, {facts.config.view_px} px")]
+def _list_key_figures(run: RunSummary, shown: _Shown | None) -> list[tuple[str, str]]:
+    found = [("Network", f"{run.config.network.name}, {run.config.view_px} px")]
     if shown is not None:
         found.insert(0, ("Training images", f"{len(shown.embedded.images):,}"))
-    if facts.hours is not None:
-        found.append(("Training", f"{facts.done:,} steps, {facts.metrics[-1].epoch:.3g} epochs"))
-        found.append(("Time, by the log", format_time(3600.0 * facts.hours)))
-    if facts.table is not None:
-        fields = facts.table.fields
-        name = "Labelled images" if facts.table.has_folds else "Test images"
+    if run.hours is not None:
+        found.append(("Training", f"{run.done:,} steps, {run.metrics[-1].epoch:.3g} epochs"))
+        found.append(("Time, by the log", format_time(3600.0 * run.hours)))
+    if run.table is not None:
+        fields = run.table.fields
+        name = "Labelled images" if run.table.has_folds else "Test images"
         found.append((name, f"{fields['num_test']:,} of {fields['num_classes']} classes"))
     return found
 
 
-def _find_data(facts: RunSummary, shown: _Shown | None) -> list[tuple[str, str]]:
+def _find_data(run: RunSummary, shown: _Shown | None) -> list[tuple[str, str]]:
     if shown is None:
         return []
     images = shown.embedded.images
     return [
-        ("source", Path(facts.config.data.source).name),
+        ("source", Path(run.config.data.source).name),
         ("images", f"{len(images):,}; {images.num_bad:,} could not be read and are left out"),
         (
             "stored",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -41,24 +42,24 @@ class Summary:
     rest: tuple[str, ...]
 
 
-def summarise(facts: RunSummary) -> Summary:
+def summarise(run: RunSummary) -> Summary:
     """By labels if there are any, else by the label-free measures, else by the health of the training."""
-    if facts.verdicts:
-        first, *others = facts.verdicts
+    if run.verdicts:
+        first, *others = run.verdicts
         return Summary(first.kind, first.sentence, tuple(verdict.sentence for verdict in others))
-    if facts.outdated_table is not None:
-        known = facts.measures is not None and facts.outdated_measures is None
-        rest = (str(facts.measures["verdict"]),) if facts.measures is not None and known else ()
-        return Summary("warn", f"The accuracies are of other weights: {facts.outdated_table}.", rest)
-    if facts.outdated_measures is not None:
-        return Summary("warn", f"The measures are of other weights: {facts.outdated_measures}.", ())
-    if facts.measures is not None:
-        return Summary("", str(facts.measures["verdict"]), ("No labels were used for this.",))
+    if run.outdated_table is not None:
+        known = run.measures is not None and run.outdated_measures is None
+        rest = (str(run.measures["verdict"]),) if run.measures is not None and known else ()
+        return Summary("warn", f"The accuracies are of other weights: {run.outdated_table}.", rest)
+    if run.outdated_measures is not None:
+        return Summary("warn", f"The measures are of other weights: {run.outdated_measures}.", ())
+    if run.measures is not None:
+        return Summary("", str(run.measures["verdict"]), ("No labels were used for this.",))
     unknown = "Whether BYOL helped has not been measured yet"
-    if not facts.metrics:
+    if not run.metrics:
         return Summary("warn", f"{unknown}, and nothing was logged.", ())
-    health = f"The training was {facts.metrics[-1].verdict} at the end."
-    return Summary("warn", f"{unknown}, after {facts.done:,} steps.", (health,))
+    health = f"The training was {run.metrics[-1].verdict} at the end."
+    return Summary("warn", f"{unknown}, after {run.done:,} steps.", (health,))
 
 
 # ---- The table
@@ -201,64 +202,56 @@ def _draw_heat(shares: np.ndarray) -> bytes:
 # ---- Curves
 
 
-def draw_curves(facts: RunSummary) -> list[Chart]:
-    """What the training logged."""
-    metrics = facts.metrics
-    if not metrics:
-        return []
-    ideal = facts.config.network.projection_head.projection_size**-0.5
-    steps = [float(line.done) for line in metrics]
-
-    def one(title: str, note: str, key: str, *, factor: float = 1.0, form: str = "{:.3g}") -> Chart:
-        values = [factor * getattr(line, key) for line in metrics]
-        svg = charts.draw_lines(
-            [Series(title, steps, values)], title=title, x_label="step", show=lambda value: form.format(value)
-        )
-        return Chart(title, note, svg)
-
-    measured = (_draw_measure(metrics, key) for key in ("alignment", "uniformity"))
-    return [
-        one("Loss", "of both directions, 0 to 8", "loss"),
-        *_draw_encoder(facts),
-        one("Spread of projections", "1 is ideal, 0 collapse", "feature_std", factor=1 / ideal),
-        one("Rank of projections", "effective dimensions", "rank"),
-        *(chart for chart in measured if chart is not None),
-        one("Learning rate", "", "lr", form="{:.2g}"),
-        one("Target momentum", "tau", "tau", form="{:.4g}"),
-        one("Throughput", "images/s", "images_per_s", form="{:,.0f}"),
-        one("Waiting for data", "share of the time", "data_wait", factor=100.0, form="{:.2g} %"),
-    ]
-
-
-def _draw_encoder(facts: RunSummary) -> Iterator[Chart]:
-    """Measures of the encoder on the fixed images, from step 0 on."""
-    for key, title, note, is_share in (
-        ("retrieval", "Views found again", "share of fixed images", True),
-        ("knn", "kNN", "right for fixed images", True),
-        ("encoder_rank", "Rank of the encoder", "effective dimensions", False),
-    ):
-        points = [(float(line.done), getattr(line, key)) for line in facts.metrics]
-        before = None if facts.start is None else facts.start.measures
-        points = [(0.0, getattr(before, key, None)), *points]
-        known = [(x, y) for x, y in points if y is not None]
-        if len(known) > 1:
-            x, y = zip(*known, strict=True)
-            show = (lambda value: f"{100 * value:.0f} %") if is_share else (lambda value: f"{value:.3g}")
-            yield Chart(
-                title, note, charts.draw_lines([Series(title, x, y)], title=title, x_label="step", show=show)
-            )
+def draw_curves(run: RunSummary) -> list[Chart]:
+    """What the training logged; earlier versions logged no measures of the encoder."""
+    ideal = run.config.network.projection_head.projection_size**-0.5
+    draw = partial(_draw_curve, run)
+    curves = (
+        draw("Loss", "of both directions, 0 to 8", "loss"),
+        draw(
+            "View-retrieval accuracy",
+            "on fixed images",
+            "retrieval",
+            factor=100.0,
+            form="{:.0f} %",
+            from_start=True,
+        ),
+        draw("kNN", "right for fixed images", "knn", factor=100.0, form="{:.0f} %", from_start=True),
+        draw("Rank of the encoder", "effective dimensions", "encoder_rank", from_start=True),
+        draw("Spread of projections", "1 is ideal, 0 collapse", "feature_std", factor=1 / ideal),
+        draw("Rank of projections", "effective dimensions", "rank"),
+        draw("Alignment", "of two views; 0 is equal", "alignment", kind="second"),
+        draw("Uniformity", "lower is more even", "uniformity", kind="second"),
+        draw("Learning rate", "", "lr", form="{:.2g}"),
+        draw("Target momentum", "tau", "tau", form="{:.4g}"),
+        draw("Throughput", "images/s", "images_per_s", form="{:,.0f}"),
+        draw("Waiting for data", "share of the time", "data_wait", factor=100.0, form="{:.2g} %"),
+    )
+    return [curve for curve in curves if curve is not None]
 
 
-def _draw_measure(metrics: Sequence[Metrics], key: str) -> Chart | None:
-    """Alignment or uniformity, which earlier versions did not log."""
-    known = [(float(m.done), getattr(m, key, None)) for m in metrics]
-    points = [(x, y) for x, y in known if y is not None]
-    if not points:
+def _draw_curve(
+    run: RunSummary,
+    title: str,
+    note: str,
+    key: str,
+    *,
+    factor: float = 1.0,
+    form: str = "{:.3g}",
+    kind: str = "main",
+    from_start: bool = False,
+) -> Chart | None:
+    """A field of the metrics, `from_start` with its value at step 0; None: nothing to draw."""
+    points = [(float(line.done), getattr(line, key)) for line in run.metrics]
+    if from_start:
+        before = None if run.start is None else run.start.measures
+        points.insert(0, (0.0, getattr(before, key, None)))
+    known = [(x, factor * y) for x, y in points if y is not None]
+    if len(known) <= from_start:  # a lone point is no course
         return None
-    x, y = zip(*points, strict=True)
-    note = {"alignment": "of two views; 0 is equal", "uniformity": "lower is more even"}[key]
-    title = key.capitalize()
-    return Chart(title, note, charts.draw_lines([Series(title, x, y, "second")], title=title, x_label="step"))
+    x, y = zip(*known, strict=True)
+    svg = charts.draw_lines([Series(title, x, y, kind)], title=title, x_label="step", show=form.format)
+    return Chart(title, note, svg)
 
 
 def describe_health(metrics: Sequence[Metrics]) -> str:

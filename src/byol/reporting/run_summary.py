@@ -95,6 +95,11 @@ class RunSummary:
         return self.run_dir.resolve().name
 
     @property
+    def data_name(self) -> str:
+        """The name of what it was trained on, without the path to it."""
+        return Path(self.config.data.source).name
+
+    @property
     def done(self) -> int:
         """Finished steps, as far as they are logged."""
         return self.metrics[-1].done if self.metrics else 0

@@ -2,8 +2,8 @@
 
 `checkpoints/step-00005000.pt` holds networks (with BatchNorm statistics), optimizer, number of finished steps
 and what images the run has; `step-00005000.pt.sha256` its checksum. All else is a function of the step, but
-for what the machine had to say (the parts that a batch is computed in, the pace of a run by the clock) and
-which encoder health checks have found to be the best.
+for what the machine had to say (the number of micro-batches, the state of the time budget) and what health
+checks have found so far: the best encoder, the latest measures, how many checks in a row found it ill.
 """
 
 import hashlib
@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from byol.base.errors import CheckpointError, ConfigError, RunMismatchError
-from byol.base.files import write_atomically
+from byol.base.files import is_temporary, write_atomically
 from byol.config import Config, diff_configs, dump_config, load_config
+from byol.runfolder.lock import LOCK_FILES
 
 FORMAT = 1
 KEEP = 2  # the newest, and one before it in case the newest is damaged
@@ -32,6 +33,16 @@ _BEFORE_A_CHECKPOINT = (
     "best",
     "best.json",
     "checkpoints",
+)
+# What training writes as a whole: a kill may leave these under temporary names.
+_WRITTEN = (
+    "config.yaml",
+    "start.json",
+    "environment.json",
+    "metrics.jsonl",
+    "best.json",
+    "encoder.json",
+    "encoder.safetensors",
 )
 
 
@@ -72,13 +83,27 @@ def check_run_folder(run_dir: Path) -> None:
         return
     if run_dir.exists() and not run_dir.is_dir():
         raise CheckpointError(f"{run_dir}: is a file, a run is a folder; choose another name with -o")
-    if run_dir.exists() and any(run_dir.iterdir()) and not _is_young_run(run_dir):
+    if run_dir.exists() and _list_names(run_dir) and not _is_young_run(run_dir):
         raise CheckpointError(f"{run_dir}: is not empty and not a run; choose another folder with -o")
+
+
+def _list_names(run_dir: Path) -> set[str]:
+    """What lies in the folder, but for locks and for what a kill has left under temporary names."""
+    names = {path.name for path in run_dir.iterdir()}
+    return {name for name in names if name not in LOCK_FILES and not is_temporary(name, of=_WRITTEN)}
+
+
+def remove_temporaries(run_dir: Path) -> None:
+    """Delete what killed trainings have left half-written; call it only as the one writer of the run."""
+    for folder in (run_dir, run_dir / "target", run_dir / "best", run_dir / "checkpoints"):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if is_temporary(path.name, of=_WRITTEN) or path.name.startswith(".step-"):
+                path.unlink(missing_ok=True)
 
 
 def _is_young_run(run_dir: Path) -> bool:
     """Nothing but what a run has before its first checkpoint; a `config.yaml` by hand is somebody's work."""
-    names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
+    names = {name for name in _list_names(run_dir) if not name.startswith(".")}
     path = run_dir / "config.yaml"
     if not names <= {path.name, *_BEFORE_A_CHECKPOINT} or not path.is_file():
         return False
@@ -95,14 +120,15 @@ def save(
     byol: nn.Module,
     optimizer: torch.optim.Optimizer,
     data_fingerprint: str,
-    num_parts: int,
-    pace: dict[str, Any] | None,
+    num_microbatches: int,
+    time_budget: dict[str, Any] | None,
     best: dict[str, Any],
+    watch: dict[str, Any] | None,
 ) -> Path:
     """Write the state after `done` steps and drop all but the last KEEP checkpoints.
 
-    `num_parts` is what batches are computed in by now, `pace` the `TimeBudget.state()` of a run with a time
-    budget, `best` what `training/best.py` has found.
+    `num_microbatches` is how many a batch is computed in by now, `time_budget` the `TimeBudget.state()` of a
+    run with a time budget, `best` the state of `training/best.py`, `watch` that of the other health checks.
 
     Raises:
         CheckpointError: it cannot be written; the earlier checkpoints are as they were.
@@ -113,9 +139,10 @@ def save(
         "byol": byol.state_dict(),
         "optimizer": optimizer.state_dict(),
         "data_fingerprint": data_fingerprint,
-        "num_parts": num_parts,
-        "pace": pace,
+        "num_parts": num_microbatches,
+        "pace": time_budget,
         "best": best,
+        "watch": watch,
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -127,8 +154,6 @@ def save(
     for old in list_checkpoints(run_dir)[KEEP:]:
         old.unlink(missing_ok=True)
         _checksum_path(old).unlink(missing_ok=True)
-    for left_by_a_kill in path.parent.glob(".step-*"):
-        left_by_a_kill.unlink(missing_ok=True)
     return path
 
 

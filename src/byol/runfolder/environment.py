@@ -1,7 +1,6 @@
 """Where and when a run was made, in `environment.json`: a record for people, on which nothing depends."""
 
 import json
-import os
 import platform
 import uuid
 from dataclasses import asdict, dataclass, replace
@@ -14,12 +13,12 @@ import torch
 from byol.base.files import read_fields, write_atomically
 from byol.base.version import __version__
 from byol.device.devices import name_gpu
+from byol.device.host import count_cores, name_cpu
 from byol.device.ranks import Ranks
 from byol.kernels.cpu import instruction_set
 
 FORMAT = 1
 FILE_NAME = "environment.json"
-_CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,6 @@ def _now() -> str:
 
 
 def _name_cpu() -> str:
-    """The model where the system tells it, else the architecture; and how many of it this process may use."""
-    lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{names[0] if names else platform.machine()}, {cores} {'core' if cores == 1 else 'cores'}"
+    """The model of the CPU, and on how many of its cores this process may run."""
+    cores = count_cores()
+    return f"{name_cpu()}, {cores} {'core' if cores == 1 else 'cores'}"

@@ -3,6 +3,7 @@ change.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -70,8 +71,8 @@ def check_views(fixed: FixedImages) -> list[str]:
             name = f"view{number + 1}"
             setting = _find_culprit(fixed, number, share=share)
             better = f"data_transforms.{name}.{setting}={_suggest(fixed.transforms, name, setting=setting)}"
-            given = getattr(getattr(fixed.transforms, name), setting)
-            shown = f"[{given[0]:g},{given[1]:g}]" if isinstance(given, tuple) else f"{given:g}"
+            value = getattr(getattr(fixed.transforms, name), setting)
+            shown = f"[{value[0]:g},{value[1]:g}]" if isinstance(value, tuple) else f"{value:g}"
             text = f"data_transforms.{name}: {share:.0%} of its views are blank because of {setting}={shown}"
             if share > _MAX_BLANK:
                 raise DataError(f"{text}; an encoder cannot learn from them: set {better}")
@@ -102,6 +103,14 @@ class Watch:
         self._ill, self._worse = 0, 0
         # Random weights tell noise apart too, and lose rank when they learn not to: not said of those.
         self._told = start.measures is None or start.heads == "random"
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, in plain values."""
+        return {"ill": self._ill, "worse": self._worse, "told": self._told}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As it was when `state` was asked for."""
+        self._ill, self._worse, self._told = state["ill"], state["worse"], state["told"]
 
     def note(self, health: Health, measures: Measures, *, done: int) -> str | None:
         """To be called after each check; a line the first time that the encoder is worse than at step 0."""
@@ -161,7 +170,7 @@ def check_finite(
 
 
 def explain_collapse(
-    config: Config, plan: Plan, *, health: Health, done: int, kept: str, views: list[str]
+    config: Config, plan: Plan, *, health: Health, done: int, saved: str, views: list[str]
 ) -> CollapsedError:
     """The error for a run whose projections have (nearly) become equal, or lie on a few directions.
 
@@ -172,7 +181,7 @@ def explain_collapse(
     what = "have nearly the same projection" if health.verdict == "collapsed" else "have similar projections"
     return CollapsedError(
         f"collapsed at step {done}: all images {what} (feature std {health.feature_std:.4f}, effective rank "
-        f"{health.rank:.1f}); {kept}; {cause}"
+        f"{health.rank:.1f}); {saved}; {cause}"
     )
 
 
@@ -234,9 +243,9 @@ def _find_culprit(fixed: FixedImages, number: int, *, share: float) -> str:
 
 def _suggest(transforms: DataTransforms, name: str, *, setting: str) -> str:
     """A value with which fewer views are blank: that of the default preset, or one milder than the given."""
-    given = getattr(getattr(transforms, name), setting)
+    value = getattr(getattr(transforms, name), setting)
     if setting == "crop_area":
-        low = 0.2 if given[0] < 0.2 else min(2.0 * given[0], 0.9)
+        low = 0.2 if value[0] < 0.2 else min(2.0 * value[0], 0.9)
         return f"[{low:.2g},1.0]"
     usual = 0.4 / max(1.0, transforms.s)  # s multiplies brightness and contrast
-    return f"{usual if given > usual else given / 2:.2g}"
+    return f"{usual if value > usual else value / 2:.2g}"

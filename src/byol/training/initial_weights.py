@@ -18,12 +18,21 @@ from byol.base.errors import CheckpointError
 from byol.base.files import read_fields, write_atomically
 from byol.config import Config, NetworkConfig
 from byol.encoder import encoder as encoder_files
-from byol.method.networks import Byol
+from byol.encoder.spec import SPEC_NAME, read_spec
+from byol.method.networks import Byol, stem_of
 from byol.method.schedule import Plan
 from byol.metrics.health import Measures
 from byol.runfolder import checkpoint
 from byol.weights.files import State, holds_weights, read_weights, split_source
-from byol.weights.pretrained import KEY, TIMM, compare_states, find_timm, fit_weights
+from byol.weights.pretrained import (
+    ADVICE,
+    KEY,
+    TIMM,
+    check_stem,
+    compare_states,
+    find_timm,
+    fit_weights,
+)
 
 FORMAT = 1
 FILE_NAME = "start.json"
@@ -54,7 +63,7 @@ class InitialWeights:
         )
 
     @property
-    def parts_encoder(self) -> bool:
+    def has_encoder_group(self) -> bool:
         """Whether the encoder's learning rate ever differs from the heads'."""
         return self.warm_steps > 0 or self.encoder_lr != 1.0
 
@@ -66,7 +75,7 @@ class InitialWeights:
 
     def explain(self) -> list[str]:
         """A line if encoder and heads are treated differently."""
-        if not self.parts_encoder:
+        if not self.has_encoder_group:
             return []
         warm = f"the first {self.warm_steps} steps train only the heads (network.warm_heads); "
         rate = (
@@ -124,15 +133,19 @@ def check_source(source: str) -> None:
     """
     if source.startswith(TIMM):
         find_timm(source.removeprefix(TIMM))
-        return
-    path, _ = split_source(source)
+    elif (path := _find_path(source)[0]).is_file():
+        read_weights(path, key=KEY)
+
+
+def _find_path(source: str) -> tuple[Path, str | None]:
+    """The folder or file that a source names, and the prefix within it."""
+    path, select = split_source(source)
     if not path.is_dir() and not path.is_file():
         raise CheckpointError(
             f"{KEY}: {source} is neither a folder nor a weights file; "
             "give a run folder, a weights file, FILE:PREFIX, or timm:MODEL"
         )
-    if path.is_file():
-        read_weights(path, key=KEY)
+    return path, select
 
 
 def read(run_dir: Path) -> InitialWeights | None:
@@ -200,37 +213,77 @@ def _find(source: str, byol: Byol, *, name: str) -> _Found:
                 f"{KEY}: {source} does not match network.name={name}; "
                 f"set network.name={model.partition('.')[0]}"
             )
-        return _find_encoder(found, byol, where=source)
-    path, select = split_source(source)
+        with_encoder = _find_encoder(found, byol, where=source)
+        own = stem_of(byol.online.encoder)
+        if own == "standard":
+            return with_encoder
+        changed = f"the weights were trained with the standard stem, this network has '{own}'"
+        return replace(with_encoder, notes=[*with_encoder.notes, changed])
+    path, select = _find_path(source)
     if path.is_dir() and not holds_weights(path):
         return _find_run(path, byol)
-    check_source(source)
-    return _find_encoder(read_weights(path, key=KEY), byol, where=source, select=select)
+    stem = _read_stem(path)
+    return _find_encoder(read_weights(path, key=KEY), byol, where=source, select=select, stem=stem)
+
+
+def _read_stem(path: Path) -> str | None:
+    """The stem of weights that byol wrote, by the `encoder.json` of their run; None: not known.
+
+    Checkpoints have no mark, nor have the encoders of earlier versions.
+    """
+    if path.name == encoder_files.WEIGHTS_NAME:
+        spec = path.with_name(SPEC_NAME)
+    elif path.parent.name == "checkpoints":
+        spec = path.parent.with_name(SPEC_NAME)
+    else:
+        return None
+    return read_spec(spec).stem if spec.is_file() else None
 
 
 def _find_run(folder: Path, byol: Byol) -> _Found:
     """All networks of an earlier run if they fit, else its encoder; or a folder with an encoder alone."""
     state, _ = checkpoint.read_latest(folder)
     if state is None:
-        if not (folder / encoder_files.SPEC_NAME).is_file():
+        if not (folder / SPEC_NAME).is_file():
             raise CheckpointError(
                 f"{KEY}: {folder} holds neither a checkpoint nor an encoder; give a run folder"
             )
         encoder = encoder_files.load(folder, device="cpu")
-        return _find_encoder(encoder.module.state_dict(), byol, where=str(folder))
+        weights, spec = encoder.module.state_dict(), encoder.spec
+        return _find_encoder(weights, byol, where=str(folder), stem=spec.stem, advice=_advise_model(folder))
+    stem = _read_stem(folder / encoder_files.WEIGHTS_NAME)
     problem = compare_states(state["byol"], byol.state_dict(), there="the run")
     if problem is None:
+        check_stem(stem, byol.online.encoder, where=str(folder))
         notes = [f"starting from the networks of {folder}, step {state['done']}"]
         return _Found("kept", notes, networks=state["byol"])
     prefix = "online.encoder."
     found = {key.removeprefix(prefix): value for key, value in state["byol"].items() if prefix in key}
-    with_encoder = _find_encoder(found, byol, where=str(folder))
+    with_encoder = _find_encoder(found, byol, where=str(folder), stem=stem, advice=_advise_model(folder))
     left_out = f"its heads are not used, because {problem}"
     return replace(with_encoder, notes=[*with_encoder.notes, left_out])
 
 
-def _find_encoder(found: State, byol: Byol, *, where: str, select: str | None = None) -> _Found:
+def _advise_model(folder: Path) -> str:
+    """How to choose the network of an earlier run."""
+    try:
+        spec = read_spec(folder / SPEC_NAME)
+    except CheckpointError:  # there is none yet
+        return ADVICE
+    return f"choose the network of that run: network.name={spec.name} network.stem={spec.stem}"
+
+
+def _find_encoder(
+    found: State,
+    byol: Byol,
+    *,
+    where: str,
+    select: str | None = None,
+    stem: str | None = None,
+    advice: str = ADVICE,
+) -> _Found:
     """Both branches' encoders; the heads are as they were drawn, the same in both branches."""
-    state, notes = fit_weights(found, byol.online.encoder, where=where, select=select)
+    encoder = byol.online.encoder
+    state, notes = fit_weights(found, encoder, where=where, select=select, stem=stem, advice=advice)
     notes = [f"starting from the encoder of {where}, with new heads", *notes]
     return _Found("new", notes, encoder=state)

@@ -16,7 +16,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from byol.base.console import Say
 from byol.base.errors import ConfigError
+from byol.base.packages import install_command
 from byol.config import LoggerName
 
 PROJECT = "byol"  # the name of the project or experiment that runs are put into
@@ -65,12 +67,12 @@ def check_loggers(names: Sequence[LoggerName]) -> None:
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise ConfigError(
-                f'trainer.loggers: {name} is not installed; pip install "byol[{name}]", or leave it out: '
+                f"trainer.loggers: {name} is not installed; {install_command(name)}, or leave it out: "
                 "trainer.loggers=[tensorboard]"
             )
 
 
-def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Callable[[str], None]) -> list[Logger]:
+def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Say) -> list[Logger]:
     """The loggers of a run, in the order of their names; `say` hears of one that fails later.
 
     Raises:
@@ -213,7 +215,7 @@ class Mlflow:
 class Guarded:
     """A logger of a foreign service, whose failures do not end the training."""
 
-    def __init__(self, name: str, logger: Logger, *, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, logger: Logger, *, say: Say) -> None:
         self._name, self._logger, self._say = name, logger, say
         self._failed = False
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from byol.base.signals import StopSignal
 from byol.config import Config
-from byol.device.ranks import Ranks, StopSignal, connect
+from byol.device.ranks import Ranks, connect
 from byol.method.optimizers import set_lr
 from byol.method.views import make_views
 from byol.training.monitor import Due, Monitor
@@ -48,26 +49,27 @@ def train(
     check_settings(config, run_dir)
     with connect(config.trainer) if ranks is None else nullcontext(ranks) as ranks:
         run = prepare(config, run_dir, ranks=ranks, step_s=step_s, console=console)
-        plan, pace, saver, done, num_parts = run.plan, run.pace, Saver(run), run.done, run.num_parts
+        plan, budget, saver = run.plan, run.budget, Saver(run)
+        done, num_microbatches = run.done, run.num_microbatches
         with StopSignal().listen() as stop, Monitor(run, saver) as monitor, run.open_batches() as batches:
-            pace.start()
-            while not pace.is_last(done):
-                step, batch, position = done, next(batches), pace.position(done)
+            budget.start()
+            while not budget.is_last(done):
+                step, batch, position = done, next(batches), budget.position(done)
                 run.statistics.hold(step < run.begun.warm_steps)
 
-                # Two views of each image, loss and gradients; in parts if memory asks for it.
+                # Two views of each image, loss and gradients; in micro-batches if memory asks for it.
                 make = partial(make_views, sizes=batch.sizes, key=plan.key("views", step), **run.view_options)
                 computed = compute_within_memory(
                     run.network,
                     batch.images,
                     make=make,
                     show=monitor.show_views if step == 0 else None,
-                    num_parts=num_parts,
+                    num_microbatches=num_microbatches,
                     ranks=ranks,
                     seed=plan.key("network", step) + ranks.rank,
                     say=monitor.say,
                 )
-                done, num_parts = step + 1, computed.num_parts
+                done, num_microbatches = step + 1, computed.num_microbatches
 
                 # Refuse what is not finite. Looking is free on a CPU; on a GPU the host would wait.
                 due = _find_due(run, stop, done)
@@ -75,7 +77,7 @@ def train(
                     monitor.check_finite(computed.loss, step=step, gradients_too=due.host_waits)
 
                 # Online network: one gradient step. Target network: moving average of the online one.
-                set_lr(run.optimizer, plan.lr(position), apart=run.begun.encoder_share(step))
+                set_lr(run.optimizer, plan.lr(position), encoder_share=run.begun.encoder_share(step))
                 run.optimizer.step()
                 run.optimizer.zero_grad(set_to_none=True)
                 run.byol.update_target(plan.tau(position))
@@ -86,20 +88,22 @@ def train(
                 if due.log:
                     monitor.log(done, computed.projection, wait_s=batches.wait_s)
                 monitor.refuse_collapse(done)
-                pace.follow(done)
+                budget.follow(done)
                 if due.save:
-                    saver.save(done, num_parts=num_parts, best=monitor.best)
+                    saver.save(
+                        done, num_microbatches=num_microbatches, best=monitor.best, watch=monitor.state
+                    )
                 if due.stop:
                     break
             monitor.finish(done)
         ranks.wait()
         # The signal may have reached another rank only.
-        return TrainingOutcome(done, pace.end, None if pace.is_last(done) else stop.name or "SIGTERM")
+        return TrainingOutcome(done, budget.end, None if budget.is_last(done) else stop.name or "SIGTERM")
 
 
 def _find_due(run: Setup, stop: StopSignal, done: int) -> Due:
     """What follows the step after which `done` are finished; every rank finds the same."""
-    last = run.pace.is_last(done)
+    last = run.budget.is_last(done)
     # Several GPUs ask each other only now and then whether one has had a signal, since all wait.
     asks = run.ranks.device.type == "cpu" or run.ranks.world_size == 1 or done % 10 == 0
     stopping = asks and run.ranks.any(stop.name is not None)

@@ -18,7 +18,7 @@ from byol.training.loggers import Logger, Run, open_loggers
 from byol.training.runlog import Metrics, RunLog
 from byol.training.saving import Saver
 from byol.training.setup import Setup
-from byol.training.summary import introduce
+from byol.training.summary import describe_setup
 from byol.training.time_budget import ThroughputMeter
 
 
@@ -58,12 +58,12 @@ class Monitor:
 
     def _open(self, stack: ExitStack) -> None:
         setup, ranks = self._setup, self._setup.ranks
-        config, plan, pace, done = setup.config, setup.plan, setup.pace, setup.done
+        config, plan, budget, done = setup.config, setup.plan, setup.budget, setup.done
         self._fixed = FixedImages.of(setup.images, plan, transforms=config.data_transforms, ranks=ranks)
         if done == 0:
             alarms.check_images(self._fixed, source=config.data.source)
             self._blank = alarms.check_views(self._fixed)
-        self._has_steps = not pace.is_last(done)
+        self._has_steps = not budget.is_last(done)
         writes = self._has_steps and ranks.is_main
         self._log = stack.enter_context(
             RunLog(
@@ -75,11 +75,11 @@ class Monitor:
                 open_loggers=self._open_loggers if writes else tuple,
             )
         )
-        self._introduce()
-        before = pace.now()
+        self._print_setup()
+        before = budget.now()
         self._health, self._measures = self._fixed.look(setup.byol, ranks=ranks)
         # At the end it is looked at once more, and saving takes about as long.
-        pace.keep_for_end(2.0 * (pace.now() - before))
+        budget.reserve(2.0 * (budget.now() - before))
         self._begun = setup.begun
         if done == 0:
             self._begun = replace(setup.begun, measures=self._measures)
@@ -88,6 +88,10 @@ class Monitor:
         if writes:
             self._saver.save_record(done)
         self._watch = alarms.Watch(config, plan, start=self._begun)
+        if setup.watch is not None:  # as if the run had not been stopped
+            self._health = health.Health(**setup.watch["health"])
+            self._measures = health.Measures(**setup.watch["measures"])
+            self._watch.restore(setup.watch["alarms"])
         self._marker = Marker(
             setup.run_dir,
             plan,
@@ -95,17 +99,17 @@ class Monitor:
             warm_steps=setup.begun.warm_steps,
             save=self._saver.save_online if ranks.is_main else None,
         )
-        self._clock = ThroughputMeter(done)
+        self._throughput = ThroughputMeter(done)
 
-    def _introduce(self) -> None:
+    def _print_setup(self) -> None:
         setup = self._setup
         for note in (
             *setup.notes,
-            *introduce(
+            *describe_setup(
                 setup.config,
                 setup.images,
                 plan=setup.plan,
-                pace=setup.pace,
+                budget=setup.budget,
                 step_s=setup.step_s,
                 ranks=setup.ranks,
                 done=setup.done,
@@ -134,9 +138,9 @@ class Monitor:
 
     def check(self, done: int) -> None:
         """Judge health after `done` steps, keep the encoder if it is the best so far, and warn."""
-        setup, pace = self._setup, self._setup.pace
+        setup, budget = self._setup, self._setup.budget
         self._health, self._measures = self._fixed.look(setup.byol, ranks=setup.ranks)
-        position, last = pace.position(done), pace.is_last(done)
+        position, last = budget.position(done), budget.is_last(done)
         warning = self._watch.note(self._health, self._measures, done=done)
         flat = self._marker.note(self._health, self._measures, done=done, position=position, last=last)
         for line in filter(None, (warning, flat)):
@@ -150,7 +154,7 @@ class Monitor:
         """
         setup = self._setup
         self._loss = setup.ranks.mean(loss)
-        lr = setup.plan.lr(setup.pace.position(step))
+        lr = setup.plan.lr(setup.budget.position(step))
         alarms.check_finite(
             self._loss,
             setup.optimizer,
@@ -163,9 +167,9 @@ class Monitor:
 
     def log(self, done: int, projection: Float[Tensor, "part dim"], *, wait_s: float) -> None:
         """Write the metrics after `done` steps; `wait_s` seconds of all were spent waiting for images."""
-        plan, pace, ranks = self._setup.plan, self._setup.pace, self._setup.ranks
-        position = pace.position(done - 1)
-        images_per_s, data_wait = self._clock.lap(done, plan.batch_size, wait_s=wait_s)
+        plan, budget, ranks = self._setup.plan, self._setup.budget, self._setup.ranks
+        position = budget.position(done - 1)
+        images_per_s, data_wait = self._throughput.lap(done, plan.batch_size, wait_s=wait_s)
         self._log.write(
             Metrics(
                 done=done,
@@ -180,8 +184,8 @@ class Monitor:
                 rank=self._health.rank,
                 **asdict(self._measures),
             ),
-            end=pace.end,
-            left_s=pace.left_s(done, step_s=plan.batch_size / images_per_s),
+            end=budget.end,
+            left_s=budget.left_s(done, step_s=plan.batch_size / images_per_s),
         )
 
     def refuse_collapse(self, done: int) -> None:
@@ -191,15 +195,24 @@ class Monitor:
             CollapsedError: with the likeliest cause and one setting to change.
         """
         if self._watch.is_over:
-            kept = checkpoint.list_checkpoints(self._setup.run_dir)
+            saved = checkpoint.list_checkpoints(self._setup.run_dir)
             raise alarms.explain_collapse(
                 self._setup.config,
                 self._setup.plan,
                 health=self._health,
                 done=done,
-                kept=f"the last checkpoint is {kept[0].name}" if kept else "no checkpoint was written",
+                saved=f"the last checkpoint is {saved[0].name}" if saved else "no checkpoint was written",
                 views=self._blank,
             )
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the health checks so far."""
+        return {
+            "health": asdict(self._health),
+            "measures": asdict(self._measures),
+            "alarms": self._watch.state(),
+        }
 
     @property
     def best(self) -> dict[str, Any]:
@@ -209,7 +222,7 @@ class Monitor:
     def finish(self, done: int) -> None:
         """After the last step: compare with step 0, and give the loggers the embedding."""
         setup = self._setup
-        if not setup.pace.is_last(done):
+        if not setup.budget.is_last(done):
             return
         if self._begun.measures is not None:
             self._log.say(health.compare(self._measures, self._begun.measures))

@@ -1,13 +1,15 @@
 """What a run says while it goes on: `metrics.jsonl`, its loggers, and progress on the terminal.
 
 `metrics.jsonl` is the source of truth, one object a logged step; a continued run first drops the lines of
-steps that it repeats. On a terminal there is a progress display, elsewhere a plain line now and then.
+steps that it repeats. On a terminal and in a notebook there is a progress display, elsewhere a plain
+line now and then.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +21,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
-from byol.base.console import print_line
+from byol.base.console import draws_bars, print_line
 from byol.base.errors import CheckpointError
 from byol.base.files import write_atomically
 from byol.training.loggers import Embedding, Logger
 
 FORMAT = 1
 FILE_NAME = "metrics.jsonl"
-_PLAIN_INTERVAL_S = 15.0  # between lines where there is no terminal
+_PLAIN_INTERVAL_S = 15.0  # between lines where no bar can be drawn
 _GRID_IMAGES = 8
 
 
@@ -85,7 +87,7 @@ class RunLog:
         except BaseException:
             self._file.close()
             raise
-        if self._console is not None and self._console.is_terminal:
+        if draws_bars(self._console):
             self._progress = _make_progress(self._console)
             self._progress.start()
             self._task = self._progress.add_task("", total=None, completed=self._first_step)
@@ -97,7 +99,9 @@ class RunLog:
         if not self._active:
             return
         if self._progress is not None:
-            self._progress.stop()
+            with suppress(OSError):  # the terminal may be gone
+                self._progress.refresh()  # in a notebook `stop` alone leaves the bar as it was
+                self._progress.stop()
         closes: list[Callable[[], None]] = [self._file.close]
         closes += [partial(logger.end, self._embedding) for logger in self._loggers]
         for close in closes:  # they write what they still hold
@@ -230,7 +234,7 @@ def _to_line(metrics: Metrics) -> str:
     return json.dumps({"format": FORMAT, **asdict(metrics)}) + "\n"
 
 
-def _make_progress(console: Console) -> Progress:
+def _make_progress(console: Console | None) -> Progress:
     return Progress(
         BarColumn(bar_width=20),
         TextColumn("{task.completed}/{task.total}"),

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from byol.encoder.encoder import EncoderSpec, save_encoder
+from byol.encoder.encoder import save_encoder
+from byol.encoder.spec import EncoderSpec
 from byol.runfolder import checkpoint, environment
 from byol.training.setup import Setup
 
@@ -23,8 +24,8 @@ class Saver:
         if setup.done:  # the encoders may be older than the checkpoint, missing or damaged
             self.save_encoders(setup.done)
 
-    def save(self, done: int, *, num_parts: int, best: dict[str, Any]) -> None:
-        """Write all of it after `done` steps; a batch was last computed in `num_parts` parts.
+    def save(self, done: int, *, num_microbatches: int, best: dict[str, Any], watch: dict[str, Any]) -> None:
+        """Write all of it after `done` steps; a batch was last computed in `num_microbatches` micro-batches.
 
         Raises:
             CheckpointError: a file cannot be written; the files of the checkpoint before stay.
@@ -38,9 +39,10 @@ class Saver:
             byol=setup.byol,
             optimizer=setup.optimizer,
             data_fingerprint=setup.images.fingerprint,
-            num_parts=num_parts,
-            pace=setup.pace.state(),
+            num_microbatches=num_microbatches,
+            time_budget=setup.budget.state(),
             best=best,
+            watch=watch,
         )
         self.save_encoders(done)
         self.save_record(done)

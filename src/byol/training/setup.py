@@ -16,7 +16,7 @@ from byol.data.pack.batches import Batches
 from byol.data.pack.images import open_images
 from byol.data.pack.packed import Packed
 from byol.device.ranks import Ranks, check_share, keep_freed_memory
-from byol.encoder.encoder import SPEC_NAME, read_spec
+from byol.encoder.spec import SPEC_NAME, read_spec
 from byol.method.networks import Byol, check_name
 from byol.method.optimizers import build_optimizer
 from byol.method.schedule import Plan
@@ -39,11 +39,12 @@ class Setup:
     byol: Byol
     network: nn.Module  # `byol`, or `byol` in DistributedDataParallel
     optimizer: Optimizer
-    pace: TimeBudget
+    budget: TimeBudget
     begun: initial_weights.InitialWeights
-    num_parts: int  # of a batch, computed one after another
+    num_microbatches: int  # of a batch, over which gradients are accumulated
     done: int  # finished steps
     best: dict[str, Any] | None  # what the checkpoint says of the best encoder
+    watch: dict[str, Any] | None  # and of the other health checks; None: nothing, as of earlier versions
     notes: list[str]  # lines for the person, on what was found
     origin: list[str]  # and on the weights that it starts from
     step_s: float | None  # expected seconds of a step, where they are known
@@ -100,8 +101,8 @@ def prepare(
     byol = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
     begun, origin = initial_weights.begin(run_dir, byol, config=config, plan=plan)
     byol = byol.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    apart = byol.online.encoder if begun.parts_encoder else None
-    optimizer = build_optimizer(byol, config.optimizer, plan=plan, apart=apart)
+    encoder = byol.online.encoder if begun.has_encoder_group else None
+    optimizer = build_optimizer(byol, config.optimizer, plan=plan, encoder=encoder)
     done = 0
     if state is not None:
         done = checkpoint.restore(
@@ -116,11 +117,12 @@ def prepare(
         byol=byol,
         network=ranks.wrap(byol),
         optimizer=optimizer,
-        pace=TimeBudget(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main),
+        budget=TimeBudget(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main),
         begun=begun,
-        num_parts=choose_parts(config, state, ranks=ranks),
+        num_microbatches=choose_num_microbatches(config, state, ranks=ranks),
         done=done,
         best=None if state is None else state.get("best"),
+        watch=None if state is None else state.get("watch"),
         notes=notes,
         origin=origin,
         step_s=step_s,
@@ -167,7 +169,7 @@ def make_plan(
     ranks: Ranks,
     console: Console | None,
 ) -> Plan:
-    """With a time budget for the number of steps that a probe expects; a continued run keeps to its own."""
+    """The schedule. With a time budget a step benchmark estimates its length, once for the whole run."""
     hours = config.trainer.max_hours
     if hours is None:
         return Plan.of(config, num_images=len(images))
@@ -183,8 +185,8 @@ def make_plan(
     return Plan.of(config, num_images=len(images), expected_steps=max(1, round(3600.0 * hours / step_s)))
 
 
-def choose_parts(config: Config, state: dict[str, Any] | None, *, ranks: Ranks) -> int:
-    """Parts of a batch: as the configuration says, or more where the run has run out of memory before."""
-    num_parts = max(config.accumulation_steps, 0 if state is None else state.get("num_parts", 1))
-    check_share(config.batch_size, world_size=ranks.world_size, num_parts=num_parts)
-    return num_parts
+def choose_num_microbatches(config: Config, state: dict[str, Any] | None, *, ranks: Ranks) -> int:
+    """Chunks of a batch: as configured, or more if the run has run out of memory before."""
+    num_microbatches = max(config.accumulation_steps, 0 if state is None else state.get("num_parts", 1))
+    check_share(config.batch_size, world_size=ranks.world_size, num_microbatches=num_microbatches)
+    return num_microbatches

@@ -1,6 +1,6 @@
-"""Loss and gradient of one batch, computed in parts, one after another, to save memory.
+"""Loss and gradient of one batch, accumulated over micro-batches of it to save memory.
 
-If memory runs out all the same, the step is computed again in twice as many parts: the same images, views and
+If memory runs out all the same, the step is computed again in twice as many: the same images, views and
 batch, but BatchNorm then sees half as many images at a time.
 """
 
@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from byol.base.console import Say
 from byol.base.errors import ConfigError
 from byol.device.devices import empty_cache
 from byol.device.memory import is_out_of_memory
 from byol.device.ranks import Ranks
 from byol.kernels.winograd import constant_weights
 
-MIN_PART = 8  # images: BatchNorm's statistics of fewer are hardly any
+MIN_MICROBATCH = 8  # images: BatchNorm's statistics of fewer are hardly any
 
 MakeViews = Callable[..., tuple[Tensor, Tensor]]  # (images, rows=their rows of the global batch)
 ShowViews = Callable[[Tensor, Tensor], None]
@@ -28,14 +29,14 @@ class Computed:
     """What a batch gave; the gradients are in the parameters."""
 
     loss: Float[Tensor, ""]  # of this rank's images, their mean
-    projection: Float[Tensor, "part dim"]  # of the last part's second view, without gradient
-    num_parts: int
+    projection: Float[Tensor, "microbatch dim"]  # of the last micro-batch's second view, without gradient
+    num_microbatches: int  # that the gradient was accumulated over
 
 
-def can_halve(batch_size: int, *, num_parts: int, world_size: int) -> bool:
-    """Whether a batch can be computed in twice as many equal parts of at least MIN_PART images each."""
-    share = 2 * num_parts * world_size
-    return batch_size % share == 0 and batch_size // share >= MIN_PART
+def can_halve(batch_size: int, *, num_microbatches: int, world_size: int) -> bool:
+    """Whether a batch divides into twice as many equal micro-batches of at least MIN_MICROBATCH images."""
+    share = 2 * num_microbatches * world_size
+    return batch_size % share == 0 and batch_size // share >= MIN_MICROBATCH
 
 
 def compute_within_memory(
@@ -44,45 +45,47 @@ def compute_within_memory(
     *,
     make: MakeViews,
     show: ShowViews | None,
-    num_parts: int,
+    num_microbatches: int,
     ranks: Ranks,
     seed: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Computed:
-    """`compute_gradients`; if memory runs out, the failed attempt is undone and made in twice as many parts.
+    """`compute_gradients`; if memory runs out, undo the attempt and repeat it in twice as many micro-batches.
 
     `seed` is that of PyTorch's generators, for dropout and the like; `say` is told of each new number.
 
     Raises:
-        ConfigError: the smallest part does not fit, or one of several ranks has too little memory: the others
-            are waiting for it, and cannot be told.
+        ConfigError: the smallest micro-batch does not fit, or one of several ranks has too little memory: the
+            others are waiting for it, and cannot be told.
     """
     undo = _Undo(network, ranks.device)
     while True:
         torch.manual_seed(seed)
         try:
-            return compute_gradients(network, images, make=make, show=show, num_parts=num_parts, ranks=ranks)
+            return compute_gradients(
+                network, images, make=make, show=show, num_microbatches=num_microbatches, ranks=ranks
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Not in the handler: the error holds on to all that the attempt has allocated.
         undo()
-        part = images.shape[0] // num_parts
+        microbatch = images.shape[0] // num_microbatches
         if ranks.world_size > 1:
             raise ConfigError(
-                f"trainer.accumulation_steps: rank {ranks.rank} ran out of memory on {part} images at once; "
-                f"the same command with trainer.accumulation_steps={2 * num_parts} continues"
+                f"trainer.accumulation_steps: rank {ranks.rank} ran out of memory on {microbatch} images at "
+                f"once; the same command with trainer.accumulation_steps={2 * num_microbatches} continues"
             )
-        if not can_halve(images.shape[0], num_parts=num_parts, world_size=1):
+        if not can_halve(images.shape[0], num_microbatches=num_microbatches, world_size=1):
             raise ConfigError(
-                f"trainer.batch_size: out of memory on {part} images at a time, and a batch of "
-                f"{images.shape[0]} has no smaller equal parts of at least {MIN_PART}; set a smaller "
-                "network.name or data_transforms.input_shape, or a batch that is a power of two"
+                f"trainer.batch_size: out of memory on {microbatch} images at a time, and a batch of "
+                f"{images.shape[0]} has no smaller equal micro-batches of at least {MIN_MICROBATCH}; set a "
+                "smaller network.name or data_transforms.input_shape, or a batch that is a power of two"
             )
-        num_parts *= 2
+        num_microbatches *= 2
         say(
-            f"out of memory: this step again, and all others, in {num_parts} parts of {part // 2} images; "
-            f"BatchNorm sees one part at a time; trainer.accumulation_steps={num_parts} starts so"
+            f"out of memory: continuing with trainer.accumulation_steps={num_microbatches} (set it to skip "
+            f"this retry); BatchNorm then sees {microbatch // 2} images at a time"
         )
 
 
@@ -112,33 +115,33 @@ def compute_gradients(
     *,
     make: MakeViews,
     show: ShowViews | None,
-    num_parts: int,
+    num_microbatches: int,
     ranks: Ranks,
 ) -> Computed:
     """The loss of this rank's images and its gradient, which is added to `.grad`; over ranks it is averaged.
 
-    BatchNorm sees one of the `num_parts` parts at a time. `show` is given the first part's views.
+    BatchNorm sees one of the `num_microbatches` at a time. `show` receives the first one's views.
     """
-    parts = _split(images, ranks, num_parts=num_parts)
+    microbatches = _split(images, ranks, num_microbatches=num_microbatches)
     loss = torch.zeros((), device=ranks.device)
     with constant_weights():
-        for number, (part, rows) in enumerate(parts):
-            view1, view2 = make(part, rows=rows)
+        for number, (microbatch, rows) in enumerate(microbatches):
+            view1, view2 = make(microbatch, rows=rows)
             if show is not None and number == 0:
                 show(view1, view2)
             # One direction after the other: the activations of one view are in memory at a time.
             for view, other in ((view1, view2), (view2, view1)):
-                with ranks.exchange(network, last=number == num_parts - 1 and view is view2):
+                with ranks.exchange(network, last=number == num_microbatches - 1 and view is view2):
                     with ranks.autocast():
-                        part_loss, projection = network(view, other, symmetric=False)
-                    (part_loss / num_parts).backward()
-                loss += part_loss.detach() / num_parts
-    return Computed(loss, projection, num_parts)
+                        microbatch_loss, projection = network(view, other, symmetric=False)
+                    (microbatch_loss / num_microbatches).backward()
+                loss += microbatch_loss.detach() / num_microbatches
+    return Computed(loss, projection, num_microbatches)
 
 
-def _split(images: Tensor, ranks: Ranks, *, num_parts: int) -> list[tuple[Tensor, slice]]:
-    """This rank's images in equal parts, each with its rows of the global batch."""
-    size = images.shape[0] // num_parts
+def _split(images: Tensor, ranks: Ranks, *, num_microbatches: int) -> list[tuple[Tensor, slice]]:
+    """This rank's images in equal micro-batches, each with its rows of the global batch."""
+    size = images.shape[0] // num_microbatches
     step, first = ranks.world_size, ranks.rank
     return [
         (images[at : at + size], slice(first + at * step, first + (at + size) * step, step))

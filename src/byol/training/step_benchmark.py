@@ -45,7 +45,7 @@ _SHARE = 0.8  # of the memory that is free now
 # Of a GPU's: `data.memory=auto` may have put images into 30 % of what is free.
 _GPU_SHARE = 0.56
 _ENOUGH_STEPS, _ENOUGH_S = 5, 5.0  # steps are measured until there are so many, or they took so long
-_MEASURED_PARTS = 2  # of a batch in more parts as many are computed, and their time is scaled
+_MEASURED_MICROBATCHES = 2  # of a batch in more micro-batches as many are computed, and their time is scaled
 _WINDOWS_CODES = {0xC000013A: "SIGINT", 0xC0000409: "SIGABRT"}  # STATUS_CONTROL_C_EXIT, _STACK_BUFFER_OVERRUN
 _OUT_OF_MEMORY = "out of memory"  # the child's answer
 
@@ -55,7 +55,7 @@ class StepBenchmark:
     """A step of a run, as measured on this machine."""
 
     batch_size: int  # global batch
-    accumulation_steps: int  # parts it is computed in
+    accumulation_steps: int  # micro-batches it is computed in
     step_s: float  # median of the real steps after the first
     peak_bytes: int  # of device memory, or of the process on a CPU
     limit_bytes: int  # what may be used: a share of what was free before
@@ -69,51 +69,53 @@ class StepBenchmark:
 def benchmark_step(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark:
     """Time and peak memory of the run's step on random stored images of so many channels, pixels and bits.
 
-    A few seconds, more where two parts of a batch take longer. Under torchrun it is the step of one rank
-    with its share of the batch, the other ranks idle.
+    A few seconds, more where two micro-batches take longer. Under torchrun it is the step of one rank with
+    its share of the batch, the other ranks idle.
 
     Raises:
         ConfigError: the networks cannot be made, or there is not enough memory for one step.
     """
-    probe = _try(config, channels=channels, stored_px=stored_px, bits=bits)
-    if probe is None:
+    benchmark = try_step(config, channels=channels, stored_px=stored_px, bits=bits)
+    if benchmark is None:
         raise ConfigError(
             f"trainer.batch_size: a step of {config.batch_size} images in {config.accumulation_steps} "
             "micro-batch(es) runs out of memory; set "
             f"trainer.accumulation_steps={2 * config.accumulation_steps}"
         )
-    return probe
+    return benchmark
 
 
 def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, bits: int) -> StepBenchmark:
-    """The step of `wanted` images in as few parts as fit into memory, from the configuration's number on.
+    """The step of `wanted` images in as few micro-batches as fit into memory, at least as many as configured.
 
-    Their number is doubled until it fits; parts are equal and have at least MIN_PART images.
+    Their number is doubled until it fits; micro-batches are equal and have at least MIN_MICROBATCH images.
 
     Raises:
-        ConfigError: the smallest part does not fit either, or the networks cannot be made.
+        ConfigError: the smallest micro-batch does not fit either, or the networks cannot be made.
     """
-    num_parts = config.accumulation_steps
+    num_microbatches = config.accumulation_steps
     while True:
-        trainer = config.trainer.model_copy(update={"batch_size": wanted, "accumulation_steps": num_parts})
+        trainer = config.trainer.model_copy(
+            update={"batch_size": wanted, "accumulation_steps": num_microbatches}
+        )
         tried = config.model_copy(update={"trainer": trainer})
-        probe = _try(tried, channels=channels, stored_px=stored_px, bits=bits)
-        if probe is not None and probe.fits:
-            return probe
-        if not can_halve(wanted, num_parts=num_parts, world_size=_world_size()):
-            part = wanted // (num_parts * _world_size())
+        benchmark = try_step(tried, channels=channels, stored_px=stored_px, bits=bits)
+        if benchmark is not None and benchmark.fits:
+            return benchmark
+        if not can_halve(wanted, num_microbatches=num_microbatches, world_size=_world_size()):
+            microbatch = wanted // (num_microbatches * _world_size())
             raise ConfigError(
-                f"trainer.batch_size: {wanted} images do not fit into memory, not even {part} at a time "
-                f"({_describe(probe)}); set a smaller data_transforms.input_shape, a smaller network.name, "
-                "or a batch that is a power of two"
+                f"trainer.batch_size: {wanted} images do not fit into memory, not even {microbatch} at a "
+                f"time ({_describe(benchmark)}); set a smaller data_transforms.input_shape, a smaller "
+                "network.name, or a batch that is a power of two"
             )
-        num_parts *= 2
+        num_microbatches *= 2
 
 
-def _describe(probe: StepBenchmark | None) -> str:
-    if probe is None:
+def _describe(benchmark: StepBenchmark | None) -> str:
+    if benchmark is None:
         return "allocation failed"
-    return f"needs {probe.peak_bytes / 1e9:.1f} of {probe.limit_bytes / 1e9:.1f} GB available"
+    return f"needs {benchmark.peak_bytes / 1e9:.1f} of {benchmark.limit_bytes / 1e9:.1f} GB available"
 
 
 def _world_size() -> int:
@@ -123,7 +125,7 @@ def _world_size() -> int:
 # ---- One attempt; None says that memory ran out
 
 
-def _try(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark | None:
+def try_step(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark | None:
     images = RandomImages(channels, stored_px, bits)
     device = choose_device(config.trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     if device.type != "cpu":
@@ -188,7 +190,7 @@ def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if ended_by == "SIGINT":  # Ctrl-C reaches parent and child
         raise KeyboardInterrupt
-    raise RuntimeError(f"the probe failed with code {child.returncode}:\n{errors}")
+    raise RuntimeError(f"the benchmark failed with code {child.returncode}:\n{errors}")
 
 
 def _name_signal(returncode: int) -> str:
@@ -228,23 +230,29 @@ class RandomImages:
 def _measure(config: Config, images: RandomImages, *, device: torch.device) -> float:
     """Seconds of a step, median; the first is left out."""
     trainer = config.trainer
-    # A rank's part of the batch, without the exchange.
+    # A rank's share of the batch, without the exchange.
     ranks = Ranks(0, _world_size(), device, choose_dtype(trainer.precision, device=device))
-    num_parts = min(_MEASURED_PARTS, config.accumulation_steps)
-    part = config.batch_size // (config.accumulation_steps * ranks.world_size)
+    num_microbatches = min(_MEASURED_MICROBATCHES, config.accumulation_steps)
+    microbatch = config.batch_size // (config.accumulation_steps * ranks.world_size)
     with exact_fp32(device):
-        step = make_step(config, images, ranks=ranks, num_images=part * num_parts, num_parts=num_parts)
+        step = make_step(
+            config,
+            images,
+            ranks=ranks,
+            num_images=microbatch * num_microbatches,
+            num_microbatches=num_microbatches,
+        )
         step()
         times: list[tuple[float, float]] = []
         start = time.perf_counter()
         while not times or (len(times) < _ENOUGH_STEPS and time.perf_counter() - start < _ENOUGH_S):
             times.append(step())
     gradients_s, update_s = (statistics.median(column) for column in zip(*times, strict=True))
-    return float(gradients_s * config.accumulation_steps / num_parts + update_s)
+    return float(gradients_s * config.accumulation_steps / num_microbatches + update_s)
 
 
 def make_step(
-    config: Config, images: RandomImages, *, ranks: Ranks, num_images: int, num_parts: int
+    config: Config, images: RandomImages, *, ranks: Ranks, num_images: int, num_microbatches: int
 ) -> Callable[[], tuple[float, float]]:
     """A function that makes a step and says how long gradients and update took, seconds."""
     # Rates change neither time nor memory; with a time budget any number of steps will do.
@@ -262,7 +270,9 @@ def make_step(
 
     def step() -> tuple[float, float]:
         start = wait()
-        compute_gradients(networks, batch, make=make, show=None, num_parts=num_parts, ranks=ranks)
+        compute_gradients(
+            networks, batch, make=make, show=None, num_microbatches=num_microbatches, ranks=ranks
+        )
         middle = wait()
         set_lr(optimizer, plan.lr(0))
         optimizer.step()

@@ -17,12 +17,12 @@ from byol.training.runlog import format_time
 from byol.training.time_budget import TimeBudget
 
 
-def introduce(
+def describe_setup(
     config: Config,
     images: Packed,
     *,
     plan: Plan,
-    pace: TimeBudget,
+    budget: TimeBudget,
     step_s: float | None,
     ranks: Ranks,
     done: int,
@@ -53,11 +53,13 @@ def introduce(
     if images.note not in ("packed", "found"):
         lines.insert(0, images.note)
     lines = [*_describe_images(images), *lines]
-    if pace.is_last(done):
+    if budget.is_last(done):
         lines.append(f"this run is already finished: all {done} steps are done")
     elif done:
-        used = f", {format_time(pace.elapsed_s)} of the time budget used" if plan.budget_s is not None else ""
-        lines.append(f"resuming at step {done} of {pace.end}{used}")
+        used = (
+            f", {format_time(budget.elapsed_s)} of the time budget used" if plan.budget_s is not None else ""
+        )
+        lines.append(f"resuming at step {done} of {budget.end}{used}")
     return lines
 
 

@@ -56,7 +56,7 @@ class TimeBudget:
             due = self._next_fit(0, step_s=step_s, end=plan.total_steps)
             self._fit = Fit(0, 0.0, plan.total_steps, step_s, 0.0, due)
 
-    def keep_for_end(self, seconds: float) -> None:
+    def reserve(self, seconds: float) -> None:
         """What comes after the last step takes about so long, and is to lie within the budget."""
         self._ending_s = seconds
 

@@ -62,6 +62,8 @@ def read_weights(path: str | Path, *, key: str = "weights") -> State:
         raise CheckpointError(f"{key}: {path} is {error}") from None
     except (SafetensorError, UnreadableError, OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         reason = show((str(error).splitlines() or [type(error).__name__])[0][:200])
+        if path.is_file() and _is_text(path):
+            raise CheckpointError(f"{key}: {path} is text, not weights; name the file of weights") from None
         raise CheckpointError(
             f"{key}: {path} cannot be read ({reason}): it is damaged, cut short or no file of weights; get "
             "it again, or save the model's state_dict() as .safetensors"
@@ -109,6 +111,12 @@ def _read_file(path: Path) -> State:
             "the model's state_dict() again"
         )
     return dict(_flatten(_load(path)))
+
+
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(512)
+    return all(32 <= byte < 127 or byte in b"\t\r\n\f" for byte in head)
 
 
 def _load(path: Path) -> Any:

@@ -72,8 +72,8 @@ def find_places(
         most = max(counts.values(), default=0)
         for prefix, count in counts.items():
             if _is_within(prefix, select) and count >= max(2, most // 2):
-                places.append(_compare(state, wanted, prefix, layout, may_differ))
-    places.sort(key=lambda place: (not place.fits, -len(place.state), _distance(place), len(place.prefix)))
+                places.append(compare_place(state, wanted, prefix, layout, may_differ))
+    places.sort(key=lambda place: (not place.fits, -len(place.state), len(place.prefix), _distance(place)))
     return places
 
 
@@ -124,7 +124,8 @@ def _is_within(prefix: str, select: str | None) -> bool:
     return select is None or f".{select.strip('.')}." in f".{prefix}"
 
 
-def _compare(state: State, wanted: State, prefix: str, layout: str, may_differ: frozenset[str]) -> Place:
+def compare_place(state: State, wanted: State, prefix: str, layout: str, may_differ: frozenset[str]) -> Place:
+    """What lies behind a prefix of `state`, compared with the network `wanted`."""
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     own = {name.partition(".")[0] for name in wanted}
     place = Place(prefix, layout, {name: inside[name] for name in wanted if name in inside})
@@ -134,11 +135,11 @@ def _compare(state: State, wanted: State, prefix: str, layout: str, may_differ: 
         if name not in inside:
             place.missing.append(name)
             continue
-        given = inside[name]
-        same = given.shape == value.shape
-        if name in may_differ and given.ndim == value.ndim > 0:
-            same = given.shape[0] == value.shape[0]
-        if not same or given.is_floating_point() != value.is_floating_point():
+        found = inside[name]
+        same = found.shape == value.shape
+        if name in may_differ and found.ndim == value.ndim > 0:
+            same = found.shape[0] == value.shape[0]
+        if not same or found.is_floating_point() != value.is_floating_point():
             place.other.append(name)
     for name in inside.keys() - wanted.keys():
         is_other_part = name.partition(".")[0] not in own and _BESIDE.match(name) is not None

@@ -3,6 +3,8 @@
 Nothing is downloaded, and nothing here runs pickled code.
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -12,9 +14,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from byol.base.errors import CheckpointError, ConfigError
+from byol.method.networks import stem_of
+from byol.weights.conversion import find_conversion
 from byol.weights.files import HUB_FILES, State, show
 from byol.weights.layouts import layouts_of
-from byol.weights.prefixes import COUNTER, Place, count_prefixes, drop_equal, find_places, prefer, repr_prefix
+from byol.weights.prefixes import (
+    COUNTER,
+    Place,
+    compare_place,
+    count_prefixes,
+    drop_equal,
+    find_places,
+    prefer,
+    repr_prefix,
+)
+from byol.weights.stem_mark import unmark_stem
 
 KEY = "network.fine_tune_from"
 TIMM = "timm:"  # in front of a model's name
@@ -59,21 +73,22 @@ def find_timm(name: str, *, key: str = KEY) -> Path:
     import timm
     from huggingface_hub import constants, try_to_load_from_cache
 
-    given: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if given is None or not given.has_weights:
+    pretrained: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if pretrained is None or not pretrained.has_weights:
         raise ConfigError(f"{key}: timm has no weights of '{name}'; `timm.list_pretrained()` lists the names")
-    if given.hf_hub_id:
-        files = dict.fromkeys((given.hf_hub_filename or HUB_FILES[0], *HUB_FILES))
+    if pretrained.hf_hub_id:
+        files = dict.fromkeys((pretrained.hf_hub_filename or HUB_FILES[0], *HUB_FILES))
         for file in files:
-            found = try_to_load_from_cache(given.hf_hub_id, file, cache_dir=constants.HF_HUB_CACHE)
+            found = try_to_load_from_cache(pretrained.hf_hub_id, file, cache_dir=constants.HF_HUB_CACHE)
             if isinstance(found, str):
                 return Path(found)
     downloads = Path(torch.hub.get_dir()) / "checkpoints"
-    if given.url and (path := downloads / Path(given.url).name).is_file():
+    if pretrained.url and (path := downloads / Path(pretrained.url).name).is_file():
         return path
     raise CheckpointError(
-        f"{key}: the weights {given.hf_hub_id or given.url} of '{name}' are not on this machine (looked in "
-        f"{constants.HF_HUB_CACHE} and {downloads}); download them there, or give a .safetensors file"
+        f"{key}: the weights {pretrained.hf_hub_id or pretrained.url} of '{name}' are not on this machine "
+        f"(looked in {constants.HF_HUB_CACHE} and {downloads}); download them there, or give a "
+        ".safetensors file"
     )
 
 
@@ -84,6 +99,7 @@ def fit_weights(
     where: str,
     key: str = KEY,
     select: str | None = None,
+    stem: str | None = None,
     advice: str = ADVICE,
 ) -> tuple[State, list[str]]:
     """`found` as a state dict of `encoder`, and in words what was done to it.
@@ -91,15 +107,27 @@ def fit_weights(
     The encoder may lie behind any prefix (`prefixes`), and have the names of another library (`layouts`); of
     several the one within the prefix `select` is taken, else the one that the method's authors evaluate.
     Heads are left out. The first convolution is fitted to the encoder's channels (`fit_channels`), embeddings
-    of positions to its size of images. `num_batches_tracked`, which old files lack, may be missing.
+    of positions to its size of images. `num_batches_tracked`, which old files lack, may be missing. `stem` is
+    that of weights without a mark, if it is known.
 
     Raises:
         CheckpointError: no prefix holds such an encoder, or several do: lists them, and what to set.
     """
     wanted = encoder.state_dict()
-    stem = _first_convolution(encoder)
-    places = find_places(found, wanted, select=select, may_differ=_find_fitted(encoder))
-    place, notes = _choose_place(places, found, wanted, where=where, key=key, select=select, advice=advice)
+    found, marked = unmark_stem(found)
+    may_differ = _find_fitted(encoder)
+    places = find_places(found, wanted, select=select, may_differ=may_differ)
+    file = where.removesuffix(f":{select}")
+    if not any(place.fits for place in places):
+        problem = _explain(places, found, wanted, select=select)
+        if select is not None and not places:
+            advice = f"name one of these prefixes, or {file} alone"
+        else:
+            compare = partial(compare_place, wanted=wanted, prefix="", layout="", may_differ=may_differ)
+            advice = _advise(found, places, compare, file=file, wanted=next(iter(wanted)), advice=advice)
+        raise CheckpointError(f"{key}: {where} does not fit the encoder: {problem}; {advice}")
+    place, notes = _choose_place(places, file=file, where=where, key=key)
+    check_stem(marked or stem, encoder, where=where, key=key, advice=advice)
     state = dict(place.state)
     for name, value in wanted.items():
         if name.endswith(COUNTER) and (name not in state or state[name].shape != value.shape):
@@ -109,32 +137,15 @@ def fit_weights(
         raise CheckpointError(
             f"{key}: {where}: {bad} is not finite; give weights of a run that did not diverge"
         )
-    notes += _fit_stem(state, wanted, stem, where=where, key=key, advice=advice)
+    notes += _fit_stem(state, wanted, _first_convolution(encoder), where=where, key=key, advice=advice)
     notes += _fit_positions(state, encoder)
     return state, notes
 
 
-def _choose_place(
-    places: list[Place],
-    found: State,
-    wanted: State,
-    *,
-    where: str,
-    key: str,
-    select: str | None,
-    advice: str,
-) -> tuple[Place, list[str]]:
+def _choose_place(places: list[Place], *, file: str, where: str, key: str) -> tuple[Place, list[str]]:
     """The one place that fits, and a line about it if it is not the file itself."""
-    file = where.removesuffix(f":{select}")
     fitting = [place for place in places if place.fits]
     fitting = [place for place in fitting if not place.layout] or fitting
-    if not fitting:
-        problem = _explain(places, found, wanted, select=select)
-        if select is not None and not places:
-            advice = f"name one of these prefixes, or {file} alone"
-        else:
-            advice = _advise(found, places, wanted, file, advice)
-        raise CheckpointError(f"{key}: {where} does not fit the encoder: {problem}; {advice}")
     best = drop_equal(prefer(fitting))
     if len(best) > 1:
         names = ", ".join(repr_prefix(place.prefix) for place in best)
@@ -183,19 +194,27 @@ def _list(what: str, names: list[str]) -> str:
     return f"{what} {', '.join(map(show, names[:_EXAMPLES]))}{more}"
 
 
-def _advise(found: State, places: list[Place], wanted: State, file: str, advice: str) -> str:
+def _advise(
+    found: State,
+    places: list[Place],
+    compare: Callable[[State], Place],
+    *,
+    file: str,
+    wanted: str,
+    advice: str,
+) -> str:
     """The model that the weights are of, if it is a known one, or how to convert them."""
     model = recognise(found)
     if model is not None:
         setting = f" (network.name={model})" if advice == ADVICE else ""
         return f"these are weights of {model}: {advice}{setting}"
-    prefix = places[0].prefix if places else ""  # the nearest
-    theirs = next((name for name in found if name.startswith(prefix)), "").removeprefix(prefix)
+    nearest = next((place for place in places if not place.layout), None)
+    conversion = None if nearest is None else find_conversion(found, nearest, compare)
+    if conversion is not None:
+        return f"they fit if this converts them, in Python: {conversion.write(file)}"
     return (
-        f"{advice}; or, if it is this network under other names, convert it in Python: import torch; "
-        f"from byol.weights.files import read_weights; torch.save({{k.removeprefix({show(prefix)!r})"
-        f".replace({show(theirs)!r}, {next(iter(wanted))!r}): v for k, v in read_weights({file!r}).items() "
-        f"if k.startswith({show(prefix)!r})}}, 'encoder.pth')"
+        f"{advice}, or save the encoder's state_dict() under this network's names, such as "
+        f"{wanted}, as .safetensors"
     )
 
 
@@ -220,20 +239,34 @@ def recognise(found: State) -> str | None:
     return None
 
 
+def check_stem(
+    given: str | None, encoder: nn.Module, *, where: str, key: str = KEY, advice: str = ADVICE
+) -> None:
+    """Refuse weights of another stem than the encoder's: they may fit, and mean something else.
+
+    Raises:
+        CheckpointError: `given` is a stem, and not the encoder's.
+    """
+    if given is None or given == (own := stem_of(encoder)):
+        return
+    setting = f"set network.stem={given}" if advice == ADVICE else advice
+    raise CheckpointError(f"{key}: {where} has the stem '{given}', this network '{own}'; {setting}")
+
+
 def _fit_stem(state: State, wanted: State, stem: str, *, where: str, key: str, advice: str) -> list[str]:
     if stem not in wanted:
         return []
-    given, shape = state[stem].shape, wanted[stem].shape
-    if given[2:] != shape[2:]:
-        setting = f"set network.stem={'standard' if given[2] > shape[2] else 'small'}"
+    found, shape = state[stem].shape, wanted[stem].shape
+    if found[2:] != shape[2:]:
+        setting = f"set network.stem={'standard' if found[2] > shape[2] else 'small'}"
         raise CheckpointError(
-            f"{key}: {where} has a first convolution ({stem}) of {given[2]}x{given[3]}, this network of "
-            f"{shape[2]}x{shape[3]}; {setting if advice == ADVICE else advice}"
+            f"{key}: {where} has a first convolution ({stem}) of {found[2]}x{found[3]}, this network "
+            f"of {shape[2]}x{shape[3]}; {setting if advice == ADVICE else advice}"
         )
-    if given[1] == shape[1]:
+    if found[1] == shape[1]:
         return []
     state[stem] = fit_channels(state[stem], channels=shape[1])
-    return [f"its first convolution is fitted from {given[1]} to {shape[1]} channels"]
+    return [f"its first convolution is fitted from {found[1]} to {shape[1]} channels"]
 
 
 def _fit_positions(state: State, encoder: nn.Module) -> list[str]:
@@ -241,13 +274,13 @@ def _fit_positions(state: State, encoder: nn.Module) -> list[str]:
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     module = cast(Any, encoder)
-    wanted, given = encoder.state_dict().get(_POSITIONS), state.get(_POSITIONS)
-    if wanted is None or given is None or given.shape == wanted.shape:
+    wanted, positions = encoder.state_dict().get(_POSITIONS), state.get(_POSITIONS)
+    if wanted is None or positions is None or positions.shape == wanted.shape:
         return []
     grid, prefix = module.patch_embed.grid_size, module.num_prefix_tokens
     if module.no_embed_class:
         prefix = 0
-    state[_POSITIONS] = resample_abs_pos_embed(given.float(), list(grid), num_prefix_tokens=prefix)
+    state[_POSITIONS] = resample_abs_pos_embed(positions.float(), list(grid), num_prefix_tokens=prefix)
     return [f"its embeddings of positions are resampled to {grid[0]}x{grid[1]} patches"]
 
 

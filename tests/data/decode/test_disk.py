@@ -113,7 +113,7 @@ def test_permissions_do_not_change_by_waiting(image: Path, fail: Fail) -> None:
 def test_a_disk_that_fails_in_the_middle_of_a_large_file(
     times: int, suffix: str, tmp_path: Path, fail: Fail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opened, "_SMALL_BYTES", 1000)
+    monkeypatch.setattr(opened, "SMALL_BYTES", 1000)
     noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(noise).save(path)
@@ -131,8 +131,8 @@ def test_a_damaged_large_file_is_damaged(tmp_path: Path, monkeypatch: pytest.Mon
     Image.fromarray(noise).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:20000])
     for small, large in ((10**6, 2**28), (1000, 2**28), (1000, 1000)):
-        monkeypatch.setattr(opened, "_SMALL_BYTES", small)
-        monkeypatch.setattr(opened, "_LARGE_BYTES", large)
+        monkeypatch.setattr(opened, "SMALL_BYTES", small)
+        monkeypatch.setattr(opened, "LARGE_BYTES", large)
         with pytest.raises(DataError, match="damaged or cut short") as caught:
             decode(str(tmp_path / "a.png"))
         assert not isinstance(caught.value, DiskError)

@@ -187,7 +187,7 @@ def half_filled(dtype: str, value: float, *, every: int) -> tuple[list[bytes], l
 def test_statistics_are_those_of_the_measured_values_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, value: float, every: int
 ) -> None:
-    monkeypatch.setattr(running_statistics, "_CHUNK_BYTES", 3000)  # several chunks
+    monkeypatch.setattr(running_statistics, "CHUNK_BYTES", 3000)  # several chunks
     files, rest = half_filled(dtype, value, every=every)
     packed = pack_files(tmp_path, files)
     flat = np.concatenate(rest).astype("u1" if dtype == "u1" else "u2" if dtype == "u2" else "f4")

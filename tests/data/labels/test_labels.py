@@ -1,5 +1,6 @@
 """Labels: which file of a list is which image, and lists of any length in little memory."""
 
+import os
 import random
 import tracemalloc
 import unicodedata
@@ -72,7 +73,7 @@ def test_a_file_or_an_image_may_come_twice_if_nothing_contradicts(tmp_path: Path
     numbers, _ = match_labels(table, ["p/a.png", "b.png", "p/a.png"])
     assert numbers.tolist() == [0, 1, 0]
     write_csv(table, [("a.png", "x"), ("a.png", "")])
-    with pytest.raises(DataError, match=r"a\.png has two labels, x and ; keep one"):
+    with pytest.raises(DataError, match=r"a\.png has two labels, x and none; keep one"):
         match_labels(table, ["a.png"])
 
 
@@ -84,7 +85,7 @@ def test_files_that_are_found_but_have_no_label(tmp_path: Path) -> None:
 
 def test_no_images(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "labels.csv", [("a.png", "x")])
-    with pytest.raises(DataError, match=r"none of its 1 files .* named like \(there are none\)"):
+    with pytest.raises(DataError, match=r"none of its 1 files .* there are no images"):
         match_labels(table, [])
 
 
@@ -105,13 +106,13 @@ def test_all_columns_are_matched_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("plate\n", "line 1 names the columns plate; a column `file` is needed"),
+        ("plate\n", r"line 1 names the columns plate .*a column `file` is needed"),
         ("file,\na.png,0\n", "has no column beside `file`; add one"),
         ("file,plate,plate\na.png,1,2\n", "line 1 names a column twice"),
         ("file,plate\n", "the list names no file"),
         ("file,plate\nb.png,1\n", "none of its 1 files is among the images"),
         ("file,plate\na.png,1\na.png,2\n", r"a\.png has two plates, 1 and 2; keep one"),
-        ("file,plate\na.png\n", "row 2 has 1 fields, not 2"),
+        ("file,plate\na.png\n", "line 2 has 1 fields, not 2"),
     ],
 )
 def test_columns_that_cannot_be_matched(tmp_path: Path, text: str, message: str) -> None:
@@ -160,10 +161,10 @@ def test_long_lists_are_no_strings(tmp_path: Path, suffix: str) -> None:
     else:
         path.write_text("\n".join(names))
     tracemalloc.start()
-    files, labels, notes = read_list(path)
+    listed = read_list(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert list(files) == names and len(labels[0]) == num_lines and notes == []
+    assert list(listed.files) == names and len(listed.labels) == num_lines and listed.notes == ()
     assert peak < 1.5 * num_lines * (len(names[0]) + 8 + 7 + 8) + 350_000
 
 
@@ -250,6 +251,14 @@ def test_one_name_in_two_unicode_forms(tmp_path: Path, written: str, stored: str
         rows_of(NAMES, [f"{label}," for label in CLASSES]).encode() + b",,\n",
         rows_of([f"{at},{name}" for at, name in enumerate(NAMES)], head=",file,label").encode(),
         rows_of(NAMES, [f"{label},1,2" for label in CLASSES], head="file,label,score,score").encode(),
+        b"\n , \n" + rows_of(NAMES).encode(),
+        b"# labelled by two people\n#\n" + rows_of(NAMES).encode(),
+        b"sep=|\n\n" + rows_of(NAMES, head="file|label", separator="|").encode(),
+        b"\xef\xbb\xbf" + rows_of(NAMES).encode("utf-8-sig"),
+        rows_of(
+            NAMES, [f"{label}\u200b" if at % 3 else f"\u00a0{label}" for at, label in enumerate(CLASSES)]
+        ).encode(),
+        rows_of(NAMES, [f'"{label}"' for label in CLASSES], head='"file","label\n"').encode(),
     ],
 )
 def test_encodings_separators_and_ends_of_lines(tmp_path: Path, content: bytes) -> None:
@@ -286,7 +295,7 @@ def test_values_that_are_no_class_and_numbers_that_pandas_wrote(tmp_path: Path) 
     found, notes = find_all(tmp_path / "labels.csv", rows_of(NAMES, labels))
     assert found[:5] == [None, None, None, None, "-"]
     assert (
-        "3 cells of `label` hold a word for a missing value" in notes
+        "3 cells of `label` hold NaN or NA or null, a word for a missing value" in notes
         and "1 cells of `label` are empty" in notes
     )
     labels[4] = ""
@@ -298,7 +307,7 @@ def test_values_that_are_no_class_and_numbers_that_pandas_wrote(tmp_path: Path) 
         "False",
     }
     notes = find_all(tmp_path / "labels.csv", rows_of(NAMES, ["Cat", "cat"] * 10))[1]
-    assert "'Cat' and 'cat' differ by letter case alone" in notes
+    assert "'Cat' and 'cat' differ by spelling alone" in notes
 
 
 @pytest.mark.parametrize(
@@ -307,7 +316,20 @@ def test_values_that_are_no_class_and_numbers_that_pandas_wrote(tmp_path: Path) 
         (b"", ["is empty", "write file,label"]),
         (b"file,label\n", ["names no file"]),
         (b"PK\x03\x04" + b"x" * 50, ["Excel", "export it as CSV"]),
-        (b"\x1f\x8b" + b"x" * 50, ["gzip"]),
+        (b"\x1f\x8b" + b"x" * 50, ["gzip", "unpack"]),
+        (rows_of(NAMES).encode("utf-32"), ["UTF-32", "save it as UTF-8"]),
+        (b"\x80\x04\x95" + b"x" * 50, ["a pickle"]),
+        (b"version https://git-lfs.github.com/spec/v1\n", ["Git LFS pointer", "git lfs pull"]),
+        (b'[{"file": "0000.JPG", "label": "a"}]', ["JSON", "export it as CSV"]),
+        (b"<html><body>404</body></html>", ["a web page", "export it as CSV"]),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF\0", ["a JPEG image", "give the file of its labels"]),
+        (b"\xef\xbb\xbf", ["is empty"]),
+        (b"\n\r\n , \n", ["is empty"]),
+        (rows_of(NAMES, head="file label", separator=" "), ["columns file label", "commas"]),
+        (rows_of(NAMES) + "x.jpg\n", ["line 22 has 1 fields", "fill in"]),
+        (rows_of([f'"{name}' if at == 4 else name for at, name in enumerate(NAMES)]), ["line 6", "quote"]),
+        (rows_of(["1.2E+05", "1.2E+05"], ["a", "b"]), ["two labels, a and b", "rounded", "text"]),
+        (rows_of([*NAMES, NAMES[0]], [*CLASSES, ""]), ["0000.JPG has two labels, a and none"]),
         (rows_of(NAMES).encode().replace(b"0003", b"00\x003"), ["byte 46 is NUL", "export it again"]),
         (b"\xff\xfe" + rows_of(NAMES).encode("utf-16-le") + b"\x00", ["UTF-16", "save it as UTF-8"]),
         (rows_of(NAMES, head="0000.JPG,a"), ["line 1 is already an image", "file,label"]),
@@ -318,11 +340,11 @@ def test_values_that_are_no_class_and_numbers_that_pandas_wrote(tmp_path: Path) 
             rows_of(NAMES, [f"{label},1" for label in CLASSES], head="file,class,category"),
             ["class and category"],
         ),
-        (rows_of([f"{at},{name}" for at, name in enumerate(NAMES)]), ["row 2 has 3 fields, not 2"]),
+        (rows_of([f"{at},{name}" for at, name in enumerate(NAMES)]), ["line 2 has 3 fields, not 2"]),
         ('file,label\n"a.png,x\n', ["quote that is not closed"]),
-        (rows_of([*NAMES[1:], ""]), ["row 21 names no file"]),
+        (rows_of([*NAMES[1:], ""]), ["line 21 names no file"]),
         (rows_of([f"{at}.2E+05" for at in range(20)]), ["none of its 20", "0.2E+05", "rounded", "text"]),
-        (rows_of([f"IMG{name}" for name in NAMES]), ["IMG0000.JPG", "'IMG' too much"]),
+        (rows_of([f"IMG{name}" for name in NAMES]), ["IMG0000.JPG", "is 0000.JPG", "'IMG' too much"]),
         (rows_of([f"/x/test/{name}" for name in NAMES]), ["0000.JPG, is in another folder"]),
         (rows_of([*NAMES, "x.jpg"], [*CLASSES, "new"]), ["of the class new", "x.jpg", "max_unmatched=1"]),
         (
@@ -343,6 +365,58 @@ def test_what_is_refused_is_told_with_an_example(
         find_all(path, content, images)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
     assert [word for word in told if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "missing", "dangling"])
+def test_what_is_no_file_is_refused_with_the_next_step(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "labels.csv"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)  # must not be waited for
+    elif kind == "dangling":
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"labels\.csv: .*; give a CSV or text file"):
+        LabelFile(path)
+
+
+def test_thousands_are_no_decimals(tmp_path: Path) -> None:
+    """`1,000` may be a thousand, and is not taken for 1."""
+    images = ["1.jpg", "2.jpg", "1000.jpg", "2000.jpg"]
+    with pytest.raises(DataError, match=r"1,000, which is 1000\.jpg but for separators of thousands"):
+        find_all(tmp_path / "labels.csv", rows_of(['"1,000"', '"2,000"'], ["a", "b"]), images)
+    decimals = rows_of(
+        ["1,0", "2,00", "1000.0", "2000.000000"], list("abcd"), head="file;label", separator=";"
+    )
+    assert find_all(tmp_path / "labels.csv", decimals, images)[0] == list("abcd")
+
+
+def test_classes_that_differ_by_spelling_alone_are_told(tmp_path: Path) -> None:
+    for labels, pair in (
+        (["00", "0"], "'00' and '0'"),
+        (["big cat", "Big_Cat"], "'big cat' and 'Big_Cat'"),
+        (["ab", "a\u200bb"], "'ab' and 'a\\u200bb'"),
+        (["1", "x", "1.0"], "'1' and '1.0'"),
+    ):
+        files = NAMES[: 6 * len(labels)]
+        notes = find_all(tmp_path / "labels.csv", rows_of(files, (labels * 20)[: len(files)]))[1]
+        assert f"{pair} differ by spelling alone" in notes
+    assert find_all(tmp_path / "labels.csv", rows_of(NAMES, ["1", "-1", "a-1", "a1"] * 5))[1] == ""
+
+
+def test_a_header_that_is_windows_1252_is_shown_decoded(tmp_path: Path) -> None:
+    content = rows_of(NAMES, [f"{label},x" for label in CLASSES], head="file,label,Größe").encode("cp1252")
+    assert "gives 'Größe'" in find_all(tmp_path / "labels.csv", content)[1]
+    columns, _ = match_columns(tmp_path / "labels.csv", NAMES)
+    assert list(columns) == ["label", "Größe"]
+
+
+def test_a_lost_name_is_compared_with_the_images_of_all_sets(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "labels.csv", [*zip(NAMES, CLASSES, strict=True), ("0003_mask.jpg", "a")])
+    table = LabelFile(path)
+    table.match(NAMES[:12])
+    table.match(NAMES[12:])
+    assert any("nearest image is 0003.jpg: it has '_mask' too much" in note for note in table.notes())
 
 
 def test_utf_8_that_was_read_as_windows_1252_is_named(tmp_path: Path) -> None:

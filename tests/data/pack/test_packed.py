@@ -20,6 +20,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from byol.base import locks
+from byol.base.console import silent
 from byol.base.errors import DataError
 from byol.config import load_config
 from byol.data.decode import disk
@@ -27,7 +29,7 @@ from byol.data.decode.fitting import fit, place_on_canvas
 from byol.data.decode.formats import Geometry, ImageArray
 from byol.data.decode.index import Source
 from byol.data.decode.reading import ON_WHITE
-from byol.data.pack import packing, partial, place, running_statistics
+from byol.data.pack import packing, partial, running_statistics
 from byol.data.pack.images import open_images
 from byol.data.pack.packed import FILES, Packed, digest_file, open_pack
 from byol.data.pack.packing import pack
@@ -84,6 +86,7 @@ def pack_into(
     max_bad: float = 0.5,
     geometry: Geometry = "square",
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = silent,
 ) -> Packed:
     return pack(
         source,
@@ -95,6 +98,7 @@ def pack_into(
         num_workers=2,
         geometry=geometry,
         progress=progress,
+        say=say,
     )
 
 
@@ -151,7 +155,7 @@ def test_a_larger_image_than_those_looked_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int | None
 ) -> None:
     """The stored size is as if all had been looked at, also if packing is stopped before it is met."""
-    monkeypatch.setattr(packing, "_SAMPLE", 2)
+    monkeypatch.setattr(packing, "SAMPLE", 2)
     items: list[ImageArray | str] = list(draw(*[(5, 4, 1)] * 9, (7, 9, 1), *[(5, 4, 1)] * 2))
 
     def kill(done: int, total: int) -> None:
@@ -189,7 +193,7 @@ def test_statistics_of_8_bit(tmp_path: Path) -> None:
 
 def test_statistics_of_16_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 bits in a 16-bit file: the range is where the values are, a few stray pixels aside."""
-    monkeypatch.setattr(running_statistics, "_CHUNK_BYTES", 1000)  # several chunks
+    monkeypatch.setattr(running_statistics, "CHUNK_BYTES", 1000)  # several chunks
     images = RNG.integers(90, 4096, (60, 8, 8, 2)).astype(np.uint16)
     images[0, 0, 0, 0] = 65535
     pixels = pack_into(tmp_path / "p", Images(list(images))).pixels
@@ -209,7 +213,7 @@ def test_statistics_of_floats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, centre: float, spread: float
 ) -> None:
     """To 1 part in 512 of the values, wherever they lie; the smallest and the largest exactly."""
-    monkeypatch.setattr(running_statistics, "_CHUNK_BYTES", 2000)
+    monkeypatch.setattr(running_statistics, "CHUNK_BYTES", 2000)
     images = RNG.normal(centre, spread, (60, 8, 8, 2)).astype(np.float32)
     images[3, 1, 1, 0] = centre + 1e4 * spread
     packed = pack_into(tmp_path / "p", Images(list(images)))
@@ -316,7 +320,7 @@ def test_channels(tmp_path: Path, channels: object, shapes: list[tuple[int, ...]
         (
             draw((8, 8, 1), *[(8, 8, 3)] * 4),
             None,
-            r"4 of 3 channels, 1 of 1 channel, .*'日本/0\\udce9.png'; set data.chan",
+            r"4 of 3 channels, 1 of 1 channel, .*'日本/0\\xe9.png'; set data.chan",
         ),
         (
             draw(*[(8, 8, 5)] * 2, (8, 8, 3)),
@@ -487,19 +491,23 @@ def test_the_fingerprint_is_of_the_values_alone(tmp_path: Path) -> None:
 
 def test_two_at_once_pack_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second waits for the first, shows how far that is, and finds the pack."""
-    monkeypatch.setattr(place, "_POLL_S", 0.005)
+    monkeypatch.setattr(locks, "POLL_S", 0.005)
     monkeypatch.setattr(partial, "SAVE_INTERVAL_S", 0.0)
     items = draw(*[(8, 8, 1)] * 30)
     second = Images(items)
     shown: list[tuple[int, int]] = []
+    said: list[str] = []
     results: list[Packed] = []
     was_shown = threading.Event()
 
     def show(done: int, total: int) -> None:
         shown.append((done, total))
-        was_shown.set()
+        if said:
+            was_shown.set()
 
-    thread = threading.Thread(target=lambda: results.append(pack_into(tmp_path / "p", second, progress=show)))
+    thread = threading.Thread(
+        target=lambda: results.append(pack_into(tmp_path / "p", second, progress=show, say=said.append))
+    )
 
     def start_second(done: int, total: int) -> None:
         if done == 10:
@@ -510,6 +518,7 @@ def test_two_at_once_pack_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     thread.join(10)
     assert packed.note == "packed" and results[0].note == "found" and second.was_read == []
     assert shown[0][0] <= 10 and shown[0][1] == 30
+    assert len(said) == 1 and f"process {os.getpid()} on " in said[0] and "waiting" in said[0]
 
 
 # ---- Folders that cannot be used, and damage

@@ -25,19 +25,19 @@ def open_writer(folder: Path, *, num_images: int) -> PartialPack:
 def test_statistics_and_checksum_are_those_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type, channels: int, bad: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK_BYTES", 500)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
     images = RNG.integers(0, 250 if dtype is np.uint8 else 60_000, (12, 6, 6, channels)).astype(dtype)
     writer = open_writer(tmp_path / "p", num_images=12)
-    with RunningStatistics(writer) as tally:
+    with RunningStatistics(writer) as running:
         for index, image in enumerate(images):
             if index in bad:
                 writer.append_bad("name", "reason")
             else:
                 writer.append(index, image, height=6, width=6)
             writer.finish_image()
-            tally.follow(at_least=500)
+            running.follow(at_least=500)
         writer.complete_images()
-        statistics, clipped, digest = tally.finish()
+        statistics, clipped, digest = running.finish()
     writer.close()
     good = np.delete(images, bad, axis=0)
     np.testing.assert_array_equal(np.load(tmp_path / "p" / "images.npy"), good)
@@ -65,11 +65,11 @@ def test_what_goes_wrong_in_the_thread_is_raised_at_the_end(
 
     monkeypatch.setattr(module, "count_values", fail)
     writer = open_writer(tmp_path / "p", num_images=2)
-    with RunningStatistics(writer) as tally:
+    with RunningStatistics(writer) as running:
         for index in range(2):
             writer.append(index, np.zeros((6, 6, 1), dtype=np.uint8), height=6, width=6)
             writer.finish_image()
-            tally.follow(at_least=1)
+            running.follow(at_least=1)
         with pytest.raises(OSError, match="the disk is gone"):
-            tally.finish()
+            running.finish()
     writer.close()

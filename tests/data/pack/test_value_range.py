@@ -85,3 +85,22 @@ def test_depths() -> None:
         check_bits(8, 16)
     with pytest.raises(DataError, match="holds floating-point values, the encoder was trained on 8-bit"):
         check_bits(32, 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_outside"),
+    [
+        ((0.0, 0.25, 1.0), True),  # scaled to 0..1
+        ((-1.8, 0.3, 2.6), True),  # normalised
+        ((0.0, 0.5, 11.0), False),
+        ((0.5,), False),  # a blank image
+        ((0.0, 1.0, 2.0), False),  # counts
+    ],
+)
+def test_floats_that_were_scaled_already(values: tuple[float, ...], is_outside: bool) -> None:
+    """The training's range begins at 0, so that nothing is clipped."""
+    pixels = Pixels((-1.0,), (1000.0,), (0.2,), (0.1,), (-5.0,), (4095.0,))
+    found = describe_outside(image(*values, dtype=np.float32)[..., :1], pixels)
+    assert (found is not None and "already scaled" in found) == is_outside
+    narrow = Pixels((-2.0,), (3.0,), (0.2,), (0.1,), (-2.0,), (3.0,))  # trained on such values
+    assert describe_outside(image(*values[:1], 0.7, dtype=np.float32)[..., :1], narrow) is None

@@ -52,7 +52,7 @@ def test_no_image_is_in_both_splits_or_twice(splits) -> None:
 
 def test_chunks_do_not_show(monkeypatch) -> None:
     """More images of a class than are made at once: every image is written."""
-    monkeypatch.setattr(motifs, "_CHUNK", 3)
+    monkeypatch.setattr(motifs, "IMAGES_AT_ONCE", 3)
     images, _ = make_motifs(75, seed=0)
     assert (images.reshape(75, -1).std(axis=1) > 5).all()
 

@@ -49,7 +49,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[module._Child]:
             started.append(self)
 
     monkeypatch.setattr(module, "_Child", Noted)
-    monkeypatch.setattr(module, "_PROCESS_MIN_IMAGES", 1)
+    monkeypatch.setattr(module, "PROCESS_MIN_IMAGES", 1)
     monkeypatch.setattr(module, "count_cores", lambda: 2)
     return started
 
@@ -64,7 +64,7 @@ def test_processes_find_what_threads_find(
     indices = range(3, 149, 2)
     by_processes = list(read_ahead(LOOK, folder, indices, num_workers=4))
     assert len(children) == 2 and all(child._process.returncode is not None for child in children)
-    monkeypatch.setattr(module, "_PROCESS_MIN_IMAGES", 1000)
+    monkeypatch.setattr(module, "PROCESS_MIN_IMAGES", 1000)
     by_threads = list(read_ahead(LOOK, folder, indices, num_workers=4))
     assert len(children) == 2
     assert [index for index, _ in by_processes] == [index for index, _ in by_threads] == list(indices)
@@ -101,7 +101,7 @@ def test_arrays_and_few_files_are_left_to_threads(
     folder: FileSource, children: list[module._Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list(read_ahead(LOOK, make_arrays(20), range(20), num_workers=2))
-    monkeypatch.setattr(module, "_PROCESS_MIN_IMAGES", len(folder) + 1)
+    monkeypatch.setattr(module, "PROCESS_MIN_IMAGES", len(folder) + 1)
     list(read_ahead(LOOK, folder, range(len(folder)), num_workers=2))
     assert children == []
 

@@ -227,12 +227,37 @@ def test_files_that_a_list_spells_otherwise_are_found_and_told(tmp_path: Path) -
         open_source(config(tmp_path / "list.txt"))
 
 
+@pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.tsv"])
+@pytest.mark.parametrize(("encoding", "is_found"), [("cp1252", True), ("utf-16-le", True), ("cp850", False)])
+def test_lists_in_other_encodings(tmp_path: Path, name: str, encoding: str, is_found: bool) -> None:
+    images = [f"Käfer_{number}.png" for number in range(3)]
+    for number, image in enumerate(images):
+        write_image(tmp_path / image, number)
+    head = "" if name == "list.txt" else "file\n"
+    (tmp_path / name).write_bytes((head + "\n".join(images)).encode(encoding))
+    source = open_source(config(tmp_path / name))
+    notes = " | ".join(source.notes)
+    assert ("not UTF-8" in notes) == (encoding != "utf-16-le")
+    if is_found:
+        assert names_of(source) == images and "not there" not in notes
+    else:
+        assert "3 of its 3 files are not there" in notes
+        assert "which is Käfer_0.png in a wrong encoding (cp850)" in notes
+
+
+def test_a_file_of_a_list_that_is_not_there_is_told_with_the_kind_of_difference(tmp_path: Path) -> None:
+    write_image(tmp_path / "IMG_0001.png")
+    (tmp_path / "list.txt").write_text("IMG_1.png\nIMG_0001.png\n")
+    source = open_source(config(tmp_path / "list.txt"))
+    assert any("1 of its 2 files are not there" in note and "zeros" in note for note in source.notes)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("", r"list\.csv: is empty; write file,label"),
         ("where;label\na.png;1\n", "line 1 names the columns where, label; a column `file` is needed"),
-        ("file,label\na.png\n", "row 2 has 1 fields"),
+        ("file,label\na.png\n", "line 2 has 1 fields"),
         ("file,label\n", "the list names no file"),
     ],
 )

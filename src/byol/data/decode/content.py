@@ -4,6 +4,8 @@ import os
 import re
 from functools import cache
 
+from byol.base.packages import install_command
+
 HEAD_BYTES = 512  # that are looked at
 
 # Suffixes of images. Files of other suffixes are passed by and counted; those without one are looked into.
@@ -76,7 +78,7 @@ _NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
     (b"ID3", "is sound (MP3)"),
     (b"OggS", "is sound or video (Ogg)"),
 )
-HEIC = "is a HEIC photo; pip install pillow-heif to read it, or convert it to JPEG"
+HEIC = f"is a HEIC photo; {install_command('pillow-heif')} to read it, or convert it to JPEG"
 
 
 def is_image_suffix(suffix: str) -> bool:
@@ -93,7 +95,7 @@ def suffix_of(name: str) -> str:
 def advise_suffix(suffix: str) -> str | None:
     """What to do about files of a suffix that is not read, where more is known than that it is not."""
     package = _BY_PACKAGE.get(suffix)
-    return None if package is None else "pip install pillow-heif"
+    return None if package is None else install_command("pillow-heif")
 
 
 @cache

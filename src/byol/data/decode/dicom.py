@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from byol.base.errors import DataError
+from byol.base.packages import install_command
 from byol.data.decode.codecs import check_jpeg_end
 from byol.data.decode.formats import UNKNOWN, Decoded, Missing, RawArray, Stream, as_image, check_header
 
@@ -38,7 +39,7 @@ def read_dicom(stream: Stream) -> Decoded:
         from pydicom.errors import InvalidDicomError
         from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
     except ImportError:
-        raise DataError("is a DICOM file; to read it: pip install 'byol[dicom]'") from None
+        raise DataError(f"is a DICOM file; to read it: {install_command('pydicom')}") from None
     is_bare = stream.read(132)[128:] != b"DICM"
     stream.seek(0)
     try:
@@ -104,7 +105,7 @@ def _read_stored(data: Any) -> RawArray:
             return _read_by_imagecodecs(data, _CODECS[syntax])
         raise DataError(
             f"is compressed in a way that pydicom cannot read here ({syntax.name}); "
-            "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+            + install_command("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
         ) from error
     return values
 

@@ -14,9 +14,9 @@ is read and what is refused.
     TIFF with several pages or samples    one channel each; overviews are left out
     .npy, .npz                     (height, width), (height, width, channels) or the channels first: `arrays`
     animation                      the first frame
-    DICOM (pip install byol[dicom])    rescaled by slope and intercept to float32, where there are any;
+    DICOM (needs pydicom)              rescaled by slope and intercept to float32, where there are any;
                                        MONOCHROME1 inverted; colours as RGB; frames of a grey image: channels
-    HEIC (pip install pillow-heif)  upright
+    HEIC (needs pillow-heif)           upright
 
 The depth is decided by the type of the values, never by the values, so that the images of a set have one. The
 orientation that a camera recorded (EXIF) is applied. `decode` gives the values of the file; `load` and

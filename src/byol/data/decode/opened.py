@@ -18,7 +18,7 @@ from byol.data.decode.disk import is_of_the_disk, try_again
 from byol.data.decode.formats import MAX_PIXELS, UNKNOWN, File, LaidFile, Stream
 from byol.data.decode.reading import note
 
-_SMALL_BYTES, _CHUNK_BYTES, _LARGE_BYTES = 2**20, 2**22, 2**28
+SMALL_BYTES, _CHUNK_BYTES, LARGE_BYTES = 2**20, 2**22, 2**28
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ def _read_again(path: str | Path, read: Callable[[Stream], T], failure: DataErro
         OSError: the disk fails.
     """
     with open(path, "rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size > _LARGE_BYTES:  # more than should be held
+        if os.fstat(file.fileno()).st_size > LARGE_BYTES:  # more than should be held
             while file.read(_CHUNK_BYTES):
                 pass
             raise failure
@@ -75,7 +75,7 @@ def _read_again(path: str | Path, read: Callable[[Stream], T], failure: DataErro
 def _open(path: str | Path) -> Stream:
     """Small files are read at once: readers ask for a few bytes many times, 15 us in all from a file."""
     with open(path, "rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size < _SMALL_BYTES:
+        if os.fstat(file.fileno()).st_size < SMALL_BYTES:
             return BytesIO(file.read())
     return open(path, "rb")
 

@@ -7,6 +7,8 @@ of difference: labels that quietly fit nothing would change what is measured.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +17,7 @@ from jaxtyping import Int64
 
 from byol.base.errors import DataError
 from byol.data.decode.index import Names
-from byol.data.labels.explaining import explain
+from byol.data.labels.explaining import ROUNDED, explain, is_rounded
 from byol.data.labels.matching import describe_rules, find_contrary, find_first, match_files
 from byol.data.labels.spelling import Spelled
 from byol.data.labels.tables import Column, Table, read_lines, read_table
@@ -51,7 +53,7 @@ class LabelFile:
         self._is_used = np.zeros(len(self._first), dtype=np.bool_)
         self._rules: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
-        self._images = Names.of([])
+        self._images = Names.of([])  # of all sets
 
     def match(self, names: Iterable[str], *, folder: Path | None = None) -> dict[str, Labels]:
         """What each column says of the images of these names, by the rules of `matching.match_files`.
@@ -71,7 +73,7 @@ class LabelFile:
             is_legacy=self._table.is_legacy,
             folder=folder,
         )
-        self._images = images
+        self._images = Names.of(chain(self._images, images)) if len(self._images) else images
         if (found.rows < 0).all():
             raise DataError(
                 f"{self.path}: none of its {len(self._given)} files is among the images; {self._explain()}"
@@ -177,8 +179,19 @@ def match_columns(
     return columns, list(table.notes())
 
 
-def read_list(path: Path) -> tuple[Names, Labels, list[str]]:
-    """The files that a list names, as written there; their labels, if it has any; and what to say of it.
+@dataclass(frozen=True)
+class ImageList:
+    """What a list says: files as written there, their labels (-1 where it has none), what to say of it."""
+
+    files: Names
+    labels: Numbers
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+    is_legacy: bool  # not Unicode: names are kept as bytes
+
+
+def read_list(path: Path) -> ImageList:
+    """The files that a list names.
 
     A .csv or .tsv is a table that starts with a line of column names. Anything else is text, one file a line.
 
@@ -188,8 +201,8 @@ def read_list(path: Path) -> tuple[Names, Labels, list[str]]:
     is_table = path.suffix.lower() in (".csv", ".tsv")
     table = read_table(path, want="list") if is_table else read_lines(path)
     column = table.columns.get("label")
-    labels = (np.full(len(table.files), -1), ()) if column is None else _sort_column(column)
-    return table.files, labels, list(table.notes)
+    labels, class_names = (np.full(len(table.files), -1), ()) if column is None else _sort_column(column)
+    return ImageList(table.files, labels, class_names, table.notes, table.is_legacy)
 
 
 def encode_labels(labels: Iterable[str]) -> Labels:
@@ -218,8 +231,10 @@ def _check_contradictions(table: Table, columns: dict[str, Labels], first: Numbe
     for name, (numbers, words) in columns.items():
         if len(contrary := np.flatnonzero(numbers != numbers[first])):
             row = int(contrary[0])
-            one, two = (words[number] if number >= 0 else "" for number in numbers[[first[row], row]])
-            raise DataError(f"{table.path}: {_show(table, row)} has two {name}s, {one} and {two}; keep one")
+            one, two = (words[number] if number >= 0 else "none" for number in numbers[[first[row], row]])
+            file = _show(table, row)
+            why = f", {ROUNDED}" if is_rounded(file) else "; keep one"
+            raise DataError(f"{table.path}: {file} has two {name}s, {one} and {two}{why}")
 
 
 def _show(table: Table, row: int) -> str:

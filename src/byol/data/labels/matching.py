@@ -69,8 +69,7 @@ def match_files(
     examples = {}
     if rules[TAIL]:
         image = int(np.flatnonzero((match >= 0) & ~whole)[0])
-        named = files[int(match[image])]
-        examples[TAIL] = f"{decode_legacy(named) if is_legacy else named} for {images[image]}"
+        examples[TAIL] = _show_pair(files[int(match[image])], images[image], is_legacy=is_legacy)
     is_used = np.zeros(len(files), dtype=np.bool_)
     is_used[match[match >= 0]] = True
     rest = np.flatnonzero((first == np.arange(len(files))) & ~is_used)
@@ -82,9 +81,14 @@ def match_files(
             rule = f"but for {' and '.join(name_differences(file, name, is_legacy=is_legacy))}"
             rules[rule] += 1
             if rule not in examples:
-                examples[rule] = f"{decode_legacy(file) if is_legacy else file} for {name}"
+                examples[rule] = _show_pair(file, name, is_legacy=is_legacy)
         _mark_twins(files, rest[~is_used[rest]], codes=codes, is_used=is_used)
     return Match(match, is_used, +rules, examples)
+
+
+def _show_pair(file: str, image: str, *, is_legacy: bool) -> str:
+    shown = decode_legacy(file) if is_legacy else file
+    return image if shown == image else f"{shown} for {image}"
 
 
 def _mark_twins(files: Names, rest: Numbers, *, codes: Numbers, is_used: Mask) -> None:

@@ -27,7 +27,8 @@ _SUFFIXES = frozenset(
     (*IMAGE_SUFFIXES, ".avif", ".czi", ".dng", ".heic", ".jfif", ".jp2", ".jpe", ".json", ".nd2", ".raw",
      ".svs", ".txt", ".xml")
 )  # fmt: skip
-_WHOLE = re.compile(r"0*(\d+?)(?:[.,]0+)?")  # 7 of 007, 12 of 12.0
+# 7 of 007, 12 of 12.0 and 12,00; 12,000 may be twelve thousand
+_WHOLE = re.compile(r"0*(\d+?)(?:[.,](?:0{1,2}|0{4,}))?")
 _ROUGH = re.compile(r"\\|//|/\.|^\.|/$|^$")  # what a plain path has not; some that have it are plain
 _QUOTES = "\"'`"
 
@@ -122,10 +123,14 @@ def fold(name: str) -> str:
 def cut(name: str) -> str:
     """In one letter case, without suffix; numbers without leading zeros and `.0`."""
     folder, slash, base = fold(name).rpartition("/")
-    stem, dot, suffix = base.rpartition(".")
-    stem = stem if stem and dot + suffix in _SUFFIXES else base
+    stem = _split(base)[0]
     number = _WHOLE.fullmatch(stem) if stem[:1].isdecimal() else None
     return f"{folder}{slash}{number[1] if number else stem}"
+
+
+def stem_of(name: str) -> str:
+    """The last part of a path, without suffix."""
+    return _split(_compose(name).rpartition("/")[2])[0]
 
 
 _SPELLINGS = (_trim, _compose, fold, cut)  # the later, the more names are alike
@@ -275,5 +280,6 @@ def _name_spelling(one: str, two: str) -> Iterator[str]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    stem, suffix = os.path.splitext(name)
-    return (stem, suffix) if suffix.casefold() in _SUFFIXES else (name, "")
+    """The name without its suffix, and the suffix if it is one of a file."""
+    stem, dot, suffix = name.rpartition(".")
+    return (stem, dot + suffix) if stem and (dot + suffix).casefold() in _SUFFIXES else (name, "")

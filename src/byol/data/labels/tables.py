@@ -4,22 +4,34 @@ Every row is read once and kept as bytes and numbers, never as strings: a millio
 """
 
 import csv
+import re
 import unicodedata
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import TextIO
 
 import numpy as np
 from jaxtyping import Int64
 
-from byol.base.errors import DataError, printable
-from byol.data.decode.content import IMAGE_SUFFIXES
+from byol.base.errors import DataError, quote
 from byol.data.decode.index import Names, NamesBuilder
-from byol.data.labels.text_files import LEGACY, decode_legacy, find_encoding, open_text, reading
+from byol.data.labels.header import SEPARATORS, Header, Want, find_header
+from byol.data.labels.text_files import (
+    LEGACY,
+    decode_legacy,
+    find_encoding,
+    open_text,
+    reading,
+    remove_unseen,
+    strip_blank,
+)
 
-Want = Literal["label", "list", "columns"]  # a column of classes; one if it is there; all but the files
+_MOST_COMPARED = 10_000  # classes of which it is said that some may be one
+_NUMBER = re.compile(r"(-?)0*(\d+)(?:[.,]0+)?")
 
 # As pandas reads them: https://pandas.pydata.org/docs/reference/api/pandas.read_csv.html (na_values)
 MISSING = frozenset(
@@ -44,22 +56,6 @@ MISSING = frozenset(
         "null",
     ]
 )
-
-# Names of columns without spaces, `_`, `-` and `.`; the first group that fits one column decides.
-_FILE_NAMES = (
-    {"file"},
-    {"filename", "files", "filenames"},
-    {"image", "images", "imagename", "imagefile", "imagefilename", "img", "imgname"},
-    {"filepath", "imagepath", "imgpath", "path", "relativepath", "fullpath"},
-    {"id", "imageid", "imgid", "fileid", "idcode"},
-)
-_LABEL_NAMES = (
-    {"label"},
-    {"labels", "class", "category", "target", "y"},
-    {"classname", "categoryname", "labelname"},
-    {"classid", "categoryid", "labelid", "targetid"},
-)
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
@@ -89,29 +85,23 @@ def read_table(path: Path, *, want: Want) -> Table:
     """
     encoding = find_encoding(path)
     with reading(path):
-        separator, header, num_skipped = _find_header(path, encoding)
-        file_at = _choose(header, _FILE_NAMES, path=path, purpose="file", is_needed=True)
-        assert file_at is not None
-        places = _choose_columns(header, file_at, path=path, want=want)
+        header = find_header(path, encoding)
+        file_at, places = header.file_at, header.choose_columns(want=want)
         files, builders = NamesBuilder(), {name: _ColumnBuilder() for name in places}
         with open_text(path, encoding) as stream:
-            rows = csv.reader(stream, delimiter=separator, strict=True)
-            for _ in range(num_skipped + 1):
-                next(rows)
-            needed = (file_at, *places.values())
-            for row in _check_rows(rows, path, header=header, needed=needed, separator=separator):
+            for row in _read_rows(stream, header, least=max(file_at, *places.values(), 0) + 1):
                 files.append(row[file_at])
                 for name, place in places.items():
-                    builders[name].append(row[place].strip())
+                    builders[name].append(strip_blank(row[place]))
     names = files.build()
     if len(names) == 0:
         raise DataError(f"{path}: the list names no file; write one a line, below the names of the columns")
     is_legacy = encoding == LEGACY
     columns = {name: builder.build(is_legacy=is_legacy) for name, builder in builders.items()}
-    notes = [*_describe_columns(header, file_at, places, path=path, want=want)]
-    notes += _describe_values(path, builders, columns)
+    notes = [*header.describe(places, want=want), *_describe_values(path, builders, columns)]
     if is_legacy:
-        notes.append(_describe_legacy(path, names, columns))
+        words = chain(*(column.words for column in columns.values()))
+        notes.append(_describe_legacy(path, chain(words, header.names, map(decode_legacy, names))))
     return Table(path, names, columns, is_legacy, tuple(notes))
 
 
@@ -129,131 +119,45 @@ def read_lines(path: Path) -> Table:
     if len(files) == 0:
         raise DataError(f"{path}: the list names no file; write one a line")
     names = files.build()
-    notes = (_describe_legacy(path, names, {}),) if encoding == LEGACY else ()
+    notes = (_describe_legacy(path, map(decode_legacy, names)),) if encoding == LEGACY else ()
     return Table(path, names, {}, encoding == LEGACY, notes)
-
-
-# ---- The line of column names
-
-
-def _find_header(path: Path, encoding: str) -> tuple[str, list[str], int]:
-    """The separator, the names of the columns, and how many lines stand before them."""
-    with open_text(path, encoding) as stream:
-        first = stream.readline().strip().strip('"').lower()
-    stated = first[4:5] if first.startswith("sep=") else ""  # as Excel writes it
-    found: dict[str, list[str]] = {}
-    for separator in (stated or _SEPARATORS) if stated else _SEPARATORS:
-        with open_text(path, encoding) as stream:
-            rows = csv.reader(stream, delimiter=separator, strict=True)
-            if stated:
-                next(rows)
-            try:
-                found[separator] = [name.strip() for name in next(rows, [])]
-            except csv.Error:
-                continue
-    with_file = {key: names for key, names in found.items() if _find_named(names, _FILE_NAMES)}
-    choice = with_file or found or {",": [first]}
-    separator = max(choice, key=lambda key: len(choice[key]))
-    header = choice[separator]
-    if not with_file:
-        raise _refuse_header(path, header)
-    return separator, header, int(bool(stated))
-
-
-def _refuse_header(path: Path, header: list[str]) -> DataError:
-    shown = ", ".join(name or "(none)" for name in header[:8]) + (", ..." if len(header) > 8 else "")
-    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in header):
-        return DataError(
-            f"{path}: line 1 is already an image ({shown}); write the names of the columns above it, such as "
-            "file,label"
-        )
-    return DataError(
-        f"{path}: line 1 names the columns {shown}; a column `file` is needed: rename the one of the file "
-        "names to file, or write file,label above line 1 if that is an image already"
-    )
-
-
-def _find_named(header: list[str], groups: tuple[set[str], ...]) -> list[int]:
-    """The columns whose names are of the first group that has any."""
-    plain = ["".join(char for char in name.casefold() if char not in " _-.") for name in header]
-    for group in groups:
-        if found := [place for place, name in enumerate(plain) if name in group]:
-            exact = [place for place in found if header[place] in group]
-            return exact if len(exact) == 1 else found
-    return []
-
-
-def _choose(
-    header: list[str], groups: tuple[set[str], ...], *, path: Path, purpose: str, is_needed: bool
-) -> int | None:
-    found = _find_named(header, groups)
-    if len(found) > 1:
-        names = " and ".join(header[place] for place in found)
-        if len({header[place] for place in found}) == 1:
-            raise DataError(f"{path}: line 1 names a column twice, {header[found[0]]}; rename one")
-        raise DataError(
-            f"{path}: line 1 has {names}, and each may be the column `{purpose}`; rename the right one to "
-            f"{purpose}, the other to something else"
-        )
-    if not found and is_needed:
-        others = ", ".join(name for name in header if name)
-        raise DataError(
-            f"{path}: no {purpose} is given, there is no column `{purpose}`, only {others}; rename the "
-            f"column of the classes to {purpose}"
-        )
-    return found[0] if found else None
-
-
-def _choose_columns(header: list[str], file_at: int, *, path: Path, want: Want) -> dict[str, int]:
-    """Names of the columns to be read, and their places."""
-    if want != "columns":
-        rest = ["" if place == file_at else name for place, name in enumerate(header)]
-        at = _choose(rest, _LABEL_NAMES, path=path, purpose="label", is_needed=want == "label")
-        return {} if at is None else {"label": at}
-    places = [place for place, name in enumerate(header) if name and place != file_at]
-    if not places:
-        raise DataError(f"{path}: has no column beside `{header[file_at]}`; add one, such as file,plate")
-    names = [header[place] for place in places]
-    if "label" not in names:
-        names = ["label" if name.casefold() == "label" else name for name in names]
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{path}: line 1 names a column twice, {name}; rename one")
-    return dict(zip(names, places, strict=True))
-
-
-def _describe_columns(
-    header: list[str], file_at: int, places: dict[str, int], *, path: Path, want: Want
-) -> Iterator[str]:
-    """Which columns stand for `file` and `label`, where they are called otherwise."""
-    named = {"file": file_at} | ({"label": places["label"]} if want != "columns" and places else {})
-    others = [
-        f"{header[place]!r} as `{purpose}`"
-        for purpose, place in named.items()
-        if header[place].casefold() != purpose
-    ]
-    if others:
-        yield f"{path}: read the column {' and '.join(others)}"
 
 
 # ---- Rows
 
 
-def _check_rows(
-    rows: Iterable[list[str]], path: Path, *, header: list[str], needed: tuple[int, ...], separator: str
-) -> Iterator[list[str]]:
-    least, file_at = max(needed) + 1, needed[0]
-    for number, row in enumerate(rows, start=2):
-        if not any(map(str.strip, row)):
-            continue
-        if len(row) < least or any(row[len(header) :]):
-            raise DataError(
-                f"{path}: row {number} has {len(row)} fields, not {len(header)}; put a name that holds "
-                f"{_SEPARATORS.get(separator, separator)} in quotes, and name every column in line 1"
-            )
-        if not row[file_at].strip():
-            raise DataError(f"{path}: row {number} names no file; fill it in or remove the row")
-        yield row
+def _read_rows(stream: TextIO, header: Header, *, least: int) -> Iterator[list[str]]:
+    """The rows below the header that are not blank, each with `least` fields or more.
+
+    Raises:
+        DataError: a row has too few or too many fields, names no file, or holds a quote that is not closed.
+    """
+    path, rows = header.path, csv.reader(stream, delimiter=header.separator, strict=True)
+    num_columns, file_at, line = len(header.names), header.file_at, 1
+    try:
+        for place, row in enumerate(rows):
+            line, start = rows.line_num + 1, line
+            if place <= header.num_skipped or not any(map(str.strip, row)):
+                continue
+            if len(row) < least:
+                raise DataError(
+                    f"{path}: line {start} has {len(row)} fields, not {num_columns}; fill in the others, or "
+                    "remove the line"
+                )
+            if any(row[num_columns:]):
+                raise DataError(
+                    f"{path}: line {start} has {len(row)} fields, not {num_columns}; put a name that holds "
+                    f"{SEPARATORS.get(header.separator, header.separator)} in quotes, and name every column "
+                    f"in line {header.line}"
+                )
+            if not strip_blank(row[file_at]):
+                raise DataError(f"{path}: line {start} names no file; fill it in or remove the line")
+            yield row
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: what begins in line {line} cannot be read as a table ({error}); look there for a quote "
+            "that is not closed"
+        ) from None
 
 
 @dataclass
@@ -263,15 +167,17 @@ class _ColumnBuilder:
     known: dict[str, int] = field(default_factory=dict)
     numbers: "array[int]" = field(default_factory=lambda: array("i"))
     num_empty: int = 0
-    num_missing: int = 0  # words such as NaN
+    missing: Counter[str] = field(default_factory=Counter)  # words such as NaN
 
     def append(self, value: str) -> None:
         if value and value not in MISSING:
             self.numbers.append(self.known.setdefault(value, len(self.known)))
             return
         self.numbers.append(-1)
-        self.num_empty += not value
-        self.num_missing += bool(value)
+        if value:
+            self.missing[value] += 1
+        else:
+            self.num_empty += 1
 
     def build(self, *, is_legacy: bool) -> Column:
         """Words in one Unicode form; whole numbers without the `.0` that pandas adds if some are missing."""
@@ -295,32 +201,43 @@ def _describe_values(
     """What in the cells was taken for something else than it says."""
     for name, builder in builders.items():
         what = "no class" if name == "label" else "not known"
-        if num := builder.num_missing:
+        if num := builder.missing.total():
             yield (
-                f"{path}: {num} cells of `{name}` hold a word for a missing value, such as NaN or NA: {what};"
-                " write another word if it is one"
+                f"{path}: {num} cells of `{name}` hold {' or '.join(builder.missing)}, a word for a missing "
+                f"value: {what}; write another word if it is one"
             )
         if name == "label" and builder.num_empty:
             yield f"{path}: {builder.num_empty} cells of `{name}` are empty: {what}"
         words = columns[name].words
-        if name == "label" and len(words) < 1000:
+        if name == "label" and len(words) < _MOST_COMPARED:
             yield from _describe_alike(path, words)
 
 
 def _describe_alike(path: Path, words: Iterable[str]) -> Iterator[str]:
+    """Classes that may be one in two spellings: a line with the first two."""
     seen: dict[str, str] = {}
-    for word in words:
-        other = seen.setdefault(word.casefold(), word)
-        if other != word:
-            yield f"{path}: the classes {other!r} and {word!r} differ by letter case alone; both are kept"
+    pairs = [(other, word) for word in words if (other := seen.setdefault(_make_plain(word), word)) != word]
+    if pairs:
+        one, two = map(quote, pairs[0])
+        more = f" (and {len(pairs) - 1} more)" if len(pairs) > 1 else ""
+        yield (
+            f"{path}: the classes {one} and {two}{more} differ by spelling alone and count as two; give them "
+            "one spelling if they are one"
+        )
 
 
-def _describe_legacy(path: Path, files: Names, columns: dict[str, Column]) -> str:
-    texts: Iterable[str] = (word for column in columns.values() for word in column.words)
-    example = next((text for text in texts if not text.isascii()), None)
-    if example is None:
-        example = next((decode_legacy(name) for name in files if not name.isascii()), "")
+def _make_plain(word: str) -> str:
+    """Of numbers without leading zeros and `.0`; without regard to case, width, `_`, `-` and spaces."""
+    if (number := _NUMBER.fullmatch(word)) is not None:
+        return f"{number[1]}{number[2]}"
+    plain = remove_unseen(unicodedata.normalize("NFKC", word)).casefold()
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", plain)
+
+
+def _describe_legacy(path: Path, texts: Iterable[str]) -> str:
+    """The first of the texts that shows what the encoding does."""
+    example = next((text for text in texts if not text.isascii()), "")
     return (
-        f"{path}: is not UTF-8, so it was read as Windows-1252 (cp1252), which gives {printable(example)!r}; "
-        "save it as UTF-8 if that is wrong"
+        f"{path}: is not UTF-8, so it was read as Windows-1252 (cp1252), which gives {quote(example)}; save "
+        "it as UTF-8 if that is wrong"
     )

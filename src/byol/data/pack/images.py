@@ -1,12 +1,11 @@
 """From a name in the configuration to a packed copy: opens the source, packs it if that has not been done."""
 
 import re
-from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
+from byol.base.console import make_say, show_bar
 from byol.config import Config
 from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile
@@ -56,19 +55,10 @@ def open_images(
     if data.clip != CLIP:
         slug += f"-clip-{data.clip:g}"
     folder = packs / f"{slug}-{px or 'auto'}-{view_px}px-{opened.fingerprint()[:8]}"
-    bar = None
-    if console is not None:
-        for line in describe_passed_by(left_out_of(opened)):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        # disabled, it prints nothing; else it ends with an empty line in a log file
-        bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with bar if bar is not None else nullcontext():
-        task = bar.add_task(f"packing {opened.name}", total=len(opened)) if bar is not None else None
-
-        def show(packed: int, total: int) -> None:
-            if bar is not None and task is not None:
-                bar.update(task, completed=packed, total=total)
-
+    say = make_say(console)
+    for line in describe_passed_by(left_out_of(opened)):
+        say(line)
+    with show_bar(console, f"packing {opened.name}") as count:
         return pack(
             opened,
             folder=folder,
@@ -80,5 +70,6 @@ def open_images(
             clip=data.clip,
             max_bad=data.max_bad,
             num_workers=config.trainer.num_workers,
-            progress=show,
+            progress=count,
+            say=say,
         )

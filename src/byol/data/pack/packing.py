@@ -1,7 +1,6 @@
 """Make the packed copy of a source, continue a packing that was stopped, or find the copy that is there."""
 
 import json
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial as partial_function
@@ -9,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from byol.base.console import Count, Say, silent
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
+from byol.base.locks import Holder
 from byol.data.decode.disk import DiskError, is_of_the_system, is_worth_a_try, try_again
 from byol.data.decode.formats import Channels, Geometry, path_of
 from byol.data.decode.image import DECODER, Square, peek, read_square
@@ -34,9 +35,7 @@ from byol.data.sources.parallel import read_ahead
 from byol.data.sources.summary import describe_bad, round_up
 from byol.data.sources.survey import describe_mixture, find_largest_side
 
-_SAMPLE = 500  # images whose sizes are looked at before packing
-
-Progress = Callable[[int, int], None]
+SAMPLE = 500  # images whose sizes are looked at before packing
 
 
 def find_limit_px(view_px: int) -> int:
@@ -56,7 +55,8 @@ def pack(
     geometry: Geometry = "square",
     alpha: Alpha = "auto",
     clip: float = CLIP,
-    progress: Progress | None = None,
+    progress: Count | None = None,
+    say: Say = silent,
 ) -> Packed:
     """Pack `source` into `folder`, or continue a packing that was stopped, or find the pack that is there.
 
@@ -66,8 +66,8 @@ def pack(
     if its source has not changed and P, `channels`, `geometry`, `alpha` and `clip` are the same; labels
     are the source's of now. Images that the disk did not give to an earlier start are tried again.
 
-    `num_workers` threads or processes read. If another process is packing into the folder, this one waits
-    and reports that one's progress (images done, images in all).
+    `num_workers` threads or processes read. If another process is packing into the folder, this one waits,
+    says so, and reports that one's progress (images done, images in all).
 
     Raises:
         DataError: the disk fails, and what is unreadable is not to be left out; more than the share `max_bad`
@@ -77,7 +77,7 @@ def pack(
     limit_px = find_limit_px(view_px) if stored_px is None else None
     recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER, alpha, clip)
     partial = folder.with_name(f"{folder.name}.partial")
-    with locked(folder, while_waiting=lambda: _report_other(partial, progress)):
+    with locked(folder, while_waiting=_Waiting(folder, partial, progress=progress, say=say), say=say):
         packed, note = _find(folder, recipe)
         if packed is not None and packed.num_bad and (num := _count_back(packed, source)):
             packed, note = None, f"packed again: {num} images that could not be read before can be now"
@@ -149,10 +149,24 @@ def _count_back(packed: Packed, source: Source) -> int:
     return found
 
 
-def _report_other(partial: Path, progress: Progress | None) -> None:
-    mark = read_mark(partial)
-    if mark is not None and progress is not None:
-        progress(mark.done, mark.num_images)
+class _Waiting:
+    """Called while another process packs into the same folder: says so once, and shows how far that is."""
+
+    def __init__(self, folder: Path, partial: Path, *, progress: Count | None, say: Say) -> None:
+        self._folder, self._partial, self._progress, self._say = folder, partial, progress, say
+        self._num_calls = 0
+
+    def __call__(self, holder: Holder | None) -> None:
+        mark = read_mark(self._partial)
+        self._num_calls += 1
+        if self._num_calls == 2:  # not if it only finds that they are packed
+            done = "" if mark is None else f", {mark.done} of {mark.num_images} images so far"
+            self._say(
+                f"{self._folder}: {holder or 'another process'} is packing these images{done}; "
+                "waiting until it is done"
+            )
+        if mark is not None and self._progress is not None:
+            self._progress(mark.done, mark.num_images)
 
 
 def _check_bad(folder: Path, source: Source, *, num_bad: int, max_bad: float) -> None:
@@ -179,7 +193,7 @@ def _write(
     partial: Path,
     max_bad: float,
     num_workers: int,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> None:
     """Everything that a pack holds, into the folder `partial`."""
     mark = read_mark(partial)
@@ -187,7 +201,7 @@ def _write(
         _write_at, source=source, max_bad=max_bad, num_workers=num_workers, progress=progress, partial=partial
     )
     if mark is None or mark.recipe != recipe:
-        px = recipe.stored_px or _choose_px(source, recipe, most=_SAMPLE, num_workers=num_workers)
+        px = recipe.stored_px or _choose_px(source, recipe, most=SAMPLE, num_workers=num_workers)
         mark = Mark(recipe, px, 0, 0, num_images=len(source), done=0, num_rows=0, num_bad=0, bad_bytes=0)
     try:
         write(mark)
@@ -207,17 +221,17 @@ def _write_at(
     partial: Path,
     max_bad: float,
     num_workers: int,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> None:
     recipe = mark.recipe
     with writing(partial):
         writer = PartialPack(partial, mark)
     try:
-        with RunningStatistics(writer) as tally:
-            _append_all(writer, source, recipe, tally=tally, num_workers=num_workers, progress=progress)
+        with RunningStatistics(writer) as running:
+            _append_all(writer, source, recipe, running=running, num_workers=num_workers, progress=progress)
             _check_bad(partial, source, num_bad=writer.num_bad, max_bad=max_bad)
             with writing(partial):
-                _complete(writer, source, recipe, tally=tally)
+                _complete(writer, source, recipe, running=running)
     finally:  # also when stopped: what has been read need not be read again
         with writing(partial):
             writer.close()
@@ -228,9 +242,9 @@ def _append_all(
     source: Source,
     recipe: Recipe,
     *,
-    tally: RunningStatistics,
+    running: RunningStatistics,
     num_workers: int,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> None:
     px = writer.mark.px
     read = partial_function(
@@ -247,7 +261,7 @@ def _append_all(
                     raise _LargerImageError
             with writing(writer.folder):
                 _append(writer, source, index, image)
-                tally.follow()
+                running.follow()
             if progress is not None:
                 progress(writer.done, len(source))
     with writing(writer.folder):
@@ -279,7 +293,7 @@ def _append(writer: PartialPack, source: Source, index: int, image: Square | Dat
     writer.finish_image()
 
 
-def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, tally: RunningStatistics) -> None:
+def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, running: RunningStatistics) -> None:
     """The head of the images, the small arrays and `pack.json`."""
     partial = writer.folder
     places, sizes = writer.complete_images()
@@ -291,7 +305,7 @@ def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, tally: Run
     arrays = (sizes.astype(np.int32), places, source.labels[places], names.blob, names.offsets)
     for name, array in zip(ARRAYS, arrays, strict=True):
         write_atomically(partial / name, partial_function(np.save, arr=array))
-    statistics, clipped, images_digest = tally.finish()
+    statistics, clipped, images_digest = running.finish()
     digests = {name: digest_file(partial / name) for name in (*ARRAYS, BAD_FILES)} | {
         "images.npy": images_digest
     }

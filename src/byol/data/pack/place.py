@@ -2,72 +2,41 @@
 
 import os
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EROFS
 from pathlib import Path
 from types import TracebackType
 
+from byol.base.console import Say
 from byol.base.errors import CheckpointError, DataError
 from byol.base.files import reason_of
+from byol.base.locks import Holder, hold
 
-_POLL_S = 0.2
 _ELSEWHERE = "free space or choose another place with data.packs=FOLDER"
 
 
-def _try_lock(handle: int) -> None:
-    """Raises PermissionError or BlockingIOError if another process holds the lock."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 @contextmanager
-def locked(folder: Path, *, while_waiting: Callable[[], None]) -> Iterator[None]:
+def locked(folder: Path, *, while_waiting: Callable[[Holder | None], None], say: Say) -> Iterator[None]:
     """Hold the lock of `folder`, which need not exist. Waits for another holder, calling `while_waiting`.
 
-    The lock is an empty file `.NAME.lock` beside the folder, which stays; it is let go when the process ends,
-    also if that is killed.
+    The lock is an empty file `.NAME.lock` beside the folder, which stays. Where nothing can be written there
+    is none: what the folder holds can still be read. `say` is told where there are no locks.
 
     Raises:
-        DataError: the file cannot be written, or the file system has no locks.
+        DataError: the folder above cannot be made.
     """
-    path = folder.with_name(f".{folder.name}.lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = _open_lock(path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from None
-    try:
-        while True:
-            try:
-                _try_lock(handle)
-                break
-            except (BlockingIOError, PermissionError):  # held by another process
-                while_waiting()
-                time.sleep(_POLL_S)
-            except OSError as error:
-                raise _unwritable(folder, error) from None
+    with hold(folder.with_name(f".{folder.name}.lock"), while_busy=while_waiting) as refusal:
+        if refusal is not None and refusal.errno not in (EACCES, EROFS):
+            say(
+                f"{folder}: cannot be locked ({reason_of(refusal)}): make sure that no second process packs "
+                "the same images at the same time"
+            )
         yield
-    finally:
-        os.close(handle)
-
-
-def _open_lock(path: Path) -> int:
-    """One that is there will do where nothing can be written: what the folder holds can still be read."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        if error.errno not in (EACCES, EROFS) or not path.exists():
-            raise
-        return os.open(path, os.O_RDONLY)
 
 
 class writing:  # not by @contextmanager: it is entered for every image, and that takes 2 us

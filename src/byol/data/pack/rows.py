@@ -12,7 +12,7 @@ from jaxtyping import Int64, Real
 from byol.base.errors import DataError
 from byol.data.decode.disk import DiskError, describe, is_of_the_disk, try_again
 
-_READS_AT = hasattr(os, "preadv")
+READS_AT = hasattr(os, "preadv")
 
 
 class RowFile:
@@ -37,7 +37,7 @@ class RowFile:
             self.dtype: np.dtype[Any] = header[2]
             self._offset = stream.tell()
         self._row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
-        if not _READS_AT:  # Windows reads from the map, and cannot remove a file that is open
+        if not READS_AT:  # Windows reads from the map, and cannot remove a file that is open
             self.map  # noqa: B018
             os.close(self._handle)
             del self._handle
@@ -76,7 +76,7 @@ class RowFile:
         """
         assert len(rows) == 0 or 0 <= rows.min() <= rows.max() < len(self)
         out = self._empty(len(rows)) if out is None else out
-        if not _READS_AT:
+        if not READS_AT:
             np.take(self.map, rows, axis=0, out=out)
             return out
         return self._read_with_pread(rows, out=out)

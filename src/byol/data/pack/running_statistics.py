@@ -19,7 +19,7 @@ from byol.data.pack.statistics import (
 )
 from byol.method.views import Pixels
 
-_CHUNK_BYTES = 2**21  # looked at in one go, while other threads that need the interpreter wait 1 ms
+CHUNK_BYTES = 2**21  # looked at in one go, while other threads that need the interpreter wait 1 ms
 
 
 class RunningStatistics:
@@ -46,7 +46,7 @@ class RunningStatistics:
         self._file.close()
         self._filled.close()
 
-    def follow(self, *, at_least: int = _CHUNK_BYTES) -> None:
+    def follow(self, *, at_least: int = CHUNK_BYTES) -> None:
         """To be called after each image: begins to look at the new rows if they are so many bytes."""
         writer = self._writer
         num_new = writer.num_rows - self._num_given
@@ -88,7 +88,7 @@ class RunningStatistics:
         """At new rows; so many images have filled pixels, of these rows and those before."""
         before.result()  # what went wrong there is wrong here
         shape, dtype = self._writer.row_shape, self._writer.dtype
-        most = max(1, _CHUNK_BYTES // self._writer.row_bytes)
+        most = max(1, CHUNK_BYTES // self._writer.row_bytes)
         for first in range(new.start, new.stop, most):
             count = min(most, new.stop - first)
             rows = np.fromfile(self._file, dtype, count=count * int(np.prod(shape))).reshape(count, *shape)

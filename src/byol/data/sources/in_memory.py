@@ -67,9 +67,11 @@ class InMemoryImages:
         for index, item in enumerate(self.items):
             if isinstance(item, np.ndarray):
                 yield self.names(index), item.shape
-                continue
-            is_file = isinstance(item, str | Path) and str(item).lower().endswith(ARRAY_SUFFIXES)
-            if is_file and (shape := find_shape(str(item))) is not None:
+            elif (
+                isinstance(item, str | Path)
+                and str(item).lower().endswith(ARRAY_SUFFIXES)
+                and (shape := find_shape(item)) is not None
+            ):
                 yield self.names(index), shape
 
     def item(self, index: int) -> str | Path | LaidFile | ImageArray | Image.Image:

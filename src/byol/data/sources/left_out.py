@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from byol.base.errors import printable
+
 _MOST_NAMES = 3  # of a group of files that are told
 
 
@@ -20,12 +22,7 @@ class Few:
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.names) else ""
-        return f"{', '.join(map(_show, self.names))}{more}"
-
-
-def _show(name: str) -> str:
-    """On one line of any terminal, whatever the name holds."""
-    return name if name.isprintable() else repr(name)[1:-1]
+        return f"{', '.join(map(printable, self.names))}{more}"
 
 
 @dataclass

@@ -28,7 +28,7 @@ _WARP = 0.0126  # largest displacement of a point, of the image's side
 _SHARPNESS = 1.6  # of the figure's edge, per pixel
 _LIGHT = 0.45  # largest relative change of brightness between two opposite edges, along each axis
 _NOISE = 0.02  # standard deviation, of full scale
-_CHUNK = 250  # images made at once: bounds the memory
+IMAGES_AT_ONCE = 250  # images made at once: bounds the memory
 
 Array = NDArray[np.float64]
 Maps = Float[np.ndarray, "batch height width"]
@@ -57,8 +57,8 @@ def make_motifs(
     images = np.empty((num_images, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
     for label, (scale, pattern) in enumerate(_PATTERNS.values()):
         members = np.flatnonzero(labels == label)
-        for first in range(0, len(members), _CHUNK):
-            chunk = members[first : first + _CHUNK]
+        for first in range(0, len(members), IMAGES_AT_ONCE):
+            chunk = members[first : first + IMAGES_AT_ONCE]
             sheet, period_px = _lay_sheets(rng, num_images=len(chunk), scale=scale)
             images[chunk] = _paint(rng, distance_px=pattern(sheet) * period_px)
     return images, labels
@@ -72,11 +72,11 @@ def load_motifs(
     Train splits are `make_motifs` of even seeds and test splits of odd ones, so that no test split, of
     whatever seed, holds an image of a train split. They are made once in a process and cannot be written to.
     """
-    return _keep_motifs(NUM_TRAIN if split == "train" else NUM_TEST, 2 * seed + (split == "test"))
+    return _cached_motifs(NUM_TRAIN if split == "train" else NUM_TEST, 2 * seed + (split == "test"))
 
 
 @cache
-def _keep_motifs(
+def _cached_motifs(
     num_images: int, seed: int
 ) -> tuple[UInt8[np.ndarray, "num_images height width 3"], Int64[np.ndarray, " num_images"]]:
     images, labels = make_motifs(num_images, seed=seed)

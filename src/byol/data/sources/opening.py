@@ -22,6 +22,7 @@ from byol.data.decode.disk import DiskError, describe, try_again
 from byol.data.decode.formats import ImageArray, LaidFile, Layout
 from byol.data.decode.index import Names, Source
 from byol.data.decode.mapped import load_array
+from byol.data.labels.explaining import explain
 from byol.data.labels.label_file import LabelFile, encode_labels, read_list
 from byol.data.labels.matching import describe_rules, match_files
 from byol.data.labels.spelling import Spelled
@@ -216,7 +217,7 @@ def _open_path(
             f"{source}: no such file or folder; a source is a folder, a .txt or .csv list, an .npy array, "
             f"or one of {', '.join(_SPLITS)}"
         )
-    if suffix in (".txt", ".csv"):
+    if suffix in (".txt", ".csv", ".tsv"):
         return _open_list(path, layout, skip_unreadable=skip_unreadable)
     if suffix == ".npy" and (opened := _open_array(path, layout, trained)) is not None:
         return opened
@@ -225,7 +226,7 @@ def _open_path(
         return FileSource(
             f"image {path}", path.parent, Names.of([path.name]), stamps, np.array([-1]), (), layout
         )
-    raise DataError(f"{source}: neither a folder, a list (.txt, .csv), an array (.npy) nor an image")
+    raise DataError(f"{source}: neither a folder, a list (.txt, .csv, .tsv), an array (.npy) nor an image")
 
 
 def _is_image(path: Path) -> bool:
@@ -266,10 +267,11 @@ def _open_list(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = F
 
     What is not there is looked for in this folder, by the rules for labels.
     """
-    files, (numbers, class_names), notes = read_list(path)
+    listed = read_list(path)
+    files, notes = listed.files, [*listed.notes]
     stamps = _stamp_all(path.parent, files)
     if (missing := np.flatnonzero(stamps[:, 0] < 0)).size:
-        files, found = _find_missing(path, files, missing)
+        files, found = _find_missing(path, files, missing, is_legacy=listed.is_legacy)
         notes += found
         stamps = _stamp_all(path.parent, files)
     return FileSource(
@@ -277,8 +279,8 @@ def _open_list(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = F
         path.parent,
         files,
         stamps,
-        numbers,
-        class_names,
+        listed.labels,
+        listed.class_names,
         layout,
         skip_unreadable=skip_unreadable,
         notes=tuple(notes),
@@ -292,18 +294,31 @@ def _stamp_all(folder: Path, files: Names) -> Int64[np.ndarray, "n 2"]:
     return pairs(stamps)
 
 
-def _find_missing(path: Path, files: Names, missing: Int64[np.ndarray, " m"]) -> tuple[Names, list[str]]:
+def _find_missing(
+    path: Path, files: Names, missing: Int64[np.ndarray, " m"], *, is_legacy: bool
+) -> tuple[Names, list[str]]:
     """The list with the names of the files that are meant, and what to say of that."""
     images = Names.of(islice(Walk(skip_unreadable=True).names(os.fsencode(path.parent)), _MOST_SEARCHED + 1))
     if len(images) > _MOST_SEARCHED:
         return files, []
     sought = Names.of(files.raw(place) for place in missing.tolist())
-    match = match_files(path, sought, images, plain=Spelled.plain(sought), codes=np.arange(len(sought)))
+    match = match_files(
+        path,
+        sought,
+        images,
+        plain=Spelled.plain(sought),
+        codes=np.arange(len(sought)),
+        is_legacy=is_legacy,
+    )
     meant = {
         int(missing[row]): images.raw(image) for image, row in enumerate(match.rows.tolist()) if row >= 0
     }
     mended = Names.of(meant.get(place) or files.raw(place) for place in range(len(files)))
-    return mended, list(describe_rules(path, match.rules, match.examples))
+    notes = list(describe_rules(path, match.rules, match.examples))
+    if len(lost := np.flatnonzero(~match.is_used)):
+        example = explain(sought[int(lost[0])], images, is_legacy=is_legacy)
+        notes.append(f"{path}: {len(lost)} of its {len(files)} files are not there; {example}")
+    return mended, notes
 
 
 def _open_array(path: Path, layout: Layout, trained: TrainedLayout | None) -> ArraySource | None:
@@ -334,12 +349,12 @@ def _open_array(path: Path, layout: Layout, trained: TrainedLayout | None) -> Ar
     labels, class_names = np.full(len(images), -1), tuple[str, ...]()
     labels_path = path.with_name(f"{path.stem}_labels.npy")
     if labels_path.exists():
-        given = _load_map(labels_path, left_out)
-        if given.shape != (len(images),) or given.dtype.kind not in "iu" or given.min() < -1:
+        loaded = _load_map(labels_path, left_out)
+        if loaded.shape != (len(images),) or loaded.dtype.kind not in "iu" or loaded.min() < -1:
             raise DataError(
                 f"{labels_path}: one whole number from -1 an image is needed, {len(images)} in all"
             )
-        labels = given.astype(np.int64)
+        labels = loaded.astype(np.int64)
         class_names = tuple(str(number) for number in range(labels.max() + 1))
     return ArraySource(
         f"array {path}",

@@ -23,13 +23,14 @@ from byol.data.decode.disk import DiskError
 from byol.data.decode.formats import ImageArray, LaidFile, path_of
 from byol.data.decode.index import Source, skips_unreadable
 from byol.data.decode.opened import quiet
+from byol.device.host import count_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
 Look = Callable[[str | LaidFile | ImageArray], R]
 
 _PROCESS_FILE_BYTES = 4096  # processes read files that are smaller than this for each of them
-_PROCESS_MIN_IMAGES = 4000  # fewer are read in less time than it takes to start a process
+PROCESS_MIN_IMAGES = 4000  # fewer are read in less time than it takes to start a process
 _CHUNK, _CHUNK_BYTES = 64, 2**18  # of a task: images at most, bytes of files and of results
 
 
@@ -73,13 +74,6 @@ def _result(
     yield from zip(part, found, strict=True)
 
 
-def count_cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @contextmanager
 def _open_lookers(
     look: Look[R], source: Source, num_images: int, *, num_workers: int
@@ -88,7 +82,7 @@ def _open_lookers(
     num_processes = min(num_workers, count_cores())
     stop = not skips_unreadable(source)
     small = 0 < source.file_bytes < _PROCESS_FILE_BYTES * num_processes
-    if not (small and num_processes > 1 and num_images >= _PROCESS_MIN_IMAGES and sys.executable):
+    if not (small and num_processes > 1 and num_images >= PROCESS_MIN_IMAGES and sys.executable):
         yield lambda indices: _look_at(lambda index: look(source.item(index)), indices, stop=stop)
         return
     idle: SimpleQueue[_Child] = SimpleQueue()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 
+from byol.base.errors import quote
 from byol.data.decode.content import advise_suffix
 from byol.data.sources.left_out import Few, LeftOut
 
@@ -115,9 +116,10 @@ def describe_bad(bad: Iterable[tuple[str, str]]) -> str:
     """In one sentence: the first of each kind, with its reason."""
     first, *others = group_reasons(bad)
     more = [
-        f"and {group.few.count:,} like {group.first!r}: {group.reason}" for group in others[:_MOST_REASONS]
+        f"and {group.few.count:,} like {quote(group.first)}: {group.reason}"
+        for group in others[:_MOST_REASONS]
     ]
-    return "; ".join([f"the first is {first.first!r}: {first.reason}", *more])
+    return "; ".join([f"the first is {quote(first.first)}: {first.reason}", *more])
 
 
 def round_up(share: float) -> float:

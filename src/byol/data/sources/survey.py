@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float32, Integer, Real
 
-from byol.base.errors import DataError
+from byol.base.errors import DataError, quote
 from byol.data.decode.fitting import fit, select_channels, select_missing
 from byol.data.decode.formats import Bits, Channels, ImageArray, Kind, LaidFile, Missing, bits_of_dtype
 from byol.data.decode.image import load, peek
@@ -66,14 +66,14 @@ def survey(
         name, reason = first_bad
         raise DataError(
             f"{source.name}: none of {len(indices)} images looked at can be used, "
-            f"the first is {name!r}: {reason}"
+            f"the first is {quote(name)}: {reason}"
         )
     return _summarise(looks, num_images=len(source), num_bad=len(indices) - len(looks))
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
-    """One image, in a few numbers."""
+class ImageNumbers:
+    """One image in a few numbers. Range and std are those of the measured values."""
 
     height: int
     width: int
@@ -82,30 +82,41 @@ class _Look:
     smallest: Float32[np.ndarray, " channel"]
     largest: Float32[np.ndarray, " channel"]
     std: Float32[np.ndarray, " channel"]
-    missing: float
-    values: Float32[np.ndarray, "channel value"]
-    thumbnail: Float32[np.ndarray, "side side channel"]
+    missing: float  # share of values that were not measured, and are filled
+
+    @classmethod
+    def of(cls, image: ImageArray, measured: list[Real[np.ndarray, " _n"]], missing: float) -> "ImageNumbers":
+        """Of an image with its channels selected; `measured` is `take_measured` of it."""
+        return ImageNumbers(
+            height=image.shape[0],
+            width=image.shape[1],
+            bits=bits_of_dtype(image.dtype),
+            has_equal_channels=bool((image == image[..., :1]).all()),
+            smallest=np.array([plane.min() for plane in measured], np.float32),
+            largest=np.array([plane.max() for plane in measured], np.float32),
+            std=np.array([plane.std(dtype=np.float32) for plane in measured]),
+            missing=missing,
+        )
 
     @property
     def kind(self) -> tuple[int, Bits]:
+        """Channels and bits."""
         return len(self.std), self.bits
+
+
+@dataclass(frozen=True, eq=False)
+class _Look(ImageNumbers):
+    values: Float32[np.ndarray, "channel value"]
+    thumbnail: Float32[np.ndarray, "side side channel"]
 
 
 def _look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Alpha) -> _Look:
     with noting(alpha):
         loaded = load(item)
     image = select_channels(loaded.pixels, channels)
-    planes = np.moveaxis(image, 2, 0).reshape(image.shape[2], -1)
     measured = take_measured(image, loaded.filled, channels=channels)
     return _Look(
-        height=image.shape[0],
-        width=image.shape[1],
-        bits=bits_of_dtype(image.dtype),
-        has_equal_channels=bool((planes == planes[:1]).all()),
-        smallest=np.array([plane.min() for plane in measured], np.float32),
-        largest=np.array([plane.max() for plane in measured], np.float32),
-        std=np.array([plane.std(dtype=np.float32) for plane in measured]),
-        missing=loaded.missing,
+        **vars(ImageNumbers.of(image, measured, loaded.missing)),
         values=np.stack([_thin(plane) for plane in measured]),
         thumbnail=fit(image, THUMBNAIL_PX).astype(np.float32),
     )
@@ -225,4 +236,4 @@ def describe_mixture(source: Source, *, all_channels: bool, num_workers: int, al
     name = source.names(first[rarest])
     if len(numbers) > 1 and name.lower().endswith((".npy", ".npz")):
         advice = f"say where the arrays' channels are with data.layout=hwc or data.layout=chw; or {advice}"
-    return f"the images differ: {', '.join(kinds)}, of these the first is {name!r}; {advice}"
+    return f"the images differ: {', '.join(kinds)}, of these the first is {quote(name)}; {advice}"

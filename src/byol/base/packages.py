@@ -1,0 +1,47 @@
+"""The packages that byol needs, and those that it uses if they are installed.
+
+Each is named as pip installs it, with the module that Python imports.
+"""
+
+REQUIRED = {
+    "filelock": "filelock",
+    "imagecodecs": "imagecodecs",
+    "jaxtyping": "jaxtyping",
+    "jinja2": "jinja2",
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "pydantic": "pydantic",
+    "pyyaml": "yaml",
+    "rich": "rich",
+    "safetensors": "safetensors",
+    "scikit-learn": "sklearn",
+    "scipy": "scipy",
+    "tensorboard": "tensorboard",
+    "tifffile": "tifffile",
+    "timm": "timm",
+    "torch": "torch",
+    "torchvision": "torchvision",
+}
+OPTIONAL = {
+    "anndata": "anndata",
+    "mlflow": "mlflow",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
+    "pillow-heif": "pillow_heif",
+    "pyarrow": "pyarrow",
+    "pydicom": "pydicom",
+    "simplejpeg": "simplejpeg",
+    "trackio": "trackio",
+    "umap-learn": "umap",
+    "wandb": "wandb",
+}
+
+
+def install_command(*packages: str) -> str:
+    """The command that installs packages, for a message.
+
+    It never names an extra such as "byol[dicom]": pip would look for byol on the package index, whatever
+    lies there under that name.
+    """
+    return f"pip install {' '.join(packages)}"

@@ -1,0 +1,103 @@
+"""Features of any number of images, block by block onto the disk: `byol embed` and `byol predict`.
+
+Memory does not grow with the number of images but for their names. Who is killed continues with the same
+command: `partial_rows` says how.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+from pydantic_core import to_json
+
+from byol.base.console import Count, remark
+from byol.base.errors import DataError
+from byol.data.decode.index import Source
+from byol.encoder.encoder import Encoder
+from byol.encoder.finite import check_finite
+from byol.encoder.partial_rows import PartialRows, PickedNames, StoredRows
+from byol.encoder.remarks import Remarks
+
+BATCH = 256  # images in a block
+
+Features = Float32[np.ndarray, "image feature"]
+Rows = Float32[np.ndarray, "image value"]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A row for each image that could be used, in the order of the source; on the disk."""
+
+    names: PickedNames
+    values: StoredRows
+    num_bad: int  # images that could not be used
+
+
+@contextmanager
+def stream_rows(
+    encoder: Encoder,
+    images: Source,
+    output: Path,
+    *,
+    skip_unreadable: bool,
+    width: int,
+    make_rows: Callable[[Features], Rows] = lambda features: features,
+    recipe: Sequence[str] = (),
+    progress: Count | None = None,
+) -> Iterator[Streamed]:
+    """Rows of `width` values that `make_rows` makes of the features of all images, to be written to `output`.
+
+    They lie in `OUTPUT.partial`, a folder that is removed when the caller has written them. `recipe` is what
+    the rows depend on beside the encoder and the images. `progress` hears images done, of all. What is left
+    out, changed or unlike the training's images is said, and listed beside the output.
+
+    Raises:
+        DataError: no image can be used, the disk fails, or the encoder's features are not finite.
+        CheckpointError: the folder cannot be written.
+    """
+    folder = output.with_name(f"{output.name}.partial")
+    with PartialRows(folder, recipe=_fingerprint(encoder, images, recipe), width=width) as rows:
+        if rows.is_other:
+            remark(f"{folder}: holds rows of other images or of another encoder; starting anew")
+        elif rows.num_before:
+            remark(f"continuing after {rows.num_before:,} of {len(images):,} images, from {folder}")
+        told = Remarks(skip_unreadable, encoder.spec.pixels, rows)
+        blocks = encoder.embed_source(
+            images,
+            first=rows.mark.done,
+            batch_size=BATCH,
+            on_bad=told.leave_out,
+            on_outside=told.warn,
+            on_read=told.note,
+        )
+        for block in blocks:
+            check_finite(block.features, block.names.__getitem__, among="so far")
+            rows.finish_block(
+                block.places,
+                make_rows(block.features),
+                end=block.end,
+                seen=told.seen,
+            )
+            if progress is not None:
+                progress(block.end, len(images))
+        told.say_all(output)
+        num_bad = rows.mark.num_bad
+        if rows.mark.num_rows:
+            yield Streamed(rows.names(images), rows.values(), num_bad)
+    rows.remove()
+    if rows.mark.num_rows == 0:
+        raise DataError(f"{images.name}: byol can use none of the {num_bad} images")
+
+
+def _fingerprint(encoder: Encoder, images: Source, recipe: Sequence[str]) -> str:
+    """Changes when other rows would be made."""
+    digest = hashlib.blake2b(images.fingerprint().encode(), digest_size=16)
+    digest.update(to_json([asdict(encoder.spec), *recipe, BATCH]))
+    for name, tensor in sorted(encoder.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    return digest.hexdigest()

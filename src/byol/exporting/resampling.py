@@ -1,0 +1,141 @@
+"""Pillow's resizing as products with matrices, for images whose size is known only when a graph runs.
+
+The weights are those of `Image.resize` with HAMMING or BILINEAR, in float64. For 8-bit images Pillow counts
+in whole numbers: weights are multiples of 2^-22, and each of the two passes rounds to a whole value. float64
+holds these sums exactly, so the result is Pillow's to the bit. Of other images Pillow keeps float32 after
+each pass. Nothing here names a device: all tensors are made from the images, so a graph can be moved.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast, no_type_check
+
+import numpy as np
+import PIL
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+_UNITS = 2.0**22  # of a weight, for 8-bit images
+_HAMMING = (float(np.float32(0.54)), float(np.float32(0.46)))  # float32 in Pillow
+# Pillow 13 and later resize rows first if that saves work; the rounding in between makes it visible.
+_MAY_START_WITH_ROWS = int(PIL.__version__.partition(".")[0]) >= 13
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much of each pixel of a side is in each pixel of the result."""
+
+    matrix: Float64[Tensor, "out side"]
+    shrunk_by: Float64[Tensor, ""]  # pixels; less than 0 if the side grows
+
+
+@dataclass(frozen=True)
+class OnCanvas:
+    """Where an image lies along one side of a canvas, and the weights that bring it there."""
+
+    weights: Weights
+    covered: Bool[Tensor, " canvas"]  # by the image
+    first: Float64[Tensor, ""]  # pixel that it covers
+    length: Float64[Tensor, ""]  # in pixels of the canvas
+
+
+@dataclass(frozen=True)
+class Side:
+    """The height or the width of an image."""
+
+    pixels: Float64[Tensor, " side"]  # 0, 1, ...
+    length: Float64[Tensor, ""]
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Side":
+        """The side along which these values lie."""
+        ones = torch.ones_like(values, dtype=torch.float64)
+        return cls(ones.cumsum(0) - 1.0, ones.sum())
+
+    def squash(self, px: int, *, shrinks: Tensor) -> Weights:
+        """To `px` pixels; Hamming weights if the image `shrinks`, a triangle otherwise."""
+        matrix = self._weigh(self._count(px), scale=self.length / px, shrinks=shrinks)
+        return Weights(matrix, self.length - px)
+
+    def place(self, px: int, *, longest: Tensor) -> OnCanvas:
+        """In the middle of `px` pixels, shrunk as the longest side is, if that has more than `px`."""
+        shrunk = (self.length * px / longest).round().clamp(min=1.0)
+        length = torch.where(longest > px, shrunk, self.length)
+        first = ((px - length) / 2.0).floor()
+        place = self._count(px) - first
+        covered = (place >= 0.0) & (place < length)
+        matrix = self._weigh(place, scale=self.length / length, shrinks=length > 0.0)
+        weights = Weights(torch.where(covered[:, None], matrix, 0.0), self.length - length)
+        return OnCanvas(weights, covered, first, length)
+
+    def _count(self, px: int) -> Float64[Tensor, " px"]:
+        """0, 1, ... px - 1."""
+        return (self.pixels[:1] + 1.0).expand(px).cumsum(0) - 1.0
+
+    def _weigh(self, out: Tensor, *, scale: Tensor, shrinks: Tensor) -> Float64[Tensor, "out side"]:
+        centre = ((out + 0.5) * scale)[:, None]
+        radius = scale.clamp(min=1.0)
+        first = (centre - radius + 0.5).floor()
+        end = (centre + radius + 0.5).floor()
+        distance = ((self.pixels - centre + 0.5) * (1.0 / radius)).abs()
+        angle = distance.clamp(min=1e-12) * math.pi
+        hamming = angle.sin() / angle * (_HAMMING[0] + _HAMMING[1] * angle.cos())
+        weight = torch.where(shrinks, hamming, 1.0 - distance)
+        is_met = (self.pixels >= first) & (self.pixels < end) & (distance < 1.0)
+        weight = torch.where(is_met, weight, 0.0)
+        return weight / weight.sum(dim=1, keepdim=True)
+
+
+def resize(
+    images: Tensor, rows: Weights, columns: Weights, *, bits: int
+) -> Float64[Tensor, "batch channel height width"]:
+    """Images (batch, channel, side, side) with both sides resized, rounded as their type is."""
+    x, of_rows, of_columns = images.to(torch.float64), rows.matrix, columns.matrix
+    rows_first, columns_first = _rows_first, _columns_first
+    if bits == 8:
+        of_rows, of_columns = ((matrix * _UNITS + 0.5).floor() for matrix in (of_rows, of_columns))
+        rows_first, columns_first = _rows_first_8_bit, _columns_first_8_bit
+    saves = (rows.shrunk_by > 0.0) & (rows.shrunk_by > 2.0 * columns.shrunk_by)
+    if not _MAY_START_WITH_ROWS:
+        x = columns_first(x, of_rows, of_columns)
+    elif torch.compiler.is_exporting():
+        x = torch.cond(saves, rows_first, columns_first, (x, of_rows, of_columns))
+    else:
+        x = (rows_first if bool(saves) else columns_first)(x, of_rows, of_columns)
+    return cast(Tensor, x.round() if bits == 16 else x)
+
+
+# PyTorch compiles these, and cannot compile what checks types in tests.
+
+
+@no_type_check
+def _columns_first(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return _round(rows @ _round(x @ columns.mT))
+
+
+@no_type_check
+def _rows_first(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return _round(_round(rows @ x) @ columns.mT)
+
+
+@no_type_check
+def _columns_first_8_bit(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return _round_8_bit(rows @ _round_8_bit(x @ columns.mT))
+
+
+@no_type_check
+def _rows_first_8_bit(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return _round_8_bit(_round_8_bit(rows @ x) @ columns.mT)
+
+
+@no_type_check
+def _round(sums: Tensor) -> Tensor:
+    """To float32, which Pillow keeps after each pass."""
+    return sums.float().double()
+
+
+@no_type_check
+def _round_8_bit(sums: Tensor) -> Tensor:
+    """To 8-bit values, from sums of whole units."""
+    return (sums / _UNITS + 0.5).floor().clamp(0.0, 255.0)

@@ -1,0 +1,73 @@
+"""One writer a run folder: a second training, or a second fine-tuning into one folder, is refused."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from byol.base.errors import CheckpointError, RunInUseError
+from byol.base.files import reason_of
+from byol.base.locks import Holder, hold
+
+FILE_NAME = ".lock"
+LOCK_FILES = frozenset({FILE_NAME, f"{FILE_NAME}.json"})
+
+
+@contextmanager
+def only_writer(folder: Path, *, say: Callable[[str], None]) -> Iterator[None]:
+    """Be the one process that writes into `folder` for as long as the block runs; readers are not hindered.
+
+    Several ranks of one job write by the first, which alone calls this. `say` is told if the file system
+    has no locks. A folder that the block leaves empty is removed if it was made here.
+
+    Raises:
+        RunInUseError: another process writes there; the message names it.
+        CheckpointError: the folder cannot be made.
+    """
+
+    def refuse(holder: Holder | None) -> None:
+        raise RunInUseError(_explain(folder, holder))
+
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be written ({reason_of(error)}); choose another place with -o"
+        ) from None
+    with hold(folder / FILE_NAME, while_busy=refuse) as refusal:
+        if refusal is not None:
+            say(
+                f"{folder}: cannot be locked ({reason_of(refusal)}): make sure that no second process writes "
+                "into it at the same time"
+            )
+        try:
+            yield
+        finally:
+            if is_new:
+                _remove_if_empty(folder)
+
+
+def _explain(folder: Path, holder: Holder | None) -> str:
+    who = "another process" if holder is None else str(holder)
+    text = (
+        f"{folder}: {who} is writing to this folder; wait until it ends, stop it, or choose another with -o"
+    )
+    if holder is not None and holder.is_gone:
+        return (
+            f"{text} (there is no such process here: if it is on no other machine or container either, the "
+            f"lock is stale, delete {folder / FILE_NAME})"
+        )
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "WORLD_SIZE" not in os.environ:
+        return f"{text} (Slurm has started this command several times: use srun -n 1, and torchrun for ranks)"
+    return text
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Nothing has been written: a command that was refused leaves no trace."""
+    with suppress(OSError):
+        names = {path.name for path in folder.iterdir()}
+        if names <= LOCK_FILES:
+            for name in names:
+                (folder / name).unlink()
+            folder.rmdir()
