@@ -249,8 +249,8 @@ def _find_run(folder: Path, byol: Byol) -> _Found:
                 f"{KEY}: {folder} holds neither a checkpoint nor an encoder; give a run folder"
             )
         encoder = encoder_files.load(folder, device="cpu")
-        advice, stem = _advise_model(folder), encoder.spec.stem
-        return _find_encoder(encoder.module.state_dict(), byol, where=str(folder), stem=stem, advice=advice)
+        own, weights = encoder.spec.stem, encoder.module.state_dict()
+        return _find_encoder(weights, byol, where=str(folder), stem=own, advice=_advise_model(folder))
     stem = _read_stem(folder / encoder_files.WEIGHTS_NAME)
     problem = compare_states(state["byol"], byol.state_dict(), there="the run")
     if problem is None:

@@ -67,9 +67,10 @@ class InMemoryImages:
         for index, item in enumerate(self.items):
             if isinstance(item, np.ndarray):
                 yield self.names(index), item.shape
-            elif isinstance(item, str | Path) and str(item).lower().endswith(ARRAY_SUFFIXES):
-                if (shape := find_shape(item)) is not None:
-                    yield self.names(index), shape
+            elif not isinstance(item, str | Path) or not str(item).lower().endswith(ARRAY_SUFFIXES):
+                continue
+            elif (shape := find_shape(item)) is not None:
+                yield self.names(index), shape
 
     def item(self, index: int) -> str | Path | LaidFile | ImageArray | Image.Image:
         """A path or a Pillow image as it is; the values of an array or a tensor.
