@@ -13,6 +13,7 @@ from rich.console import Console
 
 from byol.auto import resolve
 from byol.auto.choices import count_usable
+from byol.base.console import print_line
 from byol.config import Config, PartialConfig, load_config
 from byol.data.pack.images import open_images
 from byol.method.schedule import Plan
@@ -94,12 +95,12 @@ def fit_to_time(
     check_settings(config, run_dir)
     checkpoint.check_run_folder(run_dir)
     images = open_images(config, run_dir, console=console)
-    console.print("measuring how long a step takes", highlight=False)
+    print_line(console, "measuring how long a step takes")
     step_s = benchmark_step(
         config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
     ).step_s
     length = choose_length(config, num_images=len(images), step_s=step_s, elapsed_s=elapsed())
-    console.print(length.describe(), highlight=False, soft_wrap=True)
+    print_line(console, length.describe())
     return PartialConfig(length.config, draft.layers), length.step_s
 
 

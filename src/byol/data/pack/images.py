@@ -5,8 +5,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
+from byol.base.console import print_line
+from byol.base.errors import printable
 from byol.config import Config
 from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile
@@ -53,11 +56,15 @@ def open_images(
     bar = None
     if console is not None:
         for line in describe_passed_by(left_out_of(opened)):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            print_line(console, line)
         # disabled, it prints nothing; else it ends with an empty line in a log file
         bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     with bar if bar is not None else nullcontext():
-        task = bar.add_task(f"packing {opened.name}", total=len(opened)) if bar is not None else None
+        task = (
+            bar.add_task(f"packing {escape(printable(opened.name))}", total=len(opened))
+            if bar is not None
+            else None
+        )
 
         def show(packed: int, total: int) -> None:
             if bar is not None and task is not None:
