@@ -100,7 +100,7 @@ def test_stopped_twice_is_never_stopped(
     assert run(config, stopped, step_s=1.0)[0].done == 3
     outcome, said = run(config, stopped, step_s=123.0)  # the estimate of the start counts
     assert outcome.stopped_by == "SIGTERM" and outcome.done == 17
-    assert "resuming at step 3 of" in said and "0:01 of the time used" in said
+    assert "resuming at step 3 of" in said and "0:01 of the time budget used" in said
     assert run(config, stopped)[0] == TrainingOutcome(24, 24, None)
     rates = [
         [(line.done, line.loss, line.lr, line.tau) for line in lines]
