@@ -47,7 +47,7 @@ SWITCHES: dict[str, Switch] = {
     "Winograd's convolution": lambda system: patch.object(convolution, "choose_tile", _never),
     "kernels packed once a pass": lambda system: patch.object(ours, "constant_weights", nullcontext),
     "products for narrow maps": lambda system: patch.object(
-        convolution, "_choose_ways", lambda *_: convolution._LIBRARY
+        convolution, "choose_ways", lambda *_: convolution._LIBRARY
     ),
     "norm, addition and ReLU in one": lambda system: patch.object(normalisation, "_can_fuse", _never),
     "norm, ReLU and pooling in one": lambda system: patch.object(normalisation, "_is_plain_pool", _never),

@@ -20,7 +20,7 @@ from measure import describe_command, describe_machine, limit_cores, machine_lin
 from byol.training.runlog import Metrics, read_metrics
 
 _NUM_IMAGES = 5000  # of motifs; an epoch leaves out an incomplete batch, 2 % at most
-_FIRST_STEP, _SAVED = re.compile(r"step 1/"), re.compile(r"the encoder is in ")
+_FIRST_STEP, _SAVED = re.compile(r"step 1/"), re.compile(r"The encoder is in ")
 
 
 def run(hours: float, run_dir: Path, *, overrides: list[str], threads: int) -> dict[str, Any]:

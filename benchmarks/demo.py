@@ -33,9 +33,9 @@ _TINY = [
 ]  # fmt: skip
 # A line of the command -> the phase that ends with it.
 _ENDS = {
-    "measuring how long": "packing",
-    "this takes about": "speed",
-    "the encoder is in": "training",
+    "timing a few training steps": "packing",
+    "the demo takes about": "speed",
+    "The encoder is in": "training",
     "saved in": "evaluation",
 }
 _STEPS = re.compile(r"step (\d+)/")

@@ -59,7 +59,7 @@ def run(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     libraries = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (site / "libraries.pth").write_text("\n".join(libraries), encoding="utf-8")
     known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    known |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    known |= {"OMP_NUM_THREADS": "1"}
 
     def byol(*arguments: str) -> str:
         command = [str(venv / SCRIPTS / "byol"), *arguments]

@@ -10,6 +10,7 @@ learner = byol.Byol(any_torch_module, ...)                   # the method alone,
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from byol import errors
 from byol.base.version import __version__
 
 if TYPE_CHECKING:
@@ -30,16 +31,7 @@ if TYPE_CHECKING:
     from byol.encoder.classifier import load_classifier as load_classifier
     from byol.encoder.encoder import Encoder as Encoder
     from byol.encoder.encoder import load as load
-    from byol.errors import ByolError as ByolError
-    from byol.errors import CheckpointError as CheckpointError
-    from byol.errors import CollapsedError as CollapsedError
-    from byol.errors import ConfigError as ConfigError
-    from byol.errors import DataError as DataError
-    from byol.errors import DivergedError as DivergedError
-    from byol.errors import NoLabelsError as NoLabelsError
-    from byol.errors import RunInUseError as RunInUseError
-    from byol.errors import RunMismatchError as RunMismatchError
-    from byol.errors import ValueRangeWarning as ValueRangeWarning
+    from byol.errors import *  # noqa: F403
     from byol.exporting.export import Exported as Exported
     from byol.method.networks import Byol as Byol
 
@@ -54,18 +46,7 @@ _PUBLIC = {
     "byol.checking.check": ("CheckResult",),
     "byol.encoder.classifier": ("Classifier", "load_classifier"),
     "byol.encoder.encoder": ("Encoder", "load"),
-    "byol.errors": (
-        "ByolError",
-        "CheckpointError",
-        "CollapsedError",
-        "ConfigError",
-        "DataError",
-        "DivergedError",
-        "NoLabelsError",
-        "RunInUseError",
-        "RunMismatchError",
-        "ValueRangeWarning",
-    ),
+    "byol.errors": tuple(errors.__all__),
     "byol.exporting.export": ("Exported",),
     "byol.method.networks": ("Byol",),
 }

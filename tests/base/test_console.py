@@ -1,5 +1,6 @@
 """What is printed: on any console, any name, into a closed or broken pipe; and never a bar into a file."""
 
+import ast
 import io
 import os
 import subprocess
@@ -11,8 +12,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from byol.base import console as console_module
 from byol.base.console import complain, make_console, print_line, say, say_block, show_bar
 from byol.base.errors import ConfigError, DataError, OutputError, printable
+from byol.data.pack.images import open_images
+from runs import configure
 
 EVIL = "Käfer_漢字\x1b[2J\n\udcff\u202e.yaml"  # a name may hold every byte but 0 and /
 SHOWN = r"\x1b[2J\n\xff\u202e.yaml"
@@ -142,6 +146,39 @@ def test_a_console_that_goes_on_says_once_that_nothing_is_printed(
     console.file = Closed()
     with pytest.raises((BrokenPipeError, OutputError)):
         print_line(console, "one")
+
+
+def test_only_the_console_module_prints() -> None:
+    """What prints beside it could raise, or let a name steer the terminal."""
+    source = Path(console_module.__file__).parents[1]
+    # Helper processes print answers for their parents.
+    allowed = {"api/probe.py", "base/console.py", "training/step_benchmark.py"}
+    found = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and (getattr(node.func, "id", "") == "print" or getattr(node.func, "attr", "") == "print")
+    }
+    assert found == allowed
+
+
+def test_names_of_a_source_cannot_steer_bar_or_terminal(tmp_path: Path) -> None:
+    """A folder called as a tag of rich's, and a file with a control character in its suffix."""
+    folder = tmp_path / "[" / "bold]x[red]"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        Image.fromarray(np.full((16, 16, 3), 60 * number, np.uint8)).save(folder / f"{number}.png")
+    (folder / "a.\x1bxyz").write_bytes(b"")
+    output = io.StringIO()
+    open_images(
+        configure(folder),
+        tmp_path / "runs" / "a",
+        console=Console(file=output, force_terminal=True, width=200),
+    )
+    lines = [line for line in output.getvalue().splitlines() if line.startswith("passed by")]
+    assert len(lines) == 1 and "\x1b" not in lines[0] and r".\x1bxyz" in lines[0]
+    assert "[/bold]x[red]" in output.getvalue()
 
 
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")

@@ -220,12 +220,15 @@ def test_wheels_are_unpacked_for_the_parts_alone(tmp_path: Path) -> None:
 def test_pinned_wheels_are_the_versions_the_tests_pass_with() -> None:
     def read(path: Path) -> dict[str, str]:
         lines = [line for line in path.read_text().splitlines() if "==" in line]
-        return {name.lower(): version for name, _, version in (line.partition("==") for line in lines)}
+        return {
+            name.lower().replace("_", "-"): version
+            for name, _, version in (line.partition("==") for line in lines)
+        }
 
     wheels, constraints = read(ROOT / "benchmarks" / "gpu" / "wheels.txt"), read(ROOT / "constraints.txt")
     peers = read(ROOT / "benchmarks" / "requirements.txt")
     shared = [name for name in wheels if name in constraints]
-    assert {"pydantic", "pydantic_core", "beartype", "pytest"} <= set(shared)
+    assert {"pydantic", "pydantic-core", "beartype", "pytest"} <= set(shared)
     assert {name: wheels[name] for name in shared} == {name: constraints[name] for name in shared}
     assert {name: wheels[name] for name in peers} == peers
 

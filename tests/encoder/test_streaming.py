@@ -194,6 +194,18 @@ def test_a_place_that_cannot_be_written(encoder: Encoder, folder: Path) -> None:
         work(encoder, folder)
 
 
+def test_a_second_process_of_the_same_output_is_refused(encoder: Encoder, folder: Path) -> None:
+    """It would mix its rows with those of the first, which goes on undisturbed."""
+    whole = work(encoder, folder)
+    with PartialRows(folder.parent / "f.csv.partial", recipe="first", width=96) as rows:
+        with pytest.raises(CheckpointError, match=r"f\.csv\.partial: .*same output.*another output"):
+            work(encoder, folder)
+        rows.save()
+    names, features, _ = work(encoder, folder)
+    assert names == whole[0] and not list(folder.parent.glob("*.partial"))
+    np.testing.assert_array_equal(features, whole[1])
+
+
 # ---- Processes that are killed
 
 

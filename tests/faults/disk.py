@@ -24,9 +24,10 @@ from faults.scene import (
     take_fingerprint,
     train_command,
 )
-from faults.shim import READS, Fault
+from faults.shim import READS, WRITES, Fault
 
 _GROUP = "Disks"
+_FULL = WRITES - {"unlink", "fsync"}  # what a full disk refuses
 _CLEAR = (
     "one clear line, checkpoints stay whole; when there is space again the same command continues, identical"
 )
@@ -39,7 +40,7 @@ def _expect() -> dict[str, str]:
 
 
 def _judge(ended: Ended, expected: dict[str, str], ends: Counter[str], *, where: str) -> list[str]:
-    """After a disk error: one line said it, nothing is damaged, and the same command continues."""
+    """After an error of the disk: one line, nothing is damaged, and the same command continues."""
     if ended.code == 0:
         ends["went on without, identical"] += 1
         return [f"{where}: {text}" for text in find_losses(Path(RUN), expected)]
@@ -58,11 +59,12 @@ def write_errors(number: int, *, lasting: bool, part: int, parts: int, stride: i
     """The n-th operation that writes fails, for all n; `lasting`: all after it as well."""
     expected = _expect()
     start_anew()
-    counted = run(*train_command(), fault=Fault(pattern=OUTPUT))
+    operations = _FULL if lasting else WRITES
+    counted = run(*train_command(), fault=Fault(operations=operations, pattern=OUTPUT))
     ends, problems, tried = Counter[str](), list[str](), 0
     for place in range(1 + part * stride, counted.count + 1, parts * stride):
         start_anew()
-        wrong = Fault(place, pattern=OUTPUT, error=number, lasting=lasting)
+        wrong = Fault(place, operations, pattern=OUTPUT, error=number, lasting=lasting)
         ended = run(*train_command(), fault=wrong)
         tried += 1
         problems += _judge(ended, expected, ends, where=f"operation {place}")
@@ -91,11 +93,11 @@ def write_errors_of(title: str, arguments: tuple[str, ...], clean: tuple[str, ..
             shutil.rmtree(path, ignore_errors=True)
             Path(path).unlink(missing_ok=True)
         if place == 1:
-            total = run(*arguments, fault=Fault(pattern=OUTPUT)).count
+            total = run(*arguments, fault=Fault(operations=_FULL, pattern=OUTPUT)).count
             for path in clean:
                 shutil.rmtree(path, ignore_errors=True)
                 Path(path).unlink(missing_ok=True)
-        ended = run(*arguments, fault=Fault(place, pattern=OUTPUT, lasting=True))
+        ended = run(*arguments, fault=Fault(place, _FULL, pattern=OUTPUT, lasting=True))
         tried += 1
         again = run(*arguments)
         if not (ended.code == 0 or ended.is_clear) or again.code != 0:
@@ -127,7 +129,6 @@ def real_limits() -> Result:
 
 def real_full_disk() -> Result:
     """A file system in memory that is too small; then a larger one."""
-    expected = _expect()
     ends, problems, sizes = Counter[str](), list[str](), ("16k", "64k", "200k", "600k")
     place = Path("small").absolute()
     for size in sizes:
@@ -138,11 +139,8 @@ def real_full_disk() -> Result:
         if not ended.is_clear:
             problems.append(f"{size}: {explain(ended)}")
         ends["one clear line"] += ended.is_clear
-    del expected
-    return Result(
-        _GROUP, "A file system of 16 to 600 kB", "tmpfs in a mount namespace", "one clear line",
-        len(sizes), ends, tuple(problems),
-    )  # fmt: skip
+    name, how = "A file system of 16 to 600 kB", "tmpfs in a mount namespace"
+    return Result(_GROUP, name, how, "one clear line", len(sizes), ends, tuple(problems))
 
 
 # ---- Reading

@@ -2,10 +2,11 @@
 
 import io
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -246,6 +247,34 @@ def test_the_projector_of_tensorboard(tmp_path: Path) -> None:
     (cells,) = folder.rglob("metadata.tsv")
     assert cells.read_text().splitlines() == ["a.png", "b c .png", "d?.png"]
     assert list(folder.rglob("sprite.png")) and list(folder.rglob("tensors.tsv"))
+
+
+def test_a_board_that_cannot_be_written_is_said_once_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    before = threading.excepthook
+    (logger,) = open_loggers(["tensorboard"], make_run(tmp_path), say=said.append)
+
+    def fail(self: object) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboard.compat.tensorflow_stub.io.gfile.GFile.flush", fail)
+    monkeypatch.setattr(
+        "tensorboard.compat.tensorflow_stub.io.gfile.GFile.write", lambda self, text: fail(self)
+    )
+    for step in range(200):
+        logger.add_scalars({"loss": 1.0}, step=step)
+    logger.end(None)
+    assert len(said) == 1 and "tensorboard" in said[0] and "No space left on device" in said[0]
+    assert "Traceback" not in capsys.readouterr().err and threading.excepthook == before
+
+
+def test_a_board_that_cannot_be_begun_is_said(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").touch()
+    said: list[str] = []
+    assert open_loggers(["tensorboard"], make_run(tmp_path), say=said.append) == []
+    assert len(said) == 1 and "tensorboard" in said[0]
 
 
 def test_a_run_writes_to_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from errno import EISDIR
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -38,7 +39,8 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with suppress(OSError):  # what went wrong before is what matters
+                os.unlink(temporary)
             raise
     except OSError as error:
         raise _make_refusal(path, error) from None

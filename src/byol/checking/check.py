@@ -12,10 +12,11 @@ from byol.auto.choices import FEWEST_IMAGES
 from byol.auto.resolve import Forecast, count_channels, forecast, look_at_some
 from byol.base.console import Count
 from byol.base.errors import ByolError, CheckpointError, ConfigError, DataError
+from byol.base.files import is_temporary
 from byol.checking.doctor import Examined, examine, find_duplicates
 from byol.checking.duplicates import find_leaks
 from byol.checking.findings import Problem, find_leaks_problems, find_problems
-from byol.checking.report import REPORT, Leaks, Report
+from byol.checking.report import FILES, REPORT, Leaks, Report
 from byol.config import DataConfig, PartialConfig
 from byol.data.decode.image import read_square
 from byol.data.sources.opening import open_source, splits_of
@@ -90,7 +91,10 @@ def _check_folder(folder: Path, sources: Sequence[str]) -> None:
     for source in sources:
         if os.path.isdir(source) and folder.resolve().is_relative_to(Path(source).resolve()):
             raise ConfigError(f"-o {folder}: lies inside the image folder {source}; choose a folder outside")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT).exists():
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # Without its page a folder is a report all the same if a full disk or a kill has ended it early.
+    others = {name for name in names if name not in FILES and not is_temporary(name, of=FILES)}
+    if others and REPORT not in names:
         raise ConfigError(f"-o {folder}: holds files that are no report; choose another folder")
 
 

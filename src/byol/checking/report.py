@@ -39,6 +39,8 @@ from byol.pictures.sheets import (
 )
 
 REPORT = "report.html"
+PICTURES = ("contact.png", "views.png", "hist.png")
+FILES = (REPORT, LEAKS, BAD_FILES, DUPLICATES, BLANK_FILES, *PICTURES)  # all that a report consists of
 _TEMPLATE = Path(__file__).with_name("web") / "check.html"
 _CONTACT = 96  # images on the contact sheet, at most
 _LISTED = 20  # names in the page; all are in the CSV files
@@ -76,7 +78,7 @@ class Report:
         Raises:
             CheckpointError: the folder cannot be written.
         """
-        for name in (LEAKS, "contact.png", "views.png", "hist.png"):
+        for name in (LEAKS, *PICTURES):
             (folder / name).unlink(missing_ok=True)  # of an earlier check
         for _, name, head, rows in self._lists():
             write_atomically(folder / name, b"".join([csv_line(*head), *(csv_line(*row) for row in rows)]))

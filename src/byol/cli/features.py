@@ -61,11 +61,7 @@ def embed_command(options: argparse.Namespace) -> int:
                 about=_describe(images, found, encoder=encoder, known=known),
                 progress=count,
             )
-        left_out = f", {found.num_bad} left out" if found.num_bad else ""
-        num_images = len(found.names)
-        say(
-            f"wrote {encoder.spec.num_features} features of {num_images} images to {options.output}{left_out}"
-        )
+        _say_written(f"{encoder.spec.num_features} features", found, options.output)
         if options.prototypes is not None:
             _choose_prototypes(found, options.output, num=options.prototypes)
     return 0

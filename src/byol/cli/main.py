@@ -13,6 +13,7 @@ from byol.base.console import complain, finish_output, prepare_streams
 from byol.base.errors import ByolError, ConfigError, Interrupted
 from byol.cli.commands import EXIT_INTERRUPTED
 from byol.cli.parser import make_parser
+from byol.data.decode.disk import describe, is_of_the_disk
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*|--[A-Za-z_][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
 _OVERRIDE_FLAG = re.compile(r"--[A-Za-z_][\w-]*(\.[\w-]+)+")
@@ -32,8 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         by = "" if name == "SIGINT" else f" by {name}"
         complain(f"interrupted{by}; run the same command again to resume from the last save")
         return EXIT_INTERRUPTED[name]
-    except BrokenPipeError:  # `byol config | head`: whoever read the output has seen enough
-        return EXIT_INTERRUPTED["SIGPIPE"]
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `byol config | head`: it has seen enough
+            return EXIT_INTERRUPTED["SIGPIPE"]
+        if not is_of_the_disk(error):
+            raise
+        complain(
+            f"{error.filename or 'a file'}: the system refuses it ({describe(error)}); mend that and run "
+            "the same command again"
+        )
+        return ByolError.exit_code
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -4,6 +4,7 @@
     NAME.partial/values.f32       float32, a row for each image that could be used
     NAME.partial/places.i64       the place of each of these images in the source
     NAME.partial/left_out.csv     names and reasons of the other images
+    NAME.partial/lock             held by the process that writes
 
 Rows are appended and read back from the disk in blocks, so memory does not grow with their number.
 """
@@ -13,17 +14,18 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from jaxtyping import Float32
 
 from byol.base.errors import CheckpointError
 from byol.base.files import reason_of, write_atomically
+from byol.base.locks import Holder, hold
 from byol.data.pack.partial import csv_line, read_notes
 from byol.data.sources.in_memory import Images
 from byol.data.sources.left_out import Few
@@ -32,6 +34,7 @@ SAVE_INTERVAL_S = 5.0
 
 _FORMAT = 1
 _MARK, _VALUES, _PLACES, _BAD = "progress.json", "values.f32", "places.i64", "left_out.csv"
+_LOCK = "lock"
 _VALUE_BYTES, _PLACE_BYTES = 4, 8
 _STRETCH = 65_536  # names that are made at once
 
@@ -77,11 +80,15 @@ class PartialRows:
     """Appends rows to an unfinished table, from where an earlier process of the same recipe has stopped.
 
     Raises:
-        CheckpointError: the folder cannot be written, or the disk is full.
+        CheckpointError: the folder cannot be written, the disk is full, or another process writes the table.
     """
 
     def __init__(self, folder: Path, *, recipe: str, width: int) -> None:
         self.folder = folder
+        self._stack = ExitStack()
+        with _told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(hold(folder / _LOCK, while_busy=self._refuse))
         found = _read_mark(folder)
         self.is_other = found is not None and (found.recipe, found.width) != (recipe, width)
         """Whether the folder held rows of other images or of another encoder, which are dropped."""
@@ -89,9 +96,12 @@ class PartialRows:
         self.num_before = self.mark.done
         """Images that an earlier process has looked at."""
         self._bad_in_block = 0
-        with _told(self.folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._files = {name: _open(folder / name, end=end) for name, end in self.mark.ends().items()}
+        try:
+            with _told(folder):
+                self._files = {name: _open(folder / name, end=end) for name, end in self.mark.ends().items()}
+        except BaseException:
+            self._stack.close()
+            raise
         self._saved_s = time.monotonic()
 
     def __enter__(self) -> "PartialRows":
@@ -106,6 +116,7 @@ class PartialRows:
         finally:
             for file in self._files.values():
                 file.close()
+            self._stack.close()
 
     def append_bad(self, name: str, reason: str) -> None:
         """An image that cannot be used; it counts when its block is finished."""
@@ -146,6 +157,12 @@ class PartialRows:
         with (self.folder / _BAD).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield from ((name, reason) for name, reason in csv.reader(file))
 
+    def _refuse(self, holder: Holder | None) -> NoReturn:
+        raise CheckpointError(
+            f"{self.folder}: {holder or 'another process'} writes the same output; wait for it, or choose "
+            "another output"
+        )
+
     def values(self) -> "StoredRows":
         """All rows, on the disk."""
         self._files[_VALUES].flush()
@@ -158,7 +175,7 @@ class PartialRows:
 
     def remove(self) -> None:
         """Delete the files, when the table is written."""
-        for name in (_MARK, *self.mark.ends()):
+        for name in (_MARK, *self.mark.ends(), _LOCK):
             (self.folder / name).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()

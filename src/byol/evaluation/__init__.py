@@ -1,1 +1,1 @@
-"""How good an encoder is: with labels a table of accuracies, without them its measures."""
+"""Evaluate an encoder: accuracies if there are labels, label-free measures if there are none."""

@@ -1,6 +1,6 @@
-"""What is known of a run's features without labels: its words, and `measures.json`.
+"""The results of evaluating a run without labels: rendered for the terminal and saved as `measures.json`.
 
-The format of the file is described in docs/files.md.
+docs/files.md describes the file format.
 """
 
 import json
@@ -17,13 +17,13 @@ FILE_NAME = "measures.json"
 SHEET_NAME = "neighbours.png"
 PROTOTYPES_NAME = "prototypes.csv"
 
-_MOST_COLUMNS = 6  # of metadata that are shown on the terminal
+_MOST_COLUMNS = 6  # metadata columns shown on the terminal
 _MOST_OUTLIERS = 3
 
 
 @dataclass(frozen=True)
 class EncoderMeasures:
-    """One encoder on the images that both are measured on; see `geometry.Geometry`."""
+    """The label-free measures of one encoder; `geometry.Geometry` defines each one."""
 
     features: str  # "byol online", "untrained"
     rank: float
@@ -37,16 +37,16 @@ class EncoderMeasures:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An image that is like another."""
+    """One of the nearest neighbours of an image."""
 
-    row: int  # in the packed set
+    row: int  # row in the packed set
     name: str
-    similarity: float  # cosine
+    similarity: float  # cosine similarity
 
 
 @dataclass(frozen=True)
 class Query:
-    """An image and those that are most like it, the most similar first."""
+    """An image and its nearest neighbours, the most similar first."""
 
     row: int
     name: str
@@ -55,7 +55,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Prototype:
-    """The image nearest to the centre of a cluster, and the images of the cluster."""
+    """The image nearest to a cluster's centre, and the number of images in that cluster."""
 
     row: int
     name: str
@@ -64,7 +64,7 @@ class Prototype:
 
 @dataclass(frozen=True)
 class Outlier:
-    """An image and its mean cosine distance to its 10 nearest, 0 .. 2."""
+    """An image and its mean cosine distance to its 10 nearest neighbours, 0 .. 2."""
 
     row: int
     name: str
@@ -73,11 +73,11 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Description:
-    """What `measures.json` holds."""
+    """The content of `measures.json`."""
 
-    num_images: int  # that neighbours, prototypes, outliers and metadata are of
-    num_copies: int  # of these, images that repeat an earlier one exactly
-    num_measured: int  # images that the encoders are measured on
+    num_images: int  # images searched for neighbours, prototypes, outliers and metadata
+    num_copies: int  # how many of these exactly duplicate an earlier image
+    num_measured: int  # how many of these the encoders are compared on
     done: int  # training steps of the encoder
     seconds: float
     encoders: tuple[EncoderMeasures, ...]
@@ -88,7 +88,7 @@ class Description:
     metadata: tuple[ColumnScore, ...]
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all.
+        """Write the results as JSON. The write is atomic.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -97,7 +97,10 @@ class Description:
         write_atomically(path, content.encode() + b"\n")
 
     def render(self) -> str:
-        """Plain text for a terminal, less than a screen: the measures, the verdict, and what to look at."""
+        """Return plain text for a terminal: the measures, the verdict, metadata scores and outliers.
+
+        The text fits on one screen.
+        """
         duplicates = f" ({self.num_copies} exact duplicates)" if self.num_copies else ""
         about = f"without labels, on {self.num_images} training images{duplicates}; encoders compared on "
         lines = [f"{about}{self.num_measured} of them", "", *self._render_encoders(), ""]
@@ -119,7 +122,7 @@ class Description:
         return render_columns(cells, left=[True, *(False for _ in cells[0][1:])])
 
     def _render_metadata(self) -> list[str]:
-        """Warnings first; a line below the table for each of them would not fit a screen, so one for all."""
+        """List columns with warnings first. A single warning text keeps the output on one screen."""
         columns = sorted(self.metadata, key=lambda one: not one.warning)
         cells = [
             ["column predicted from features", "values", "balanced accuracy", "95 % interval", "chance", ""]

@@ -1,4 +1,4 @@
-"""Labelled images that are exact copies of others: the same stored square, and the same size before."""
+"""Find exact duplicates among labelled images: equal stored pixels and equal original size."""
 
 import hashlib
 
@@ -12,12 +12,12 @@ Digests = UInt64[np.ndarray, "image 2"]
 DuplicateGroups = Int64[np.ndarray, " image"]
 
 _BLOCK = 256  # images read at once
-_MOST_KNOWN = 4  # sets of images whose digests are held: training and test, of two labellings
+_MOST_KNOWN = 4  # cached digest arrays: training and test images of two labellings
 _known: dict[str, Digests] = {}
 
 
 def digest_images(images: Packed, rows: Rows) -> Digests:
-    """128 bits of each image. Held in memory for the next call; 100,000 images of 110 px take 5 s."""
+    """Return a 128-bit digest of each image, cached in memory. 100,000 images of 110 px take 5 s."""
     sizes = np.ascontiguousarray(images.sizes[rows])
     which = hashlib.blake2b(images.fingerprint.encode() + rows.tobytes() + sizes.tobytes(), digest_size=16)
     key = which.hexdigest()
@@ -42,17 +42,17 @@ def _digest(images: Packed, rows: Rows) -> Digests:
 
 
 def find_groups(digests: Digests) -> DuplicateGroups | None:
-    """A number for each image that its copies share; None if no image is there twice."""
+    """Return a number per image that its duplicates share, or None if there are no duplicates."""
     distinct, duplicates = np.unique(_as_keys(digests), return_inverse=True)
     return duplicates.astype(np.int64) if len(distinct) < len(digests) else None
 
 
 def are_among(digests: Digests, others: UInt64[np.ndarray, "other 2"]) -> Bool[np.ndarray, " image"]:
-    """For each image whether it is a copy of one of the others."""
+    """Return for each image whether it duplicates one of the others."""
     found: Bool[np.ndarray, " image"] = np.isin(_as_keys(digests), _as_keys(others))
     return found
 
 
 def _as_keys(digests: Digests) -> Shaped[np.ndarray, " image"]:
-    """16 bytes each, which compare as one value."""
+    """View each digest as one 16-byte value, so that numpy can compare digests."""
     return np.ascontiguousarray(digests).view("S16")[:, 0]

@@ -1,7 +1,7 @@
-"""Packed images -> features, by a frozen encoder, an untrained one or from pixels; each made once and cached.
+"""Compute and cache features of packed images: by a trained or untrained encoder, or PCA of pixels.
 
-A cached array `features/<key>.npy` belongs to weights, preprocessing, images and rows: the key is a hash of
-these. The folder may be deleted at any time.
+Each array is cached as `features/<key>.npy`, where the key is a hash of the weights, preprocessing, images
+and rows. The folder can be deleted at any time.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ from byol.method.views import make_views, whole_view
 from byol.metrics.probes import fit_pca
 
 FORMAT = 1
-NUM_CALIBRATION = 1000  # training images that the norms of an untrained encoder see
+NUM_CALIBRATION = 1000  # training images that calibrate the BatchNorm statistics of an untrained encoder
 
 BATCH = 256
-PCA_VALUES = 2**28  # pixels that principal components are fitted on at once: 1 GB
+PCA_VALUES = 2**28  # pixel values that PCA is fitted on: 1 GB
 _PCA_ROWS = 10_000
 
 Rows = Int64[np.ndarray, " image"]
@@ -42,7 +42,7 @@ Features = Float32[np.ndarray, "image feature"]
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """An encoder that is only made when features are not yet cached, and what tells it from others."""
+    """An encoder that is built only if its features are not cached; `identity` is part of the cache key."""
 
     identity: str
     spec: EncoderSpec
@@ -50,17 +50,17 @@ class FrozenEncoder:
 
 
 def trained(encoder: Encoder) -> FrozenEncoder:
-    """The encoder of a run as it is."""
+    """Wrap the trained encoder of a run."""
     return FrozenEncoder(_hash_weights(encoder.module), encoder.spec, lambda: encoder)
 
 
 def untrained(
     config: Config, spec: EncoderSpec, *, images: Packed, rows: Rows, device: str = "cpu"
 ) -> FrozenEncoder:
-    """The random encoder of the run's seed, given a fair chance: its norms know the data.
+    """Return the untrained encoder of the run's seed, with BatchNorm statistics estimated on the data.
 
-    BatchNorm's running statistics would be 0 and 1, which no network in training ever sees. They are
-    estimated on at most 1,000 of the training images (`rows`), seen whole.
+    The initial running statistics, 0 and 1, would make the baseline unfairly weak. They are estimated on
+    whole views of at most 1,000 of the training images (`rows`).
     """
     key = derive_seed(config.trainer.seed, "init", index=0)
     module = Byol.of(config, channels=spec.channels, seed_key=key).online.encoder
@@ -83,10 +83,10 @@ def features_of(
     cache_folder: Path,
     progress: Count | None = None,
 ) -> Features:
-    """Features of these rows of the packed images, in their order; from the cache if they are there.
+    """Compute, or load from the cache, the features of these rows of the packed images, in the same order.
 
     Raises:
-        DataError: a feature is not a finite number; names the first such image.
+        DataError: a feature is not a finite number; the message names the first such image.
         CheckpointError: the cache folder cannot be written.
     """
     spec = encoder.spec
@@ -110,9 +110,9 @@ def view_features_of(
     key: int,
     cache_folder: Path,
 ) -> tuple[Features, Features]:
-    """Features of two random views of each of these images, drawn from `key`; from the cache if there.
+    """Compute, or load from the cache, the features of two random views of each image; `key` seeds the views.
 
-    The views are those of training (`make_views`), the encoder is frozen as in `features_of`.
+    The views are the training augmentations (`make_views`). The encoder is frozen, as in `features_of`.
 
     Raises:
         DataError: as `features_of`.
@@ -129,7 +129,7 @@ def view_features_of(
             squares = _squares(images, rows[part])
             views = make_views(squares, sizes, transforms, key=key, rows=part, pixels=spec.pixels)
             parts.append(np.stack([encoder.make().encode_views(view).cpu().numpy() for view in views]))
-        both: Features = np.concatenate(parts, axis=1).reshape(2 * len(rows), -1)  # all first, all second
+        both: Features = np.concatenate(parts, axis=1).reshape(2 * len(rows), -1)  # first, then second
         check_finite(both, lambda place: images.names[int(rows[place % len(rows)])])
         return both
 
@@ -148,10 +148,10 @@ def pixel_components(
     seed: int,
     cache_folder: Path | None,
 ) -> tuple[Float32[np.ndarray, "train component"], Float32[np.ndarray, "test component"]]:
-    """Principal components (fitted on train) of the pixels that the encoder sees: whole views, flattened.
+    """Return principal components, fitted on `train`, of the flattened whole views that the encoder sees.
 
-    At most 10,000 training images and 1 GB of their pixels are fitted on; all are then transformed in blocks.
-    Without a folder nothing is cached.
+    PCA is fitted on at most 10,000 training images and about 1 GB of their pixels. All images are then
+    transformed in blocks. Nothing is cached if `cache_folder` is None.
     """
     num_pixels = spec.channels * spec.view_px**2
     num_fitted = max(min(_PCA_ROWS, PCA_VALUES // num_pixels), dimensions)
@@ -175,7 +175,7 @@ def pixel_components(
     return components(train, train_rows), components(test, test_rows)
 
 
-# ---- Pixels and norms
+# ---- Pixels and BatchNorm statistics
 
 
 def _squares(images: Packed, rows: Rows) -> torch.Tensor:
@@ -190,7 +190,7 @@ def _pixels(images: Packed, rows: Rows, *, spec: EncoderSpec) -> Iterator[Featur
 
 
 def _gather(blocks: Iterator[np.ndarray], *, num: int) -> Features:
-    """Blocks of `num` rows in all as one array: only one block is in memory beside it."""
+    """Copy blocks with `num` rows in total into one array. Only one block is in memory at a time."""
     gathered: Features | None = None
     first = 0
     for block in blocks:
@@ -203,20 +203,20 @@ def _gather(blocks: Iterator[np.ndarray], *, num: int) -> Features:
 
 
 def spread(rows: Rows, wanted: int) -> Int64[np.ndarray, " wanted"]:
-    """`wanted` of the rows at even distances: all classes of a sorted set are among them."""
+    """Return `wanted` evenly spaced rows, so that the sample covers all classes of a sorted set."""
     return rows[np.linspace(0, len(rows) - 1, wanted).astype(np.int64)]
 
 
 @torch.no_grad()
 def _estimate_norms(module: nn.Module, images: Packed, *, rows: Rows, spec: EncoderSpec) -> None:
     """Set BatchNorm's running statistics to their plain mean over batches of these images."""
-    module.eval()  # dropout and the like stay off
+    module.eval()  # keeps dropout and similar layers off
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    # Even parts: a part of one image has no variance.
+    # Batches of equal size: the variance of a single-image batch is undefined.
     for part in np.array_split(rows, -(-len(rows) // BATCH)) if norms else []:
         module(whole_view(_squares(images, part), spec.seen_px, pixels=spec.pixels))
     module.eval()
@@ -229,7 +229,7 @@ def _cached(path: Path, make: Callable[[], Features]) -> Features:
     try:
         cached: Features = np.load(path, allow_pickle=False)
         return cached
-    except (OSError, ValueError, EOFError):  # not there, or damaged: a cache is made anew
+    except (OSError, ValueError, EOFError):  # missing or damaged: compute again
         features = make()
     write_atomically(path, lambda file: np.save(file, features))
     return features

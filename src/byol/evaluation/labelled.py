@@ -1,4 +1,4 @@
-"""Open the labelled images that a configuration names, and say what was found out about them."""
+"""Open the labelled images that a configuration names, and report what byol noticed about them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,16 +32,18 @@ def open_splits(
     is_single: bool = False,
     say: Say = silent,
 ) -> Splits:
-    """Open (and pack, where that has not been done) the labelled images of `config.evaluation`.
+    """Open the labelled images of `config.evaluation`, and pack them first if necessary.
 
-    They are stored as `spec` says that the encoder takes them. `is_single`: there is one training, so that of
-    several folds the first is the test part. `say` hears what is left out.
+    Args:
+        spec: the encoder's spec; images are stored at the size that it needs.
+        is_single: train only once: use the first of several folds as the test set.
+        say: receives notes, for example how many images have no label.
 
     Raises:
-        NoLabelsError: no image to fit on has a label.
+        NoLabelsError: no training image has a label.
         DataError: images cannot be read, or have other channels than the encoder takes; labels or groups are
-            missing or too few; a test class is unknown in training.
-        ConfigError: folds are asked for although there are test images.
+            missing or too few; a test class has no training image.
+        ConfigError: folds are requested although there are test images.
     """
     evaluation = config.evaluation
     source = evaluation.train if evaluation.train is not None else config.data.source
@@ -82,7 +84,7 @@ def open_splits(
 
 
 def _lies_within(target: str, source: str) -> bool:
-    """Whether the one is the other, or a folder or file below it; sets with official splits are neither."""
+    """Return whether `target` is `source` or lies inside it. Always False for sets with official splits."""
     if splits_of(target) or splits_of(source):
         return False
     return Path(target).resolve().is_relative_to(Path(source).resolve())
@@ -101,7 +103,7 @@ def _describe_left_out(splits: Splits) -> Iterator[str]:
 
 
 def _describe_unlearnt(splits: Splits) -> Iterator[str]:
-    """Classes that are counted but cannot be right."""
+    """Describe classes that are counted in the accuracy but that a classifier cannot learn."""
     if splits.test is splits.train:
         rare = find_unlearnt(splits.train.labels, splits.train.units)
         where = "one image" if splits.train.groups is None else f"images of one {splits.train.groups.column}"
@@ -142,10 +144,10 @@ def _open(
 
 
 def check_fit(images: Packed, spec: EncoderSpec, *, name: str) -> None:
-    """Refuse images with other channels or another depth than the encoder takes.
+    """Refuse images whose channels or bit depth differ from what the encoder takes.
 
     Raises:
-        DataError: they have.
+        DataError: the channels or the bit depth differ.
     """
     if images.channels != spec.channels:
         raise DataError(

@@ -1,4 +1,4 @@
-"""The low-shot curve: how good logistic regression is when there are only a few labels."""
+"""The low-shot curve: top-1 accuracy of logistic regression with few labelled images per class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from byol.metrics.folds import Indices, Labels
 from byol.metrics.probes import Test, Train, fit_logistic
 
 PER_CLASS = (1, 2, 5, 10, 50)
-# One image a class leaves none to choose a penalty on, so it is fixed. On plankton it is within a point of
-# the best of 1e-4 to 1 (docs/decisions.md).
+# With one image per class there is no validation split to choose the penalty on, so it is fixed. On plankton
+# its top-1 is within a point of the best penalty from 1e-4 to 1 (docs/decisions.md).
 INVERSE_PENALTY = 0.1
-MAX_IMAGES = 10_000  # of a draw: bounds the time of many classes
+MAX_IMAGES = 10_000  # per draw; bounds the time with many classes
 
-_CLASS_SHARE = 0.5  # of the classes must have as many images
+_CLASS_SHARE = 0.5  # of the classes must have at least that many images
 
 
 @dataclass(frozen=True)
 class LowShot:
-    """Top-1 with a few training images of each class, 0..1, over draws of them."""
+    """Top-1 accuracy, 0..1, with a few training images per class: mean and std over random draws."""
 
     features: str
     per_class: int
@@ -35,7 +35,10 @@ class LowShot:
 
 
 def choose_counts(splits: Splits) -> tuple[int, ...]:
-    """The numbers of images that at least half of the classes have, in every fold."""
+    """Return the counts in `PER_CLASS` that at least half of the classes reach in every fold.
+
+    A count that needs more than `MAX_IMAGES` images in total is left out.
+    """
     counts = []
     for per_class in PER_CLASS:
         sizes = [np.unique(splits.train.labels[fold.train], return_counts=True)[1] for fold in splits.folds]
@@ -46,7 +49,10 @@ def choose_counts(splits: Splits) -> tuple[int, ...]:
 
 
 def draw_images(labels: Labels, *, per_class: int, seed: int, draw: int) -> Indices:
-    """So many images of each class, of a smaller class all; of one draw, more contain the fewer."""
+    """Draw `per_class` images of each class, or all images of a smaller class.
+
+    For the same `draw`, a larger `per_class` adds images to the smaller sample.
+    """
     rng = np.random.default_rng([seed, draw])
     members = (rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels))
     return np.sort(np.concatenate([places[:per_class] for places in members]))
@@ -55,10 +61,10 @@ def draw_images(labels: Labels, *, per_class: int, seed: int, draw: int) -> Indi
 def measure_low_shot(
     candidate: Candidate, splits: Splits, *, num_draws: int, seed: int, cache_folder: Path
 ) -> list[LowShot]:
-    """A point of the curve for each usable number of images; all features get the same draws.
+    """Measure one point of the curve per usable number of images; all feature kinds get the same draws.
 
-    A draw takes its images from one fold's training part and is tested on that fold's test images; draws go
-    round the folds.
+    Each draw takes its images from one fold's training set and is tested on that fold's test set. The draws
+    cycle through the folds.
     """
     counts = choose_counts(splits)
     top1 = np.zeros((num_draws, len(counts)))
@@ -86,7 +92,7 @@ def _fit(
     draws: Sequence[int],
     seed: int,
 ) -> Arrays:
-    """Classes of the test images for each draw and each number of training images."""
+    """Predict the test classes for each draw and each number of training images."""
     predicted = np.empty((len(draws), len(counts), len(test)), dtype=np.int64)
     for at, (draw, per_class) in enumerate(product(draws, counts)):
         rows = draw_images(labels, per_class=per_class, seed=seed, draw=draw)

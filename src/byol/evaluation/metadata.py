@@ -1,4 +1,4 @@
-"""What else than the wanted do features know: the plate, the day, the camera? A warning of batch effects."""
+"""Do the features encode metadata (plate, day, folder) that they should not? byol warns of batch effects."""
 
 import os.path
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ NUM_FOLDS = 5
 NUM_BOOTSTRAP = 2000
 MOST_VALUES = 1000
 
-NUM_ROWS = 10_000  # images that a column is judged by
-_LEAST_A_VALUE = 2 * NUM_FOLDS  # images, in a column of very many values
-_WARN_ABOVE = 0.1  # of the way from chance to always right
+NUM_ROWS = 10_000  # images used to judge a column
+_LEAST_A_VALUE = 2 * NUM_FOLDS  # images per value, if a column has very many values
+_WARN_ABOVE = 0.1  # of the distance from chance to perfect accuracy
 
 Features = Float32[np.ndarray, "image feature"]
 Values = Int64[np.ndarray, " image"]
@@ -27,7 +27,7 @@ Values = Int64[np.ndarray, " image"]
 
 @dataclass(frozen=True)
 class ColumnScore:
-    """How well features predict a column; accuracies are means over its values, 0..1."""
+    """How well the features predict a metadata column; the accuracies are balanced accuracies, 0..1."""
 
     column: str
     num_values: int
@@ -35,23 +35,23 @@ class ColumnScore:
     low95: float
     high95: float
     chance: float
-    warning: bool  # clearly above chance, and not what images are sorted by
+    warning: bool  # clearly above chance, and the column is not the label
 
 
 def folders_of(names: Iterable[str]) -> Labels | None:
-    """The folder of each image as a column; None if there are not several."""
+    """Return the folder of each image as a column, or None if all images lie in one folder."""
     folders = encode_labels(os.path.dirname(name) or "." for name in names)
     return folders if len(folders[1]) > 1 else None
 
 
 def are_alike(one: Values, other: Int64[np.ndarray, " image"]) -> bool:
-    """Whether two columns part the images in the same way."""
+    """Return whether two columns divide the images into the same groups."""
     num_pairs = np.unique(np.stack([one, other]), axis=1).shape[1]
     return bool(num_pairs == len(np.unique(one)) == len(np.unique(other)))
 
 
 def find_unusable(values: Values) -> str | None:
-    """Why a column (-1 where not known) cannot be judged, in words; None if it can."""
+    """Return why a column (-1: unknown) cannot be judged, or None if it can."""
     classes, counts = np.unique(values[values >= 0], return_counts=True)
     if len(classes) < 2:
         return "has one value" if len(classes) else "is empty"
@@ -63,11 +63,12 @@ def find_unusable(values: Values) -> str | None:
 
 
 def judge_column(features: Features, values: Values, *, name: str, is_label: bool, seed: int) -> ColumnScore:
-    """Balanced accuracy with which features tell the values of a column, by 5-fold cross-validation.
+    """Predict a column from the features and return the balanced accuracy of 5-fold cross-validation.
 
-    The classifier is `_discriminate`, on at most 10,000 images, as many of each value as can be. Values of
-    fewer than 5 images are left out. The interval is a bootstrap over images. It warns if the lower end of
-    the interval is above chance by a tenth of what is left above it.
+    The classifier is linear discriminant analysis (`_discriminate`) on at most about 10,000 images, balanced
+    over the values. Values with fewer than 5 images are left out. The interval is a bootstrap over images.
+    `warning` is set if the interval's lower end exceeds chance by more than 10 % of the distance from chance
+    to perfect accuracy and the column is not the label.
     """
     assert find_unusable(values) is None
     rows = _draw(values, seed=seed)
@@ -91,7 +92,7 @@ def judge_column(features: Features, values: Values, *, name: str, is_label: boo
 
 
 def _draw(values: Values, *, seed: int) -> Int64[np.ndarray, " drawn"]:
-    """Rows of each value that has 5 images, of none more than its share of 10,000."""
+    """Draw about 10,000 rows, at most an equal share per value, from the values with at least 5 images."""
     rng = np.random.default_rng(seed)
     classes, counts = np.unique(values[values >= 0], return_counts=True)
     kept = classes[counts >= NUM_FOLDS]
@@ -103,14 +104,14 @@ def _draw(values: Values, *, seed: int) -> Int64[np.ndarray, " drawn"]:
 def _discriminate(
     fit: Float32[np.ndarray, "fit feature"], truth: Values, *, asked: Float32[np.ndarray, "asked feature"]
 ) -> Int64[np.ndarray, " asked"]:
-    """Linear discriminant analysis with one covariance, shrunk by Ledoit and Wolf 2004; values alike likely.
+    """Linear discriminant analysis: shared Ledoit-Wolf (2004) shrunk covariance, equal class priors.
 
-    Nothing is to be chosen and nothing iterates: 10,000 images of 512 features take half a second.
+    It has no hyper-parameters and no iterations: 10,000 images of 512 features take half a second.
     """
     fit, asked = fit.astype(np.float64), asked.astype(np.float64)
     mean = np.stack([fit[truth == value].mean(axis=0) for value in range(truth.max() + 1)])
     covariance, _ = ledoit_wolf(fit - mean[truth], assume_centered=True)
-    # Features that hardly vary, and more features than images, leave shrinkage nothing to lean on.
+    # Keeps the matrix invertible if features are nearly constant or outnumber the images.
     covariance[np.diag_indices_from(covariance)] += 1e-6
     weight = np.linalg.solve(covariance, mean.T)
     scores = asked @ weight - 0.5 * (mean.T * weight).sum(axis=0)

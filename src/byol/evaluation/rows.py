@@ -1,4 +1,4 @@
-"""The rows of the table: each kind of features, judged by each classifier, over all folds."""
+"""Compute the rows of the evaluation table: each kind of features, with each classifier, over all folds."""
 
 import json
 import time
@@ -26,7 +26,7 @@ from byol.metrics.sgd import sgd
 
 LINEAR, SGD, KNN = "logistic regression", "sgd", "knn"
 PCA_DIMENSIONS = 256
-_MOST_REMEMBERED = 2**30  # bytes of pixel components: 5 folds of 200,000 images
+_MOST_REMEMBERED = 2**30  # bytes of cached pixel components: 5 folds of 200,000 images
 
 Features = Float32[np.ndarray, "image feature"]
 Train = Float32[np.ndarray, "train feature"]
@@ -37,46 +37,46 @@ Chosen = dict[str, int | float | list[int | float]]
 
 @dataclass(frozen=True)
 class Row:
-    """One classifier on one kind of features; accuracies are shares of the test images, 0..1."""
+    """The result of one classifier on one kind of features; accuracies are fractions, 0..1."""
 
     features: str  # "pixels", "untrained", "byol online", "byol target", "weights NAME"
     transform: str  # "none", "pca-256"
     classifier: str  # "logistic regression" or "sgd", "knn"
     dimensions: int
     top1: float
-    low95: float  # over the test images, or over their groups: `scores.score`
+    low95: float  # resampled over the test images, or over their groups: `scores.score`
     high95: float
     top5: float | None  # None below six classes
-    balanced: float  # mean over classes of the share that is right
+    balanced: float  # mean over classes of the per-class accuracy
     balanced_low95: float
     balanced_high95: float
-    chosen: Chosen  # settings, chosen on a part of the training images; a list if folds differ
-    seconds: float  # to choose, fit and predict; without the features
+    chosen: Chosen  # hyper-parameters chosen on a validation split; a list if the folds differ
+    seconds: float  # time to choose, fit and predict, without computing the features
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One kind of features."""
+    """One kind of features to evaluate."""
 
     name: str
     transform: str
-    of_fold: Callable[[Fold], Pair]  # of training and of test images
+    of_fold: Callable[[Fold], Pair]  # features of the fold's training and test images
 
     @property
     def scale(self) -> probes.Scaler:
-        """What brings its features to a common size."""
+        """The function that scales these features before a linear classifier."""
         return probes.standardise if self.transform == "none" else probes.rescale
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a classifier says of all test images."""
+    """A classifier's predictions for all test images."""
 
-    ranked: Int64[np.ndarray, "image 5"]  # classes, the likeliest first; -1: no further one
+    ranked: Int64[np.ndarray, "image 5"]  # classes, the most likely first; -1: no further class
     chosen: Chosen
     dimensions: int
     seconds: float
-    reused: bool  # all of it was known from an earlier evaluation
+    reused: bool  # every fold came from the cache
 
 
 # ---- Features
@@ -91,9 +91,9 @@ def make_candidates(
     say: Say,
     progress: Count | None,
 ) -> Iterator[Candidate]:
-    """Baselines first, so that what BYOL has to beat is known when its rows come.
+    """Yield the kinds of features, baselines first, so that the user sees what BYOL has to beat.
 
-    `say` hears how other weights were read, and whether they have learned from labels.
+    `say` receives how other weights were read, and a warning if they were trained with labels.
     """
     train, test, cache_folder = splits.train, splits.test, run_dir / "features"
 
@@ -133,7 +133,7 @@ def make_candidates(
 
 
 def _remember(make: Callable[[Fold], Pair]) -> Callable[[Fold], Pair]:
-    """Each fold's features made once, as long as all of them together are not too large."""
+    """Cache each fold's features in memory while their total size is below the limit."""
     made: dict[int, Pair] = {}
 
     def recall(fold: Fold) -> Pair:
@@ -153,7 +153,7 @@ def _select(train: Train, test: Test) -> Callable[[Fold], Pair]:
 
 
 def _take(features: Features, places: Int64[np.ndarray, " some"]) -> Float32[np.ndarray, "some feature"]:
-    # All of them are in their order; not copied.
+    # `places` selects every image in order, so no copy is needed.
     return features if len(places) == len(features) else features[places]
 
 
@@ -163,7 +163,7 @@ def _take(features: Features, places: Int64[np.ndarray, " some"]) -> Float32[np.
 def predict(
     candidate: Candidate, splits: Splits, *, classifier: str, seed: int, cache_folder: Path
 ) -> Predicted:
-    """Choose, fit and predict for each fold, or take that from an earlier evaluation of the same."""
+    """Choose hyper-parameters, fit and predict for each fold, or load the predictions from the cache."""
     ranked = np.full((len(splits.test.rows), probes.NUM_RANKED), -1)
     chosen: list[dict[str, int | float]] = []
     seconds, reused, dimensions = 0.0, True, 0
@@ -184,7 +184,7 @@ def predict(
 def _fit(
     candidate: Candidate, train: Train, test: Test, *, known: Split, classifier: str, seed: int
 ) -> Arrays:
-    """`known` are the training images with their labels; of the test images there are features alone."""
+    """Fit on the labelled training images `known`. This function gets test features but never test labels."""
     start = time.perf_counter()
     classify = probes.knn
     if classifier != KNN:
@@ -195,7 +195,7 @@ def _fit(
 
 
 def _join(chosen: Sequence[dict[str, int | float]]) -> Chosen:
-    """One value for each setting where the folds agree, else those of all folds."""
+    """Return one value per hyper-parameter if all folds agree, else the list of all folds' values."""
     values = {name: [one[name] for one in chosen] for name in chosen[0]}
     return {name: each[0] if len(set(each)) == 1 else each for name, each in values.items()}
 

@@ -1,14 +1,15 @@
-"""Which labelled images a classifier is trained on, and which it is tested on.
+"""Divide labelled images into training and test images.
 
-    evaluation.train or data.source   evaluation.test  training images        test images
-    stl10, cifar10, cifar100, motifs  none             its training split     its test split
-    folder, list, array               none             four of five           every fifth of a class, by name
-    anything                          given            all that have a label  all that have a label
+    evaluation.train or data.source   evaluation.test  training images      test images
+    stl10, cifar10, cifar100, motifs  none             its training split   its test split
+    folder, list, array               none             four of five         every fifth of a class, by name
+    anything                          set              all labelled images  all labelled images
 
-With `evaluation.folds`, where there are no test images, each labelled image is tested on once; a single
-training (`byol finetune`) holds out the first fold. Images without a label are left out. Exact copies of an
-image never lie on both sides: they stay together, or if there are test images they are left out of these. The
-official test splits are as they are.
+`evaluation.folds` replaces the second row by k-fold cross-validation: each labelled image is tested once. A
+single training (`byol finetune`) holds out the first fold. Images without a label are left out.
+
+Exact duplicates never lie on both sides of a split. They are assigned together. If there is a separate test
+set, its images that duplicate training images are left out. Official test splits are not changed.
 """
 
 import posixpath
@@ -29,24 +30,24 @@ from byol.metrics.folds import DEFAULT_FOLDS, Fold, Groups, make_folds
 from byol.metrics.probes import check_classes
 
 TEST_PART = "test part"  # the protocol without folds
-FOLDER = "folder"  # instead of a column: images of a folder are a group
+FOLDER = "folder"  # used in place of a column name: the images of a folder are a group
 
 _TEST_EVERY = 5
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images of a pack: their rows there, classes, perhaps groups, and which are copies."""
+    """Labelled images of a pack: their rows, classes, groups (if any) and duplicates."""
 
     images: Packed
     rows: Int64[np.ndarray, " image"]
     labels: Int64[np.ndarray, " image"]  # indices into `Splits.class_names`
     groups: Groups | None = None
-    duplicates: DuplicateGroups | None = None  # a number that duplicates share; None: there are none
+    duplicates: DuplicateGroups | None = None  # a number that duplicates share; None: there are no duplicates
 
     @property
     def units(self) -> Int64[np.ndarray, " image"] | None:
-        """What must stay on one side of a division: groups, else copies; None: each image is its own."""
+        """Numbers of the units that a split must not divide: groups, else duplicates; None: single images."""
         return self.duplicates if self.groups is None else self.groups.numbers
 
     @property
@@ -54,7 +55,7 @@ class Split:
         return None if self.groups is None else self.groups.numbers
 
     def take(self, places: Int64[np.ndarray, " some"]) -> "Split":
-        """Some of the images."""
+        """Return the subset of the images at these places."""
         groups = self.groups
         groups = None if groups is None else replace(groups, numbers=groups.numbers[places])
         duplicates = None if self.duplicates is None else self.duplicates[places]
@@ -63,17 +64,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Two disjoint sets of labelled images; or, with folds, the same set twice."""
+    """Two disjoint sets of labelled images or, with folds, the same set twice."""
 
     train: Split
     test: Split
     class_names: tuple[str, ...]
     description: str
-    num_unlabelled: int  # images left out
+    num_unlabelled: int  # images left out because they have no label
     protocol: str  # "test part", "5 folds", "5 folds by plate"
-    folds: tuple[Fold, ...]  # places in `train` and in `test`; each test image is in one
-    seen: bool = False  # the test images are among those that the encoder was trained on, without labels
-    notes: tuple[str, ...] = ()  # what was found out about the images, in words
+    folds: tuple[Fold, ...]  # indices into `train` and `test`; each test image is in exactly one fold
+    seen: bool = False  # the encoder was trained on the test images, without their labels
+    notes: tuple[str, ...] = ()  # notes for the user about the images
 
     def __post_init__(self) -> None:
         if self.train.images is self.test.images:
@@ -83,27 +84,27 @@ class Splits:
 
     @property
     def num_classes(self) -> int:
-        """Classes that occur."""
+        """The number of classes with training images."""
         return len(np.unique(self.train.labels))
 
     @property
     def num_train(self) -> int:
-        """Images that a classifier is trained on: of folds the mean."""
+        """The number of images that a classifier is trained on; with folds, their mean."""
         return round(sum(len(fold.train) for fold in self.folds) / len(self.folds))
 
 
 def name_source(source: str) -> str:
-    """As messages and tables name it."""
+    """Return the name of a source for messages and tables."""
     return source if splits_of(source) else Path(source).name or source
 
 
 def _find_duplicates(
     images: Packed, rows: NDArray[np.int64]
 ) -> tuple[DuplicateGroups | None, tuple[str, ...]]:
-    """Which labelled images are copies, and that in words.
+    """Find duplicates among the labelled images, and describe them for the user.
 
     Raises:
-        DataError: without copies the labels are too few.
+        DataError: too few labelled images are left without the duplicates.
     """
     duplicates = find_groups(digest_images(images, rows))
     if duplicates is None:
@@ -122,7 +123,11 @@ def _find_duplicates(
 
 
 def hold_out(images: Packed, *, name: str) -> Splits:
-    """Every fifth image of each class, in the order of their names, is for testing; copies follow it."""
+    """Hold out every fifth image of each class, sorted by name; duplicates go to the same side.
+
+    Raises:
+        DataError: there are too few labelled images.
+    """
     labelled = np.flatnonzero(images.labels >= 0)
     check_classes(images.labels[labelled], images.class_names)
     duplicates, notes = _find_duplicates(images, labelled)
@@ -161,14 +166,14 @@ def hold_out(images: Packed, *, name: str) -> Splits:
 def _whole(
     train: Split, test: Split, *, description: str, num_unlabelled: int, notes: tuple[str, ...]
 ) -> Splits:
-    """One fold: train on the one set, test on the other."""
+    """Return splits with a single fold: train on one set, test on the other."""
     fold = Fold(np.arange(len(train.rows)), np.arange(len(test.rows)))
     class_names = tuple(train.images.class_names)
     return Splits(train, test, class_names, description, num_unlabelled, TEST_PART, (fold,), notes=notes)
 
 
 def fold_images(images: Packed, evaluation: EvaluationConfig, *, source: str) -> Splits:
-    """All labelled images, divided into folds by class, and so that no group lies in two of them."""
+    """Divide all labelled images into stratified folds; no group lies in two folds."""
     rows = np.flatnonzero(images.labels >= 0)
     labels = images.labels[rows]
     check_classes(labels, images.class_names)
@@ -197,7 +202,7 @@ def fold_images(images: Packed, evaluation: EvaluationConfig, *, source: str) ->
 
 
 def hold_out_first(splits: Splits) -> Splits:
-    """Of folds the first as the test part."""
+    """Use the first fold as the test set."""
     first, groups = splits.folds[0], splits.train.groups
     what = "" if groups is None else f", together with every {groups.column} in it"
     return _whole(
@@ -212,7 +217,7 @@ def hold_out_first(splits: Splits) -> Splits:
 def _find_groups(
     images: Packed, rows: NDArray[np.int64], *, column: str, labels: str | None, folder: Path | None
 ) -> Groups:
-    """Groups of the images: the folders they lie in, or a column of the file of labels."""
+    """Return the groups of the images: their folders, or a column of the label file."""
     key = "evaluation.groups"
     if column == FOLDER:
         numbers, names = encode_labels(posixpath.dirname(name) or "." for name in images.names)
@@ -236,9 +241,13 @@ def _find_groups(
 
 
 def pair(train: Packed, test: Packed, *, names: tuple[str, str], is_official: bool) -> Splits:
-    """All labelled images of both; test classes are found in train by their names.
+    """Use all labelled images of both sets. Test classes are matched to training classes by name.
 
-    Test images that are copies of labelled training images are left out, but not of official splits.
+    Test images that duplicate labelled training images are left out, unless the split is official.
+
+    Raises:
+        DataError: both sets are the same, labels are missing, a test class has no training image, or every
+            test image is a duplicate.
     """
     if train.fingerprint == test.fingerprint:
         raise DataError(
@@ -278,7 +287,7 @@ def pair(train: Packed, test: Packed, *, names: tuple[str, str], is_official: bo
 
 
 def _translate(train: Packed, test: Packed, *, labels: NDArray[np.int64], name: str) -> NDArray[np.int64]:
-    """Test labels as indices into the training classes, of which they must be."""
+    """Convert test labels to indices into the training classes; refuse classes without training images."""
     index = {class_name: position for position, class_name in enumerate(train.class_names)}
     known = set(np.unique(train.labels))
     table = np.full(len(test.class_names), -1, dtype=np.int64)

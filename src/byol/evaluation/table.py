@@ -1,6 +1,6 @@
-"""The table: how good an encoder is, beside pixels and the untrained encoder, with intervals.
+"""The evaluation table: accuracies of the encoder, raw pixels and the untrained encoder, with intervals.
 
-Saved as `eval.json`, whose rows others read; the format is described in docs/files.md.
+It is saved as `eval.json`, which other programs may read; docs/files.md describes the format.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ _TO_THE_LEFT = ("features", "transform", "classifier", "chosen")
 
 @dataclass(frozen=True)
 class Confusion:
-    """Of one row: how many images of each class (first index) were taken for each class (second)."""
+    """The confusion matrix of one row: number of images by true class (first index) and predicted class."""
 
     features: str
     classifier: str
@@ -61,14 +61,14 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Table:
-    """What `eval.json` holds."""
+    """The content of `eval.json`."""
 
     split: str
     protocol: str  # "test part", "5 folds", "5 folds by plate"
     settings: dict[str, Any]  # the section `evaluation` of the configuration
-    num_train: int  # of folds the mean
+    num_train: int  # with folds, their mean
     num_test: int
-    num_classes: int  # that occur
+    num_classes: int  # classes with training images
     class_names: tuple[str, ...]
     num_unlabelled: int
     done: int  # training steps of the encoder
@@ -76,10 +76,10 @@ class Table:
     rows: tuple[Row, ...]
     low_shot: tuple[LowShot, ...]
     confusion: Confusion
-    seen: bool = False  # the test images are among those that BYOL was trained on, without labels
+    seen: bool = False  # BYOL was trained on the test images, without their labels
 
     def render(self) -> str:
-        """The rows as plain text for a terminal, and the verdict below them."""
+        """Return the rows as a plain-text table for a terminal, followed by the verdict."""
         about = f"{self.split}; {self.num_train} training and {self.num_test} test images, "
         if self.protocol != TEST_PART:
             about = f"{self.split}; {self.num_test} images, each tested once, "
@@ -88,7 +88,7 @@ class Table:
         return "\n".join([*lines, *_render_low_shot(self.low_shot), *wrap(*sentences)])
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all.
+        """Write the table as JSON. The write is atomic.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -98,14 +98,14 @@ class Table:
         write_atomically(path, f"{{\n{lines}\n}}\n".encode())
 
     def verdict(self) -> str:
-        """A sentence a classifier: is the online encoder above both baselines, and the intervals apart?"""
+        """Say per classifier whether the online encoder beats both baselines, and how certain that is."""
         return "\n".join(found.sentence for found in judge(self.rows))
 
 
 def check_labels(run_dir: Path, *, overrides: Sequence[str] = ()) -> None:
-    """Open labelled images and other weights, and part them, as `evaluate` does: mistakes are told at once.
+    """Open and split labelled images and open other weights as `evaluate` does, to report mistakes early.
 
-    To have no labels at all is no mistake.
+    It is no error if there are no labels at all.
 
     Raises:
         CheckpointError, ConfigError, DataError: as `evaluate`.
@@ -130,19 +130,23 @@ def evaluate(
 ) -> Table:
     """Evaluate the encoders of a run on labelled images, and save the table in the run folder.
 
-    `overrides` are of `evaluation.` and of where the data lie (`data.`). Classifiers see test images only to
-    predict their class. `say` hears a line for each kind of features, `progress` the images done.
+    Classifiers see test images only to predict their class.
+
+    Args:
+        overrides: changes to settings under `evaluation.` and to where the images are (`data.`).
+        say: receives a line for each kind of features.
+        progress: receives the number of images done.
 
     Raises:
         CheckpointError: the folder holds no run, or no encoder yet.
-        ConfigError: an override is not valid, or would change what the run was.
-        DataError: the labelled images cannot be read, or have no or too few labels.
+        ConfigError: an override is not valid, or would change how the run was trained.
+        DataError: the labelled images cannot be read, or have too few labels or none.
     """
     start = time.perf_counter()
     keep_freed_memory()
     config = read_config(run_dir, overrides)
     evaluation, cache_folder = config.evaluation, run_dir / "features"
-    # "cuda" is where the run was trained, which need not be where it is evaluated.
+    # "cuda" is where the run was trained. The machine that evaluates it may have no GPU.
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     splits = open_splits(config, run_dir, spec=online.spec, say=say)
     _warn_of_few_groups(splits, say)
@@ -192,7 +196,7 @@ def _warn_of_few_groups(splits: Splits, say: Say) -> None:
 def _judge_all(
     candidate: Candidate, splits: Splits, *, config: Config, cache_folder: Path
 ) -> Iterator[tuple[Row, Predicted]]:
-    """A row for each classifier, the linear one first."""
+    """Yield a row for each classifier, the linear one first."""
     seed, num_bootstrap = config.evaluation.seed, config.evaluation.num_bootstrap
     for name in (SGD if splits.num_train > config.evaluation.sgd_above else LINEAR, KNN):
         found = predict(candidate, splits, classifier=name, seed=seed, cache_folder=cache_folder)
@@ -208,7 +212,7 @@ def _confuse(judged: tuple[Row, Predicted], splits: Splits) -> Confusion:
     return Confusion(row.features, row.classifier, tuple(map(tuple, counts.tolist())))
 
 
-# ---- Words
+# ---- Text
 
 
 def _describe_judged(candidate: Candidate, judged: Sequence[tuple[Row, Predicted]]) -> str:
@@ -216,14 +220,17 @@ def _describe_judged(candidate: Candidate, judged: Sequence[tuple[Row, Predicted
 
 
 def _render_rows(rows: Sequence[Row]) -> list[str]:
-    """The head, a line below it, and a line a row."""
+    """Return the heading, a rule below it, and one line per row."""
     kept = [at for at, name in enumerate(_HEADINGS) if name != "top-5" or rows[0].top5 is not None]
     cells = [[row[at] for at in kept] for row in (_HEADINGS, *map(_to_cells, rows))]
     return render_columns(cells, left=[name in _TO_THE_LEFT for name in cells[0]])
 
 
 def _render_low_shot(points: Sequence[LowShot]) -> list[str]:
-    """Features downwards, images of each class to the right; empty without points."""
+    """Return a table with one line per kind of features and one column per number of training images.
+
+    The list is empty if there are no points.
+    """
     if not points:
         return []
     counts = dict.fromkeys(point.per_class for point in points)
@@ -258,7 +265,7 @@ def _show(value: int | float | list[int | float]) -> str:
 
 
 def _dump(value: object) -> str:
-    """JSON with a line an element of a list of objects."""
+    """Return JSON; a list of objects gets one line per object."""
     if isinstance(value, Sequence) and value and isinstance(value[0], dict):
         return "[\n" + ",\n".join(f"    {json.dumps(element)}" for element in value) + "\n  ]"
     return json.dumps(value)

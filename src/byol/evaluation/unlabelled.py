@@ -1,7 +1,7 @@
-"""How good an encoder is without labels, and what its features show of the images it was trained on.
+"""Evaluate an encoder without labels, and show what its features say about the training images.
 
-Beside `measures.json` it leaves `neighbours.png` (a row is an image and the 8 most like it) and
-`prototypes.csv` (images that are worth a label).
+It writes `measures.json`, `neighbours.png` (each row: an image and its 8 nearest neighbours) and
+`prototypes.csv` (images worth labelling first).
 """
 
 import time
@@ -59,10 +59,10 @@ from byol.metrics.neighbours import (
 from byol.pictures.sheets import Sample, draw_contact
 from byol.runfolder.settings import read_config
 
-MOST_IMAGES = 100_000  # of more, as many at even distances
-NUM_MEASURED = 2048  # images that encoders are measured on: rank up to 2,047, retrieval to 2 points
-NUM_NEIGHBOURS = 10  # that the distance of an outlier is the mean of
-NUM_QUERIES, NUM_SHOWN = 12, 8  # rows of the sheet, and neighbours in one
+MOST_IMAGES = 100_000  # of a larger set, byol describes evenly spaced images
+NUM_MEASURED = 2048  # images the encoders are compared on: rank up to 2,047, retrieval accuracy to 2 points
+NUM_NEIGHBOURS = 10  # an outlier's distance is the mean over these
+NUM_QUERIES, NUM_SHOWN = 12, 8  # rows of `neighbours.png`, and neighbours per row
 NUM_PROTOTYPES = 100
 NUM_OUTLIERS = 20
 
@@ -81,17 +81,22 @@ def describe(
     say: Say = silent,
     progress: Count | None = None,
 ) -> Description:
-    """Describe a run's features of its training images without labels, and save that in the run folder.
+    """Evaluate a run on its training images without labels, and save the results in the run folder.
 
-    Of more than 100,000 images 100,000 are described. The trained encoder is compared with the untrained one
-    on at most 2,048 of them. `metadata` is a CSV with the column `file` and others: which of these, and
-    whether the folder, the features tell. `overrides` as for `table.evaluate`; `say` hears of columns that
-    are left out, `progress` of images done.
+    Of more than 100,000 images, 100,000 evenly spaced ones are used. The trained encoder is compared with
+    the untrained one on at most 2,048 of these.
+
+    Args:
+        overrides: as for `table.evaluate`.
+        metadata: CSV with the column `file` and others. byol tests which columns the features predict; it
+            always tests the folder, if there are several.
+        say: receives notes on columns that are left out.
+        progress: receives the number of images done.
 
     Raises:
         CheckpointError: the folder holds no run, or no encoder yet.
-        ConfigError: an override is not valid, or would change what the run was.
-        DataError: the images or `metadata` cannot be read, features are not finite or all the same.
+        ConfigError: an override is not valid, or would change how the run was trained.
+        DataError: the images or `metadata` cannot be read, or features are not finite or all the same.
     """
     start, cache_folder = time.perf_counter(), run_dir / "features"
     keep_freed_memory()
@@ -137,11 +142,11 @@ def describe(
     return description
 
 
-# ---- What is looked at
+# ---- Measures and neighbours
 
 
 def _choose_measured(rows: Rows, *, seed: int) -> Int64[np.ndarray, " measured"]:
-    """At most 2,048 of the images, drawn: neighbours in a folder are often more alike than any others."""
+    """Draw at most 2,048 images at random, because nearby files in a folder are often very similar."""
     if len(rows) <= NUM_MEASURED:
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, NUM_MEASURED, replace=False))
@@ -156,7 +161,7 @@ def _measure(
     config: Config,
     cache_folder: Path,
 ) -> geometry.Geometry:
-    """The measures of one encoder; both see the same views. `whole` are features of these rows, if known."""
+    """Measure one encoder; every encoder sees the same views. `whole`: features of these rows, if known."""
     first, second = view_features_of(
         images,
         rows,
@@ -172,15 +177,15 @@ def _measure(
 
 @dataclass(frozen=True)
 class _Found:
-    """What is alike among the images that are described; numbers are places in the features."""
+    """Neighbours and prototypes of the described images; numbers are indices into the features."""
 
     distinct: Distinct
-    neighbours: Neighbours  # among distinct images, as places in `distinct.rows`
+    neighbours: Neighbours  # among distinct images, as indices into `distinct.rows`
     prototypes: Prototypes
 
 
 def _find(features: Features, *, seed: int, cache_folder: Path) -> _Found:
-    """Neighbours and prototypes, which take long for many images and are cached."""
+    """Find neighbours and prototypes. The result is cached because this is slow for many images."""
     distinct = Distinct.of(features)
 
     def make() -> Arrays:
@@ -201,7 +206,7 @@ def _find(features: Features, *, seed: int, cache_folder: Path) -> _Found:
 
 
 def _list_queries(found: _Found, images: Packed, *, rows: Rows) -> Iterator[Query]:
-    """Prototypes of clusters of all sizes, and the images most like them."""
+    """Yield prototypes of clusters of all sizes, with their nearest neighbours."""
     prototypes = found.prototypes.rows
     chosen = spread(prototypes, min(NUM_QUERIES, len(prototypes)))
     for place in np.searchsorted(found.distinct.rows, chosen):
@@ -236,7 +241,7 @@ def _list_outliers(found: _Found, images: Packed, *, rows: Rows) -> Iterator[Out
 def _find_columns(
     images: Packed, rows: Rows, *, metadata: Path | None, config: Config, say: Say
 ) -> dict[str, Values]:
-    """The folder, if there are several, and the columns of the CSV file; -1 where a value is not known."""
+    """Return the folder column, if there are several folders, and the CSV's columns; -1: unknown."""
     names = list(images.names)
     folders = folders_of(names)
     columns: dict[str, Labels] = {} if folders is None else {_FOLDER: folders}
@@ -254,10 +259,10 @@ def _find_columns(
 def _find_label_columns(
     columns: Mapping[str, Values], images: Packed, rows: Rows, *, config: Config
 ) -> set[str]:
-    """The columns that features are meant to tell: `label`, and the folder if it is the class.
+    """Return the columns that features are meant to predict: `label`, and the folder if it is the class.
 
-    It is if each folder holds images of one class of the set's own; or, where a file of labels is given, if
-    the labelled images lie in folders as they have labels.
+    The folder is the class if all images of a folder have the same class in the image set. If there is a
+    label file, the folder is the class if labels and folders divide the labelled images in the same way.
     """
     found, path = {"label"}, config.evaluation.labels
     folders, labels = columns.get(_FOLDER), images.labels[rows]
@@ -266,7 +271,7 @@ def _find_label_columns(
     if path is not None:
         try:
             labels = match_labels(Path(path), images.names, folder=folder_of(config.data.source))[0][rows]
-        except DataError:  # they are of other images
+        except DataError:  # the labels belong to other images
             return found
         is_labelled = labels >= 0
         is_class = bool(is_labelled.any()) and are_alike(folders[is_labelled], labels[is_labelled])
@@ -285,7 +290,7 @@ def _judge_columns(
     seed: int,
     say: Say,
 ) -> Iterator[ColumnScore]:
-    """A copy would find its original in the other folds, so copies are left out."""
+    """Judge every usable column. Duplicates are left out, because they would leak between the folds."""
     distinct = found.distinct.rows
     for name, values in columns.items():
         problem = find_unusable(values[distinct])
@@ -301,7 +306,7 @@ def _judge_columns(
 
 
 def _save(description: Description, images: Packed, *, run_dir: Path) -> None:
-    """`measures.json`, the sheet of neighbours and the list of prototypes."""
+    """Write `measures.json`, the neighbour sheet and the list of prototypes."""
     description.save(run_dir / FILE_NAME)
     prototypes = description.prototypes
     write_prototypes(

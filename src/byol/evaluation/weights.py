@@ -1,4 +1,4 @@
-"""Weights that others have trained, for one more row of the table; with their own preprocessing if known."""
+"""Open other pre-trained weights for one more row of the table, with their own preprocessing if known."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +19,17 @@ KEY = "evaluation.weights"
 
 
 def open_weights(source: str, *, spec: EncoderSpec, device: str, say: Say = silent) -> FrozenEncoder:
-    """The encoder that `source` names, for images like those of the run's encoder (`spec`).
+    """Open the encoder that `source` names, for images like those of the run's encoder (`spec`).
 
-        timm:MODEL           that model, with the mean and std it was trained with, if it is on this machine
-        folder of a run      its encoder, with all of its preprocessing if it takes as many channels
-        FILE, FILE:PREFIX    weights of the run's own kind of network, with the run's preprocessing
+        timm:MODEL           a timm model with its own mean and std; its weights must be on this machine
+        folder of a run      its encoder, with all of its preprocessing if the number of channels is the same
+        FILE, FILE:PREFIX    weights for the run's network, with the run's preprocessing
 
-    Of other channels each gets the same share of the first convolution (`fit_channels`). `say` hears where in
-    a file the encoder was found and what was changed or left out, as training says it.
+    If the number of channels differs, `fit_channels` adapts the first convolution. `say` receives where in
+    the file the encoder is, and what was changed or left out.
 
     Raises:
-        CheckpointError, ConfigError: nothing is there, it cannot be read, or is of another network.
+        CheckpointError, ConfigError: the weights are missing, unreadable, or belong to another network.
     """
     if source.startswith(TIMM):
         model = source.removeprefix(TIMM)
@@ -53,7 +53,7 @@ def open_weights(source: str, *, spec: EncoderSpec, device: str, say: Say = sile
 
 
 def name_weights(source: str, *, which: str = "online") -> str:
-    """What the row is called; `which` as the encoder's spec says."""
+    """Return the name of the row; `which` is the value in the encoder's spec."""
     if which == "finetuned":
         return f"{name_weights(source)}, finetuned"
     path = Path(source)
@@ -72,9 +72,9 @@ def _fit(
     select: str | None = None,
 ) -> FrozenEncoder:
     size = {"channels": spec.channels, "view_px": spec.view_px}
-    with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
+    with torch.random.fork_rng(devices=[]):  # keep the caller's random state
         module = build_encoder(spec.name, stem=spec.stem, **size)
-    # In training the network can be chosen, here it is the run's.
+    # The training option lets users choose the network; here it is the run's.
     advice = f"give weights of {spec.name}, a folder with {SPEC_NAME}, or timm:MODEL"
     state, notes = fit_weights(found, module, where=where, key=KEY, select=select, advice=advice)
     module.load_state_dict(state)
@@ -86,7 +86,7 @@ def _fit(
 
 
 def _as_timm(spec: EncoderSpec, model: str) -> EncoderSpec:
-    """The run's images as the model has seen its own: values 0..1 less its mean, over its std."""
+    """Return `spec` for this timm model, with the model's own mean and std (of pixels scaled to 0..1)."""
     import timm
 
     pretrained: Any = timm.get_pretrained_cfg(model)

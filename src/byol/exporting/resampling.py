@@ -18,8 +18,9 @@ from torch import Tensor
 
 _UNITS = 2.0**22  # of a weight, for 8-bit images
 _HAMMING = (float(np.float32(0.54)), float(np.float32(0.46)))  # float32 in Pillow
-# Pillow 13 and later resize rows first if that saves work; the rounding in between makes it visible.
-_MAY_START_WITH_ROWS = int(PIL.__version__.partition(".")[0]) >= 13
+# Pillow resizes columns first. Since 12.2 it starts with the rows of very tall images, since 13 wherever that
+# saves work. The rounding between the two passes makes the order visible.
+_PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Weights:
     """How much of each pixel of a side is in each pixel of the result."""
 
     matrix: Float64[Tensor, "out side"]
+    length: Float64[Tensor, ""]  # pixels of the side
     shrunk_by: Float64[Tensor, ""]  # pixels; less than 0 if the side grows
 
 
@@ -56,7 +58,7 @@ class Side:
     def squash(self, px: int, *, shrinks: Tensor) -> Weights:
         """To `px` pixels; Hamming weights if the image `shrinks`, a triangle otherwise."""
         matrix = self._weigh(self._count(px), scale=self.length / px, shrinks=shrinks)
-        return Weights(matrix, self.length - px)
+        return Weights(matrix, self.length, self.length - px)
 
     def place(self, px: int, *, longest: Tensor) -> OnCanvas:
         """In the middle of `px` pixels, shrunk as the longest side is, if that has more than `px`."""
@@ -66,7 +68,8 @@ class Side:
         place = self._count(px) - first
         covered = (place >= 0.0) & (place < length)
         matrix = self._weigh(place, scale=self.length / length, shrinks=length > 0.0)
-        weights = Weights(torch.where(covered[:, None], matrix, 0.0), self.length - length)
+        matrix = torch.where(covered[:, None], matrix, 0.0)
+        weights = Weights(matrix, self.length, self.length - length)
         return OnCanvas(weights, covered, first, length)
 
     def _count(self, px: int) -> Float64[Tensor, " px"]:
@@ -96,13 +99,17 @@ def resize(
     if bits == 8:
         of_rows, of_columns = ((matrix * _UNITS + 0.5).floor() for matrix in (of_rows, of_columns))
         rows_first, columns_first = _rows_first_8_bit, _columns_first_8_bit
-    saves = (rows.shrunk_by > 0.0) & (rows.shrunk_by > 2.0 * columns.shrunk_by)
-    if not _MAY_START_WITH_ROWS:
+    starts_with_rows = rows.shrunk_by > 0.0
+    if _PILLOW >= (13,):
+        starts_with_rows = starts_with_rows & (rows.shrunk_by > 2.0 * columns.shrunk_by)
+    else:
+        starts_with_rows = starts_with_rows & (rows.length > 100.0 * columns.length)
+    if _PILLOW < (12, 2):
         x = columns_first(x, of_rows, of_columns)
     elif torch.compiler.is_exporting():
-        x = torch.cond(saves, rows_first, columns_first, (x, of_rows, of_columns))
+        x = torch.cond(starts_with_rows, rows_first, columns_first, (x, of_rows, of_columns))
     else:
-        x = (rows_first if bool(saves) else columns_first)(x, of_rows, of_columns)
+        x = (rows_first if bool(starts_with_rows) else columns_first)(x, of_rows, of_columns)
     return cast(Tensor, x.round() if bits == 16 else x)
 
 

@@ -158,7 +158,7 @@ def check_output(output: Path, *, source: Path) -> None:
     names = {name for name in names if not is_temporary(name, of=tuple(_OWN_FILES))}
     if names:
         names = {name for name in names if not name.startswith(".")}
-        if FILE_NAME not in names or not names <= _OWN_FILES:
+        if not names & {FILE_NAME, LOG_NAME} or not names <= _OWN_FILES:
             raise CheckpointError(
                 f"{output}: is not empty and not of `byol finetune`; choose another folder with -o"
             )
@@ -379,6 +379,7 @@ def _save(
     )
     if row.epochs:
         spec = replace(spec, which="finetuned")
-    files.save_classifier(output, first.trained.module, spec, linear=first.trained.linear, spec=classifier)
+    # The log first: it shows whose folder it is, should the rest not come.
     write_atomically(output / LOG_NAME, "".join(json.dumps(line) + "\n" for line in log).encode())
+    files.save_classifier(output, first.trained.module, spec, linear=first.trained.linear, spec=classifier)
     outcome.save(output / FILE_NAME)

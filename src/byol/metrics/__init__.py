@@ -1,1 +1,1 @@
-"""Numbers from arrays of features and predictions: classifiers, folds, intervals, health, verdict."""
+"""Work on arrays of features and predictions: classifiers, folds, intervals, health and the verdict."""

@@ -1,7 +1,7 @@
-"""Which images settings are chosen on and which a classifier is tested on: validation part, folds, groups.
+"""Divide labelled images: folds for cross-validation, and a validation split to choose settings on.
 
-Images of one group (a plate, a patient) are alike for other reasons than their class. Where groups are given,
-none lies on both sides of any division here. Nor do exact copies of an image, whatever their labels.
+Images of one group (a plate, a patient) look alike for reasons other than their class. If groups are set, no
+split here divides a group. No split separates exact duplicates either, whatever their labels.
 """
 
 import warnings
@@ -14,10 +14,11 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from byol.base.errors import DataError
 
-DEFAULT_FOLDS = 5  # where groups are given and no number of folds
+DEFAULT_FOLDS = 5  # if groups are set but no number of folds
 
-_VALIDATION_FOLDS = 5  # of these one is held out
-# More groups are dealt like images, for one by one they take 0.5 ms each; the large ones of these in turn.
+_VALIDATION_FOLDS = 5  # one of these is held out
+# Above this many groups, small groups are dealt like images: StratifiedGroupKFold takes 0.5 ms per group.
+# Large groups are dealt round-robin.
 _MANY_GROUPS, _LARGE_SHARE = 1000, 0.01
 
 Labels = Int64[np.ndarray, " image"]
@@ -26,7 +27,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fold:
-    """Places of training images and of test images; in two sets, or in one (then they are disjoint)."""
+    """Indices of training and test images, into two sets or into one (then they are disjoint)."""
 
     train: Indices
     test: Indices
@@ -34,9 +35,9 @@ class Fold:
 
 @dataclass(frozen=True)
 class Groups:
-    """The group of each image, as an index into the names of the groups."""
+    """The group of each image, as an index into the group names."""
 
-    column: str  # what the groups are: "plate"
+    column: str  # what a group is, e.g. "plate"
     numbers: Labels
     names: tuple[str, ...]
 
@@ -44,13 +45,14 @@ class Groups:
 def make_folds(
     labels: Labels, *, num: int, seed: int, groups: Groups | None = None, duplicates: Labels | None = None
 ) -> tuple[Fold, ...]:
-    """Divide images into `num` parts with every class spread evenly; each part is tested on once.
+    """Divide images into `num` stratified folds; each fold is the test set once.
 
-    No group lies in two parts. Nor do duplicates (images that share a number in `duplicates`), except those
-    in two groups: the fold that tests on the one is then not trained on the other.
+    No group lies in two folds. Neither do duplicates (images that share a number in `duplicates`), unless
+    they belong to two groups. In that case the training set leaves out the duplicates of test images.
 
     Raises:
-        DataError: too few images of any class, too few groups, or a class's images cannot be parted.
+        DataError: every class has too few images, there are too few groups, or a fold would be empty or leave
+            fewer than two classes to train on.
     """
     most = int(np.unique(labels, return_counts=True)[1].max())
     if most < num:
@@ -78,7 +80,7 @@ def make_folds(
 
 
 def find_unlearnt(labels: Labels, units: Labels | None) -> Indices:
-    """Classes that no fold can learn before it is tested on them: of one image, or within one group."""
+    """Return the classes that are never trained on before they are tested: one image, or one group, only."""
     units = np.arange(len(labels)) if units is None else units
     pairs = np.unique(np.stack([labels, units]), axis=1)
     classes, counts = np.unique(pairs[0], return_counts=True)
@@ -100,16 +102,16 @@ def _check_groups(labels: Labels, groups: Groups, *, num: int) -> None:
 
 @dataclass(frozen=True)
 class Validation:
-    """Two disjoint sets of training images: settings are fitted on the one and compared on the other."""
+    """Two disjoint sets of training images: fit candidate settings on one, compare them on the other."""
 
     fit: Indices
     held_out: Indices
 
     @classmethod
     def of(cls, labels: Labels, *, seed: int, groups: Labels | None = None) -> "Validation":
-        """Hold out a fifth of each class, at least one image; of a class with one image, none.
+        """Hold out a fifth of each class, at least one image; a class with a single image is not held out.
 
-        With `groups` whole groups are held out, about a fifth of the images. Copies may be groups.
+        With `groups`, whole groups are held out, about a fifth of the images. Duplicates can serve as groups.
 
         Raises:
             DataError: no group can be held out.
@@ -139,9 +141,10 @@ class Validation:
 
 
 def split_groups(labels: Labels, groups: Labels, *, num: int, seed: int) -> list[tuple[Indices, Indices]]:
-    """`num` pairs of (rest, part): no group lies in two parts, and classes are spread as evenly as can be.
+    """Return `num` stratified pairs (rest, part) such that no group lies in two parts.
 
-    No pair where the largest class has fewer than `num` images, or `num` is below 2. A part may be empty.
+    The list is empty if the largest class has fewer than `num` images or `num` is below 2. A part may be
+    empty.
     """
     if num < 2 or np.unique(labels, return_counts=True)[1].max() < num:
         return []

@@ -1,7 +1,7 @@
-"""How features lie in space, which needs no labels, and whether a trained encoder's lie better than at first.
+"""Label-free measures of features, and whether the trained encoder beats the untrained one by them.
 
-Rank, alignment, uniformity and retrieval are those of `metrics/health.py`, here of more images, with the
-encoder frozen and with an interval.
+They are those of `metrics/health.py`: effective rank, alignment, uniformity and view-retrieval accuracy. Here
+they use more images and a frozen encoder, and retrieval has an interval.
 """
 
 from dataclasses import dataclass
@@ -15,30 +15,32 @@ from byol.metrics import health
 from byol.metrics.probes import bootstrap_interval
 
 _NUM_BOOTSTRAP = 2000
-_LEAST_GAIN = 0.1  # of alignment + uniformity; draws of 256 images differ by 0.03 (docs/decisions.md)
-_LOST_RANK = 0.25  # share of the untrained encoder's rank below which better retrieval is not enough
+_LEAST_GAIN = 0.1  # of alignment + uniformity; samples of 256 images differ by 0.03 (docs/decisions.md)
+_LOST_RANK = 0.25  # fraction of the untrained encoder's rank below which there is no positive verdict
 
 Features = Float32[np.ndarray, "image feature"]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What one encoder makes of some images and of two views of each."""
+    """The label-free measures of one encoder."""
 
     rank: float  # effective rank, 1 .. max_rank: RankMe (arXiv 2210.02885), see `health.measure_rank`
     max_rank: int
     alignment: float  # of the two views, 0 .. 4, low is good; Wang and Isola 2020 (arXiv 2005.10242)
     uniformity: float  # of first views, about -4 .. 0, low is good; from the same paper
-    retrieval: float  # share of images whose second view finds the first among all first views, 0 .. 1
-    retrieval_low95: float  # over the images
+    retrieval: (
+        float  # view-retrieval accuracy: fraction of images whose second view retrieves the first, 0 .. 1
+    )
+    retrieval_low95: float  # bootstrap over the images
     retrieval_high95: float
 
 
 def measure(whole: Features, first: Features, *, second: Features, seed: int) -> Geometry:
-    """The measures of features of whole images and of a first and a second view of each of these.
+    """Compute the measures from features of whole images and of two views of each image.
 
-    Time and memory grow with the square of the number of images: 2,048 take about a second. For
-    uniformity two images are needed.
+    Time and memory grow with the square of the number of images; 2,048 take about a second. Uniformity needs
+    at least two images.
     """
     whole_t, first_t, second_t = (torch.from_numpy(np.array(x)) for x in (whole, first, second))
     retrieval = float(health.measure_retrieval(first_t, second_t))
@@ -46,7 +48,7 @@ def measure(whole: Features, first: Features, *, second: Features, seed: int) ->
     low, high = bootstrap_interval(found, seed=seed, num=_NUM_BOOTSTRAP)
     return Geometry(
         rank=float(health.measure_rank(whole_t)),
-        max_rank=min(len(whole) - 1, whole.shape[1]),  # one dimension goes with the mean
+        max_rank=min(len(whole) - 1, whole.shape[1]),  # subtracting the mean removes one dimension
         alignment=float(health.measure_alignment(first_t, second_t)),
         uniformity=float(health.measure_uniformity(first_t)),
         retrieval=retrieval,
@@ -56,11 +58,12 @@ def measure(whole: Features, first: Features, *, second: Features, seed: int) ->
 
 
 def judge(trained: Geometry, untrained: Geometry) -> str:
-    """Is the trained encoder better, in one sentence?
+    """Say in one sentence whether the trained encoder is better than the untrained one.
 
-    -(alignment + uniformity) decides, by which `training/best.py` marks the best encoder as well: views of an
-    image together, images apart. Each measure alone is best for some useless encoder, so a clear loss of
-    view-retrieval accuracy, or of three quarters of the rank, overrules it.
+    The criterion is -(alignment + uniformity), which `training/best.py` also uses to pick the best encoder:
+    it rewards similar views of an image and dissimilar images. Some useless encoder is best by each measure
+    alone. Therefore a clear loss of view-retrieval accuracy, or of three quarters of the rank, overrules the
+    criterion.
     """
     figures = (
         f"alignment + uniformity {_loss(trained):.2f} (untrained {_loss(untrained):.2f}, lower is better), "

@@ -14,21 +14,21 @@ from torch import Tensor
 
 Verdict = Literal["healthy", "weak", "collapsing", "collapsed"]
 
-NUM_IMAGES = 256  # of the fixed set, where the data has as many
-# Upper bounds: feature std as a share of its ideal 1/sqrt(D), effective rank as a share of its largest.
+NUM_IMAGES = 256  # in the fixed set, if the data has that many
+# Upper bounds: feature std as a fraction of the ideal 1/sqrt(D), effective rank as a fraction of its maximum.
 _BOUNDS: tuple[tuple[Verdict, float, float], ...] = (
     ("collapsed", 0.03, 0.0),
     ("collapsing", 0.15, 0.015),
     ("weak", 0.40, 0.03),
 )
 _NEIGHBOURS = 5
-# An encoder is worse below these shares of its view-retrieval accuracy (and 5 points) or rank at step 0.
+# An encoder is worse below these fractions of its retrieval accuracy (and 5 points lower) or rank at step 0.
 _WORSE_RETRIEVAL, _WORSE_RETRIEVAL_BY, _WORSE_RANK = 0.8, 0.05, 0.5
 
 
 @dataclass(frozen=True)
 class Health:
-    """`feature_std` 0 (collapsed) .. 1/sqrt(D); effective `rank` 1 .. D; and the word for both."""
+    """Feature std, 0 (collapsed) .. 1/sqrt(D), effective rank, 1 .. D, and the verdict from both."""
 
     feature_std: float
     rank: float
@@ -36,9 +36,9 @@ class Health:
 
 
 def measure_feature_std(projection: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-    """Mean over dimensions of the std, over images, of the l2-normalised projection. The host does not wait.
+    """Return the std over images of the l2-normalised projection, averaged over dimensions. No host sync.
 
-    1/sqrt(D) where directions are spread evenly over the sphere, 0 where all are the same.
+    It is 1/sqrt(D) if directions are spread evenly over the sphere, and 0 if all are equal.
     """
     return torch.nn.functional.normalize(projection.float(), dim=1).std(dim=0, correction=0).mean()
 
@@ -46,7 +46,7 @@ def measure_feature_std(projection: Float[Tensor, "batch dim"]) -> Float[Tensor,
 def measure_rank(projection: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     """Effective rank of the centred, l2-normalised projections: exp of the entropy of their singular values.
 
-    Roy and Vetterli 2007; RankMe (arXiv 2210.02885, eq. 2) with the mean taken away, so that one common
+    Roy and Vetterli 2007; RankMe (arXiv 2210.02885, eq. 2). The mean is subtracted first, so that a common
     direction does not count.
     """
     normalised = torch.nn.functional.normalize(projection.float(), dim=1)
@@ -57,21 +57,22 @@ def measure_rank(projection: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True)
 class Measures:
-    """What the encoder's representations of the fixed images are good for, nothing being trained on them."""
+    """Measures of the encoder's representations of the fixed images; computing them trains nothing."""
 
-    retrieval: float  # share of images whose second view is nearest to their first, of all first views; 0..1
+    retrieval: float  # view-retrieval accuracy, see `measure_retrieval`; 0..1
     encoder_rank: float  # effective rank of the representations, 1..features
-    knn: float | None  # share whose label that of most neighbours is; None without labels of two kinds
-    alignment: float | None = None  # as `measure_alignment`, 0 .. 4; None: of an earlier version, as the next
-    uniformity: float | None = None  # as `measure_uniformity`, -4 .. 0
+    knn: float | None  # kNN accuracy, 0..1, see `measure_knn`; None without labels of two classes
+    alignment: float | None = None  # 0 .. 4, see `measure_alignment`; None in old records, like the next
+    uniformity: float | None = None  # -4 .. 0, see `measure_uniformity`
 
 
 def measure_retrieval(
     features1: Float[Tensor, "image feature"], features2: Float[Tensor, "image feature"]
 ) -> Float[Tensor, ""]:
-    """Share of images whose second view has their own first view as the nearest of all first.
+    """View-retrieval accuracy: fraction of images whose second view is nearest to their own first view, 0..1.
 
-    By the cosine of representations without the mean of their kind of views: else that would be most of it.
+    Similarity is the cosine of representations after subtracting the mean of the first or second views.
+    Without that, the common mean would dominate the cosine.
     """
     centred = (x.float() - x.float().mean(dim=0) for x in (features1, features2))
     unit1, unit2 = (torch.nn.functional.normalize(x, dim=1) for x in centred)
@@ -82,19 +83,20 @@ def measure_retrieval(
 def measure_alignment(
     features1: Float[Tensor, "image feature"], features2: Float[Tensor, "image feature"]
 ) -> Float[Tensor, ""]:
-    """Mean of |u - v|^2 over the two views of an image, on the unit sphere; 0 (they agree) to 4.
+    """Mean of |u - v|^2 over the two views of each image, on the unit sphere; 0 (identical) .. 4.
 
-    Wang and Isola 2020 (arXiv 2005.10242), section 4.1 with alpha 2. Low is good only beside low uniformity:
-    a collapsed encoder has 0 and 0.
+    Wang and Isola 2020 (arXiv 2005.10242), section 4.1 with alpha 2. A low value is good only together with
+    low uniformity: a collapsed encoder has 0 for both.
     """
     unit1, unit2 = (torch.nn.functional.normalize(x.float(), dim=1) for x in (features1, features2))
     return (unit1 - unit2).square().sum(dim=1).mean()
 
 
 def measure_uniformity(features: Float[Tensor, "image feature"]) -> Float[Tensor, ""]:
-    """Log of the mean of exp(-2 |u - v|^2) over pairs of two or more images, on the unit sphere.
+    """Log of the mean of exp(-2 |u - v|^2) over all pairs of images, on the unit sphere; needs two images.
 
-    Wang and Isola 2020, section 4.1 with t 2. All equal: 0; evenly spread in many dimensions: near -4.
+    Wang and Isola 2020, section 4.1 with t 2. It is 0 if all are equal, and near -4 if they are spread evenly
+    in many dimensions.
     """
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     distances = torch.pdist(unit).square()
@@ -102,9 +104,9 @@ def measure_uniformity(features: Float[Tensor, "image feature"]) -> Float[Tensor
 
 
 def measure_knn(features: Float[Tensor, "image feature"], labels: Int64[Tensor, " image"]) -> float | None:
-    """Share of labelled images that the 5 nearest others by cosine (most votes) label right. The host waits.
+    """Leave-one-out 5-NN accuracy by cosine similarity and majority vote, 0..1. Waits for the device.
 
-    `labels` are -1 where not known. None if fewer than two classes are known of 2 or more images each.
+    `labels` are -1 where unknown. Returns None unless at least two classes have 2 or more labelled images.
     """
     known = labels >= 0
     classes, counts = labels[known].unique(return_counts=True)  # type: ignore[no-untyped-call]
@@ -118,7 +120,7 @@ def measure_knn(features: Float[Tensor, "image feature"], labels: Int64[Tensor, 
 
 
 def compare(now: Measures, before: Measures) -> str:
-    """A line for the end of a run: each measure at step 0 and now."""
+    """Return a line for the end of a run that compares each measure at step 0 with its value now."""
     parts = [
         f"view-retrieval accuracy {before.retrieval:.0%} -> {now.retrieval:.0%}",
         f"effective rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
@@ -129,14 +131,17 @@ def compare(now: Measures, before: Measures) -> str:
 
 
 def has_lost_rank(now: Measures, before: Measures) -> bool:
-    """Whether the encoder's representations have less than half the rank that they had."""
+    """Return whether the effective rank of the representations is below half of what it was."""
     return now.encoder_rank < _WORSE_RANK * before.encoder_rank
 
 
 def describe_loss(now: Measures, before: Measures) -> str | None:
-    """In what the encoder is clearly worse than before, in words; None if in nothing. Labels are not used.
+    """Describe the measure by which the encoder is clearly worse than before, or return None.
 
-    Clearly: view-retrieval accuracy is below 0.8 of what it was and 5 points lower, or the rank below half.
+    No labels are used.
+
+    Clearly worse means: view-retrieval accuracy is below 0.8 of what it was and 5 points lower, or the rank
+    is below half.
     """
     least = min(before.retrieval * _WORSE_RETRIEVAL, before.retrieval - _WORSE_RETRIEVAL_BY)
     if now.retrieval < least:
@@ -147,7 +152,7 @@ def describe_loss(now: Measures, before: Measures) -> str | None:
 
 
 def judge(projection: Float[Tensor, "batch dim"]) -> Health:
-    """The health of a network from its projections of the fixed set. The host waits here."""
+    """Judge a network's health from its projections of the fixed set. Waits for the device."""
     feature_std, rank = float(measure_feature_std(projection)), float(measure_rank(projection))
     std_share, rank_share = feature_std * projection.shape[1] ** 0.5, rank / min(projection.shape)
     for verdict, std_bound, rank_bound in _BOUNDS:

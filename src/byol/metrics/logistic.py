@@ -4,10 +4,10 @@ With N images, minimise over weights W and biases b
 
     mean of -log softmax(x W + b)[y]  +  |W|^2 / (2 C N)
 
-Features of an encoder are much alike, so L-BFGS on them takes many iterations. In the directions of
-their principal components the curvature is at most variance / 2 + 1 / (C N) (Boehning 1992), each direction
-for itself. Weights are therefore sought in units of its square root, where L-BFGS needs tens. The components
-are found once for all penalties; of fewer images than features there are no more than images.
+An encoder's features are strongly correlated, so plain L-BFGS takes many iterations. Along each principal
+component the curvature is at most variance / 2 + 1 / (C N) (Boehning 1992). Dividing by the square root of
+this bound preconditions the problem, and L-BFGS then needs tens of iterations. The components are computed
+once for all penalties. There are at most as many as images or features, whichever is smaller.
 """
 
 from dataclasses import dataclass
@@ -18,25 +18,27 @@ import scipy.optimize
 from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 
-_MAX_ITERATIONS = 10_000  # tens are usual
-_TOLERANCE = 1e-5  # largest entry of the gradient, in the units above; scikit-learn stops at 1e-4 in its own
-_REMEMBERED = 20  # steps that L-BFGS estimates the curvature from
-_LEAST_VARIANCE = 1e-12  # of the largest: a direction below holds rounding alone, and its weights are 0
+_MAX_ITERATIONS = 10_000  # it usually takes tens
+_TOLERANCE = 1e-5  # largest entry of the preconditioned gradient; scikit-learn stops at 1e-4 of the plain one
+_REMEMBERED = 20  # L-BFGS history size
+_LEAST_VARIANCE = (
+    1e-12  # of the largest; below it a direction holds only rounding errors, and its weights are 0
+)
 
 Features = Float[np.ndarray, "image feature"]
-Flat = NDArray[np.float64]  # a class's weights and bias, then the next's
+Flat = NDArray[np.float64]  # weights and bias of the first class, then of the next
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A fitted classifier, and where to go on from for another penalty."""
+    """A fitted classifier; also the warm start for another penalty."""
 
     weights: Float64[np.ndarray, "klass feature"]
     biases: Float64[np.ndarray, " klass"]
-    inner: Float64[np.ndarray, "klass component"]  # the weights in the directions of the components
+    inner: Float64[np.ndarray, "klass component"]  # weights in principal-component coordinates
 
     def score(self, features: Features) -> Float64[np.ndarray, "image klass"]:
-        """The logarithm of each class's likelihood, but for a constant of the image."""
+        """Return the log-likelihood of each class, up to a constant per image."""
         scores: Float64[np.ndarray, "image klass"] = (
             features.astype(np.float64) @ self.weights.T + self.biases
         )
@@ -45,7 +47,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Problem:
-    """Training images in the directions of their principal components, with their classes."""
+    """Training images in principal-component coordinates, with their classes."""
 
     components: Float64[np.ndarray, "image component"]
     directions: Float64[np.ndarray, "feature component"]
@@ -56,7 +58,10 @@ class Problem:
 
     @classmethod
     def of(cls, features: Features, truth: Int64[np.ndarray, " image"], *, num_classes: int) -> "Problem":
-        """`truth` counts the classes from 0. Takes images x features x the smaller of both, in float64."""
+        """Prepare the problem; `truth` numbers the classes from 0.
+
+        Time: images x features x min(images, features) operations in float64.
+        """
         precise = features.astype(np.float64)
         mean = precise.mean(axis=0)
         precise -= mean
@@ -68,10 +73,10 @@ class Problem:
         return cls(precise @ directions, directions, variances, mean, truth, num_classes)
 
     def fit(self, *, inverse_penalty: float, start: Linear | None = None) -> Linear:
-        """The classifier with the inverse penalty C, as scikit-learn defines it; from `start` on, or from 0.
+        """Fit with the inverse penalty C as scikit-learn defines it, starting from `start` or from 0.
 
-        Of two classes scikit-learn has one vector of weights, the difference of ours: with half the C both
-        have the same solution.
+        For two classes scikit-learn uses one weight vector, the difference of our two. Half the C gives the
+        same solution.
         """
         share = 0.5 if self.num_classes == 2 else 1.0
         penalty = 1.0 / (share * inverse_penalty * len(self.truth))
@@ -97,7 +102,7 @@ class Problem:
         return Linear(weights, scaled[:, -1] - weights @ self.mean, inner)
 
     def _evaluate(self, flat: Flat, unit: Flat, penalty: float) -> tuple[float, Flat]:
-        """What is minimised, and its gradient; `flat` holds a class's weights and bias, then the next's."""
+        """Return the objective and its gradient; `flat`: weights and bias per class, concatenated."""
         scaled = flat.reshape(self.num_classes, -1)
         inner = scaled[:, :-1] * unit
         logits = self.components @ inner.T
@@ -112,7 +117,7 @@ class Problem:
         shares[rows, self.truth] -= 1.0
         shares /= len(shares)
         gradient = np.empty_like(scaled)
-        # In this order the product is twice as fast.
+        # This order makes the product twice as fast.
         gradient[:, :-1] = (shares.T @ self.components + penalty * inner) * unit
         gradient[:, -1] = shares.sum(axis=0)
         return float(value), gradient.ravel()

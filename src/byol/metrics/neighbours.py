@@ -1,8 +1,8 @@
-"""Which images are alike, which stand for many and which for none: neighbours, prototypes, outliers.
+"""Nearest neighbours, prototypes (cluster representatives) and outliers among images.
 
-Everything works on arrays of features; likeness is their cosine. Of images with equal features (exact
-duplicates) the first stands for all: a copy says nothing of the encoder, and would hide an image that has no
-other like it.
+All functions take arrays of features and compare them by cosine similarity. Of images with equal features
+(exact duplicates) only the first counts: a duplicate says nothing about the encoder, and it would hide that
+an image resembles no other image.
 """
 
 import warnings
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from byol.base.errors import DataError
 
-MOST_FITTED = 10_000  # images that clusters are found on: 100 of each of 100; all others join the nearest
-BLOCK = 2**25  # similarities of queries that are held at once, 128 MB
-TILE = 4096  # images a side of the similarities that are held at once: 64 MB, and as much again
+MOST_FITTED = 10_000  # images that k-means is fitted on; the others join the nearest centre
+BLOCK = 2**25  # query similarities in memory at once, 128 MB
+TILE = 4096  # images per side of a similarity tile: 64 MB, and as much again for its transpose
 
 Features = Float32[np.ndarray, "image feature"]
 Numbers = Int64[np.ndarray, " n"]
@@ -30,17 +30,17 @@ Numbers = Int64[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class Distinct:
-    """The images without later copies of them."""
+    """The images without later duplicates."""
 
-    rows: Int64[np.ndarray, " distinct"]  # the first image of each kind, ascending
-    member: Int64[np.ndarray, " image"]  # for each image the place in `rows` of the one that it is or repeats
+    rows: Int64[np.ndarray, " distinct"]  # row of the first image of each set of duplicates, ascending
+    member: Int64[np.ndarray, " image"]  # per image: index in `rows` of itself or its original
 
     @classmethod
     def of(cls, features: Features) -> "Distinct":
-        """Images are copies if all their features are equal, bit for bit.
+        """Find duplicates: images whose features are equal bit for bit.
 
         Raises:
-            DataError: all are.
+            DataError: all images have the same features.
         """
         lines = np.ascontiguousarray(features).view(np.dtype((np.void, features.shape[1] * 4)))[:, 0]
         _, first, member = np.unique(lines, return_index=True, return_inverse=True)
@@ -57,27 +57,27 @@ class Distinct:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The k nearest others of each image, most similar first."""
+    """The k nearest other images of each image, the most similar first."""
 
     index: Int64[np.ndarray, "image k"]
-    similarity: Float32[np.ndarray, "image k"]  # cosine
+    similarity: Float32[np.ndarray, "image k"]  # cosine similarity
 
 
 def normalise(features: Features) -> Float32[Tensor, "image feature"]:
-    """Directions of features: of length 1, so that their products are cosines. A copy."""
+    """Return a copy scaled to unit length, so that dot products are cosines."""
     return F.normalize(torch.from_numpy(np.array(features, dtype=np.float32)))
 
 
 def find_nearest(
     queries: Float32[np.ndarray, "query feature"], bank: Float32[Tensor, "image feature"], *, k: int
 ) -> Iterator[tuple[Float32[Tensor, "block k"], Int64[Tensor, "block k"]]]:
-    """Cosines and rows of the k nearest of `bank`, most similar first, for blocks of queries. Exact.
+    """Yield, per block of queries, cosines and rows of the k nearest in `bank`, most similar first. Exact.
 
-    `bank` is of length 1. A k above its number of rows means all of them. Memory does not grow with the
-    number of queries.
+    `bank` must have unit length. A larger k than its number of rows returns all rows. Memory does not grow
+    with the number of queries.
     """
     k, block = min(k, len(bank)), max(1, BLOCK // len(bank))
-    # One block of memory for all: the system would give, and clear, a new one each time (11 % of the time).
+    # One buffer for all blocks: allocating a new one for each took 11 % of the time.
     similarities = torch.empty(min(block, len(queries)), len(bank))
     for first in range(0, len(queries), block):
         unit = normalise(queries[first : first + block])
@@ -85,11 +85,10 @@ def find_nearest(
 
 
 def find_neighbours(features: Features, *, k: int) -> Neighbours:
-    """The k nearest others of each image among all; at most all others. Exact.
+    """Find the k nearest other images of each image, or all others if there are fewer. Exact.
 
-    A tile of similarities serves the images of its rows and those of its columns, so that every pair is
-    computed once. Memory beside the features (a copy of them): two tiles. 100,000 images of 512 features take
-    100 s of one core.
+    Each tile of similarities serves both its rows and its columns, so every pair is computed once. Memory: a
+    copy of the features and two tiles. 100,000 images of 512 features take 100 s on one core.
     """
     num = len(features)
     k = min(k, num - 1)
@@ -109,7 +108,7 @@ def find_neighbours(features: Features, *, k: int) -> Neighbours:
 
 
 def _merge(best: Tensor, index: Tensor, tile: Tensor, *, rows: int, columns: int) -> None:
-    """Take what is better in a tile into the best so far of its rows."""
+    """Merge a tile's similarities into the current best neighbours of its rows."""
     stretch, k = slice(rows, rows + len(tile)), best.shape[1]
     values, places = tile.topk(min(k, tile.shape[1]), dim=1)
     both, found = torch.cat([best[stretch], values], 1), torch.cat([index[stretch], places + columns], 1)
@@ -122,18 +121,17 @@ def _merge(best: Tensor, index: Tensor, tile: Tensor, *, rows: int, columns: int
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Images that stand for clusters, largest cluster first."""
+    """The image nearest to each cluster centre, largest cluster first."""
 
     rows: Int64[np.ndarray, " cluster"]
-    sizes: Int64[np.ndarray, " cluster"]  # images, copies counted
+    sizes: Int64[np.ndarray, " cluster"]  # number of images, duplicates included
 
 
 def find_prototypes(features: Features, distinct: Distinct, *, num: int, seed: int) -> Prototypes:
-    """The image nearest to the centre of each of `num` clusters; at most as many as there are images.
+    """Return the image nearest to the centre of each of `num` clusters (fewer if there are fewer images).
 
-    Clusters are those of k-means on features of length 1 (scikit-learn, one start by k-means++), in which an
-    image counts once, however many copies it has. They are found on at most 10,000 images, drawn; every image
-    belongs to the cluster whose centre is nearest.
+    The clusters come from k-means on unit-length features (scikit-learn, one k-means++ start). Duplicates
+    count once. k-means is fitted on at most 10,000 random images; every image joins the nearest centre.
     """
     unit = normalise(features[distinct.rows]).numpy()
     num = min(num, len(unit))
@@ -141,7 +139,7 @@ def find_prototypes(features: Features, distinct: Distinct, *, num: int, seed: i
     if len(unit) > MOST_FITTED:
         fitted = np.random.default_rng(seed).choice(unit, MOST_FITTED, replace=False)
     with warnings.catch_warnings():
-        # Directions that are equal leave clusters empty.
+        # Features that point in equal directions leave clusters empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = KMeans(num, n_init=1, random_state=seed).fit(fitted)
     cluster_of = model.predict(unit)
@@ -154,7 +152,7 @@ def find_prototypes(features: Features, distinct: Distinct, *, num: int, seed: i
 
 
 def find_outliers(neighbours: Neighbours, *, num: int) -> tuple[Numbers, Float32[np.ndarray, " n"]]:
-    """The images that are furthest from their nearest: their places, and mean cosine distances, falling."""
+    """Return indices and mean cosine distances of the images furthest from their neighbours, descending."""
     distance = 1.0 - neighbours.similarity.mean(axis=1)
     furthest = np.argsort(-distance, kind="stable")[:num]
     return furthest, distance[furthest]

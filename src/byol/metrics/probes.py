@@ -1,8 +1,8 @@
-"""Judge features by simple classifiers: kNN and logistic regression, and how sure their accuracies are.
+"""Probe features with simple classifiers (kNN, logistic regression) and compute accuracy intervals.
 
-Everything works on arrays of features and never sees an encoder. A classifier is given training features,
-training labels and test features; nothing here that chooses a setting or fits a classifier has a parameter
-for test labels. Settings are chosen on a validation part of the training images.
+All functions take arrays of features and never see an encoder. A classifier receives training features,
+training labels and test features. No function here that chooses a setting or fits a classifier has a
+parameter for test labels. Settings are chosen on a validation split of the training images.
 """
 
 import math
@@ -23,40 +23,40 @@ from byol.metrics.folds import Validation as Validation
 from byol.metrics.logistic import Linear, Problem
 from byol.metrics.neighbours import find_nearest, normalise
 
-NUM_RANKED = 5  # classes that a classifier names for an image
+NUM_RANKED = 5  # top classes that a classifier returns per image
 NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.03, 0.07, 0.1, 0.2, 0.5)
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 QUANTILE = 1.959964  # of the normal distribution at 0.975
 
-SWEEP_ROWS = 10_000  # images the penalty is chosen on: bounds the time, and it hardly depends on more
+SWEEP_ROWS = 10_000  # images the penalty is chosen on: bounds the time; more hardly change it
 PCA_ROWS = 10_000
 
 Train = Float32[np.ndarray, "train feature"]
 Test = Float32[np.ndarray, "test feature"]
 Labels = Int64[np.ndarray, " train"]
-Scaler = Callable[[Train, Test], tuple[Train, Test]]  # shifts and scales features by the training images
+Scaler = Callable[[Train, Test], tuple[Train, Test]]  # uses statistics of the training images only
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of each test image, and the settings that were chosen for it."""
+    """A classifier's ranked classes for each test image, and the hyper-parameters that were chosen."""
 
-    ranked: Int64[np.ndarray, "test rank"]  # up to 5 classes, the likeliest first; -1: no further one
+    ranked: Int64[np.ndarray, "test rank"]  # up to 5 classes, the most likely first; -1: no further class
     chosen: dict[str, int | float]
 
     @property
     def labels(self) -> Int64[np.ndarray, " test"]:
-        """The likeliest class."""
+        """The most likely class."""
         return self.ranked[:, 0]
 
 
 def check_classes(labels: Labels, class_names: Sequence[str]) -> None:
-    """Refuse labels (indices into `class_names`) that no classifier can be trained and chosen on.
+    """Refuse labels (indices into `class_names`) that are too few to train and validate a classifier.
 
     Raises:
-        NoLabelsError: there are none.
-        DataError: fewer than two classes, or no class with two images.
+        NoLabelsError: there are no labels.
+        DataError: there are fewer than two classes, or no class has two images.
     """
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) == 0:
@@ -73,7 +73,7 @@ def check_classes(labels: Labels, class_names: Sequence[str]) -> None:
         )
 
 
-# ---- Features to features
+# ---- Scaling and PCA
 
 
 def standardise(train: Train, test: Test) -> tuple[Train, Test]:
@@ -89,11 +89,11 @@ def standardise(train: Train, test: Test) -> tuple[Train, Test]:
 
 
 def rescale(train: Train, test: Test) -> tuple[Train, Test]:
-    """Shift every feature to mean 0, scale all by one factor to a mean variance of 1, over TRAINING images.
+    """Shift features to mean 0; scale all by one factor to mean variance 1 over the TRAINING images.
 
-    For principal components, whose sizes mean something: brought to one size, the last ones, mostly noise,
-    count as much as the first. CIFAR-10, 256 components, logistic regression: 34.1 -> 37.0 % with 5,000
-    training images, 21.6 -> 29.0 % with 500.
+    Use it for principal components, whose variances carry information: after standardisation the last
+    components, mostly noise, would count as much as the first. CIFAR-10, 256 components, logistic regression,
+    `standardise` -> `rescale`: 34.1 -> 37.0 % with 5,000 training images, 21.6 -> 29.0 % with 500.
     """
     mean = train.mean(axis=0, dtype=np.float64)
     std = float(np.sqrt(train.var(axis=0, dtype=np.float64).mean()))
@@ -102,9 +102,9 @@ def rescale(train: Train, test: Test) -> tuple[Train, Test]:
 
 
 def fit_pca(train: Train, *, dimensions: int, seed: int) -> PCA:
-    """Principal components of the training images, at most `dimensions`, images and features; randomised.
+    """Fit randomised PCA on the training images; at most `dimensions` components.
 
-    Above 10,000 images, 10,000 of them are used, drawn from `seed`.
+    Above 10,000 images it uses 10,000 of them, drawn with `seed`.
     """
     if len(train) > PCA_ROWS:
         train = train[draw(len(train), PCA_ROWS, seed=seed)]
@@ -113,7 +113,7 @@ def fit_pca(train: Train, *, dimensions: int, seed: int) -> PCA:
 
 
 def draw(num: int, wanted: int, *, seed: int) -> Indices:
-    """`wanted` different indices below `num`, ascending."""
+    """Draw `wanted` distinct indices below `num`, in ascending order."""
     return np.sort(np.random.default_rng(seed).choice(num, wanted, replace=False))
 
 
@@ -121,14 +121,14 @@ def draw(num: int, wanted: int, *, seed: int) -> Indices:
 
 
 def knn(train: Train, labels: Labels, *, test: Test, seed: int, groups: Labels | None = None) -> Prediction:
-    """`knn_rank` with the k and temperature that are best on a validation part of the training images."""
+    """Classify by `knn_rank` with the k and temperature that are best on a validation split."""
     k, temperature = choose_knn(train, labels, seed=seed, groups=groups)
     ranked = knn_rank(train, labels, test=test, k=k, temperature=temperature)
     return Prediction(ranked, {"k": k, "temperature": temperature})
 
 
 def choose_knn(train: Train, labels: Labels, *, seed: int, groups: Labels | None = None) -> tuple[int, float]:
-    """The k and temperature with the highest top-1 on the validation part; the smallest of equals."""
+    """Return the k and temperature with the highest top-1 on a validation split; ties go to the smallest."""
     part = Validation.of(labels, seed=seed, groups=groups)
     classes, index = np.unique(labels, return_inverse=True)
     ks = [k for k in NEIGHBOURS if k <= len(part.fit)]
@@ -141,7 +141,7 @@ def choose_knn(train: Train, labels: Labels, *, seed: int, groups: Labels | None
         for column, temperature in enumerate(TEMPERATURES):
             weight = _weigh(similarity, temperature=temperature)
             votes = weight.new_zeros(len(weight), len(classes))
-            # The votes of the k nearest are those of fewer, and the rest: every vote is counted once.
+            # Each larger k adds its votes to those of the smaller k, so every vote is counted once.
             for row, (fewer, k) in enumerate(pairwise([0, *ks])):
                 votes.scatter_add_(1, fit_index[neighbour[:, fewer:k]], weight[:, fewer:k])
                 num_right[row, column] += int((votes.argmax(dim=1) == wanted).sum())
@@ -152,10 +152,11 @@ def choose_knn(train: Train, labels: Labels, *, seed: int, groups: Labels | None
 def knn_rank(
     train: Train, labels: Labels, *, test: Test, k: int, temperature: float
 ) -> Int64[np.ndarray, "test rank"]:
-    """Up to 5 classes of each test image, by vote of its k most similar training images; -1: no vote left.
+    """Rank up to 5 classes per test image by a weighted vote of its k nearest training images; -1: no vote.
 
-    Similarity s is the cosine; a vote weighs exp(s / temperature). Exact, in blocks: memory does not grow
-    with the number of test images. A k above the number of training images means all of them.
+    A neighbour with cosine similarity s has the weight exp(s / temperature). The search is exact and runs in
+    blocks, so memory does not grow with the number of test images. A k above the number of training images
+    means all of them.
     """
     classes, index = np.unique(labels, return_inverse=True)
     train_index = torch.from_numpy(index)
@@ -164,7 +165,7 @@ def knn_rank(
     for similarity, neighbour in find_nearest(test, normalise(train), k=k):
         weight = _weigh(similarity, temperature=temperature)
         votes = weight.new_zeros(len(weight), len(classes)).scatter_add_(1, train_index[neighbour], weight)
-        # Stable: of equal votes the first class wins, whatever the number of classes.
+        # A stable sort gives ties to the first class.
         sums, order = (part[:, : ranked.shape[1]] for part in votes.sort(dim=1, descending=True, stable=True))
         named = np.where(sums.numpy() > 0.0, classes[order.numpy()], -1)
         ranked[first : first + len(votes)] = named
@@ -173,7 +174,7 @@ def knn_rank(
 
 
 def _weigh(similarity: Float[Tensor, "image k"], *, temperature: float) -> Float[Tensor, "image k"]:
-    # Relative to the nearest neighbour: no temperature overflows, and the winner is the same.
+    # Dividing all weights by the nearest neighbour's avoids overflow and does not change the ranking.
     return ((similarity - similarity[:, :1]).double() / temperature).exp()
 
 
@@ -189,10 +190,10 @@ def logistic_regression(
     groups: Labels | None = None,
     scale: Scaler = standardise,
 ) -> Prediction:
-    """Multinomial logistic regression (L2 penalty, L-BFGS) on features that `scale` brings to a common size.
+    """Multinomial logistic regression (L2 penalty, L-BFGS) on features scaled by `scale`.
 
-    The inverse penalty C is the best on a validation part of the training images; with it the classifier is
-    fitted anew on all of them. 4 to 8 s at 50,000 images of 512 features and 10 classes on one core.
+    The inverse penalty C is chosen on a validation split; the classifier is then refitted on all training
+    images. 50,000 images of 512 features and 10 classes take 4 to 8 s on one core.
     """
     train, test = scale(train, test)
     inverse_penalty = choose_logistic(train, labels, seed=seed, groups=groups)
@@ -203,7 +204,7 @@ def logistic_regression(
 def fit_logistic(
     train: Train, labels: Labels, *, test: Test, inverse_penalty: float
 ) -> Int64[np.ndarray, "test rank"]:
-    """Up to 5 classes of each test image, the likeliest first, by a logistic regression of this penalty."""
+    """Fit logistic regression with this penalty; return up to 5 classes per test image, most likely first."""
     classes, truth = np.unique(labels, return_inverse=True)
     found = Problem.of(train, truth, num_classes=len(classes)).fit(inverse_penalty=inverse_penalty)
     return rank(found.score(test), classes)
@@ -212,16 +213,16 @@ def fit_logistic(
 def rank(
     scores: Float[np.ndarray, "test klass"], classes: NDArray[np.int64]
 ) -> Int64[np.ndarray, "test rank"]:
-    """The (up to 5) classes of the highest scores, the highest first; of equal ones the first class."""
+    """Return the (up to 5) classes with the highest scores, the highest first; ties go to the first class."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :NUM_RANKED]
     return classes[order].astype(np.int64)
 
 
 def choose_logistic(train: Train, labels: Labels, *, seed: int, groups: Labels | None = None) -> float:
-    """The inverse penalty C with the highest top-1 on the validation part; the smallest of equals.
+    """Return the inverse penalty C with the highest top-1 on a validation split; ties go to the smallest.
 
-    Goes upwards and stops after two values below the best so far. Above 10,000 training images, 10,000 drawn
-    from `seed` serve for fitting and validation together.
+    It tries values in ascending order and stops after two in a row below the best. Above 10,000 training
+    images it uses 10,000 of them, drawn with `seed`, for fitting and validation together.
     """
     if len(train) > SWEEP_ROWS:
         drawn = draw(len(train), SWEEP_ROWS, seed=seed)
@@ -233,7 +234,7 @@ def choose_logistic(train: Train, labels: Labels, *, seed: int, groups: Labels |
     best, best_right, num_below = INVERSE_PENALTIES[0], -1, 0
     model: Linear | None = None
     for inverse_penalty in INVERSE_PENALTIES:
-        # From one penalty's solution to the next.
+        # Warm start from the previous penalty's solution.
         model = problem.fit(inverse_penalty=inverse_penalty, start=model)
         predicted = classes[model.score(held_out).argmax(axis=1)]
         num_right = int((predicted == labels[part.held_out]).sum())
@@ -245,22 +246,21 @@ def choose_logistic(train: Train, labels: Labels, *, seed: int, groups: Labels |
     return best
 
 
-# ---- How good, and how sure
+# ---- Accuracy and intervals
 
 
 def balanced_accuracy(predicted: Int64[np.ndarray, " image"], labels: Int64[np.ndarray, " image"]) -> float:
-    """Mean over the classes in `labels` of the share of a class's images that are right, 0..1."""
+    """Mean over the classes in `labels` of the per-class accuracy, 0..1."""
     right = predicted == labels
     return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
 def bootstrap_interval(correct: Bool[np.ndarray, " image"], *, seed: int, num: int) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the share of `correct`, from `num` resamples of the test images,
-    never narrower than Wilson's.
+    """95 % percentile bootstrap interval of the mean of `correct`; never narrower than Wilson's interval.
 
-    The number of right answers in a resample of images is binomial, so it is drawn as such: the same
-    distribution without the resampling. With few images, or nearly all or none right, it is far too sure
-    (12 of 12: "100 to 100 %"), so that the outer ends of both count; with thousands both are the same.
+    The number of correct answers in a resample is binomial, so it is drawn directly. With few images, or with
+    nearly all or none correct, the bootstrap is far too confident (12 of 12: "100 to 100 %"), so the outer
+    ends of both intervals are used. With thousands of images both intervals agree.
     """
     resamples: NDArray[np.int64] = np.random.default_rng(seed).binomial(
         len(correct), correct.mean(), size=num
@@ -270,7 +270,7 @@ def bootstrap_interval(correct: Bool[np.ndarray, " image"], *, seed: int, num: i
 
 
 def wilson_interval(share: float, num: int | float, *, quantile: float = QUANTILE) -> tuple[float, float]:
-    """Score interval (Wilson 1927) of a share, 0..1, of so many independent answers, not only whole ones."""
+    """Wilson score interval (1927) of a fraction, 0..1; `num`: independent answers, may be fractional."""
     squared = quantile**2 / num
     middle = (share + squared / 2) / (1 + squared)
     half = math.sqrt(squared * (share * (1 - share) + squared / 4)) / (1 + squared)
@@ -278,6 +278,6 @@ def wilson_interval(share: float, num: int | float, *, quantile: float = QUANTIL
 
 
 def join_intervals(*intervals: tuple[float, float]) -> tuple[float, float]:
-    """The lowest of the lower and the highest of the upper ends."""
+    """Return the lowest lower end and the highest upper end."""
     lows, highs = zip(*intervals, strict=True)
     return min(lows), max(highs)

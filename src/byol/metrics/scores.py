@@ -1,6 +1,6 @@
-"""How good predictions are, and how sure that is: top-1, top-5, balanced accuracy, intervals, confusions.
+"""Score predictions: top-1, top-5, balanced accuracy, their intervals, and confusion counts.
 
-The one place where predictions meet the labels of test images.
+This is the only module that compares predictions with test labels.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from byol.metrics.probes import (
     wilson_interval,
 )
 
-MIN_CLASSES_TOP5 = 6  # with fewer, five guesses are always right
-MIN_GROUPS = 10  # with fewer, their intervals are rough
+MIN_CLASSES_TOP5 = 6  # with fewer classes, five guesses are always right
+MIN_GROUPS = 10  # with fewer groups, the intervals are rough
 
-_PRIOR = 2.0  # answers that each class is given beside its own, where its spread is estimated
-_BLOCK = 100  # resamples of groups held at once
+_PRIOR = 2.0  # pseudo-answers added per class when its variance is estimated
+_BLOCK = 100  # group resamples in memory at once
 
 Labels = Int64[np.ndarray, " image"]
 Interval = tuple[float, float]
@@ -30,13 +30,13 @@ Counts = Float64[np.ndarray, "group klass"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of the test images, 0..1, with 95 % intervals."""
+    """Accuracies on the test images, 0..1, with 95 % intervals."""
 
     top1: float
     low95: float
     high95: float
     top5: float | None  # None below six classes
-    balanced: float  # mean over classes of the share that is right
+    balanced: float  # mean over classes of the per-class accuracy
     balanced_low95: float
     balanced_high95: float
 
@@ -50,9 +50,9 @@ def score(
     num_bootstrap: int,
     groups: Labels | None = None,
 ) -> Scores:
-    """Compare predicted classes, the likeliest first, with the true ones.
+    """Compare ranked predictions (most likely class first) with the true classes.
 
-    With `groups` the intervals come from resampling groups, otherwise images.
+    The intervals come from resampling groups if `groups` is set, otherwise images.
     """
     correct = ranked[:, 0] == labels
     if groups is None:
@@ -75,10 +75,10 @@ def score(
 def balanced_interval(
     correct: Bool[np.ndarray, " image"], labels: Labels, *, seed: int, num: int
 ) -> Interval:
-    """95 % percentile bootstrap interval of balanced accuracy, stratified: the images of each class are
-    resampled on their own. Never narrower than Wilson's interval with the same variance.
+    """Stratified 95 % percentile bootstrap interval of balanced accuracy: each class is resampled on its own.
 
-    As in `probes.bootstrap_interval` the number of right answers of a class is drawn as what it is, binomial.
+    It is never narrower than Wilson's interval with the same variance. As in `probes.bootstrap_interval`, the
+    number of correct answers per class is drawn from a binomial distribution.
     """
     rng = np.random.default_rng(seed)
     mean = np.zeros(num)
@@ -90,10 +90,11 @@ def balanced_interval(
 
 
 def _stratified_interval(right: Int64[np.ndarray, " klass"], counts: Int64[np.ndarray, " klass"]) -> Interval:
-    """Wilson's interval for as many images as would give the variance of the mean over classes.
+    """Wilson's interval for the effective sample size that matches the variance of the mean over classes.
 
-    For that variance the share of each class is drawn towards the mean, by two answers: a class of one image
-    would otherwise have no spread. Of one class, or of classes that are all right, it is that of all images.
+    To estimate that variance, each class accuracy is shrunk towards the mean by two pseudo-answers; otherwise
+    a class with one image would have no variance. With one class, or if all or no answers are right, the
+    interval follows from the image counts alone.
     """
     shares = right / counts
     middle = float(shares.mean())
@@ -101,7 +102,7 @@ def _stratified_interval(right: Int64[np.ndarray, " klass"], counts: Int64[np.nd
     if 0.0 < middle < 1.0:
         variance = np.sum(smooth * (1.0 - smooth) / counts) / len(counts) ** 2
         effective = smooth.mean() * (1.0 - smooth.mean()) / variance
-    else:  # the limit of the same
+    else:  # the limit of the formula above
         effective = len(counts) ** 2 / np.sum(1.0 / counts)
     return wilson_interval(middle, float(effective))
 
@@ -109,12 +110,13 @@ def _stratified_interval(right: Int64[np.ndarray, " klass"], counts: Int64[np.nd
 def group_intervals(
     correct: Bool[np.ndarray, " image"], labels: Labels, *, groups: Labels, seed: int, num: int
 ) -> tuple[Interval, Interval]:
-    """95 % percentile bootstrap intervals of top-1 and balanced accuracy, from resamples of whole groups,
-    never narrower than the variance between groups and Student's quantile give, nor than those of images.
+    """95 % bootstrap intervals of top-1 and balanced accuracy, from resamples of whole groups.
 
-    Images of a group are right and wrong together, so that resampling images would be too sure, and so is
-    resampling few groups. A class that a resample lacks is left out of its mean. Of a single group the
-    interval is that of images, since nothing tells how another would differ.
+    Answers within a group are correlated, so resampling images would be overconfident; resampling few groups
+    is as well. Each interval is therefore never narrower than that of images, nor than Wilson's interval with
+    the between-group variance and Student's t quantile. A class that is missing from a resample is left out
+    of its mean. With a single group the interval is that of images, because there is no between-group
+    variance.
     """
     classes, column = np.unique(labels, return_inverse=True)
     names, row = np.unique(groups, return_inverse=True)
@@ -146,16 +148,19 @@ def group_intervals(
 
 
 def _cluster_interval(right: Counts, totals: Counts) -> Interval:
-    """Wilson's interval with the variance between groups and Student's quantile for one group less.
+    """Wilson's interval with the between-group variance and Student's t quantile for (groups - 1) degrees.
 
-    The mean over classes of right / total is linearised: a group counts by what it has above its part of the
-    right answers. A class in a single group adds nothing, as its groups cannot be compared.
+    The mean over classes of right / total is linearised: each group contributes its correct answers above the
+    class average. A class that lies in one group adds no variance, because there is nothing to compare it
+    with.
     """
     num_groups, present = len(totals), (totals > 0).sum(axis=0)
     shares = right.sum(axis=0) / totals.sum(axis=0)
     share = float(shares.mean())
     excess = (right - shares * totals) / totals.sum(axis=0)
-    excess *= np.sqrt(present / np.maximum(present - 1, 1))  # one degree of freedom went to the share
+    excess *= np.sqrt(
+        present / np.maximum(present - 1, 1)
+    )  # one degree of freedom is used by the class accuracy
     variance = float((excess.mean(axis=1) ** 2).sum())
     if num_groups < 2 or variance == 0.0:
         return share, share
@@ -166,7 +171,7 @@ def _cluster_interval(right: Counts, totals: Counts) -> Interval:
 def count_confusions(
     predicted: Labels, labels: Labels, *, num_classes: int
 ) -> Int64[np.ndarray, "truth predicted"]:
-    """How many images of each class (row) are taken for each class (column)."""
+    """Count the images of each true class (row) that are predicted as each class (column)."""
     counts = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 

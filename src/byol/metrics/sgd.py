@@ -1,4 +1,4 @@
-"""A linear classifier by minibatch SGD, for training sets on which L-BFGS takes too long."""
+"""Train a linear classifier with minibatch SGD, for training sets on which L-BFGS takes too long."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # for batches of 256
 _EPOCHS = 20
 _BATCH = 256
 _MOMENTUM = 0.9
-SWEEP_ROWS = 50_000  # images that rates are compared on
+SWEEP_ROWS = 50_000  # images that learning rates are compared on
 _BLOCK = 4096  # test images scored at once
 
 
@@ -29,10 +29,10 @@ def sgd(
     groups: Labels | None = None,
     scale: Scaler = standardise,
 ) -> Prediction:
-    """Multinomial logistic regression by SGD: Nesterov momentum 0.9, cosine to 0, 20 passes by 256 images.
+    """Multinomial logistic regression by SGD: Nesterov momentum 0.9, cosine decay to 0, 20 epochs, batch 256.
 
-    The learning rate is the best on a validation part of the training images; with it the classifier is
-    trained anew on all of them. Early stopping by the rate's decay stands in for a penalty.
+    The learning rate is chosen on a validation split; the classifier is then retrained on all training
+    images. There is no penalty: the short schedule regularises.
     """
     train, test = scale(train, test)
     lr = choose_sgd(train, labels, seed=seed, groups=groups)
@@ -44,10 +44,10 @@ def sgd(
 
 
 def choose_sgd(train: Train, labels: Labels, *, seed: int, groups: Labels | None = None) -> float:
-    """The learning rate with the highest top-1 on the validation part; the smallest of equals.
+    """Return the learning rate with the highest top-1 on a validation split; ties go to the smallest.
 
-    All rates are trained side by side on the same batches. Above 50,000 training images, 50,000 drawn from
-    `seed` serve for training and validation together.
+    All rates train side by side on the same batches. Above 50,000 training images, 50,000 drawn with `seed`
+    are used for training and validation together.
     """
     if len(train) > SWEEP_ROWS:
         drawn = draw(len(train), SWEEP_ROWS, seed=seed)
@@ -67,7 +67,7 @@ def choose_sgd(train: Train, labels: Labels, *, seed: int, groups: Labels | None
 def _train(
     train: Train, index: Labels, *, lrs: Sequence[float], num_classes: int, seed: int
 ) -> tuple[Float[Tensor, "rate klass feature"], Float[Tensor, "rate 1 klass"]]:
-    """Weights and biases of a classifier for each of the learning rates, from zeros."""
+    """Train one classifier per learning rate, starting from zeros; return their weights and biases."""
     features, truth = torch.from_numpy(np.ascontiguousarray(train)), torch.from_numpy(index)
     weights = [torch.zeros(num_classes, train.shape[1], requires_grad=True) for _ in lrs]
     biases = [torch.zeros(1, num_classes, requires_grad=True) for _ in lrs]

@@ -1,4 +1,4 @@
-"""Does BYOL help? Compare its online encoder with pixels and the untrained encoder, by each classifier."""
+"""Does BYOL help? Compare its online encoder with raw pixels and the untrained encoder, per classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ ONLINE, BASELINES = "byol online", ("untrained", "pixels")
 
 @runtime_checkable
 class Judged(Protocol):
-    """What a row of the table must tell; accuracies are shares of the test images, 0..1."""
+    """The fields of a table row that the verdict needs; accuracies are fractions, 0..1."""
 
     @property
     def features(self) -> str: ...
@@ -27,24 +27,24 @@ class Judged(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """By one classifier."""
+    """The verdict by one classifier."""
 
-    kind: Literal["good", "warn", "bad"]  # helps; is ahead, but not surely; is not ahead
+    kind: Literal["good", "warn", "bad"]  # BYOL helps; is ahead, but not certainly; is not ahead
     sentence: str
     classifier: str
     online: Judged
-    baseline: Judged  # the better one
+    baseline: Judged  # the better of the two baselines
 
 
 def judge(rows: Sequence[Judged]) -> tuple[Verdict, ...]:
-    """For each classifier, in the order of the rows, that has judged the online encoder and a baseline."""
+    """Return a verdict for each classifier with rows for the online encoder and a baseline, in row order."""
     classifiers = dict.fromkeys(row.classifier for row in rows)
     found = (_judge([row for row in rows if row.classifier == name]) for name in classifiers)
     return tuple(verdict for verdict in found if verdict is not None)
 
 
 def show_classifier(name: str) -> str:
-    """As people write it."""
+    """Return the classifier's name as people write it."""
     return "kNN" if name == "knn" else name
 
 

@@ -7,6 +7,7 @@ training goes on.
 
 import importlib.util
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def check_loggers(names: Sequence[LoggerName]) -> None:
         ConfigError: names the package and how to install it.
     """
     for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
+        if importlib.util.find_spec(name) is None:
             raise ConfigError(
                 f"trainer.loggers: {name} is not installed; {install_command(name)}, or leave it out: "
                 "trainer.loggers=[tensorboard]"
@@ -80,12 +81,12 @@ def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Say) -> list[Log
     """
     loggers: list[Logger] = []
     for name in names:
-        if name == "tensorboard":
-            loggers.append(TensorBoard(run))
-            continue
         try:
-            logger = _SERVICES[name](run)
+            logger = _MAKERS[name](run)
         except Exception as error:  # whatever a foreign package raises, it is about its service
+            if name == "tensorboard" and isinstance(error, OSError):
+                say(f"warning: {name} does not start ({_first_line(error)}); curves are in metrics.jsonl")
+                continue
             for opened in loggers:
                 opened.end(None)
             raise ConfigError(
@@ -103,6 +104,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = run.folder / "tensorboard"
+        self._hook = threading.excepthook
+        threading.excepthook = self._report_thread
         self._board = SummaryWriter(str(self._folder), purge_step=run.first_step + 1)
 
     def add_scalars(self, values: Mapping[str, float], *, step: int) -> None:
@@ -125,7 +128,21 @@ class TensorBoard:
                 global_step=embedding.step,
                 tag="fixed_images",
             )
-        self._board.close()
+        try:
+            self._board.close()
+        finally:
+            self._restore_hook()
+
+    def _report_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """Of its writing thread a failure comes back with the next call: no need for a traceback as well."""
+        if type(failed.thread).__module__ == "tensorboard.summary.writer.event_file_writer":
+            self._restore_hook()
+        else:
+            self._hook(failed)
+
+    def _restore_hook(self) -> None:
+        if threading.excepthook == self._report_thread:
+            threading.excepthook = self._hook
 
 
 class Wandb:
@@ -241,8 +258,12 @@ class Guarded:
             )
 
 
-_SERVICES: dict[LoggerName, Callable[[Run], Logger]] = {"wandb": Wandb, "trackio": Trackio, "mlflow": Mlflow}
-_PACKAGES: dict[LoggerName, str] = {"tensorboard": "tensorboard", **{name: name for name in _SERVICES}}
+_MAKERS: dict[LoggerName, Callable[[Run], Logger]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+    "trackio": Trackio,
+    "mlflow": Mlflow,
+}
 
 
 def _to_cell(name: str) -> str:

@@ -13,7 +13,7 @@ from byol.cli.main import main
 from byol.config import load_config
 from byol.data.decode.image import decode
 from byol.data.sources import array_layout
-from byol.data.sources.array_layout import TrainedLayout, settle
+from byol.data.sources.array_layout import TrainedLayout, resolve_layout
 from byol.data.sources.in_memory import in_memory
 from byol.data.sources.opening import open_source
 from runs import make_spec
@@ -56,9 +56,9 @@ def save(folder: Path, *shapes: Shape) -> Path:
         ([(64, 64), (64, 64, 3)], "hwc"),
     ],
 )
-def test_all_shapes_of_a_set_settle_its_layout(shapes: list[Shape], layout: str) -> None:
-    assert settle(named(*shapes)) == layout
-    assert settle(reversed(named(*shapes))) == layout
+def test_all_shapes_of_a_set_resolve_its_layout(shapes: list[Shape], layout: str) -> None:
+    assert resolve_layout(named(*shapes)) == layout
+    assert resolve_layout(reversed(named(*shapes))) == layout
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_all_shapes_of_a_set_settle_its_layout(shapes: list[Shape], layout: str)
 )
 def test_shapes_that_do_not_tell_are_refused_by_name(shapes: list[Shape], said: list[str]) -> None:
     with pytest.raises(DataError, match=r"data\.layout=hwc .*data\.layout=chw") as caught:
-        settle(named(*shapes))
+        resolve_layout(named(*shapes))
     for part in said:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -103,7 +103,7 @@ def test_shapes_that_do_not_tell_are_refused_by_name(shapes: list[Shape], said: 
 def test_new_images_have_the_layout_of_the_training(
     trained: TrainedLayout, shapes: list[Shape], layout: str
 ) -> None:
-    assert settle(named(*shapes), trained) == layout
+    assert resolve_layout(named(*shapes), trained) == layout
 
 
 def test_the_files_of_a_folder_are_read_in_its_layout(tmp_path: Path) -> None:

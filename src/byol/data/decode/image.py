@@ -60,7 +60,7 @@ from byol.data.decode.formats import (
 from byol.data.decode.missing import fill, find_missing
 from byol.data.decode.opened import read_file, reasons
 from byol.data.decode.readers import by_pillow, find_reader
-from byol.data.decode.reading import Alpha, alpha_choice, noting, settle_alpha, settle_pillow_alpha
+from byol.data.decode.reading import Alpha, alpha_choice, noting, resolve_alpha, resolve_pillow_alpha
 
 DECODER = 6  # goes up when the same file gives other values: packs of other numbers are made again
 
@@ -162,7 +162,7 @@ def decode(file: File) -> ImageArray:
         DataError: the reason alone, in plain words; the caller knows the file's name.
         DiskError: the disk has failed several times.
     """
-    return _settle(*_split_alpha(decode_all(file)))
+    return _resolve_alpha(*_split_alpha(decode_all(file)))
 
 
 def decode_all(file: File) -> Decoded:
@@ -195,7 +195,7 @@ def _peek_pillow(image: Image.Image) -> Kind:
 
 
 def _kind_of_decoded(decoded: Decoded) -> Kind:
-    return kind_of(_settle(*_split_alpha(decoded)))
+    return kind_of(_resolve_alpha(*_split_alpha(decoded)))
 
 
 def kind_of(image: ImageArray) -> Kind:
@@ -232,18 +232,20 @@ def _split_alpha(decoded: Decoded) -> tuple[Decoded, Shaped[np.ndarray, "height 
     return replace(decoded, pixels=pixels, missing=missing, alpha="none", alpha_channel=None), alpha
 
 
-def _settle(decoded: Decoded, alpha: Shaped[np.ndarray, "height width"] | None) -> ImageArray:
-    return decoded.pixels if alpha is None else settle_alpha(decoded.pixels, alpha)
+def _resolve_alpha(decoded: Decoded, alpha: Shaped[np.ndarray, "height width"] | None) -> ImageArray:
+    return decoded.pixels if alpha is None else resolve_alpha(decoded.pixels, alpha)
 
 
 def _load(decoded: Decoded) -> Loaded:
     colours, alpha = _split_alpha(decoded)
     if (missing := find_missing(colours)) is None:
-        return Loaded(_settle(colours, alpha), filled=None if alpha is None else _find_unseen(colours, alpha))
+        return Loaded(
+            _resolve_alpha(colours, alpha), filled=None if alpha is None else _find_unseen(colours, alpha)
+        )
     share, colours = float(missing.mean()), replace(colours, pixels=fill(colours.pixels, missing))
     if alpha is not None and (unseen := _find_unseen(colours, alpha)) is not None:
         missing = missing | unseen
-    image = _settle(colours, alpha)
+    image = _resolve_alpha(colours, alpha)
     if missing.shape[2] > 1 and (missing == missing[..., :1]).all():
         missing = missing[..., :1]
     elif image.shape[2] > missing.shape[2]:  # the alpha is a channel
@@ -252,7 +254,7 @@ def _load(decoded: Decoded) -> Loaded:
 
 
 def _find_unseen(decoded: Decoded, alpha: Shaped[np.ndarray, "height width"]) -> Missing | None:
-    """The transparent pixels that `settle_alpha` sets to the median of the others, if it does."""
+    """The transparent pixels that `resolve_alpha` sets to the median of the others, if it does."""
     if decoded.pixels.dtype == np.uint8 or alpha_choice() not in ("auto", "mask"):
         return None
     unseen: Missing = (alpha <= 0)[..., None]
@@ -284,7 +286,7 @@ def _squash_pillow(image: Image.Image, *, px: int, channels: Channels, may_draft
     whole = image.size
     drafted = image.draft(None, (_SPARE * px, _SPARE * px)) if may_draft else None  # JPEG alone has drafts
     loaded = codecs.as_samples(image)
-    loaded = settle_pillow_alpha(loaded) if has_alpha else loaded
+    loaded = resolve_pillow_alpha(loaded) if has_alpha else loaded
     orientation = codecs.orientation_of(image)
     if channels == "grey" and loaded.mode == "RGB":  # before it is fitted, as with arrays: rounding differs
         loaded = Image.fromarray(select_channels(np.asarray(loaded), channels)[..., 0])

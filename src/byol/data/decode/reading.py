@@ -82,7 +82,7 @@ def alpha_choice() -> Alpha:
     return "auto" if reading is None else reading.alpha
 
 
-def settle_alpha(
+def resolve_alpha(
     colours: Shaped[np.ndarray, "height width channels"], alpha: Shaped[np.ndarray, "height width"]
 ) -> Shaped[np.ndarray, "height width _channels"]:
     """The image that colours and transparency make, by the choice; of the colours' own type.
@@ -136,7 +136,7 @@ def _lay(
     return np.asarray(laid, dtype=np.uint8)
 
 
-def settle_pillow_alpha(image: Image.Image) -> Image.Image:
+def resolve_pillow_alpha(image: Image.Image) -> Image.Image:
     """The same of an image in Pillow's mode LA or RGBA, as L, RGB or, with `keep`, in its own mode."""
     colours, alpha = image.convert(image.mode[:-1]), image.getchannel("A")
     choice = alpha_choice()
@@ -153,5 +153,5 @@ def settle_pillow_alpha(image: Image.Image) -> Image.Image:
         note(VOID)
         return colours
     values = np.asarray(colours)
-    settled = settle_alpha(values.reshape(*values.shape[:2], -1), np.asarray(alpha))
-    return Image.fromarray(settled.reshape(values.shape))
+    laid = resolve_alpha(values.reshape(*values.shape[:2], -1), np.asarray(alpha))
+    return Image.fromarray(laid.reshape(values.shape))

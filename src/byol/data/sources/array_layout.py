@@ -1,7 +1,7 @@
 """Which axis of a set's arrays is the channels, where `data.layout` is auto: judged by all their shapes.
 
 A shape alone looks like channels last, like channels first, or like neither (`arrays.look_of`). The images of
-a set have one layout, and nearly always one number of channels, so their shapes settle each other:
+a set have one layout, and nearly always one number of channels, so their shapes resolve each other:
 
     some look like last, some like first    refused
     some look like one, others like neither    the others follow if they have as many channels as the first
@@ -48,10 +48,10 @@ class TrainedLayout:
 
 
 _Key = tuple[str, str, TrainedLayout | None]
-_settled: dict[_Key, Layout] = {}  # by folder and fingerprint: a command opens a source repeatedly
+_resolved: dict[_Key, Layout] = {}  # by folder and fingerprint: a command opens a source repeatedly
 
 
-def settle_files(
+def resolve_layout_of_files(
     folder: Path, files: Names, *, fingerprint: str, trained: TrainedLayout | None = None
 ) -> Layout:
     """The layout of the arrays among these files; auto: none has three axes. Only their headers are read.
@@ -60,17 +60,17 @@ def settle_files(
     so.
 
     Raises:
-        DataError: as `settle`.
+        DataError: as `resolve_layout`.
     """
     if b".np" not in files.blob.tobytes().lower():
         return "auto"
     key = os.fspath(folder), fingerprint, trained
-    if key not in _settled:
-        found = settle(_read_shapes(folder, files), trained)
-        while len(_settled) >= _MOST_KEPT:
-            del _settled[next(iter(_settled))]
-        _settled[key] = found
-    return _settled[key]
+    if key not in _resolved:
+        found = resolve_layout(_read_shapes(folder, files), trained)
+        while len(_resolved) >= _MOST_KEPT:
+            del _resolved[next(iter(_resolved))]
+        _resolved[key] = found
+    return _resolved[key]
 
 
 def _read_shapes(folder: Path, files: Names) -> Iterator[tuple[str, Shape]]:
@@ -86,7 +86,7 @@ def _find_shapes(paths: list[str]) -> list[tuple[str, Shape]]:
     return [(path, shape) for path in paths if (shape := find_shape(path)) is not None]
 
 
-def settle(shapes: Iterable[tuple[str, Shape]], trained: TrainedLayout | None = None) -> Layout:
+def resolve_layout(shapes: Iterable[tuple[str, Shape]], trained: TrainedLayout | None = None) -> Layout:
     """The layout of arrays with these names and shapes, by the rules above; auto: none has three axes.
 
     Raises:

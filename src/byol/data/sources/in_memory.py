@@ -14,7 +14,7 @@ from torch import Tensor
 from byol.base.errors import DataError
 from byol.data.decode.arrays import as_given, find_shape
 from byol.data.decode.formats import ImageArray, LaidFile, Layout
-from byol.data.sources.array_layout import ARRAY_SUFFIXES, TrainedLayout, settle
+from byol.data.sources.array_layout import ARRAY_SUFFIXES, TrainedLayout, resolve_layout
 
 OneImage = str | Path | Image.Image | NDArray[Any] | Tensor
 
@@ -42,7 +42,7 @@ def in_memory(
         return InMemoryImages(items, layout)
     images = InMemoryImages(items)
     try:
-        return InMemoryImages(items, settle(images.shapes(), trained), pages="auto")
+        return InMemoryImages(items, resolve_layout(images.shapes(), trained), pages="auto")
     except DataError as error:
         raise DataError(f"{error}; in Python, give tensors, whose channels are first") from None
 

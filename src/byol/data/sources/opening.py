@@ -26,7 +26,7 @@ from byol.data.labels.explaining import explain
 from byol.data.labels.label_file import LabelFile, encode_labels, read_list
 from byol.data.labels.matching import describe_rules, match_files
 from byol.data.labels.spelling import Spelled
-from byol.data.sources.array_layout import TrainedLayout, settle, settle_files
+from byol.data.sources.array_layout import TrainedLayout, resolve_layout, resolve_layout_of_files
 from byol.data.sources.left_out import LeftOut
 from byol.data.sources.motifs import CLASS_NAMES, load_motifs
 from byol.data.sources.official import Part, load_cifar10, load_cifar100, load_stl10
@@ -71,7 +71,7 @@ def open_source(
     else:
         opened = _open_path(source, data.layout, skip_unreadable=data.skip_unreadable, trained=trained)
         if isinstance(opened, FileSource):
-            opened = replace(opened, array_layout=_settle_layout(opened, trained))
+            opened = replace(opened, array_layout=_resolve_layout(opened, trained))
     if labels is not None:
         names = (opened.names(index) for index in range(len(opened)))
         folder = opened.folder if isinstance(opened, FileSource) else None
@@ -199,10 +199,12 @@ def describe_source(source: Source) -> Iterator[str]:
     yield from source.notes
 
 
-def _settle_layout(source: FileSource, trained: TrainedLayout | None) -> Layout:
+def _resolve_layout(source: FileSource, trained: TrainedLayout | None) -> Layout:
     if source.layout != "auto":
         return source.layout
-    return settle_files(source.folder, source.files, fingerprint=source.fingerprint(), trained=trained)
+    return resolve_layout_of_files(
+        source.folder, source.files, fingerprint=source.fingerprint(), trained=trained
+    )
 
 
 def _open_path(
@@ -340,7 +342,7 @@ def _open_array(path: Path, layout: Layout, trained: TrainedLayout | None) -> Ar
     found: Layout = "hwc"
     if images.ndim == 4:
         if layout == "auto" and trained is not None:
-            layout = settle([(str(path), images.shape[1:])], trained)
+            layout = resolve_layout([(str(path), images.shape[1:])], trained)
         try:
             found = find_layout(images.shape[1:], layout)
         except DataError as error:
