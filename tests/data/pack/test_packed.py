@@ -27,6 +27,7 @@ from byol.config import load_config
 from byol.data.decode import disk
 from byol.data.decode.fitting import fit, place_on_canvas
 from byol.data.decode.formats import Geometry, ImageArray
+from byol.data.decode.image import DECODER
 from byol.data.decode.index import Source
 from byol.data.decode.reading import ON_WHITE
 from byol.data.pack import packing, partial, running_statistics
@@ -428,6 +429,21 @@ def test_a_second_start_finds_the_pack_and_takes_the_labels_of_now(tmp_path: Pat
     packed = pack_into(tmp_path / "p", source)
     assert packed.note == "found" and source.was_read == []
     assert packed.labels.tolist() == [2, 1, 0, -1] and packed.class_names == ("x", "y", "z")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "note"), [("u1", 3, "found"), ("u1", 5, "packed again"), ("u2", 1, "packed again")]
+)
+def test_a_pack_of_the_decoder_before_is_kept_where_it_read_alike(
+    tmp_path: Path, dtype: str, channels: int, note: str
+) -> None:
+    images = [image.astype(dtype) for image in draw(*[(8, 8, channels)] * 4)]
+    pack_into(tmp_path / "p", Images(images))
+    path = tmp_path / "p" / "pack.json"
+    content = json.loads(path.read_text())
+    content["recipe"]["decoder"] = DECODER - 1
+    path.write_text(json.dumps(content))
+    assert pack_into(tmp_path / "p", Images(images)).note.startswith(note)
 
 
 @pytest.mark.parametrize("change", ["source", "size", "channels", "decoder", "damage", "format"])
