@@ -1,15 +1,18 @@
 """When a kernel may read a tensor's memory, and that ResNet blocks ask before they do."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from byol.kernels.build import load_kernels
-from byol.kernels.eager import runs_eagerly
+from byol.kernels.convolution import accelerate
+from byol.kernels.eager import restore, runs_eagerly, save
 from byol.kernels.normalisation import fuse_norms
 
 
@@ -102,3 +105,49 @@ def test_fused_blocks_are_pytorchs_where_kernels_may_not_read() -> None:
     fused.layer1[0].bn1.running_mean = torch.zeros(32)
     with pytest.raises(RuntimeError, match="running_mean should contain 64 elements not 32"):
         fused(images)
+
+
+@pytest.mark.skipif(load_kernels() is None, reason="no compiler")
+@pytest.mark.parametrize("unpack", [lambda saved: saved, lambda saved: saved.contiguous().clone()])
+def test_hooks_of_saved_tensors_keep_gradients(unpack: Callable[[Tensor], Tensor]) -> None:
+    """Also hooks that change the layout in memory, as going through a file or another device can."""
+    network, images = _make_fused()
+    expected = _backward(network, images)
+    with saved_tensors_hooks(lambda saved: saved, unpack):
+        torch.testing.assert_close(_backward(network, images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(load_kernels() is None, reason="no compiler")
+@pytest.mark.parametrize(
+    "unpack",
+    [
+        lambda saved: saved.bfloat16(),
+        lambda saved: saved.double(),
+        lambda saved: saved[..., :1],
+        lambda saved: saved.to("meta"),
+    ],
+)
+def test_hooks_that_return_something_else_are_an_error_and_no_crash(
+    unpack: Callable[[Tensor], Tensor],
+) -> None:
+    network, images = _make_fused()
+    with saved_tensors_hooks(lambda saved: saved, unpack), pytest.raises((RuntimeError, NotImplementedError)):
+        _backward(network, images)
+    ctx = SimpleNamespace(save_for_backward=lambda *saved: None)
+    save(ctx, torch.rand(2, 16, 4, 4))
+    ctx.saved_tensors = [unpack(torch.rand(2, 16, 4, 4))]
+    with pytest.raises(RuntimeError, match="hook of saved tensors"):
+        restore(ctx)
+
+
+def _make_fused() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    network = accelerate(fuse_norms(timm.create_model("resnet10t", num_classes=0).train()))
+    return network, torch.rand(2, 3, 32, 32)
+
+
+def _backward(network: nn.Module, images: Tensor) -> Tensor:
+    watched = images.clone().requires_grad_()
+    network(watched).pow(2).sum().backward()
+    assert watched.grad is not None
+    return watched.grad

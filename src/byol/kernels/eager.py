@@ -5,6 +5,8 @@ done to them, or that hold no memory. There PyTorch's own operations must run: t
 raise an error where a kernel would crash the process.
 """
 
+from typing import Any, TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -38,12 +40,36 @@ def _is_observed() -> bool:
     )
 
 
+def save(ctx: Any, *tensors: Tensor) -> None:
+    """Keep tensors for a backward pass by kernels."""
+    ctx.save_for_backward(*tensors)
+    ctx.saved_as = [(tensor.shape, tensor.dtype, tensor.stride()) for tensor in tensors]
+
+
+def restore(ctx: Any) -> list[Tensor]:
+    """What `save` has kept, in the same memory layout; hooks of saved tensors may have replaced it.
+
+    Raises:
+        RuntimeError: a hook has returned another shape or dtype, or what is no CPU memory.
+    """
+    restored = []
+    for tensor, (shape, dtype, stride) in zip(ctx.saved_tensors, ctx.saved_as, strict=True):
+        if not _is_memory(tensor) or tensor.shape != shape or tensor.dtype != dtype:
+            raise RuntimeError("a hook of saved tensors has returned another shape, dtype or device")
+        same = tensor.stride() == stride
+        restored.append(tensor if same else tensor.new_empty_strided(shape, stride).copy_(tensor))
+    return restored
+
+
 def _is_plain(tensor: object) -> bool:
+    return _is_memory(tensor) and tensor.dtype in DTYPES
+
+
+def _is_memory(tensor: object) -> TypeGuard[Tensor]:
     if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
         return False
     return (
         (torch._C._dispatch_keys(tensor) | _PLAIN_KEYS) == _PLAIN_KEYS
-        and tensor.dtype in DTYPES
         and tensor.numel() > 0
         and tensor.data_ptr() != 0  # its storage was freed
     )

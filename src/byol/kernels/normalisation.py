@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from byol.kernels.build import CHANNEL_GROUP, load_kernels, run_kernel
-from byol.kernels.eager import DTYPES, runs_eagerly
+from byol.kernels.eager import DTYPES, restore, runs_eagerly, save
 from byol.kernels.trial import wins
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -194,13 +194,13 @@ class _NormRelu(torch.autograd.Function):
         mean, inverse_std = torch.empty_like(weight), torch.empty_like(weight)
         tensors = (x, residual, weight, bias, y, mean, inverse_std, running_mean, running_var)
         run_kernel("norm_forward", *tensors, *_rows(x), eps, momentum, dtype=x.dtype)
-        ctx.save_for_backward(x, y, weight, mean, inverse_std)
+        save(ctx, x, y, weight, mean, inverse_std)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, weight, mean, inverse_std = ctx.saved_tensors
+        x, y, weight, mean, inverse_std = restore(ctx)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x)
         residual_gradient = torch.empty_like(x) if ctx.needs_input_grad[1] else None
@@ -229,13 +229,13 @@ class _NormReluPool(torch.autograd.Function):
         mean, inverse_std = torch.empty_like(weight), torch.empty_like(weight)
         tensors = (x, weight, bias, y, winner, mean, inverse_std, running_mean, running_var)
         run_kernel("pool_forward", *tensors, batch, height, width, channels, eps, momentum, dtype=x.dtype)
-        ctx.save_for_backward(x, winner, weight, mean, inverse_std)
+        save(ctx, x, winner, weight, mean, inverse_std)
         return y.permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, winner, weight, mean, inverse_std = ctx.saved_tensors
+        x, winner, weight, mean, inverse_std = restore(ctx)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         batch, channels, height, width = x.shape

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from byol.kernels.build import CHANNEL_GROUP, load_kernels, run_kernel
 from byol.kernels.cpu import instruction_set
-from byol.kernels.eager import runs_eagerly
+from byol.kernels.eager import restore, runs_eagerly, save
 from byol.kernels.trial import wins
 
 CHUNK_BYTES = 2**22  # of V at once, for the weight's gradient: it stays in the cache of the CPU
@@ -112,14 +112,14 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, padding: int, m: int) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
-        ctx.save_for_backward(images, weight)
+        save(ctx, images, weight)
         ctx.padding, ctx.m = padding, m
         return _convolve(images, _pack(weight, m=m, dtype=images.dtype), len(weight), padding=padding, m=m)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        images, weight = ctx.saved_tensors
+        images, weight = restore(ctx)
         m, padding = ctx.m, ctx.padding
         if not runs_eagerly(gradient):
             return *_library_gradients(gradient, images, weight, padding, ctx.needs_input_grad), None, None
