@@ -13,7 +13,6 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from byol.base.errors import CheckpointError, ConfigError
-from byol.base.records import take_checksum
 from byol.config import Config
 from byol.data.decode.formats import Bits, Geometry, Layout
 from byol.data.decode.reading import Alpha
@@ -138,8 +137,6 @@ def read_spec(path: Path) -> EncoderSpec:
     """
     try:
         content = from_json(path.read_bytes())
-        if isinstance(content, dict):
-            take_checksum(content)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {AGAIN}") from None
     found = content.get("format") if isinstance(content, dict) else None

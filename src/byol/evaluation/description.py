@@ -3,11 +3,12 @@
 docs/files.md describes the file format.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from byol.base.errors import printable
-from byol.base.files import write_fields
+from byol.base.files import write_atomically
 from byol.base.text_table import percent, percent_range, render_columns, wrap
 from byol.evaluation.metadata import ColumnScore
 
@@ -92,7 +93,8 @@ class Description:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        write_fields(path, {"format": FORMAT, **asdict(self)})
+        content = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        write_atomically(path, content.encode() + b"\n")
 
     def render(self) -> str:
         """Return plain text for a terminal: the measures, the verdict, metadata scores and outliers.

@@ -1,6 +1,6 @@
 """Compute and cache features of packed images: by a trained or untrained encoder, or PCA of pixels.
 
-Each array is cached as `features/<key>.npz`, where the key is a hash of the weights, preprocessing, images
+Each array is cached as `features/<key>.npy`, where the key is a hash of the weights, preprocessing, images
 and rows. The folder can be deleted at any time.
 """
 
@@ -17,8 +17,8 @@ from sklearn.decomposition import PCA
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from byol.base.cache import load_or_make
 from byol.base.console import Count
+from byol.base.files import write_atomically
 from byol.config import Config, DataTransforms
 from byol.data.pack.packed import Packed
 from byol.encoder.encoder import Encoder
@@ -87,6 +87,7 @@ def features_of(
 
     Raises:
         DataError: a feature is not a finite number; the message names the first such image.
+        CheckpointError: the cache folder cannot be written.
     """
     spec = encoder.spec
     seen = (spec.seen_px, spec.stored_px, asdict(spec.pixels))
@@ -97,7 +98,7 @@ def features_of(
         check_finite(features, lambda place: images.names[int(rows[place])])
         return features
 
-    return _cached(cache_folder / f"{key}.npz", make)
+    return _cached(cache_folder / f"{key}.npy", make)
 
 
 def view_features_of(
@@ -132,7 +133,7 @@ def view_features_of(
         check_finite(both, lambda place: images.names[int(rows[place % len(rows)])])
         return both
 
-    first_views, second_views = np.split(_cached(cache_folder / f"{name}.npz", make), 2)
+    first_views, second_views = np.split(_cached(cache_folder / f"{name}.npy", make), 2)
     return first_views, second_views
 
 
@@ -169,7 +170,7 @@ def pixel_components(
             blocks = (fit().transform(block) for block in _pixels(images, rows, spec=spec))
             return _gather(blocks, num=len(rows))
 
-        return make() if cache_folder is None else _cached(cache_folder / f"{key}.npz", make)
+        return make() if cache_folder is None else _cached(cache_folder / f"{key}.npy", make)
 
     return components(train, train_rows), components(test, test_rows)
 
@@ -225,10 +226,13 @@ def _estimate_norms(module: nn.Module, images: Packed, *, rows: Rows, spec: Enco
 
 
 def _cached(path: Path, make: Callable[[], Features]) -> Features:
-    found: Features = load_or_make(path, lambda: {"features": make()})[0]["features"].astype(
-        np.float32, copy=False
-    )
-    return found
+    try:
+        cached: Features = np.load(path, allow_pickle=False)
+        return cached
+    except (OSError, ValueError, EOFError):  # missing or damaged: compute again
+        features = make()
+    write_atomically(path, lambda file: np.save(file, features))
+    return features
 
 
 def _identify(images: Packed, rows: Rows) -> str:
