@@ -6,8 +6,8 @@ from typing import NoReturn
 
 import pytest
 
-from byol.cli import commands
 from byol.cli.main import main
+from byol.reporting import compare
 from command_line import Capture, fail
 
 
@@ -18,7 +18,7 @@ def test_an_error_of_the_system_is_one_line(
     def refuse(options: object) -> NoReturn:
         raise OSError(number, os.strerror(number), "runs/a/file")
 
-    monkeypatch.setattr(commands, "compare_command", refuse)
+    monkeypatch.setattr(compare, "compare", refuse)
     said = fail(capsys, "compare", "a", "b")
     assert "runs/a/file" in said and os.strerror(number) in said
 
@@ -27,6 +27,6 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(options: object) -> NoReturn:
         raise FileNotFoundError(errno.ENOENT, "No such file", "x")
 
-    monkeypatch.setattr(commands, "compare_command", refuse)
+    monkeypatch.setattr(compare, "compare", refuse)
     with pytest.raises(FileNotFoundError):
         main(["compare", "a", "b"])
