@@ -56,7 +56,6 @@ def train(
             while not budget.is_last(done):
                 step, batch, position = done, next(batches), budget.position(done)
                 run.statistics.hold(step < run.begun.warm_steps)
-
                 # Two views of each image, loss and gradients; in micro-batches if memory asks for it.
                 make = partial(make_views, sizes=batch.sizes, key=plan.key("views", step), **run.view_options)
                 computed = compute_within_memory(

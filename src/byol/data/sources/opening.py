@@ -1,7 +1,4 @@
-"""Where images come from: a folder of any shape, a list, an array, STL-10, CIFAR, the generated set.
-
-A source knows the names and labels of its images and reads each when asked. Nothing is copied or cached here.
-"""
+"""Open a folder, a list, an array or a data set: names and labels now, each image when it is asked for."""
 
 import hashlib
 import os
