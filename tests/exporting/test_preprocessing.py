@@ -16,7 +16,8 @@ from runs import make_spec
 STORED, SEEN = 37, 48
 RANGES = {8: (0.0, 255.0), 16: (100.0, 4000.0), 32: (-3.0, 7.0)}
 SIZES = (  # both shrink, one grows, both grow; tall ones, of which Pillow resizes rows first; as stored
-    (37, 37), (48, 37), (100, 61), (61, 100), (301, 407), (20, 90), (500, 3), (20, 11), (1, 5), (37, 200),
+    (37, 37), (48, 37), (100, 61), (61, 100), (301, 407), (20, 90), (500, 3), (150, 3), (20, 11), (1, 5),
+    (37, 200),
 )  # fmt: skip
 
 

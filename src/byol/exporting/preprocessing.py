@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64, Real
 from torch import Tensor, nn
 
 from byol.encoder.spec import EncoderSpec
-from byol.exporting.resampling import OnCanvas, Side, resize
+from byol.exporting.resampling import OnCanvas, Side, find_order, resize
 from byol.method import pixelwise
 from byol.method.views import Pixels
 
@@ -47,7 +47,7 @@ class Preprocessing(nn.Module):
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
-        self.bits, self.px = spec.bits, spec.stored_px
+        self.bits, self.px, self.order = spec.bits, spec.stored_px, find_order()
         self.on_canvas = spec.geometry == "scale"
         self.resizes_again = spec.stored_px != spec.seen_px
         pixels = spec.pixels
@@ -74,14 +74,14 @@ class Preprocessing(nn.Module):
         rows, columns = Side.of(images[0, 0, :, 0]), Side.of(images[0, 0, 0, :])
         shrinks = (rows.length >= self.px) & (columns.length >= self.px)
         weights = (side.squash(self.px, shrinks=shrinks) for side in (rows, columns))
-        return resize(images, *weights, bits=self.bits)
+        return resize(images, *weights, bits=self.bits, order=self.order)
 
     def _place(self, images: Tensor) -> Float64[Tensor, "batch channel stored stored"]:
         """As `place_on_canvas`: shrunk if a side is too long, in the middle, the border's median around."""
         rows, columns = Side.of(images[0, 0, :, 0]), Side.of(images[0, 0, 0, :])
         longest = torch.maximum(rows.length, columns.length)
         on_rows, on_columns = (side.place(self.px, longest=longest) for side in (rows, columns))
-        square = resize(images, on_rows.weights, on_columns.weights, bits=self.bits)
+        square = resize(images, on_rows.weights, on_columns.weights, bits=self.bits, order=self.order)
         fill = _border_median(square, on_rows, on_columns)
         fill = fill if self.bits == 32 else fill.round()
         inside = on_rows.covered[:, None] & on_columns.covered

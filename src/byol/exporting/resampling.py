@@ -8,19 +8,23 @@ each pass. Nothing here names a device: all tensors are made from the images, so
 
 import math
 from dataclasses import dataclass
-from typing import cast, no_type_check
+from functools import cache
+from typing import Literal, cast, no_type_check
 
 import numpy as np
-import PIL
 import torch
 from jaxtyping import Bool, Float64
+from PIL import Image
 from torch import Tensor
 
 _UNITS = 2.0**22  # of a weight, for 8-bit images
 _HAMMING = (float(np.float32(0.54)), float(np.float32(0.46)))  # float32 in Pillow
-# Pillow resizes columns first. Since 12.2 it starts with the rows of very tall images, since 13 wherever that
-# saves work. The rounding between the two passes makes the order visible.
-_PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
+# In two parts, since ONNX files get numbers as float32.
+_PI = (float(np.float32(math.pi)), math.pi - float(np.float32(math.pi)))
+_TALL = 100  # times as many rows as columns
+
+# Which images Pillow resizes rows first, others columns first; the rounding in between makes it visible.
+Order = Literal["never", "tall", "if it saves"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Weights:
     """How much of each pixel of a side is in each pixel of the result."""
 
     matrix: Float64[Tensor, "out side"]
-    length: Float64[Tensor, ""]  # pixels of the side
+    length: Float64[Tensor, ""]  # of the side, pixels
     shrunk_by: Float64[Tensor, ""]  # pixels; less than 0 if the side grows
 
 
@@ -82,7 +86,8 @@ class Side:
         first = (centre - radius + 0.5).floor()
         end = (centre + radius + 0.5).floor()
         distance = ((self.pixels - centre + 0.5) * (1.0 / radius)).abs()
-        angle = distance.clamp(min=1e-12) * math.pi
+        angle = distance.clamp(min=1e-12)
+        angle = angle * _PI[0] + angle * _PI[1]
         hamming = angle.sin() / angle * (_HAMMING[0] + _HAMMING[1] * angle.cos())
         weight = torch.where(shrinks, hamming, 1.0 - distance)
         is_met = (self.pixels >= first) & (self.pixels < end) & (distance < 1.0)
@@ -91,7 +96,7 @@ class Side:
 
 
 def resize(
-    images: Tensor, rows: Weights, columns: Weights, *, bits: int
+    images: Tensor, rows: Weights, columns: Weights, *, bits: int, order: Order
 ) -> Float64[Tensor, "batch channel height width"]:
     """Images (batch, channel, side, side) with both sides resized, rounded as their type is."""
     x, of_rows, of_columns = images.to(torch.float64), rows.matrix, columns.matrix
@@ -100,17 +105,37 @@ def resize(
         of_rows, of_columns = ((matrix * _UNITS + 0.5).floor() for matrix in (of_rows, of_columns))
         rows_first, columns_first = _rows_first_8_bit, _columns_first_8_bit
     starts_with_rows = rows.shrunk_by > 0.0
-    if _PILLOW >= (13,):
-        starts_with_rows = starts_with_rows & (rows.shrunk_by > 2.0 * columns.shrunk_by)
+    if order == "tall":
+        starts_with_rows &= rows.length > _TALL * columns.length
     else:
-        starts_with_rows = starts_with_rows & (rows.length > 100.0 * columns.length)
-    if _PILLOW < (12, 2):
+        starts_with_rows &= rows.shrunk_by > 2.0 * columns.shrunk_by
+    if order == "never":
         x = columns_first(x, of_rows, of_columns)
     elif torch.compiler.is_exporting():
         x = torch.cond(starts_with_rows, rows_first, columns_first, (x, of_rows, of_columns))
     else:
         x = (rows_first if bool(starts_with_rows) else columns_first)(x, of_rows, of_columns)
     return cast(Tensor, x.round() if bits == 16 else x)
+
+
+@cache
+def find_order() -> Order:
+    """Which images this Pillow resizes rows first, by trying it: the rule has changed between versions."""
+    if _fits("if it saves", height=40, width=12):
+        return "if it saves"
+    return "tall" if _fits("tall", height=8 * _TALL, width=7) else "never"
+
+
+def _fits(order: Order, *, height: int, width: int, px: int = 6) -> bool:
+    """Whether Pillow's result is that of an order, for an image that only this order resizes rows first."""
+    values = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(values).resize((px, px), Image.Resampling.HAMMING))
+    images = torch.from_numpy(values)[None, None]
+    rows, columns = (
+        Side.of(side).squash(px, shrinks=torch.tensor(True)) for side in (images[0, 0, :, 0], images[0, 0, 0])
+    )
+    found = resize(images, rows, columns, bits=8, order=order)
+    return np.array_equal(found[0, 0].numpy(), expected)
 
 
 # PyTorch compiles these, and cannot compile what checks types in tests.
