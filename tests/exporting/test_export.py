@@ -90,7 +90,6 @@ def test_what_goes_into_files_of_onnx_and_torch(
         assert find_difference(whole(images).numpy(), own.embed(list(images))) <= TOLERANCE
 
 
-@pytest.mark.slow  # torch.export compiles
 def test_a_torch_file_takes_any_number_and_size(encoder: Path) -> None:
     exported = export(encoder, None, format="torch")
     assert {path.name for path in exported.folder.iterdir()} == {"README.md", "model.pt2"}
