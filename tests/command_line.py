@@ -9,22 +9,10 @@ import pytest
 from PIL import Image
 
 import byol
+import runs
 from byol.cli.main import main
 
-TINY = [
-    "network.name=test_resnet",
-    "network.projection_head.mlp_hidden_size=8",
-    "network.projection_head.projection_size=4",
-    "network.stem=standard",
-    "data_transforms.domain=null",
-    "data_transforms.input_shape=[16,16,null]",
-    "trainer.batch_size=8",
-    "trainer.accumulation_steps=1",
-    "trainer.max_epochs=2",
-    "trainer.precision=fp32",
-    "trainer.num_workers=1",
-    "evaluation.num_bootstrap=20",
-]
+TINY = [*runs.TINY, "trainer.max_epochs=2", "evaluation.num_bootstrap=20"]
 
 
 COLOURS = {"dark": (40, 40, 40), "red": (200, 40, 40)}

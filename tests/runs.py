@@ -14,6 +14,19 @@ from byol.method.networks import Byol
 from byol.method.views import Pixels
 
 PX = 16
+# A run of seconds on any images, for the command line.
+TINY = (
+    "network.name=test_resnet",
+    "network.projection_head.mlp_hidden_size=8",
+    "network.projection_head.projection_size=4",
+    "network.stem=standard",
+    "data_transforms.domain=null",
+    "data_transforms.input_shape=[16,16,null]",
+    "trainer.batch_size=8",
+    "trainer.accumulation_steps=1",
+    "trainer.precision=fp32",
+    "trainer.num_workers=1",
+)
 
 
 def write_images(folder: Path, *, num: int, classes: Sequence[str] = ("dark", "light", "red")) -> None:

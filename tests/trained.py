@@ -10,23 +10,11 @@ from byol.cli.main import main
 from byol.encoder.encoder import load
 from byol.reporting.embedding_map import Embedded, open_run_images
 from byol.reporting.run_summary import read_summary
+from runs import TINY
 
 HARD_NAMES = ("<img src=x onerror=alert(1)>.png", "quo\"te's & <b>.png", "line\nbreak.png", "größe 大.png")
 COLOURS = {"dark": (40, 40, 40), "<i>red</i>": (200, 40, 40), "blue": (40, 40, 200)}
-_TINY = (
-    "network.name=test_resnet",
-    "network.projection_head.mlp_hidden_size=8",
-    "network.projection_head.projection_size=4",
-    "network.stem=standard",
-    "data_transforms.domain=null",
-    "data_transforms.input_shape=[16,16,null]",
-    "trainer.batch_size=8",
-    "trainer.accumulation_steps=1",
-    "trainer.max_epochs=2",
-    "trainer.precision=fp32",
-    "trainer.num_workers=1",
-    "trainer.log_interval=2",
-)
+_TINY = (*TINY, "trainer.max_epochs=2", "trainer.log_interval=2")
 
 
 def train_run(folder: Path, *, num: int = 12) -> Path:

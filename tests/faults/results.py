@@ -20,8 +20,8 @@ state, the metrics, the encoders and the packed images are bit for bit those of 
 to, and `metrics.jsonl` has each step once.
 
 `scripts/faults` writes this page. It takes {minutes:.0f} minutes on {cores} cores; `scripts/faults --short`
-tries fewer moments and is part of the slow tests. The code is in `tests/faults/`; its `shim.py` puts errors
-and signals below Python's open, write, rename, fsync, read and mmap.
+tries fewer moments. The code is in `tests/faults/`; its `shim.py` puts errors and signals below Python's
+open, write, rename, fsync, read and mmap.
 """
 
 
@@ -65,7 +65,7 @@ def merge(results: Sequence[Result]) -> list[Result]:
     return list(rows.values())
 
 
-def render(rows: Sequence[Result], *, seconds: float, notes: str) -> str:
+def render(rows: Sequence[Result], *, seconds: float) -> str:
     """The page, as Markdown."""
     tried, broken = sum(row.tried for row in rows), sum(len(row.problems) for row in rows)
     lines = [_INTRODUCTION.format(minutes=max(1, round(seconds / 60)), cores=os.cpu_count())]
@@ -85,9 +85,9 @@ def render(rows: Sequence[Result], *, seconds: float, notes: str) -> str:
                 cells = (row.fault, row.how, f"{row.tried:,}", row.promised, row.seen)
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
-    return "\n".join(lines) + "\n" + notes
+    return "\n".join(lines)
 
 
-def write(path: Path, rows: Sequence[Result], *, seconds: float, notes: str) -> None:
-    """Write the page; its last part, `notes`, is written by hand."""
-    path.write_text(render(rows, seconds=seconds, notes=notes), encoding="utf-8")
+def write(path: Path, rows: Sequence[Result], *, seconds: float) -> None:
+    """Write the page."""
+    path.write_text(render(rows, seconds=seconds), encoding="utf-8")

@@ -11,25 +11,12 @@ from PIL import Image
 
 from byol.runfolder import checkpoint
 from faults.children import Ended, run
+from runs import TINY
 
 IMAGES, RUN = "images", "runs/a"
 OUTPUT = r"/(runs|packs|check)(/|$)"  # what the shim looks at: all that byol writes
 _CLASSES = {"dark": (40, 40, 40), "red": (200, 40, 40), "blue": (40, 40, 200)}
-_TINY = (
-    "network.name=test_resnet",
-    "network.projection_head.mlp_hidden_size=8",
-    "network.projection_head.projection_size=4",
-    "network.stem=standard",
-    "data_transforms.domain=null",
-    "data_transforms.input_shape=[16,16,null]",
-    "trainer.batch_size=8",
-    "trainer.accumulation_steps=1",
-    "trainer.precision=fp32",
-    "trainer.device=cpu",
-    "trainer.num_workers=1",
-    "trainer.log_interval=1",
-    "evaluation.num_bootstrap=50",
-)
+_TINY = (*TINY, "trainer.device=cpu", "trainer.log_interval=1", "evaluation.num_bootstrap=50")
 SHORT = ("trainer.max_epochs=2", "trainer.checkpoint_interval=3", "trainer.health_interval=3")  # 8 steps
 LONG = ("trainer.max_epochs=8", "trainer.checkpoint_interval=2", "trainer.health_interval=4")  # 32 steps
 _TIMES = ("images_per_s", "data_wait")
