@@ -96,16 +96,18 @@ def test_evaluation_that_would_mean_nothing(capsys: Capture, finished: Path) -> 
     assert "images: the test images are the training images" in said
     assert "no test image has a label" in fail(capsys, "eval", run, "--test", images / "red")
     said = fail(capsys, "eval", run, "trainer.max_epochs=7", code=2)
-    assert "evaluation cannot change what the run was (trainer.max_epochs: 2 -> 7)" in said
+    assert "evaluation cannot change these settings (trainer.max_epochs: 2 -> 7)" in said
 
 
 def test_folders_that_are_no_run(capsys: Capture, finished: Path) -> None:
     images = finished / "images"
     said = fail(capsys, "eval", images)
-    assert "holds no run (no config.yaml); name a run's folder, or train one: byol train IMAGES/" in said
+    assert "holds no run (no config.yaml); name the folder of a run, or train one: byol train IMAGES/" in said
     for arguments in (["card", images], ["compare", images, finished / "runs" / "a"]):
-        assert "holds no run (no config.yaml); name a run's folder" in fail(capsys, *arguments)
-    assert "has no encoder.json; name a run's folder" in fail(capsys, "embed", images, images, "-o", "f.csv")
+        assert "holds no run (no config.yaml); name the folder of a run" in fail(capsys, *arguments)
+    assert "has no encoder.json; name the folder of a run" in fail(
+        capsys, "embed", images, images, "-o", "f.csv"
+    )
     assert "nowhere: no such folder" in fail(capsys, "embed", "nowhere", images, "-o", "f.csv")
     for folder in ("nowhere", str(images)):
         said = fail(capsys, "train", images, "-o", "run", *TINY, f"network.fine_tune_from={folder}")

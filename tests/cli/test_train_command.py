@@ -46,7 +46,7 @@ def test_a_dry_run_then_the_run(capsys: Capture, place: Path, monkeypatch: pytes
     assert said.splitlines()[0].startswith("20 images with 3 channels, packed at")
     assert "this run is already finished: all 2 steps are done" in said
     said = fail(capsys, "train", "images", "-o", "runs/a", *few, "trainer.batch_size=4")
-    assert "holds a run of another configuration (trainer.batch_size: 8 -> 4)" in said
+    assert "holds a run with another configuration (trainer.batch_size: 8 -> 4)" in said
     written = yaml.safe_load(Path("runs/a/config.yaml").read_text())
     assert written["data_transforms"]["domain"] == "photo"
     assert written["data_transforms"]["input_shape"] == [32, 32, None]
@@ -117,7 +117,7 @@ def test_too_few_images(capsys: Capture) -> None:
     assert said == "one image is fewer than a batch of 8; give more images\n"
     write_images(Path("few"), num=3)
     said = fail(capsys, "train", "few", *TINY)
-    assert said == "6 images are fewer than a batch of 8; give more images, or trainer.batch_size=3\n"
+    assert said == "6 images are fewer than a batch of 8; give more images, or set trainer.batch_size=3\n"
     assert "step 4/4" in succeed(capsys, "train", "few", *TINY, "trainer.batch_size=3")
 
 
@@ -170,7 +170,7 @@ def test_training_for_a_second(capsys: Capture, finished: Path) -> None:
     """With the real clock and the real benchmark; how long it takes is not judged."""
     settings = [setting for setting in TINY if "max_epochs" not in setting]
     said = succeed(capsys, "train", finished / "images", "-o", "runs/c", "--hours", "0.0003", *settings)
-    assert "measuring how long a step takes" in said and "in 0:01 at" in said and "0:00 left" in said
+    assert "timing a few training steps" in said and "in 0:01 at" in said and "0:00 left" in said
     config = yaml.safe_load(Path("runs/c/config.yaml").read_text())
     assert (config["trainer"]["max_hours"], config["trainer"]["max_epochs"]) == (0.0003, None)
 

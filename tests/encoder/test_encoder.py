@@ -609,9 +609,9 @@ def test_a_gpu_that_is_not_there(saved: Path) -> None:
     for device in ("cuda", "cuda:1", "mps", "xpu"):
         if device[:3] in (name[:3] for name in find_gpus()):
             continue
-        with pytest.raises(ConfigError, match=rf"^device: '{device}' is asked for, .* finds cpu"):
+        with pytest.raises(ConfigError, match=rf"^device: '{device}' is set, .* finds cpu"):
             load(saved, device=device)
-    with pytest.raises(ConfigError, match=r"^device: 'gpu' is no device .*use auto"):
+    with pytest.raises(ConfigError, match=r"^device: 'gpu' is not a device .*use auto"):
         load(saved, device="gpu")
 
 

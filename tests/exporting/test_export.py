@@ -275,7 +275,7 @@ def test_a_card_without_a_run(encoder: Path) -> None:
     fields = read_metadata(exported.folder / "README.md")
     assert fields["library_name"] == "timm" and fields["pipeline_tag"] == "image-feature-extraction"
     assert "model-index" not in fields and "byol" in fields["tags"]
-    for part in ("of `cells`", "`abc`", "local-dir:FOLDER", "Nothing is known here of its results"):
+    for part in ("of `cells`", "`abc`", "local-dir:FOLDER", "does not know its results"):
         assert part in text, part
 
 

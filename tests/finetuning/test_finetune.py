@@ -145,7 +145,7 @@ def test_an_encoder_without_its_run(place: Path, capsys: Capture, tmp_path: Path
     overrides = [f"evaluation.train={place}/images", "data_transforms.view.vertical_flip=0.5"]
     heard: list[str] = []
     outcome = finetune(alone, tmp_path / "out", overrides=overrides, epochs=1, say=heard.append)
-    assert heard[0].startswith("crops and flips are those of photographs")
+    assert heard[0].startswith("crops and flips are chosen for photographs")
     heard.clear()
     overrides.append("data_transforms.domain=microscopy")
     finetune(alone, tmp_path / "out", overrides=overrides, epochs=1, fraction=0.3, say=heard.append)
@@ -160,7 +160,7 @@ def test_the_folder_is_named_after_the_source(place: Path, capsys: Capture, tmp_
     assert (tmp_path / "mine-finetuned" / "classifier.json").is_file()
     # From there once more: it is an encoder like any other, but is not replaced by what is made of it.
     source = tmp_path / "mine-finetuned"
-    assert "is what to start from" in fail(capsys, "finetune", source, "-o", source)
+    assert "is the encoder to start from" in fail(capsys, "finetune", source, "-o", source)
 
 
 # ---- What is tested on
@@ -245,8 +245,8 @@ def test_places_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     said = fail(capsys, "finetune", run, "-o", tmp_path / "full")
-    assert "is not empty and not of `byol finetune`; choose another folder with -o" in said
-    assert "not of `byol finetune`" in fail(capsys, "finetune", run, "-o", run)
+    assert "holds files that `byol finetune` did not write; choose another folder with -o" in said
+    assert "holds files that `byol finetune` did not write" in fail(capsys, "finetune", run, "-o", run)
     assert "is a file" in fail(capsys, "finetune", run, "-o", tmp_path / "full" / "thesis.txt")
     said = fail(capsys, "finetune", run, "-o", tmp_path / "full" / "thesis.txt" / "out")
     assert "thesis.txt/out/finetune.json: cannot be written (a file is where a folder must be)" in said
@@ -259,11 +259,11 @@ def test_numbers_and_settings_that_are_refused(place: Path, capsys: Capture, tmp
         assert "--fraction: " in fail(capsys, "finetune", run, "-o", out, "--fraction", value, code=2)
     assert "--epochs: 0" in fail(capsys, "finetune", run, "-o", out, "--epochs", "0", code=2)
     said = fail(capsys, "finetune", run, "-o", out, "network.name=resnet18", code=2)
-    assert "cannot change or use this (network.name: " in said
+    assert "cannot use these settings (network.name: " in said
     said = fail(capsys, "finetune", run, "-o", out, "data_transforms.view.jitter=0.5", code=2)
-    assert "cannot change or use this (data_transforms.view1.jitter: " in said
+    assert "cannot use these settings (data_transforms.view1.jitter: " in said
     said = fail(capsys, "finetune", run, "-o", out, "--fraction", "0.01")
-    assert "--fraction 0.01: is one image of each of 3 classes" in said and not out.exists()
+    assert "--fraction 0.01: selects one image of each of 3 classes" in said and not out.exists()
 
 
 def test_labels_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def _find_domain(survey: Survey, *, is_dicom: bool) -> tuple[str, str]:
     if is_dicom:
         return "medical", "DICOM files"
     if survey.channels >= MANY_CHANNELS:
-        return "satellite", f"{kind}: more than a microscope has"
+        return "satellite", f"{kind}: more than microscopes have"
     if survey.bits > 8 or survey.channels not in (1, 3):
         return "microscopy", kind
     if survey.is_grey:
@@ -145,11 +145,11 @@ def _choose_turns(partial_config: PartialConfig, domain: str, survey: Survey) ->
         return []
     can = survey.upright >= UPRIGHT_FROM
     orientation = f"orientation {'matters' if can else 'does not matter'}"
-    reason = f"{orientation}: upright images told with {survey.upright:.0%} accuracy"
+    reason = f"{orientation}: upright images recognised with {survey.upright:.0%} accuracy"
     view = partial_config.resolve({"data_transforms.domain": domain}).config.data_transforms.view1
     values = {name: getattr(view, name) if can else TURNED[name] for name in free}
     done = [words for name, words in _TURN_WORDS.items() if values.get(name, getattr(view, name))]
-    reason += f"; {domain} images are turned all the same" if can and done else ""
+    reason += f"; byol still turns {domain} images" if can and done else ""
     return [Choice("data_transforms.view", values, " and ".join(done) or "no up-down flips", reason)]
 
 
@@ -244,7 +244,7 @@ def _choose_length(
     passes = max(PASSES[device], PASSES_PER_IMAGE[device] * num_images)
     steps_per_epoch = max(1, num_images // batch)
     epochs = max(1, round(passes / (steps_per_epoch * batch)))
-    reason = f"shows images {passes:,} times"
+    reason = f"shows {passes:,} images over all epochs"
     if benchmark is not None:
         hours = DEFAULT_HOURS[device]
         affordable = int(hours * 3600 / benchmark.step_s / steps_per_epoch)

@@ -46,17 +46,17 @@ def choose_device(name: str, *, local_rank: int = 0, key: str = "trainer.device"
     if kind == "cpu":
         return torch.device("cpu")
     if kind not in gpus:
-        raise ConfigError(f"{key}: '{name}' is asked for, but {_list_there(gpus)}")
+        raise ConfigError(f"{key}: '{name}' is set, but {_list_there(gpus)}")
     rank = 0 if kind == "mps" else local_rank  # there is one; `choose_backend` refuses several ranks
     index = rank if number is None else number
     count = torch.get_device_module(kind).device_count()
     if index < count:
         return torch.device(kind, index)
     if number is not None:
-        raise ConfigError(f"{key}: '{name}' is asked for, but there are {count}, numbered from 0; use {kind}")
+        raise ConfigError(f"{key}: '{name}' is set, but there are {count}, numbered from 0; use {kind}")
     raise ConfigError(
-        f"{key}: rank {local_rank} of this machine has no GPU ({kind}), there are {count}; start as many "
-        "ranks (--nproc-per-node), or use cpu"
+        f"{key}: rank {local_rank} of this machine has no GPU, because there are {count} ({kind}); start "
+        f"{count} ranks (--nproc-per-node={count}), or use cpu"
     )
 
 
@@ -68,7 +68,7 @@ def _parse(name: str, gpus: tuple[DeviceName, ...], *, key: str) -> tuple[str, i
     except RuntimeError:
         device = None
     if device is None or device.type not in get_args(DeviceName):
-        raise ConfigError(f"{key}: '{name}' is no device that byol knows; {_list_there(gpus)}")
+        raise ConfigError(f"{key}: '{name}' is not a device that byol knows; {_list_there(gpus)}")
     return device.type, device.index
 
 
@@ -89,7 +89,7 @@ def explain_device(device: torch.device) -> str | None:
     if device.type not in _UNMEASURED:
         return None
     return (
-        f"{_UNMEASURED[device.type]}: byol is written for them, but not yet measured on one; compare the "
+        f"{_UNMEASURED[device.type]}: byol supports them, but they are not yet measured; compare the "
         "first losses with those of trainer.device=cpu, and see docs/devices.md"
     )
 
@@ -178,8 +178,8 @@ def choose_backend(device: torch.device) -> str:
     backend = _BACKENDS[device.type]
     if not torch.distributed.is_backend_available(backend):
         raise ConfigError(
-            f"trainer.device: several ranks on {device.type} need PyTorch with {backend}, which this one is "
-            "built without; start one process, or set trainer.device=cpu"
+            f"trainer.device: several ranks on {device.type} need PyTorch with {backend}, but this one was "
+            "built without it; start one process, or set trainer.device=cpu"
         )
     return backend
 

@@ -142,7 +142,7 @@ def check_share(batch_size: int, *, world_size: int, num_microbatches: int) -> N
     share = world_size * num_microbatches
     if batch_size % share:
         raise ConfigError(
-            f"trainer.batch_size: {batch_size} cannot be shared by {world_size} ranks x "
+            f"trainer.batch_size: {batch_size} cannot be divided among {world_size} ranks x "
             f"{num_microbatches} accumulation steps; use a multiple of {share}"
         )
 
@@ -151,7 +151,7 @@ def _check_launcher(world_size: int) -> None:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
-            f"WORLD_SIZE={world_size} is in the environment, {' and '.join(missing)} not: start the ranks by "
+            f"WORLD_SIZE={world_size} is set, but {' and '.join(missing)} not: start the ranks with "
             f"torchrun --nproc-per-node={world_size} -m byol train ..., or unset WORLD_SIZE for one process"
         )
 

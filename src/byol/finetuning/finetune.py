@@ -141,7 +141,7 @@ def _finetune(
 
 def _check_numbers(fraction: float, epochs: int | None) -> None:
     if not 0.0 < fraction <= 1.0:
-        raise ConfigError(f"--fraction: {fraction:g} is not a share; 0.01 is one label of a hundred, 1 all")
+        raise ConfigError(f"--fraction: {fraction:g} is not a fraction; 0.01 uses 1 % of the labels, 1 all")
     if epochs is not None and epochs < 1:
         raise ConfigError(f"--epochs: {epochs} is not a number of passes; give 1 or more, or leave it out")
 
@@ -153,17 +153,17 @@ def check_output(output: Path, *, source: Path) -> None:
         CheckpointError: it does, it is a file, or it is the source.
     """
     if output.exists() and not output.is_dir():
-        raise CheckpointError(f"{output}: is a file, a folder is wanted; choose another name with -o")
+        raise CheckpointError(f"{output}: is a file, not a folder; choose another name with -o")
     names = {path.name for path in output.iterdir()} - LOCK_FILES if output.exists() else set()
     names = {name for name in names if not is_temporary(name, of=tuple(_OWN_FILES))}
     if names:
         names = {name for name in names if not name.startswith(".")}
         if not names & {FILE_NAME, LOG_NAME} or not names <= _OWN_FILES:
             raise CheckpointError(
-                f"{output}: is not empty and not of `byol finetune`; choose another folder with -o"
+                f"{output}: holds files that `byol finetune` did not write; choose another folder with -o"
             )
         if output.resolve() == source.resolve():
-            raise CheckpointError(f"{output}: is what to start from; choose another folder with -o")
+            raise CheckpointError(f"{output}: is the encoder to start from; choose another folder with -o")
 
 
 def _open_encoder(
@@ -177,7 +177,7 @@ def _open_encoder(
     if (notice := explain_device(encoder.device)) is not None:
         say(notice)
     if run_dir == output and not any(map(_is_domain, overrides)):
-        say("crops and flips are those of photographs; data_transforms.domain=NAME for other images")
+        say("crops and flips are chosen for photographs; for other images set data_transforms.domain=NAME")
     return encoder, config, run_dir
 
 
@@ -196,11 +196,11 @@ def _read_config(
     changes = diff_configs(load_config(path, first_overrides, preset=preset), config)
     refused = [change for change in changes if not change.startswith(_MAY_CHANGE)]
     if refused:
-        raise ConfigError(f"fine-tuning cannot change or use this ({'; '.join(refused)}); leave it out")
+        raise ConfigError(f"fine-tuning cannot use these settings ({'; '.join(refused)}); leave them out")
     if run_dir is None and config.evaluation.train is None:
         raise ConfigError(
-            f"--train: {source} is an encoder without its run (no config.yaml), so that its images are not "
-            "known; give labelled ones by --train FOLDER"
+            f"--train: {source} is an encoder without its run (no config.yaml), so byol does not know its "
+            "images; give labelled images with --train FOLDER"
         )
     return config, run_dir or output
 
@@ -230,8 +230,8 @@ def _draw(splits: Splits, *, fraction: float, seed: int) -> tuple[Split, tuple[s
     class_names = tuple(splits.class_names[index] for index in classes)
     if counts.max() < 2 and len(drawn) < len(train.rows):
         raise DataError(
-            f"--fraction {fraction:g}: is one image of each of {len(classes)} classes, nothing is left to "
-            "choose learning rate and length on; give a larger one"
+            f"--fraction {fraction:g}: selects one image of each of {len(classes)} classes, so there is none "
+            "left for a validation split; give a larger fraction"
         )
     probes.check_classes(labels, class_names)
     return replace(train.take(drawn), labels=labels.astype(np.int64)), class_names
@@ -295,8 +295,8 @@ def _train_all(
 def _describe(trained: Trained) -> str:
     if trained.epochs == 0:
         return (
-            "the frozen encoder with logistic regression is better on the validation part by more than one "
-            "standard error"
+            "fine-tuning diverged, or logistic regression on the frozen encoder was better by more than one "
+            "standard error on the validation split"
         )
     return (
         f"{trained.epochs} epochs at a learning rate of {trained.chosen['lr']:g}, "

@@ -78,8 +78,8 @@ def _judge(row: FinetuneRow, other: FinetuneRow) -> str:
     figures = f"{row.start} {percent(row.top1)}, {other.start} {percent(other.top1)}"
     if row.epochs == 0 and other.start == f"{row.start}, frozen":
         return (
-            "Kept the frozen encoder: fine-tuning did not beat it by more than one standard error on the "
-            "validation split."
+            "Kept the frozen encoder: fine-tuning was worse by more than one standard error on the "
+            "validation split, or diverged."
         )
     if row.high95 < other.low95:
         return f"Worse than {other.start}; the intervals do not overlap: {figures}."

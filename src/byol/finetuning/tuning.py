@@ -123,7 +123,7 @@ def train_classifier(
     except LostError:
         raise DivergedError(
             f"fine-tuning on all {len(data.rows)} labels diverged at the learning rate {best.rate:g}, which "
-            "had been fine on four fifths of them; give another number of --epochs"
+            "worked on four fifths of them; give another number of --epochs"
         ) from None
     return Trained(course.encoder, linear, frozen, penalty, recipe.epochs, {"lr": best.rate, **chosen})
 

@@ -161,7 +161,7 @@ def build_encoder(name: str, *, channels: int, view_px: int, stem: str) -> nn.Mo
             encoder = _create_torchvision(name, channels=channels, view_px=view_px)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"network.name: '{name}' cannot be made for {channels} channels and {view_px} px: "
+            f"network.name: '{name}' cannot be built for {channels} channels and {view_px} px: "
             f"{_one_line(error)}; choose another model or data_transforms.input_shape"
         ) from error
     if stem != "standard":
@@ -299,8 +299,8 @@ def _replace_stem(encoder: nn.Module, *, name: str, stem: str) -> None:
     path = _find_stem(encoder)
     if path is None:
         raise ConfigError(
-            f"network.stem: '{stem}' needs a ResNet with a max-pool after its first convolution, which "
-            f"'{name}' has not; set network.stem=standard"
+            f"network.stem: '{stem}' needs a ResNet with a max-pool after its first convolution, but "
+            f"'{name}' has none; set network.stem=standard"
         )
     stride = _STRIDES[stem]
     first = cast(nn.Conv2d, encoder.get_submodule(path))

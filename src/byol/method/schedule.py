@@ -71,7 +71,7 @@ class Plan:
         """
         trainer, optimizer = config.trainer, config.optimizer
         if num_images < config.batch_size:
-            smaller = f", or trainer.batch_size={max(2, num_images // 2)}" if num_images >= 2 else ""
+            smaller = f", or set trainer.batch_size={max(2, num_images // 2)}" if num_images >= 2 else ""
             found = "one image is" if num_images == 1 else f"{num_images} images are"
             raise DataError(f"{found} fewer than a batch of {config.batch_size}; give more images{smaller}")
         steps_per_epoch = num_images // config.batch_size

@@ -24,9 +24,9 @@ _CITATION = (
     "[arXiv:2006.07733](https://arxiv.org/abs/2006.07733)"
 )
 _LIMITS = (
-    "Images of other sources, instruments or resolutions than the training's may be represented badly; byol "
-    "warns of values outside of its range when it embeds them.",
-    "For this card nobody has examined the training images for bias or personal data.",
+    "Features of images from other sources, instruments or resolutions than the training images may be poor. "
+    "byol warns if it embeds images with values outside the range of the training images.",
+    "Nobody has examined the training images for bias or personal data for this card.",
 )
 _OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "adamw": "AdamW"}
 
@@ -69,11 +69,11 @@ def make_bare_card(name: str, encoder: EncoderSpec, usage: Usage) -> str:
     """The card of an export of an encoder whose run is not beside it: a target's, or a fine-tuned one."""
     what = {
         "online": "trained without labels by BYOL",
-        "target": "the target network of a training without labels by BYOL",
+        "target": "the target network of BYOL, trained without labels",
         "finetuned": "trained without labels by BYOL, then fine-tuned on labels",
     }
     images = f"Images of `{encoder.data_name}`; {_describe_packed(encoder)}"
-    unknown = "Nothing is known here of its results and of how it was trained: these files are in its run."
+    unknown = "This card does not know its results or how it was trained: those files are in its run folder."
     network = f"{encoder.name}, {encoder.stem} stem, {encoder.num_features} features"
     steps = f"{encoder.done:,} steps of byol {encoder.byol_version}"
     parts = [
@@ -129,7 +129,7 @@ def _describe_views(run: RunSummary) -> list[str]:
         if one != "0" or twos[name] != "0"
     )
     strength = "" if transforms.s == 1 else f", colour strength s = {transforms.s:g}"
-    views = f"{described}{strength}; one number for both views, else one and the other"
+    views = f"{described}{strength}; one number is for both views, two are for one each"
     return [f"Two views of {run.config.view_px} px were made of each image ({views})."]
 
 
@@ -149,7 +149,7 @@ def _describe_optimisation(run: RunSummary) -> list[str]:
     optimizer, epochs = config.optimizer, run.metrics[-1].epoch
     fall = " and cosine decay" if optimizer.schedule == "cosine" else ""
     tau = (
-        f"from {plan.base_tau:.4g} to 1 by a cosine"
+        f"from {plan.base_tau:.4g} to 1 along a cosine"
         if plan.tau_schedule == "cosine"
         else f"{plan.base_tau:g}"
     )
@@ -226,13 +226,13 @@ def _describe_results(run: RunSummary) -> str:
         figures = f"{percent(row.top1)} | {interval} | {percent(row.balanced)}"
         lines.append(f"| {row.features} | {row.classifier} | {figures} |")
     about = (
-        f"{run.table.fields['split']}; {run.table.images}. Classifiers on frozen features; their "
-        "settings were chosen on parts of the training images, 95 % intervals are over "
+        f"{run.table.fields['split']}; {run.table.images}. The classifiers use frozen features; their "
+        "settings were chosen on splits of the training images. The 95 % intervals are over "
         f"{run.table.resampled}."
     )
     verdicts = " ".join(f"**{verdict.sentence}**" for verdict in run.verdicts)
     if run.outdated_table is not None:
-        verdicts = f"**These are results of other weights: {_mark_command(run.outdated_table)}.**"
+        verdicts = f"**These results are for other weights: {_mark_command(run.outdated_table)}.**"
     return "\n\n".join(filter(None, [verdicts, about, "\n".join(lines)]))
 
 
@@ -264,28 +264,28 @@ def _list_limitations(run: RunSummary) -> list[str]:
     lines = []
     if run.table is None:
         lines.append(
-            "It has not been evaluated on labelled images: nothing here says what it is good for "
+            "It has not been evaluated on labelled images, so its accuracy is not known "
             f"(`byol eval {run.run_dir} --labels LABELS.csv`)."
         )
     elif run.outdated_table is not None:
-        lines.append(f"How good it is is not known: its results were {_mark_command(run.outdated_table)}.")
+        lines.append(f"Its accuracy is not known: its results were {_mark_command(run.outdated_table)}.")
     if run.table is not None and run.table.fields.get("seen"):
         lines.append(SEEN)
     lost = [show_classifier(verdict.classifier) for verdict in run.verdicts if verdict.kind == "bad"]
     if lost:
         lines.append(
-            f"By {' and '.join(lost)} its features are not shown to be better than simpler ones: use those."
+            f"By {' and '.join(lost)}, its features are not shown to be better than simpler ones: use those."
         )
     verdict = run.metrics[-1].verdict if run.metrics else "healthy"
     if verdict != "healthy":
-        lines.append(f"At the last check the training was *{verdict}*: its projections are too much alike.")
+        lines.append(f"At the last check the training was *{verdict}*: its projections are too similar.")
     lines += _list_warnings_of_metadata(run)
     if run.config.trainer.max_epochs is not None and run.num_images is not None:
         total = Plan.of(run.config, num_images=run.num_images, expected_steps=run.done).total_steps
         if run.done < total:
             lines.append(f"The training is not finished: {run.done:,} of {total:,} steps.")
     lines += [
-        f"One training with one seed ({run.config.trainer.seed}): how much another differs is not known.",
+        f"This is one run with one seed ({run.config.trainer.seed}); the spread over seeds is not known.",
         *_LIMITS,
     ]
     return lines
@@ -293,10 +293,10 @@ def _list_limitations(run: RunSummary) -> list[str]:
 
 def _list_warnings_of_metadata(run: RunSummary) -> list[str]:
     columns = [] if run.measures is None else run.measures["metadata"]
-    when = "" if run.outdated_measures is None else "of other weights, "
+    when = "" if run.outdated_measures is None else "for other weights, "
     return [
-        f"The features tell {column['column']} ({when}{column['accuracy']:.0%} right, chance "
-        f"{column['chance']:.0%}): they may hold how images were made rather than what they show."
+        f"The features predict {column['column']} ({when}accuracy {column['accuracy']:.0%}, chance "
+        f"{column['chance']:.0%}): they may encode how images were made rather than what they show."
         for column in columns
         if column["warning"]
     ]
@@ -309,8 +309,8 @@ def _describe_use(run: RunSummary) -> str:
     best = ""
     if run.best is not None and run.best.done != run.done:
         best = (
-            f"\n\nBest by a measure without labels, {run.best.measure}, was step {run.best.done:,}: that "
-            "encoder is in `best/`, all figures above are of the last one."
+            f"\n\nThe encoder of step {run.best.done:,} was the best by {run.best.measure}, which needs no "
+            "labels. It is in `best/`; all numbers above are of the last encoder."
         )
     return f'```python\nimport byol\n\nfeatures = byol.load("{run.run_dir}").embed("IMAGES/")\n```{best}'
 
@@ -324,12 +324,12 @@ def _describe_repetition(run: RunSummary) -> str:
     evaluation = "" if run.table is None else f" && byol eval runs/again{run.table.options or ''}"
     unknown = ""
     if run.table is not None and run.table.options is None:
-        unknown = f" The options of `byol eval` were not recorded; its images: {run.table.fields['split']}."
+        unknown = f" The options of `byol eval` were not recorded; it used: {run.table.fields['split']}."
     exact = (
-        "On a CPU of the same kind and with the same versions the weights are the same to the bit; on a GPU "
+        "On a CPU of the same kind and with the same versions the weights are equal bit for bit; on a GPU "
         "they are not."
         if run.config.trainer.max_hours is None
-        else "Its length is a time: another machine, or the same under another load, makes other weights."
+        else "The run had a time budget, so another machine, or another load, gives other weights."
     )
     return (
         f"With byol {version}, `config.yaml` beside this card and the images in "

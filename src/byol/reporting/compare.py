@@ -148,7 +148,7 @@ def _list_notes(runs: Sequence[RunSummary]) -> list[str]:
         notes.append("the runs were tested on different images: accuracies cannot be compared")
     tests = [_find_test(run) for run in runs if run.table is not None and "settings" in run.table.fields]
     if unlike := [f"{key} {_list_values(tests, key)}" for key in _TEST if _differ(tests, key)]:
-        notes.append(f"the runs were not tested alike ({'; '.join(unlike)}): accuracies cannot be compared")
+        notes.append(f"the runs were tested differently ({'; '.join(unlike)}): accuracies cannot be compared")
     prints = {run.encoder.data_fingerprint for run in runs if run.encoder is not None}
     if len(prints) > 1:
         notes.append("the runs were trained on different images: loss and measures cannot be compared")

@@ -114,8 +114,8 @@ def open_run_images(
         images, notes = find(stored_px=wanted)
     if images.channels != encoder.spec.channels:
         raise DataError(
-            f"{images.folder.name}: has {images.channels} channels, the encoder was trained on "
-            f"{encoder.spec.channels}; give images like those of the training"
+            f"{images.folder.name}: has {images.channels} channels, but the encoder was trained on "
+            f"{encoder.spec.channels}; give images like the training images"
         )
     for note in notes:
         say(note)
@@ -150,7 +150,7 @@ def _open_cache(folder: Path, *, say: Say) -> Iterator[Path]:
     try:
         check_writable(folder / "features.npy")
     except CheckpointError as error:
-        say(f"features are not kept: {error}")
+        say(f"the features are not cached: {error}")
     else:
         yield folder
         return
@@ -174,7 +174,7 @@ def choose_rows(num: int, most: int) -> Int64[np.ndarray, " image"]:
 def place_by_pca(directions: Float32[np.ndarray, "image feature"], *, seed: int) -> Places:
     """Their first two principal components."""
     if len(directions) < _FEWEST:
-        raise DataError(f"{len(directions)} images are too few for a map; {_FEWEST} are needed")
+        raise DataError(f"{len(directions)} images are too few for a map; give at least {_FEWEST}")
     places: Places = _reduce(directions, dimensions=2, seed=seed)
     return places
 
@@ -220,7 +220,7 @@ def place_slowly(
     cached = _read_cached(path)
     if key in cached:
         return cached[key]
-    say(f"{name} of {len(directions):,} images")
+    say(f"computing {name} of {len(directions):,} images")
     reduced = _reduce(directions, dimensions=_DIMENSIONS, seed=seed)
     places = (_place_by_tsne if name == "t-SNE" else _place_by_umap)(reduced, seed=seed)
     # Those of other weights or images are of no use any more.
@@ -228,7 +228,7 @@ def place_slowly(
     try:
         write_atomically(path, partial(_save, arrays=same | {key: places}))
     except CheckpointError as error:
-        say(f"maps are not kept: {error}")
+        say(f"the map is not cached: {error}")
     return places
 
 

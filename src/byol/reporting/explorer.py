@@ -117,7 +117,7 @@ class Explorer:
                 self.layouts[name] = places
                 self.waiting = tuple(other for other in self.waiting if other != name)
         except ByolError as error:
-            say(f"without {' and '.join(self.waiting)}: {error}")
+            say(f"there is no {' and no '.join(self.waiting)} map: {error}")
         finally:
             self.waiting = ()  # the page does not ask for what will not come
 
@@ -204,7 +204,7 @@ def open_server(explorer: Explorer, *, port: int = 0) -> "Server":
     try:
         return Server(explorer, port=port)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or "a port is 0 to 65535"
+        reason = getattr(error, "strerror", None) or "ports are 0 to 65535"
         raise ConfigError(
             f"--port {port}: cannot be used ({reason}); choose another, or 0 for a free one"
         ) from None

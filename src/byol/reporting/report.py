@@ -102,7 +102,7 @@ def _open_images(
 ) -> tuple[Embedded | None, str]:
     """The images of the run and their features, or why there are none."""
     if run.encoder is None:
-        missing = "there is no encoder yet; the same byol train command finishes the run"
+        missing = "there is no encoder yet; to finish the run, repeat its byol train command"
     else:
         device = "cpu" if run.config.trainer.device == "cpu" else "auto"
         try:
@@ -123,10 +123,10 @@ def _open_images(
         except DataError as error:
             if metadata is not None or run.config.evaluation.labels is not None:
                 raise  # a file that was asked for may be what is wrong
-            missing = f"the images cannot be opened ({error}); name their folder by data.source=FOLDER"
+            missing = f"the images cannot be opened ({error}); name their folder with data.source=FOLDER"
         else:
-            raise DataError(f"{stranger}: is not among the images any more; byol eval measures again")
-    say(f"without pictures: {missing}")
+            raise DataError(f"{stranger}: is no longer among the images; run byol eval again")
+    say(f"the report has no pictures: {missing}")
     return None, missing
 
 
@@ -152,7 +152,7 @@ def make_map_data(
     try:
         pca = place_by_pca(directions, seed=seed)
     except DataError as error:
-        say(f"without a map: {error}")
+        say(f"the report has no map: {error}")
         return None
     slow = place_most_slowly(list_slow_maps(), directions, run_dir=run.run_dir, seed=seed, say=say)
     layouts = [*slow, ("PCA", to_uint16(pca))]
@@ -309,7 +309,7 @@ def _list_key_figures(run: RunSummary, shown: _Shown | None) -> list[tuple[str, 
         found.insert(0, ("Training images", f"{len(shown.embedded.images):,}"))
     if run.hours is not None:
         found.append(("Training", f"{run.done:,} steps, {run.metrics[-1].epoch:.3g} epochs"))
-        found.append(("Time, by the log", format_time(3600.0 * run.hours)))
+        found.append(("Training time", format_time(3600.0 * run.hours)))
     if run.table is not None:
         fields = run.table.fields
         name = "Labelled images" if run.table.has_folds else "Test images"

@@ -50,9 +50,9 @@ def summarise(run: RunSummary) -> Summary:
     if run.outdated_table is not None:
         known = run.measures is not None and run.outdated_measures is None
         rest = (str(run.measures["verdict"]),) if run.measures is not None and known else ()
-        return Summary("warn", f"The accuracies are of other weights: {run.outdated_table}.", rest)
+        return Summary("warn", f"The accuracies are for other weights: {run.outdated_table}.", rest)
     if run.outdated_measures is not None:
-        return Summary("warn", f"The measures are of other weights: {run.outdated_measures}.", ())
+        return Summary("warn", f"The measures are for other weights: {run.outdated_measures}.", ())
     if run.measures is not None:
         return Summary("", str(run.measures["verdict"]), ("No labels were used for this.",))
     unknown = "Whether BYOL helped has not been measured yet"
@@ -207,7 +207,7 @@ def draw_curves(run: RunSummary) -> list[Chart]:
     ideal = run.config.network.projection_head.projection_size**-0.5
     draw = partial(_draw_curve, run)
     curves = (
-        draw("Loss", "of both directions, 0 to 8", "loss"),
+        draw("Loss", "sum of both directions, 0 to 8", "loss"),
         draw(
             "View-retrieval accuracy",
             "on fixed images",
@@ -216,11 +216,11 @@ def draw_curves(run: RunSummary) -> list[Chart]:
             form="{:.0f} %",
             from_start=True,
         ),
-        draw("kNN", "right for fixed images", "knn", factor=100.0, form="{:.0f} %", from_start=True),
+        draw("kNN", "accuracy on fixed images", "knn", factor=100.0, form="{:.0f} %", from_start=True),
         draw("Rank of the encoder", "effective dimensions", "encoder_rank", from_start=True),
         draw("Spread of projections", "1 is ideal, 0 collapse", "feature_std", factor=1 / ideal),
         draw("Rank of projections", "effective dimensions", "rank"),
-        draw("Alignment", "of two views; 0 is equal", "alignment", kind="second"),
+        draw("Alignment", "distance of two views", "alignment", kind="second"),
         draw("Uniformity", "lower is more even", "uniformity", kind="second"),
         draw("Learning rate", "", "lr", form="{:.2g}"),
         draw("Target momentum", "tau", "tau", form="{:.4g}"),
@@ -262,5 +262,5 @@ def describe_health(metrics: Sequence[Metrics]) -> str:
     if not odd:
         return "Healthy at every check."
     words = ", ".join(dict.fromkeys(line.verdict for line in odd))
-    last = f"the last word is {metrics[-1].verdict}"
+    last = f"the last check says {metrics[-1].verdict}"
     return f"Not always healthy: {words} between steps {odd[0].done:,} and {odd[-1].done:,}; {last}."

@@ -144,7 +144,7 @@ class RunSummary:
             return None
         options = "" if self.table is None else self.table.options or ""
         return (
-            f"measured after step {measured:,}; the encoder is of step {self.encoder.done:,}: "
+            f"measured after step {measured:,}, but the encoder is of step {self.encoder.done:,}: "
             f"byol eval {shlex.quote(str(self.run_dir))}{options}"
         )
 
@@ -157,7 +157,7 @@ def read_summary(run_dir: Path, overrides: Sequence[str] = ()) -> RunSummary:
         ConfigError: an override is not valid, or would change what the run was.
     """
     own = read_config(run_dir, ()).evaluation
-    again = f"make it again: byol eval {shlex.quote(str(run_dir))}"
+    again = f"write it again: byol eval {shlex.quote(str(run_dir))}"
     return RunSummary(
         run_dir=run_dir,
         config=read_config(run_dir, overrides),

@@ -60,8 +60,8 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
         changes = diff_configs(load_config(path, [], preset=None), config)
         if changes:
             raise RunMismatchError(
-                f"{run_dir} holds a run of another configuration ({'; '.join(changes)}); "
-                "go back to its values, or choose another folder with -o"
+                f"{run_dir} holds a run with another configuration ({'; '.join(changes)}); "
+                "use its values, or choose another folder with -o"
             )
         return
     check_run_folder(run_dir)
@@ -82,9 +82,9 @@ def check_run_folder(run_dir: Path) -> None:
     if has_begun(run_dir):
         return
     if run_dir.exists() and not run_dir.is_dir():
-        raise CheckpointError(f"{run_dir}: is a file, a run is a folder; choose another name with -o")
+        raise CheckpointError(f"{run_dir}: is a file, not a folder; choose another name with -o")
     if run_dir.exists() and _list_names(run_dir) and not _is_young_run(run_dir):
-        raise CheckpointError(f"{run_dir}: is not empty and not a run; choose another folder with -o")
+        raise CheckpointError(f"{run_dir}: holds files but no run; choose another folder with -o")
 
 
 def _list_names(run_dir: Path) -> set[str]:
@@ -179,11 +179,11 @@ def read(path: Path) -> dict[str, Any]:
         state = cast(dict[str, Any], torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: is not a checkpoint of plain values ({str(error).splitlines()[0]})"
+            f"{path}: is not a checkpoint of tensors and plain values ({str(error).splitlines()[0]})"
         ) from None
     if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: is of format {state.get('format')}; this version of byol reads {FORMAT}"
+            f"{path}: has format {state.get('format')}; this version of byol reads {FORMAT}"
         )
     return state
 
@@ -202,7 +202,7 @@ def read_latest(run_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
             problems.append(str(error))
             continue
         return state, [
-            f"{problem}; going on from the one before, step {state['done']}" for problem in problems
+            f"{problem}; resuming from an earlier one, step {state['done']}" for problem in problems
         ]
     if problems:
         raise CheckpointError(f"{'; '.join(problems)}; start again in another folder with -o")
@@ -224,8 +224,8 @@ def restore(
     """
     if state["data_fingerprint"] != data_fingerprint:
         raise RunMismatchError(
-            f"{run_dir}: its images have changed since it started; put the old ones back, or choose another "
-            f"folder with -o (network.fine_tune_from={run_dir} starts from its networks)"
+            f"{run_dir}: its images have changed since it started; restore them, or choose another folder "
+            f"with -o (network.fine_tune_from={run_dir} starts from the networks of this run)"
         )
     byol.load_state_dict(state["byol"])
     optimizer.load_state_dict(state["optimizer"])

@@ -98,10 +98,12 @@ def explain_change(environment: Environment) -> list[str]:
     ]
     if not changes:
         return []
-    keep = f"; trainer.precision={before.precision} keeps it" if before.precision != now.precision else ""
+    keep = (
+        f"; set trainer.precision={before.precision} to keep it" if before.precision != now.precision else ""
+    )
     return [
-        f"another kind of CPU or device than before ({', '.join(changes)}): the run continues, not to the "
-        f"same bits{keep}"
+        f"the kind of CPU or device has changed ({', '.join(changes)}): the run continues, but its result is "
+        f"not equal bit for bit{keep}"
     ]
 
 
@@ -127,7 +129,7 @@ def read(run_dir: Path) -> Environment | None:
         run_dir / FILE_NAME,
         versions=(FORMAT,),
         make=_make_environment,
-        advice="remove it, it is only a record",
+        advice="delete it, byol can do without it",
     )
 
 

@@ -55,11 +55,11 @@ def _explain(folder: Path, holder: Holder | None) -> str:
     )
     if holder is not None and holder.is_gone:
         return (
-            f"{text} (there is no such process here: if it is on no other machine or container either, the "
-            f"lock is stale, delete {folder / FILE_NAME})"
+            f"{text} (this host has no such process: if no other host or container has it either, the lock "
+            f"is stale, delete {folder / FILE_NAME})"
         )
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "WORLD_SIZE" not in os.environ:
-        return f"{text} (Slurm has started this command several times: use srun -n 1, and torchrun for ranks)"
+        return f"{text} (Slurm started this command several times: use srun -n 1, or torchrun for ranks)"
     return text
 
 

@@ -20,12 +20,12 @@ def read_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise CheckpointError(
-            f"{run_dir}: holds no run (no config.yaml); name a run's folder, or train one: "
+            f"{run_dir}: holds no run (no config.yaml); name the folder of a run, or train one: "
             "byol train IMAGES/ -o runs/NAME"
         )
     config = load_config(path, list(overrides), preset=None)
     changes = diff_configs(load_config(path, [], preset=None), config)
     refused = [change for change in changes if not change.startswith(_MAY_CHANGE)]
     if refused:
-        raise ConfigError(f"evaluation cannot change what the run was ({'; '.join(refused)}); leave it out")
+        raise ConfigError(f"evaluation cannot change these settings ({'; '.join(refused)}); leave them out")
     return config

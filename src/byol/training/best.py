@@ -146,7 +146,7 @@ def read(run_dir: Path) -> Marked | None:
     Raises:
         CheckpointError: the file is damaged or of another format.
     """
-    advice = "remove it, it only marks a step"
+    advice = "delete it, it only names the best step"
     return read_fields(
         run_dir / FILE_NAME, versions=(FORMAT,), make=lambda fields: Marked(**fields), advice=advice
     )

@@ -217,7 +217,7 @@ def _find(source: str, byol: Byol, *, name: str) -> _Found:
         own = stem_of(byol.online.encoder)
         if own == "standard":
             return with_encoder
-        changed = f"the weights were trained with the standard stem, this network has '{own}'"
+        changed = f"the weights were trained with the standard stem, but this network has '{own}'"
         return replace(with_encoder, notes=[*with_encoder.notes, changed])
     path, select = _find_path(source)
     if path.is_dir() and not holds_weights(path):

@@ -85,7 +85,7 @@ def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Say) -> list[Log
             logger = _MAKERS[name](run)
         except Exception as error:  # whatever a foreign package raises, it is about its service
             if name == "tensorboard" and isinstance(error, OSError):
-                say(f"warning: {name} does not start ({_first_line(error)}); curves are in metrics.jsonl")
+                say(f"warning: {name} does not start ({_first_line(error)}); the curves are in metrics.jsonl")
                 continue
             for opened in loggers:
                 opened.end(None)
@@ -253,8 +253,8 @@ class Guarded:
         except Exception as error:  # as in open_loggers
             self._failed = True
             self._say(
-                f"warning: {self._name} gets no more curves from this start ({_first_line(error)}); they are "
-                "in metrics.jsonl"
+                f"warning: {self._name} no longer receives curves ({_first_line(error)}); they are still in "
+                "metrics.jsonl"
             )
 
 

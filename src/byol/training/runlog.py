@@ -182,7 +182,7 @@ def read_metrics(run_dir: Path) -> list[Metrics]:
                 raise ValueError(f"format is not {FORMAT}")
             metrics.append(Metrics(**fields))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{path}:{number}: is not a line of metrics ({error}); remove it") from None
+            raise CheckpointError(f"{path}:{number}: is not a line of metrics ({error}); delete it") from None
     return metrics
 
 

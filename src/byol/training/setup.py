@@ -142,7 +142,7 @@ def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Con
     stated = config.channels
     if stated is not None and stated != images.channels:
         raise DataError(
-            f"data_transforms.input_shape: it says {stated} channels, but the images have {images.channels}; "
+            f"data_transforms.input_shape: has {stated} channels, but the images have {images.channels}; "
             f"set {images.channels}, or select channels with data.channels"
         )
     return images
@@ -177,7 +177,7 @@ def make_plan(
         return Plan.of(config, num_images=len(images), expected_steps=state["pace"]["total_steps"])
     if step_s is None and ranks.is_main:
         if console is not None:
-            print_line(console, "measuring how long a step takes")
+            print_line(console, "timing a few training steps")
         step_s = benchmark_step(
             config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
         ).step_s

@@ -74,12 +74,12 @@ def compute_within_memory(
         if ranks.world_size > 1:
             raise ConfigError(
                 f"trainer.accumulation_steps: rank {ranks.rank} ran out of memory on {microbatch} images at "
-                f"once; the same command with trainer.accumulation_steps={2 * num_microbatches} continues"
+                f"once; continue with trainer.accumulation_steps={2 * num_microbatches} in the same command"
             )
         if not can_halve(images.shape[0], num_microbatches=num_microbatches, world_size=1):
             raise ConfigError(
                 f"trainer.batch_size: out of memory on {microbatch} images at a time, and a batch of "
-                f"{images.shape[0]} has no smaller equal micro-batches of at least {MIN_MICROBATCH}; set a "
+                f"{images.shape[0]} has no smaller, equal micro-batches of {MIN_MICROBATCH} or more; set a "
                 "smaller network.name or data_transforms.input_shape, or a batch that is a power of two"
             )
         num_microbatches *= 2
