@@ -40,7 +40,7 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     assert "missing.csv: cannot be opened" in said
     Path("other.csv").write_text("name,class\na,b\n")
     said = fail(capsys, "eval", "runs/a", "--labels", "other.csv")
-    assert "a column `file` is needed" in said
+    assert "but no column `file`" in said
     assert not Path("runs/a/eval.json").exists()
 
     partial = {name: "xy"[index % 2] for index, name in enumerate(names)}
@@ -48,7 +48,9 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     write_labels("labels.csv", partial | {"nowhere.png": "x"})
     said = succeed(capsys, "eval", "runs/a", "--labels", "labels.csv")
     assert "\n1 of 11 images have no label and are left out\n" in said
-    assert "\nleft out, of no image here: 1 of the 11 labels in labels.csv; it names nowhere.png" in said
+    assert (
+        "\nleft out, because no image matches: 1 of the 11 labels in labels.csv; it names nowhere.png" in said
+    )
     assert "8 training and 2 test images, 2 classes" in said
 
     lines = [f"{name},{label},{index % 3}" for index, (name, label) in enumerate(partial.items())]

@@ -123,14 +123,14 @@ def test_everything_at_once_in_under_40_lines(capsys: Capture) -> None:
         "200 .heic (IMG_0.HEIC, IMG_1.HEIC, IMG_10.HEIC, ...; to read them: pip install pillow-heif)",
         "5 .aae (IMG_0.AAE, IMG_1.AAE, IMG_2.AAE, ...), 5 .mov (",
         "1 .csv (labels.csv)",
-        "hidden files and folders or the system's: 4 (",
+        "hidden files and folders, and those of the system: 4 (",
         "pipes, sockets and devices: 1 (pipe.png)",
         # read
-        "by their content, without an image's suffix: 2 (1.2.840.17, no_suffix)",
+        "because their content is an image: 2 (1.2.840.17, no_suffix)",
         # unreadable, each kind for itself
         "unreadable and left out: 15 of ",
         "1 (gone.png): no such file",
-        "1 (notes.jpg): is not an image of a known format: it is text",
+        "1 (notes.jpg): is text, not an image of a known format",
         "2 (heic.jpg, heic.png): is a HEIC photo",
         "1 (page.jpg): is a web page (HTML)",
         "1 (error.png): is XML",
@@ -144,11 +144,11 @@ def test_everything_at_once_in_under_40_lines(capsys: Capture) -> None:
         "1 (zeros.jpg): begins with zeros",
         "1 (half.jpg): is damaged or cut short",
         # changed
-        "(cut_out.png): transparent, laid on white",
-        "(icon.png): of one colour, the shape is in the transparency alone",
-        "(moving.gif): animations, of which the first frame is used",
+        "(cut_out.png): transparent: laid on white",
+        "(icon.png): of one colour, with the shape in the transparency only",
+        "(moving.gif): animations: only the first frame is used",
         "(no_end.jpg): JPEG without an end mark",
-        "(lost_block.jpg): JPEG that is damaged inside",
+        "(lost_block.jpg): JPEG with damaged data",
         "(really_png.jpg): named .jpg but PNG",
         "(really_webp.jpg): named .jpg but WebP",
     ):

@@ -271,7 +271,7 @@ def test_an_encoder_of_nan_or_one_that_has_collapsed(tmp_path: Path) -> None:
     write_images(tmp_path / "images", num=3)
     make_run(tmp_path / "run", tmp_path / "images")
     spoil_weights(tmp_path / "run", float("nan"))
-    message = r"dark/000\.png: the encoder's features of this image are not finite \(9 such images in all\)"
+    message = r"dark/000\.png: the features of this image are not finite \(9 such images in all\)"
     check_refused(DataError, tmp_path / "run", message=message)
     spoil_weights(tmp_path / "run", 0.0)
     check_refused(DataError, tmp_path / "run", message="all 9 images have the same features: .* collapsed")

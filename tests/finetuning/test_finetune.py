@@ -126,7 +126,10 @@ def test_labels_of_a_csv_and_the_target_encoder(place: Path, capsys: Capture, tm
         main(["finetune", str(source), "--labels", f"{tmp_path}/labels.csv", "-o", str(output), *QUICK]) == 0
     )
     said = capsys.readouterr().out
-    assert "left out, of no image here: 1 of the 21 labels" in said and "16 of 16 labels, 2 classes" in said
+    assert (
+        "left out, because no image matches: 1 of the 21 labels" in said
+        and "16 of 16 labels, 2 classes" in said
+    )
     assert byol.load_classifier(output, device="cpu").class_names == ("darks", "reds")
     rows = json.loads((output / "finetune.json").read_text())["rows"]
     assert [row["start"] for row in rows] == ["byol target", "byol target, frozen"]
@@ -276,7 +279,7 @@ def test_labels_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path
     ones = "\n".join(f"dark/{index:03d}.png,dark" for index in range(10))
     assert "labels have one class only ('dark', 10 images)" in label(f"file,label\n{ones}")
     assert "none of its 1 files is among the images" in label("file,label\nnowhere.png,dark")
-    assert "no label is given" in label("file,label\ndark/000.png,")
+    assert "has no labels" in label("file,label\ndark/000.png,")
     missing = fail(capsys, "finetune", run, "-o", out, "--labels", tmp_path / "missing.csv")
     assert "missing.csv: cannot be opened" in missing
     shutil.copytree(place / "images" / "dark", tmp_path / "flat")
@@ -289,8 +292,10 @@ def test_labels_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path
 def test_predictions_that_cannot_be_made(place: Path, capsys: Capture, tmp_path: Path) -> None:
     run, images = place / "runs" / "one", place / "test"
     to = tmp_path / "p.csv"
-    assert "it holds no classifier; make one: byol finetune" in fail(capsys, "predict", run, images, "-o", to)
-    assert "written as .csv" in fail(capsys, "predict", run, images, "-o", tmp_path / "p.txt", code=2)
+    assert "so it holds no classifier; train one: byol finetune" in fail(
+        capsys, "predict", run, images, "-o", to
+    )
+    assert "as .csv" in fail(capsys, "predict", run, images, "-o", tmp_path / "p.txt", code=2)
     said = fail(capsys, "predict", run, images, "-o", to, "trainer.seed=1", code=2)
     assert "'trainer.seed=1'" in said
 

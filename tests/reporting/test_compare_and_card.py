@@ -143,7 +143,7 @@ def test_a_damaged_file_of_an_evaluation(tmp_path: Path, name: str, text: str, p
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("encoder.json", "the same `byol train` command writes it anew"),
+        ("encoder.json", "repeat the `byol train` command to write it again"),
         ("start.json", "start again in another folder with -o"),
         ("best.json", "delete it, it only names the best step"),
         ("environment.json", "delete it, byol can do without it"),

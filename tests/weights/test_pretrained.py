@@ -31,7 +31,7 @@ def test_equal_channels_get_the_response_they_had(given: int, channels: int) -> 
 def test_a_classifier_is_left_out_and_said() -> None:
     whole = timm.create_model("test_resnet", num_classes=7).state_dict()
     state, notes = fit_weights(whole, make_encoder(), where="w")
-    assert notes == ["its heads (fc.weight, fc.bias) are left out"]
+    assert notes == ["its heads (fc.weight, fc.bias) are not used"]
     make_encoder().load_state_dict(state)
 
 
@@ -40,7 +40,7 @@ def test_other_channels_and_old_files_without_counters() -> None:
     encoder = make_encoder(5)
     state, notes = fit_weights(found, encoder, where="w")
     encoder.load_state_dict(state)
-    assert notes == ["its first convolution is fitted from 3 to 5 channels"]
+    assert notes == ["its first convolution is converted from 3 to 5 channels"]
 
 
 def test_what_does_not_agree_is_named() -> None:
@@ -48,7 +48,7 @@ def test_what_does_not_agree_is_named() -> None:
     key = "layer2.0.conv1.weight"
     with pytest.raises(CheckpointError, match=rf"w .* lacks {key};.*network\.name"):
         fit_weights({k: v for k, v in found.items() if k != key}, make_encoder(), where="w")
-    with pytest.raises(CheckpointError, match=r"has what this network has not layer1\.9\.conv1\.weight"):
+    with pytest.raises(CheckpointError, match=r"also has layer1\.9\.conv1\.weight"):
         fit_weights({**found, "layer1.9.conv1.weight": torch.zeros(1)}, make_encoder(), where="w")
     with pytest.raises(CheckpointError, match=rf"in another shape {key} \(1,\) for \("):
         fit_weights({**found, key: torch.zeros(1)}, make_encoder(), where="w")
@@ -117,7 +117,7 @@ def test_the_encoder_that_the_authors_evaluate(best: str, other: str) -> None:
     torch.manual_seed(0)
     state = make_encoder().state_dict()
     found = under(other, state, add=1) | under(best, state)
-    check_fit(found, f"not used: '{other}' (w:{other[:-1]} takes that)")
+    check_fit(found, f"not used: '{other}' (w:{other[:-1]} selects it)")
     check_fit(found, f"'{other}'", add=1, select=other[:-1])
 
 
@@ -250,7 +250,7 @@ def test_another_stem_is_refused_with_the_setting() -> None:
     first = next(k for k, v in make_encoder().state_dict().items() if v.ndim == 4)
     found = make_encoder().state_dict()
     larger = {**found, first: torch.zeros(found[first].shape[0], 3, 7, 7)}
-    with pytest.raises(CheckpointError, match=r"7x7, this network of 3x3; set network\.stem=standard"):
+    with pytest.raises(CheckpointError, match=r"7x7, but this network has 3x3; set network\.stem=standard"):
         fit_weights(larger, make_encoder(), where="w")
 
 

@@ -98,9 +98,7 @@ def explain_change(environment: Environment) -> list[str]:
     ]
     if not changes:
         return []
-    keep = (
-        f"; set trainer.precision={before.precision} to keep it" if before.precision != now.precision else ""
-    )
+    keep = f"; trainer.precision={before.precision} keeps it" if before.precision != now.precision else ""
     return [
         f"the kind of CPU or device has changed ({', '.join(changes)}): the run continues, but its result is "
         f"not equal bit for bit{keep}"

@@ -331,12 +331,12 @@ def test_channels(tmp_path: Path, channels: object, shapes: list[tuple[int, ...]
         (
             [*draw(*[(8, 8, 1)] * 3), *draw((8, 8, 1), dtype=np.uint16)],
             "grey",
-            r"3 of 8 bit, 1 of 16 bit, of these the first is '日本/3.*convert the files of one kind",
+            r"3 of 8 bit, 1 of 16 bit \(the first of these is '日本/3.*convert the files of one kind",
         ),
         (
             [*draw(*[(8, 8, 1)] * 3, dtype=np.uint16), np.zeros((8, 8, 1), dtype=np.float32)],
             None,
-            r"3 of 16 bit, 1 of 32 bit, of these the first is '日本/3.*convert the files of one kind",
+            r"3 of 16 bit, 1 of 32 bit \(the first of these is '日本/3.*convert the files of one kind",
         ),
     ],
 )

@@ -33,9 +33,9 @@ def image(*values: float, dtype: type = np.uint16) -> np.ndarray:
         ((1000, 4095 + 550), None),
         (
             (1000, 4095 + 551),
-            r"channel 0: the values lie in 1000 \.\. 4646, those of the training in 92 \.\. 4095",
+            r"channel 0: the values lie in 1000 \.\. 4646, but those of the training in 92 \.\. 4095",
         ),
-        ((1, 30, 255), "channel 0: most values are clipped, they lie in 1 .. 255"),  # 8 bits in a 16-bit file
+        ((1, 30, 255), "channel 0: most values are clipped; they lie in 1 .. 255"),  # 8 bits in a 16-bit file
         ((1600, 16 * 2304), "channel 0: the values lie in 1600"),  # shifted to the top of the 16 bits
         ((90,), "most values are clipped"),
         ((90, 1000), None),

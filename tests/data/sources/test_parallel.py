@@ -123,7 +123,7 @@ def test_a_process_that_has_ended_is_one_line(
     folder: FileSource, children: list[module._Child], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(
-        DataError, match=r"a process .* has ended \(exit code 1\) at .*000\.png or the 63 after it"
+        DataError, match=r"a process .* ended \(exit code 1\) at .*000\.png or the 63 after it"
     ):
         list(read_ahead(abs, folder, range(len(folder)), num_workers=2))  # type: ignore[arg-type]
     assert "bad operand type for abs(): 'str'" in capfd.readouterr().err  # a bug shows where it is

@@ -72,7 +72,7 @@ def test_images_without_a_suffix_are_read_by_content(tmp_path: Path) -> None:
     (tmp_path / "README").write_text("not an image")
     source = _open_folder(tmp_path)
     assert names(source) == ["1.2.840.17", "IM000001", "S1/IM000002", "S1/IM000003"]
-    assert "read by their content, without an image's suffix: 4" in said(source)
+    assert "because their content is an image: 4" in said(source)
     assert "1 without suffix (README)" in said(source)
 
 
