@@ -1,7 +1,7 @@
-"""A model card: how an encoder was made, how good it is, what is not known of it, and how to make it again.
+"""Write a model card: how an encoder was trained, how good it is, its limitations, and how to reproduce it.
 
-It has the format of the Hugging Face Hub, where it is called README.md. Every sentence is made from the files
-of the run; what they do not say is said to be unknown.
+The format is that of the Hugging Face Hub, where the file is called README.md. Every sentence comes from the
+files of the run. What they do not contain, the card calls unknown.
 """
 
 from dataclasses import dataclass
@@ -33,17 +33,17 @@ _OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "adamw": "AdamW"}
 
 @dataclass(frozen=True)
 class Usage:
-    """How an export is used: what its card says instead of the lines for `byol`."""
+    """The section "Use" for the card of an export, which replaces the lines for `byol`."""
 
-    text: str  # of the section "Use"
-    library: str | None  # that loads it, by the Hub's name; None: it has none
+    text: str  # Markdown
+    library: str | None  # the library that loads the export, as the Hub names it; None: the Hub has no name
 
 
 def write_card(run_dir: Path) -> str:
-    """Write `card.md` into a run folder; its text.
+    """Write `card.md` into a run folder and return its text.
 
     Raises:
-        CheckpointError: the folder holds no run or one that has not logged a step, or cannot be written.
+        CheckpointError: the folder holds no run, a file of the run is damaged, or the card cannot be written.
     """
     text = make_card(read_summary(run_dir))
     write_atomically(run_dir / FILE_NAME, text.encode(errors="surrogateescape"))
@@ -51,7 +51,7 @@ def write_card(run_dir: Path) -> str:
 
 
 def make_card(run: RunSummary, usage: Usage | None = None) -> str:
-    """The card of a run, or of an export of its encoder; in the Hugging Face Hub's format."""
+    """Return the card of a run or, with `usage`, of an export of its encoder, in the Hub's format."""
     parts = [
         f"# {run.name}\n\n{_summarise(run)}",
         f"## Method\n\n{_describe_method(run)}\n\n{_CITATION}.",
@@ -66,7 +66,7 @@ def make_card(run: RunSummary, usage: Usage | None = None) -> str:
 
 
 def make_bare_card(name: str, encoder: EncoderSpec, usage: Usage) -> str:
-    """The card of an export of an encoder whose run is not beside it: a target's, or a fine-tuned one."""
+    """Return the card of an export whose encoder has no run beside it: a target or fine-tuned encoder."""
     what = {
         "online": "trained without labels by BYOL",
         "target": "the target network of BYOL, trained without labels",
@@ -92,7 +92,7 @@ def _summarise(run: RunSummary) -> str:
     )
 
 
-# ---- How it was made
+# ---- Method
 
 
 def _describe_method(run: RunSummary) -> str:
@@ -163,7 +163,7 @@ def _describe_optimisation(run: RunSummary) -> list[str]:
 
 
 def _find_expected_steps(run: RunSummary) -> int:
-    """Of a run with a time budget the length that its rates were chosen for."""
+    """Return the number of steps that byol expected when it derived learning rate and tau."""
     if run.config.trainer.max_hours is not None:
         state, _ = checkpoint.read_latest(run.run_dir)
         if state is not None:
@@ -187,7 +187,7 @@ def _describe_machine(run: RunSummary) -> str:
     )
 
 
-# ---- What it was made of
+# ---- Images
 
 
 def _describe_images(run: RunSummary) -> str:
@@ -214,7 +214,7 @@ def _describe_packed(encoder: EncoderSpec) -> str:
     )
 
 
-# ---- How good it is
+# ---- Results
 
 
 def _describe_results(run: RunSummary) -> str:
@@ -237,7 +237,7 @@ def _describe_results(run: RunSummary) -> str:
 
 
 def _describe_own_measures(run: RunSummary) -> str:
-    """What was measured without labels, if that is all there is."""
+    """Describe the label-free measures, for a run without an evaluation on labels."""
     if run.outdated_measures is not None:
         return f" Without labels: {_mark_command(run.outdated_measures)}."
     if run.measures is not None:
@@ -252,12 +252,12 @@ def _describe_own_measures(run: RunSummary) -> str:
 
 
 def _mark_command(sentence: str) -> str:
-    """Of "REASON: COMMAND" the command as code."""
+    """Format the command in "REASON: COMMAND" as code."""
     reason, _, command = sentence.partition(": ")
     return f"{reason}: `{command}`"
 
 
-# ---- What is not known
+# ---- Limitations
 
 
 def _list_limitations(run: RunSummary) -> list[str]:
@@ -302,7 +302,7 @@ def _list_warnings_of_metadata(run: RunSummary) -> list[str]:
     ]
 
 
-# ---- How to use and repeat it
+# ---- Use and Repeat
 
 
 def _describe_use(run: RunSummary) -> str:
