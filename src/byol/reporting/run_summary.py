@@ -198,9 +198,7 @@ def _name_options(settings: Mapping[str, Any], own: Mapping[str, Any]) -> str:
             continue
         if key not in _OPTIONS or value is None:
             words.append(write_override(f"evaluation.{key}", value))
-        elif str(value).startswith("-") or "=" in str(
-            value
-        ):  # alone it would be an option or an override
+        elif str(value).startswith("-") or "=" in str(value):  # alone it would be an option or an override
             words.append(f"--{key}={value}")
         else:
             words += [f"--{key}", str(value)]
