@@ -1,4 +1,4 @@
-"""What a run needs before its first step: images, plan, networks and optimizer, as new or as saved."""
+"""Prepare a run: images, plan, networks and optimizer, new or from a checkpoint."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,13 +41,13 @@ class Setup:
     optimizer: Optimizer
     budget: TimeBudget
     begun: initial_weights.InitialWeights
-    num_microbatches: int  # of a batch, over which gradients are accumulated
+    num_microbatches: int  # micro-batches per batch, for gradient accumulation
     done: int  # finished steps
-    best: dict[str, Any] | None  # what the checkpoint says of the best encoder
-    watch: dict[str, Any] | None  # and of the other health checks; None: nothing, as of earlier versions
-    notes: list[str]  # lines for the person, on what was found
-    origin: list[str]  # and on the weights that it starts from
-    step_s: float | None  # expected seconds of a step, where they are known
+    best: dict[str, Any] | None  # the checkpoint's state of the best encoder
+    watch: dict[str, Any] | None  # its state of the health checks; None: new run, or an early version
+    notes: list[str]  # lines to print about the checkpoints
+    origin: list[str]  # lines to print about the weights that the run starts from
+    step_s: float | None  # expected seconds per step, if known
     console: Console | None  # None: nothing is printed
     statistics: initial_weights.Statistics = field(init=False)
 
@@ -57,11 +57,11 @@ class Setup:
 
     @property
     def view_options(self) -> dict[str, Any]:
-        """The arguments of `make_views` that are the same at every step."""
+        """The arguments of `make_views` that are equal at every step."""
         return {"transforms": self.config.data_transforms, "pixels": self.images.pixels}
 
     def open_batches(self) -> Batches:
-        """This rank's batches from the next step on, to be closed by `with`."""
+        """Return this rank's batches from the next step on. Use it in a `with` block."""
         return Batches(
             self.images,
             self.plan,
@@ -73,10 +73,10 @@ class Setup:
 
 
 def check_settings(config: Config, run_dir: Path) -> None:
-    """Refuse, before anything is looked at or packed, settings that cannot work on this machine.
+    """Refuse settings that cannot work on this machine, before byol reads images.
 
     Raises:
-        ConfigError: an unknown network or a logger that is not installed.
+        ConfigError: the network is unknown, or a logger is not installed.
         ConfigError, CheckpointError: the weights to start from cannot be read.
     """
     check_name(config.network.name)
@@ -88,10 +88,10 @@ def check_settings(config: Config, run_dir: Path) -> None:
 def prepare(
     config: Config, run_dir: Path, *, ranks: Ranks, step_s: float | None, console: Console | None
 ) -> Setup:
-    """Pack the images, build the networks, and load what the run has saved or starts from.
+    """Pack the images, build the networks, and load the checkpoint or the weights to start from.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RunMismatchError: nothing is damaged.
+        ConfigError, DataError, CheckpointError, RunMismatchError: the run cannot start.
     """
     keep_freed_memory()
     images = open_run_images(config, run_dir, ranks=ranks, console=console)
@@ -131,7 +131,7 @@ def prepare(
 
 
 def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Console | None) -> Packed:
-    """Claim the run folder and pack the images on the first rank; the others then find both done."""
+    """Claim the run folder and pack the images on the first rank; then open the pack on all ranks."""
     if ranks.is_main:
         checkpoint.claim_run_folder(run_dir, config)
         images = open_images(as_begun(config, run_dir), run_dir, console=console)
@@ -149,13 +149,13 @@ def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Con
 
 
 def as_begun(config: Config, run_dir: Path) -> Config:
-    """Transparency as the run has seen it so far: earlier versions dropped it and did not say so."""
+    """Keep the `data.alpha` of a resumed run: early versions ignored transparency but did not record it."""
     path = run_dir / SPEC_NAME
     if not checkpoint.list_checkpoints(run_dir) or not path.exists():
         return config
     try:
         alpha = read_spec(path).alpha
-    except CheckpointError:  # damaged; it is written anew
+    except CheckpointError:  # damaged; byol will write it again
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"alpha": alpha})})
 
@@ -169,7 +169,7 @@ def make_plan(
     ranks: Ranks,
     console: Console | None,
 ) -> Plan:
-    """The schedule. With a time budget a step benchmark estimates its length, once for the whole run."""
+    """Make the schedules. With a time budget, a step benchmark estimates their length, once for a run."""
     hours = config.trainer.max_hours
     if hours is None:
         return Plan.of(config, num_images=len(images))
@@ -186,7 +186,7 @@ def make_plan(
 
 
 def choose_num_microbatches(config: Config, state: dict[str, Any] | None, *, ranks: Ranks) -> int:
-    """Chunks of a batch: as configured, or more if the run has run out of memory before."""
+    """Return the micro-batches per batch: as configured, or more if an earlier start ran out of memory."""
     num_microbatches = max(config.accumulation_steps, 0 if state is None else state.get("num_parts", 1))
     check_share(config.batch_size, world_size=ranks.world_size, num_microbatches=num_microbatches)
     return num_microbatches
