@@ -25,12 +25,12 @@ def explain_one(written: str | bytes, images: list[str], *, is_legacy: bool = Fa
         ("p1/img-0007.JPG", "p1/IMG_0007.jpg", "spaces, underscores or hyphens"),
         ("['p1/IMG_0007.jpg']", "p1/IMG_0007.jpg", "brackets, quotes or equals signs"),
         ("p1/IMG_\uff10\uff10\uff10\uff17.jpg", "p1/IMG_0007.jpg", "the width of its characters"),
-        ("p1/IMG_00\u200b07.jpg", "p1/IMG_0007.jpg", "characters that are not seen"),
+        ("p1/IMG_00\u200b07.jpg", "p1/IMG_0007.jpg", "invisible characters"),
     ],
 )
 def test_differences_that_could_be_meant_are_named(written: str, image: str, kind: str) -> None:
     told = explain_one(written, IMAGES)
-    assert f"it names {written}, which is {image} but for {kind}: write the names" in told
+    assert f"it names {written}, which is {image} except for {kind}: use the names" in told
 
 
 def test_separators_of_thousands_are_no_decimal_points() -> None:
@@ -91,5 +91,5 @@ def test_a_legacy_name_is_shown_decoded() -> None:
 
 def test_among_many_images_the_one_with_the_same_number_is_found() -> None:
     images = [f"IMG_{number:06d}.jpg" for number in range(30_000)]
-    assert "which is IMG_017171.jpg but for zeros" in explain_one("IMG_17171.jpg", images)
+    assert "which is IMG_017171.jpg except for leading zeros" in explain_one("IMG_17171.jpg", images)
     assert "the images are named like IMG_0" in explain_one("x", images)

@@ -101,6 +101,6 @@ def test_floats_that_were_scaled_already(values: tuple[float, ...], is_outside: 
     """The training's range begins at 0, so that nothing is clipped."""
     pixels = Pixels((-1.0,), (1000.0,), (0.2,), (0.1,), (-5.0,), (4095.0,))
     found = describe_outside(image(*values, dtype=np.float32)[..., :1], pixels)
-    assert (found is not None and "already scaled" in found) == is_outside
+    assert (found is not None and "scaled already" in found) == is_outside
     narrow = Pixels((-2.0,), (3.0,), (0.2,), (0.1,), (-2.0,), (3.0,))  # trained on such values
     assert describe_outside(image(*values[:1], 0.7, dtype=np.float32)[..., :1], narrow) is None

@@ -239,7 +239,7 @@ def test_lists_in_other_encodings(tmp_path: Path, name: str, encoding: str, is_f
     notes = " | ".join(source.notes)
     assert ("not UTF-8" in notes) == (encoding != "utf-16-le")
     if is_found:
-        assert names_of(source) == images and "not there" not in notes
+        assert names_of(source) == images and "do not exist" not in notes
     else:
         assert "3 of its 3 files do not exist" in notes
         assert "which is Käfer_0.png in a wrong encoding (cp850)" in notes

@@ -90,5 +90,7 @@ def test_nothing_readable(tmp_path: Path) -> None:
 
 def test_channels_that_are_not_there(tmp_path: Path) -> None:
     save(tmp_path, noise(0, 9, 9))
-    with pytest.raises(DataError, match=r"has 1 channels, and data.channels=\[0, 3\] counts from 0"):
+    with pytest.raises(
+        DataError, match=r"has 1 channels, numbered from 0; data.channels=\[0, 3\] does not fit"
+    ):
         look(tmp_path, "data.channels=[0,3]")
