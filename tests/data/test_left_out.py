@@ -149,7 +149,7 @@ def test_everything_at_once_in_under_40_lines(capsys: Capture) -> None:
         "(moving.gif): animations: only the first frame is used",
         "(no_end.jpg): JPEG without an end mark",
         "(lost_block.jpg): JPEG with damaged data",
-        "(really_png.jpg): named .jpg but PNG",
+        "(really_png.jpg): named .jpg, but read as PNG",
         "(really_webp.jpg): named .jpg but WebP",
     ):
         assert part in text, f"{part}\n{text}"

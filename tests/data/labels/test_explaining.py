@@ -49,11 +49,11 @@ def test_separators_of_thousands_are_no_decimal_points() -> None:
         ),
         ("p3/IMG_7.jpg", "p1/IMG_0007.jpg except for leading zeros of numbers and the folder"),
         ("p1/IMG_0007.bmp", "another row names the image p1/IMG_0007.jpg more exactly"),
-        ("p1/DSC_IMG_0007.jpg", "the nearest image is p1/IMG_0007.jpg: it has 'DSC_' too much"),
+        ("p1/DSC_IMG_0007.jpg", "the nearest image is p1/IMG_0007.jpg: the list adds 'DSC_'"),
         ("p1/0007.jpg", "the nearest image is p1/IMG_0007.jpg: the list lacks 'IMG_'"),
         ("p1/IMX_0007.jpg", "the nearest image is p1/IMG_0007.jpg: it has 'X' where the image has 'G'"),
-        ("p1/IMG_0007_mask.png", "the nearest image is p1/IMG_0007.jpg: it has '_mask' too much"),
-        ("p1/IMG_0007\x1b[31m.jpg", "it has '\\x1b[31m' too much"),
+        ("p1/IMG_0007_mask.png", "the nearest image is p1/IMG_0007.jpg: the list adds '_mask'"),
+        ("p1/IMG_0007\x1b[31m.jpg", "the list adds '\\x1b[31m'"),
         ("something else", "the images are named like p2/IMG_0019.jpg: use the names of the images"),
         (".", "the images are named like"),
     ],
@@ -76,12 +76,12 @@ def test_other_encodings_are_named(encoding: str) -> None:
     names = {"cp1251": "Жук.png", "cp1250": "řeka.png", "shift_jis": "ソ表.png", "gbk": "虫丂.png"}
     image = names.get(encoding, "Hütte.png")
     told = explain_one(image.encode(encoding), [image, "a.png"], is_legacy=True)
-    assert f"which is {image} in a wrong encoding (" in told and "save it as UTF-8" in told
+    assert f"which is {image} in a wrong encoding (" in told and "save it again as UTF-8" in told
 
 
 def test_utf_8_read_as_windows_1252() -> None:
     told = explain_one("KÃ¤fer.png", ["Käfer.png"])
-    assert "it names KÃ¤fer.png, which is Käfer.png in a wrong encoding: save it as UTF-8" in told
+    assert "it names KÃ¤fer.png, which is Käfer.png in a wrong encoding: save it again as UTF-8" in told
 
 
 def test_a_legacy_name_is_shown_decoded() -> None:

@@ -81,7 +81,9 @@ def test_hardly_any_image_of_the_training_is_outside() -> None:
 
 def test_depths() -> None:
     check_bits(16, 16)
-    with pytest.raises(DataError, match="holds 8-bit values, the encoder was trained on 16-bit values; give"):
+    with pytest.raises(
+        DataError, match="holds 8-bit values, but the encoder was trained on 16-bit values; give"
+    ):
         check_bits(8, 16)
     with pytest.raises(DataError, match="holds floating-point values, the encoder was trained on 8-bit"):
         check_bits(32, 8)

@@ -84,7 +84,9 @@ def test_the_most_common_kind_counts(tmp_path: Path) -> None:
 def test_nothing_readable(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").write_text("not an image")
-    with pytest.raises(DataError, match=r"none of 2 images .* 'a.png': is not an image of a known format"):
+    with pytest.raises(
+        DataError, match=r"none of the 2 images .* 'a.png': is text, not an image of a known format"
+    ):
         look(tmp_path)
 
 
