@@ -1,1 +1,1 @@
-"""From files on disk to arrays of images that training reads."""
+"""Read files from disk into arrays of images for training."""

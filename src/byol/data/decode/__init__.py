@@ -1,4 +1,4 @@
-"""One image file to an array of the values that were saved, or the reason why not."""
+"""Decode one image file to an array of its stored values, or give the reason why that fails."""
 
 from byol.data.decode.image import decode
 

@@ -1,13 +1,13 @@
-"""Images in NumPy's files and in memory: which axis is the channels, and how `.npy` and `.npz` are read.
+"""Read images from `.npy` and `.npz` files and from arrays in memory; find their channel axis.
 
-An array of two axes is (height, width). Of three, `layout` "hwc" and "chw" say where the channels are; "auto"
-reads it off the shape, and refuses the shape that does not tell:
+An array with two axes is (height, width). For three axes, `layout` "hwc" or "chw" sets the channel axis;
+"auto" finds it from the shape, and refuses ambiguous shapes:
 
     hwc    the last axis is 1, 3 or 4 and the first is not; or it is shorter than both others, and these are
            equal or 2 times as long
     chw    the first axis is shorter than both others, and these are equal or 4 times as long
 
-Of a set, `sources.array_layout` judges all shapes together before any array is read.
+For a set, `sources.array_layout` considers all shapes together before any array is read.
 """
 
 import io
@@ -23,13 +23,13 @@ from byol.base.errors import DataError
 from byol.data.decode.formats import Decoded, ImageArray, Layout, RawArray, Stream, as_image, check_header
 
 COLOURS = (1, 3, 4)  # grey, RGB, RGBA
-_CLEARLY_LAST, _CLEARLY_FIRST = 2, 4  # times more rows and columns than channels
-_NPY, _NPZ = b"\x93NUMPY", b"PK\3\4"  # how the files begin
-_HEAD_BYTES = 256  # that hold the header of an array of numbers
+_CLEARLY_LAST, _CLEARLY_FIRST = 2, 4  # smallest ratio of rows and columns to channels
+_NPY, _NPZ = b"\x93NUMPY", b"PK\3\4"  # first bytes of the files
+_HEAD_BYTES = 256  # enough for the header of an array of numbers
 
 
 def look_of(shape: tuple[int, ...]) -> Literal["hwc", "chw"] | None:
-    """What a shape of three axes looks like, by the rule above; None: like neither."""
+    """Return the layout that a shape with three axes suggests by the rule above; None: it is ambiguous."""
     first, middle, last = shape
     if last in COLOURS and first not in COLOURS:
         return "hwc"
@@ -41,10 +41,10 @@ def look_of(shape: tuple[int, ...]) -> Literal["hwc", "chw"] | None:
 
 
 def find_layout(shape: tuple[int, ...], layout: Layout = "auto") -> Layout:
-    """Of an array of three axes: "hwc" or "chw", as `layout` says or by the rule above.
+    """Return the layout of an array with three axes: `layout`, or for "auto" by the rule above.
 
     Raises:
-        DataError: neither is clear; the line names the setting that settles it.
+        DataError: the shape is ambiguous; the message names the setting to use.
     """
     if layout != "auto":
         return layout
@@ -57,7 +57,7 @@ def find_layout(shape: tuple[int, ...], layout: Layout = "auto") -> Layout:
 
 
 def find_shape(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
-    """The shape of the one array of numbers in an `.npy` or `.npz` file, by its header.
+    """Read the shape of the one numeric array in an `.npy` or `.npz` file from its header.
 
     None: the file cannot be read, or holds something else.
     """
@@ -78,17 +78,17 @@ def find_shape(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
     return None
 
 
-@lru_cache(maxsize=256)  # parsing takes as long as opening the file, and files of a set have few headers
+@lru_cache(maxsize=256)  # parsing takes as long as opening the file, and a set has few different headers
 def _shape_in(head: bytes) -> tuple[int, ...] | None:
     shape, dtype = _read_header(io.BytesIO(head))
     return shape if dtype.kind in "buif" else None
 
 
 def channels_last(values: Shaped[np.ndarray, "..."], layout: Layout) -> RawArray:
-    """(height, width), or three axes in this layout -> the channels at the end.
+    """Move the channels of an array to the last axis. An array (height, width) is returned as it is.
 
     Raises:
-        DataError: there are not two or three axes, or no layout is clear.
+        DataError: there are not two or three axes, or the layout is ambiguous.
     """
     if values.ndim not in (2, 3):
         raise DataError(
@@ -101,12 +101,12 @@ def channels_last(values: Shaped[np.ndarray, "..."], layout: Layout) -> RawArray
 
 
 def as_given(values: Shaped[np.ndarray, "..."], layout: Layout) -> ImageArray:
-    """An array in memory as an image."""
+    """Convert an array in memory to an image."""
     return as_image(channels_last(values, layout))
 
 
 def read_npy(stream: Stream, *, layout: Layout) -> Decoded:
-    """One image in an `.npy` file."""
+    """Read the image in an `.npy` file."""
     shape, dtype = _read_header(stream)
     _check(shape, dtype, layout)
     stream.seek(0)
@@ -114,7 +114,7 @@ def read_npy(stream: Stream, *, layout: Layout) -> Decoded:
 
 
 def read_npz(stream: Stream, *, layout: Layout) -> Decoded:
-    """The one array of an `.npz` file."""
+    """Read the only array of an `.npz` file."""
     with zipfile.ZipFile(stream) as file:
         names = [name for name in file.namelist() if name.endswith(".npy")]
         if len(names) != 1:
@@ -136,7 +136,7 @@ def _read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _check(shape: tuple[int, ...], dtype: np.dtype[Any], layout: Layout) -> None:
-    """Refuse by the header, before memory is asked for."""
+    """Check the header before memory is allocated."""
     if dtype.kind not in "buif":
         check_header(1, 1, dtype)
     if 0 in shape:

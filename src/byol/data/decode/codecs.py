@@ -1,4 +1,4 @@
-"""Readers of still images: what Pillow keeps whole by Pillow, what it would cut to 8 bit by imagecodecs."""
+"""Read still images with Pillow, or with imagecodecs where Pillow would reduce them to 8 bit."""
 
 import re
 from collections.abc import Iterator
@@ -12,21 +12,21 @@ from byol.data.decode import content
 from byol.data.decode.formats import Alpha, Bits, Decoded, RawArray, Stream, as_image, check_header
 from byol.data.decode.reading import FIRST_FRAME, note
 
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "WEBP")  # of Pillow's, that keep every value
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "WEBP")  # formats that Pillow reads without loss
 DEEP_MODES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 CHANNELS_OF_MODE = dict.fromkeys(("1", "L", "LA", "La", *DEEP_MODES), 1) | dict.fromkeys(
     ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"), 3
 )
 
-_ORIENTATION = 0x0112  # the number of this tag in EXIF and in TIFF
-_JXR_OFFSET, _JXR_COUNT = 0xBCC0, 0xBCC1  # tags of JPEG XR: where the image is, and its bytes
+_ORIENTATION = 0x0112  # number of this tag in EXIF and TIFF
+_JXR_OFFSET, _JXR_COUNT = 0xBCC0, 0xBCC1  # tags of JPEG XR: offset and number of bytes of the image
 
 
-# ---- By Pillow
+# ---- With Pillow
 
 
 def read_pillow(image: Image.Image) -> Decoded:
-    """Also of an image that is already in memory."""
+    """Decode an image that Pillow has opened, or that is in memory."""
     if image.mode in DEEP_MODES:
         array = np.asarray(image)
         if bits_of(image) == 16:
@@ -44,31 +44,31 @@ def read_pillow(image: Image.Image) -> Decoded:
 
 
 def bits_of(image: Image.Image) -> Bits:
-    """Of a value, by the mode; "I" holds 32 bits, except that Pillow reads 16-bit PGM into it."""
+    """Return the bits per value, from the mode. "I" has 32 bits, but Pillow also reads 16-bit PGM as "I"."""
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         return 32
     return 16 if image.mode in DEEP_MODES else 8
 
 
 def alpha_of(image: Image.Image) -> Alpha:
-    """What the alpha of an image is; one colour or entry of the palette that is transparent is alpha too."""
+    """Return the kind of alpha of an image. A transparent colour or palette entry counts as alpha."""
     if image.mode in ("La", "RGBa"):
         return "premultiplied"
     return "straight" if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info else "none"
 
 
 def is_animation(image: Image.Image) -> bool:
-    """Whether it has more frames than the one that is read; other pictures of a camera's file are none."""
+    """Return whether the image is an animation. Additional pictures in a camera's file are not frames."""
     if image.format not in ("GIF", "PNG", "WEBP", "AVIF"):
         return False
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # the second frame is damaged; it is not read
+    except Exception:  # the second frame is damaged, but only the first is read
         return True
 
 
 def as_samples(image: Image.Image) -> Image.Image:
-    """An image of 8 bits or less in Pillow's mode L, LA, RGB or RGBA, its pixels loaded."""
+    """Convert an image of at most 8 bits to Pillow's mode L, LA, RGB or RGBA, and load its pixels."""
     has_alpha = alpha_of(image) != "none"
     match image.mode:
         case "L" | "1":
@@ -89,19 +89,19 @@ def as_samples(image: Image.Image) -> Image.Image:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF's orientation, 1 (upright) where there is none or it cannot be read; loads a PNG's pixels."""
+    """Return EXIF's orientation; 1 (upright): missing or unreadable. For PNG this loads the pixels."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF raises nearly anything; the pixels are unharmed
+    except Exception:  # damaged EXIF can raise any exception, but the pixels are intact
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
-# ---- By imagecodecs
+# ---- With imagecodecs
 
 
 def read_jpeg_2000(stream: Stream) -> Decoded:
-    """JP2 or a bare codestream, at the depth that it has."""
+    """Read JP2 or a bare codestream at its own bit depth."""
     _check_by_pillow(stream, "JPEG2000")
     file = stream.read()
     pixels = by_imagecodecs("jpeg2k", file, "none").pixels
@@ -112,7 +112,7 @@ def read_jpeg_2000(stream: Stream) -> Decoded:
 
 
 def _find_jp2_alpha(file: bytes) -> tuple[Alpha, int | None]:
-    """The kind and number of the channel that the box "cdef" calls an opacity; a fourth may be infrared."""
+    """Return kind and number of the channel that "cdef" marks as opacity; a fourth may be infrared."""
     at = file.find(b"cdef", 0, 2**16) if file[4:8] == b"jP  " else -1
     if at >= 0:
         count = int.from_bytes(file[at + 4 : at + 6], "big")
@@ -124,12 +124,12 @@ def _find_jp2_alpha(file: bytes) -> tuple[Alpha, int | None]:
 
 
 def read_jpeg_xl(stream: Stream) -> Decoded:
-    """Upright: the decoder turns it. Of an animation the first frame."""
+    """Read JPEG XL; the decoder turns it upright. For animations, read the first frame."""
     return by_imagecodecs("jpegxl", stream.read(), "straight", index=0)
 
 
 def read_jpeg_xr(stream: Stream) -> Decoded:
-    """JPEG XR, HD Photo, or the tiles of Zeiss."""
+    """Read JPEG XR, HD Photo, or the tiles of Zeiss files."""
     file = stream.read()
     at = int.from_bytes(file[4:8], "little")
     tags = dict[int, int]()
@@ -144,10 +144,9 @@ def read_jpeg_xr(stream: Stream) -> Decoded:
 
 
 def read_avif(stream: Stream) -> Decoded:
-    """AVIF of 8, 10 or 12 bits; the turn is in the container, where Pillow finds it.
+    """Read AVIF of 8, 10 or 12 bits. Pillow finds the orientation, which is in the container.
 
-    Of an animation all frames are decoded: asked for the first one alone, imagecodecs 2026.3 writes beyond
-    its memory, and the process ends.
+    All frames of an animation are decoded, because imagecodecs 2026.3 crashes on the first one alone.
     """
     image = Image.open(stream, formats=("AVIF",))
     frames = max(1, getattr(image, "n_frames", 1))
@@ -160,13 +159,13 @@ def read_avif(stream: Stream) -> Decoded:
 
 
 def is_deep_jpeg(file: bytes) -> bool:
-    """Whether a JPEG has more than 8 bits, of which Pillow opens none."""
+    """Return whether a JPEG has more than 8 bits. Pillow cannot open such files."""
     frame = _find_jpeg_frame(file)
     return frame is not None and frame[0] > 8
 
 
 def read_deep_jpeg(stream: Stream) -> Decoded:
-    """A JPEG of 12 bits, or lossless of up to 16."""
+    """Read a 12-bit JPEG, or a lossless one of up to 16 bits."""
     stream.seek(0)
     file = stream.read()
     frame = _find_jpeg_frame(file)
@@ -177,18 +176,18 @@ def read_deep_jpeg(stream: Stream) -> Decoded:
 
 
 def check_jpeg_end(file: bytes) -> None:
-    """Refuse a JPEG that is cut: imagecodecs makes the rest of the image grey."""
+    """Refuse a JPEG that is cut short, because imagecodecs fills the rest of the image with grey."""
     if file.rfind(b"\xff\xd9") < file.rfind(b"\xff\xda"):
         raise DataError("is damaged or cut short (the JPEG has no end mark)")
 
 
 def is_jpeg_ls(file: bytes) -> bool:
-    """Whether it is JPEG-LS, which begins like JPEG."""
+    """Return whether a file that begins like JPEG is JPEG-LS."""
     return any(marker == 0xF7 for marker, _ in _jpeg_markers(file))
 
 
 def _find_jpeg_frame(file: bytes) -> tuple[int, int, int] | None:
-    """Bits, height and width, by the frame header of a JPEG."""
+    """Return bits, height and width from the frame header of a JPEG."""
     for marker, at in _jpeg_markers(file):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 < len(file):
             height, width = (int.from_bytes(file[at + n : at + n + 2], "big") for n in (5, 7))
@@ -197,7 +196,7 @@ def _find_jpeg_frame(file: bytes) -> tuple[int, int, int] | None:
 
 
 def _jpeg_markers(file: bytes) -> Iterator[tuple[int, int]]:
-    """The markers before the first scan, and where each begins."""
+    """Yield the markers before the first scan, and their offsets."""
     at = 2
     while at + 4 < len(file) and file[at] == 0xFF and file[at + 1] != 0xDA:
         yield file[at + 1], at
@@ -205,7 +204,7 @@ def _jpeg_markers(file: bytes) -> Iterator[tuple[int, int]]:
 
 
 def read_heic(stream: Stream) -> Decoded:
-    """HEIC of 8, 10 or 12 bits, upright."""
+    """Read HEIC of 8, 10 or 12 bits, turned upright."""
     if not content.open_package("pillow_heif"):
         raise DataError(content.HEIC)
     import pillow_heif
@@ -219,7 +218,7 @@ def read_heic(stream: Stream) -> Decoded:
 
 
 def by_imagecodecs(name: str, file: bytes, alpha: Alpha, **options: Any) -> Decoded:
-    """An even number of samples ends with an alpha, or an extra sample if `alpha` is "unspecified"."""
+    """Decode with imagecodecs. With 2 or 4 channels, the last is `alpha` ("unspecified": an extra sample)."""
     import imagecodecs  # 20 ms
 
     values: RawArray = getattr(imagecodecs, f"{name}_decode")(file, **options)
@@ -235,25 +234,25 @@ def by_imagecodecs(name: str, file: bytes, alpha: Alpha, **options: Any) -> Deco
 
 
 def _check_by_pillow(stream: Stream, format: str) -> None:
-    """Refuse by the header, before memory is asked for."""
+    """Check the header before memory is allocated."""
     with_header = Image.open(stream, formats=(format,))
     check_header(with_header.height, with_header.width, np.dtype(np.uint8))
     stream.seek(0)
 
 
-# ---- Portable maps of more than 8 bits, which Pillow scales or cuts
+# ---- Portable maps with more than 8 bits, which Pillow scales or truncates
 
 _PNM_HEADER = re.compile(rb"P([2356])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
 
 
 def is_deep_pnm(head: bytes) -> bool:
-    """Whether the file is a PGM or PPM with values above 255."""
+    """Return whether the file is a PGM or PPM with values above 255."""
     header = _PNM_HEADER.match(head) if head[:1] == b"P" else None
     return header is not None and int(header[4]) > 255
 
 
 def read_deep_pnm(stream: Stream) -> Decoded:
-    """The stored values, as text or as big-endian numbers."""
+    """Read the stored values, which are text or big-endian numbers."""
     file = stream.read()
     header = _PNM_HEADER.match(file)
     assert header is not None

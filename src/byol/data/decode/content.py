@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, whatever its name says; and what to do about one that is no image."""
+"""Recognise files by their first bytes, not their names; advise about files that are not images."""
 
 import os
 import re
@@ -6,15 +6,15 @@ from functools import cache
 
 from byol.base.packages import install_command
 
-HEAD_BYTES = 512  # that are looked at
+HEAD_BYTES = 512  # number of first bytes to look at
 
-# Suffixes of images. Files of other suffixes are passed by and counted; those without one are looked into.
+# Suffixes of images. Files with other suffixes are skipped and counted; those without a suffix are opened.
 IMAGE_SUFFIXES: tuple[str, ...] = (
     ".apng", ".avif", ".avifs", ".bmp", ".dcm", ".dib", ".dic", ".dicom", ".gif", ".ima", ".j2c", ".j2k",
     ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl", ".jxr", ".lsm", ".mpo", ".npy",
     ".npz", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".stk", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-# That another package reads: image suffixes where it is installed.
+# Suffixes that need another package; they are image suffixes if it is installed.
 _BY_PACKAGE = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif"}
 
 _SUFFIXES_OF_KIND: dict[str, tuple[str, ...]] = {
@@ -82,25 +82,25 @@ HEIC = f"is a HEIC photo; {install_command('pillow-heif')} to read it, or conver
 
 
 def is_image_suffix(suffix: str) -> bool:
-    """Of a file that is taken for an image by its name; `suffix` in lower case, with its dot."""
+    """Return whether files with this suffix (lower case, with dot) are images by their name."""
     return suffix in IMAGE_SUFFIXES or (suffix in _BY_PACKAGE and open_package(_BY_PACKAGE[suffix]))
 
 
 def suffix_of(name: str) -> str:
-    """In lower case, with its dot; "" of names that end in a number, as of DICOM files: it says nothing."""
+    """Return the suffix in lower case with its dot; "" if it is a number, as in names of DICOM files."""
     suffix = os.path.splitext(name)[1].lower()
     return "" if suffix[1:].isdigit() else suffix
 
 
 def advise_suffix(suffix: str) -> str | None:
-    """What to do about files of a suffix that is not read, where more is known than that it is not."""
+    """Return how to make byol read files with this suffix; None: it cannot."""
     package = _BY_PACKAGE.get(suffix)
     return None if package is None else install_command("pillow-heif")
 
 
 @cache
 def open_package(name: str) -> bool:
-    """Whether a package that reads more formats is installed."""
+    """Import a package that reads more formats; return whether it is installed."""
     try:
         __import__(name)
     except ImportError:
@@ -109,7 +109,7 @@ def open_package(name: str) -> bool:
 
 
 def image_kind(head: bytes) -> str | None:
-    """The kind of image that a file begins like, None if like none; of DICOM also without its preamble."""
+    """Return the kind of image by the first bytes of a file; None: unknown. DICOM may lack its preamble."""
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
@@ -127,7 +127,7 @@ def image_kind(head: bytes) -> str | None:
 
 
 def _kind_of_brands(head: bytes) -> str | None:
-    """By the brands of an ISO media file; only the major one and those that it says it is compatible with."""
+    """Return the kind of an ISO media file by its brands: the major brand and the compatible ones."""
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, min(int.from_bytes(head[:4]), 64), 4))]
     if brands[0] in (b"avif", b"avis") or (brands[0] in (b"mif1", b"msf1") and b"avif" in brands):
         return "AVIF"
@@ -135,7 +135,7 @@ def _kind_of_brands(head: bytes) -> str | None:
 
 
 def _is_bare_dicom(head: bytes) -> bool:
-    """Little endian, the first element of group 2 or 8, with a value's type or a short length after it."""
+    """Return whether it is little-endian DICOM without preamble: first an element of group 2 or 8."""
     group, element = int.from_bytes(head[:2], "little"), int.from_bytes(head[2:4], "little")
     if group not in (2, 8) or len(head) < 16 or element > 0x0100:
         return False
@@ -143,7 +143,7 @@ def _is_bare_dicom(head: bytes) -> bool:
 
 
 def find_false_suffix(kind: str, name: str) -> str | None:
-    """The suffix of a name that says another kind of image than the content is, in lower case; else None."""
+    """Return the suffix of a name (lower case) if it contradicts the kind of image; otherwise None."""
     if name.lower().endswith(_SUFFIXES_OF_KIND[kind]):
         return None
     suffix = os.path.splitext(name)[1].lower()
@@ -151,7 +151,7 @@ def find_false_suffix(kind: str, name: str) -> str | None:
 
 
 def find_refusal(head: bytes) -> str | None:
-    """Why a file that begins so is no image, and what to do; None: it may be one."""
+    """Return why a file with these first bytes is not an image, and what to do; None: it may be an image."""
     kind = image_kind(head)
     if kind == "HEIC":
         return None if open_package("pillow_heif") else HEIC
@@ -177,7 +177,7 @@ def _refuse_text(head: bytes) -> str | None:
         return None
     else:
         text = head.decode("utf-8", "replace").removeprefix("\ufeff")
-        if text[:-4].count("\ufffd") > 0:  # the last character may be cut
+        if text[:-4].count("\ufffd") > 0:  # the last character may be incomplete
             text = head.decode("latin-1")
     text = text.lstrip().lower()
     if text.startswith(("#define ", "/* xpm")):  # images as text
@@ -193,5 +193,5 @@ def _refuse_text(head: bytes) -> str | None:
     if len(head) < 8 and (
         not head or not head.isascii() or any(magic.startswith(head) for magic, _ in _MAGIC)
     ):
-        return None  # too little to tell text from an image that was cut
+        return None  # too short to distinguish text from a truncated image
     return f"is text, not an image of a known format; {_AGAIN}"

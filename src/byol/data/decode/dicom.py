@@ -1,4 +1,4 @@
-"""DICOM: the pixels as the file means them."""
+"""Read DICOM files; apply what their tags say about the pixels."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ from byol.base.packages import install_command
 from byol.data.decode.codecs import check_jpeg_end
 from byol.data.decode.formats import UNKNOWN, Decoded, Missing, RawArray, Stream, as_image, check_header
 
-_CODECS = {  # of transfer syntaxes that pydicom leaves to other packages
+_CODECS = {  # for transfer syntaxes that pydicom cannot decode itself
     "1.2.840.10008.1.2.4.51": "jpeg",
     "1.2.840.10008.1.2.4.57": "jpeg",
     "1.2.840.10008.1.2.4.70": "jpeg",
@@ -24,15 +24,15 @@ _BARE = re.compile(rb"[\x02\x08]\0[\0-\xff]\0(?:[A-Z]{2}|[\0-\xff]{2}\0\0)", re.
 
 
 def is_dicom(head: bytes) -> bool:
-    """By the mark after the preamble, or by the first element where an old file has neither."""
+    """Return whether it is DICOM: by the mark after the preamble or, in old files, by the first element."""
     return head[128:132] == b"DICM" or _BARE.match(head) is not None
 
 
 def read_dicom(stream: Stream) -> Decoded:
-    """Rescaled, colours as RGB, MONOCHROME1 inverted; frames are channels; the padding value is missing.
+    """Read a DICOM file: rescale values, convert colours to RGB, invert MONOCHROME1; frames become channels.
 
-    Inverted is a stored v to (largest storable) - v, so that in every image of a set high is bright. Rescaled
-    values (CT: Hounsfield units) are float32; without slope and intercept the stored ones are kept.
+    Inverting replaces a stored v by (largest storable value) - v, so high values are bright. Rescaled values
+    (CT: Hounsfield units) are float32; others stay as stored. Values equal to the padding value are missing.
     """
     try:
         from pydicom import dcmread  # 0.4 s
@@ -75,7 +75,7 @@ def read_dicom(stream: Stream) -> Decoded:
 
 
 def _check_stored(data: Any, photometric: str) -> None:
-    """Refuse what pydicom would read otherwise than it is meant."""
+    """Refuse files that pydicom would misread."""
     if not photometric.startswith(("MONOCHROME", "RGB", "YBR_", "PALETTE")):
         raise DataError(
             f"has the colour space {photometric}, which byol does not read; convert it to RGB or grey"
@@ -99,7 +99,7 @@ def _read_stored(data: Any) -> RawArray:
         )
     try:
         values: RawArray = pixel_array(data)
-    except RuntimeError as error:  # a compression whose decoder is another package: its message is long
+    except RuntimeError as error:  # the decoder of this compression is another package
         syntax = data.file_meta.TransferSyntaxUID
         if syntax in _CODECS and int(data.SamplesPerPixel) == 1:
             return _read_by_imagecodecs(data, _CODECS[syntax])
@@ -111,7 +111,7 @@ def _read_stored(data: Any) -> RawArray:
 
 
 def _read_by_imagecodecs(data: Any, codec: str) -> RawArray:
-    """Frames of grey, with the sign that the file says."""
+    """Decode grey frames, signed if the file says so."""
     import imagecodecs
     from pydicom.encaps import generate_frames
 
@@ -124,19 +124,19 @@ def _read_by_imagecodecs(data: Any, codec: str) -> RawArray:
     values: RawArray = np.stack([decode(frame) for frame in encoded])
     if values.shape != (number, data.Rows, data.Columns):
         raise DataError(f"is damaged or cut short (its frames are {values.shape[1:]})")
-    if data.PixelRepresentation == 1:  # the sign is the highest of the stored bits
+    if data.PixelRepresentation == 1:  # the highest stored bit is the sign
         unused = 32 - int(data.BitsStored)
         values = ((values.astype(np.int32) << unused) >> unused).astype(f"i{int(data.BitsAllocated) // 8}")
     return values if number > 1 else values[0]
 
 
 def _find_padding(stored: RawArray, data: Any) -> Missing | None:
-    """Where a stored value is PixelPaddingValue, or from there to PixelPaddingRangeLimit."""
+    """Return where stored values are PixelPaddingValue, or between it and PixelPaddingRangeLimit."""
     first = data.get("PixelPaddingValue")
     if first is None or stored.dtype.kind not in "ui":
         return None
     first, last = int(first), int(data.get("PixelPaddingRangeLimit", first))
-    if stored.dtype.kind == "i":  # written as if it had no sign
+    if stored.dtype.kind == "i":  # the tag may hold it as an unsigned number
         bits = 8 * stored.itemsize
         first, last = (value - 2**bits if value >= 2 ** (bits - 1) else value for value in (first, last))
     found: Missing = (stored >= min(first, last)) & (stored <= max(first, last))
@@ -144,7 +144,7 @@ def _find_padding(stored: RawArray, data: Any) -> Missing | None:
 
 
 def _rescaled(values: RawArray, data: Any, *, frames: int) -> RawArray:
-    """v x slope + intercept; those of each frame where the frames of an enhanced image have their own."""
+    """Return v x slope + intercept. Frames of an enhanced image may have their own slope and intercept."""
     scales = [_scale_of(data)]
     groups = data.get("PerFrameFunctionalGroupsSequence")
     shared = data.get("SharedFunctionalGroupsSequence")

@@ -1,7 +1,7 @@
-"""An error of the disk is not a broken image: which are which, and how often reading is tried again.
+"""Distinguish disk errors from damaged images, and retry after disk errors.
 
-A network file system that stalls, a cable, a full table of open files: the image is as good as it was. So the
-system's own errors are tried again after a pause, and then stop the work; they are never booked as damage.
+If a network file system stalls or there are too many open files, the image itself is intact. So byol retries
+after errors of the operating system, and then stops with an error; it never counts them as damaged images.
 """
 
 import errno
@@ -13,12 +13,12 @@ from typing import TypeVar
 
 from byol.base.errors import DataError
 
-PAUSES_S = (0.2, 1.0, 3.0)  # before the second, third and fourth try
+PAUSES_S = (0.2, 1.0, 3.0)  # before the second, third and fourth attempt
 SKIP_KEY = "data.skip_unreadable"
 
 _SYSTEM = "the system cannot read it"
 
-# What the system says of a name, or of what a damaged file made a reader ask for: not of the disk.
+# Errors about a name, or about a wrong request of a reader that met a damaged file; not about the disk.
 _OF_THE_FILE = frozenset(
     {
         errno.ENOENT,
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class DiskError(DataError):
-    """The system could not read a file or a folder; the caller knows its name."""
+    """The operating system could not read a file or folder. The caller adds its name with `locate`."""
 
     def __init__(self, reason: str, *, for_good: bool = False) -> None:
         super().__init__(reason)
@@ -49,11 +49,11 @@ class DiskError(DataError):
 
     @classmethod
     def of(cls, error: OSError) -> "DiskError":
-        """Of what the system said."""
+        """Make it from an error of the operating system."""
         return cls(f"{_SYSTEM} ({describe(error)})", for_good=error.errno in _FOR_GOOD)
 
     def locate(self, name: str) -> DataError:
-        """What stops the work: the name, what the system said, and the way on."""
+        """Return the error for the user: the name, the error of the system, and what to do."""
         if self.for_good:
             way = f"allow reading (chmod -R u+rX), or leave such files out with {SKIP_KEY}=true"
         else:
@@ -69,26 +69,26 @@ def _remake(reason: str, for_good: bool) -> DiskError:
 
 
 def describe(error: OSError) -> str:
-    """What the system said, with the number by which it can be looked up."""
+    """Return the text of an error of the operating system, with its number."""
     words = error.strerror or str(error)
     return f"{words}, errno {error.errno}" if error.errno is not None else words
 
 
 def is_of_the_disk(error: OSError) -> bool:
-    """Whether the system's disk, network or permissions are at fault, not the name and not the content.
+    """Return whether disk, network or permissions caused the error, not the name or the content of the file.
 
-    What libraries raise on damaged files has no number.
+    Errors that libraries raise for damaged files have no number.
     """
     return error.errno is not None and error.errno not in _OF_THE_FILE
 
 
 def is_of_the_system(reason: str) -> bool:
-    """Whether a file was left out because the disk failed."""
+    """Return whether a file was left out because of a disk error."""
     return reason.startswith(_SYSTEM)
 
 
 def is_worth_a_try(reason: str) -> bool:
-    """Whether a file was left out for a reason that may have passed; also as earlier versions wrote it."""
+    """Return whether the reason for leaving out a file, also one of an early version, may have passed."""
     if reason == "no such file":
         return True
     numbers = re.findall(r"(?:errno |\[Errno )(\d+)", reason)
@@ -99,10 +99,10 @@ def is_worth_a_try(reason: str) -> bool:
 
 
 def try_again(read: Callable[[], T], *, pauses_s: Iterable[float] | None = None) -> T:
-    """What `read` returns, called again after each pause while the disk fails.
+    """Call `read` and return its result. After a disk error, call it again after each pause.
 
     Raises:
-        DiskError: it failed every time, or for good.
+        DiskError: every attempt failed, or the permissions do not allow reading.
     """
     for pause in PAUSES_S if pauses_s is None else pauses_s:
         try:

@@ -1,4 +1,4 @@
-"""An array of an image -> a square of a wanted side, squashed or on a canvas, with the wanted channels."""
+"""Convert an image array to a square of a given side, squashed or on a canvas, with the chosen channels."""
 
 import numpy as np
 from jaxtyping import Real
@@ -9,10 +9,10 @@ from byol.data.decode.formats import Channels, Geometry, ImageArray, Missing
 
 
 def fit(image: Real[np.ndarray, "height width channels"], px: int) -> Real[np.ndarray, "{px} {px} channels"]:
-    """Squash to a square of `px` x `px`, each channel by itself; an image of that size is returned as it is.
+    """Squash each channel to `px` x `px`. An image of that size is returned as it is.
 
-    Antialiased with weights that are never negative (a Hamming window where both sides shrink, a triangle
-    otherwise), so that no value leaves the image's own range. Exact to rounding for 8 and 16 bit.
+    The filter is antialiased and never negative (a Hamming window if both sides shrink, otherwise a
+    triangle), so no value leaves the range of the image. The result is exact up to rounding for 8 and 16 bit.
     """
     return _resize(image, px, px)
 
@@ -20,9 +20,9 @@ def fit(image: Real[np.ndarray, "height width channels"], px: int) -> Real[np.nd
 def place_on_canvas(
     image: Real[np.ndarray, "height width channels"], px: int
 ) -> Real[np.ndarray, "{px} {px} channels"]:
-    """In the middle of a canvas of `px` x `px`, not resized; a larger one is shrunk to fit, aspect kept.
+    """Place an image in the middle of a `px` x `px` canvas without resizing; shrink it if it is larger.
 
-    The rest is filled with the median of the image's border, for each channel.
+    Shrinking keeps the aspect ratio. The rest of a channel is filled with the median of the image's border.
     """
     height, width, channels = image.shape
     longest = max(height, width)
@@ -39,13 +39,13 @@ def place_on_canvas(
 
 
 def select_channels(image: ImageArray, channels: Channels) -> ImageArray:
-    """The channels that `data.channels` asks for.
+    """Return the channels that `data.channels` selects.
 
-    None: as they are. "rgb": grey three times, RGB as it is. "grey": RGB to 0.299 R + 0.587 G + 0.114 B,
-    grey as it is. A list: the channels of these numbers, from 0, in this order.
+    None: all channels. "rgb": RGB, or grey three times. "grey": grey, or 0.299 R + 0.587 G + 0.114 B. A list:
+    the channels with these numbers, from 0, in this order.
 
     Raises:
-        DataError: the image does not have them.
+        DataError: the image does not have these channels.
     """
     count = image.shape[2]
     if channels is None or (channels == "rgb" and count == 3) or (channels == "grey" and count == 1):
@@ -64,7 +64,7 @@ def select_channels(image: ImageArray, channels: Channels) -> ImageArray:
 
 
 def select_missing(missing: Missing, channels: Channels) -> Missing:
-    """Where an image with the channels that `data.channels` asks for has no measured value."""
+    """Return where the channels that `data.channels` selects have no measured value."""
     if missing.shape[2] > 1 and isinstance(channels, list):
         return np.ascontiguousarray(missing[..., channels])
     if missing.shape[2] > 1 and channels == "grey":
@@ -73,9 +73,9 @@ def select_missing(missing: Missing, channels: Channels) -> Missing:
 
 
 def fit_missing(missing: Missing, px: int, *, geometry: Geometry) -> Missing | None:
-    """Which pixels of the square are made from more missing values than measured ones; None: no pixel.
+    """Return the pixels of the square that come from more missing than measured values; None: no pixel.
 
-    A channel in which all of them are counts as measured: something in it was.
+    A channel in which that is true for all pixels counts as measured, because some of its values were.
     """
     weights = missing.astype(np.uint8) * np.uint8(255)
     square = fit(weights, px) if geometry == "square" else place_on_canvas(weights, px)
@@ -85,7 +85,7 @@ def fit_missing(missing: Missing, px: int, *, geometry: Geometry) -> Missing | N
 
 
 def resampling_of(shortest_side: float, px: int) -> Image.Resampling:
-    """Weights that are never negative, by the shortest side before."""
+    """Return a filter with non-negative weights, by the shortest side before resizing."""
     return Image.Resampling.HAMMING if shortest_side >= px else Image.Resampling.BILINEAR
 
 

@@ -1,4 +1,4 @@
-"""Formats that are known and not read: what a file is, by its first bytes, and what to do with it."""
+"""Recognise formats that byol does not read, by their first bytes, and advise what to do."""
 
 from io import BytesIO
 
@@ -6,7 +6,7 @@ from PIL import Image
 
 from byol.data.decode.formats import Stream
 
-_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # where, what, and what it is
+_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, format
     (0, b"SIMPLE  =", "a FITS file"),
     (0, b"NRRD000", "an NRRD file"),
     (344, b"n+1\0", "a NIfTI file"),
@@ -41,11 +41,11 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # where, what, and what it 
     (0, b"IIU\0", "a camera raw file"),
 )
 REFUSED = "is {}, which byol does not read; save its images as TIFF, PNG or .npy"
-HEAD_BYTES = 600  # that `name_of` looks at
+HEAD_BYTES = 600  # number of first bytes that `name_of` needs
 
 
 def name_of(head: bytes) -> str | None:
-    """What a file that begins with `head` is, of the formats that are not read: "a FITS file"; else None."""
+    """Return the format of a file that begins with `head`, such as "a FITS file"; None: unknown."""
     for at, signature, name in _SIGNATURES:
         if head[at : at + len(signature)] == signature:
             return name
@@ -53,13 +53,13 @@ def name_of(head: bytes) -> str | None:
 
 
 def refuse(head: bytes) -> str | None:
-    """Why a file that begins with `head` is not read, and what to do; None: nothing is known of it."""
+    """Return why byol does not read a file that begins with `head`, and what to do; None: unknown format."""
     name = name_of(head)
     return None if name is None else REFUSED.format(name)
 
 
 def describe(stream: Stream) -> str | None:
-    """The same of a file in a format that Pillow knows; its pixels are not looked at."""
+    """Return the same for formats that Pillow recognises, without reading pixels."""
     stream.seek(0)
     try:
         with Image.open(BytesIO(stream.read())) as image:

@@ -1,4 +1,4 @@
-"""What all readers share: kinds of arrays and files, limits, the step from stored values to an image."""
+"""Shared by all readers: types of arrays and files, limits, conversion of stored values to an image."""
 
 from dataclasses import dataclass, replace
 from io import IOBase
@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float32, Shaped, UInt
 from byol.base.errors import DataError
 
 if TYPE_CHECKING:
-    Stream = IO[bytes]  # what the libraries ask for
+    Stream = IO[bytes]  # the type that libraries expect
 else:
-    Stream = IOBase  # what BytesIO and opened files are
+    Stream = IOBase  # the base class of BytesIO and open files
 
-MAX_PIXELS = 178_956_970  # height x width; more is taken for a mistake or an attack, as Pillow does
+MAX_PIXELS = 178_956_970  # height x width; a larger image is probably a mistake or an attack (as in Pillow)
 
-# uint8, uint16 or float32, of any size: not compared with each other
+# uint8, uint16 or float32; the leading _ makes jaxtyping accept any size
 ImageArray = UInt[np.ndarray, "_height _width _channels"] | Float32[np.ndarray, "_height _width _channels"]
 RawArray = Shaped[np.ndarray, "_height _width *_channels"]
 Missing = Bool[np.ndarray, "_height _width _channels_or_1"]
@@ -27,8 +27,8 @@ Layout = Literal["auto", "hwc", "chw"]  # as data.layout
 Alpha = Literal["none", "straight", "premultiplied", "unspecified"]
 Bits = Literal[8, 16, 32]  # of a stored value; 32: floating point
 
-_EXACT = 2**24  # whole numbers up to this are exact as float32
-_INT32_MIN = -(2**31)  # a common mark of missing values; as float32 it is exact
+_EXACT = 2**24  # float32 represents integers up to this exactly
+_INT32_MIN = -(2**31)  # a common marker of missing values, which float32 represents exactly
 UNKNOWN = "is not an image of a known format; save it as TIFF, PNG or .npy"
 DAMAGED = (
     "begins like {}, but is damaged or of a variant that byol does not read; copy or download it again, or "
@@ -39,18 +39,18 @@ NOT_EXACT = f"holds integers beyond {_EXACT:,}, which float32 cannot represent; 
 
 @dataclass(frozen=True)
 class LaidFile:
-    """The path of an image, and which axis is the channels if it is an array; other formats ignore it."""
+    """The path of an image, with the channel axis of arrays. Other formats ignore the axis."""
 
     path: str
     layout: Layout  # of .npy and .npz
-    pages: Layout | None = None  # of an array that was written as the pages of a TIFF; None: the same
+    pages: Layout | None = None  # of arrays that were written as TIFF pages; None: equal to `layout`
 
 
 File = str | Path | LaidFile | bytes | bytearray | memoryview | Stream  # the first three are paths
 
 
 def path_of(item: str | LaidFile | ImageArray) -> str | None:
-    """Of an image that is a file; None of one in an array."""
+    """Return the path of an image; None: it is in an array."""
     if isinstance(item, LaidFile):
         return item.path
     return item if isinstance(item, str) else None
@@ -58,7 +58,7 @@ def path_of(item: str | LaidFile | ImageArray) -> str | None:
 
 @dataclass(frozen=True)
 class Kind:
-    """What an image is, short of its pixels."""
+    """Size, channels and depth of an image."""
 
     longest_side: int  # px
     channels: int
@@ -67,15 +67,15 @@ class Kind:
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What a file says of its pixels: every sample as it is stored, and which of them are not measured."""
+    """The stored samples of a file, and which of them are not measured."""
 
     pixels: ImageArray
     missing: Missing | None = None  # where nothing was measured: masked, padding, the declared fill value
     alpha: Alpha = "none"  # straight: colours are not multiplied by it; unspecified: an extra sample
-    alpha_channel: int | None = None  # its number, where there is one
+    alpha_channel: int | None = None  # number of the alpha channel, if there is one
 
     def turned(self, orientation: int) -> "Decoded":
-        """Upright, from EXIF's orientation 1..8 (other values mean nothing)."""
+        """Return the image turned upright, for EXIF orientation 1..8 (other values are ignored)."""
         if orientation == 1:
             return self
         missing = self.missing if self.missing is None else turned(self.missing, orientation)
@@ -83,12 +83,12 @@ class Decoded:
 
 
 def bits_of_dtype(dtype: np.dtype[Any]) -> Bits:
-    """Of a value in an array of images."""
+    """Return the bits per value of an array of images."""
     return 8 if dtype == np.uint8 else 16 if dtype == np.uint16 else 32
 
 
 def check_header(height: int, width: int, dtype: np.dtype[Any] | None) -> None:
-    """Refuse by the header, before memory is asked for."""
+    """Check size and type from the header, before memory is allocated."""
     if height * width == 0:
         raise DataError(f"has no pixels ({height} x {width})")
     if height * width > MAX_PIXELS:
@@ -98,13 +98,13 @@ def check_header(height: int, width: int, dtype: np.dtype[Any] | None) -> None:
 
 
 def as_image(values: RawArray, missing: Missing | None = None) -> ImageArray:
-    """uint8, uint16 or float32 in this machine's byte order, contiguous, with a channel axis.
+    """Convert to a contiguous array with a channel axis: uint8, uint16 or float32 in native byte order.
 
-    What is neither 8 nor 16 bit without sign becomes float32, whatever its values are: the images of a set
-    have one kind. A number beyond float32 becomes infinite: `missing.find_missing` counts it as not measured.
+    All types except uint8, uint16 and bool become float32, independent of the values, so that a set has one
+    type. Numbers beyond float32 become infinite, and `missing.find_missing` counts them as missing.
 
     Raises:
-        DataError: there are no values, or whole ones that float32 cannot hold exactly, other than `missing`.
+        DataError: there are no values, or integers (outside `missing`) that float32 cannot represent exactly.
     """
     if values.ndim == 2:
         values = values[..., None]
@@ -137,7 +137,7 @@ def _check_exact(values: RawArray, missing: Missing | None) -> None:
 
 
 def turned(image: RawArray, orientation: int) -> RawArray:
-    """Upright, from EXIF's orientation 1..8 (other values mean nothing)."""
+    """Turn an image upright, for EXIF orientation 1..8 (other values are ignored)."""
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

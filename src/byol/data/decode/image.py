@@ -1,11 +1,11 @@
-"""One image file -> array (height, width, channels), uint8, uint16 or float32, as it was stored.
+"""Decode one image file to its stored values: an array (height, width, channels), uint8, uint16 or float32.
 
-What a file holds decides the channels and the depth; its suffix decides nothing. docs/formats.md lists what
-is read and what is refused.
+Channels and depth depend on the content of the file, never on its suffix. docs/formats.md lists what byol
+reads and refuses.
 
     grey, RGB                      1 and 3 channels, as they are
     palette                        3 channels, the colours of the palette
-    with alpha                     as `data.alpha` says, see `reading.py`: laid on white
+    with alpha                     as `data.alpha` says (see `reading.py`), by default laid on white
     CMYK, YCbCr                    3 channels, converted to RGB
     1 bit a pixel                  1 channel of 0 and 255
     8 and 16 bit without sign      uint8 and uint16, every bit kept
@@ -18,13 +18,12 @@ is read and what is refused.
                                        MONOCHROME1 inverted; colours as RGB; frames of a grey image: channels
     HEIC (needs pillow-heif)           upright
 
-The depth is decided by the type of the values, never by the values, so that the images of a set have one. The
-orientation that a camera recorded (EXIF) is applied. `decode` gives the values of the file; `load` and
-`read_square` fill those that are no measurement (see `missing`: NaN, nodata, masks, padding) with the median
-of the channel's others in that image.
+The depth depends on the type of the values, never on the values, so that all images of a set have the same.
+The EXIF orientation is applied. `decode` returns the values of the file. `load` and `read_square` replace
+missing values (see `missing.py`: NaN, nodata, masks, padding) by the median of the other values of that
+channel and image.
 
-Everything that the networks see goes through `read_square`, in packing and afterwards: the same file gives
-the same values.
+All images for the networks go through `read_square`, so a file always gives the same values.
 """
 
 from collections.abc import Callable
@@ -62,31 +61,31 @@ from byol.data.decode.opened import read_file, reasons
 from byol.data.decode.readers import by_pillow, find_reader
 from byol.data.decode.reading import Alpha, alpha_choice, noting, resolve_alpha, resolve_pillow_alpha
 
-DECODER = 6  # goes up when the same file gives other values: packs of other numbers are made again
+DECODER = 6  # increased when a file gives other values; packs with another number are packed again
 
 _TRANSPOSE = Image.Transpose.TRANSPOSE
-_SPARE = 2  # a JPEG is not decoded at fewer pixels than this many times the wanted ones, along each side
+_SPARE = 2  # JPEGs are decoded at this many times the final side or more
 
 
 @dataclass(frozen=True)
 class Square:
-    """An image made a square, its size before, upright, in px, and what was changed on the way."""
+    """A square image, its original size (upright, px), and notes about changes."""
 
     pixels: ImageArray
     height: int
     width: int
-    missing: float = 0.0  # share of its values that were not measured, and are filled
-    filled: Missing | None = None  # pixels of the square that are made from more filled values than others
-    notes: tuple[str, ...] = ()  # of `reading.py`
+    missing: float = 0.0  # fraction of missing values, which were filled
+    filled: Missing | None = None  # pixels of the square that come from more filled values than measured ones
+    notes: tuple[str, ...] = ()  # from `reading.py`
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A decoded image without values that were not measured."""
+    """A decoded image whose missing values are filled."""
 
     pixels: ImageArray
-    missing: float = 0.0  # share of its values that were not measured, and are filled
-    filled: Missing | None = None  # where; transparent pixels that are filled too
+    missing: float = 0.0  # fraction of missing values, which were filled
+    filled: Missing | None = None  # where values were filled, including transparent pixels
 
 
 T = TypeVar("T")
@@ -100,19 +99,19 @@ def read_square(
     geometry: Geometry = "square",
     alpha: Alpha = "auto",
 ) -> Square:
-    """An image, wherever it is, with its chosen channels at `px` x `px`: by the rules above, and `fit`.
+    """Read an image from a file, an array or Pillow, with the chosen channels, as a `px` x `px` square.
 
-    `geometry` "square" squashes it, "scale" leaves its pixels as they are: see `place_on_canvas`. Values that
-    were not measured are filled before.
+    `geometry` "square" squashes it with `fit`; "scale" keeps its pixels, see `place_on_canvas`. Missing
+    values are filled first.
 
-    To be squashed, a JPEG file of at least 4 times `px` along both sides is decoded at 1/2, 1/4 or 1/8 of its
-    size, the least that is still at least 2 times `px` (libjpeg leaves out the high frequencies of each
-    block), and fitted from there. On four photographs, at 26 to 111 px, the result differs from full decoding
-    by 0.1 to 1.6 of 255 in the mean and by 13 at most, less than half of what another resampling window does.
+    With "square", a JPEG file with at least 4 times `px` along both sides is decoded at 1/2, 1/4 or 1/8 of
+    its size: the smallest that is at least 2 times `px` (libjpeg then omits the high frequencies of each
+    block). On four photographs, at 26 to 111 px, the result differed from full decoding by 0.1 to 1.6 of 255
+    on average and by 13 at most, which is less than half of the effect of another resampling window.
 
     Raises:
-        DataError: the reason alone, in plain words; the caller knows the name.
-        DiskError: the disk has failed several times.
+        DataError: only the reason; the caller adds the name.
+        DiskError: the disk failed several times.
     """
     with noting(alpha) as reading:
         square = _read_square(item, px=px, channels=channels, geometry=geometry)
@@ -128,7 +127,7 @@ def _read_square(
         return _squash(Decoded(item), px=px, channels=channels)
     if isinstance(item, Image.Image):
         with reasons():
-            return _squash_pillow(item, px=px, channels=channels, may_draft=False)  # it is the caller's
+            return _squash_pillow(item, px=px, channels=channels, may_draft=False)  # do not change it
     return _read_file(
         item,
         lambda image: _squash_pillow(image, px=px, channels=channels, may_draft=True),
@@ -137,12 +136,12 @@ def _read_square(
 
 
 def load(item: File | ImageArray | Image.Image) -> Loaded:
-    """An image, wherever it is, at its own size, with what was not measured filled.
+    """Read an image from a file, an array or Pillow at its own size, and fill missing values.
 
-    Transparency is treated as the `reading.noting` around it says.
+    The surrounding `reading.noting` decides how transparency is handled.
 
     Raises:
-        DataError: as `decode`, or a channel has no measured value.
+        DataError: as in `decode`, or a channel has no measured value.
         DiskError: as `decode`.
     """
     if isinstance(item, np.ndarray):
@@ -154,19 +153,19 @@ def load(item: File | ImageArray | Image.Image) -> Loaded:
 
 
 def decode(file: File) -> ImageArray:
-    """The image in a file, or in the bytes of one, by the rules above; nothing is filled.
+    """Decode a file, or the bytes of one, by the rules above, without filling missing values.
 
-    Transparency is treated as the `reading.noting` around it says.
+    The surrounding `reading.noting` decides how transparency is handled.
 
     Raises:
-        DataError: the reason alone, in plain words; the caller knows the file's name.
-        DiskError: the disk has failed several times.
+        DataError: only the reason; the caller adds the name of the file.
+        DiskError: the disk failed several times.
     """
     return _resolve_alpha(*_split_alpha(decode_all(file)))
 
 
 def decode_all(file: File) -> Decoded:
-    """Every sample of a file, the alpha too, and where nothing was measured by what the file declares.
+    """Decode all samples of a file, including alpha, and what the file declares as missing.
 
     Raises:
         DataError: as `decode`.
@@ -176,10 +175,10 @@ def decode_all(file: File) -> Decoded:
 
 
 def peek(item: File | ImageArray, *, alpha: Alpha = "auto") -> Kind:
-    """The kind of an image; its pixels are read only where the format's header does not tell.
+    """Return size, channels and depth of an image. Its pixels are read only if the header is not enough.
 
     Raises:
-        DataError: as `decode`, but damage after the header is not noticed.
+        DataError: as in `decode`, but damage after the header is not detected.
     """
     if isinstance(item, np.ndarray):
         return kind_of(item)
@@ -199,12 +198,12 @@ def _kind_of_decoded(decoded: Decoded) -> Kind:
 
 
 def kind_of(image: ImageArray) -> Kind:
-    """The kind of a decoded image."""
+    """Return size, channels and depth of a decoded image."""
     return Kind(max(image.shape[:2]), image.shape[2], bits_of_dtype(image.dtype))
 
 
 def _read_file(file: File, of_pillow: Callable[[Image.Image], T], of_decoded: Callable[[Decoded], T]) -> T:
-    """What one of the two makes of a file: of Pillow's opened image, or of what another reader decodes."""
+    """Return `of_pillow` of the image that Pillow opened, or `of_decoded` of what another reader decoded."""
 
     def read(stream: Stream) -> T:
         if (reader := find_reader(stream, file)) is not None:
@@ -214,11 +213,11 @@ def _read_file(file: File, of_pillow: Callable[[Image.Image], T], of_decoded: Ca
     return read_file(file, read)
 
 
-# ---- Transparency, and what was not measured
+# ---- Transparency and missing values
 
 
 def _split_alpha(decoded: Decoded) -> tuple[Decoded, Shaped[np.ndarray, "height width"] | None]:
-    """The colours and their alpha. An extra sample of which nothing is said stays a channel."""
+    """Return the colours and their alpha. An extra sample of unspecified meaning stays a channel."""
     at = decoded.alpha_channel
     if at is None or decoded.alpha not in ("straight", "premultiplied"):
         return decoded, None
@@ -254,14 +253,14 @@ def _load(decoded: Decoded) -> Loaded:
 
 
 def _find_unseen(decoded: Decoded, alpha: Shaped[np.ndarray, "height width"]) -> Missing | None:
-    """The transparent pixels that `resolve_alpha` sets to the median of the others, if it does."""
+    """Return the transparent pixels that `resolve_alpha` replaces by the median; None: it replaces none."""
     if decoded.pixels.dtype == np.uint8 or alpha_choice() not in ("auto", "mask"):
         return None
     unseen: Missing = (alpha <= 0)[..., None]
     return unseen if unseen.any() and not unseen.all() else None
 
 
-# ---- The square of the wanted size
+# ---- The square
 
 
 def _squash(decoded: Decoded, *, px: int, channels: Channels) -> Square:
@@ -278,24 +277,24 @@ def _make_square(loaded: Loaded, *, px: int, channels: Channels, geometry: Geome
 
 
 def _squash_pillow(image: Image.Image, *, px: int, channels: Channels, may_draft: bool) -> Square:
-    """As `_squash` of the decoded image, but no array of the whole image is made: it takes as long again."""
-    # Pillow resizes colours weighted by their transparency, `fit` each channel by itself.
+    """Do the same as `_squash` without an array of the whole image, which would double the time."""
+    # With `keep`, Pillow would weight colours by their transparency, but `fit` resizes channels separately.
     has_alpha = codecs.alpha_of(image) != "none"
     if image.mode in codecs.DEEP_MODES or (has_alpha and alpha_choice() == "keep"):
         return _squash(codecs.read_pillow(image), px=px, channels=channels)
     whole = image.size
-    drafted = image.draft(None, (_SPARE * px, _SPARE * px)) if may_draft else None  # JPEG alone has drafts
+    drafted = image.draft(None, (_SPARE * px, _SPARE * px)) if may_draft else None  # only for JPEG
     loaded = codecs.as_samples(image)
     loaded = resolve_pillow_alpha(loaded) if has_alpha else loaded
     orientation = codecs.orientation_of(image)
-    if channels == "grey" and loaded.mode == "RGB":  # before it is fitted, as with arrays: rounding differs
+    if channels == "grey" and loaded.mode == "RGB":  # before resizing, as for arrays, to round equally
         loaded = Image.fromarray(select_channels(np.asarray(loaded), channels)[..., 0])
     if drafted is None:
         whole = loaded.size  # a TIFF is turned while it is loaded
         box = (0.0, 0.0, float(whole[0]), float(whole[1]))
-    else:  # the draft's last row and column may reach beyond the image: at half the size 5 px become 2.5
+    else:  # the last row and column of a draft may be partly outside: at half the size, 5 px become 2.5
         box = drafted[1]
-    if orientation >= 5:  # rows are columns; then only mirroring is left to do
+    if orientation >= 5:  # swap rows and columns, so that only mirroring remains
         loaded, box, orientation = loaded.transpose(_TRANSPOSE), (0.0, 0.0, box[3], box[2]), orientation - 4
         whole = (whole[1], whole[0])
     if loaded.size != (px, px):

@@ -1,4 +1,4 @@
-"""What is known of a set of images before any is packed: their names, and how to read each."""
+"""A set of images before packing: the names of the images, and how to read each."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,14 +9,14 @@ from jaxtyping import Int64, UInt8, UInt64
 
 from byol.data.decode.formats import ImageArray, LaidFile, Layout
 
-_STRETCH = 65_536  # names whose offsets are numbers of Python's at once
+_STRETCH = 65_536  # number of names whose offsets are converted to Python numbers at once
 
 
 class Names(Sequence[str]):
-    """Many names as one block of UTF-8 and the offsets between them.
+    """Many names, stored as one block of UTF-8 with offsets.
 
-    A million names of 20 characters take 28 MB and stay one object, so that forked workers do not copy
-    them; a list of `str` takes 100 MB. Bytes that are not UTF-8 survive (as surrogates, like in `os`).
+    A million names of 20 characters take 28 MB in one object, which forked workers do not copy; a list of
+    `str` takes 100 MB. Bytes that are not UTF-8 are kept (as surrogates, as in `os`).
     """
 
     def __init__(self, blob: UInt8[np.ndarray, " bytes"], offsets: Int64[np.ndarray, " n_plus_1"]) -> None:
@@ -24,7 +24,7 @@ class Names(Sequence[str]):
 
     @classmethod
     def of(cls, names: Iterable[str | bytes]) -> "Names":
-        """From names of any number, taken one by one."""
+        """Make it from an iterable of names."""
         builder = NamesBuilder()
         for name in names:
             builder.append(name)
@@ -48,7 +48,7 @@ class Names(Sequence[str]):
         return self.pick(range(len(self)))
 
     def pick(self, places: Sequence[int] | Int64[np.ndarray, " some"]) -> Iterator[str]:
-        """The names at these places; four times as fast as one by one."""
+        """Yield the names at these places, four times as fast as by single indices."""
         blob = self.blob.data
         for start in range(0, len(places), _STRETCH):
             some = np.asarray(places[start : start + _STRETCH])
@@ -56,13 +56,13 @@ class Names(Sequence[str]):
                 yield str(blob[begin:end], "utf-8", "surrogateescape")
 
     def raw(self, index: int) -> bytes:
-        """The bytes of a name; `index` is not negative."""
+        """Return the bytes of a name. `index` must not be negative."""
         return self.blob[self.offsets[index] : self.offsets[index + 1]].tobytes()
 
     def sorted(self) -> Int64[np.ndarray, " n"]:
-        """The places of the names in the order of their bytes, which hold no 0; equal ones stay in order.
+        """Return the places of the names, stably sorted by their bytes, which must not contain 0.
 
-        Eight bytes at a time, the last first: stable sorts of whole numbers, no object a name.
+        It sorts integers of eight bytes, from the last to the first, without creating an object per name.
         """
         order = np.arange(len(self))
         longest = int(np.diff(self.offsets).max(initial=0))
@@ -71,7 +71,7 @@ class Names(Sequence[str]):
         return order
 
     def _words(self, first: int) -> UInt64[np.ndarray, " n"]:
-        """Bytes `first` to `first` + 7 of each name as a number, 0 where it is shorter."""
+        """Return bytes `first` to `first` + 7 of each name as an integer; missing bytes are 0."""
         words = np.zeros(len(self), dtype=np.uint64)
         for place in range(first, first + 8):
             at = self.offsets[:-1] + place
@@ -82,7 +82,7 @@ class Names(Sequence[str]):
 
 
 class NamesBuilder:
-    """`Names` in the making."""
+    """Builds `Names`, one name at a time."""
 
     def __init__(self) -> None:
         self._blob, self._offsets = bytearray(), array("q", [0])
@@ -95,51 +95,51 @@ class NamesBuilder:
         self._offsets.append(len(self._blob))
 
     def build(self) -> Names:
-        """Nothing may be appended afterwards."""
+        """Return the names. Do not append afterwards."""
         return Names(np.frombuffer(self._blob, np.uint8), np.frombuffer(self._offsets, np.int64))
 
 
 def array_layout_of(source: "Source") -> Layout:
-    """The layout of the source's arrays of three axes; auto: it has none."""
+    """Return the layout of the source's arrays with three axes; auto: it has no such arrays."""
     layout: Layout = getattr(source, "array_layout", "auto")
     return layout
 
 
 def skips_unreadable(source: "Source") -> bool:
-    """Whether images that the system cannot read are to be left out (`data.skip_unreadable`)."""
+    """Return whether to leave out images that the system cannot read (`data.skip_unreadable`)."""
     return bool(getattr(source, "skip_unreadable", False))
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A set of images, each read when asked for; several threads may ask at once."""
+    """A set of images, each read on request. Several threads may read at once."""
 
     @property
     def name(self) -> str:
-        """In words, for a sentence: "folder cells/", "STL-10, train+unlabeled"."""
+        """The name for messages, such as "folder cells/" or "STL-10, train+unlabeled"."""
 
     @property
     def labels(self) -> Int64[np.ndarray, " n"]:
-        """Index into `class_names`, or -1 where the class is not known. Training never reads it."""
+        """Indices into `class_names`; -1: unknown class. Training never reads them."""
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How a list of images was understood, one line each."""
+        """Notes on how a list of images was read, one line each."""
 
     def __len__(self) -> int: ...
 
     def names(self, index: int) -> str:
-        """What the image is called; unique, and a path where the image is a file."""
+        """Return the unique name of an image; for a file, its path."""
 
     def item(self, index: int) -> str | LaidFile | ImageArray:
-        """What `image.read_square` and `image.peek` take: a path, or the image if it is in an array."""
+        """Return the argument for `image.read_square` and `image.peek`: a path, or the image of an array."""
 
     @property
     def file_bytes(self) -> float:
-        """The mean size of the files, 0 where images are not files."""
+        """The mean size of the files in bytes; 0: the images are not files."""
 
     def fingerprint(self) -> str:
-        """Changes when the images do: of names, sizes and times of files, or of the values of arrays."""
+        """Return a hash of the names, sizes and times of files, or of the values of arrays."""

@@ -1,9 +1,9 @@
-"""What Pillow does not say of a JPEG: whether rows are missing before the end, or data are left over.
+"""Find damage in JPEGs that Pillow does not report: missing rows, or data left over.
 
-libjpeg fills what is missing with grey, passes over what is too much, and warns of both. simplejpeg gives its
-warnings; Pillow and imagecodecs drop them. Without simplejpeg a file is decoded again with its last bytes
-changed, and the pictures are compared: bytes that nothing depends on lie beyond the picture; where rubbish
-after the end changes it, it had not ended.
+libjpeg fills missing data with grey, ignores excess data, and warns about both. simplejpeg passes these
+warnings on; Pillow and imagecodecs do not. Without simplejpeg, byol decodes the file again with changed last
+bytes and compares the images. If bytes do not affect the image, they lie beyond it. If random bytes after the
+end change the image, it was incomplete.
 """
 
 import re
@@ -15,11 +15,11 @@ from PIL import Image
 from byol.data.decode.content import open_package
 
 _END = b"\xff\xd9"
-_TAIL = 24  # bytes of the picture's own, whose loss must show
-# Powers of 3 modulo a prime look random; numpy.random would take 2 MB. Without 0xff there are no markers.
+_TAIL = 24  # last bytes of the image data, whose loss must change the image
+# Powers of 3 modulo a prime look random; numpy.random would take 2 MB. They contain no 0xff, so no markers.
 _RUBBISH = bytes(pow(3, power, 65_537) % 255 for power in range(1, 513))
 _TOO_SHORT, _TOO_LONG = "its data end before the image does", "its data continue after the image"
-_WARNINGS = (  # of libjpeg
+_WARNINGS = (  # texts of libjpeg
     (re.compile(r"premature end of data segment"), _TOO_SHORT),
     (re.compile(r"(\d+) extraneous bytes before marker 0xd9"), _TOO_LONG),
     (re.compile(r"extraneous bytes before marker"), "its data continue after a part of the image"),
@@ -30,18 +30,18 @@ _WARNINGS = (  # of libjpeg
 
 
 def has_all_rows(data: bytes) -> bool:
-    """Whether a JPEG that lacks its end mark is whole but for that."""
+    """Return whether a JPEG without end mark is otherwise complete."""
     data = data.rstrip(b"\xff")
     picture = _decode(data + _END)
     return picture is not None and picture == _decode(data + _RUBBISH + _END)
 
 
 def find_damage(data: bytes) -> str | None:
-    """What is wrong inside a JPEG that can be decoded, as far as it shows; None: nothing is found.
+    """Return what is damaged in a JPEG that can be decoded; None: no damage was found.
 
-    Most damage shifts all that follows, so that the picture ends before its data do, or after. formats.md in
-    docs has the share that is found: with simplejpeg 44 to 97 %, without it 38 to 82 %, and 4 % in files with
-    restart marks, since the next one mends the shift.
+    Most damage shifts all following data, so that the data end before or after the image. With simplejpeg, 44
+    to 97 % of the damage is found (docs/formats.md); without it, 38 to 82 %, and 4 % in files with restart
+    markers, because the next marker ends the shift.
     """
     if open_package("simplejpeg"):
         return _find_warning(data)
@@ -62,13 +62,13 @@ def find_damage(data: bytes) -> str | None:
 
 
 def _find_warning(data: bytes) -> str | None:
-    """By libjpeg's own warnings."""
+    """Find damage from the warnings of libjpeg."""
     import simplejpeg
 
     colours: dict[str, Any] = {"colorspace": "CMYK"} if _is_cmyk(data) else {}
     try:
-        simplejpeg.decode_jpeg(data, min_factor=8, **colours)  # at an eighth of the size, all data are read
-    except ValueError as error:  # an error, or a warning; errors are said where the image is read
+        simplejpeg.decode_jpeg(data, min_factor=8, **colours)  # reads all data, at an eighth of the size
+    except ValueError as error:  # an error or a warning; errors are reported where the image is read
         for pattern, reason in _WARNINGS:
             if (found := pattern.search(str(error))) is not None:
                 is_padding = reason == _TOO_LONG and _is_padding(data, int(found[1]))
@@ -77,7 +77,7 @@ def _find_warning(data: bytes) -> str | None:
 
 
 def _is_padding(data: bytes, count: int) -> bool:
-    """Whether the last bytes before the end mark are none of a picture's, as some encoders write them."""
+    """Return whether the last bytes before the end mark are padding, which some encoders write."""
     end = data.rfind(_END)
     return count == 1 or len(set(data[end - count : end])) == 1
 
@@ -88,14 +88,14 @@ def _is_cmyk(data: bytes) -> bool:
 
 
 def find_damage_in(path: str) -> str | None:
-    """The same of a file, in words for a report; None also of files that are no JPEG."""
+    """Find damage in a file and describe it for a report; None: no damage, or not a JPEG."""
     try:
         with open(path, "rb") as file:
             if file.read(3) != b"\xff\xd8\xff":
                 return None
             file.seek(0)
             found = find_damage(file.read())
-    except OSError:  # it was read just now; what fails here is said where images are read
+    except OSError:  # errors are reported where images are read
         return None
     return (
         None
@@ -108,7 +108,7 @@ def _decode(data: bytes, *, may_draft: bool = False) -> bytes | None:
     try:
         with Image.open(BytesIO(data)) as image:
             if may_draft and "progressive" not in image.info:
-                image.draft(None, (1, 1))  # at an eighth: all data are read, each block becomes a pixel
+                image.draft(None, (1, 1))  # an eighth of the size: reads all data, a pixel per block
             return image.tobytes()
     except (OSError, SyntaxError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""Arrays in files as memory maps, or in memory where the file system has none (FUSE, some network ones)."""
+"""Open arrays in files as memory maps, or read them if the file system has no maps (FUSE, some networks)."""
 
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ from byol.data.decode.disk import describe
 
 
 def load_array(path: Path) -> tuple[NDArray[Any], str | None]:
-    """The array in an `.npy` file as a map; or, where that is refused, in memory, and the refusal in words.
+    """Map the array in an `.npy` file or, if that is refused, read it; return it, and the refusal in words.
 
     Raises:
         OSError, ValueError, EOFError: the file cannot be read, or holds no array.
-        DataError: it has no map and does not fit into memory.
+        DataError: the file cannot be mapped and does not fit into memory.
     """
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False), None
-    except OSError as refusal:  # of the map, or of the file itself: reading tells
+    except OSError as refusal:  # of the map, or of the file itself; then reading fails too
         return _read(path, refusal), f"this file system has no memory maps ({describe(refusal)})"
 
 

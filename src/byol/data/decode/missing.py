@@ -1,16 +1,16 @@
-"""Values that are no measurement: found in every image, and filled before anything looks at the image.
+"""Find missing values in every image, and fill them before the image is used.
 
-What counts as missing, channel by channel unless said otherwise:
+These values are missing, per channel unless stated otherwise:
 
     NaN, infinite, beyond float32      always
     declared by the file               GDAL's nodata, a GeoTIFF's internal mask, DICOM's PixelPaddingValue
-    a marker that nobody declared      in 16-bit and floating-point images: one of MARKERS, or a number beyond
-                                       1e30, that is the smallest or largest value of the channel, at least
-                                       twice there, and further from all others than these are apart, or
-                                       negative where no other value is
+    an undeclared marker               in 16-bit and floating-point images: one of MARKERS, or a number beyond
+                                       1e30, that is the smallest or largest value of the channel, occurs at
+                                       least twice, and is farther from all other values than these are from
+                                       each other, or is the only negative value
 
-A missing value is filled with the median of the channel's other values in the same image, so that neither the
-range of the set nor its statistics know of it. An image with a channel of missing values alone is refused.
+A missing value is replaced by the median of the channel's other values in the same image, so that it affects
+neither range nor statistics of the set. An image with a channel of only missing values is refused.
 """
 
 import numpy as np
@@ -20,17 +20,17 @@ from byol.base.errors import DataError
 from byol.data.decode.formats import Decoded, ImageArray, Missing
 
 MARKERS = (-99999.0, -32768.0, -32767.0, -9999.0, -999.0, 65535.0, 99999.0, float(-(2**31)))
-_HUGE = 1e30  # float markers: -3.4e38 of GDAL and ESRI, 9.97e36 of netCDF, 1e20 is a possible measurement
+_HUGE = 1e30  # float markers are -3.4e38 (GDAL, ESRI) and 9.97e36 (netCDF); 1e20 can be a measurement
 _LARGEST_BELOW = max(marker for marker in MARKERS if marker < 0)
 _LEAST_ABOVE = min(marker for marker in MARKERS if marker > 0)
-_FEWEST = 2  # times that a marker is there
+_FEWEST = 2  # fewest occurrences of a marker
 _ALL_MISSING = (
     "has no measured value in channel {} (all are NaN, fill values, padding or masked); leave it out"
 )
 
 
 def find_missing(decoded: Decoded) -> Bool[np.ndarray, "height width channels"] | None:
-    """Where the image has no measured value, by the rules above; None: nowhere."""
+    """Return where values are missing by the rules above; None: nowhere."""
     image = decoded.pixels
     is_deep = image.dtype != np.uint8
     if decoded.missing is None and not (is_deep and _may_hold_some(image)):
@@ -47,7 +47,7 @@ def find_missing(decoded: Decoded) -> Bool[np.ndarray, "height width channels"] 
 
 
 def _may_hold_some(image: ImageArray) -> bool:
-    """By the ends of the values, which are NaN if one value is; of all channels first, which is faster."""
+    """Return whether values may be missing, by the extremes: first over all channels, which is faster."""
     if image.max() < _LEAST_ABOVE and (image.dtype == np.uint16 or image.min() > _LARGEST_BELOW):
         return False
     planes = [image[..., channel] for channel in range(image.shape[2])]
@@ -56,9 +56,9 @@ def _may_hold_some(image: ImageArray) -> bool:
 
 
 def declared(values: Real[np.ndarray, "height width channels"], nodata: float) -> Missing | None:
-    """Where the value that the file declares stands; None: the type of the values does not hold it.
+    """Return where values equal the declared missing value; None: the type cannot represent it.
 
-    0 in any image, and any value in 8-bit ones, is also a colour: of a pixel all channels must have it.
+    The value 0, and any value in 8-bit images, may also be a colour, so all channels of a pixel must have it.
     """
     if np.isnan(nodata):
         return np.isnan(values) if values.dtype.kind == "f" else None
@@ -76,10 +76,10 @@ def declared(values: Real[np.ndarray, "height width channels"], nodata: float) -
 
 
 def fill(image: ImageArray, missing: Bool[np.ndarray, "height width channels"]) -> ImageArray:
-    """A copy with the median of the measured values, for each channel, where one is missing.
+    """Return a copy in which missing values are replaced by the median of the measured values of the channel.
 
     Raises:
-        DataError: a channel has none.
+        DataError: a channel has no measured value.
     """
     filled = image.copy()
     for channel in range(image.shape[2]):
@@ -95,9 +95,9 @@ def fill(image: ImageArray, missing: Bool[np.ndarray, "height width channels"]) 
 
 
 def _add_markers(plane: Real[np.ndarray, "height width"], missing: Bool[np.ndarray, "height width"]) -> None:
-    """Mark the smallest and the largest value in `missing`, where they are markers by the rule above."""
+    """Set `missing` where the smallest or largest value is a marker by the rule above."""
     measured = plane[~missing] if missing.any() else plane
-    for _ in range(2):  # one at either end
+    for _ in range(2):  # one marker at each end
         if measured.size == 0:
             return
         for extreme in (float(measured.min()), float(measured.max())):
@@ -106,7 +106,7 @@ def _add_markers(plane: Real[np.ndarray, "height width"], missing: Bool[np.ndarr
             is_marker = measured == extreme
             others = measured[~is_marker]
             if others.size == 0:
-                if extreme < 0 or extreme >= _HUGE:  # 65535 alone is an image that is white
+                if extreme < 0 or extreme >= _HUGE:  # an image of only 65535 is white
                     missing |= plane == extreme
                 return
             gap = min(abs(float(others.min()) - extreme), abs(float(others.max()) - extreme))

@@ -1,4 +1,4 @@
-"""From a path to an open file, and from whatever a reader raises to one plain reason."""
+"""Open files, and convert any exception of a reader to one plain reason."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def read_file(file: File, read: Callable[[Stream], T]) -> T:
-    """What `read` makes of a file, of which one on a disk is tried again if the disk fails."""
+    """Return `read` of a file. If it is on disk, retry after disk errors."""
     file = file.path if isinstance(file, LaidFile) else file
     if isinstance(file, str | Path):
         return try_again(lambda: _read_path(file, read))
@@ -57,13 +57,13 @@ def _read_path(path: str | Path, read: Callable[[Stream], T]) -> T:
 
 
 def _read_again(path: str | Path, read: Callable[[Stream], T], failure: DataError) -> T:
-    """Of a large file, whose reader may have met a failing disk and taken it for damage.
+    """Read a large file again, because its reader may have mistaken a disk error for damage.
 
     Raises:
         OSError: the disk fails.
     """
     with open(path, "rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size > LARGE_BYTES:  # more than should be held
+        if os.fstat(file.fileno()).st_size > LARGE_BYTES:  # too large to hold in memory
             while file.read(_CHUNK_BYTES):
                 pass
             raise failure
@@ -73,7 +73,7 @@ def _read_again(path: str | Path, read: Callable[[Stream], T], failure: DataErro
 
 
 def _open(path: str | Path) -> Stream:
-    """Small files are read at once: readers ask for a few bytes many times, 15 us in all from a file."""
+    """Open a file; read small ones at once, because many small reads would take 15 us per file."""
     with open(path, "rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size < SMALL_BYTES:
             return BytesIO(file.read())
@@ -81,9 +81,9 @@ def _open(path: str | Path) -> Stream:
 
 
 class reasons:
-    """A context that turns whatever a format's reader raises into one plain reason, and keeps warnings quiet.
+    """A context that converts exceptions of readers to a DataError with one reason, and hides warnings.
 
-    A class, since a generator would take 2 us more for each image.
+    It is a class, because a generator would take 2 us more per image.
     """
 
     def __enter__(self) -> None:
@@ -98,7 +98,7 @@ class reasons:
 
 
 def _raise_plainly(error: Exception) -> NoReturn:
-    """Readers raise nearly anything on damaged files: struct.error, IndexError, ..."""
+    """Raise a DataError for any exception: damaged files cause struct.error, IndexError, ..."""
     match error:
         case UnidentifiedImageError():
             reason = UNKNOWN
@@ -113,10 +113,10 @@ def _raise_plainly(error: Exception) -> NoReturn:
 
 
 class _Quiet:
-    """No warnings from Pillow, tifffile, pydicom and imagecodecs while any thread is inside.
+    """Hides warnings of Pillow, tifffile, pydicom and imagecodecs while any thread is in the context.
 
-    `warnings.catch_warnings` alone restores the wrong filters when threads overlap, so the first thread in
-    sets the filter and the last one out takes it away.
+    `warnings.catch_warnings` restores wrong filters if threads overlap. So the first thread that enters sets
+    the filter, and the last one that leaves removes it.
     """
 
     def __init__(self) -> None:
@@ -138,5 +138,5 @@ class _Quiet:
 
 
 quiet = _Quiet()
-for _name in ("tifffile", "pydicom"):  # their complaints else go to stderr
+for _name in ("tifffile", "pydicom"):  # otherwise their warnings go to stderr
     logging.getLogger(_name).addHandler(logging.NullHandler())

@@ -1,4 +1,4 @@
-"""PNG, where Pillow does not keep it whole: 16 bits of colour, and chunks that are no part of the image."""
+"""Read PNGs that Pillow reads with loss or refuses: 16-bit colours, and damaged or large extra chunks."""
 
 import struct
 import zlib
@@ -15,8 +15,8 @@ from byol.data.decode.formats import DAMAGED, Decoded, RawArray, Stream, as_imag
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _OF_THE_IMAGE = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")
-_SAMPLES = {2: 3, 4: 2, 6: 4}  # of a pixel, by the colour type
-_PASSES = (  # of an interlaced image: first row and column, and the steps from there
+_SAMPLES = {2: 3, 4: 2, 6: 4}  # samples per pixel, by colour type
+_PASSES = (  # passes of an interlaced image: first row, first column, and the steps
     (0, 0, 8, 8),
     (0, 4, 8, 8),
     (4, 0, 8, 4),
@@ -28,9 +28,9 @@ _PASSES = (  # of an interlaced image: first row and column, and the steps from 
 
 
 def strip(stream: Stream) -> BytesIO:
-    """A PNG with the chunks that change its pixels alone.
+    """Return a PNG with only the chunks that affect its pixels.
 
-    Pillow refuses texts and profiles above 1 MB, and any chunk whose checksum is wrong.
+    Pillow refuses texts and profiles above 1 MB, and any chunk with a wrong checksum.
     """
     stream.seek(0)
     file = stream.read()
@@ -38,14 +38,14 @@ def strip(stream: Stream) -> BytesIO:
 
 
 def read_16_bit(stream: Stream) -> Decoded:
-    """A 16-bit PNG of colours, or of grey with alpha; one colour that is transparent is an alpha too."""
+    """Read a 16-bit PNG with colours, or grey with alpha. A transparent colour counts as alpha."""
     stripped = strip(stream)
     try:
         image = Image.open(stripped, formats=("PNG",))  # checks the number of pixels
     except UnidentifiedImageError:
         raise DataError(DAMAGED.format("PNG")) from None
     file = stripped.getvalue()
-    # It loads the pixels, once more: only where there is one, before or after them.
+    # This loads the pixels a second time, so do it only if there is an EXIF chunk before or after them.
     orientation = orientation_of(image) if b"eXIf" in file[: 2**16] + file[-(2**16) :] else 1
     if file[28] == 0:
         return by_imagecodecs("png", file, "straight").turned(orientation)
@@ -57,7 +57,7 @@ def read_16_bit(stream: Stream) -> Decoded:
 
 
 def _chunks(file: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, begin and end of the chunks of the image itself; one that is cut is the last."""
+    """Yield name, start and end of the chunks that affect the image. The last one may be incomplete."""
     at = 8
     while at + 12 <= len(file):
         end = at + 12 + int.from_bytes(file[at : at + 4], "big")
@@ -67,9 +67,9 @@ def _chunks(file: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _decode_interlaced(file: bytes) -> RawArray:
-    """An interlaced image of 16 bits, each pass as an image of its own.
+    """Decode an interlaced 16-bit image, each pass as a separate image.
 
-    imagecodecs decodes interlaced images too, but libpng prints a warning for each.
+    imagecodecs can decode interlaced images, but libpng prints a warning for each.
     """
     import imagecodecs
 
@@ -85,7 +85,7 @@ def _decode_interlaced(file: bytes) -> RawArray:
         shape = -(-(height - top) // down), -(-(width - left) // right)
         if min(shape) < 1:
             continue
-        size = shape[0] * (1 + 2 * _SAMPLES[colour] * shape[1])  # each row begins with its filter
+        size = shape[0] * (1 + 2 * _SAMPLES[colour] * shape[1])  # each row begins with a filter byte
         if len(rows) < size:
             raise DataError("is damaged or cut short (rows are missing)")
         header = struct.pack(">IIBBBBB", shape[1], shape[0], 16, colour, 0, 0, 0)
@@ -100,7 +100,7 @@ def _decode_interlaced(file: bytes) -> RawArray:
 
 
 def _decompress(data: bytes, *, most: int) -> bytes:
-    """`most` bytes at most: more would be no part of the image."""
+    """Decompress at most `most` bytes, because more would not belong to the image."""
     reader = zlib.decompressobj()
     try:
         return reader.decompress(data, most)

@@ -1,4 +1,4 @@
-"""From a file's first bytes to the reader of its format."""
+"""Choose the reader of a file by its first bytes."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -17,14 +17,14 @@ from byol.data.decode.jpeg import has_all_rows
 from byol.data.decode.reading import FIRST_FRAME, NO_END, note
 from byol.data.decode.tiff import MAGIC, read_tiff
 
-_LONG_HEAD_BYTES = 2**13  # a portable map's header may hold comments
+_LONG_HEAD_BYTES = 2**13  # the header of a portable map may contain comments
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-_PILLOW_OF: dict[str | None, tuple[str, ...]] = {"JPEG": ("JPEG",), "PNG": ("PNG",)}  # no other is asked
+_PILLOW_OF: dict[str | None, tuple[str, ...]] = {"JPEG": ("JPEG",), "PNG": ("PNG",)}  # only these are tried
 _Result = TypeVar("_Result")
 
 
 def find_reader(stream: Stream, file: File) -> Callable[[Stream], Decoded] | None:
-    """By the first bytes of a stream, and the layout that is known of its file; None: Pillow's formats."""
+    """Return the reader for a stream by its first bytes; None: Pillow reads it. `file` may state a layout."""
     layout: Layout = file.layout if isinstance(file, LaidFile) else "auto"
     pages = (file.pages or layout) if isinstance(file, LaidFile) else layout
     head = stream.read(_LONG_HEAD_BYTES)
@@ -47,7 +47,7 @@ def find_reader(stream: Stream, file: File) -> Callable[[Stream], Decoded] | Non
 
 
 def _open_stripped(stream: Stream) -> Image.Image | None:
-    """A PNG without its texts and profiles, of which one may be damaged; None: more is damaged."""
+    """Open a PNG without its texts and profiles, which may be damaged; None: the rest is damaged too."""
     try:
         return Image.open(png.strip(stream), formats=("PNG",))
     except UnidentifiedImageError:
@@ -60,7 +60,7 @@ def _path_of(file: File) -> Path | None:
 
 
 def _is_deep_png(head: bytes) -> bool:
-    """Byte 24 is the bit depth, byte 25 is 0 for grey without alpha. Pillow cuts others to 8 bit."""
+    """Return whether a PNG has 16 bits (byte 24) and is not plain grey (byte 25); Pillow makes it 8 bit."""
     return head[24:25] == b"\x10" and head[25:26] != b"\0"
 
 
@@ -75,19 +75,19 @@ def _find_codec(head: bytes) -> Callable[[Stream], Decoded] | None:
         brands = {head[at : at + 4] for at in range(8, int.from_bytes(head[:4], "big"), 4)}
         if brands & {b"avif", b"avis"}:
             return codecs.read_avif
-        return codecs.read_heic if brands & _HEIC_BRANDS else None  # else a film
+        return codecs.read_heic if brands & _HEIC_BRANDS else None  # otherwise a video
     return codecs.read_deep_pnm if codecs.is_deep_pnm(head) else None
 
 
 def by_pillow(
     stream: Stream, read: Callable[[Image.Image], _Result], otherwise: Callable[[Decoded], _Result]
 ) -> _Result:
-    """`read` of the opened image; `otherwise` of one that Pillow does not open, and another reader does.
+    """Return `read` of the image that Pillow opened, or `otherwise` of what another reader decoded.
 
-    A JPEG that lacks nothing but its end mark is read too.
+    A JPEG that lacks only its end mark is read too.
 
     Raises:
-        DataError: it is known by its first bytes what the file is, and that it is not read.
+        DataError: the first bytes show a format that byol does not read.
     """
     head = stream.read(foreign.HEAD_BYTES)
     stream.seek(0)
@@ -123,7 +123,7 @@ def by_pillow(
             raise
         note(NO_END)
         return read(Image.open(BytesIO(file + b"\xff\xd9"), formats=("JPEG",)))
-    except ValueError as error:  # a text or a colour profile above 1 MB, which says nothing of the pixels
+    except ValueError as error:  # a text or colour profile above 1 MB, which does not affect the pixels
         if "MAX_TEXT" not in str(error):
             raise
         return read(Image.open(png.strip(stream), formats=("PNG",)))

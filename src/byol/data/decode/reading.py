@@ -1,15 +1,15 @@
-"""What one image loses or gains while it is read, noted by whichever reader changes it; and transparency.
+"""Settings and notes for readers: how to handle transparency, and what a reader changed in an image.
 
-A format's reader is far below those who ask for the image. It finds here how transparency is to be treated,
-and leaves a note of what it changed; `noting` collects the notes of everything read inside it, by thread.
+Readers are called through many layers, so they find the setting for transparency here, and leave notes here
+about what they changed. `noting` collects the notes of all that is read inside it, separately per thread.
 
 Transparency (`data.alpha`):
 
-    drop    the colours as they are stored, also where they cannot be seen
-    mask    8 bit: laid on white, as viewers do; deeper: transparent values become the median of the others
-    auto    as mask; but bright shapes of one colour are laid on black, since on white they would be lost, and
-            an image that is transparent everywhere is taken as it is stored
-    keep    the transparency is a further channel, the last
+    drop    use the stored colours, also where they are invisible
+    mask    8 bit: lay on white, as viewers do; deeper: replace transparent values by the median of the others
+    auto    like mask, but lay bright shapes of one colour on black, because they would be lost on white, and
+            use the stored colours of an image that is transparent everywhere
+    keep    add the transparency as the last channel
 """
 
 from contextvars import ContextVar
@@ -38,12 +38,12 @@ SMALLER = (
 )
 NO_END = "JPEG without an end mark: all rows are there and used; save them again to repair them"
 
-_ONE_COLOUR = 8  # of 255: colours that differ by less, with the noise of a compression, are one
+_ONE_COLOUR = 8  # of 255: colours that differ by less are equal except for compression noise
 
 
 @dataclass
 class Reading:
-    """How images are read, and what was noted of those that have been."""
+    """The setting for transparency, and the notes about the images that were read."""
 
     alpha: Alpha
     notes: list[str] = field(default_factory=list)
@@ -53,9 +53,9 @@ _CURRENT: ContextVar[Reading | None] = ContextVar("reading", default=None)
 
 
 class noting:
-    """A context in which what is read treats transparency so, and its notes are collected.
+    """A context that sets how transparency is handled, and collects the notes of readers.
 
-    A class, since a generator would take 2 us more for each image.
+    It is a class, because a generator would take 2 us more per image.
     """
 
     def __init__(self, alpha: Alpha) -> None:
@@ -70,14 +70,14 @@ class noting:
 
 
 def note(text: str) -> None:
-    """Of the image that is being read; each text once."""
+    """Add a note about the image that is being read, unless it is there already."""
     reading = _CURRENT.get()
     if reading is not None and text not in reading.notes:
         reading.notes.append(text)
 
 
 def alpha_choice() -> Alpha:
-    """How transparency is to be treated here; auto where nobody has said."""
+    """Return how to handle transparency; auto outside of `noting`."""
     reading = _CURRENT.get()
     return "auto" if reading is None else reading.alpha
 
@@ -85,10 +85,10 @@ def alpha_choice() -> Alpha:
 def resolve_alpha(
     colours: Shaped[np.ndarray, "height width channels"], alpha: Shaped[np.ndarray, "height width"]
 ) -> Shaped[np.ndarray, "height width _channels"]:
-    """The image that colours and transparency make, by the choice; of the colours' own type.
+    """Combine colours and transparency as `data.alpha` says; the type of the colours does not change.
 
-    `alpha` is 0 where nothing can be seen; full is the largest value of a whole number, of floats 1 or, if
-    it goes beyond, its own largest value.
+    `alpha` is 0 where the image is invisible. Fully opaque is the largest integer of its type or, for floats,
+    1 or the largest value if that is above 1.
     """
     choice, full = alpha_choice(), _full(alpha)
     if choice == "keep":
@@ -137,7 +137,7 @@ def _lay(
 
 
 def resolve_pillow_alpha(image: Image.Image) -> Image.Image:
-    """The same of an image in Pillow's mode LA or RGBA, as L, RGB or, with `keep`, in its own mode."""
+    """Do the same in Pillow's mode LA or RGBA; return L or RGB, or with `keep` the image itself."""
     colours, alpha = image.convert(image.mode[:-1]), image.getchannel("A")
     choice = alpha_choice()
     if choice == "keep":

@@ -1,8 +1,8 @@
-"""TIFF, as tifffile with imagecodecs reads it: which page is the image, and what its samples are.
+"""Read TIFF with tifffile and imagecodecs: find the pages of the image and the meaning of its samples.
 
-Overviews (subfile type 1, SubIFDs) are left out; a mask (subfile type 4) says where nothing was measured. Of
-the other pages, equal ones are the channels; pages of several kinds are refused. So is what has no one
-meaning as an image: CIELab, a camera's raw data, chroma at a lower resolution outside of JPEG.
+Overviews (subfile type 1, SubIFDs) are left out; a mask (subfile type 4) marks missing values. The other
+pages are channels if they have equal size and type; otherwise the file is refused. Content without one clear
+meaning as an image is refused too: CIELab, camera raw data, chroma of a lower resolution outside JPEG.
 """
 
 import struct
@@ -36,17 +36,17 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _ORIENTATION, _DNG_VERSION, _GDAL_NODATA = 274, 50706, 42113
 _KIND = (256, 257, 259, 262, 274, 277, 339)  # sides, compression, photometric, orientation, samples, type
-_PLAIN_TAGS = frozenset((*range(256, 260), *range(269, 285), *range(320, 326)))  # of a single image: the
-_PLAIN_TAGS |= {262, 266, 296, 305, 306, 315, 317, 338, 339, 347, 530, 531, 532}  # usual ones
-_OWN_LAYOUTS = ("SI.", "PerkinElmer-QPI", "Philips DP")  # programs with series of their own
+_PLAIN_TAGS = frozenset((*range(256, 260), *range(269, 285), *range(320, 326)))  # the usual tags of
+_PLAIN_TAGS |= {262, 266, 296, 305, 306, 315, 317, 338, 339, 347, 530, 531, 532}  # a single image
+_OWN_LAYOUTS = ("SI.", "PerkinElmer-QPI", "Philips DP")  # programs with their own kinds of series
 _NOT_ONE = "save each as a separate file"
 
 
 def read_tiff(stream: Stream, *, layout: Layout, path: Path | None = None) -> Decoded:
-    """The image of a TIFF file; `path`, where it is known, finds what describes a set that it belongs to.
+    """Read the image of a TIFF file. `path`, if known, finds the description of the set it belongs to.
 
     Raises:
-        DataError: it has several images, axes that are not one image's, colours or a compression not read.
+        DataError: it has several images, or axes, colours or a compression that byol does not read.
     """
     from tifffile import TiffFile  # 75 ms
 
@@ -65,7 +65,7 @@ def read_tiff(stream: Stream, *, layout: Layout, path: Path | None = None) -> De
 
 
 def _read_own(tiff: Any, own: list[int], stream: Stream) -> Decoded:
-    """Of a file of an OME-TIFF set: its pages are planes, whatever their sizes look like."""
+    """Read a file of an OME-TIFF set. Its pages are planes, also if their sizes suggest otherwise."""
     if len(own) == 1 and len(tiff.pages) > 1:
         return _read(tiff, _OnePage(tiff.pages[own[0]]), None, stream, "chw")
     series, mask = _choose(tiff)
@@ -76,7 +76,7 @@ def _read_own(tiff: Any, own: list[int], stream: Stream) -> Decoded:
 
 @dataclass(frozen=True)
 class _OnePage:
-    """The series that tifffile would make of a file of one plain page, which takes it a sixth of the time."""
+    """Replaces tifffile's series for a file with one plain page, in a sixth of the time."""
 
     keyframe: Any  # the page
     kind = "page"
@@ -90,7 +90,7 @@ class _OnePage:
 
 
 def _is_plain(tiff: Any) -> bool:
-    """Whether the file has one page alone, and nothing that makes tifffile take it for more than that."""
+    """Return whether the file has only one page, and nothing that tifffile reads as several images."""
     page = tiff.pages.first
     if not _PLAIN_TAGS.issuperset(page.tags.keys()) or len(page.tags) > len(page.tags.keys()):
         return False
@@ -109,12 +109,12 @@ def _read(
     *,
     order: list[int] | None = None,
 ) -> Decoded:
-    """`order`: of the pages, where they are not in it."""
+    """Read the pages of a series as one image. `order`: order of the pages; None: as they are in the file."""
     _check_pages(tiff)
     page = series.keyframe
     check_header(page.imagelength, page.imagewidth, page.dtype)
     check_colours(page)
-    if page.compression == OLD_JPEG and series.ndim == page.ndim:  # Pillow's libtiff alone reads all kinds
+    if page.compression == OLD_JPEG and series.ndim == page.ndim:  # only Pillow's libtiff reads all variants
         stream.seek(0)
         return read_pillow(Image.open(stream, formats=("TIFF",)))
     _check_segments(tiff, series)
@@ -146,20 +146,20 @@ def _read(
 
 
 def _check_pages(tiff: Any) -> None:
-    """tifffile leaves out pages beyond the end of the file; the link after the last page must be 0."""
+    """Refuse a file with missing pages, which tifffile ignores: the link after the last page must be 0."""
     tiff.filehandle.seek(tiff.pages.next_page_offset or 0)
     if tiff.filehandle.read(tiff.tiff.offsetsize) != bytes(tiff.tiff.offsetsize):
         raise DataError("is damaged or cut short (pages are missing)")
 
 
 def _choose(tiff: Any) -> tuple[Any, Any | None]:
-    """The pages that are the image, and those that are its mask."""
-    tiff.pages.cache = True  # they are looked at more than once
+    """Return the pages of the image, and those of its mask."""
+    tiff.pages.cache = True  # pages are used more than once
     series = [one for one in tiff.series if not one.keyframe.is_reduced]
     masks = [one for one in series if _is_mask(one.keyframe)]
     images = [one for one in series if not _is_mask(one.keyframe)]
     if not images and len(tiff.series) == 1 and not tiff.pages.first.subifds:
-        return tiff.series[0], None  # all that there is, whatever it is called
+        return tiff.series[0], None  # the only content, even if it is marked as reduced or as a mask
     if not images or _DNG_VERSION in tiff.pages.first.tags:
         raise DataError(
             "has no full image among its pages (a camera raw file?); develop it and save it as TIFF"
@@ -186,9 +186,9 @@ def _is_mask(page: Any) -> bool:
 
 
 def _check_complete(tiff: Any, series: Any) -> None:
-    """All pages are there and of one kind: tifffile makes missing ones zero, and looks at a few of many.
+    """Check that all pages exist and have one kind; tifffile fills missing pages with 0 and checks few.
 
-    Indices into palettes are no channels; those of ImageJ's stacks are values that it shows in colours.
+    Palette indices are not channels, except in ImageJ's stacks, where they are values shown in colours.
     """
     if series.kind == "ome" and any(page is None for page in series.pages):
         raise DataError(
@@ -204,7 +204,7 @@ def _check_complete(tiff: Any, series: Any) -> None:
 
 
 def _describe_page(tiff: Any, offset: int) -> bytes:
-    """The tags that make the kind of a page, as they are stored: faster than to read the page."""
+    """Return the stored tags that define the kind of a page. This is faster than parsing the page."""
     form, file = tiff.tiff, tiff.filehandle
     file.seek(offset)
     (number,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
@@ -215,8 +215,8 @@ def _describe_page(tiff: Any, offset: int) -> bytes:
 
 
 def _check_segments(tiff: Any, series: Any) -> None:
-    """Decoders make grey of the JPEG that is cut off by the end of the file."""
-    if series.keyframe.compression == 1:  # tifffile refuses it
+    """Refuse a truncated file: decoders fill the missing part of a JPEG with grey."""
+    if series.keyframe.compression == 1:  # tifffile itself refuses it then
         return
     size = tiff.filehandle.size
     for page in series.pages:
@@ -226,7 +226,7 @@ def _check_segments(tiff: Any, series: Any) -> None:
 
 
 def _find_channel_axis(series: Any) -> int | None:
-    """The one axis besides height and width, if there is one of more than one place."""
+    """Return the one axis besides height and width that has more than one element; None: there is none."""
     axes = [at for at, axis in enumerate(series.axes) if axis not in "YX" and series.shape[at] > 1]
     if len(axes) > 1 or series.axes.find("Y") > series.axes.find("X"):
         words = " x ".join(f"{axis} {size}" for axis, size in zip(series.axes, series.shape, strict=True))
@@ -238,12 +238,12 @@ def _find_channel_axis(series: Any) -> int | None:
 
 
 def _is_channels_last(series: Any, layout: Layout) -> bool:
-    """Whether an array of (height, width, channels) was written as if its rows were pages.
+    """Return whether an array (height, width, channels) was written with its rows as pages.
 
-    tifffile's `imwrite` does that to arrays of two, or more than four channels, if it is not told otherwise.
+    By default tifffile's `imwrite` does that for arrays with two, or more than four, channels.
 
     Raises:
-        DataError: it may be, by its shape, and `layout` does not say.
+        DataError: the shape allows both, and `layout` is "auto".
     """
     if series.kind not in ("shaped", "uniform") or series.axes not in ("QYX", "IYX"):
         return False
@@ -276,7 +276,7 @@ def _load(series: Any, page: Any) -> RawArray:
 
 
 def _find_declared(page: Any, values: RawArray) -> Missing | None:
-    """Where the value stands that GDAL's tag declares to be none."""
+    """Return where values equal the nodata value of GDAL's tag."""
     text = page.tags.valueof(_GDAL_NODATA)
     try:
         nodata = float(str(text).strip("\0 "))

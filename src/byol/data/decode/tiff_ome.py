@@ -1,7 +1,7 @@
-"""A file of an OME-TIFF set: which of its pages are its own planes, and in which order.
+"""Find the planes of one file of an OME-TIFF set, and their order.
 
-The OME-XML of such a file describes the planes of all files of the set. tifffile opens the others, or puts
-zeros in their place. Here a file is its own planes alone, along one axis at most.
+The OME-XML of such a file describes the planes of all files of the set. tifffile opens the other files, or
+fills their planes with zeros. byol reads only the planes of the file itself, which may differ along one axis.
 """
 
 import os
@@ -24,14 +24,14 @@ class _Plane:
 
 
 def find_own_pages(tiff: Any, path: Path | None) -> list[int] | None:
-    """The numbers of the pages that are the image, in the order of the axis along which they differ.
+    """Return the numbers of the pages of the image, in the order of the axis along which they differ.
 
-    None: the file is not one of a set, or describes itself alone. `path` finds the companion file that
+    None: the file does not belong to a set, or describes only itself. `path` finds the companion file that
     describes the set.
 
     Raises:
-        DataError: they differ along several axes or belong to several images; the description of several
-            pages is missing, or names pages that the file does not have.
+        DataError: the pages differ along several axes or belong to several images, or the description is
+            missing or names pages that the file does not have.
     """
     if not tiff.is_ome or (root := _parse(tiff.ome_metadata)) is None:
         return None
@@ -50,14 +50,14 @@ def find_own_pages(tiff: Any, path: Path | None) -> list[int] | None:
     owners = {_owner(block) for block in root.iter() if _is(block, "TiffData")}
     if companion is None and owners <= {own, None}:
         return None
-    # It describes itself alone, by another name than its own.
+    # A renamed file describes only itself, under another name.
     is_renamed = companion is None and len(owners) == 1
     mine = owners if is_renamed else {own} if companion is not None else {own, None}
     return _order(list(_planes(root, number, mine)), number, root)
 
 
 def _order(planes: list[_Plane], number: int, root: Any) -> list[int]:
-    """The pages of the planes, sorted by their places; `number` are in the file."""
+    """Return the pages of the planes, sorted by position. `number`: pages in the file."""
     what = f"is one file of an OME-TIFF set{_name_set(root)}"
     if not planes:
         if number == 1:
@@ -76,7 +76,7 @@ def _order(planes: list[_Plane], number: int, root: Any) -> list[int]:
 
 
 def _planes(root: Any, number: int, owners: set[str | None]) -> Iterator[_Plane]:
-    """The planes that are described as those of these files; `number` pages are in the file."""
+    """Yield the described planes of these files. `number`: pages in the file."""
     images = [element for element in root.iter() if _is(element, "Image")]
     for image, element in enumerate(images):
         pixels = _find(element, "Pixels")
@@ -95,7 +95,7 @@ def _planes(root: Any, number: int, owners: set[str | None]) -> Iterator[_Plane]
 def _expand(
     block: Any, order: str, sizes: dict[str, int], number: int
 ) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Places and pages of the planes of one TiffData: it may stand for one, for several, or for all."""
+    """Yield positions and pages of the planes of one TiffData element: one, several or all planes."""
     first_page = int(block.get("IFD", 0))
     default = 1 if block.get("IFD") is not None else number - first_page
     place = {axis: int(block.get(f"First{axis}", 0)) for axis in _AXES}
@@ -130,7 +130,7 @@ def _parse(text: str | bytes) -> Any | None:
 
 
 def _is(element: Any, name: str) -> bool:
-    """Whether it is called so, in any namespace or none."""
+    """Return whether the element has this name, in any namespace."""
     return str(element.tag).rpartition("}")[2] == name
 
 
@@ -139,13 +139,13 @@ def _find(element: Any, name: str) -> Any | None:
 
 
 def _owner(block: Any) -> str | None:
-    """The UUID of the file that holds a block's planes."""
+    """Return the UUID of the file that holds the planes of a TiffData element."""
     uuid = _find(block, "UUID")
     return None if uuid is None else uuid.text
 
 
 def _name_set(root: Any) -> str:
-    """The name of the set, in brackets, or that of its first file."""
+    """Return the name of the set, or of its first file, in brackets."""
     for element in root.iter():
         name = element.get("Name") if _is(element, "Image") else element.get("FileName")
         if name:

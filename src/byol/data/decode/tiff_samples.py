@@ -1,4 +1,4 @@
-"""The samples of a TIFF page: which is an alpha, and colours as grey or RGB at their own depth."""
+"""The samples of a TIFF page: find the alpha, and convert colours to grey or RGB at their own depth."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from PIL import Image
 from byol.base.errors import DataError
 from byol.data.decode.formats import Alpha, RawArray
 
-OLD_JPEG, _JPEGS = 6, (6, 7, 33007)  # of the tag "compression": they come as RGB
-WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, PALETTE, MASK, _CMYK, _YCBCR = range(7)  # of the tag "photometric"
+OLD_JPEG, _JPEGS = 6, (6, 7, 33007)  # values of the tag "compression" that decode to RGB
+WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, PALETTE, MASK, _CMYK, _YCBCR = range(7)  # values of "photometric"
 
-_PREMULTIPLIED, _STRAIGHT = 1, 2  # of the tag "ExtraSamples"
-_REFERENCE, _FULL_RANGE = 532, (0, 255, 128, 255, 128, 255)  # of the tag "ReferenceBlackWhite" for YCbCr
-_INK_SET, _CMYK_INKS = 332, 1  # a tag, and its usual value
+_PREMULTIPLIED, _STRAIGHT = 1, 2  # values of the tag "ExtraSamples"
+_REFERENCE, _FULL_RANGE = 532, (0, 255, 128, 255, 128, 255)  # tag "ReferenceBlackWhite", value for YCbCr
+_INK_SET, _CMYK_INKS = 332, 1  # a tag and its usual value
 _AS_RGB = "save it as RGB"
 
 
 @dataclass(frozen=True)
 class Samples:
-    """How many samples a pixel has, and which of them is an alpha."""
+    """The number of samples per pixel, and which of them is an alpha."""
 
     count: int
     alpha: Alpha = "none"
@@ -29,11 +29,11 @@ class Samples:
 
     @classmethod
     def of(cls, page: Any) -> "Samples":
-        """By the tags of a page."""
+        """Find them from the tags of a page."""
         count, extras = int(page.samplesperpixel), tuple(map(int, page.extrasamples))
         first = count - len(extras)
         for place, extra in enumerate(extras):
-            # libvips calls the second of many measured channels an alpha.
+            # libvips marks the second of many measured channels as alpha.
             is_place = page.photometric != _BLACK_IS_ZERO or first + place == count - 1
             if extra in (_PREMULTIPLIED, _STRAIGHT) and is_place:
                 kind: Alpha = "premultiplied" if extra == _PREMULTIPLIED else "straight"
@@ -43,14 +43,14 @@ class Samples:
         return cls(count)
 
     def after(self, count: int) -> "Samples":
-        """The same after colours became `count` - (extra samples) others."""
+        """Return the samples after a conversion of colours, with `count` samples in total."""
         if self.alpha_channel is None:
             return Samples(count)
         return Samples(count, self.alpha, self.alpha_channel + count - self.count)
 
 
 def check_colours(page: Any) -> None:
-    """Refuse what is no picture of grey, RGB or measured channels."""
+    """Refuse colours other than grey, RGB, palette, CMYK, YCbCr and measured channels."""
     photometric = int(page.photometric)
     name = getattr(page.photometric, "name", str(photometric))
     if photometric > _YCBCR:
@@ -76,7 +76,7 @@ def _pairs(values: Any) -> Iterator[tuple[float, float]]:
 
 
 def as_colours(values: RawArray, page: Any) -> RawArray:
-    """Grey with white high, or RGB; then the extra samples as they are."""
+    """Convert colours to grey (white is high) or RGB, and append the extra samples unchanged."""
     first = values.shape[2] - len(page.extrasamples)
     colours, extras = values[..., :first], values[..., first:]
     match int(page.photometric):
@@ -95,7 +95,7 @@ def as_colours(values: RawArray, page: Any) -> RawArray:
 
 
 def invert(values: RawArray, bits: int) -> RawArray:
-    """Values of `bits` bits, of which 0 is white, with white high."""
+    """Invert values of `bits` bits in which 0 is white."""
     if values.dtype.kind == "f":
         return -values
     if values.dtype.kind == "u" and bits < 8 * values.itemsize:
@@ -104,7 +104,7 @@ def invert(values: RawArray, bits: int) -> RawArray:
 
 
 def _by_palette(values: RawArray, page: Any) -> RawArray:
-    """The colours of the palette, 8 bits each: its 16 bits repeat them, or hold them as they are."""
+    """Look up palette colours, 8 bits each. The 16-bit entries hold them in the high or the low byte."""
     if page.colormap is None or values.shape[2] != 1:
         raise DataError(f"has no palette, or several palette indices per pixel; {_AS_RGB}")
     palette = np.asarray(page.colormap).T
@@ -114,7 +114,7 @@ def _by_palette(values: RawArray, page: Any) -> RawArray:
 
 
 def _from_cmyk(values: RawArray) -> RawArray:
-    """(largest - ink) (largest - black) / largest, at the depth of the inks."""
+    """Convert CMYK to RGB: (largest - ink) (largest - black) / largest, at the depth of the inks."""
     if values.shape[2] != 4 or values.dtype.kind != "u" or values.itemsize > 2:
         raise DataError(f"holds inks other than CMYK of 8 or 16 bits; {_AS_RGB}")
     if values.dtype == np.uint8:
