@@ -149,7 +149,7 @@ def test_everything_at_once_in_under_40_lines(capsys: Capture) -> None:
         "(moving.gif): animations: only the first frame is used",
         "(no_end.jpg): JPEG without an end mark",
         "(lost_block.jpg): JPEG with damaged data",
-        "(really_png.jpg): named .jpg but PNG",
+        "(really_png.jpg): named .jpg, but read as PNG",
         "(really_webp.jpg): named .jpg but WebP",
     ):
         assert part in text, f"{part}\n{text}"
@@ -162,7 +162,7 @@ def test_train_and_embed_say_the_same(capsys: Capture) -> None:
     tiny += ["network.projection_head.mlp_hidden_size=16", "network.projection_head.projection_size=8"]
     tiny += ["trainer.max_epochs=1", "trainer.device=cpu", "trainer.precision=fp32", "trainer.num_workers=1"]
     checked = check(capsys, "images", "data.max_bad=0.5", *tiny[1:3], code=0)
-    first = next(i for i, line in enumerate(checked) if line.startswith("passed by"))
+    first = next(i for i, line in enumerate(checked) if line.startswith("skipped"))
     summary = [
         line for line in checked[first:] if not line.startswith(("views:", "flips", "network", "report"))
     ]
@@ -170,7 +170,7 @@ def test_train_and_embed_say_the_same(capsys: Capture) -> None:
     trained = capsys.readouterr().out.splitlines()
     assert main(["embed", "runs/a", "images", "-o", "f.csv"]) == 0
     embedded = capsys.readouterr().err.splitlines()
-    groups = [line for line in summary if line.startswith(("passed by", "read by", "  "))]
+    groups = [line for line in summary if line.startswith(("skipped", "read files", "  "))]
     assert len(groups) > 12
     for line in groups:
         assert line in trained and line in embedded

@@ -480,7 +480,7 @@ def test_another_depth_is_refused_with_the_name(tmp_path: Path) -> None:
     """8-bit values would all be black to an encoder whose black is 104."""
     encoder, image = make_deep_encoder(), draw_images(1, channels=1)[0]
     Image.fromarray(image[..., 0]).save(tmp_path / "8bit.png")
-    reason = "holds 8-bit values, the encoder was trained on 16-bit values; give values as"
+    reason = "holds 8-bit values, but the encoder was trained on 16-bit values; give values as"
     with pytest.raises(DataError, match=rf"8bit\.png: {reason}"):
         encoder.embed(tmp_path / "8bit.png")
     for form in (image, torch.from_numpy(image).permute(2, 0, 1), Image.fromarray(image[..., 0])):
@@ -508,7 +508,9 @@ def test_packs_unlike_the_training_are_told_once_or_refused(tmp_path: Path) -> N
         )
     with pytest.warns(ValueRangeWarning, match="^2 of 3 images are outside .*, the first is 000000: chan"):
         encoder.embed_packed(packs["shifted"])
-    with pytest.raises(DataError, match="8bit: holds 8-bit values, the encoder was trained on 16-bit values"):
+    with pytest.raises(
+        DataError, match="8bit: holds 8-bit values, but the encoder was trained on 16-bit values"
+    ):
         encoder.embed_packed(packs["8bit"])
     own = replace(encoder.spec, data_fingerprint=packs["shifted"].fingerprint)
     Encoder(own, encoder.module).embed_packed(packs["shifted"])  # what it was trained on is not outside

@@ -104,7 +104,7 @@ def test_broken_off_and_continued(encoder: Encoder, folder: Path, capsys: pytest
     for done in (8, 12, 16):
         with pytest.raises(Broken):
             work(encoder, folder, stop_at=done)
-        assert f"continuing after {done - 4} of 18 images" in capsys.readouterr().err
+        assert f"after {done - 4} of 18 images" in capsys.readouterr().err
     names, features, told = work(encoder, folder)
     assert told == [18] and names == whole[0]
     np.testing.assert_array_equal(features, whole[1])

@@ -160,7 +160,7 @@ def test_folders_that_hold_something_else_stay_as_they_are(encoder: Path, tmp_pa
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
-    for name, reason in (("file", "is a file"), ("full", "is not empty"), (encoder.name, "is not empty")):
+    for name, reason in (("file", "is a file"), ("full", "holds files"), (encoder.name, "holds files")):
         with pytest.raises(CheckpointError, match=rf"{name}: {reason}.*with -o"):
             export(encoder, tmp_path / name, format="timm")
     export(encoder, tmp_path / "out", format="timm")

@@ -325,7 +325,7 @@ def test_an_encoder_that_cannot_take_the_images_is_refused() -> None:
     ):
         build_encoder("vit_b_16", channels=3, view_px=20, stem="standard")
     assert resolve_stem("auto", name="resnet18.not_a_tag", view_px=32) == "small"
-    with pytest.raises(ConfigError, match=r"'resnet18\.not_a_tag' cannot be made .*not_a_tag"):
+    with pytest.raises(ConfigError, match=r"'resnet18\.not_a_tag' cannot be built .*not_a_tag"):
         build_encoder("resnet18.not_a_tag", channels=3, view_px=32, stem="small")
     with pytest.raises(ConfigError, match=r"given images of 3 channels and 4 px, fails: .*input_shape"):
         count_features(nn.Conv2d(3, 4, 7), channels=3, view_px=4)

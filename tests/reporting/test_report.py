@@ -75,7 +75,7 @@ def test_a_whole_report(run_dir: Path, tmp_path: Path) -> None:
             "Target momentum",
             "Throughput",
         ),
-        *("Outliers", "plate", "features predict it", "Eight views", "byol train", "fingerprint"),
+        *("Outliers", "plate", "features predict it", "eight views", "byol train", "fingerprint"),
     ):
         assert words in page, words
     assert said == ["computing t-SNE of 36 images"]

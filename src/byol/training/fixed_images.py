@@ -73,7 +73,7 @@ class FixedImages:
         """Judge the health of the projections and measure the features. The host waits for the device here.
 
         The network runs in training mode, as in the loss, but on copies of its buffers, so nothing changes.
-        Two views of an image are encoded in different batches, so BatchNorm cannot leak which views match.
+        The views of an image are encoded in different batches, so BatchNorm cannot leak which of them match.
         """
         stretches = self._stretches()
         combs = [slice(at, None, len(stretches)) for at in range(len(stretches))]

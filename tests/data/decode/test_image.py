@@ -268,7 +268,7 @@ def test_a_path_that_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_pillow_images_of_other_modes_are_refused() -> None:
-    with pytest.raises(DataError, match="Pillow's mode LAB is not read"):
+    with pytest.raises(DataError, match="Pillow's mode LAB, which byol does not read"):
         read_square(Image.new("LAB", (2, 2)), px=2, channels=None)
 
 

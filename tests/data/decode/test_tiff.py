@@ -118,13 +118,19 @@ def test_the_image_among_its_pages(file: bytes, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        (pages((RGB, AS_RGB), (RGB[:20], AS_RGB)), r"different sizes .*33 x 47 x 3.*20 x 47 x 3.*its own"),
+        (
+            pages((RGB, AS_RGB), (RGB[:20], AS_RGB)),
+            r"different sizes .*33 x 47 x 3.*20 x 47 x 3.*separate file",
+        ),
         (pages((GREY, {}), (GREY.astype("u1"), {})), "different sizes or kinds .*uint16.*uint8"),
         (pages(*((GREY[: 20 if at == 3 else None], {}) for at in range(9))), "different sizes or kinds"),
         (pages((RGB[::4, ::4], REDUCED | {"subifds": 1}), (GREY, CFA)), "camera raw|CFA"),
         (tiff(GREY, **CFA), "CFA.*develop it and save it as TIFF"),
         (tiff(RGB, photometric="cielab"), "CIELAB.*save it as grey or RGB"),
-        (pages((np.stack([PLANES] * 2), {"metadata": {"axes": "TCYX"}}), ome=True), "T 2 x C 5.*of its own"),
+        (
+            pages((np.stack([PLANES] * 2), {"metadata": {"axes": "TCYX"}}), ome=True),
+            "T 2 x C 5.*separate file",
+        ),
         (pages((RGB, AS_RGB), (np.ones((5, 5), bool), MASK)), "mask of another size than the image"),
         (b"II*\0\x10\0\0\0CR\2\0" + bytes(100), "camera raw"),
     ],
@@ -201,7 +207,7 @@ def test_ycbcr_is_rgb_or_refused() -> None:
     file = tiff(luma, photometric="ycbcr")
     with tifffile.TiffFile(io.BytesIO(file)) as opened:
         at = opened.pages[0].tags["YCbCrSubSampling"].valueoffset
-    with pytest.raises(DataError, match=r"chroma at a lower resolution.*save it as RGB"):
+    with pytest.raises(DataError, match=r"chroma of a lower resolution.*save it as RGB"):
         decode(file[:at] + struct.pack("<HH", 2, 2) + file[at + 4 :])
 
 

@@ -25,12 +25,12 @@ def explain_one(written: str | bytes, images: list[str], *, is_legacy: bool = Fa
         ("p1/img-0007.JPG", "p1/IMG_0007.jpg", "spaces, underscores or hyphens"),
         ("['p1/IMG_0007.jpg']", "p1/IMG_0007.jpg", "brackets, quotes or equals signs"),
         ("p1/IMG_\uff10\uff10\uff10\uff17.jpg", "p1/IMG_0007.jpg", "the width of its characters"),
-        ("p1/IMG_00\u200b07.jpg", "p1/IMG_0007.jpg", "characters that are not seen"),
+        ("p1/IMG_00\u200b07.jpg", "p1/IMG_0007.jpg", "invisible characters"),
     ],
 )
 def test_differences_that_could_be_meant_are_named(written: str, image: str, kind: str) -> None:
     told = explain_one(written, IMAGES)
-    assert f"it names {written}, which is {image} but for {kind}: write the names" in told
+    assert f"it names {written}, which is {image} except for {kind}: use the names" in told
 
 
 def test_separators_of_thousands_are_no_decimal_points() -> None:
@@ -49,11 +49,11 @@ def test_separators_of_thousands_are_no_decimal_points() -> None:
         ),
         ("p3/IMG_7.jpg", "p1/IMG_0007.jpg except for leading zeros of numbers and the folder"),
         ("p1/IMG_0007.bmp", "another row names the image p1/IMG_0007.jpg more exactly"),
-        ("p1/DSC_IMG_0007.jpg", "the nearest image is p1/IMG_0007.jpg: it has 'DSC_' too much"),
+        ("p1/DSC_IMG_0007.jpg", "the nearest image is p1/IMG_0007.jpg: the list adds 'DSC_'"),
         ("p1/0007.jpg", "the nearest image is p1/IMG_0007.jpg: the list lacks 'IMG_'"),
         ("p1/IMX_0007.jpg", "the nearest image is p1/IMG_0007.jpg: it has 'X' where the image has 'G'"),
-        ("p1/IMG_0007_mask.png", "the nearest image is p1/IMG_0007.jpg: it has '_mask' too much"),
-        ("p1/IMG_0007\x1b[31m.jpg", "it has '\\x1b[31m' too much"),
+        ("p1/IMG_0007_mask.png", "the nearest image is p1/IMG_0007.jpg: the list adds '_mask'"),
+        ("p1/IMG_0007\x1b[31m.jpg", "the list adds '\\x1b[31m'"),
         ("something else", "the images are named like p2/IMG_0019.jpg: use the names of the images"),
         (".", "the images are named like"),
     ],
@@ -76,12 +76,12 @@ def test_other_encodings_are_named(encoding: str) -> None:
     names = {"cp1251": "Жук.png", "cp1250": "řeka.png", "shift_jis": "ソ表.png", "gbk": "虫丂.png"}
     image = names.get(encoding, "Hütte.png")
     told = explain_one(image.encode(encoding), [image, "a.png"], is_legacy=True)
-    assert f"which is {image} in a wrong encoding (" in told and "save it as UTF-8" in told
+    assert f"which is {image} in a wrong encoding (" in told and "save it again as UTF-8" in told
 
 
 def test_utf_8_read_as_windows_1252() -> None:
     told = explain_one("KÃ¤fer.png", ["Käfer.png"])
-    assert "it names KÃ¤fer.png, which is Käfer.png in a wrong encoding: save it as UTF-8" in told
+    assert "it names KÃ¤fer.png, which is Käfer.png in a wrong encoding: save it again as UTF-8" in told
 
 
 def test_a_legacy_name_is_shown_decoded() -> None:
@@ -91,5 +91,5 @@ def test_a_legacy_name_is_shown_decoded() -> None:
 
 def test_among_many_images_the_one_with_the_same_number_is_found() -> None:
     images = [f"IMG_{number:06d}.jpg" for number in range(30_000)]
-    assert "which is IMG_017171.jpg but for zeros" in explain_one("IMG_17171.jpg", images)
+    assert "which is IMG_017171.jpg except for leading zeros" in explain_one("IMG_17171.jpg", images)
     assert "the images are named like IMG_0" in explain_one("x", images)

@@ -73,7 +73,7 @@ def test_a_file_or_an_image_may_come_twice_if_nothing_contradicts(tmp_path: Path
     numbers, _ = match_labels(table, ["p/a.png", "b.png", "p/a.png"])
     assert numbers.tolist() == [0, 1, 0]
     write_csv(table, [("a.png", "x"), ("a.png", "")])
-    with pytest.raises(DataError, match=r"a\.png has two labels, x and none; keep one"):
+    with pytest.raises(DataError, match=r"a\.png has two values of label, x and none; keep one"):
         match_labels(table, ["a.png"])
 
 
@@ -107,11 +107,11 @@ def test_all_columns_are_matched_at_once(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("plate\n", r"line 1 names the columns plate .*but no column `file`"),
-        ("file,\na.png,0\n", "has no column beside `file`; add one"),
+        ("file,\na.png,0\n", "has no column besides `file`; add one"),
         ("file,plate,plate\na.png,1,2\n", "line 1 names a column twice"),
         ("file,plate\n", "the list names no file"),
         ("file,plate\nb.png,1\n", "none of its 1 files is among the images"),
-        ("file,plate\na.png,1\na.png,2\n", r"a\.png has two plates, 1 and 2; keep one"),
+        ("file,plate\na.png,1\na.png,2\n", r"a\.png has two values of plate, 1 and 2; keep one"),
         ("file,plate\na.png\n", "line 2 has 1 fields, not 2"),
     ],
 )
@@ -199,21 +199,27 @@ def rows_of(
     ("files", "rule"),
     [
         (NAMES, ""),
-        ([name.lower() for name in NAMES], "10 exactly, 10 but for letter case (0000.jpg for 0000.JPG)"),
-        ([name[:4] for name in NAMES], "20 but for missing suffix (0000 for 0000.JPG)"),
-        ([f"{int(name[:4])}{name[4:]}" for name in NAMES], "20 but for leading zeros (0.JPG for 0000.JPG)"),
+        ([name.lower() for name in NAMES], "10 exactly, 10 except for letter case (0000.jpg for 0000.JPG)"),
+        ([name[:4] for name in NAMES], "20 except for missing suffix (0000 for 0000.JPG)"),
+        (
+            [f"{int(name[:4])}{name[4:]}" for name in NAMES],
+            "20 except for leading zeros (0.JPG for 0000.JPG)",
+        ),
         (
             [f"{int(name[:4])}.0" for name in NAMES],
             "missing suffix and a number with a decimal point (0.0 for",
         ),
-        ([f"{name[:4]}.png" for name in NAMES], "20 but for suffix (0000.png for 0000.JPG)"),
-        ([f" {name}\t" for name in NAMES], "20 but for white space or quotes"),
-        ([f"'{name}'" for name in NAMES], "20 but for white space or quotes"),
+        ([f"{name[:4]}.png" for name in NAMES], "20 except for suffix (0000.png for 0000.JPG)"),
+        ([f" {name}\t" for name in NAMES], "20 except for white space or quotes"),
+        ([f"'{name}'" for name in NAMES], "20 except for white space or quotes"),
         ([f"./{name}" for name in NAMES], ""),
         ([f"images\\{name}" for name in NAMES], r"20 by the end of the path (images\0000.JPG for 0000.JPG)"),
         ([f"C:\\\\data\\\\{name}" for name in NAMES], "20 by the end of the path"),
-        ([f"D:\\Data\\{name.lower()}" for name in NAMES], "10 but for folders and letter case"),
-        ([name if at < 10 else name[:4] for at, name in enumerate(NAMES)], "10 exactly, 10 but for missing"),
+        ([f"D:\\Data\\{name.lower()}" for name in NAMES], "10 except for folders and letter case"),
+        (
+            [name if at < 10 else name[:4] for at, name in enumerate(NAMES)],
+            "10 exactly, 10 except for missing",
+        ),
     ],
 )
 def test_names_that_are_spelled_otherwise_are_matched_and_told(
@@ -326,10 +332,10 @@ def test_values_that_are_no_class_and_numbers_that_pandas_wrote(tmp_path: Path) 
         (b"\xef\xbb\xbf", ["is empty"]),
         (b"\n\r\n , \n", ["is empty"]),
         (rows_of(NAMES, head="file label", separator=" "), ["columns file label", "commas"]),
-        (rows_of(NAMES) + "x.jpg\n", ["line 22 has 1 fields", "fill in"]),
+        (rows_of(NAMES) + "x.jpg\n", ["line 22 has 1 fields", "add the missing"]),
         (rows_of([f'"{name}' if at == 4 else name for at, name in enumerate(NAMES)]), ["line 6", "quote"]),
-        (rows_of(["1.2E+05", "1.2E+05"], ["a", "b"]), ["two labels, a and b", "rounded", "text"]),
-        (rows_of([*NAMES, NAMES[0]], [*CLASSES, ""]), ["0000.JPG has two labels, a and none"]),
+        (rows_of(["1.2E+05", "1.2E+05"], ["a", "b"]), ["two values of label, a and b", "rounded", "text"]),
+        (rows_of([*NAMES, NAMES[0]], [*CLASSES, ""]), ["0000.JPG has two values of label, a and none"]),
         (rows_of(NAMES).encode().replace(b"0003", b"00\x003"), ["byte 46 is NUL", "export it again"]),
         (b"\xff\xfe" + rows_of(NAMES).encode("utf-16-le") + b"\x00", ["UTF-16", "save it as UTF-8"]),
         (rows_of(NAMES, head="0000.JPG,a"), ["line 1 already names an image", "file,label"]),
@@ -344,14 +350,14 @@ def test_values_that_are_no_class_and_numbers_that_pandas_wrote(tmp_path: Path) 
         ('file,label\n"a.png,x\n', ["quote that is not closed"]),
         (rows_of([*NAMES[1:], ""]), ["line 21 names no file"]),
         (rows_of([f"{at}.2E+05" for at in range(20)]), ["none of its 20", "0.2E+05", "rounded", "text"]),
-        (rows_of([f"IMG{name}" for name in NAMES]), ["IMG0000.JPG", "is 0000.JPG", "'IMG' too much"]),
+        (rows_of([f"IMG{name}" for name in NAMES]), ["IMG0000.JPG", "is 0000.JPG", "adds 'IMG'"]),
         (rows_of([f"/x/test/{name}" for name in NAMES]), ["0000.JPG, is in another folder"]),
         (rows_of([*NAMES, "x.jpg"], [*CLASSES, "new"]), ["of the class new", "x.jpg", "max_unmatched=1"]),
         (
             rows_of([*NAMES, "x.jpg", "y.jpg", "z.jpg"], [*CLASSES, *"aaa"]),
             ["3 of its 23", "max_unmatched=1"],
         ),
-        (rows_of([*NAMES, NAMES[0]], [*CLASSES, "b"]), ["0000.JPG has two labels, a and b"]),
+        (rows_of([*NAMES, NAMES[0]], [*CLASSES, "b"]), ["0000.JPG has two values of label, a and b"]),
         (rows_of(["0000.jpg", "0000.Jpg", *NAMES[1:]], ["a", "b", *CLASSES[1:]]), ["0000.jpg and 0000.Jpg"]),
         (rows_of(["0000.bmp", "0000.gif", *NAMES[1:]], ["a", "b", *CLASSES[1:]]), ["0000.bmp and 0000.gif"]),
     ],
@@ -416,7 +422,7 @@ def test_a_lost_name_is_compared_with_the_images_of_all_sets(tmp_path: Path) -> 
     table = LabelFile(path)
     table.match(NAMES[:12])
     table.match(NAMES[12:])
-    assert any("nearest image is 0003.jpg: it has '_mask' too much" in note for note in table.notes())
+    assert any("nearest image is 0003.jpg: the list adds '_mask'" in note for note in table.notes())
 
 
 def test_utf_8_that_was_read_as_windows_1252_is_named(tmp_path: Path) -> None:
@@ -457,7 +463,7 @@ def test_the_nearer_spelling_wins_and_what_stays_open_is_refused(tmp_path: Path)
 def test_files_of_several_folders_and_images_of_one(tmp_path: Path) -> None:
     files = [f"{plate}/{name}" for plate in ("p1", "p2") for name in NAMES]
     path = write_csv(tmp_path / "labels.csv", list(zip(files, CLASSES + CLASSES[::-1], strict=True)))
-    with pytest.raises(DataError, match=r"could be the image 0000\.JPG, p1/0000\.JPG and p2/0000\.JPG"):
+    with pytest.raises(DataError, match=r"could be the image 0000\.JPG: p1/0000\.JPG and p2/0000\.JPG"):
         match_labels(path, NAMES)
     numbers, words = match_labels(path, NAMES, folder=tmp_path / "p2")
     assert [words[number] for number in numbers] == CLASSES[::-1]
@@ -483,7 +489,7 @@ def test_metadata_is_matched_by_the_same_rules(tmp_path: Path) -> None:
         rows_of([name.lower() for name in NAMES], head="id\tplate", separator="\t").encode("utf-16")
     )
     columns, notes = match_columns(path, NAMES, max_unmatched=0.1)
-    assert columns["plate"][1] == tuple("abcd") and any("10 but for letter case" in note for note in notes)
+    assert columns["plate"][1] == tuple("abcd") and any("10 except for letter case" in note for note in notes)
     with pytest.raises(DataError, match="10 of its 20 files match no image"):
         match_columns(path, NAMES[:10], max_unmatched=0.1)
 

@@ -70,7 +70,7 @@ def test_processes_find_what_threads_find(
     assert [index for index, _ in by_processes] == [index for index, _ in by_threads] == list(indices)
     assert [told(found) for _, found in by_processes] == [told(found) for _, found in by_threads]
     reasons = [str(found) for _, found in by_threads if isinstance(found, DataError)]
-    assert len(reasons) == 1 and reasons[0].startswith("is not an image of a known format")
+    assert len(reasons) == 1 and reasons[0].startswith("is text, not an image of a known format")
 
 
 def test_headers_are_looked_at_by_processes_too(folder: FileSource, children: list[module._Child]) -> None:

@@ -182,7 +182,7 @@ def test_paths_that_are_no_source(tmp_path: Path) -> None:
     (tmp_path / "movie.mp4").touch()
     with pytest.raises(DataError, match=r"movie\.mp4: neither a folder, a list"):
         open_source(config(tmp_path / "movie.mp4"))
-    with pytest.raises(DataError, match="has no split test; name the folder"):
+    with pytest.raises(DataError, match="has no split test; give the folder"):
         open_source(config(tmp_path), split="test")
 
 
@@ -239,7 +239,7 @@ def test_lists_in_other_encodings(tmp_path: Path, name: str, encoding: str, is_f
     notes = " | ".join(source.notes)
     assert ("not UTF-8" in notes) == (encoding != "utf-16-le")
     if is_found:
-        assert names_of(source) == images and "not there" not in notes
+        assert names_of(source) == images and "do not exist" not in notes
     else:
         assert "3 of its 3 files do not exist" in notes
         assert "which is Käfer_0.png in a wrong encoding (cp850)" in notes
@@ -285,7 +285,7 @@ def test_labels_from_a_csv_take_the_place_of_folders(tmp_path: Path) -> None:
             "file,label\na.png,1\n",
             r"a\.png matches several images, p1/a\.png and p2/a\.png; write more of its path",
         ),
-        ("file,label\np1/a.png,1\np1/a.png,2\n", r"p1/a\.png has two labels, 1 and 2"),
+        ("file,label\np1/a.png,1\np1/a.png,2\n", r"p1/a\.png has two values of label, 1 and 2"),
         ("file\np1/a.png\n", "has no labels"),
     ],
 )

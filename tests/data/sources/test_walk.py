@@ -41,7 +41,7 @@ def test_other_kinds_are_counted_with_three_names(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "notes.txt").write_text("x")
     text = said(_open_folder(tmp_path))
-    assert "6 files of kinds that are not read" in text and "list (.txt)" in text
+    assert "6 files of kinds that byol does not read" in text and "list (.txt)" in text
     assert "5 .mov (IMG_0.MOV, IMG_1.MOV, IMG_2.MOV, ...), 1 .txt (sub/notes.txt)" in text
 
 
