@@ -102,7 +102,7 @@ def _list_measures(runs: Sequence[RunSummary]) -> list[Row]:
 
 
 def _list_results(runs: Sequence[RunSummary]) -> list[Row]:
-    """For each classifier the online encoder, and the better of pixels and the untrained encoder."""
+    """For each classifier the online encoder, and the best baseline."""
     found = [{verdict.classifier: verdict for verdict in run.verdicts} for run in runs]
     rows: list[Row] = []
     for classifier in dict.fromkeys(name for verdicts in found for name in verdicts):
