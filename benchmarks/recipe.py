@@ -1,23 +1,22 @@
-"""Accuracy per minute: train one variant of the recipe for a fixed time on one core, evaluate on validation images.
+"""Accuracy per minute: train one variant of the recipe for a fixed time on one core, evaluate it.
 
     python benchmarks/recipe.py prepare cifar10 ARCHIVES/ sets/
-    taskset -c 1 python benchmarks/recipe.py trial cifar10 sets/ --minutes 9 --seed 0 --change default
-    taskset -c 1 python benchmarks/recipe.py trial cifar10 sets/ --minutes 9 --change "tau 0.97" trainer.m=0.97
+    taskset -c 1 python benchmarks/recipe.py trial cifar10 sets/ --minutes 9 --change default
+    taskset -c 1 python benchmarks/recipe.py trial cifar10 sets/ trainer.m=0.97 --minutes 9 --change "m 0.97"
     python benchmarks/recipe.py patches cifar10 sets/
     python benchmarks/recipe.py draw
 
-A trial appends one row to trials.csv. The variant is given by settings, or by the working tree from which this
-file is started (a row holds its commit). Test images are never read: `prepare` leaves out every fifth image of
-a class where a set has no test part of its own, and holds out every fifth of the others for validation.
+A trial appends one row to trials.csv. The variant is given by settings, or by the working tree from which
+this file is started (a row holds its commit). Test images are never read: `prepare` leaves out every fifth
+image of a class where a set has no test part of its own, and holds out every fifth of the others for
+validation. `draw` writes one picture per set, accuracy against minutes, beside trials.csv.
 
 The clock is the CPU time of the training process, so another process on the same core takes nothing from it.
 """
 
 import argparse
 import csv
-import os
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -33,6 +32,13 @@ ENTRY_FOLDER = {"cells": "labelled"}  # of the training images, the part with la
 HOLD_OUT_EVERY = 5
 MOST_LABELLED = 20_000  # training images that classifiers are fitted on; bounds the time of an evaluation
 NUM_DRAWS = 5
+PATCH_VIEWS = ("data_transforms.input_shape=[32,32,3]", "network.name=resnet10t", "network.stem=small")
+STYLE = """<style>
+text { font: 9px system-ui, sans-serif; fill: #555; }
+text.main { fill: #2459c9; } text.second { fill: #b3401f; }
+.grid { stroke: #ddd; } .line { fill: none; stroke-width: 1.5; } .line.main { stroke: #2459c9; }
+.line.second { stroke: #b3401f; } .fill.main { fill: #2459c9; } .fill.second { fill: #b3401f; }
+</style>"""
 NUM_RANKED = 2048  # images the effective rank is computed on
 
 
@@ -61,20 +67,24 @@ SETS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("prepare", "trial", "patches"):
+    for name in ("prepare", "trial", "patches", "draw"):
         command = commands.add_parser(name)
+        command.add_argument("--out", type=Path, default=TRIALS, help="the CSV file of the rows")
+        if name == "draw":
+            continue
         command.add_argument("set", choices=tuple(SETS))
         if name == "prepare":
             command.add_argument("archives", type=Path, help="the folder of the downloaded archives")
         command.add_argument("sets", type=Path, help="the folder that `prepare` fills")
-        command.add_argument("--out", type=Path, default=TRIALS, help="the CSV file that rows are added to")
+        if name in ("trial", "patches"):
+            command.add_argument("--seed", type=int, default=0)
         if name == "trial":
             command.add_argument("--change", required=True, help="what differs from the default, in words")
             command.add_argument("--minutes", type=float, required=True, help="CPU time of the training")
-            command.add_argument("--seed", type=int, default=0)
             command.add_argument("overrides", nargs="*", help="settings, as for byol train")
     options = parser.parse_args()
-    {"prepare": _prepare, "trial": _trial}[options.command](options)
+    work = {"prepare": _prepare, "trial": _trial, "patches": _patches, "draw": _draw}
+    work[options.command](options)
 
 
 # ---- The images
@@ -183,6 +193,48 @@ def _embed(encoder: Any, images: Path, *, run_dir: str) -> tuple[Any, list[str]]
     return np.concatenate([block.features for block in blocks]), [n for block in blocks for n in block.names]
 
 
+def _patches(options: argparse.Namespace) -> None:
+    """Evaluate the baseline of k-means on patches and append its row; its time is that of the features."""
+    time.perf_counter = time.process_time
+    import numpy as np
+
+    from byol.config import load_config
+    from byol.data.pack.images import open_images
+    from byol.encoder.spec import EncoderSpec
+    from byol.evaluation.patches import patch_encoder, patch_features
+
+    folder = options.sets / options.set
+    parts = [folder / "train" / ENTRY_FOLDER.get(options.set, ""), folder / "validation"]
+    config = load_config(
+        None, [f"data.source={parts[0]}", f"data.packs={folder / 'packs'}", *PATCH_VIEWS], preset="default"
+    )
+    train, test = (open_images(config, folder, console=None, source=str(part)) for part in parts)
+    spec = EncoderSpec.of(config, train, which="online", done=0)
+    rows = [np.arange(len(train))[:: -(-len(train) // MOST_LABELLED)], np.arange(len(test))]
+    num_centroids = config.evaluation.num_centroids
+    assert num_centroids is not None, "the preset has the baseline"
+    start_s = time.process_time()
+    with tempfile.TemporaryDirectory(dir=options.sets) as cache_folder:
+        encoder = patch_encoder(train, rows[0], spec=spec, num_centroids=num_centroids, seed=options.seed)
+        features = [
+            patch_features(part, wanted, encoder=encoder, cache_folder=Path(cache_folder))
+            for part, wanted in zip((train, test), rows, strict=True)
+        ]
+    minutes = (time.process_time() - start_s) / 60.0
+
+    def embed(images: Path) -> tuple[Any, list[str]]:
+        at = parts.index(images)
+        part = (train, test)[at]
+        return features[at], [part.names[int(row)] for row in rows[at]]
+
+    result = evaluate(embed, folder, options.set)
+    row = Row(
+        commit=_commit(), change=f"patches, {num_centroids} centroids", set=options.set, seed=options.seed,
+        passes=0, minutes=round(minutes, 2), **result,
+    )  # fmt: skip
+    append(row, options.out)
+
+
 # ---- Evaluation
 
 
@@ -249,6 +301,40 @@ def append(row: Row, path: Path) -> None:
             writer.writeheader()
         writer.writerow(asdict(row))
     print(row, flush=True)
+
+
+def _draw(options: argparse.Namespace) -> None:
+    """Draw logistic regression and kNN against minutes, one picture per set, beside the CSV file.
+
+    A curve is a change that was measured at two times or more; each point is the mean over its seeds.
+    """
+    from byol.pictures.charts import Series, draw_lines
+
+    with options.out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for name in dict.fromkeys(row["set"] for row in rows):
+        series = []
+        for change in dict.fromkeys(row["change"] for row in rows if row["set"] == name):
+            for field, kind in (("logistic", "main"), ("knn", "second")):
+                found = defaultdict(list)
+                for row in rows:
+                    if (row["set"], row["change"]) == (name, change):
+                        found[float(row["minutes"])].append(float(row[field]))
+                if len(found) > 1:
+                    minutes = sorted(found)
+                    means = [sum(found[at]) / len(found[at]) for at in minutes]
+                    series.append(Series(f"{change}, {field}", minutes, means, kind, has_dots=True))
+        if not series:
+            print(f"{name}: no change was measured at two times, so nothing is drawn")
+            continue
+        ticks = sorted({float(at) for one in series for at in one.x})
+        title = f"{name}: top-1 accuracy against minutes of one core"
+        chart = draw_lines(series, title=title, x_label="minutes", x_ticks=ticks, log_x=True)
+        target = options.out.with_name(f"{name}.svg")
+        head, _, rest = chart.partition(">")
+        start = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="680" ', 1)
+        target.write_text(f"{start}>\n{STYLE}\n{rest}\n", encoding="utf-8")
+        print(target)
 
 
 def _commit() -> str:
