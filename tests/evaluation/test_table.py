@@ -41,6 +41,7 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (features, transform, classifier)
         for features, transform in (
             ("pixels", "pca-256"),
+            ("patches", "k-means"),
             ("untrained", "none"),
             ("byol online", "none"),
             ("byol target", "none"),
@@ -56,8 +57,9 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for classifier in ("logistic regression", "knn"):
         online, target = by_name["byol online", classifier], by_name["byol target", classifier]
         assert replace(online, features="", seconds=0.0) == replace(target, features="", seconds=0.0)
-    assert len(said) == 5 and said[0].startswith("pixels: logistic regression 100.0 %, knn ")
-    assert said[4].startswith("2 of 8 rows")  # those of target
+    assert len(said) == 6 and said[0].startswith("pixels: logistic regression 100.0 %, knn ")
+    assert said[1].startswith("patches: logistic regression ")
+    assert said[5].startswith("2 of 10 rows")  # those of target
     assert heard == [(24, 24), (6, 6)] * 2  # untrained and online; target has the weights of online
 
     # The second time no encoder is asked, and the numbers are the same.
@@ -68,7 +70,7 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(low_shot_file, "fit_logistic", None)
     del said[:]
     again = evaluate(run_dir, say=said.append)
-    assert said[-1].startswith("8 of 8 rows") and str(run_dir / "features") in said[-1]
+    assert said[-1].startswith("10 of 10 rows") and str(run_dir / "features") in said[-1]
     assert again.rows == table.rows
     assert again.low_shot == table.low_shot and again.confusion == table.confusion
 
@@ -92,7 +94,7 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     points = [(point["features"], point["per_class"], point["num_draws"]) for point in content["low_shot"]]
     assert points == [
         (features, per_class, 5)
-        for features in ("pixels", "untrained", "byol online")
+        for features in ("pixels", "patches", "untrained", "byol online")
         for per_class in (1, 2, 5)
     ]
     assert content["low_shot"][2]["mean"] == 1.0  # 5 of 8 images of each colour
@@ -142,7 +144,8 @@ def test_few_groups_are_said_once(run_dir: Path, tmp_path: Path) -> None:
 def test_without_a_target_there_is_no_row_for_it(tmp_path: Path) -> None:
     write_images(tmp_path / "images", num=5)
     make_run(tmp_path / "run", tmp_path / "images", target=False)
-    assert {row.features for row in evaluate(tmp_path / "run").rows} == {"pixels", "untrained", "byol online"}
+    found = {row.features for row in evaluate(tmp_path / "run").rows}
+    assert found == {"pixels", "patches", "untrained", "byol online"}
 
 
 def test_values_are_scaled_as_in_training(tmp_path: Path) -> None:

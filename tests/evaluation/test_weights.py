@@ -35,7 +35,7 @@ def test_a_row_for_a_file_of_weights(tmp_path: Path, images: Path) -> None:
     (tmp_path / "run" / "encoder.safetensors").symlink_to(tmp_path / "mine.safetensors")
     overrides = [f"evaluation.weights={tmp_path / 'mine.safetensors'}"]
     rows = {row.features: row for row in evaluate(tmp_path / "run", overrides=overrides).rows}
-    assert list(rows) == ["pixels", "untrained", "weights mine.safetensors", "byol online"]
+    assert list(rows) == ["pixels", "patches", "untrained", "weights mine.safetensors", "byol online"]
     same = replace(rows["byol online"], features="", seconds=0.0)
     assert replace(rows["weights mine.safetensors"], features="", seconds=0.0) == same
 

@@ -16,6 +16,11 @@ def percent_range(low: float, high: float) -> str:
     return f"{100.0 * low:.1f} to {100.0 * high:.1f}"
 
 
+def join_words(words: Sequence[str]) -> str:
+    """Join as "a", "a and b" or "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def wrap(*sentences: str) -> list[str]:
     """Lines of these sentences, each beginning a line."""
     return [line for sentence in sentences for line in textwrap.wrap(sentence, _WIDTH)]

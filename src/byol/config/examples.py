@@ -86,6 +86,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "evaluation.groups": ("", "plate"),
     "evaluation.sgd_above": ("images", "50000"),
     "evaluation.num_draws": (_COUNT, "10"),
+    "evaluation.num_centroids": (_COUNT, "1600"),
     "evaluation.seed": ("", "1"),
     "evaluation.num_bootstrap": (_COUNT, "10000"),
 }

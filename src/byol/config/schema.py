@@ -333,6 +333,10 @@ class EvaluationConfig(Section):
     num_draws: Annotated[int, Field(ge=2, le=1000)] | None = Field(
         description="Number of random draws per point of the few-label curve. null: no curve."
     )
+    num_centroids: Annotated[int, Field(ge=2, le=10_000)] | None = Field(
+        description="Number of k-means centroids of the baseline 'patches', which needs no network: four "
+        "features per centroid. null: no such row."
+    )
     seed: Seed = Field(description="Seed of folds, validation splits, draws and intervals.")
     num_bootstrap: int = Field(
         ge=10, le=10**6, description="Number of bootstrap resamples for a 95 % interval."

@@ -71,7 +71,7 @@ def untrained(
         _estimate_norms(module, images, rows=chosen, spec=spec)
         return Encoder(replace(spec, done=0), module, device=device)
 
-    identity = _hash("untrained", _hash_weights(module), _identify(images, chosen))
+    identity = hash_parts("untrained", _hash_weights(module), identify(images, chosen))
     return FrozenEncoder(identity, spec, make)
 
 
@@ -91,14 +91,14 @@ def features_of(
     """
     spec = encoder.spec
     seen = (spec.seen_px, spec.stored_px, asdict(spec.pixels))
-    key = _hash("encoder", encoder.identity, repr(seen), _identify(images, rows))
+    key = hash_parts("encoder", encoder.identity, repr(seen), identify(images, rows))
 
     def make() -> Features:
         features = encoder.make().embed_packed(images, rows=rows, batch_size=BATCH, progress=progress)
         check_finite(features, lambda place: images.names[int(rows[place])])
         return features
 
-    return _cached(cache_folder / f"{key}.npy", make)
+    return load_or_save(cache_folder / f"{key}.npy", make)
 
 
 def view_features_of(
@@ -119,21 +119,21 @@ def view_features_of(
     """
     spec = encoder.spec
     seen = (transforms.model_dump(), key, asdict(spec.pixels))
-    name = _hash("views", encoder.identity, repr(seen), _identify(images, rows))
+    name = hash_parts("views", encoder.identity, repr(seen), identify(images, rows))
 
     def make() -> Features:
         sizes = torch.from_numpy(images.sizes[rows].astype(np.float32))
         parts = []
         for first in range(0, len(rows), BATCH):
             part = slice(first, min(first + BATCH, len(rows)))
-            squares = _squares(images, rows[part])
+            squares = read_squares(images, rows[part])
             views = make_views(squares, sizes, transforms, key=key, rows=part, pixels=spec.pixels)
             parts.append(np.stack([encoder.make().encode_views(view).cpu().numpy() for view in views]))
         both: Features = np.concatenate(parts, axis=1).reshape(2 * len(rows), -1)  # first, then second
         check_finite(both, lambda place: images.names[int(rows[place % len(rows)])])
         return both
 
-    first_views, second_views = np.split(_cached(cache_folder / f"{name}.npy", make), 2)
+    first_views, second_views = np.split(load_or_save(cache_folder / f"{name}.npy", make), 2)
     return first_views, second_views
 
 
@@ -160,17 +160,17 @@ def pixel_components(
 
     @cache
     def fit() -> PCA:
-        pixels = _gather(_pixels(train, fitted_rows, spec=spec), num=len(fitted_rows))
+        pixels = gather_blocks(_pixels(train, fitted_rows, spec=spec), num=len(fitted_rows))
         return fit_pca(pixels, dimensions=dimensions, seed=seed)
 
     def components(images: Packed, rows: Rows) -> Features:
-        key = _hash("pixels", repr(seen), _identify(train, fitted_rows), _identify(images, rows))
+        key = hash_parts("pixels", repr(seen), identify(train, fitted_rows), identify(images, rows))
 
         def make() -> Features:
             blocks = (fit().transform(block) for block in _pixels(images, rows, spec=spec))
-            return _gather(blocks, num=len(rows))
+            return gather_blocks(blocks, num=len(rows))
 
-        return make() if cache_folder is None else _cached(cache_folder / f"{key}.npy", make)
+        return make() if cache_folder is None else load_or_save(cache_folder / f"{key}.npy", make)
 
     return components(train, train_rows), components(test, test_rows)
 
@@ -178,18 +178,19 @@ def pixel_components(
 # ---- Pixels and BatchNorm statistics
 
 
-def _squares(images: Packed, rows: Rows) -> torch.Tensor:
+def read_squares(images: Packed, rows: Rows) -> torch.Tensor:
+    """Read rows of the packed images: (image, channel, px, px), as stored."""
     return torch.from_numpy(images.read(np.asarray(rows, dtype=np.int64))).permute(0, 3, 1, 2)
 
 
 def _pixels(images: Packed, rows: Rows, *, spec: EncoderSpec) -> Iterator[Features]:
     for first in range(0, len(rows), BATCH):
-        squares = _squares(images, rows[first : first + BATCH])
+        squares = read_squares(images, rows[first : first + BATCH])
         views = whole_view(squares, spec.view_px, pixels=spec.pixels)
         yield views.flatten(1).numpy()
 
 
-def _gather(blocks: Iterator[np.ndarray], *, num: int) -> Features:
+def gather_blocks(blocks: Iterator[np.ndarray], *, num: int) -> Features:
     """Copy blocks with `num` rows in total into one array. Only one block is in memory at a time."""
     gathered: Features | None = None
     first = 0
@@ -218,14 +219,19 @@ def _estimate_norms(module: nn.Module, images: Packed, *, rows: Rows, spec: Enco
         norm.train()
     # Batches of equal size: the variance of a single-image batch is undefined.
     for part in np.array_split(rows, -(-len(rows) // BATCH)) if norms else []:
-        module(whole_view(_squares(images, part), spec.seen_px, pixels=spec.pixels))
+        module(whole_view(read_squares(images, part), spec.seen_px, pixels=spec.pixels))
     module.eval()
 
 
 # ---- The cache
 
 
-def _cached(path: Path, make: Callable[[], Features]) -> Features:
+def load_or_save(path: Path, make: Callable[[], Features]) -> Features:
+    """Load the array from the file, or make it and save it there.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     try:
         cached: Features = np.load(path, allow_pickle=False)
         return cached
@@ -235,11 +241,13 @@ def _cached(path: Path, make: Callable[[], Features]) -> Features:
     return features
 
 
-def _identify(images: Packed, rows: Rows) -> str:
-    return _hash(images.fingerprint, str(images.stored_px), rows.tobytes().hex())
+def identify(images: Packed, rows: Rows) -> str:
+    """Return the part of a cache key that stands for these rows of the packed images."""
+    return hash_parts(images.fingerprint, str(images.stored_px), rows.tobytes().hex())
 
 
-def _hash(*parts: str) -> str:
+def hash_parts(*parts: str) -> str:
+    """Return a cache key: a hash that changes if a part or the format of the cache changes."""
     digest = hashlib.sha256(str(FORMAT).encode())
     for part in parts:
         digest.update(b"\0" + part.encode())

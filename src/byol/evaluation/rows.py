@@ -14,9 +14,10 @@ from byol.base.cache import Arrays, cache_key, load_or_make
 from byol.base.console import Count, Say
 from byol.config import Config
 from byol.encoder.encoder import Encoder, load
-from byol.encoder.spec import SPEC_NAME
+from byol.encoder.spec import SPEC_NAME, EncoderSpec
 from byol.evaluation.features import features_of, pixel_components, trained, untrained
 from byol.evaluation.labelled import LEARNED
+from byol.evaluation.patches import find_obstacle, patch_encoder, patch_features
 from byol.evaluation.splits import Split, Splits
 from byol.evaluation.weights import name_weights, open_weights
 from byol.metrics import probes
@@ -39,8 +40,8 @@ Chosen = dict[str, int | float | list[int | float]]
 class Row:
     """The result of one classifier on one kind of features; accuracies are fractions, 0..1."""
 
-    features: str  # "pixels", "untrained", "byol online", "byol target", "weights NAME"
-    transform: str  # "none", "pca-256"
+    features: str  # "pixels", "patches", "untrained", "byol online", "byol target", "weights NAME"
+    transform: str  # "none", "pca-256", "k-means"
     classifier: str  # "logistic regression" or "sgd", "knn"
     dimensions: int
     top1: float
@@ -65,7 +66,7 @@ class Candidate:
     @property
     def scale(self) -> probes.Scaler:
         """The function that scales these features before a linear classifier."""
-        return probes.standardise if self.transform == "none" else probes.rescale
+        return probes.standardise if not self.transform.startswith("pca-") else probes.rescale
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def make_candidates(
 ) -> Iterator[Candidate]:
     """Yield the kinds of features, baselines first, so that the user sees what BYOL has to beat.
 
-    `say` receives how other weights were read, and a warning if they were trained with labels.
+    `say` receives how other weights were read, a warning if they were trained with labels, and why there are
+    no patches.
     """
     train, test, cache_folder = splits.train, splits.test, run_dir / "features"
 
@@ -110,6 +112,10 @@ def make_candidates(
         )
 
     yield Candidate("pixels", f"pca-{PCA_DIMENSIONS}", _remember(pixels))
+    if (
+        patches := _make_patches(config, splits, spec=online.spec, cache_folder=cache_folder, say=say)
+    ) is not None:
+        yield patches
     device = online.device.type
     encoders = {
         "untrained": untrained(config, online.spec, images=train.images, rows=train.rows, device=device)
@@ -130,6 +136,28 @@ def make_candidates(
             for part in parts
         ]
         yield Candidate(name, "none", _select(features[0], features[-1]))
+
+
+def _make_patches(
+    config: Config, splits: Splits, *, spec: EncoderSpec, cache_folder: Path, say: Say
+) -> Candidate | None:
+    """Return the features without a network; None, and a line that says why, if they would cost too much."""
+    if (num_centroids := config.evaluation.num_centroids) is None:
+        return None
+    train, test = splits.train, splits.test
+    parts = [train] if test is train else [train, test]
+    num_images = sum(len(part.rows) for part in parts)
+    obstacle = find_obstacle(spec, num_images=num_images, num_centroids=num_centroids)
+    if obstacle is not None:
+        say(f"patches: left out, because {obstacle}; evaluation.num_centroids sets another number")
+        return None
+    encoder = patch_encoder(
+        train.images, train.rows, spec=spec, num_centroids=num_centroids, seed=config.evaluation.seed
+    )
+    features = [
+        patch_features(part.images, part.rows, encoder=encoder, cache_folder=cache_folder) for part in parts
+    ]
+    return Candidate("patches", "k-means", _select(features[0], features[-1]))
 
 
 def _remember(make: Callable[[Fold], Pair]) -> Callable[[Fold], Pair]:

@@ -1,4 +1,4 @@
-"""The evaluation table: accuracies of the encoder, raw pixels and the untrained encoder, with intervals.
+"""The evaluation table: accuracies of the encoder and of baselines, with intervals.
 
 It is saved as `eval.json`, which other programs may read; docs/files.md describes the format.
 """
@@ -98,7 +98,7 @@ class Table:
         write_atomically(path, f"{{\n{lines}\n}}\n".encode())
 
     def verdict(self) -> str:
-        """Say per classifier whether the online encoder beats both baselines, and how certain that is."""
+        """Say per classifier whether the online encoder beats all baselines, and how certain that is."""
         return "\n".join(found.sentence for found in judge(self.rows))
 
 

@@ -1,12 +1,12 @@
-"""Does BYOL help? Compare its online encoder with raw pixels and the untrained encoder, per classifier."""
+"""Does BYOL help? Compare its online encoder, per classifier, with what needs no training of a network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from byol.base.text_table import percent
+from byol.base.text_table import join_words, percent
 
-ONLINE, BASELINES = "byol online", ("untrained", "pixels")
+ONLINE, BASELINES = "byol online", ("untrained", "pixels", "patches")
 
 
 @runtime_checkable
@@ -33,7 +33,7 @@ class Verdict:
     sentence: str
     classifier: str
     online: Judged
-    baseline: Judged  # the better of the two baselines
+    baseline: Judged  # the best one
 
 
 def judge(rows: Sequence[Judged]) -> tuple[Verdict, ...]:
@@ -70,7 +70,7 @@ def _judge(rows: Sequence[Judged]) -> Verdict | None:
         end = f"; its interval overlaps that of {overlapping[0]}"
     else:
         kind, start, end = "good", "BYOL helps", "; the intervals do not overlap"
-    against = " and ".join(f"{row.features} {percent(row.top1)}" for row in baselines)
+    against = join_words([f"{row.features} {percent(row.top1)}" for row in baselines])
     figures = f"{show_classifier(byol.classifier)} {percent(byol.top1)} against {against}"
     above = [row for row in rows if row.features.startswith("weights ") and row.top1 > byol.top1]
     others = "".join(f"; {row.features} reach {percent(row.top1)}, more than BYOL" for row in above)

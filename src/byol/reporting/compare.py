@@ -102,7 +102,7 @@ def _list_measures(runs: Sequence[RunSummary]) -> list[Row]:
 
 
 def _list_results(runs: Sequence[RunSummary]) -> list[Row]:
-    """Return the accuracies of each classifier: on the online encoder, and on the better baseline."""
+    """Return the accuracies of each classifier: on the online encoder, and on the best baseline."""
     found = [{verdict.classifier: verdict for verdict in run.verdicts} for run in runs]
     rows: list[Row] = []
     for classifier in dict.fromkeys(name for verdicts in found for name in verdicts):

@@ -102,6 +102,7 @@ def _name_features(row: Mapping[str, Any]) -> str:
     if name == "pixels":
         return "pixels" if row.get("transform", "none") == "none" else f"pixels ({row['transform']})"
     return {
+        "patches": "patches (k-means)",
         "untrained": "untrained encoder",
         ONLINE: "BYOL encoder",
         "byol target": "BYOL's target network",
