@@ -153,13 +153,11 @@ def find_obstacle(spec: EncoderSpec, *, num_images: int, num_centroids: int) -> 
     work, limit = count_work(spec, num_centroids=num_centroids), count_encoder_work(spec)
     if work > limit:
         return (
-            f"{num_centroids} centroids take {work / 1e6:.0f} million multiplications per image, more than "
-            f"the encoder ({limit / 1e6:.0f} million)"
+            f"{num_centroids} centroids take {work / 1e6:.0f} million multiplications per image, the encoder "
+            f"{limit / 1e6:.0f}"
         )
     if (num_values := NUM_QUADRANTS * num_centroids * num_images) > MOST_VALUES:
-        return (
-            f"the features of {num_images} images would take {4 * num_values / 2**30:.1f} GB, more than 1 GB"
-        )
+        return f"their features would take {4 * num_values / 2**30:.1f} GB, more than 1 GB"
     return None
 
 
