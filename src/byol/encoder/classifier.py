@@ -246,8 +246,8 @@ def load_classifier(folder: str | Path, *, device: str = "auto") -> Classifier:
     shape = (len(spec.class_names), encoder.spec.num_features)
     if linear.weight.shape != shape or linear.bias.shape != shape[:1] or spec.num_features != shape[1]:
         raise CheckpointError(
-            f"{folder / WEIGHTS_NAME}: has the shape {linear.weight.shape}, the encoder and the class names "
-            f"beside it want {shape}; {_AGAIN}"
+            f"{folder / WEIGHTS_NAME}: has the shape {linear.weight.shape}, but the encoder and the "
+            f"class names need {shape}; {_AGAIN}"
         )
     return Classifier(spec, encoder, linear=linear)
 

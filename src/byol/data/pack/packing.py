@@ -104,7 +104,7 @@ def pack(
 
 
 def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
-    """Return the pack (None if it is incomplete or of another recipe), and a note that says what was found."""
+    """Return the pack (None if it is incomplete or of another recipe), and a note on what was found."""
     if not folder.exists() or not any(folder.iterdir()):
         return None, "packed"
     if not (folder / "pack.json").exists():
