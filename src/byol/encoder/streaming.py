@@ -1,7 +1,6 @@
 """Compute features of any number of images and store them on disk in blocks: `byol embed`, `byol predict`.
 
-Apart from the names, memory does not grow with the number of images. After an interruption, the same command
-continues: see `partial_rows`.
+Only the names take memory per image. After an interruption, the same command continues (`partial_rows`).
 """
 
 import hashlib
