@@ -1,4 +1,4 @@
-"""byol in scikit-learn: images in, features out, in front of any classifier.
+"""A scikit-learn transformer from images to features, for use before any classifier.
 
 from sklearn.datasets import load_files
 from sklearn.linear_model import LogisticRegression
@@ -43,49 +43,49 @@ _SINGLE = (str, os.PathLike, Image.Image, Tensor, np.ndarray)
 
 @dataclass(frozen=True)
 class _Given:
-    """Images that `fit` or `transform` got."""
+    """Images passed to `fit` or `transform`."""
 
-    images: Any  # a path; or images of one shape in an array or a tensor; or a list of single ones
-    layout: Layout | None = None  # of arrays; None: as the training's were
+    images: Any  # a path; images of one shape in an array or tensor; or a list of single images
+    layout: Layout | None = None  # of arrays; None: as in training
 
 
 class ByolFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Features of images by an encoder trained with BYOL: `fit` trains or loads it, `transform` embeds.
+    """Compute features of images: `fit` trains or loads an encoder, `transform` computes the features.
 
-    Images come in these forms, a sample each:
+    Images, one per sample, can be given as:
 
         path        str or Path of a folder, of a list (.txt, .csv) or of an array (.npy)
-        paths       a sequence, an array, a Series or a DataFrame of one column, of files
-        array       (image, height, width) or (image, height, width, channel), in the values of the files
+        paths       a sequence, an array, a Series or a DataFrame with one column, of files
+        array       (image, height, width) or (image, height, width, channel), with the values of the files
         tensor      (image, height, width) or (image, channel, height, width)
-        sequence    of arrays, tensors or Pillow images, of any sizes
-        table       (image, pixel) of numbers: a flattened image in each row, see `image_shape`
+        sequence    arrays, tensors or Pillow images of any sizes
+        table       (image, pixel) of numbers: one flattened image per row, see `image_shape`
 
-    Labels are not used. Nothing is printed. NaN is a value that was not measured: it is filled from the
-    image's other values.
+    Labels are not used. Nothing is printed. NaN means that a value was not measured: it is filled from the
+    other values of the image.
 
     Args:
-        run: the folder of a run, or a `Run`: `fit` loads its encoder, and no image is looked at. None: `fit`
-            trains on the images it gets. In cross-validation that is one training for each fold.
-        output: where to keep the run that `fit` trains, by which the same `fit` continues. Arrays are written
-            beside it (`OUTPUT-images`). None: the run is not kept. Leave it None in cross-validation.
-        hours, init, preset, overrides: of the training, as for `byol.train`.
+        run: a run folder or a `Run`: `fit` loads its encoder and reads no images. None: `fit` trains on the
+            given images; in cross-validation this is one training per fold.
+        output: the run folder for the training in `fit`; the same `fit` continues it. Arrays are written
+            beside it (`OUTPUT-images`). None: the run is deleted. Leave it None in cross-validation.
+        hours, init, preset, overrides: for the training, as in `byol.train`.
         image_shape: (height, width) or (height, width, channel) of a flattened image; one number may be -1,
-            as for `numpy.reshape`. None: a square, grey or in three colours.
-        device: of the training and of the encoder, as for `byol.load`.
-        batch_size: images that are read and embedded at once.
+            as in `numpy.reshape`. None: a square image, grey or with three colours.
+        device: for the training and the encoder, as in `byol.load`.
+        batch_size: number of images that are read and embedded at once.
 
     Attributes:
         encoder_: the `byol.Encoder`.
-        run_: the `Run`, where one is kept; else None.
-        n_features_in_: pixels in a row, where `fit` got a table.
+        run_: the `Run` if it is kept, otherwise None.
+        n_features_in_: number of pixels per row if `fit` got a table.
 
     Raises (from `fit` and `transform`):
-        ConfigError: a setting is unknown or impossible, or rows are no images of `image_shape`.
-        DataError: an image cannot be read, or is of another kind than those of the training; names it.
+        ConfigError: a setting is unknown or impossible, or rows do not have the size of `image_shape`.
+        DataError: an image cannot be read, or is unlike the training images; the message names it.
         CheckpointError: `run` holds no encoder, or `output` cannot be written.
-        DivergedError, CollapsedError: the training has failed.
-        ValueError: an array of another number of dimensions, or a table that is empty or not of numbers.
+        DivergedError, CollapsedError: the training failed.
+        ValueError: an array has another number of dimensions, or a table is empty or not of numbers.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ByolFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, X: ArrayLike) -> Float32[np.ndarray, "image feature"]:
-        """Features of the images, a row each; those of a folder in the order of their paths."""
+        """Compute the features, one row per image; images of a folder are sorted by path."""
         check_is_fitted(self, "encoder_")
         given, encoder = self._read(X, reset=False), self.encoder_
         spec = encoder.spec if given.layout is None else replace(encoder.spec, layout=given.layout)
@@ -128,13 +128,13 @@ class ByolFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.concatenate([empty, *(block.features for block in blocks)])
 
     def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
-        """`f000`, `f001`, ...: the columns of a feature file. `input_features` is not used."""
+        """Return `f000`, `f001`, ..., as in a feature file. `input_features` is not used."""
         check_is_fitted(self, "encoder_")
         return np.array(feature_columns(self.encoder_.spec.num_features), dtype=object)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True  # not one_d_array: that would mean numbers, here they are paths
+        tags.input_tags.three_d_array = True  # not one_d_array, which would mean numbers, not paths
         tags.input_tags.string = True
         tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = []  # always float32
@@ -167,7 +167,7 @@ class ByolFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             overrides=[*known, *list_overrides(self.overrides)],
             progress=False,
         )
-        if run.stopped_by is not None:  # the training has caught it, to save what it had
+        if run.stopped_by is not None:  # the training has caught the signal to save a checkpoint
             raise KeyboardInterrupt(f"stopped by {run.stopped_by} after step {run.done}")
         return run
 
@@ -189,10 +189,10 @@ class ByolFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return _Given(rows.reshape(len(rows), *self._find_shape(rows.shape[1])), "hwc")
 
     def _find_shape(self, num_pixels: int) -> tuple[int, ...]:
-        """Height, width and channels of an image of so many values.
+        """Return height, width and channels of an image with this number of values.
 
         Raises:
-            ConfigError: `image_shape` is of other images, or None and they are no squares.
+            ConfigError: `image_shape` has another size, or is None and the images are not square.
         """
         if self.image_shape is not None:
             try:
@@ -216,7 +216,7 @@ class ByolFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _is_image(item: Any) -> bool:
-    """Whether one of a sequence is an image for itself, not a row of a table."""
+    """Return whether an item of a sequence is an image, not a row of a table."""
     return not isinstance(item, np.ndarray | Tensor) or item.ndim >= 2
 
 
@@ -225,7 +225,7 @@ def _as_path(item: Any) -> Any:
 
 
 def _list_items(X: ArrayLike) -> list[Any] | None:
-    """Paths or images in an array of objects or text, or a table of one column; None: these are numbers."""
+    """Return paths or images in an array of objects or text, or in a table of one column; None: numbers."""
     values = X.to_numpy() if hasattr(X, "to_numpy") else X
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "OUT":
         return None
@@ -236,13 +236,13 @@ def _list_items(X: ArrayLike) -> list[Any] | None:
     return [_as_path(item) for item in values]
 
 
-# ---- Images on the disk, where a training reads them
+# ---- Writing images to disk, where training reads them
 
 
 def _store(images: Any, place: Path) -> Path:
-    """Where these images lie; those that are in memory are written to `place`, with a suffix where needed.
+    """Return the path of the images; write images in memory to `place`, with a suffix if needed.
 
-    What is there already is not written again: a run knows its images by the times of their files.
+    Files with the same content are not written again, because a run identifies images by their file times.
     """
     if isinstance(images, Path):
         return images
@@ -264,7 +264,7 @@ def _store(images: Any, place: Path) -> Path:
 
 
 def _store_one(item: OneImage, path: Path) -> None:
-    """As it is: a Pillow image as TIFF, values as .npy."""
+    """Write an image without changes: a Pillow image as TIFF, values as .npy."""
     if isinstance(item, Image.Image):
         write_atomically(path.with_suffix(".tif"), lambda file: item.save(file, "TIFF"))
         return
@@ -275,7 +275,7 @@ def _store_one(item: OneImage, path: Path) -> None:
 
 
 def _holds(path: Path, values: np.ndarray) -> bool:
-    """Whether an .npy file holds these values."""
+    """Return whether an .npy file holds these values."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):

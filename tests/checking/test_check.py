@@ -232,6 +232,6 @@ def test_weights_are_described_as_the_dry_run_describes_them(capsys: Capture, pl
     settings = ("network.fine_tune_from=dino.pth", "network.name=test_resnet", "network.stem=standard")
     lines = check(capsys, str(images), *settings)
     said = [line for line in lines if "encoder" in line]
-    assert len(said) == 2 and "behind 'teacher.backbone.'" in said[1]
+    assert len(said) == 2 and "prefix 'teacher.backbone.'" in said[1]
     assert main(["train", str(images), "-n", *settings]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if "encoder" in line] == said

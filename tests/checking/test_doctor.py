@@ -112,7 +112,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     found = look(tmp_path)
     assert [name for name, _ in found.bad] == ["a.png", "b.png"]
     (text, is_fatal), *rest = judge(found)
-    assert "2 of 10 files" in text and "bad_files.csv" in text and "'a.png': is not an image" in text
+    assert "2 of 10 files" in text and "bad_files.csv" in text and "'a.png': is text, not an image" in text
     assert text.endswith("data.max_bad=0.21")
     assert is_fatal and not rest
     (text, is_fatal), *rest = judge(found, max_bad=0.21)

@@ -28,7 +28,7 @@ def write_half(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "name", "reason"),
     [
-        (write_text, "red/z.png", "is not an image of a known format"),
+        (write_text, "red/z.png", "is text, not an image of a known format"),
         (write_half, "red/z.jpg", "is damaged or cut short (image file is truncated"),
         (Path.touch, "red/z.tif", "the file is empty"),
     ],
@@ -84,7 +84,9 @@ def test_deep_images_and_others_that_are_embedded_by_their_encoder(capsys: Captu
     lines = err.splitlines()
     assert lines[0].startswith("byol: celsius.npy: channel 0: the values lie in ")
     assert lines[1] == "unreadable and left out: 2 of 15 images, listed in f.left_out.csv"
-    assert lines[2].startswith("  1 (counts.npy): holds 16-bit values, the encoder was trained on floating")
+    assert lines[2].startswith(
+        "  1 (counts.npy): holds 16-bit values, but the encoder was trained on floating"
+    )
     assert lines[3].startswith("  1 (gaps.npy): has no measured value") and "leave it out" in lines[3]
     assert "data.clip=0" in lines[4] and len(lines) == 5
 

@@ -107,9 +107,7 @@ def test_folders_that_are_no_run(capsys: Capture, finished: Path) -> None:
     assert "holds no run (no config.yaml); name the folder of a run, or train one: byol train IMAGES/" in said
     for arguments in (["card", images], ["compare", images, finished / "runs" / "a"]):
         assert "holds no run (no config.yaml); name the folder of a run" in fail(capsys, *arguments)
-    assert "has no encoder.json; name the folder of a run" in fail(
-        capsys, "embed", images, images, "-o", "f.csv"
-    )
+    assert "has no encoder.json; name a run folder" in fail(capsys, "embed", images, images, "-o", "f.csv")
     assert "nowhere: no such folder" in fail(capsys, "embed", "nowhere", images, "-o", "f.csv")
     for folder in ("nowhere", str(images)):
         said = fail(capsys, "train", images, "-o", "run", *TINY, f"network.fine_tune_from={folder}")

@@ -150,7 +150,7 @@ def test_everything_at_once_in_under_40_lines(capsys: Capture) -> None:
         "(no_end.jpg): JPEG without an end mark",
         "(lost_block.jpg): JPEG with damaged data",
         "(really_png.jpg): named .jpg, but read as PNG",
-        "(really_webp.jpg): named .jpg but WebP",
+        "(really_webp.jpg): named .jpg, but read as WebP",
     ):
         assert part in text, f"{part}\n{text}"
     assert lines[-1] == "ready: training may start"

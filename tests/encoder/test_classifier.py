@@ -137,7 +137,7 @@ def test_missing_files(folder: Path, copy: Path) -> None:
     [
         ({"format": 2}, "has format 2, but this version of byol reads 1"),
         ({"class_names": 3}, "class_names: "),
-        ({"class_names": ["a", "b"]}, r"has the shape \(3, 96\), .* want \(2, 96\)"),
+        ({"class_names": ["a", "b"]}, r"has the shape \(3, 96\), .* need \(2, 96\)"),
         ({"num_features": 5}, "the encoder and the class names"),
     ],
 )

@@ -422,7 +422,7 @@ def test_bad_images_are_told_and_left_out(tmp_path: Path, encoder: Encoder) -> N
     )
     assert [Path(name).name for name in bad] == ["1.png", "2.png"]
     assert "has 1 channels, but the encoder was trained on 3" in list(bad.values())[1]
-    with pytest.raises(DataError, match=r"1\.png: is not an image of a known format"):
+    with pytest.raises(DataError, match=r"1\.png: is text, not an image of a known format"):
         encoder.embed(tmp_path)
 
 
@@ -433,7 +433,7 @@ def test_bad_images_are_told_and_left_out(tmp_path: Path, encoder: Encoder) -> N
         (["missing.png"], r"missing\.png: no such file"),
         (
             np.zeros((2, 8, 8, 3)),
-            "image 0: holds floating-point values, the encoder was trained on 8-bit values; give values as",
+            "image 0: holds floating-point values, but the encoder was trained on 8-bit values; give",
         ),
         (torch.zeros(3, 8, 8), "image 0: holds floating-point values"),
         (np.zeros((8, 8, 4), dtype=np.uint8), "image 0: has 4 channels, but the encoder was trained on 3"),
@@ -486,7 +486,7 @@ def test_another_depth_is_refused_with_the_name(tmp_path: Path) -> None:
     for form in (image, torch.from_numpy(image).permute(2, 0, 1), Image.fromarray(image[..., 0])):
         with pytest.raises(DataError, match=f"image 0: {reason}"):
             encoder.embed(form)
-    with pytest.raises(DataError, match="holds 16-bit values, the encoder was trained on 8-bit values"):
+    with pytest.raises(DataError, match="holds 16-bit values, but the encoder was trained on 8-bit values"):
         make_encoder(make_spec(channels=1)).embed(image.astype(np.uint16))
 
 
@@ -539,7 +539,7 @@ def test_missing_folder_and_files_say_what_to_run(saved: Path, tmp_path: Path) -
     ("content", "message"),
     [
         ("{", r"encoder\.json: cannot be read"),
-        ("[]", r"encoder\.json: has format None, this version of byol reads 1 and 2; update byol, or"),
+        ("[]", r"encoder\.json: has format None, but this byol reads 1 and 2; update byol, or"),
         ('{"format": 3}', r"encoder\.json: has format 3"),
         ('{"format": 1}', r"encoder\.json: name: field required"),
     ],

@@ -190,7 +190,9 @@ def test_counts_of_what_was_changed_survive(encoder: Encoder, tmp_path: Path) ->
 
 def test_a_place_that_cannot_be_written(encoder: Encoder, folder: Path) -> None:
     (folder.parent / "f.csv.partial").write_text("a file")
-    with pytest.raises(CheckpointError, match=r"f\.csv\.partial: cannot be written .*the same command"):
+    with pytest.raises(
+        CheckpointError, match=r"f\.csv\.partial: cannot be written .*then repeat the command"
+    ):
         work(encoder, folder)
 
 

@@ -112,7 +112,8 @@ def test_one_of_several_ranks() -> None:
     """The others wait in the middle of the step, and cannot be told: the run ends, and says what to do."""
     ranks = Ranks(1, 2, torch.device("cpu"), torch.float32)
     with pytest.raises(
-        ConfigError, match=r"rank 1 ran out of memory on 32 images.*accumulation_steps=2 continues"
+        ConfigError,
+        match=r"rank 1 ran out of memory on 32 images.*continue with trainer.accumulation_steps=2",
     ):
         compute_within_memory(
             make_byol(),

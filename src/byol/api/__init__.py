@@ -1,1 +1,1 @@
-"""What Python calls: check, train, evaluate, finetune and report, each the work of one command."""
+"""The public functions in Python: check, train, evaluate, finetune, report and export, like the commands."""

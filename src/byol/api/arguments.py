@@ -1,4 +1,4 @@
-"""From the arguments of a public function, or of a command, to a configuration and a folder."""
+"""Convert the arguments of a public function or a command to a configuration and a folder."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -14,7 +14,7 @@ AnyPath = str | PathLike[str]
 
 
 def list_overrides(overrides: Overrides) -> list[str]:
-    """Each as `section.key=value`, the form of the command line."""
+    """Return each override as `section.key=value`, the form of the command line."""
     if overrides is None:
         return []
     if isinstance(overrides, Mapping):
@@ -23,7 +23,7 @@ def list_overrides(overrides: Overrides) -> list[str]:
 
 
 def list_evaluation(overrides: Overrides, **options: object) -> list[str]:
-    """The overrides, and those of the section `evaluation` that are not None."""
+    """Return the overrides, and the `options` of the section `evaluation` that are not None."""
     chosen = [
         write_override(f"evaluation.{key}", str(value) if isinstance(value, PathLike) else value)
         for key, value in options.items()
@@ -40,10 +40,10 @@ def make_partial_config(
     init: AnyPath | None = None,
     overrides: Overrides = None,
 ) -> PartialConfig:
-    """The configuration that the arguments mean; `images` may be a configuration file (.yaml).
+    """Make the configuration from the arguments; `images` may be a configuration file (.yaml).
 
     Raises:
-        ConfigError: an unknown or impossible setting, or an unreadable file.
+        ConfigError: a setting is unknown or impossible, or the file cannot be read.
     """
     chosen = list_overrides(overrides)
     if init is not None:
@@ -57,7 +57,7 @@ def make_partial_config(
 
 
 def choose_folder(images: AnyPath, output: AnyPath | None, *, place: str) -> Path:
-    """`output`, or a folder in `place` named after the images or the configuration file.
+    """Return `output`, or a folder in `place` named after the images or the configuration file.
 
     Raises:
         ConfigError: its name is not UTF-8, which TensorBoard cannot write.

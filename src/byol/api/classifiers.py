@@ -1,4 +1,4 @@
-"""Fine-tuning in Python."""
+"""`byol.finetune`: train a classifier, in Python."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,7 +55,7 @@ def finetune(
         labels: as for `evaluate`.
         train: as for `evaluate`.
         test: as for `evaluate`.
-        fraction: share of the training labels of every class to use, 0..1.
+        fraction: fraction of the training labels of every class to use, 0..1.
         epochs: passes over the labelled images; None: 10 to 20, depending on their number.
         scratch: also train from random weights, for comparison.
         overrides: settings of `evaluation.` and `data.`.

@@ -1,4 +1,4 @@
-"""`byol env`: what a bug report should say about the machine, and nothing about its user."""
+"""`byol env`: facts about the machine for a bug report, without information about the user."""
 
 import getpass
 import json
@@ -21,25 +21,25 @@ from byol.base.version import SOURCE, __version__
 from byol.device import host, memory
 
 FORMAT = 1
-# Variables that change how fast, on what or with which libraries byol computes.
+# Variables that change the speed, the device or the libraries of the computation.
 _VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY",
     "OMP_PROC_BIND", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "CXX",
     "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "PYTORCH_ENABLE_MPS_FALLBACK",
 )  # fmt: skip
-# An absolute path: of it, only the last name is shown.
+# An absolute path, of which only the last name is shown.
 _PATH = re.compile(r"""(?<![\w.~])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:;,'"()<>]+)+[/\\]([^\s/\\:;,'"()<>]+)""")
-_EVERYBODY = ("root", "runner", "localhost")  # names that tell nothing
+_EVERYBODY = ("root", "runner", "localhost")  # names that identify nobody
 
 
 @dataclass(frozen=True, repr=False)
 class Environment:
     """Versions, CPU, memory, GPUs, kernels and threads of this machine, for a bug report.
 
-    `print(byol.environment())` shows them as text. No user, host or folder is named.
+    `print(byol.environment())` shows them as text, without the names of user, host and folders.
     """
 
-    facts: Mapping[str, Any]  # by section; all of it can be written as JSON
+    facts: Mapping[str, Any]  # by section; can be written as JSON
 
     def __repr__(self) -> str:
         return f"<byol.Environment: byol {self.facts['byol']['version']}, {len(self.problems)} problems>"
@@ -49,15 +49,15 @@ class Environment:
 
     @property
     def problems(self) -> list[str]:
-        """A line for each thing that cannot be loaded or found out; [] if all is well."""
+        """A line for each library or fact that could not be loaded or found; [] if there are no problems."""
         return list(self.facts["problems"])
 
     def render(self) -> str:
-        """All of it as plain text, as `byol env` prints it."""
+        """Return everything as plain text, as `byol env` prints it."""
         return "\n".join(f"{name:<10}{value}" for name, value in _describe(self.facts))
 
     def to_json(self) -> str:
-        """All of it as JSON, as `byol env --json` prints it."""
+        """Return everything as JSON, as `byol env --json` prints it."""
         return json.dumps(self.facts, indent=1, ensure_ascii=False)
 
 
@@ -72,7 +72,7 @@ def environment() -> Environment:
     for section, collect in _SECTIONS.items():
         try:
             facts[section] = collect()
-        except Exception as error:  # on an unusual system: the other sections are still worth having
+        except Exception as error:  # an unusual system: report the other sections anyway
             facts[section] = {}
             problems.append(f"{section}: {type(error).__name__}: {error}")
     facts["byol"].setdefault("version", __version__)
@@ -97,7 +97,7 @@ def _describe_byol() -> dict[str, Any]:
 
 
 def _ask_git(root: Path) -> tuple[str | None, bool | None]:
-    """The commit of a checkout, and whether its files differ from it; None where git is not installed."""
+    """Return the commit of a checkout, and whether files differ from it; None if git is not installed."""
 
     def ask(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
@@ -143,7 +143,7 @@ def _describe_disk() -> dict[str, int]:
 
 
 def _find_versions(names: Iterable[str]) -> dict[str, str | None]:
-    """The version of each package; None if it is not installed."""
+    """Return the version of each package; None if it is not installed."""
     versions: dict[str, str | None] = {}
     for name in names:
         try:
@@ -168,29 +168,29 @@ _SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-# ---- Nothing about the user
+# ---- Removing names of the user
 
 
 def _list_private_names() -> list[str]:
-    """Names of the user and of the machine, the longest first."""
+    """Return the names of the user and of the machine, the longest first."""
     names = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME", "HOSTNAME", "COMPUTERNAME")}
     with suppress(Exception):  # no such user
         names.add(getpass.getuser())
-    with suppress(Exception):  # no home
+    with suppress(Exception):  # no home folder
         names.add(Path.home().name)
     names |= {platform.node(), platform.node().partition(".")[0]}
     return sorted((name for name in names if len(name) > 2 and name not in _EVERYBODY), key=len, reverse=True)
 
 
 def _clean(value: Any, names: list[str]) -> Any:
-    """The same facts without these names, and without folders."""
+    """Return the facts without these names and without folders."""
     if isinstance(value, dict):
         return {key: _clean(item, names) for key, item in value.items()}
     if isinstance(value, list):
         return [_clean(item, names) for item in value]
     if not isinstance(value, str):
         return value
-    with suppress(Exception):  # no home
+    with suppress(Exception):  # no home folder
         value = value.replace(str(Path.home()), "~")
     for name in names:
         value = re.sub(
@@ -203,7 +203,7 @@ def _clean(value: Any, names: list[str]) -> Any:
 
 
 def _describe(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Names and values of the lines."""
+    """Iterate over the names and values of the lines."""
     yield "byol", _say_byol(facts["byol"])
     yield "python", _say_python(facts["system"])
     yield "system", facts["system"].get("system", "unknown")

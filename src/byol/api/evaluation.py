@@ -1,4 +1,4 @@
-"""How good an encoder is, in Python."""
+"""`byol.evaluate`: measure how good an encoder is, in Python."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """The result of `byol.evaluate`. `measures.json` and `eval.json` in the run folder hold the same."""
+    """The result of `byol.evaluate`; also in `measures.json` and `eval.json` in the run folder."""
 
     folder: Path
-    measures: "Description"  # what needs no labels: measures of the features, neighbours, outliers
+    measures: "Description"  # label-free results: measures of the features, neighbours, outliers
     table: "Table | None"  # None: there are no labels
 
     def __repr__(self) -> str:
@@ -38,11 +38,11 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """In words: is the encoder better than the baselines? Without labels it uses the other measures."""
+        """A sentence: is the encoder better than the baselines? Without labels, from label-free measures."""
         return self.measures.verdict if self.table is None else self.table.verdict()
 
     def to_pandas(self) -> Any:
-        """The rows as a pandas.DataFrame.
+        """Return the rows as a pandas.DataFrame.
 
         Raises:
             ImportError: pandas is not installed.
@@ -52,14 +52,14 @@ class Evaluation:
         return pandas.DataFrame([asdict(row) for row in self.rows])
 
     def render(self) -> str:
-        """Everything as plain text, as `byol eval` prints it."""
+        """Return everything as plain text, as `byol eval` prints it."""
         parts = [self.measures.render()]
         if self.table is not None:
             parts.append(self.table.render())
         return "\n\n".join(parts)
 
 
-# Longer than 60 lines, because half of it is the arguments and what they mean.
+# Longer than 60 lines, because half of them describe the arguments.
 def evaluate(
     run: Run | AnyPath,
     *,
@@ -83,9 +83,9 @@ def evaluate(
         weights: other weights to compare with: a run folder, a file, or "timm:MODEL".
         folds: k of k-fold cross-validation, in which every image is tested once.
         groups: column of the labels, or "folder": images of one group stay on one side of a split.
-        metadata: CSV file with the column file and others. Do the features encode what they hold?
+        metadata: CSV file with the column file and others, to measure whether the features encode them.
         overrides: settings that begin with `evaluation.`, or that say where the images are (`data.`).
-        progress: print and draw a bar? None: in a terminal or a notebook.
+        progress: whether to print and draw a bar; None: in a terminal or a notebook.
 
     Raises:
         CheckpointError: the folder holds no run or no encoder yet.
@@ -123,5 +123,5 @@ def evaluate(
 
 
 def folder_of(run: Run | AnyPath) -> Path:
-    """The folder of a run, given as either."""
+    """Return the folder of a run, which is given as `Run` or as folder."""
     return run.folder if isinstance(run, Run) else Path(run)

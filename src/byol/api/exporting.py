@@ -1,4 +1,4 @@
-"""Exports in Python."""
+"""`byol.export`: export an encoder, in Python."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ def export(
     Raises:
         ConfigError: the format is unknown, needs a package, or cannot hold this encoder.
         CheckpointError: there is no encoder, `output` holds something else or cannot be written, or the
-            export does not compute byol's features.
+            export does not compute the same features.
     """
     from byol.exporting.export import export as write
 

@@ -1,7 +1,7 @@
-"""The facts of `byol env` that need libraries to be loaded; a child process finds them out.
+"""Find the facts of `byol env` for which libraries must be loaded, in a child process.
 
 A broken library can end the process that loads it. So the child reports after each step. If it dies, the
-parent knows at which step, and starts another child for the steps that are left.
+parent knows at which step, and starts another child for the remaining steps.
 """
 
 import json
@@ -22,7 +22,7 @@ Problems = list[str]
 
 
 def run_probes() -> tuple[dict[str, Any], Problems]:
-    """Make all steps of PROBES: what each found, by its name, and a line for each step that failed."""
+    """Run all steps of PROBES; return the result of each by name, and a line for each step that failed."""
     found: dict[str, Any] = {}
     problems: Problems = []
     waiting = list(PROBES)
@@ -40,8 +40,8 @@ def run_probes() -> tuple[dict[str, Any], Problems]:
 
 
 def _ask_child(names: list[str]) -> tuple[list[list[Any]], str]:
-    """Start a child that makes these steps in turn; its answers, and how it ended, in words."""
-    # -P: a module in the current folder does not take the place of a library's.
+    """Start a child that runs these steps in order; return its answers, and a description of how it ended."""
+    # -P: modules in the current folder must not replace those of libraries.
     command = [sys.executable, "-P", "-c", f"from {__name__} import answer; answer()", *names]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "ignore"}
     try:
@@ -66,14 +66,14 @@ def _explain_end(code: int) -> str:
 
 
 def answer() -> None:
-    """Make the steps that the command line names; each writes a line [name, value, problem] of JSON."""
+    """Run the steps named on the command line; write one JSON line [name, value, problem] for each."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # so that nothing which a library prints is taken for an answer
+    os.dup2(2, 1)  # so that text which a library prints is not read as an answer
     for name in sys.argv[1:]:
         value, problem = None, None
         try:
             value = PROBES[name]()
-        except Exception as error:  # whatever a broken library raises
+        except Exception as error:  # a broken library can raise anything
             problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         print(json.dumps([name, value, problem]), file=answers, flush=True)
 
@@ -88,7 +88,7 @@ def _import(module: str) -> Callable[[], None]:
 def _describe_torch() -> dict[str, str | None]:
     import torch
 
-    backends: Any = torch.backends  # PyTorch's functions there have no types
+    backends: Any = torch.backends  # its functions have no type annotations
     cudnn = backends.cudnn.version() if backends.cudnn.is_available() else None
     return {
         "version": torch.__version__,
@@ -112,7 +112,7 @@ def _list_gpus() -> list[dict[str, str | int]]:
 
 
 def _memory_of(device: Any) -> int:
-    """Of a GPU, in all."""
+    """Return the total memory of a GPU in bytes."""
     import torch
 
     if device.type == "mps":
@@ -156,4 +156,4 @@ PROBES: Mapping[str, Callable[[], Any]] = {
     "kernels": _describe_kernels,
     "threads": _count_threads,
 }
-"""The steps by name, in the order in which they are made; what each returns can be written as JSON."""
+"""The steps by name, in the order in which they run; their results can be written as JSON."""

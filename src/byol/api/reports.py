@@ -1,4 +1,4 @@
-"""Checks and reports in Python."""
+"""`byol.check` and `byol.report`, in Python."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,16 +22,16 @@ def check(
     overrides: Overrides = None,
     progress: bool | None = None,
 ) -> "CheckResult":
-    """Examine all images, and write a report: what is wrong with them, and what would training do?
+    """Examine all images, and write a report on problems with them and on what training would do.
 
     Args:
         images: as for `train`.
         output: the folder of the report; by default `check/NAME`.
-        test: images that training must not see: are any of them among `images`?
+        test: images that training must not use; the check searches for them among `images`.
         hours: as for `train`.
         preset: as for `train`.
         overrides: as for `train`.
-        progress: draw a bar? None: in a terminal or a notebook.
+        progress: whether to draw a bar; None: in a terminal or a notebook.
 
     Raises:
         ConfigError: a setting is unknown, or `output` is no folder for a report.
@@ -60,12 +60,12 @@ def report(
 
     Args:
         run: a `Run` or a run folder.
-        labels: CSV file with the columns file,label that colours the map.
-        metadata: CSV file with the column file and others that can colour the map.
+        labels: CSV file with the columns file,label, for the colours of the map.
+        metadata: CSV file with the column file and others, for further colours of the map.
         images: largest number of images on the map.
         output: the file; by default `report.html` in the run folder.
         overrides: settings that say where the images are (`data.`).
-        progress: print and draw a bar? None: in a terminal or a notebook.
+        progress: whether to print and draw a bar; None: in a terminal or a notebook.
 
     Raises:
         CheckpointError: the folder holds no run, or the file cannot be written.

@@ -1,4 +1,4 @@
-"""A run folder in Python: train it, look at what it holds, use its encoder."""
+"""`byol.train` and `byol.open_run`: train a run, read its files and use its encoder, in Python."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,7 +61,7 @@ class Run:
         return evaluate(self, **options)
 
     def export(self, **options: Any) -> "Exported":
-        """`byol.export` of this run."""
+        """Call `byol.export` for this run."""
         from byol.api.exporting import export
 
         return export(self, **options)
@@ -83,7 +83,7 @@ def train(
     overrides: Overrides = None,
     progress: bool | None = None,
 ) -> Run:
-    """Train an encoder, or continue the run in `output`: call it again to go on where it stopped.
+    """Train an encoder, or continue the run in `output`: the same call continues where it stopped.
 
     Args:
         images: a folder, a .txt or .csv list, a .npy array, the name of a known data set, or a configuration
@@ -93,16 +93,16 @@ def train(
         init: weights to start from: the folder of an earlier run, a file, or "timm:MODEL".
         preset: "default", "classic", "paper" or "demo".
         overrides: other settings, such as {"trainer.max_epochs": 3}.
-        progress: print and draw a bar? None: in a terminal or a notebook.
+        progress: whether to print and draw a bar; None: in a terminal or a notebook.
 
-    In the main thread, Ctrl-C and SIGTERM save a checkpoint and stop; `Run.stopped_by` then names the signal.
+    In the main thread, Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 save and stop; see `Run.stopped_by`.
 
     Raises:
         ConfigError: a setting is unknown or impossible.
         DataError: the images cannot be read, or are too few.
         CheckpointError: the folder cannot be written, or holds something else.
         RunMismatchError: the folder holds a run with other settings.
-        DivergedError, CollapsedError: the training failed. The message names the likeliest cause.
+        DivergedError, CollapsedError: the training failed. The message names the most likely cause.
     """
     from byol.auto.train import train as train_partial
 
@@ -113,10 +113,10 @@ def train(
 
 
 def open_run(folder: AnyPath) -> Run:
-    """Open a run that was trained before.
+    """Open an existing run.
 
     Raises:
-        CheckpointError: the folder holds no encoder, or it is damaged.
+        CheckpointError: the folder holds no encoder, or the encoder is damaged.
     """
     from byol.encoder.spec import SPEC_NAME, read_spec
     from byol.training.runlog import read_metrics

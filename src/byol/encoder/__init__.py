@@ -1,1 +1,1 @@
-"""What a run leaves: the encoder, a classifier on it, and files of features."""
+"""The results of a run: the encoder, a classifier on top of it, and files of features."""

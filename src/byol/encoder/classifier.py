@@ -1,9 +1,9 @@
 """A classifier of images: an encoder, a linear layer on its features, and the names of the classes.
 
-    encoder.safetensors, encoder.json        as every encoder, `byol.load` reads them
+    encoder.safetensors, encoder.json        the encoder, which `byol.load` can read
     classifier.safetensors, classifier.json  the linear layer; class names, and how it was trained
 
-`byol finetune` writes them, `load_classifier` reads them. Nothing here reads pickled code.
+`byol finetune` writes them, `load_classifier` reads them. Nothing here reads pickles.
 """
 
 import csv
@@ -35,7 +35,7 @@ FORMAT = 1
 WEIGHTS_NAME = "classifier.safetensors"
 SPEC_NAME = "classifier.json"
 
-_WRITTEN = 65_536  # predictions that are written at once
+_WRITTEN = 65_536  # predictions written at once
 _AGAIN = "repeat the `byol finetune` command to write it again"
 
 Features = Float32[np.ndarray, "image feature"]
@@ -49,22 +49,22 @@ class Linear:
     bias: Float32[np.ndarray, " label"]
 
     def logits(self, features: Features) -> Float32[np.ndarray, "image label"]:
-        """One value a class for each image."""
+        """Return one value per class for each image."""
         logits: Float32[np.ndarray, "image label"] = features @ self.weight.T + self.bias
         return logits
 
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """What `classifier.json` says of the weights beside it."""
+    """The content of `classifier.json`, which describes the weights beside it."""
 
     class_names: tuple[str, ...]
     num_features: int
-    start: str  # what the encoder was before: "byol online", "byol target"
+    start: str  # the encoder before fine-tuning: "byol online", "byol target"
     fraction: float  # of the training labels, 0..1
-    num_labels: int  # that it was trained with
-    epochs: int  # passes over them; 0: the encoder stayed as it was
-    chosen: Mapping[str, str | int | float]  # settings, chosen on a part of the training images
+    num_labels: int  # number of labelled images used for training
+    epochs: int  # passes over them; 0: the encoder was not changed
+    chosen: Mapping[str, str | int | float]  # settings, chosen on a subset of the training images
     byol_version: str
 
 
@@ -78,13 +78,13 @@ class Predictions:
 
     @property
     def confidences(self) -> Float32[np.ndarray, " image"]:
-        """The probability of the class that was chosen, 0..1."""
+        """The probability of the predicted class, 0..1."""
         best: Float32[np.ndarray, " image"] = self.probabilities.max(axis=1)
         return best
 
 
 class Classifier:
-    """An encoder with its preprocessing, and a linear layer. `byol.load_classifier` reads one from files."""
+    """An encoder with its preprocessing, and a linear layer. `byol.load_classifier` loads one."""
 
     def __init__(self, spec: ClassifierSpec, encoder: Encoder, *, linear: Linear) -> None:
         self.spec = spec
@@ -125,10 +125,10 @@ class Classifier:
         on_outside: Callable[[str, str], None] | None = None,
         on_read: Callable[[str, Square], None] | None = None,
     ) -> Iterator[Predictions]:
-        """Predictions, block by block; images are read, told and left out as by `Encoder.embed_source`.
+        """Yield predictions in blocks; images are read, reported and left out as in `Encoder.embed_source`.
 
         Raises:
-            DataError: an image cannot be used, and there is no `on_bad`; the message names it.
+            DataError: an image cannot be used, and there is no `on_bad`. The message names the image.
         """
         blocks = self.encoder.embed_source(
             images, batch_size=batch_size, on_bad=on_bad, on_outside=on_outside, on_read=on_read
@@ -139,12 +139,12 @@ class Classifier:
             yield Predictions(block.names, names, probabilities)
 
     def choose(self, features: Features) -> Float32[np.ndarray, "image 2"]:
-        """The number of the most probable class of each image, and its probability."""
+        """Return the index of the most probable class of each image, and its probability."""
         labels, probabilities = self._judge(features)
         return np.stack([labels, probabilities.max(axis=1, initial=0)], axis=1, dtype=np.float32)
 
     def fingerprint(self) -> str:
-        """Changes when the linear layer or the names of the classes do."""
+        """Return a hash that changes when the linear layer or the class names change."""
         digest = hashlib.blake2b(to_json(self.class_names), digest_size=16)
         digest.update(self.linear.weight.tobytes() + self.linear.bias.tobytes())
         return digest.hexdigest()
@@ -152,7 +152,7 @@ class Classifier:
     def _judge(
         self, features: Features
     ) -> tuple[Int64[np.ndarray, " image"], Float32[np.ndarray, "image label"]]:
-        """The number of the most probable class of each image, and the probabilities of all."""
+        """Return the index of the most probable class of each image, and the probabilities of all classes."""
         logits = torch.from_numpy(self.linear.logits(features))
         return logits.argmax(dim=1).numpy(), logits.double().softmax(dim=1).float().numpy()
 
@@ -161,11 +161,11 @@ class Classifier:
 
 
 def check_predictions_path(path: Path) -> None:
-    """Refuse a file that `write_predictions` could not write, before anything is predicted.
+    """Check, before any prediction, that `write_predictions` can write this file.
 
     Raises:
-        ConfigError: another suffix than .csv.
-        CheckpointError: the place cannot be written.
+        ConfigError: the suffix is not .csv.
+        CheckpointError: the file cannot be written.
     """
     if path.suffix.lower() != ".csv":
         raise ConfigError(f"{path}: byol writes predictions as .csv; use this suffix")
@@ -175,9 +175,9 @@ def check_predictions_path(path: Path) -> None:
 def write_predictions(
     path: Path, names: Sequence[str], *, choices: FeatureRows, classes: Sequence[str]
 ) -> None:
-    """Write the columns `file`, `label`, `probability`, a line an image, whole or not at all.
+    """Write the columns `file`, `label`, `probability`, one line per image, atomically.
 
-    `choices` are the rows of `Classifier.choose`, `classes` the names of the classes.
+    `choices` are the rows of `Classifier.choose`, `classes` are the class names.
 
     Raises:
         ConfigError: see `check_predictions_path`.
@@ -205,7 +205,7 @@ def write_predictions(
 def save_classifier(
     folder: Path, module: nn.Module, encoder_spec: EncoderSpec, *, linear: Linear, spec: ClassifierSpec
 ) -> None:
-    """Write the four files; `classifier.json` last, so that it never lies beside another's encoder.
+    """Write the four files; `classifier.json` last, so that it never lies beside a different encoder.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -215,18 +215,18 @@ def save_classifier(
     except OSError as error:
         raise CheckpointError(f"{folder / SPEC_NAME}: cannot be replaced ({error.strerror})") from None
     save_encoder(folder, module, encoder_spec)
-    # safetensors takes an array's memory as it lies, and would mix up the rows of a transposed one.
+    # safetensors ignores the strides of an array, and would save a transposed array in the wrong order.
     arrays = {"weight": np.ascontiguousarray(linear.weight), "bias": np.ascontiguousarray(linear.bias)}
     write_atomically(folder / WEIGHTS_NAME, save(arrays))
     write_atomically(folder / SPEC_NAME, to_json({"format": FORMAT, **asdict(spec)}, indent=2) + b"\n")
 
 
 def load_classifier(folder: str | Path, *, device: str = "auto") -> Classifier:
-    """Load the classifier that `byol finetune` wrote into a folder. `device` is as for `byol.load`.
+    """Load the classifier that `byol finetune` wrote into a folder. `device` is as in `byol.load`.
 
     Raises:
-        CheckpointError: a file is missing, damaged, of an unknown format, or does not fit the others.
-        ConfigError: the device is not there.
+        CheckpointError: a file is missing, damaged, of an unknown format, or does not match the others.
+        ConfigError: the device does not exist.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -246,8 +246,8 @@ def load_classifier(folder: str | Path, *, device: str = "auto") -> Classifier:
     shape = (len(spec.class_names), encoder.spec.num_features)
     if linear.weight.shape != shape or linear.bias.shape != shape[:1] or spec.num_features != shape[1]:
         raise CheckpointError(
-            f"{folder / WEIGHTS_NAME}: has the shape {linear.weight.shape}, the encoder and the class names "
-            f"beside it want {shape}; {_AGAIN}"
+            f"{folder / WEIGHTS_NAME}: has the shape {linear.weight.shape}, but the encoder and the "
+            f"class names need {shape}; {_AGAIN}"
         )
     return Classifier(spec, encoder, linear=linear)
 

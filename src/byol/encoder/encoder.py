@@ -1,13 +1,13 @@
-"""The encoder that a run leaves: `encoder.safetensors` (weights) and `encoder.json` (how to use them).
+"""The trained encoder of a run: `encoder.safetensors` (weights) and `encoder.json` (how to use them).
 
 The weights have the plain key names of timm or torchvision; a stem that these do not have is marked
-(`weights.stem_mark`). Preprocessing is part of the artefact: whatever form images come in, they go the same
-way, and the same image gives the same features:
+(`weights.stem_mark`). The preprocessing is part of the encoder. All forms of images are processed in the same
+way, so the same image always gives the same features:
 
     file, array, Pillow image or tensor -> chosen channels -> square of stored_px -> whole image of seen_px
     -> features
 
-Nothing here reads pickled code.
+Nothing here reads pickles.
 """
 
 import os
@@ -48,7 +48,7 @@ from byol.weights.stem_mark import mark_stem, unmark_stem
 
 WEIGHTS_NAME = "encoder.safetensors"
 
-CPU_IMAGES = 64  # that the network sees at once on CPU; 256 took four times the memory and 5 to 20 % longer
+CPU_IMAGES = 64  # images per forward pass on CPU; 256 took four times the memory and 5 to 20 % longer
 
 ManyImages = OneImage | Sequence[OneImage]
 
@@ -59,12 +59,12 @@ class Block:
 
     names: list[str]
     features: Float32[np.ndarray, "image feature"]
-    places: list[int]  # of these images in the source
-    end: int  # the place in the source behind this block: all before it have been looked at
+    places: list[int]  # index of each image in the source
+    end: int  # number of images of the source that have been processed so far
 
 
 class Encoder:
-    """A trained encoder with its preprocessing, frozen. `byol.load` reads one from a run folder."""
+    """A trained, frozen encoder with its preprocessing. `byol.load` loads one from a run folder."""
 
     def __init__(self, spec: EncoderSpec, module: nn.Module, *, device: str = "cpu") -> None:
         self.spec = spec
@@ -115,10 +115,10 @@ class Encoder:
     ) -> Iterator[Block]:
         """Yield names and features in blocks, so that memory does not grow with the number of images.
 
-        - `first` is the place of the first image to embed. The images before it are not read.
+        - `first` is the index of the first image to embed. The images before it are not read.
         - `on_bad(name, error)` is called for each image that cannot be used; the image is left out.
         - `on_outside(name, text)` is called for each image whose values lie outside the range of the training
-          images. Without it there is a `ValueRangeWarning`.
+          images. Without it, a `ValueRangeWarning` is issued.
         - `on_read(name, square)` is called for each image that is used.
 
         Raises:
@@ -132,7 +132,7 @@ class Encoder:
 
             reading = start(first)
             for begin in range(first, len(images), batch_size):
-                # The next block is read while the network sees this one.
+                # The next block is read while the network processes this one.
                 block, reading = reading, start(begin + batch_size)
                 names, squares, places = [], [], []
                 for index, future in enumerate(block, start=begin):
@@ -162,14 +162,14 @@ class Encoder:
         batch_size: int = 256,
         progress: Count | None = None,
     ) -> Float32[np.ndarray, "image feature"]:
-        """Features of packed images, or of some in the order of `rows`; `progress` hears done, of all.
+        """Return features of packed images, or of those in `rows`; call `progress` with (done, total).
 
-        The values are scaled as this encoder's training images were, whatever the pack measured of its own.
-        Images of another pack than the training's that lie outside of the range of the training are a
-        `ValueRangeWarning` with their number and the first's name.
+        The values are scaled as in the training of this encoder, not by the statistics of this pack. If
+        images of another pack than that of the training are outside the training range, a `ValueRangeWarning`
+        says how many there are and names the first.
 
         Raises:
-            DataError: the images have another depth than those of the training.
+            DataError: the images have another bit depth than those of the training.
         """
         try:
             check_bits(images.bits, self.spec.bits)
@@ -193,14 +193,14 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(self, squares: Real[Tensor, "image channel stored stored"]) -> Float[Tensor, "image feature"]:
-        """Representations y of stored squares, on the encoder's device; float32 whatever autocast says."""
+        """Compute features y of stored squares on the encoder's device, in float32 even under autocast."""
         return self.encode_views(
             whole_view(send_stored(squares, self.device), self.spec.seen_px, pixels=self.spec.pixels)
         )
 
     @torch.inference_mode()
     def encode_views(self, views: Float[Tensor, "image channel view view"]) -> Float[Tensor, "image feature"]:
-        """Representations y of views as `make_views` gives them, else as `encode`."""
+        """Compute the features y of views that `make_views` returns, in the same way as `encode`."""
         views = views.to(self.device)
         parts = torch.split(views, CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
         with torch.autocast(self.device.type, enabled=False), exact_fp32(self.device), constant_weights():
@@ -209,12 +209,12 @@ class Encoder:
     def _embed_squares(self, squares: Sequence[ImageArray]) -> Float32[np.ndarray, "image feature"]:
         if not squares:
             return _join([], self.spec.num_features)
-        # In memory this is channels_last, which is what the network wants.
+        # In memory this is channels_last, the format of the network.
         tensor = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
-        return self.encode(tensor).cpu().numpy()  # the host waits here
+        return self.encode(tensor).cpu().numpy()  # waits for the device
 
     def _try_square(self, images: Images, index: int) -> Square | DataError:
-        """An error is returned, not raised: which image comes first is decided in their order."""
+        """Read an image; return an error instead of raising it, so that errors are reported in order."""
         try:
             spec = self.spec
             channels = list(spec.select) if isinstance(spec.select, tuple) else spec.select
@@ -233,18 +233,17 @@ class Encoder:
             return error
 
 
-# ---- Images in whatever form
+# ---- Images in any form
 
 
 def gather(images: ManyImages, spec: EncoderSpec, *, skip_unreadable: bool = False) -> Images:
-    """Images in any of the forms that `Encoder.embed` takes, as images that are read one by one.
+    """Convert any input of `Encoder.embed` to images that are read one by one.
 
-    Arrays have the layout of the encoder's training, where it had arrays; a tensor's channels are first.
-    `skip_unreadable`: folders that the system cannot read are left out, as by data.skip_unreadable.
+    Arrays have the layout of the training arrays, if there were any; tensors have channels first.
+    `skip_unreadable`: leave out folders that the system cannot read, as with data.skip_unreadable.
 
     Raises:
-        DataError: a path does not exist or holds no images; or the arrays do not tell which axis is the
-            channels.
+        DataError: a path does not exist or holds no images; or the channel axis of the arrays is ambiguous.
     """
     if isinstance(images, str | Path):
         overrides = [f"data.layout={spec.layout}", f"data.skip_unreadable={str(skip_unreadable).lower()}"]
@@ -272,7 +271,7 @@ def _cancel(reading: Sequence[Future[Square | DataError]]) -> None:
 
 
 def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
-    """Write both files, each whole or not at all; the weights first, so that a new pair is never half there.
+    """Write both files atomically; the weights first, so that `encoder.json` never exists without them.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -285,13 +284,13 @@ def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
 def load(run: str | Path, *, device: str = "auto") -> Encoder:
     """Load the encoder of a run folder, or of any folder with `encoder.safetensors` and `encoder.json`.
 
-    `RUN/target` holds the encoder of the target network, `RUN/best` the best one by measures without labels.
+    `RUN/target` holds the encoder of the target network, `RUN/best` the best one by label-free measures.
     `device` is "auto" (a GPU if there is one), "cpu", "cuda", "mps", "xpu", or one of several GPUs, such as
     "cuda:1".
 
     Raises:
         CheckpointError: a file is missing, damaged, of an unknown format, or belongs to another network.
-        ConfigError: the device is not there.
+        ConfigError: the device does not exist.
     """
     chosen = choose_device(device, key="device")
     folder = Path(run)
@@ -303,7 +302,7 @@ def load(run: str | Path, *, device: str = "auto") -> Encoder:
         )
     spec = read_spec(_find(folder, SPEC_NAME))
     path = _find(folder, WEIGHTS_NAME)
-    with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
+    with torch.random.fork_rng(devices=[]):  # the random initial weights are replaced below
         try:
             module = build_encoder(spec.name, channels=spec.channels, view_px=spec.view_px, stem=spec.stem)
         except ConfigError as error:
@@ -322,7 +321,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _fill(module: nn.Module, path: Path, *, spec: EncoderSpec) -> None:
-    """Load the weights into the module, every key and shape as it must be."""
+    """Load the weights into the module; every key and shape must match."""
     try:
         given, stem = unmark_stem(load_file(path))
     except (SafetensorError, OSError) as error:

@@ -1,6 +1,6 @@
-"""Features with the names of their images in one file, for other programs: .parquet, .csv, .npz or .h5ad.
+"""Write features and the names of their images to one file for other programs: .parquet, .csv, .npz, .h5ad.
 
-docs/features.md shows how R, pandas, polars, DuckDB, scanpy and others open them.
+docs/features.md shows how R, pandas, polars, DuckDB, scanpy and others open these files.
 """
 
 import csv
@@ -26,8 +26,8 @@ Columns = Literal["wide", "vector"]
 
 FORMATS: tuple[Format, ...] = ("parquet", "npz", "csv", "h5ad")
 
-_GROUP_VALUES = 2**23  # in a row group of a Parquet file: 32 MB
-_MOST_GROUP_ROWS = 122_880  # of DuckDB's own row groups, each the work of one thread
+_GROUP_VALUES = 2**23  # values per row group of a Parquet file: 32 MB
+_MOST_GROUP_ROWS = 122_880  # as in the row groups of DuckDB, each of which is read by one thread
 _LIBRARIES = {"parquet": ("pyarrow.parquet", "pyarrow"), "h5ad": ("anndata", "anndata")}
 
 Features = Float32[np.ndarray, "image feature"]
@@ -35,7 +35,7 @@ Features = Float32[np.ndarray, "image feature"]
 
 @runtime_checkable
 class FeatureRows(Protocol):
-    """Features of all images, in memory or on the disk; slices of them are arrays."""
+    """Features of all images, in memory or on disk; a slice of them is an array."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -47,19 +47,19 @@ class FeatureRows(Protocol):
 
 @dataclass(frozen=True)
 class About:
-    """What else is known of the images, and what made the features."""
+    """Further columns about the images, and a description of the encoder."""
 
     known: Sequence[Known] = ()  # columns of labels and metadata
-    paths: Callable[[slice], list[str]] | None = None  # absolute ones of rows; None: the images are no files
+    paths: Callable[[slice], list[str]] | None = None  # absolute paths of rows; None: images are no files
     encoder: Mapping[str, str | int] = field(default_factory=dict)
 
 
 def choose_format(path: Path, given: str | None = None, *, columns: Columns = "wide") -> Format:
-    """The format of a file of features: `given`, or what the suffix says.
+    """Return the format of a file of features: `given`, or that of the suffix.
 
     Raises:
-        ConfigError: no known format, or one for which a library is missing.
-        CheckpointError: the place cannot be written.
+        ConfigError: the format is unknown, or a library for it is missing.
+        CheckpointError: the file cannot be written.
     """
     name = (path.suffix.removeprefix(".") if given is None else given).lower()
     found = next((one for one in FORMATS if one == name), None)
@@ -83,7 +83,7 @@ def choose_format(path: Path, given: str | None = None, *, columns: Columns = "w
 
 
 def write_prototypes(path: Path, names: Sequence[str], *, sizes: Sequence[int]) -> None:
-    """Write a CSV file `file,images`: images that stand for clusters, and how many images each stands for.
+    """Write a CSV file `file,images`: one image for each cluster, and the number of images in the cluster.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -104,15 +104,15 @@ def write_features(
     about: About | None = None,
     progress: Count | None = None,
 ) -> None:
-    """Write names and features in their order, whole or not at all.
+    """Write names and features in their order, atomically.
 
-        parquet, csv     columns `file`, those that are known, `f000`, `f001`, ...
-        parquet, vector  columns `file`, `filepath`, those that are known, `embedding` (a list of float32)
+        parquet, csv     columns `file`, labels and metadata, `f000`, `f001`, ...
+        parquet, vector  columns `file`, `filepath`, labels and metadata, `embedding` (a list of float32)
         npz              arrays `names` (text) and `features` (image, feature)
-        h5ad             AnnData: features in X, `file` and what is known in obs
+        h5ad             AnnData: features in X; `file`, labels and metadata in obs
 
-    Values keep all their digits. Names and features are read in stretches, so memory does not grow with their
-    number, but for the names of h5ad. `progress` hears rows written, of all.
+    Values keep all their digits. Names and features are read in chunks, so memory does not grow with their
+    number, except for the names in h5ad. `progress` is called with (rows written, rows in total).
 
     Raises:
         ConfigError: see `choose_format`.
@@ -133,7 +133,7 @@ def write_features(
 
 
 def feature_columns(num_features: int) -> list[str]:
-    """`f000`, `f001`, ...: names that sort as they count."""
+    """Return `f000`, `f001`, ...: names whose alphabetical order is the order of the features."""
     digits = max(3, len(str(num_features - 1)))
     return [f"f{index:0{digits}}" for index in range(num_features)]
 
@@ -147,7 +147,7 @@ class _Table:
 
     @property
     def group_rows(self) -> int:
-        """Rows that are read and written at once."""
+        """Number of rows that are read and written at once."""
         return max(1, min(_MOST_GROUP_ROWS, _GROUP_VALUES // max(1, self.features.shape[1])))
 
     def groups(self) -> Iterator[tuple[slice, Features]]:
@@ -159,7 +159,7 @@ class _Table:
 
 
 def _as_utf8(names: Sequence[str]) -> list[str]:
-    """Text of Parquet and HDF5 is UTF-8: a file name that is not gets replacement characters."""
+    """Make names valid UTF-8 for Parquet and HDF5: replace bytes that are not."""
     return [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in names]
 
 
@@ -226,7 +226,7 @@ def _write_csv(file: BinaryIO, table: _Table) -> None:
     for rows, features in table.groups():
         texts = [column.texts(rows) for column in known]
         for name, row, *cells in zip(table.names[rows], features, *texts, strict=True):
-            # `str` of a float32: the shortest digits that read back to the same value.
+            # `str` of a float32 gives the shortest digits that are read back as the same value.
             writer.writerow([name, *cells, *map(str, row)])
     text.flush()
     text.detach()
@@ -248,7 +248,7 @@ def _write_npz(file: BinaryIO, table: _Table) -> None:
 
 
 def _write_head(file: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """What an .npy file begins with."""
+    """Write the header of an .npy file."""
     np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
 
 
@@ -256,7 +256,7 @@ def _write_head(file: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None
 
 
 def _write_h5ad(file: BinaryIO, table: _Table) -> None:
-    """Element by element in AnnData's on-disk format, so that X is never whole in memory."""
+    """Write each element in the on-disk format of AnnData, so that X is never completely in memory."""
     import anndata
     import h5py
     import pandas

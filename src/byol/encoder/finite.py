@@ -1,4 +1,4 @@
-"""Features are finite numbers, or they are of no use to anybody."""
+"""Check that features are finite numbers."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ from byol.base.errors import DataError
 def check_finite(
     features: Float[np.ndarray, "image feature"], name_of: Callable[[int], str], *, among: str = "in all"
 ) -> None:
-    """Refuse features of which one is not a finite number; `name_of` an image's place is its name.
+    """Refuse features that are not all finite; `name_of` returns the name of an image from its row.
 
     Raises:
-        DataError: names the first such image, and how many there are; `among` says of which.
+        DataError: names the first such image and their number; `among` says in which set they were counted.
     """
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():

@@ -1,4 +1,4 @@
-"""What is known of images beside their features: labels and metadata, as columns of a table."""
+"""Labels and metadata of images, as columns of a table."""
 
 import re
 from collections.abc import Sequence
@@ -14,43 +14,43 @@ from byol.base.errors import ConfigError
 from byol.data.decode.index import Source
 from byol.data.labels.label_file import match_columns
 
-# Longer ones would be rounded, and leading zeros are those of an identifier.
+# Not longer numbers, which would be rounded, nor numbers with leading zeros, which are identifiers.
 _WHOLE = re.compile(r"-?(0|[1-9]\d{0,14})")
 _NUMBER = re.compile(_WHOLE.pattern + r"(\.\d+)?([eE][-+]?\d{1,3})?")
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A column: what is known of each image, in words; numbers where all words are."""
+    """A column: one word per image; the words are numbers if all of them can be read as numbers."""
 
     name: str
     codes: Int64[np.ndarray, " image"]  # index into `words`, -1: not known
     words: tuple[str, ...]
 
     def pick(self, places: Sequence[int]) -> "Known":
-        """Of the images at these places."""
+        """Return the column for the images with these indices."""
         return Known(self.name, self.codes[np.asarray(places, dtype=np.int64)], self.words)
 
     @property
     def is_whole(self) -> bool:
-        """Whether all words are whole numbers."""
+        """Whether all words are integers."""
         return all(map(_WHOLE.fullmatch, self.words))
 
     @cached_property
     def numbers(self) -> Real[np.ndarray, " word"] | None:
-        """The words as int64 or float64; None where they are no numbers."""
+        """The words as int64 or float64; None: they are not all numbers."""
         if not self.words or not all(map(_NUMBER.fullmatch, self.words)):
             return None
         values = np.array(self.words, dtype=np.int64 if self.is_whole else np.float64)
         return values if np.isfinite(values).all() else None
 
     def texts(self, rows: slice) -> list[str]:
-        """As they were given; "" where nothing is known."""
-        words = [*self.words, ""]  # -1 finds the last
+        """Return the words as they were given; "" if not known."""
+        words = [*self.words, ""]  # index -1 gives ""
         return [words[code] for code in self.codes[rows].tolist()]
 
     def to_pandas(self) -> Any:
-        """A Categorical; numbers as Int64 with missing ones, or float64 with NaN."""
+        """Return a Categorical, or for numbers Int64 with missing values or float64 with NaN."""
         import pandas
 
         if self.numbers is None:
@@ -69,14 +69,14 @@ def find_known(
     taken: Sequence[str],
     folder: Path | None,
 ) -> tuple[list[Known], list[str]]:
-    """Columns of the table `metadata`, before them the images' own labels if asked for; notes on the table.
+    """Return the labels of the images (if `labels`) and the columns of the table `metadata`; and notes.
 
-    A column `label` of the table takes the place of the images' own. `taken` are names that other
-    columns have; the names of the images are relative to `folder`.
+    A column `label` of the table replaces the labels of the images. `taken` are the names of other columns;
+    the names of the images are relative to `folder`.
 
     Raises:
-        ConfigError: a column of the table has a name that is taken.
-        DataError: the table cannot be read, contradicts itself or fits no image.
+        ConfigError: a column of the table has a name in `taken`.
+        DataError: the table cannot be read, contradicts itself or matches no image.
     """
     found = {}
     if labels and (images.labels >= 0).any():

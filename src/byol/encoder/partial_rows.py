@@ -1,9 +1,9 @@
-"""Rows of a table that is made image by image: a killed command continues without a lost or a double row.
+"""Store table rows on disk while they are computed, so that a killed command can continue without gaps.
 
-    NAME.partial/progress.json    how far the other files are whole
-    NAME.partial/values.f32       float32, a row for each image that could be used
-    NAME.partial/places.i64       the place of each of these images in the source
-    NAME.partial/left_out.csv     names and reasons of the other images
+    NAME.partial/progress.json    up to where the other files are complete
+    NAME.partial/values.f32       float32, one row for each image that could be used
+    NAME.partial/places.i64       the index of each of these images in the source
+    NAME.partial/left_out.csv     names of the other images, and why they could not be used
     NAME.partial/lock             held by the process that writes
 
 Rows are appended and read back from the disk in blocks, so memory does not grow with their number.
@@ -36,19 +36,19 @@ _FORMAT = 1
 _MARK, _VALUES, _PLACES, _BAD = "progress.json", "values.f32", "places.i64", "left_out.csv"
 _LOCK = "lock"
 _VALUE_BYTES, _PLACE_BYTES = 4, 8
-_STRETCH = 65_536  # names that are made at once
+_STRETCH = 65_536  # names that are read at once
 
 Rows = Float32[np.ndarray, "row value"]
 
 
 @dataclass
 class Seen:
-    """What was seen of the images so far, to be said at the end."""
+    """Counts and notes on the images so far, to be printed at the end."""
 
-    notes: dict[str, Few] = field(default_factory=dict)  # what was changed in images, and in how many
-    num_outside: int = 0  # images whose values are outside of the training's range
-    num_clipped: int = 0  # values beyond what the encoder sees, of so many
-    num_values: int = 0
+    notes: dict[str, Few] = field(default_factory=dict)  # changes to images, and in how many
+    num_outside: int = 0  # images whose values are outside the range of the training
+    num_clipped: int = 0  # values outside the range that the encoder sees
+    num_values: int = 0  # all values
 
     def copy(self) -> "Seen":
         notes = {text: Few(few.count, list(few.names)) for text, few in self.notes.items()}
@@ -57,18 +57,18 @@ class Seen:
 
 @dataclass
 class _Mark:
-    """How far the files are whole."""
+    """Up to where the files are complete."""
 
-    recipe: str  # rows of another recipe are other rows
-    width: int  # values in a row
-    done: int = 0  # images of the source that have been looked at
+    recipe: str  # hash of everything that the rows depend on
+    width: int  # values per row
+    done: int = 0  # images of the source that have been processed
     num_rows: int = 0
     num_bad: int = 0
     bad_bytes: int = 0
     seen: Seen = field(default_factory=Seen)
 
     def ends(self) -> dict[str, int]:
-        """The size of each file up to the last finished block, bytes."""
+        """Return the size of each file up to the last finished block, in bytes."""
         return {
             _VALUES: self.num_rows * self.width * _VALUE_BYTES,
             _PLACES: self.num_rows * _PLACE_BYTES,
@@ -77,7 +77,7 @@ class _Mark:
 
 
 class PartialRows:
-    """Appends rows to an unfinished table, from where an earlier process of the same recipe has stopped.
+    """Append rows to an unfinished table, from where an earlier process with the same recipe stopped.
 
     Raises:
         CheckpointError: the folder cannot be written, the disk is full, or another process writes the table.
@@ -91,10 +91,10 @@ class PartialRows:
         self._stack.enter_context(hold(folder / _LOCK, while_busy=self._refuse))
         found = _read_mark(folder)
         self.is_other = found is not None and (found.recipe, found.width) != (recipe, width)
-        """Whether the folder held rows of other images or of another encoder, which are dropped."""
+        """Whether the folder held rows of other images or of another encoder, which are deleted."""
         self.mark = _Mark(recipe, width) if found is None or self.is_other else found
         self.num_before = self.mark.done
-        """Images that an earlier process has looked at."""
+        """Number of images that an earlier process has processed."""
         self._bad_in_block = 0
         try:
             with _told(folder):
@@ -110,7 +110,7 @@ class PartialRows:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Whatever ended the work, the blocks that are finished are saved."""
+        """Save the finished blocks, also after an error."""
         try:
             self.save()
         finally:
@@ -119,15 +119,15 @@ class PartialRows:
             self._stack.close()
 
     def append_bad(self, name: str, reason: str) -> None:
-        """An image that cannot be used; it counts when its block is finished."""
+        """Record an image that cannot be used; it is counted when its block is finished."""
         with _told(self.folder):
             self._files[_BAD].write(csv_line(name, reason))
         self._bad_in_block += 1
 
     def finish_block(self, places: Sequence[int], rows: Rows, *, end: int, seen: Seen) -> None:
-        """Rows of images at these places; all images before the place `end` have been looked at.
+        """Append the rows of images with these indices; all images before index `end` have been processed.
 
-        `seen` is of all images so far.
+        `seen` describes all images so far.
         """
         assert len(places) == len(rows) and rows.shape[1] == self.mark.width
         with _told(self.folder):
@@ -142,7 +142,7 @@ class PartialRows:
             self.save()
 
     def save(self) -> None:
-        """Make the finished blocks certain, against loss of power too."""
+        """Save the finished blocks so that even a power failure does not lose them."""
         with _told(self.folder):
             for file in self._files.values():
                 file.flush()
@@ -152,7 +152,7 @@ class PartialRows:
         self._saved_s = time.monotonic()
 
     def read_bad(self) -> Iterator[tuple[str, str]]:
-        """Names and reasons of the images that could not be used."""
+        """Iterate over the names of the images that could not be used, with the reasons."""
         self._files[_BAD].flush()
         with (self.folder / _BAD).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield from ((name, reason) for name, reason in csv.reader(file))
@@ -164,17 +164,17 @@ class PartialRows:
         )
 
     def values(self) -> "StoredRows":
-        """All rows, on the disk."""
+        """Return all rows, on disk."""
         self._files[_VALUES].flush()
         return StoredRows(self.folder / _VALUES, self.mark.num_rows, self.mark.width)
 
     def names(self, images: Images) -> "PickedNames":
-        """The name of each row's image."""
+        """Return the names of the images of the rows."""
         self._files[_PLACES].flush()
         return PickedNames(images, self.folder / _PLACES, self.mark.num_rows)
 
     def remove(self) -> None:
-        """Delete the files, when the table is written."""
+        """Delete the files after the table has been written."""
         for name in (_MARK, *self.mark.ends(), _LOCK):
             (self.folder / name).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
@@ -182,7 +182,7 @@ class PartialRows:
 
 
 class StoredRows:
-    """Rows in a file of float32; a slice of them is read when it is asked for."""
+    """Rows in a file of float32; a slice is read when it is accessed."""
 
     def __init__(self, path: Path, num: int, width: int) -> None:
         self._path, self.shape = path, (num, width)
@@ -199,7 +199,7 @@ class StoredRows:
 
 
 class PickedNames(Sequence[str]):
-    """Names of the images at the places that a file holds; a slice of them is a list."""
+    """Names of the images whose indices a file holds; a slice is a list."""
 
     def __init__(self, images: Images, path: Path, num: int) -> None:
         self._images, self._path, self._num = images, path, num
@@ -217,7 +217,7 @@ class PickedNames(Sequence[str]):
         return [self._images.names(place) for place in self.places(rows)]
 
     def places(self, rows: slice = slice(None)) -> list[int]:
-        """Places in the source."""
+        """Return indices in the source."""
         first, end, _ = rows.indices(len(self))
         count = max(0, end - first)
         found: list[int] = np.fromfile(self._path, "<i8", count, offset=first * _PLACE_BYTES).tolist()
@@ -226,7 +226,7 @@ class PickedNames(Sequence[str]):
 
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
-    """Put a failure of the disk into words."""
+    """Turn an error of the file system into a `CheckpointError`."""
     try:
         yield
     except OSError as error:
@@ -236,7 +236,7 @@ def _told(folder: Path) -> Iterator[None]:
 
 
 def _open(path: Path, *, end: int) -> BinaryIO:
-    """For reading and writing behind the first `end` bytes; what is behind them is cut off."""
+    """Open for reading and writing after the first `end` bytes; the rest of the file is cut off."""
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644), "r+b")
     file.truncate(end)
     file.seek(end)
@@ -244,7 +244,7 @@ def _open(path: Path, *, end: int) -> BinaryIO:
 
 
 def _read_mark(folder: Path) -> _Mark | None:
-    """None if there is none of this format, or a file is shorter than it says."""
+    """Read the mark; None if there is none in this format, or if a file is shorter than it says."""
     try:
         content = json.loads((folder / _MARK).read_bytes())
         if content.pop("format") != _FORMAT:

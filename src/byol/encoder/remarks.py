@@ -1,4 +1,4 @@
-"""What `byol embed` and `byol predict` say of new images: what is unlike the training's, what is left out."""
+"""Print what `byol embed` and `byol predict` find in new images: unlike the training images, or left out."""
 
 import sys
 from pathlib import Path
@@ -21,13 +21,13 @@ from byol.encoder.partial_rows import PartialRows
 from byol.encoder.spec import EncoderSpec
 from byol.method.views import Pixels
 
-_MOST_COMPLAINTS = 20  # that are said one by one
+_MOST_COMPLAINTS = 20  # images that are reported one by one
 
 
 class Remarks:
-    """What is to be said of single images: unlike those of the training as they come, all else at the end.
+    """Reports on single images: those unlike the training images at once, everything else at the end.
 
-    It goes on from what `rows` has kept of an earlier process.
+    It continues the counts of an earlier process, which `rows` has kept.
     """
 
     def __init__(self, skip_unreadable: bool, pixels: Pixels, rows: PartialRows) -> None:
@@ -52,7 +52,7 @@ class Remarks:
             complain(f"{name}: {found}")
 
     def say_all(self, output: Path) -> None:
-        """What was left out or changed, and a list of the first beside the output."""
+        """Print what was left out or changed, and write a list of the left-out images beside the output."""
         seen, mark = self.seen, self._rows.mark
         others = seen.num_outside - _MOST_COMPLAINTS
         if others > 0:
@@ -61,7 +61,7 @@ class Remarks:
         if mark.num_bad:
             write_atomically(listed, self._write_bad)
         else:
-            listed.unlink(missing_ok=True)  # of an earlier time
+            listed.unlink(missing_ok=True)  # from an earlier command
         lines = describe_images(
             self._rows.read_bad(),
             seen.notes,
@@ -79,12 +79,12 @@ class Remarks:
 
 
 def gather_and_say(images: str, spec: EncoderSpec, *, skip_unreadable: bool) -> Source:
-    """New images for an encoder; what a folder holds besides, or how a list was understood, is said.
+    """Open new images for an encoder; print what was skipped in a folder, or how a list was interpreted.
 
-    `images` is a path, the name of a known set, or `-` for a list of files on standard input.
+    `images` is a path, the name of a known data set, or `-` for a list of files on standard input.
 
     Raises:
-        DataError: as `encoder.gather`; or standard input names no file.
+        DataError: same as `encoder.gather`; or standard input names no file.
     """
     if images == PIPED:
         return open_piped(sys.stdin.buffer.read, layout=spec.layout, skip_unreadable=skip_unreadable)

@@ -1,6 +1,6 @@
-"""What `encoder.json` says: how an encoder is to be used.
+"""Define and read `encoder.json`, which says how to use an encoder.
 
-Nothing here reads pickled code.
+Nothing here reads pickles.
 """
 
 import functools
@@ -23,41 +23,41 @@ from byol.method.views import Pixels, find_whole_px
 
 FORMAT = 2
 SPEC_NAME = "encoder.json"
-AGAIN = "repeat the `byol train` command to write it again"  # ends a message
+AGAIN = "repeat the `byol train` command to write it again"  # end of error messages
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What `encoder.json` says of the weights beside it."""
+    """The content of `encoder.json`, which describes the weights beside it."""
 
     name: str  # of a timm or torchvision model
     stem: str  # "standard", "small" or "strided"
     channels: int
-    view_px: int  # side of what the encoder saw in training
-    stored_px: int  # side of the square that an image is first made
+    view_px: int  # side of the views in training
+    stored_px: int  # side of the square to which an image is resized first
     num_features: int
     pixels: Pixels
-    which: Literal["online", "target", "finetuned"]  # finetuned: it has learned from labels
+    which: Literal["online", "target", "finetuned"]  # finetuned: trained with labels
     done: int  # training steps
     byol_version: str
     data_fingerprint: str  # of the packed training images
     data_name: str
-    select: Literal["grey", "rgb"] | tuple[int, ...] | None = None  # as data.channels
-    bits: Bits = 8  # of a value of the training images
-    geometry: Geometry = "square"  # as data.geometry
-    layout: Layout = "auto"  # as data.layout
-    whole_px: int | None = None  # side of what the encoder sees; None: as in training
-    alpha: Alpha = "drop"  # as data.alpha; so in files that do not say it
-    array_layout: Layout = "auto"  # of the arrays of three axes in training, if there were such
+    select: Literal["grey", "rgb"] | tuple[int, ...] | None = None  # data.channels
+    bits: Bits = 8  # per value of the training images
+    geometry: Geometry = "square"  # data.geometry
+    layout: Layout = "auto"  # data.layout
+    whole_px: int | None = None  # side of images for the encoder; None: view_px
+    alpha: Alpha = "drop"  # data.alpha; this default is for files of early versions, which do not have it
+    array_layout: Layout = "auto"  # of the training arrays with three axes, if there were any
 
     @property
     def seen_px(self) -> int:
-        """Side of a whole image as the encoder sees it, pixels."""
+        """Side of a whole image for the encoder, in px."""
         return self.view_px if self.whole_px is None else self.whole_px
 
     @property
     def trained_layout(self) -> TrainedLayout | None:
-        """Which axis of new arrays is the channels; None: there were no arrays in training."""
+        """The layout of new arrays; None: there were no arrays in training."""
         if self.array_layout == "auto":
             return None
         return TrainedLayout(self.array_layout, None if self.select is not None else self.channels)
@@ -66,7 +66,7 @@ class EncoderSpec:
     def of(
         cls, config: Config, images: Packed, *, which: Literal["online", "target"], done: int
     ) -> "EncoderSpec":
-        """The spec of an encoder trained on `images` for `done` steps."""
+        """Make the spec of an encoder trained on `images` for `done` steps."""
         from byol.base.version import __version__
 
         name, view_px = config.network.name, config.view_px
@@ -97,14 +97,14 @@ class EncoderSpec:
 
 @functools.cache
 def _count_features(name: str, *, channels: int, view_px: int, stem: str) -> int:
-    # On the meta device nothing is allocated or computed, and no random number is drawn.
+    # The meta device allocates and computes nothing, and draws no random numbers.
     with torch.device("meta"):
         encoder = build_encoder(name, channels=channels, view_px=view_px, stem=stem)
     return count_features(encoder, channels=channels, view_px=view_px)
 
 
 def choose_whole_px(config: Config, *, channels: int, stem: str) -> int | None:
-    """`data_transforms.whole_px`; auto is None where the model takes images of its own size alone."""
+    """Return `data_transforms.whole_px`; None for auto if the model accepts only images of `view_px`."""
     wanted = config.data_transforms.whole_px
     if wanted is None:
         return None
@@ -119,7 +119,7 @@ def choose_whole_px(config: Config, *, channels: int, stem: str) -> int | None:
 
 @functools.cache
 def _takes(name: str, *, channels: int, view_px: int, stem: str, whole_px: int) -> bool:
-    """Whether the model, made for `view_px`, also takes images of `whole_px`."""
+    """Return whether the model, built for `view_px`, also accepts images of `whole_px`."""
     with torch.device("meta"):
         encoder = build_encoder(name, channels=channels, view_px=view_px, stem=stem)
     try:
@@ -130,7 +130,7 @@ def _takes(name: str, *, channels: int, view_px: int, stem: str, whole_px: int) 
 
 
 def read_spec(path: Path) -> EncoderSpec:
-    """What an `encoder.json` says.
+    """Read an `encoder.json`.
 
     Raises:
         CheckpointError: the file is damaged or of an unknown format.
@@ -147,7 +147,7 @@ def read_spec(path: Path) -> EncoderSpec:
     try:
         spec = TypeAdapter(EncoderSpec).validate_json(to_json(content))
         if found == 1 and (set(spec.pixels.low), set(spec.pixels.high)) != ({0.0}, {255.0}):
-            spec = replace(spec, bits=16)  # there were two depths, and it was not written
+            spec = replace(spec, bits=16)  # format 1 had 8 and 16 bits, and did not write which
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -1,7 +1,6 @@
-"""Features of any number of images, block by block onto the disk: `byol embed` and `byol predict`.
+"""Compute features of any number of images and store them on disk in blocks: `byol embed`, `byol predict`.
 
-Memory does not grow with the number of images but for their names. Who is killed continues with the same
-command: `partial_rows` says how.
+Only the names take memory per image. After an interruption, the same command continues (`partial_rows`).
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from byol.encoder.finite import check_finite
 from byol.encoder.partial_rows import PartialRows, PickedNames, StoredRows
 from byol.encoder.remarks import Remarks
 
-BATCH = 256  # images in a block
+BATCH = 256  # images per block
 
 Features = Float32[np.ndarray, "image feature"]
 Rows = Float32[np.ndarray, "image value"]
@@ -30,7 +29,7 @@ Rows = Float32[np.ndarray, "image value"]
 
 @dataclass(frozen=True)
 class Streamed:
-    """A row for each image that could be used, in the order of the source; on the disk."""
+    """One row for each image that could be used, in the order of the source, on disk."""
 
     names: PickedNames
     values: StoredRows
@@ -49,14 +48,15 @@ def stream_rows(
     recipe: Sequence[str] = (),
     progress: Count | None = None,
 ) -> Iterator[Streamed]:
-    """Rows of `width` values that `make_rows` makes of the features of all images, to be written to `output`.
+    """Compute rows of `width` values, which `make_rows` makes from the features of all images.
 
-    They lie in `OUTPUT.partial`, a folder that is removed when the caller has written them. `recipe` is what
-    the rows depend on beside the encoder and the images. `progress` hears images done, of all. What is left
-    out, changed or unlike the training's images is said, and listed beside the output.
+    They are stored in the folder `OUTPUT.partial`, which is deleted when the caller has written `output`.
+    `recipe` is what else the rows depend on. `progress` is called with (images done, images in total). Images
+    that are left out, changed or unlike the training images are reported; a list of those left out is
+    written.
 
     Raises:
-        DataError: no image can be used, the disk fails, or the encoder's features are not finite.
+        DataError: no image can be used, the disk fails, or the features are not finite.
         CheckpointError: the folder cannot be written.
     """
     folder = output.with_name(f"{output.name}.partial")
@@ -94,7 +94,7 @@ def stream_rows(
 
 
 def _fingerprint(encoder: Encoder, images: Source, recipe: Sequence[str]) -> str:
-    """Changes when other rows would be made."""
+    """Return a hash of everything that the rows depend on."""
     digest = hashlib.blake2b(images.fingerprint().encode(), digest_size=16)
     digest.update(to_json([asdict(encoder.spec), *recipe, BATCH]))
     for name, tensor in sorted(encoder.module.state_dict().items()):

@@ -1,10 +1,10 @@
-"""An encoder of byol in a folder that other programs read, tried against byol before it is there.
+"""Write an encoder to a folder for other programs, after a check that they compute the same features.
 
-    timm      config.json, model.safetensors     timm and transformers; views go in
-    onnx      model.onnx                         onnxruntime and others; stored values go in
-    torch     model.pt2                          PyTorch alone; stored values go in
+    timm      config.json, model.safetensors     timm and transformers; input: views
+    onnx      model.onnx                         onnxruntime and others; input: stored values
+    torch     model.pt2                          PyTorch without byol; input: stored values
 
-and README.md, the model card. Files come to their place when they have been tried, the card last.
+and README.md, the model card. Files are moved to the folder after the check, the card last.
 """
 
 import os
@@ -44,7 +44,7 @@ class Exported:
 
     folder: Path
     format: Format
-    difference: float  # of its features from byol's, at most, as a share of the largest feature
+    difference: float  # largest difference of its features from those of byol, relative to the largest
 
     def __repr__(self) -> str:
         return (
@@ -55,15 +55,15 @@ class Exported:
 def export(
     source: Path, output: Path | None, *, format: str, say: Callable[[str], None] = silent
 ) -> Exported:
-    """Write the encoder in `source` for other programs into `output` (by default `source` with the format).
+    """Write the encoder in `source` for other programs to `output` (default: the name of `source` + format).
 
-    `source` is a run folder, one of its encoders' (`target`, `best`), or a folder with an encoder alone. An
-    earlier export of this format in `output` is replaced.
+    `source` is a run folder, the folder of one of its encoders (`target`, `best`), or another folder with an
+    encoder. An earlier export of this format in `output` is replaced.
 
     Raises:
         ConfigError: the format is unknown, lacks a package, or cannot hold this encoder.
         CheckpointError: there is no encoder, `output` holds something else or cannot be written, or the
-            export does not compute byol's features.
+            export does not compute the same features.
     """
     chosen = _check_format(format)
     folder = source.parent if source.name in (WEIGHTS_NAME, SPEC_NAME) else source
@@ -85,10 +85,10 @@ def export(
 
 @contextmanager
 def _empty_folder(output: Path) -> Iterator[Path]:
-    """A folder within `output` that vanishes at the end; so does `output` if nothing was put into it.
+    """Make a temporary folder in `output`; at the end delete it, and also `output` if it is empty.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: the folder cannot be written.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _empty_folder(output: Path) -> Iterator[Path]:
             f"{output}: cannot be written ({reason_of(error)}); free space or choose another folder with -o"
         ) from None
     finally:
-        with suppress(OSError):  # it is not empty
+        with suppress(OSError):  # not empty
             output.rmdir()
 
 
@@ -113,10 +113,10 @@ def _check_format(format: str) -> Format:
 
 
 def check_output(output: Path, *, format: Format) -> None:
-    """Refuse a folder that holds something else than an earlier export of this format.
+    """Refuse a folder that holds anything but an earlier export of this format.
 
     Raises:
-        CheckpointError: it does, or it is a file.
+        CheckpointError: it holds other files, or it is a file.
     """
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"{output}: is a file, not a folder; choose another name with -o")
@@ -130,7 +130,7 @@ def check_output(output: Path, *, format: Format) -> None:
 
 
 def _describe_limit(spec: EncoderSpec, *, format: Format) -> str | None:
-    """What somebody must know of this export before its card is read."""
+    """Describe the main limitation of this export, to be printed; None: there is none."""
     if format == "timm" and (problem := timm_folder.explain_own_scaling(spec)) is not None:
         return (
             f"timm's transform cannot prepare images for this encoder: {problem}; README.md says how to do it"
@@ -139,7 +139,7 @@ def _describe_limit(spec: EncoderSpec, *, format: Format) -> str | None:
 
 
 def _write(place: Path, encoder: Encoder, *, format: Format) -> float:
-    """The files of the format, and how far their features are from byol's."""
+    """Write the files of the format; return the largest difference of their features from those of byol."""
     spec, network = encoder.spec, make_plain(encoder)
     if format == "timm":
         timm_folder.write_timm(place, network, spec)
@@ -161,7 +161,7 @@ def _write_card(folder: Path, spec: EncoderSpec, *, format: Format, difference: 
 
 
 def _move(place: Path, output: Path, *, format: Format) -> None:
-    """Put the files where they belong, without those of an earlier export; its card is gone meanwhile."""
+    """Delete the files of an earlier export, its card first, then move the new files to `output`."""
     for name in (CARD_NAME, *_FILES[format]):
         (output / name).unlink(missing_ok=True)
     for path in place.iterdir():

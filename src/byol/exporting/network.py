@@ -1,4 +1,4 @@
-"""The network of an encoder as timm and torchvision make it, without byol's layers for CPUs."""
+"""The network of an encoder as timm and torchvision build it, without the CPU layers of byol."""
 
 import torch
 from torch import nn
@@ -8,9 +8,9 @@ from byol.method.networks import build_encoder
 
 
 def make_plain(encoder: Encoder) -> nn.Module:
-    """A copy of the encoder's network on the CPU, frozen, whose layers are PyTorch's own."""
+    """Return a frozen copy of the network on the CPU, with the layers of PyTorch."""
     spec = encoder.spec
-    with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
+    with torch.random.fork_rng(devices=[]):  # the random initial weights are replaced below
         network = build_encoder(spec.name, channels=spec.channels, view_px=spec.view_px, stem=spec.stem)
     network.load_state_dict(encoder.module.state_dict(), strict=True)
     return network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""An encoder with its preprocessing as an ONNX file, which onnxruntime and others run without Python."""
+"""Write an encoder with its preprocessing as an ONNX file, which other programs run without Python."""
 
 import logging
 import warnings
@@ -19,14 +19,14 @@ from byol.exporting.torch_file import refuse_network
 
 FILE_NAME = "model.onnx"
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
-_MOST_BYTES = 1_900_000_000  # of weights within the file; protobuf ends at 2 GiB
+_MOST_BYTES = 1_900_000_000  # of weights within the file; the limit of protobuf is 2 GiB
 
 
 def check_onnx() -> None:
-    """Refuse before anything is computed if a package is missing.
+    """Check, before any computation, that the packages for ONNX are installed.
 
     Raises:
-        ConfigError: names it, and how to install it.
+        ConfigError: a package is missing; the message says how to install it.
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
@@ -37,7 +37,7 @@ def check_onnx() -> None:
 
 
 def write_onnx(folder: Path, program: ExportedProgram, *, spec: EncoderSpec, spec_text: str) -> None:
-    """Write the file into a folder, `encoder.json` among its metadata; weights above 1.9 GB lie beside it.
+    """Write the file, with `encoder.json` in its metadata; weights above 1.9 GB go to a file beside it.
 
     Raises:
         ConfigError: PyTorch cannot write this network as ONNX.
@@ -46,7 +46,7 @@ def write_onnx(folder: Path, program: ExportedProgram, *, spec: EncoderSpec, spe
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own deprecated calls
+        warnings.simplefilter("ignore")  # about deprecated calls within the exporter
         try:
             logger.setLevel(logging.ERROR)
             exported = torch.onnx.export(
@@ -67,7 +67,7 @@ def write_onnx(folder: Path, program: ExportedProgram, *, spec: EncoderSpec, spe
 
 
 def _name_axes(model: Any) -> None:
-    """What people see of the sizes that may vary."""
+    """Name the axes whose sizes may vary."""
     import onnx_ir
 
     (images,), (features,) = model.graph.inputs, model.graph.outputs
@@ -76,7 +76,7 @@ def _name_axes(model: Any) -> None:
 
 
 def open_onnx(folder: Path) -> Run:
-    """What runs the file in a folder, by onnxruntime on the CPU."""
+    """Return a function that runs the file with onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(folder / FILE_NAME), providers=["CPUExecutionProvider"])

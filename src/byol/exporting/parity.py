@@ -1,4 +1,4 @@
-"""Does an export give the features of `Encoder.embed`? It is tried when it has been written."""
+"""Check that an export computes the same features as `Encoder.embed`, after it has been written."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +14,7 @@ from byol.encoder.encoder import Encoder
 from byol.encoder.spec import EncoderSpec
 from byol.exporting.preprocessing import DTYPES
 
-TOLERANCE = 1e-4  # largest difference of two features, as a share of the largest feature
+TOLERANCE = 1e-4  # largest difference between features, relative to the largest feature
 _BATCHES = (1, 3, 8)
 
 Images = Real[Tensor, "batch channel height width"]
@@ -23,14 +23,14 @@ Run = Callable[[Images], Features]
 
 
 def check_parity(run: Run, encoder: Encoder, *, what: str) -> float:
-    """The largest difference between the features of `run` and the encoder's, over three batches of images.
+    """Return the largest difference between the features of `run` and the encoder, relative to the largest.
 
-    The batches have different sizes, and images that shrink, grow and both; relative to the largest feature.
+    It is taken over three batches of different sizes, whose images shrink, grow, or shrink on one side only.
 
     Raises:
         CheckpointError: it is above TOLERANCE, or a feature is not finite.
     """
-    # Images have the channels of the encoder already.
+    # The images already have the channels of the encoder.
     reference = Encoder(replace(encoder.spec, select=None), encoder.module, device=str(encoder.device))
     differences = []
     for batch, (height, width) in zip(_BATCHES, _list_sizes(encoder.spec), strict=True):
@@ -41,10 +41,10 @@ def check_parity(run: Run, encoder: Encoder, *, what: str) -> float:
 
 
 def check_views_parity(run: Run, encoder: Encoder, *, what: str) -> float:
-    """The same of a network alone: `run` is given views as the encoder's network sees them.
+    """Do the same for a network without preprocessing: `run` gets views for the network.
 
     Raises:
-        CheckpointError: as `check_parity`.
+        CheckpointError: same as `check_parity`.
     """
     spec = encoder.spec
     generator = torch.Generator().manual_seed(0)
@@ -58,7 +58,7 @@ def check_views_parity(run: Run, encoder: Encoder, *, what: str) -> float:
 
 
 def draw_images(spec: EncoderSpec, batch: int, height: int, width: int) -> Images:
-    """Images of noise whose values lie around the range of the training, some of them beyond."""
+    """Draw images of noise with values in the training range and slightly outside it."""
     rng = np.random.default_rng((batch, height, width))
     low, high = (np.array(ends)[None, :, None, None] for ends in (spec.pixels.low, spec.pixels.high))
     values = low + (high - low) * rng.uniform(-0.05, 1.05, (batch, spec.channels, height, width))
@@ -68,7 +68,7 @@ def draw_images(spec: EncoderSpec, batch: int, height: int, width: int) -> Image
 
 
 def find_difference(found: Features, expected: Features) -> float:
-    """The largest difference of two features, as a share of the largest; infinite if one is not finite."""
+    """Return the largest difference, relative to the largest feature; infinite if one is not finite."""
     if found.shape != expected.shape or not np.isfinite(found).all() or not np.isfinite(expected).all():
         return float("inf")
     largest = max(float(np.abs(expected).max(initial=0.0)), 1e-12)
@@ -76,10 +76,10 @@ def find_difference(found: Features, expected: Features) -> float:
 
 
 def accept(difference: float, *, what: str) -> float:
-    """The difference, if it is small enough.
+    """Return the difference if it is small enough.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: it is above TOLERANCE.
     """
     if not difference <= TOLERANCE:
         raise CheckpointError(
@@ -90,6 +90,6 @@ def accept(difference: float, *, what: str) -> float:
 
 
 def _list_sizes(spec: EncoderSpec) -> tuple[tuple[int, int], ...]:
-    """Heights and widths: as stored, both larger, one smaller."""
+    """Return heights and widths: as stored, both larger, one smaller."""
     px = spec.stored_px
     return (px, px), (2 * px + 3, px + 7), (max(px // 2, 1), px + 5)

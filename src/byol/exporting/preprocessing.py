@@ -1,12 +1,12 @@
-"""From images as files hold them to the views that an encoder sees, in operations that can be exported.
+"""Convert stored images to the views for an encoder, with operations that can be exported.
 
-The same steps as `Encoder.embed`, decoding aside, for images of any size in one graph:
+These are the steps of `Encoder.embed` without decoding, for images of any size in one graph:
 
     images (batch, channel, height, width) -> square of stored_px (`data.decode.fitting`)
     -> values in [0, 1] -> views of seen_px (`method.views.whole_view`) -> normalised
 
 Height and width are known only when the graph runs, so each side is resized by a product with a matrix that
-the graph makes (`resampling`).
+the graph computes (`resampling`).
 """
 
 from typing import cast
@@ -20,7 +20,7 @@ from byol.exporting.resampling import OnCanvas, Side, find_order, resize
 from byol.method import pixelwise
 from byol.method.views import Pixels
 
-DTYPES = {8: torch.uint8, 16: torch.uint16, 32: torch.float32}  # of images, by the bits of a value
+DTYPES = {8: torch.uint8, 16: torch.uint16, 32: torch.float32}  # of images, by bits per value
 
 
 class WholeEncoder(nn.Module):
@@ -32,12 +32,12 @@ class WholeEncoder(nn.Module):
         self.network = network
 
     def forward(self, images: Real[Tensor, "batch channel height width"]) -> Float[Tensor, "batch feature"]:
-        """Features of images of the type `DTYPES[spec.bits]`; the channels are those of the encoder."""
+        """Compute features of images of dtype `DTYPES[spec.bits]` with the channels of the encoder."""
         return cast(Tensor, self.network(self.preprocess(images))).float()
 
 
 class Preprocessing(nn.Module):
-    """Images of any height and width as normalised views of `spec.seen_px`."""
+    """Converts images of any height and width to normalised views of `spec.seen_px`."""
 
     low: Tensor
     span: Tensor
@@ -61,7 +61,7 @@ class Preprocessing(nn.Module):
     def forward(
         self, images: Real[Tensor, "batch channel height width"]
     ) -> Float[Tensor, "batch channel view view"]:
-        """Normalised views, such as the encoder was trained on."""
+        """Return normalised views as in training."""
         square = self._place(images) if self.on_canvas else self._squash(images)
         x = (square.float() - self.low) / self.span
         x = x.clamp(0.0, 1.0) if self.clips else x
@@ -70,14 +70,14 @@ class Preprocessing(nn.Module):
         return (x - self.mean) / self.std
 
     def _squash(self, images: Tensor) -> Float64[Tensor, "batch channel stored stored"]:
-        """As `fit`: Hamming weights where both sides shrink, triangles otherwise."""
+        """Do the same as `fit`: Hamming weights if both sides shrink, triangles otherwise."""
         rows, columns = Side.of(images[0, 0, :, 0]), Side.of(images[0, 0, 0, :])
         shrinks = (rows.length >= self.px) & (columns.length >= self.px)
         weights = (side.squash(self.px, shrinks=shrinks) for side in (rows, columns))
         return resize(images, *weights, bits=self.bits, order=self.order)
 
     def _place(self, images: Tensor) -> Float64[Tensor, "batch channel stored stored"]:
-        """As `place_on_canvas`: shrunk if a side is too long, in the middle, the border's median around."""
+        """Do the same as `place_on_canvas`: shrink if too large, centre, fill with the border median."""
         rows, columns = Side.of(images[0, 0, :, 0]), Side.of(images[0, 0, 0, :])
         longest = torch.maximum(rows.length, columns.length)
         on_rows, on_columns = (side.place(self.px, longest=longest) for side in (rows, columns))
@@ -89,25 +89,25 @@ class Preprocessing(nn.Module):
 
 
 def _border_median(square: Tensor, rows: OnCanvas, columns: OnCanvas) -> Float64[Tensor, "batch channel"]:
-    """The median of the first and last rows and columns of an image on a canvas; corners count twice."""
+    """Return the median of the border rows and columns of an image on a canvas; corners count twice."""
     values = []
     for side, other, dim in ((rows, columns, 2), (columns, rows, 3)):
         ends = torch.stack([side.first, side.first + side.length - 1.0]).long()
         lines = square.index_select(dim, ends)
         lines = lines if dim == 2 else lines.mT
         values.append(torch.where(other.covered, lines, torch.inf).flatten(2))
-    half = rows.length + columns.length  # of the number of values
+    half = rows.length + columns.length  # half the number of values
     middle = torch.stack([half - 1.0, half]).long()
     return torch.cat(values, dim=2).sort(dim=2).values.index_select(2, middle).mean(dim=2)
 
 
 def _fills_the_type(pixels: Pixels, bits: int) -> bool:
-    """Whether low and high are the ends of the type, so that nothing can be clipped."""
+    """Return whether low and high are the limits of the dtype, so that no value can be clipped."""
     return bits < 32 and set(pixels.low) == {0.0} and set(pixels.high) == {2.0**bits - 1.0}
 
 
 def _view_matrix(stored_px: int, seen_px: int) -> Float[Tensor, "seen stored"]:
-    """The resampling of `whole_view` as a matrix."""
+    """Return the resampling of `whole_view` as a matrix."""
     start = torch.zeros(1)
     taps = pixelwise.resampling(start, start + 1.0, start > 0.0, num_in=stored_px, num_out=seen_px)
     return torch.zeros(seen_px, stored_px).scatter_add_(1, taps.index[0], taps.weight[0])

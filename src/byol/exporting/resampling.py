@@ -1,9 +1,9 @@
-"""Pillow's resizing as products with matrices, for images whose size is known only when a graph runs.
+"""The resizing of Pillow as matrix products, for images whose size is known only when a graph runs.
 
-The weights are those of `Image.resize` with HAMMING or BILINEAR, in float64. For 8-bit images Pillow counts
-in whole numbers: weights are multiples of 2^-22, and each of the two passes rounds to a whole value. float64
-holds these sums exactly, so the result is Pillow's to the bit. Of other images Pillow keeps float32 after
-each pass. Nothing here names a device: all tensors are made from the images, so a graph can be moved.
+The weights are those of `Image.resize` with HAMMING or BILINEAR, in float64. For 8-bit images Pillow uses
+integers: weights are multiples of 2^-22, and each of the two passes rounds to an integer. float64 holds these
+sums exactly, so the result is identical to that of Pillow. For other images, Pillow keeps float32 after each
+pass. Nothing here names a device: all tensors are made from the images, so a graph can be moved.
 """
 
 import math
@@ -17,33 +17,32 @@ from jaxtyping import Bool, Float64
 from PIL import Image
 from torch import Tensor
 
-_UNITS = 2.0**22  # of a weight, for 8-bit images
+_UNITS = 2.0**22  # 1 / the unit of weights, for 8-bit images
 _HAMMING = (float(np.float32(0.54)), float(np.float32(0.46)))  # float32 in Pillow
-# In two parts, since ONNX files get numbers as float32.
+# In two parts, because numbers in ONNX files are float32.
 _PI = (float(np.float32(math.pi)), math.pi - float(np.float32(math.pi)))
-_TALL = 100  # times as many rows as columns
-
-# Which images Pillow resizes rows first, others columns first; the rounding in between makes it visible.
+_TALL = 100  # ratio of rows to columns
+# Images whose rows Pillow resizes first; for others, columns. Rounding in between makes a difference.
 Order = Literal["never", "tall", "if it saves"]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How much of each pixel of a side is in each pixel of the result."""
+    """The weight of each pixel of a side in each pixel of the result."""
 
     matrix: Float64[Tensor, "out side"]
-    length: Float64[Tensor, ""]  # of the side, pixels
-    shrunk_by: Float64[Tensor, ""]  # pixels; less than 0 if the side grows
+    length: Float64[Tensor, ""]  # of the side, in px
+    shrunk_by: Float64[Tensor, ""]  # px; negative if the side grows
 
 
 @dataclass(frozen=True)
 class OnCanvas:
-    """Where an image lies along one side of a canvas, and the weights that bring it there."""
+    """The place of an image along one side of a canvas, and the weights that resize it to this place."""
 
     weights: Weights
     covered: Bool[Tensor, " canvas"]  # by the image
-    first: Float64[Tensor, ""]  # pixel that it covers
-    length: Float64[Tensor, ""]  # in pixels of the canvas
+    first: Float64[Tensor, ""]  # first pixel that it covers
+    length: Float64[Tensor, ""]  # in px of the canvas
 
 
 @dataclass(frozen=True)
@@ -55,17 +54,17 @@ class Side:
 
     @classmethod
     def of(cls, values: Tensor) -> "Side":
-        """The side along which these values lie."""
+        """Make the side from any values along it, of which only the number counts."""
         ones = torch.ones_like(values, dtype=torch.float64)
         return cls(ones.cumsum(0) - 1.0, ones.sum())
 
     def squash(self, px: int, *, shrinks: Tensor) -> Weights:
-        """To `px` pixels; Hamming weights if the image `shrinks`, a triangle otherwise."""
+        """Return the weights to resize to `px`: Hamming if the image `shrinks`, a triangle otherwise."""
         matrix = self._weigh(self._count(px), scale=self.length / px, shrinks=shrinks)
         return Weights(matrix, self.length, self.length - px)
 
     def place(self, px: int, *, longest: Tensor) -> OnCanvas:
-        """In the middle of `px` pixels, shrunk as the longest side is, if that has more than `px`."""
+        """Place in the middle of `px`; shrink by the scale of the `longest` side if it exceeds `px`."""
         shrunk = (self.length * px / longest).round().clamp(min=1.0)
         length = torch.where(longest > px, shrunk, self.length)
         first = ((px - length) / 2.0).floor()
@@ -77,7 +76,7 @@ class Side:
         return OnCanvas(weights, covered, first, length)
 
     def _count(self, px: int) -> Float64[Tensor, " px"]:
-        """0, 1, ... px - 1."""
+        """Return 0, 1, ... px - 1."""
         return (self.pixels[:1] + 1.0).expand(px).cumsum(0) - 1.0
 
     def _weigh(self, out: Tensor, *, scale: Tensor, shrinks: Tensor) -> Float64[Tensor, "out side"]:
@@ -98,7 +97,7 @@ class Side:
 def resize(
     images: Tensor, rows: Weights, columns: Weights, *, bits: int, order: Order
 ) -> Float64[Tensor, "batch channel height width"]:
-    """Images (batch, channel, side, side) with both sides resized, rounded as their type is."""
+    """Resize both sides of images (batch, channel, side, side), and round as Pillow does for their dtype."""
     x, of_rows, of_columns = images.to(torch.float64), rows.matrix, columns.matrix
     rows_first, columns_first = _rows_first, _columns_first
     if bits == 8:
@@ -120,14 +119,14 @@ def resize(
 
 @cache
 def find_order() -> Order:
-    """Which images this Pillow resizes rows first, by trying it: the rule has changed between versions."""
+    """Find by trial whose rows this Pillow version resizes first: versions have different rules."""
     if _fits("if it saves", height=40, width=12):
         return "if it saves"
     return "tall" if _fits("tall", height=8 * _TALL, width=7) else "never"
 
 
 def _fits(order: Order, *, height: int, width: int, px: int = 6) -> bool:
-    """Whether Pillow's result is that of an order, for an image that only this order resizes rows first."""
+    """Return whether Pillow gives the result of an order, for an image that only this order resizes so."""
     values = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(values).resize((px, px), Image.Resampling.HAMMING))
     images = torch.from_numpy(values)[None, None]
@@ -138,7 +137,7 @@ def _fits(order: Order, *, height: int, width: int, px: int = 6) -> bool:
     return np.array_equal(found[0, 0].numpy(), expected)
 
 
-# PyTorch compiles these, and cannot compile what checks types in tests.
+# PyTorch compiles these functions, and cannot compile the type checks that tests add.
 
 
 @no_type_check
@@ -163,11 +162,11 @@ def _rows_first_8_bit(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 @no_type_check
 def _round(sums: Tensor) -> Tensor:
-    """To float32, which Pillow keeps after each pass."""
+    """Round to float32, which Pillow keeps after each pass."""
     return sums.float().double()
 
 
 @no_type_check
 def _round_8_bit(sums: Tensor) -> Tensor:
-    """To 8-bit values, from sums of whole units."""
+    """Convert sums in units of 2^-22 to 8-bit values."""
     return (sums / _UNITS + 0.5).floor().clamp(0.0, 255.0)

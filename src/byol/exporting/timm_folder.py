@@ -1,7 +1,7 @@
-"""An encoder as a folder that timm and transformers load: `config.json` and `model.safetensors`.
+"""Write an encoder as a folder that timm and transformers load: `config.json` and `model.safetensors`.
 
-`timm.create_model("local-dir:FOLDER", pretrained=True)` reads it, `transformers.AutoModel.from_pretrained`
-too, and so does the Hub. The network gets normalised views; timm's transform makes them of 8-bit images.
+`timm.create_model("local-dir:FOLDER", pretrained=True)`, `transformers.AutoModel.from_pretrained` and the Hub
+read it. The input of the network are normalised views, which the transform of timm makes from 8-bit images.
 """
 
 from pathlib import Path
@@ -21,10 +21,10 @@ WEIGHTS_NAME = "model.safetensors"
 
 
 def check_timm(spec: EncoderSpec) -> None:
-    """Refuse an encoder that plain timm cannot make.
+    """Refuse an encoder that timm alone cannot build.
 
     Raises:
-        ConfigError: says why, and what to do instead.
+        ConfigError: timm cannot build it; the message says why, and what to do instead.
     """
     import timm
 
@@ -40,7 +40,7 @@ def check_timm(spec: EncoderSpec) -> None:
 
 
 def explain_own_scaling(spec: EncoderSpec) -> str | None:
-    """Why the image processors of timm and transformers ("they") cannot prepare images; None: they can."""
+    """Say why the processors of timm and transformers ("they") cannot prepare images; None: they can."""
     if spec.bits != 8:
         return f"its images hold {spec.bits}-bit values, but they scale only 8-bit values"
     if spec.geometry != "square":
@@ -51,14 +51,14 @@ def explain_own_scaling(spec: EncoderSpec) -> str | None:
 
 
 def write_timm(folder: Path, network: nn.Module, spec: EncoderSpec) -> None:
-    """Write both files into a folder."""
+    """Write both files to a folder."""
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})  # transformers asks for the format
+    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})  # transformers needs the format
     (folder / CONFIG_NAME).write_bytes(to_json(_configure(network, spec), indent=2) + b"\n")
 
 
 def _configure(network: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
-    """`config.json` as timm and transformers read it; arguments of the model stand in `model_args`."""
+    """Return `config.json` as timm and transformers read it; arguments of the model are in `model_args`."""
     import timm
 
     name = spec.name.partition(".")[0]
@@ -81,7 +81,7 @@ def _configure(network: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
             "mean": list(spec.pixels.mean),
             "std": list(spec.pixels.std),
             "num_classes": 0,
-            # Earlier versions of timm convert this layer from 3 channels, also where it has others.
+            # Earlier versions of timm convert this layer from 3 channels even if it has others.
             "first_conv": own.get("first_conv") if spec.channels == 3 else None,
             "classifier": own.get("classifier"),
         },
@@ -89,15 +89,15 @@ def _configure(network: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
 
 
 def _choose_interpolation(spec: EncoderSpec) -> str:
-    """Pillow's window; or why timm's transform must not be used, which then raises a KeyError of it."""
+    """Return the filter of Pillow; or why not to use timm's transform, which raises it as KeyError."""
     if (problem := explain_own_scaling(spec)) is not None:
         return f"image processors cannot prepare images for this encoder: {problem}; see README.md"
-    # byol resizes twice if the sizes differ; in one step a triangle is nearest to that (docs/decisions.md).
+    # byol resizes twice if the sizes differ; a triangle is the closest single step (docs/decisions.md).
     return "hamming" if spec.stored_px == spec.seen_px else "bilinear"
 
 
 def open_timm(folder: Path) -> Run:
-    """What runs the network of a folder, by timm; on views, not on images."""
+    """Return a function that runs the network of a folder with timm, on views, not on images."""
     import timm
 
     network: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

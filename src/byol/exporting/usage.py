@@ -1,4 +1,4 @@
-"""The section "Use" of an export's model card: what goes in, what comes out, and the lines to type."""
+"""Write the section "Use" of the model card of an export: its input, its output, and example code."""
 
 from typing import Literal
 
@@ -54,7 +54,7 @@ features = encode(images)  # (1, {num_features})
 
 
 def write_usage(spec: EncoderSpec, *, format: Format, difference: float) -> Usage:
-    """How an export in a format is used; `difference` is what its check has found."""
+    """Describe how to use an export in a format; `difference` is the result of its check."""
     if format == "timm":
         template, file, paragraphs = _TIMM, "", _describe_preparation(spec)
     else:
@@ -76,7 +76,7 @@ def write_usage(spec: EncoderSpec, *, format: Format, difference: float) -> Usag
 
 
 def _describe_channels(spec: EncoderSpec) -> str:
-    """Which channels, as the encoder sees them."""
+    """Describe the channels of the encoder."""
     if spec.select == "grey" and spec.channels == 1:
         return "The channel is grey. For a colour image it is 0.299 R + 0.587 G + 0.114 B, rounded."
     if spec.select == "rgb":
@@ -88,7 +88,7 @@ def _describe_channels(spec: EncoderSpec) -> str:
 
 
 def _describe_contract(spec: EncoderSpec) -> list[str]:
-    """What goes into a file with the preprocessing inside."""
+    """Describe the input of a file with the preprocessing inside."""
     text = (
         f"`images` has the shape (number, channel, height, width) and the type {_TYPES[spec.bits]}. Give the "
         "values as the files hold them: the export resizes, scales and normalises them as byol does. All "
@@ -100,7 +100,7 @@ def _describe_contract(spec: EncoderSpec) -> list[str]:
 
 
 def _describe_preparation(spec: EncoderSpec) -> list[str]:
-    """How images become what the network of a timm folder takes."""
+    """Describe how to prepare images for the network of a timm folder."""
     problem = explain_own_scaling(spec)
     if problem is None:
         return [_describe_transform(spec)]

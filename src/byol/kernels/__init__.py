@@ -1,1 +1,1 @@
-"""Fast convolution and normalisation on CPUs: compiled for the CPU at hand and tried against PyTorch."""
+"""Fast convolution and normalisation on CPUs: compiled on this machine and compared with PyTorch."""

@@ -1,8 +1,8 @@
-"""The loops in `cpp/`, compiled once for this CPU by the machine's own C++ compiler.
+"""Compile the C++ loops in `cpp/` once for this CPU, with the C++ compiler of the machine.
 
-They do what PyTorch has no single operation for. They are compiled for the instruction set that PyTorch uses
-(`cpu.py`), and the result stays in the user's cache folder, named by all that it depends on. Without a
-compiler only speed is lost: who asks gets None, and takes PyTorch's operations.
+They combine several operations of PyTorch in one loop. They are compiled for the instruction set that PyTorch
+uses (`cpu.py`); the result is kept in the cache folder of the user, under a hash of everything that it
+depends on. Without a compiler, `load_kernels` returns None, and the slower operations of PyTorch are used.
 """
 
 import ctypes
@@ -23,14 +23,14 @@ from torch import Tensor
 
 from byol.kernels.cpu import InstructionSet, instruction_set
 
-CHANNEL_GROUP = 32  # channels of an image are a multiple of it: kGroup of vectors.h
+CHANNEL_GROUP = 32  # the number of channels must be a multiple of this: kGroup in vectors.h
 
 _FOLDER = Path(__file__).parent / "cpp"
-# No -ffast-math: a NaN must stay one. Nothing is linked: OpenMP's calls find the threads that PyTorch uses.
+# No -ffast-math: NaN must stay NaN. No library is linked: OpenMP calls use the threads that PyTorch loaded.
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma", "-mbmi2")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-# Kinds of CPU that are not here have no kernels.
+# CPUs with another instruction set have no kernels.
 _ARCHITECTURES: dict[InstructionSet, tuple[str, ...]] = {
     "avx2": (*_AVX2, "-mtune=native"),
     "avx512": (*_AVX512, "-mtune=native"),
@@ -38,7 +38,7 @@ _ARCHITECTURES: dict[InstructionSet, tuple[str, ...]] = {
     "amx": (*_AVX512, "-mavx512bf16", "-mtune=native"),
     "neon": ("-mcpu=native",),
 }
-# OpenMP, and a library whose missing functions are found among those of the process.
+# Flags for OpenMP, and for a library whose missing functions are taken from the process that loads it.
 _SYSTEMS = {
     "Linux": (("-fopenmp",), ("-shared",)),
     "Darwin": (("-Xclang", "-fopenmp"), ("-dynamiclib", "-undefined", "dynamic_lookup")),
@@ -49,7 +49,7 @@ _TIME_LIMIT_S = 300
 
 @dataclass(frozen=True)
 class Kernels:
-    """The compiled library; without OpenMP each loop runs on one thread."""
+    """The compiled library; without OpenMP, each loop runs on one thread."""
 
     compiled: ctypes.CDLL
     has_openmp: bool
@@ -57,25 +57,25 @@ class Kernels:
     def __call__(self, name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype) -> None:
         """Call the kernel `name` for images of `dtype`, with contiguous tensors and numbers.
 
-        PyTorch's number of threads is added as the last argument.
+        The number of threads of PyTorch is added as the last argument.
         """
         values = [_to_c(argument) for argument in arguments]
         self.compiled[f"{name}_{_NAMES[dtype]}"](*values, ctypes.c_int(torch.get_num_threads()))
 
     def has(self, name: str, dtype: torch.dtype) -> bool:
-        """Whether there is a kernel `name` for images of `dtype` on this CPU."""
+        """Return whether there is a kernel `name` for images of `dtype` on this CPU."""
         return dtype in _NAMES and hasattr(self.compiled, f"{name}_{_NAMES[dtype]}")
 
 
 def load_kernels() -> Kernels | None:
-    """The kernels, or None; `explain_kernels` says why."""
+    """Return the kernels, or None; `explain_kernels` says why."""
     kernels = _load(instruction_set())[0]
-    # PyTorch's operations on several threads are faster than kernels on one.
+    # The operations of PyTorch on several threads are faster than kernels on one thread.
     return kernels if kernels is None or kernels.has_openmp or torch.get_num_threads() == 1 else None
 
 
 def explain_kernels() -> str:
-    """In words, whether there are kernels, and why not."""
+    """Describe whether there are kernels, and why not."""
     kernels, words = _load(instruction_set())
     if kernels is not None and load_kernels() is None:
         return "PyTorch's kernels, because the compiler has no OpenMP and there are several threads"
@@ -83,17 +83,17 @@ def explain_kernels() -> str:
 
 
 def describe_compiler() -> str | None:
-    """The first line that the C++ compiler says of its version; None if there is no compiler.
+    """Return the first line of the version of the C++ compiler; None if there is no compiler.
 
     Raises:
-        OSError, subprocess.SubprocessError: it cannot be run.
+        OSError, subprocess.SubprocessError: the compiler cannot be run.
     """
     compiler = _find_compiler()
     return None if compiler is None else _ask_version(compiler)
 
 
 def run_kernel(name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype) -> None:
-    """Call a kernel that the caller knows to be there."""
+    """Call a kernel; the caller must know that it exists."""
     kernels = load_kernels()
     assert kernels is not None, "whoever chooses the kernel looks first"
     kernels(name, *arguments, dtype=dtype)
@@ -101,7 +101,7 @@ def run_kernel(name: str, *arguments: Tensor | int | float | None, dtype: torch.
 
 @cache
 def _load(kind: InstructionSet) -> tuple[Kernels | None, str]:
-    """The kernels for a kind of CPU, and in words whether there are any."""
+    """Return the kernels for an instruction set, and a description of whether there are any."""
     if platform.system() not in _SYSTEMS:
         return None, f"PyTorch's kernels, because byol compiles none on {platform.system()}"
     if kind not in _ARCHITECTURES:
@@ -122,10 +122,10 @@ def _load(kind: InstructionSet) -> tuple[Kernels | None, str]:
 
 
 def _compile(compiler: str, flags: tuple[str, ...]) -> Path:
-    """The compiled file, from the cache if it is there.
+    """Return the path of the compiled library, from the cache if possible.
 
     Raises:
-        OSError, subprocess.SubprocessError: it cannot be made.
+        OSError, subprocess.SubprocessError: it cannot be compiled.
     """
     sources = sorted(_FOLDER.glob("*.cpp"))
     command, link = [compiler, *_FLAGS, *flags], _SYSTEMS[platform.system()][1]
@@ -139,13 +139,13 @@ def _compile(compiler: str, flags: tuple[str, ...]) -> Path:
             run = partial(_run, folder=scratch)
             list(pool.map(run, ([*command, "-c", str(source)] for source in sources)))
             run([compiler, *link, *objects, "-o", "new.so"])
-            # Whole or not at all: ranks may do this at the same time.
+            # Atomically, because several ranks may do this at the same time.
             (Path(scratch) / "new.so").replace(made)
     return made
 
 
 def _find_compiler() -> str | None:
-    """What CXX names, otherwise the first of the usual names that is on the PATH."""
+    """Return the compiler in CXX, otherwise the first of the usual names that is on the PATH."""
     return os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
 
 
@@ -166,8 +166,8 @@ def _run(command: list[str], *, folder: str | None = None) -> str:
 
 
 def cache_folder() -> Path:
-    """A folder of the user's own; where there is no such place, one for this process alone."""
-    with suppress(OSError, RuntimeError):  # RuntimeError: no home
+    """Return the cache folder of the user; if it cannot be written, a temporary one for this process."""
+    with suppress(OSError, RuntimeError):  # RuntimeError: no home folder
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "byol"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(folder, os.W_OK):
@@ -176,7 +176,7 @@ def cache_folder() -> Path:
 
 
 def describe_cpu() -> str:
-    """What tuning for this CPU depends on: its features, as Linux lists them."""
+    """Return the features of this CPU as Linux lists them, on which the compiled code depends."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model", "Features"))}))

@@ -1,15 +1,15 @@
-"""Convolution on CPU, each direction (forward, weight gradient, input gradient) the faster way for its shape.
+"""Convolution on CPU: forward, weight gradient and input gradient, each by the faster method for its shape.
 
-The library's convolution is slow where the output map is only a few pixels wide. There the same sums are
-written as one matrix product over the columns of the image:
+The convolution of oneDNN ("the library") is slow if the output map is only a few pixels wide. Then the same
+sums are computed as one matrix product over the columns of the image (im2col):
 
     columns[(n, y, x), (i, j, c)] = padded[n, c, y * stride + i, x * stride + j]
     output = columns @ kernel.T
     kernel gradient = gradient.T @ columns
     column gradient = gradient @ kernel
 
-Kernel taps that only ever meet padding are left out: of a 3x3 kernel on a 1x1 map one tap remains. Which way
-is taken depends on shape, dtype and kind of CPU alone, never on a timing: a resumed run repeats bit for bit.
+Kernel taps that only multiply padding are left out: of a 3x3 kernel on a 1x1 map, one tap remains. The choice
+depends only on shape, dtype and kind of CPU, never on a timing, so a continued run gives identical results.
 """
 
 from dataclasses import dataclass
@@ -31,15 +31,15 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def accelerate(module: ModuleT) -> ModuleT:
-    """Let every plain `nn.Conv2d` in `module` (itself included) take the faster way on CPU; returns `module`.
+    """Make every plain `nn.Conv2d` in `module` (or `module` itself) use the faster method on CPU.
 
-    Layers that the library may compute wrongly are routed round its fault first (`onednn_faults`).
-    Parameters, buffers and state-dict keys stay as they are, and a second call changes nothing. Left alone:
-    subclasses of `nn.Conv2d`, and layers with groups, dilation, or padding other than a number of zeros. On
-    other devices, and under `torch.compile` and `torch.export`, the layers are the library's.
+    Returns `module`. Layers that oneDNN may compute wrongly are changed first (`onednn_faults`). Parameters,
+    buffers and state-dict keys do not change, and a second call changes nothing. Not changed: subclasses of
+    `nn.Conv2d`, and layers with groups, dilation, or padding other than a number of zeros. On other devices,
+    and under `torch.compile` and `torch.export`, the layers use the convolution of PyTorch.
     """
     for layer in avoid_faults(module).modules():
-        # Only the class is exchanged: deepcopy, hooks and DistributedDataParallel see an ordinary Conv2d.
+        # Only the class changes: deepcopy, hooks and DistributedDataParallel work as with a plain Conv2d.
         if type(layer) is nn.Conv2d and _is_plain(layer):
             layer.__class__ = _CpuConv2d
     return module
@@ -52,11 +52,11 @@ def _is_plain(layer: nn.Conv2d) -> bool:
 
 
 class _CpuConv2d(nn.Conv2d):
-    """A plain `nn.Conv2d` that takes the ways of `choose_ways` on CPU."""
+    """A plain `nn.Conv2d` that uses the methods of `choose_ways` on CPU."""
 
-    @no_type_check  # torch.fx and TorchScript come with what stands for a tensor
+    @no_type_check  # torch.fx and TorchScript pass proxies of tensors
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.jit.is_scripting():  # TorchScript compiles this branch alone
+        if torch.jit.is_scripting():  # TorchScript compiles only this branch
             return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         else:
             return self._convolve(input, weight, bias)
@@ -74,12 +74,12 @@ class _CpuConv2d(nn.Conv2d):
         return cast(Tensor, super()._conv_forward(input, weight, bias))
 
     def _fits(self, input: Tensor, weight: Tensor) -> bool:
-        """Whether shapes and settings are still those of `_is_plain`; people replace weights and dilate."""
+        """Return whether shapes and settings still allow the faster methods; users may have changed them."""
         shape = (self.out_channels, self.in_channels, *self.kernel_size)
         return weight.shape == shape and input.ndim == 4 and input.shape[1] == shape[1] and _is_plain(self)
 
     def _convolve_faster(self, images: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Computed in `dtype`, without bias; None where the library's way is the fastest."""
+        """Convolve in `dtype`, without bias; None: the convolution of PyTorch is the fastest."""
         rows, columns = self._sides(images)
         is_3x3 = self.kernel_size == (3, 3) and self.stride == (1, 1) and rows.padding == columns.padding <= 2
         if is_3x3 and weight.dtype == torch.float32:
@@ -106,13 +106,13 @@ class _CpuConv2d(nn.Conv2d):
 
 @dataclass(frozen=True)
 class _Side:
-    """What a convolution does along the height, or the width, of a map; all in pixels."""
+    """The sizes of a convolution along the height, or the width, of a map; all in pixels."""
 
     stride: int
     padding: int
     out: int
     taps: int  # of the kernel
-    first_tap: int  # the taps first_tap .. end_tap - 1 meet the image at some output pixel
+    first_tap: int  # the taps first_tap .. end_tap - 1 overlap the image for some output pixel
     end_tap: int
 
     @classmethod
@@ -126,14 +126,14 @@ class _Side:
 
     @property
     def windows(self) -> list[slice]:
-        """For each tap, the pixels of the padded image that it meets."""
+        """For each tap, the pixels of the padded image that it multiplies."""
         span = self.stride * (self.out - 1) + 1
         return [slice(tap, tap + span, self.stride) for tap in range(self.first_tap, self.end_tap)]
 
 
 @dataclass(frozen=True)
 class Ways:
-    """The way of each direction: True is the matrix product, False the library's convolution."""
+    """The method for each direction: True is the matrix product, False the convolution of oneDNN."""
 
     forward: bool
     weight_gradient: bool
@@ -146,30 +146,30 @@ _LIBRARY = Ways(forward=False, weight_gradient=False, input_gradient=False)
 
 @cache
 def choose_ways(rows: _Side, columns: _Side, dtype: torch.dtype) -> Ways:
-    """Matrix products where the output map is narrow; how narrow was measured on each instruction set.
+    """Choose matrix products for narrow output maps; the limits were measured on each instruction set.
 
-    Ratios below are medians of five layers' times, alternating, one core of an AMD EPYC (Zen 4), torch 2.14.
+    Ratios: medians over five layers, timed alternately on one core of an AMD EPYC (Zen 4), torch 2.14.
     """
     out, kind = max(rows.out, columns.out), instruction_set()
     if out == 0 or rows.first_tap >= rows.end_tap or columns.first_tap >= columns.end_tap:
-        return _LIBRARY  # nothing to do, or an error for the library to explain
+        return _LIBRARY  # nothing to do, or an error that PyTorch explains
     if kind in ("baseline", "neon"):
-        # Not measured, but a map of one pixel meets one tap of nine: the rest need not be computed anywhere.
+        # Not measured, but a map of one pixel needs only one tap of nine.
         return Ways(*[out <= 1] * 3)
     if multiplies_by_amx(dtype):
-        # Intel AMX, whole ResNet-18 steps: at 32 px 158 -> 415 images/s, at 96 px 49 -> 72. Backward at 96 px
-        # with the weight gradient as a product at <= 3, 6, 12, 24 px: 250, 227, 231, 323 ms.
+        # Intel AMX, complete ResNet-18 steps: at 32 px 158 -> 415 images/s, at 96 px 49 -> 72. Backward at
+        # 96 px with the weight gradient as a product at <= 3, 6, 12, 24 px: 250, 227, 231, 323 ms.
         return Ways(forward=out <= 3, weight_gradient=out <= 6, input_gradient=out <= 3)
     if min(rows.stride, columns.stride) == 1:
-        # 3x3 layers of 1, 2, 3, 4 px, library's time over that of the product, AVX2 fp32 (AVX512-bf16 in it):
+        # 3x3 layers of 1, 2, 3, 4 px, time of oneDNN / time of the product, AVX2 fp32 (AVX512-bf16 in bf16):
         #   forward 9.6 (2.4), 0.9 (0.8), 0.7 (0.8), 0.6 (0.7); input gradient 5.4 (12), 0.9 (0.9), 0.7 (0.8)
         #   weight gradient 54 (12), 2.0 (1.7), 1.3 (1.3), 1.1 (0.9)
         return Ways(forward=out <= 1, weight_gradient=out <= 3, input_gradient=out <= 1)
-    # The same of stride 2, to 1, 2, 3, 4, 6 px, with 64 to 512 channels:
+    # The same with stride 2, to 1, 2, 3, 4, 6 px, with 64 to 512 channels:
     #   forward 1.0-2.1 (0.8-1.5), 0.8-1.2 (0.5-1.2), 0.8; input gradient 1.6-2.3 (1.0-2.0), 1.1 (1.0-1.3)
     #   weight gradient 4-17 (1.8-5.8), 1.5-1.8 (2.0-2.6), 1.6 (2.0), 1.1-1.2 (1.5), 1.1 (1.2)
     #   AVX-512 in fp32 0.9 at 6 px
-    # 1x1 of stride 2, to 2, 3, 4, 6, 12 px: input gradient 1.6 (1.1), 1.7 (2.0), 2.5 (1.6), 1.7, 1.4
+    # 1x1 with stride 2, to 2, 3, 4, 6, 12 px: input gradient 1.6 (1.1), 1.7 (2.0), 2.5 (1.6), 1.7, 1.4
     widest = 6 if kind == "avx2" or dtype == torch.bfloat16 else 4
     is_1x1 = all(side.taps == 1 and side.padding == 0 for side in (rows, columns))
     return Ways(
@@ -179,14 +179,14 @@ def choose_ways(rows: _Side, columns: _Side, dtype: torch.dtype) -> Ways:
     )
 
 
-# ---- The two ways
+# ---- The two methods
 
 
 class _Convolution(torch.autograd.Function):
     """out[n, o, y, x] = sum weight[o, c, i, j] * padded[n, c, y * stride + i, x * stride + j].
 
-    Computes in the dtype of the images, whatever the weight's: only the taps that are used need a cast, one
-    third of a ResNet-18 at 32 px. Has no second derivatives.
+    Computes in the dtype of the images: only the used taps of the weight are converted, one third of those of
+    a ResNet-18 at 32 px. Has no second derivatives.
     """
 
     @staticmethod
@@ -237,7 +237,7 @@ class _Convolution(torch.autograd.Function):
 def _unfold(
     images: Float[Tensor, "batch channel height width"], rows: _Side, columns: _Side
 ) -> Float[Tensor, "pixel tap_channel"]:
-    """The columns of the images, taps outside channels; a copy of up to kernel-size times the images."""
+    """Return the columns of the images, by tap, then channel; a copy up to kernel-size times as large."""
     channels_last = images.permute(0, 2, 3, 1)
     padded = F.pad(channels_last, (0, 0, columns.padding, columns.padding, rows.padding, rows.padding))
     taps = [padded[:, y, x] for y in rows.windows for x in columns.windows]
@@ -250,7 +250,7 @@ def _fold(
     rows: _Side,
     columns: _Side,
 ) -> Float[Tensor, "batch channel height width"]:
-    """The transpose of `_unfold`: add each column entry to the pixel of the images it came from."""
+    """Apply the transpose of `_unfold`: add each column entry to the pixel that it came from."""
     batch, channel, height, width = images.shape
     padded = matrix.new_zeros(batch, height + 2 * rows.padding, width + 2 * columns.padding, channel)
     taps = matrix.view(batch, rows.out, columns.out, -1, channel).unbind(dim=3)
@@ -264,7 +264,7 @@ def _fold(
 def _kernel_matrix(
     weight: Float[Tensor, "out channel kernel_height kernel_width"], rows: _Side, columns: _Side
 ) -> Float[Tensor, "out tap_channel"]:
-    """The kernel's taps in the order of `_unfold`; a view of a channels_last kernel if all are used."""
+    """Return the kernel taps in the order of `_unfold`; a view of a channels_last kernel if all are used."""
     used = weight[:, :, rows.first_tap : rows.end_tap, columns.first_tap : columns.end_tap]
     return used.permute(0, 2, 3, 1).flatten(1)
 
@@ -275,7 +275,7 @@ def _to_kernel(
     rows: _Side,
     columns: _Side,
 ) -> Float[Tensor, "out channel kernel_height kernel_width"]:
-    """The inverse of `_kernel_matrix`; taps that meet no pixel get 0."""
+    """Apply the inverse of `_kernel_matrix`; unused taps get 0."""
     out, channel, kernel_height, kernel_width = weight.shape
     taps = matrix.to(weight.dtype).view(
         out, rows.end_tap - rows.first_tap, columns.end_tap - columns.first_tap, channel
@@ -287,5 +287,5 @@ def _to_kernel(
 def _from_matrix(
     matrix: Float[Tensor, "pixel out"], rows: _Side, columns: _Side
 ) -> Float[Tensor, "batch out height width"]:
-    """The rows of the matrix as maps, channels_last in memory."""
+    """Return the rows of the matrix as maps, channels_last in memory."""
     return matrix.view(-1, rows.out, columns.out, matrix.shape[1]).permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
-"""The instruction set that PyTorch computes with on this CPU.
+"""Find the instruction set that PyTorch uses on this CPU.
 
-Every choice between a fast path and PyTorch's own goes by it, never by a brand or a model. What PyTorch and
-oneDNN are told not to use is not used by `byol` either, so one machine can stand for several kinds of CPU:
+Every choice between fast code and that of PyTorch depends on it, never on the brand or model. Instructions
+that PyTorch or oneDNN may not use are not used by `byol` either, so one machine can imitate other CPUs:
 
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 byol train IMAGES/
 """
@@ -20,24 +20,24 @@ _X86: tuple[InstructionSet, ...] = (
     "avx512",
     "avx512_bf16",
     "amx",
-)  # each has those before
+)  # each includes those before it
 
 
 @cache
 def instruction_set() -> InstructionSet:
-    """The widest that the CPU has and that PyTorch and oneDNN may use; "baseline" is an x86 without AVX2."""
+    """Return the largest that the CPU has and PyTorch and oneDNN may use; "baseline": x86 without AVX2."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "neon"
     return min(_find_pytorch(), _find_onednn_limit(), key=_X86.index)
 
 
 def computes_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16; elsewhere it would be converted, at a loss of time."""
+    """Return whether the CPU multiplies bfloat16; on others it is converted first, which is slower."""
     return instruction_set() in ("avx512_bf16", "amx")
 
 
 def _find_pytorch() -> InstructionSet:
-    level = torch.backends.cpu.get_cpu_capability()  # heeds ATEN_CPU_CAPABILITY
+    level = torch.backends.cpu.get_cpu_capability()  # depends on ATEN_CPU_CAPABILITY
     if "AVX512" in level:
         capabilities = torch.cpu.get_capabilities()
         if capabilities.get("amx_bf16", False):
@@ -47,7 +47,7 @@ def _find_pytorch() -> InstructionSet:
 
 
 def _find_onednn_limit() -> InstructionSet:
-    """What the variables ONEDNN_MAX_CPU_ISA or DNNL_MAX_CPU_ISA leave to oneDNN."""
+    """Return the largest that the variables ONEDNN_MAX_CPU_ISA or DNNL_MAX_CPU_ISA allow oneDNN."""
     limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL").upper()
     if limit in ("ALL", "DEFAULT") or "AMX" in limit:
         return "amx"

@@ -1,8 +1,8 @@
-"""Whether an operation may read tensors by their address, as compiled kernels do.
+"""Check whether compiled kernels, which read tensors by their address, may be used.
 
-Tracing, exporting, `torch.func` transforms and tensor subclasses hand a layer tensors that record what is
-done to them, or that hold no memory. There PyTorch's own operations must run: they can be recorded, and they
-raise an error where a kernel would crash the process.
+Tracing, exporting, `torch.func` transforms and tensor subclasses pass tensors to a layer that record the
+operations on them, or that have no memory. Then the operations of PyTorch must run: they can be recorded, and
+they raise an error where a kernel would crash the process.
 """
 
 from typing import Any, TypeGuard
@@ -12,20 +12,19 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-DTYPES = (torch.float32, torch.bfloat16)  # that have fast ways
-# What a plain tensor's operations pass on their way to the CPU. A batched, negated, wrapped, fake or absent
-# tensor passes more, or something else.
+DTYPES = (torch.float32, torch.bfloat16)  # for which there are kernels
+# Dispatch keys of a plain tensor. A batched, negated, wrapped, fake or missing tensor has more, or others.
 _PLAIN_KEYS = torch._C._dispatch_keys(torch.empty(1))
 
 
 def runs_eagerly(*tensors: object) -> bool:
-    """Whether each tensor is plain CPU memory of one of `DTYPES`, and nothing records the operations.
+    """Return whether all tensors are plain CPU memory of one of `DTYPES`, and no operations are recorded.
 
-    None, for an optional tensor, is passed over. False under `torch.compile`, `torch.export`, `torch.jit`,
+    None, for an optional tensor, is ignored. False under `torch.compile`, `torch.export`, `torch.jit`,
     `torch.func`, forward-mode derivatives, and dispatch or function modes (FLOP counters, fake tensors,
     default devices).
     """
-    # First, so that the compiler sees a constant and none of the calls below.
+    # This must be first: under the compiler it is a constant, and the calls below are not compiled.
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     return not _is_observed() and all(tensor is None or _is_plain(tensor) for tensor in tensors)
@@ -41,16 +40,16 @@ def _is_observed() -> bool:
 
 
 def save(ctx: Any, *tensors: Tensor) -> None:
-    """Keep tensors for a backward pass by kernels."""
+    """Save tensors for a backward pass with kernels."""
     ctx.save_for_backward(*tensors)
     ctx.saved_as = [(tensor.shape, tensor.dtype, tensor.stride()) for tensor in tensors]
 
 
 def restore(ctx: Any) -> list[Tensor]:
-    """What `save` has kept, in the same memory layout; hooks of saved tensors may have replaced it.
+    """Return the tensors of `save` in the same memory layout; hooks for saved tensors may have replaced them.
 
     Raises:
-        RuntimeError: a hook has returned another shape or dtype, or what is no CPU memory.
+        RuntimeError: a hook has returned another shape or dtype, or a tensor that is not in CPU memory.
     """
     restored = []
     for tensor, (shape, dtype, stride) in zip(ctx.saved_tensors, ctx.saved_as, strict=True):

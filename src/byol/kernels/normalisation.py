@@ -1,8 +1,8 @@
 """ResNet blocks on CPU with fewer passes over memory: BatchNorm, addition and ReLU as one operation.
 
-After the convolutions, these passes are most of a step: as separate operations BatchNorm, addition and ReLU
-read and write a map nine times on the way forward, here four. `cpp/norm.cpp` does the work; modules,
-parameters and state-dict keys stay as they are.
+After the convolutions, these passes take most of the time of a step: as separate operations, BatchNorm,
+addition and ReLU read and write a map nine times in the forward pass, here four times. `cpp/norm.cpp` holds
+the kernels; modules, parameters and state-dict keys do not change.
 """
 
 from typing import Any, TypeVar, cast
@@ -23,14 +23,14 @@ Images = Float[Tensor, "batch channel height width"]
 
 
 def fuse_norms(module: ModuleT) -> ModuleT:
-    """Let timm's ResNets and their blocks in `module` fuse what can be fused, on CPU; returns `module`.
+    """Make the timm ResNets and their blocks in `module` use the fused operations on CPU; return `module`.
 
-    A block falls back to timm's own way where it has something in between (attention, dropout of paths or
-    blocks, anti-aliasing), in evaluation, on other devices, and where hooks want to see what is skipped.
+    A block uses the code of timm if it has other layers in between (attention, drop path, drop block,
+    anti-aliasing), in evaluation mode, on other devices, and if hooks need the results in between.
     """
     fused = {BasicBlock: _FusedBasicBlock, Bottleneck: _FusedBottleneck, ResNet: _FusedResNet}
     for layer in module.modules():
-        # Only the class is exchanged, as in `convolution.accelerate`.
+        # Only the class changes, as in `convolution.accelerate`.
         layer.__class__ = fused.get(type(layer), type(layer))
     return module
 
@@ -94,7 +94,7 @@ def _can_fuse(x: Tensor, *, norms: tuple[nn.Module, ...], relus: tuple[nn.Module
 
 
 def _is_plain_norm(layer: nn.Module) -> bool:
-    """A BatchNorm of the batch's own statistics; a synchronised one is another class."""
+    """Return whether it is a BatchNorm with the statistics of the batch; SyncBatchNorm is another class."""
     return (
         type(layer) is nn.BatchNorm2d
         and layer.training
@@ -125,7 +125,7 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 
 def _try_fused() -> None:
-    """A norm there and back, for `wins`; the next does the same by PyTorch's own operations."""
+    """Run a norm forward and backward, for `wins`; `_try_library` does the same with PyTorch operations."""
     maps, norm = _draw_maps()
     torch.autograd.grad(_norm_relu(maps, norm, residual=maps).sum(), maps)
 
@@ -136,7 +136,7 @@ def _try_library() -> None:
 
 
 def _draw_maps() -> tuple[Tensor, nn.BatchNorm2d]:
-    """Maps of the middle of a network, and their norm."""
+    """Return maps of a size as in the middle of a network, and a BatchNorm for them."""
     maps = torch.linspace(-1.0, 1.0, 8 * 64 * 24 * 24).view(8, 64, 24, 24)
     return maps.contiguous(memory_format=torch.channels_last).requires_grad_(), nn.BatchNorm2d(64)
 
@@ -145,7 +145,7 @@ def _draw_maps() -> tuple[Tensor, nn.BatchNorm2d]:
 
 
 def _norm_relu(x: Images, norm: nn.BatchNorm2d, *, residual: Images | None = None) -> Images:
-    """relu(norm(x) + residual), and the running statistics of `norm` moved, as `nn.BatchNorm2d` does."""
+    """Return relu(norm(x) + residual); update the running statistics of `norm` as `nn.BatchNorm2d` does."""
     if not _fits(x, norm, residual):
         normed = norm(x)
         return torch.relu(normed if residual is None else normed + residual)
@@ -153,20 +153,20 @@ def _norm_relu(x: Images, norm: nn.BatchNorm2d, *, residual: Images | None = Non
 
 
 def _norm_relu_pool(x: Images, norm: nn.BatchNorm2d) -> Float[Tensor, "batch channel height_out width_out"]:
-    """maxpool(relu(norm(x))), 3x3 with stride 2 and padding 1, and the running statistics moved."""
+    """Return maxpool(relu(norm(x))), 3x3 with stride 2 and padding 1, and update the running statistics."""
     if not _fits(x, norm):
         return F.max_pool2d(torch.relu(norm(x)), 3, 2, 1)
     return cast(Tensor, _NormReluPool.apply(x, *_count(x, norm)))
 
 
 def _fits(x: Tensor, norm: nn.BatchNorm2d, residual: Tensor | None = None) -> bool:
-    """Whether the kernels can read `x` as maps of `norm`: the layer before may have been replaced."""
+    """Return whether `x` is a map for `norm` in plain memory; the layer before may have been replaced."""
     is_map = runs_eagerly(x, residual) and x.ndim == 4 and x.shape[1] == norm.num_features
     return is_map and (residual is None or residual.shape == x.shape)
 
 
 def _count(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Any, ...]:
-    """Count the batch; what the operations want of `norm`."""
+    """Count the batch in `num_batches_tracked`; return the arguments from `norm` for the operations."""
     if x.numel() == x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
     assert norm.num_batches_tracked is not None

@@ -1,8 +1,8 @@
-"""Whether a fast path wins on this machine: known where it was measured, else tried once and cached.
+"""Find whether a fast path is faster than PyTorch on this machine; the result is cached.
 
-On the instruction sets of `MEASURED` the paths win by what docs/performance.md says. Elsewhere each is timed
-against PyTorch's own the first time it could be used; the answer stays in the user's cache folder, so that a
-run that continues on the machine computes as it did before.
+On the instruction sets in `MEASURED` it is: docs/performance.md has the times. On others, each path is timed
+against PyTorch when it could first be used. The result is kept in the cache folder of the user, so that a
+continued run on this machine computes in the same way as before.
 """
 
 import hashlib
@@ -23,28 +23,28 @@ from byol.kernels.cpu import instruction_set
 
 MEASURED = ("avx2", "avx512", "avx512_bf16")
 _ROUNDS = 5
-_MARGIN = 0.95  # of PyTorch's time: a path that hardly wins is not taken
+_MARGIN = 0.95  # a path must take at most this fraction of the time of PyTorch
 
 Work = Callable[[], object]
 
 
 @cache
 def wins(name: str, *, ours: Work, library: Work, now: Callable[[], float] = time.perf_counter) -> bool:
-    """Whether `ours` is faster than `library`, which do the same; `name` is the path's."""
+    """Return whether `ours` is faster than `library`, which computes the same; `name` is that of the path."""
     if instruction_set() in MEASURED:
         return True
     path = _place(name)
     measured = _read(path)
     if measured is None:
         measured = _measure(ours, now), _measure(library, now)
-        # Where nothing can be cached, it is tried in each process.
+        # If nothing can be cached, each process measures again.
         with suppress(CheckpointError):
             write_atomically(path, json.dumps({"ours_s": measured[0], "library_s": measured[1]}).encode())
     return measured[0] <= _MARGIN * measured[1]
 
 
 def _measure(work: Work, now: Callable[[], float]) -> float:
-    """Seconds of the fastest round, after one that is not counted."""
+    """Return the time of the fastest round in seconds, after one warm-up round."""
     times = []
     for _ in range(1 + _ROUNDS):
         start = now()
@@ -63,5 +63,5 @@ def _read(path: Path) -> tuple[float, float] | None:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         return float(fields["ours_s"]), float(fields["library_s"])
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not what was written
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return None

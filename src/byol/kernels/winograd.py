@@ -1,11 +1,11 @@
-"""Convolution 3x3 of stride 1 on CPU by Winograd's algorithm: 2.25 to 4 times fewer products.
+"""3x3 convolution of stride 1 on CPU with the Winograd algorithm: 2.25 to 4 times fewer products.
 
-In tiles of m x m output pixels, with d the (m + 2)^2 input pixels of a tile and g the kernel,
+For tiles of m x m output pixels, with d the (m + 2)^2 input pixels of a tile and g the kernel,
 
     V = B^T d B,   U = G g G^T,   M = sum over input channels of V * U,   output = A^T M A
 
-(Lavin and Gray, arXiv 1509.09308, eq. 8). The gradient of the images is the same convolution with the kernels
-turned; that of the weight is G^T (dM^T V) G with dM = A dy A^T. `cpp/winograd.cpp` does the work.
+(Lavin and Gray, arXiv 1509.09308, eq. 8). The gradient of the images is the same convolution with rotated
+kernels; that of the weight is G^T (dM^T V) G with dM = A dy A^T. `cpp/winograd.cpp` holds the kernels.
 """
 
 import threading
@@ -25,24 +25,24 @@ from byol.kernels.cpu import instruction_set
 from byol.kernels.eager import restore, runs_eagerly, save
 from byol.kernels.trial import wins
 
-CHUNK_BYTES = 2**22  # of V at once, for the weight's gradient: it stays in the cache of the CPU
-# bfloat16, 3x3 of 512 channels, error against double precision (relative, root mean square): library 0.0023,
-# tiles of 2 0.0038, tiles of 3 0.0078. So 3 only where 2 would waste much: a map of 3 pixels.
+CHUNK_BYTES = 2**22  # of V at once, for the weight gradient, so that it fits into the CPU cache
+# Relative RMS error in bfloat16 against double precision, 3x3, 512 channels: PyTorch 0.0023, m = 2 0.0038,
+# m = 3 0.0078. So m = 3 is used only for a map of 3 pixels, where m = 2 would compute too many pixels.
 _TILES = {torch.float32: (2, 3, 4), torch.bfloat16: (2, 3)}
 
 
 def multiplies_by_amx(dtype: torch.dtype) -> bool:
-    """Whether this CPU has matrix units for `dtype`, so that products cost little."""
+    """Return whether this CPU has matrix units for `dtype`, which make products fast."""
     return dtype == torch.bfloat16 and instruction_set() == "amx"
 
 
 def choose_tile(
     in_channels: int, out_channels: int, *, height: int, width: int, dtype: torch.dtype
 ) -> int | None:
-    """The side m of a tile for a map of `height` x `width` output pixels, or None: not by this algorithm.
+    """Return the side m of a tile for `height` x `width` output pixels; None: do not use this algorithm.
 
-    A function of shape, dtype and kind of CPU alone. With AMX the products cost so little that the
-    transforms would be most of the time.
+    Depends only on shape, dtype and kind of CPU. With AMX, products are so fast that the transforms would
+    take most of the time.
     """
     kernels = load_kernels()
     if kernels is None or not kernels.has("winograd_convolution_2", dtype) or min(height, width) < 2:
@@ -58,7 +58,7 @@ def choose_tile(
 
 
 def _try_winograd() -> None:
-    """A layer there and back, for `wins`; the next does the same by PyTorch's own convolution."""
+    """Run a layer forward and backward, for `wins`; `_try_library` does the same with PyTorch."""
     images, weight = _draw_layer()
     torch.autograd.grad(convolve(images, weight, padding=1, m=4).sum(), (images, weight))
 
@@ -69,7 +69,7 @@ def _try_library() -> None:
 
 
 def _draw_layer() -> tuple[Tensor, Tensor]:
-    """Images and a weight of the middle of a network."""
+    """Return images and a weight of sizes as in the middle of a network."""
     images, weight = torch.ones(8, 64, 16, 16), torch.ones(64, 64, 3, 3)
     images, weight = (one.contiguous(memory_format=torch.channels_last) for one in (images, weight))
     return images.requires_grad_(), weight.requires_grad_()
@@ -82,14 +82,14 @@ def convolve(
     padding: int,
     m: int,
 ) -> Float[Tensor, "batch out height_out width_out"]:
-    """The convolution with zeros around, channels_last, in the dtype of the images."""
+    """Convolve with zero padding; the result is channels_last, in the dtype of the images."""
     return cast(Tensor, _Winograd.apply(images, weight, padding, m))
 
 
 class _Packed(threading.local):
-    """Kernels that were packed in a thread's block, with the weights that they are of.
+    """Packed kernels of the block `constant_weights` of a thread, with their weights.
 
-    As long as these live, their addresses are theirs. None outside of any block.
+    Keeping the weights alive keeps their addresses unique. None outside the block.
     """
 
     kernels: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
@@ -100,7 +100,7 @@ _packed = _Packed()
 
 @contextmanager
 def constant_weights() -> Iterator[None]:
-    """As long as the block runs no weight changes, and each is packed only once; for this thread alone."""
+    """Pack each weight only once in the block, in which no weight may change; for this thread only."""
     before, _packed.kernels = _packed.kernels, {}
     try:
         yield
@@ -163,7 +163,7 @@ def _pack(weight: Tensor, *, m: int, dtype: torch.dtype) -> Tensor:
 
 
 def _transform(weight: Tensor, name: str, *, m: int, dtype: torch.dtype) -> Tensor:
-    """U, in the order in which `convolution` of cpp/winograd.cpp reads it."""
+    """Return U in the order in which `convolution` in cpp/winograd.cpp reads it."""
     weight = weight.contiguous(memory_format=torch.channels_last)
     out, channels = weight.shape[:2]
     U = weight.new_empty((m + 2) ** 2 * out * channels, dtype=dtype)

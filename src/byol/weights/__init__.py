@@ -1,1 +1,1 @@
-"""Weights from elsewhere: files of other libraries, read without unpickling and fitted to our encoders."""
+"""Weights of other libraries: read their files without running pickled code, and fit them to an encoder."""

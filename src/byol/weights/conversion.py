@@ -1,4 +1,4 @@
-"""How a file's tensors become those of a network whose tensors have other names, as Python to copy."""
+"""Find how to rename the tensors of a file so that they fit a network, and write it as Python code."""
 
 import re
 from collections.abc import Callable
@@ -15,21 +15,21 @@ _MOST_STEPS = 8
 
 @dataclass(frozen=True)
 class Conversion:
-    """Take what lies behind a prefix, replace parts of names, drop names that begin so."""
+    """Take the tensors with a prefix and remove it, replace parts of names, drop some by their beginning."""
 
     prefix: str
     renames: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
 
     def apply(self, found: State) -> State:
-        """The tensors of a file, converted."""
+        """Return the converted tensors of a file."""
         inside = {name.removeprefix(self.prefix): v for name, v in found.items() if self._takes(name)}
         for old, new in self.renames:
             inside = {name.replace(old, new): value for name, value in inside.items()}
         return inside
 
     def write(self, file: str) -> str:
-        """Python that does it, on one line; control characters in names are written out."""
+        """Return one line of Python code for it; control characters in names are escaped."""
         name = f"k.removeprefix({self.prefix!r})" if self.prefix else "k"
         renamed = "".join(f".replace({old!r}, {new!r})" for old, new in self.renames)
         tests = [f"k.startswith({self.prefix!r})"] if self.prefix else []
@@ -46,9 +46,9 @@ class Conversion:
 
 
 def find_conversion(found: State, nearest: Place, compare: Callable[[State], Place]) -> Conversion | None:
-    """A conversion of `found` after which it fits, or None if renaming and dropping do not do.
+    """Find a conversion after which `found` fits; None: renaming and dropping are not enough.
 
-    `nearest` is the place to begin with; `compare` says how tensors compare with the network's.
+    The search starts at the place `nearest`; `compare` compares tensors with those of the network.
     """
     conversion = Conversion(nearest.prefix)
     for _ in range(_MOST_STEPS):
@@ -61,7 +61,7 @@ def find_conversion(found: State, nearest: Place, compare: Callable[[State], Pla
         if not now.missing:
             dropped = dict.fromkeys(name.partition(".")[0] for name in now.unknown)
             if dropped.keys() & {name.partition(".")[0] for name in now.state}:
-                return None  # more layers than the network has: they are another network's
+                return None  # more layers than this network: the weights are of another one
             conversion = replace(conversion, dropped=(*conversion.dropped, *dropped))
             continue
         wanted = now.missing[0]
@@ -76,7 +76,7 @@ def find_conversion(found: State, nearest: Place, compare: Callable[[State], Pla
 
 
 def _find_rename(theirs: str, ours: str) -> tuple[str, str]:
-    """The part in which two names differ, between dots and without a number that both end with."""
+    """Return the parts in which two names differ, between dots, without a number at both ends."""
     one, two = theirs.split("."), ours.split(".")
     while len(one) > 1 and len(two) > 1 and one[-1] == two[-1]:
         one, two = one[:-1], two[:-1]

@@ -1,7 +1,7 @@
-"""Files of weights, whoever wrote them, as tensors by name; content decides, not the suffix.
+"""Read files of weights of many programs as tensors by name; the content decides the format, not the suffix.
 
 Containers may be nested: `{"state_dict": {"module.conv1.weight": ...}}` is `state_dict.module.conv1.weight`.
-No file's code is run: what PyTorch's `weights_only` refuses is read by `inert_pickle`.
+Code in files is never run: files that PyTorch refuses with `weights_only` are read by `inert_pickle`.
 """
 
 import json
@@ -23,11 +23,11 @@ from byol.weights.inert_pickle import Held, Inert, UnreadableError, read_inert
 
 State = dict[str, Tensor]
 
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder as the Hugging Face hub has it
-_INDEX = ".index.json"  # behind their names: which files the tensors are in
-_DEPTH = 24  # of containers in each other
-_OF_MODULES = {"_parameters", "_buffers", "_modules"}  # of a whole pickled model: no part of names
-_NO_TENSORS = (  # how files begin that are none, what they are, and what to do
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of the Hugging Face hub
+_INDEX = ".index.json"  # appended to these names: an index of the files that hold the tensors
+_DEPTH = 24  # largest number of nested containers
+_OF_MODULES = {"_parameters", "_buffers", "_modules"}  # in a pickled model: not part of tensor names
+_NO_TENSORS = (  # first bytes of files that hold no tensors, their kind, and what to do
     (b"version https://git-lfs", "a Git LFS pointer, not the file", "get the file with `git lfs pull`"),
     (b"<", "a web page or XML, not weights", "download the file again"),
     (b"\x1f\x8b", "compressed with gzip", "unpack it first"),
@@ -37,12 +37,12 @@ _NO_TENSORS = (  # how files begin that are none, what they are, and what to do
 
 
 def holds_weights(path: Path) -> bool:
-    """Whether `path` is a file, or a folder as the Hugging Face hub has it."""
+    """Return whether `path` is a file, or a folder of the Hugging Face hub."""
     return path.is_file() or (path.is_dir() and _find_in_folder(path) is not None)
 
 
 def split_source(source: str) -> tuple[Path, str | None]:
-    """`FILE` or `FILE:PREFIX` as the path and the prefix; a file with such a name goes first."""
+    """Split `FILE` or `FILE:PREFIX` into path and prefix; a file with the full name has priority."""
     file, colon, prefix = source.rpartition(":")
     if colon and prefix and not Path(source).exists() and Path(file).exists():
         return Path(file), prefix
@@ -50,10 +50,10 @@ def split_source(source: str) -> tuple[Path, str | None]:
 
 
 def read_weights(path: str | Path, *, key: str = "weights") -> State:
-    """The tensors of a file or folder by their names, on the CPU, containers joined by dots.
+    """Read the tensors of a file or folder by name, on the CPU; names of containers are joined by dots.
 
     Raises:
-        CheckpointError: it cannot be read or holds no tensors; names the setting `key` and what to do.
+        CheckpointError: it cannot be read or holds no tensors; the message names `key` and what to do.
     """
     path = Path(path)
     try:
@@ -76,13 +76,13 @@ def read_weights(path: str | Path, *, key: str = "weights") -> State:
 
 
 def show(name: str) -> str:
-    """A name out of a file for the terminal: nothing in it is a control code, and it is not long."""
+    """Make a name from a file safe to print: escape control characters and shorten it."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[:200])
     return text if len(name) <= 200 else text + "..."
 
 
 class _NotWeightsError(Exception):
-    """What the file is instead, and what to do."""
+    """The file holds no weights; the message says what it is and what to do."""
 
 
 def _read_file(path: Path) -> State:
@@ -122,10 +122,10 @@ def _is_text(path: Path) -> bool:
 def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old formats and TorchScript, which are read all the same
+            warnings.simplefilter("ignore")  # about old formats and TorchScript, which can be read
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # damaged content raises anything, struct.error for one
-        return read_inert(path)  # which refuses damaged files
+    except Exception:  # damaged content can raise any error, for example struct.error
+        return read_inert(path)  # refuses damaged files
 
 
 def _read_npz(path: Path) -> State:
@@ -154,7 +154,7 @@ def _find_in_folder(folder: Path) -> Path | None:
 def _flatten(
     content: Any, prefix: str = "", depth: int = 0, above: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with the names of the containers that it lies in."""
+    """Iterate over all tensors, with the names of their containers."""
     if isinstance(content, Held):
         content = content.tensor
     if isinstance(content, Tensor):

@@ -1,9 +1,9 @@
-"""Tensors out of pickle files without running what the files ask for.
+"""Read tensors from pickle files without running the code that the files ask for.
 
-A pickle names functions and classes that its reader calls. Here no name leads outside of this file: the few
-that rebuild tensors and arrays are this file's own functions, and every other name becomes an empty class
-that remembers attributes and does nothing. So checkpoints of Lightning, with their hyper-parameters, and
-whole pickled models give their tensors without their code.
+A pickle names functions and classes, which its reader calls. Here no name leads outside of this module: the
+few that rebuild tensors and arrays are functions of this module, and every other name becomes an empty class
+that stores attributes and does nothing. So the tensors of Lightning checkpoints (with hyperparameters) and of
+whole pickled models can be read without their code.
 """
 
 import pickle
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # with which torch.save began before it wrote zip files
+_MAGIC = 0x1950A86A20F9469CFC6C  # start of files of torch.save before it wrote zip files
 _STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -31,8 +31,8 @@ _STORAGES = {
     "BoolStorage": torch.bool,
     "UntypedStorage": torch.uint8,
 }
-_NUMBERS = "fiub"  # kinds of numpy's numbers
-_REFUSED = (  # what reading damaged or malicious content raises
+_NUMBERS = "fiub"  # numpy kinds of number types
+_REFUSED = (  # errors that damaged or malicious content can raise
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     ArithmeticError,
@@ -52,17 +52,17 @@ _REFUSED = (  # what reading damaged or malicious content raises
 
 
 class UnreadableError(Exception):
-    """The content is damaged, or nothing that `torch.save` or pickle wrote."""
+    """The content is damaged, or not written by `torch.save` or pickle."""
 
 
 class Inert:
-    """What stands for an object of a class that is unknown here; `attributes` is what was stored of it."""
+    """A placeholder for an object of an unknown class; `attributes` is its stored state."""
 
     attributes: Any
 
 
 class Held:
-    """A tensor, out of reach of a pickle, which could call its methods."""
+    """Holds a tensor so that a pickle cannot call its methods."""
 
     __slots__ = ("tensor",)
 
@@ -71,10 +71,10 @@ class Held:
 
 
 def read_inert(path: Path) -> Any:
-    """What `torch.save` (zip or older) or pickle wrote: tensors as `Held`, unknown objects as `Inert`.
+    """Read a file of `torch.save` (zip or older) or pickle: tensors as `Held`, unknown objects as `Inert`.
 
     Raises:
-        UnreadableError: it is neither, or damaged.
+        UnreadableError: the file is neither, or damaged.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -105,7 +105,7 @@ def _read_zip(archive: zipfile.ZipFile) -> Any:
 
 
 def _read_stream(file: BinaryIO, *, num_bytes: int) -> Any:
-    """One pickle; or torch.save's of old: some pickles, then the storages' numbers."""
+    """Read one pickle, or the old format of torch.save: several pickles, then the values of the storages."""
     storages: dict[str, Tensor] = {}
 
     def load(dtype: torch.dtype, key: str, num: int) -> Tensor:
@@ -133,7 +133,7 @@ def _read_stream(file: BinaryIO, *, num_bytes: int) -> Any:
 
 
 def _unpickle(file: Any, load: Callable[[torch.dtype, str, int], Tensor]) -> Any:
-    # Functions and classes are made anew for each file: what it may do to them ends with it.
+    # New functions and classes for each file, so that one file cannot change them for the next.
     known = _make_functions()
 
     class Reader(pickle.Unpickler):

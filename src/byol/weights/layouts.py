@@ -1,6 +1,6 @@
-"""Names of the same tensors in other libraries: what timm calls `layer1.0.conv1`, and the like.
+"""Translate the tensor names of other libraries to those of timm, such as `layer1.0.conv1`.
 
-Each layout turns names into timm's, whatever is in front of them.
+Each layout is a list of rules that do this, with any prefix before the name.
 """
 
 import re
@@ -14,7 +14,7 @@ Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
 
 def layouts_of(found: State) -> dict[str, State]:
-    """`found` under timm's names for each layout that it has names of; as it is first."""
+    """Return `found` unchanged, then renamed to the names of timm by each layout that matches."""
     renamed = {"": found}
     for name, rules in _LAYOUTS.items():
         state = {_rename(key, rules): value for key, value in found.items()}
@@ -30,7 +30,7 @@ def _rename(name: str, rules: list[Rule]) -> str:
 
 
 def _join_attention(state: State) -> State:
-    """Query, key and value as timm has them, in one tensor."""
+    """Join query, key and value to one tensor, as in timm."""
     joined = dict(state)
     for name in state:
         front, middle, end = name.rpartition(".attn.q.")
@@ -45,7 +45,7 @@ def _rules(*pairs: tuple[str, str | Callable[[re.Match[str]], str]]) -> list[Rul
 
 
 def _count_up(template: str) -> Callable[[re.Match[str]], str]:
-    """Fill the groups into `template`, each number plus one where it stands as {0+}."""
+    """Return a function that fills the groups of a match into `template`; {0+} adds one to group 0."""
 
     def fill(match: re.Match[str]) -> str:
         text = template
@@ -58,7 +58,7 @@ def _count_up(template: str) -> Callable[[re.Match[str]], str]:
 
 
 def _sequential(layers: tuple[int, ...]) -> list[Rule]:
-    """Of `nn.Sequential(*resnet.children())`: numbers for names; `layers` are those of layer1 to layer4."""
+    """Rules for `nn.Sequential(*resnet.children())`, whose names are numbers; `layers`: layer1 to layer4."""
     names = {0: "conv1", 1: "bn1", **{number: f"layer{at}" for at, number in enumerate(layers, start=1)}}
 
     def name_it(match: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
-"""Where a network's tensors lie in a file: behind which prefix, and in whose layout.
+"""Find the tensors of a network in a file: their prefix, and the library whose names they have.
 
-What self-supervised methods save holds the encoder behind a prefix (`module.encoder_q.`), beside heads,
-queues, optimizers and often a second encoder. It is found by the names and shapes of the network's tensors.
+Files of self-supervised methods hold the encoder with a prefix (`module.encoder_q.`), beside heads, queues,
+optimizers and often a second encoder. It is found by the names and shapes of the tensors of the network.
 """
 
 import re
@@ -16,15 +16,15 @@ from byol.weights.layouts import layouts_of
 
 State = dict[str, Tensor]
 
-COUNTER = "num_batches_tracked"  # which old files lack, and no result depends on
+COUNTER = "num_batches_tracked"  # missing in old files; no result depends on it
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.", "head_dist.")  # of timm and torchvision
-# What lies beside an encoder in one module, by the beginning of its name.
+# Modules that are saved beside an encoder, by the beginning of their names.
 _BESIDE = re.compile(
     r"(aux|classif|cls_head|contrast|decoder|dino|fc\d?\b|head|ibot|linear|last_linear|logit|loss|mask_token|mlp|"
     r"memory|momentum|neck|online|optim|predict|proj|prototype|queue|student|target|teacher|temperature)",
     re.IGNORECASE,
 )
-# The encoder that the method's authors evaluate, and the other one.
+# The encoder that the authors of the method evaluate, and the other one.
 _PREFERRED = (
     ("teacher", "student"),
     ("encoder_q", "encoder_k"),
@@ -38,33 +38,33 @@ _SECOND = re.compile(r"_momentum(?=[._])|(?:^|(?<=[._]))momentum_")
 
 @dataclass(frozen=True)
 class Place:
-    """One prefix of a file, and how what lies behind it compares with a network."""
+    """A prefix in a file, and how the tensors with this prefix compare with a network."""
 
-    prefix: str  # with its last dot; "" is the file itself
-    layout: str  # of whose names; "" for the network's own
-    state: State  # behind the prefix, its names without it
+    prefix: str  # with its last dot; "": no prefix
+    layout: str  # library whose names are used; "": the names of the network
+    state: State  # tensors with the prefix; names without it
     missing: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)  # of another shape
-    unknown: list[str] = field(default_factory=list)  # that the network lacks, and no head's
-    beside: list[str] = field(default_factory=list)  # heads and the like, which are left out
+    unknown: list[str] = field(default_factory=list)  # not in the network, and not in a head
+    beside: list[str] = field(default_factory=list)  # heads and similar modules, which are left out
 
     @property
     def fits(self) -> bool:
-        """Whether all that the network needs is there, and nothing that it lacks."""
+        """Whether the tensors are exactly those of the network."""
         return not (self.missing or self.other or self.unknown)
 
     @property
     def name(self) -> str:
-        """The prefix as `FILE:PREFIX` has it."""
+        """The prefix as in `FILE:PREFIX`."""
         return self.prefix.removesuffix(".")
 
 
 def find_places(
     found: State, wanted: State, *, select: str | None, may_differ: frozenset[str]
 ) -> list[Place]:
-    """Prefixes with tensors of the network `wanted`, the best first; only those within `select`.
+    """Return prefixes with tensors of the network `wanted`, the best first; only those within `select`.
 
-    The tensors named in `may_differ` are fitted later: of their shapes only the first axis counts.
+    The tensors named in `may_differ` are fitted later: only the first axis of their shape must match.
     """
     places = []
     for layout, state in layouts_of(found).items():
@@ -78,7 +78,7 @@ def find_places(
 
 
 def prefer(places: list[Place]) -> list[Place]:
-    """Those places that no other is preferred to, by what the authors of the methods evaluate."""
+    """Return the places to use: encoders that the authors evaluate are preferred to others."""
     prefixes = {_WRAPPERS.sub("", place.prefix) for place in places}
     return [
         place
@@ -88,7 +88,7 @@ def prefer(places: list[Place]) -> list[Place]:
 
 
 def count_prefixes(found: State, *, most: int = 6) -> str:
-    """In words, the prefixes in a file with the number of their tensors, down to where they part."""
+    """Describe the prefixes in a file, up to where layers begin, with their numbers of tensors."""
     groups = Counter(_group(name) for name in found)
     shown = [f"{repr_prefix(prefix)} ({number})" for prefix, number in groups.most_common(most)]
     more = len(groups) - len(shown)
@@ -96,12 +96,12 @@ def count_prefixes(found: State, *, most: int = 6) -> str:
 
 
 def repr_prefix(prefix: str) -> str:
-    """A prefix for the terminal."""
+    """Return a prefix in printable form."""
     return f"'{show(prefix)}'" if prefix else "(no prefix)"
 
 
 def _group(name: str) -> str:
-    """The names of containers, which end where layers begin."""
+    """Return the names of the containers of a tensor, up to where layers begin."""
     parts = name.split(".")[:-1]
     layers = next((at for at, part in enumerate(parts) if re.search(r"\d$", part)), None)
     return "".join(f"{part}." for part in (parts[:layers] if layers is not None else parts[:-1] or parts))
@@ -120,12 +120,12 @@ def _prefixes(state: State, wanted: State) -> Iterator[str]:
 
 
 def _is_within(prefix: str, select: str | None) -> bool:
-    """Whether the names in `select` stand in the prefix, one after another."""
+    """Return whether the prefix contains the names in `select`, one after another."""
     return select is None or f".{select.strip('.')}." in f".{prefix}"
 
 
 def compare_place(state: State, wanted: State, prefix: str, layout: str, may_differ: frozenset[str]) -> Place:
-    """What lies behind a prefix of `state`, compared with the network `wanted`."""
+    """Compare the tensors of `state` that have a prefix with the network `wanted`."""
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     own = {name.partition(".")[0] for name in wanted}
     place = Place(prefix, layout, {name: inside[name] for name in wanted if name in inside})
@@ -155,7 +155,7 @@ def _distance(place: Place) -> int:
 
 
 def drop_equal(places: list[Place]) -> list[Place]:
-    """Without places that hold the same as an earlier one: one network under two names."""
+    """Remove places with the same tensors as an earlier one: the same network under two names."""
     kept: list[Place] = []
     for place in places:
         if not any(_are_equal(place.state, other.state) for other in kept):
@@ -171,7 +171,7 @@ def _are_equal(one: State, other: State) -> bool:
 
 
 def _better(prefix: str) -> Iterator[str]:
-    """What would be preferred to `prefix`, were it there."""
+    """Iterate over the prefixes that are preferred to `prefix` if they exist."""
     for better, worse in _PREFERRED:
         if worse in prefix:
             yield prefix.replace(worse, better)

@@ -1,4 +1,4 @@
-"""Weights that others have trained, fitted to an encoder: whoever saved them, any number of channels.
+"""Fit pretrained weights to an encoder: from many libraries, with any number of channels.
 
 Nothing is downloaded, and nothing here runs pickled code.
 """
@@ -31,11 +31,11 @@ from byol.weights.prefixes import (
 from byol.weights.stem_mark import unmark_stem
 
 KEY = "network.fine_tune_from"
-TIMM = "timm:"  # in front of a model's name
+TIMM = "timm:"  # prefix of a model name
 ADVICE = "choose its model with network.name"
 _EXAMPLES = 3
 _POSITIONS = "pos_embed"
-# Models whose weights are often met, by a tensor that tells their kind: what an error message recognises.
+# Common models, which error messages can recognise, by the name of a tensor that only this kind has.
 _KNOWN = {
     "layer4.0.conv1.weight": (
         *(
@@ -62,13 +62,13 @@ _KNOWN = {
 
 
 def find_timm(name: str, *, key: str = KEY) -> Path:
-    """The file of timm's weights for a model, `resnet18` or `resnet18.a1_in1k`, if it is on this machine.
+    """Find the file with the weights of timm for a model, `resnet18` or `resnet18.a1_in1k`, on this machine.
 
-    Looked for where Hugging Face and torch.hub keep what they have downloaded; the network is not asked.
+    Searches the download folders of Hugging Face and torch.hub; does not use the network.
 
     Raises:
-        ConfigError: timm knows no such model, or has no weights for it.
-        CheckpointError: they are not on this machine; the message says where they were looked for.
+        ConfigError: timm has no such model, or no weights for it.
+        CheckpointError: the weights are not on this machine; the message says where they were searched.
     """
     import timm
     from huggingface_hub import constants, try_to_load_from_cache
@@ -102,16 +102,16 @@ def fit_weights(
     stem: str | None = None,
     advice: str = ADVICE,
 ) -> tuple[State, list[str]]:
-    """`found` as a state dict of `encoder`, and in words what was done to it.
+    """Return `found` as a state dict of `encoder`, and notes on what was changed.
 
-    The encoder may lie behind any prefix (`prefixes`), and have the names of another library (`layouts`); of
-    several the one within the prefix `select` is taken, else the one that the method's authors evaluate.
-    Heads are left out. The first convolution is fitted to the encoder's channels (`fit_channels`), embeddings
-    of positions to its size of images. `num_batches_tracked`, which old files lack, may be missing. `stem` is
-    that of weights without a mark, if it is known.
+    The encoder may have any prefix (`prefixes`) and the names of another library (`layouts`). If there are
+    several, the one within the prefix `select` is used, otherwise the one that the authors of the method
+    evaluate. Heads are left out. The first convolution is fitted to the channels of the encoder
+    (`fit_channels`), position embeddings to its image size. `num_batches_tracked` may be missing, as in old
+    files. `stem` is the stem of weights without a mark, if it is known.
 
     Raises:
-        CheckpointError: no prefix holds such an encoder, or several do: lists them, and what to set.
+        CheckpointError: no prefix holds such an encoder, or several do; lists them, and what to set.
     """
     wanted = encoder.state_dict()
     found, marked = unmark_stem(found)
@@ -143,7 +143,7 @@ def fit_weights(
 
 
 def _choose_place(places: list[Place], *, file: str, where: str, key: str) -> tuple[Place, list[str]]:
-    """The one place that fits, and a line about it if it is not the file itself."""
+    """Return the one place that fits, and notes about it."""
     fitting = [place for place in places if place.fits]
     fitting = [place for place in fitting if not place.layout] or fitting
     best = drop_equal(prefer(fitting))
@@ -169,7 +169,7 @@ def _choose_place(places: list[Place], *, file: str, where: str, key: str) -> tu
 
 
 def _explain(places: list[Place], found: State, wanted: State, *, select: str | None) -> str:
-    """What is there instead, and what the nearest prefix lacks."""
+    """Describe what the file contains instead, and what is missing at the nearest prefix."""
     within = "" if select is None else f" within '{show(select)}'"
     listed = f"its prefixes, with their numbers of tensors, are {count_prefixes(found)}"
     if not places:
@@ -203,7 +203,7 @@ def _advise(
     wanted: str,
     advice: str,
 ) -> str:
-    """The model that the weights are of, if it is a known one, or how to convert them."""
+    """Name the model of the weights if it is a known one, or say how to convert them."""
     model = recognise(found)
     if model is not None:
         setting = f" (network.name={model})" if advice == ADVICE else ""
@@ -219,13 +219,13 @@ def _advise(
 
 
 def recognise(found: State) -> str | None:
-    """The known model of timm that the tensors are of, or None; takes up to seconds."""
+    """Return the name of the common timm model that the tensors belong to, or None; may take seconds."""
     import timm
 
     names = {name for state in layouts_of(found).values() for name in state}
     told = (models for tell, models in _KNOWN.items() if any(name.endswith(tell) for name in names))
     for name in chain.from_iterable(told):
-        with torch.device("meta"):  # nothing is allocated or drawn
+        with torch.device("meta"):  # allocates nothing, draws no random numbers
             model = timm.create_model(name, num_classes=0)
         wanted = model.state_dict()
         if (
@@ -242,10 +242,10 @@ def recognise(found: State) -> str | None:
 def check_stem(
     given: str | None, encoder: nn.Module, *, where: str, key: str = KEY, advice: str = ADVICE
 ) -> None:
-    """Refuse weights of another stem than the encoder's: they may fit, and mean something else.
+    """Refuse weights of another stem: they may have the same shapes, but give wrong features.
 
     Raises:
-        CheckpointError: `given` is a stem, and not the encoder's.
+        CheckpointError: `given` is a stem, but not that of the encoder.
     """
     if given is None or given == (own := stem_of(encoder)):
         return
@@ -270,7 +270,7 @@ def _fit_stem(state: State, wanted: State, stem: str, *, where: str, key: str, a
 
 
 def _fit_positions(state: State, encoder: nn.Module) -> list[str]:
-    """Embeddings of positions of a ViT for images of another size, as timm resamples them."""
+    """Resample the position embeddings of a ViT to another image size, with the function of timm."""
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     module = cast(Any, encoder)
@@ -287,13 +287,13 @@ def _fit_positions(state: State, encoder: nn.Module) -> list[str]:
 def fit_channels(
     weight: Float[Tensor, "out given height width"], *, channels: int
 ) -> Float[Tensor, "out channels height width"]:
-    """The sum over the given channels, shared equally: with equal channels the response is the same."""
+    """Divide the sum over the given channels equally: equal channels then give the same response."""
     total = weight.float().sum(dim=1, keepdim=True)
     return (total / channels).expand(-1, channels, -1, -1).contiguous().to(weight.dtype)
 
 
 def compare_states(found: State, wanted: State, *, there: str) -> str | None:
-    """The first difference in names or shapes between two state dicts, in words, or None."""
+    """Describe the first difference in names or shapes between two state dicts; None: no difference."""
     for key in [*wanted, *(key for key in found if key not in wanted)]:
         one, other = found.get(key), wanted.get(key)
         if one is None or other is None:
@@ -304,7 +304,7 @@ def compare_states(found: State, wanted: State, *, there: str) -> str | None:
 
 
 def _find_fitted(encoder: nn.Module) -> frozenset[str]:
-    """Tensors that can be fitted: of the first convolution, and of positions that timm can resample."""
+    """Return the tensors that can be fitted: first convolution, position embeddings if timm can resample."""
     has_grid = all(hasattr(encoder, name) for name in ("patch_embed", "num_prefix_tokens", "no_embed_class"))
     return frozenset((_first_convolution(encoder), *([_POSITIONS] if has_grid else [])))
 

@@ -1,11 +1,11 @@
-"""The mark in files of weights whose ResNet stem timm and torchvision do not have.
+"""Mark files of weights whose ResNet stem does not exist in timm and torchvision.
 
-byol's stems "small" and "strided" have the state-dict keys of the standard stem, and with a deep stem (three
-3x3 layers) its shapes too. Unmarked, a plain model would take such weights without an error and compute other
-features. The mark is two things:
+The stems "small" and "strided" of byol have the state-dict keys of the standard stem, and with a deep stem
+(three 3x3 layers) also its shapes. Without a mark, a standard model would load such weights without an error
+and compute wrong features. The mark has two parts:
 
     an extra key      its name says why; `load_state_dict(strict=True)` prints it
-    a fifth axis      of the first convolution's weight, of length 1: `strict=False` fails as well
+    a fifth axis      of length 1 in the first convolution weight: `strict=False` fails as well
 """
 
 import torch
@@ -16,11 +16,11 @@ State = dict[str, Tensor]
 _MARKS = {
     stem: f"stem_{stem}_is_unknown_to_timm_use_byol_load_or_byol_export" for stem in ("small", "strided")
 }
-_FIRST = ("conv1.0.weight", "conv1.weight")  # of a deep stem, and of one layer
+_FIRST = ("conv1.0.weight", "conv1.weight")  # of a deep stem, of a stem with one layer
 
 
 def mark_stem(state: State, stem: str) -> State:
-    """The state dict as it is written to a file; that of a standard stem is returned as it is."""
+    """Return the state dict with the mark, as it is written to a file; unchanged for a standard stem."""
     if stem not in _MARKS:
         return state
     first = next(key for key in _FIRST if key in state)
@@ -28,9 +28,9 @@ def mark_stem(state: State, stem: str) -> State:
 
 
 def unmark_stem(state: State) -> tuple[State, str | None]:
-    """The state dict without its mark, and the stem that the mark names; None: there is no mark.
+    """Return the state dict without its mark, and the stem that the mark names; None: there is no mark.
 
-    Finds the mark behind any prefix. Files of other programs and of byol before 0.2 have none.
+    Finds the mark with any prefix. Files of other programs and of byol before 0.2 have no mark.
     """
     found = [(key, stem) for key in state for stem, mark in _MARKS.items() if _is_at(key, mark)]
     if not found:
@@ -44,5 +44,5 @@ def unmark_stem(state: State) -> tuple[State, str | None]:
 
 
 def _is_at(key: str, name: str) -> bool:
-    """Whether `key` is `name`, behind a prefix or not."""
+    """Return whether `key` is `name`, with or without a prefix."""
     return f".{key}".endswith(f".{name}")

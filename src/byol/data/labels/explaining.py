@@ -1,4 +1,4 @@
-"""In words, how a name in a list differs from the image that it is most like."""
+"""Describe how a name in a list differs from the name of the most similar image."""
 
 import difflib
 import html
@@ -19,11 +19,11 @@ ROUNDED = (  # follows the name
 )
 _ROUNDED = re.compile(r"\d+(?:[.,]\d+)?[eE][+-]?\d+")  # 1.2E+05
 _NUMBER = re.compile(r"[1-9]\d*")
-_NUM_NEAR = 5000  # images that a name is compared with
+_NUM_NEAR = 5000  # images with which a name is compared
 _WRITE = "use the names of the images"
-# Encodings of tables that are neither UTF-8 nor Windows-1252: of old Macs, DOS and other Windows.
+# Encodings of tables that are neither UTF-8 nor Windows-1252: old Mac, DOS and other Windows encodings.
 _LEGACY = ("mac_roman", "cp850", "cp437", "cp1250", "cp1251", "shift_jis", "gbk")
-# Differences that are not matched, because they could be meant: what they are called, and how to undo them.
+# Differences that are not matched, because they may be intended: their names, and how to undo them.
 _KINDS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("", lambda name: name),
     ("the form of a web address", lambda name: unquote(re.split("[?#]", name)[0])),
@@ -39,9 +39,9 @@ _KINDS: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 
 def explain(written: str, images: Names, *, is_legacy: bool) -> str:
-    """An example for a message: the name, what it is most like, the kind of difference, and what to do.
+    """Return an example for a message: the name, the most similar image, the difference, and what to do.
 
-    `is_legacy` says that the list is not Unicode and its names are kept as bytes.
+    `is_legacy`: the list is not Unicode, and its names are kept as bytes.
     """
     file = decode_legacy(written) if is_legacy else written
     if len(images) == 0:
@@ -52,12 +52,12 @@ def explain(written: str, images: Names, *, is_legacy: bool) -> str:
 
 
 def is_rounded(file: str) -> bool:
-    """Whether the name is a number with an exponent, as spreadsheets show long ones."""
+    """Return whether the name is a number with an exponent, as spreadsheets show long numbers."""
     return _ROUNDED.fullmatch(_base_of(file).strip()) is not None
 
 
 def _choose_near(file: str, images: Names) -> Sequence[str]:
-    """Of many images those that hold the same numbers, and some from everywhere."""
+    """Return all images if there are few; otherwise those with the same numbers, and every n-th image."""
     if len(images) <= _NUM_NEAR:
         return list(images)
     numbers = _NUMBER.findall(_base_of(file))
@@ -83,7 +83,7 @@ def _compare(written: str, file: str, near: Sequence[str], *, is_legacy: bool) -
     stem, stems = stem_of(file).lower(), dict[str, list[str]]()
     for image in near:
         stems.setdefault(stem_of(image).lower(), []).append(image)
-    # A name within the other goes first, however much shorter it is.
+    # If one name contains the other, prefer it, however different the lengths are.
     within = [other for other in stems if stem and other and (other in stem or stem in other)]
     within.sort(key=lambda other: abs(len(other) - len(stem)))
     if not (closest := within or difflib.get_close_matches(stem, stems, n=1, cutoff=0.5)):
@@ -93,20 +93,20 @@ def _compare(written: str, file: str, near: Sequence[str], *, is_legacy: bool) -
 
 
 def _find_alike(file: str, near: Sequence[str], undo: Callable[[str], str]) -> str | None:
-    """An image whose last part is the same once `undo` was applied to both; with the same folders, if any."""
+    """Return an image with the same last part after `undo` of both names, if possible in the same folder."""
     base = _base_of(cut(undo(file)))
     found = [image for image in near if base and _base_of(cut(undo(image))) == base]
     return _prefer_folder(undo(file), found) if found else None
 
 
 def _prefer_folder(file: str, images: list[str]) -> str:
-    """Of several images one in the folder of the file, if any is."""
+    """Return the first of several images that is in the folder of the file, or the first if none is."""
     folder = make_plain(file).rpartition("/")[0]
     return next((image for image in images if _are_tails(folder, image.rpartition("/")[0])), images[0])
 
 
 def _are_tails(one: str, other: str) -> bool:
-    """Whether one path ends with the other."""
+    """Return whether one path ends with the other."""
     return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
@@ -115,7 +115,7 @@ def _base_of(path: str) -> str:
 
 
 def _read_otherwise(written: str, file: str, *, is_legacy: bool) -> Iterator[tuple[str, str]]:
-    """The name in other encodings: UTF-8 that was read as Windows-1252, or what else its bytes could be."""
+    """Iterate over the name in other encodings: UTF-8 that was read as Windows-1252, or `_LEGACY`."""
     with suppress(UnicodeError):
         yield "", file.encode("cp1252").decode("utf-8")
     for encoding in _LEGACY if is_legacy else ():
@@ -124,7 +124,7 @@ def _read_otherwise(written: str, file: str, *, is_legacy: bool) -> Iterator[tup
 
 
 def _describe_edit(file: str, image: str) -> str:
-    """The first place where two names differ by more than letter case, in words."""
+    """Describe the first place where two names differ by more than letter case."""
     edits = difflib.SequenceMatcher(None, file.lower(), image.lower(), autojunk=False).get_opcodes()
     kind, start, end, image_start, image_end = next(edit for edit in edits if edit[0] != "equal")
     theirs, ours = quote(file[start:end]), quote(image[image_start:image_end])

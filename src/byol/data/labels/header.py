@@ -1,4 +1,4 @@
-"""The line of a table that names its columns: where it is, what separates columns, which column is which."""
+"""Find the header line of a table, the separator of its columns, and the columns of files and labels."""
 
 import csv
 from collections.abc import Iterator
@@ -10,9 +10,8 @@ from byol.base.errors import DataError, quote
 from byol.data.decode.content import IMAGE_SUFFIXES
 from byol.data.labels.text_files import EXPORT, LEGACY, decode_legacy, open_text, refuse_empty, strip_blank
 
-Want = Literal["label", "list", "columns"]  # a column of classes; one if it is there; all but the files
-
-# Names of columns without spaces, `_`, `-`, `.` and `#`; the first group that fits one column decides.
+Want = Literal["label", "list", "columns"]  # a label column; a label column if there is one; all columns
+# Names of columns without spaces, `_`, `-`, `.` and `#`; the first group with a matching column is used.
 _FILE_NAMES = (
     {"file"},
     {"filename", "files", "filenames"},
@@ -34,30 +33,30 @@ _OTHER_TEXTS = (("{", "JSON"), ("[", "JSON"), ("<", "a web page or XML"))
 
 @dataclass(frozen=True)
 class Header:
-    """The names of the columns, and how the rows below them are to be read."""
+    """The names of the columns, and how to read the rows below them."""
 
     path: Path
     names: list[str]
     separator: str
-    num_skipped: int  # rows above it
-    line: int  # where it ends, from 1
+    num_skipped: int  # rows above the header
+    line: int  # last line of the header, counted from 1
 
     @property
     def file_at(self) -> int:
-        """The place of the column of the file names.
+        """Return the index of the column of the file names.
 
         Raises:
-            DataError: several columns could be meant.
+            DataError: several columns may be this column.
         """
         place = self._choose(self.names, _FILE_NAMES, purpose="file")
         assert place is not None
         return place
 
     def choose_columns(self, *, want: Want) -> dict[str, int]:
-        """Names of the columns to be read, and their places.
+        """Return the names of the columns to read, and their indices.
 
         Raises:
-            DataError: a column is missing, there twice, or several could be meant.
+            DataError: a column is missing or there are two of one name, or several may be the label column.
         """
         file_at = self.file_at
         if want != "columns":
@@ -84,7 +83,7 @@ class Header:
         return dict(zip(names, places, strict=True))
 
     def describe(self, places: dict[str, int], *, want: Want) -> Iterator[str]:
-        """Which columns stand for `file` and `label`, where they are called otherwise."""
+        """Describe which columns are read as `file` and `label`, if they have other names."""
         named = {"file": self.file_at} | ({"label": places["label"]} if want != "columns" and places else {})
         others = [
             f"{quote(self.names[place])} as `{purpose}`"
@@ -110,14 +109,14 @@ class Header:
 
 
 def find_header(path: Path, encoding: str) -> Header:
-    """The first line that is neither blank nor a comment; the separator is the one that shows a `file` in it.
+    """Find the first line that is neither blank nor a comment, and the separator that gives a `file` column.
 
     Raises:
-        DataError: there is no such line, or no column in it is named as one of files.
+        DataError: there is no such line, or no column has a name of the file column.
     """
     with open_text(path, encoding) as stream:
         first = strip_blank(stream.readline()).strip('"').lower()
-    stated = first[4:5] if first.startswith("sep=") else ""  # as Excel writes it
+    stated = first[4:5] if first.startswith("sep=") else ""  # a line that Excel writes
     found = [
         header
         for separator in stated or SEPARATORS
@@ -133,7 +132,7 @@ def find_header(path: Path, encoding: str) -> Header:
 
 
 def _read_header(path: Path, encoding: str, separator: str, *, start: int) -> Header | None:
-    """The line of names if columns were separated so; `start` is the first row that may be it."""
+    """Read the header line with this separator; `start` is the first row that may be the header."""
     with open_text(path, encoding) as stream:
         rows = csv.reader(stream, delimiter=separator, strict=True)
         try:
@@ -167,7 +166,7 @@ def _refuse_header(header: Header) -> DataError:
 
 
 def _find_named(names: list[str], groups: tuple[set[str], ...]) -> list[int]:
-    """The columns whose names are of the first group that has any."""
+    """Return the columns whose names belong to the first group with a matching column."""
     plain = ["".join(char for char in name.casefold() if char not in " _-.#") for name in names]
     for group in groups:
         if found := [place for place, name in enumerate(plain) if name in group]:

@@ -1,7 +1,7 @@
-"""Files of labels and of other columns, and what they say of each image; lists of images.
+"""Read files of labels and other columns, and match them with images; read lists of images.
 
-What a file leaves in doubt is either understood in one way, and said, or refused with an example and the kind
-of difference: labels that quietly fit nothing would change what is measured.
+If a file is ambiguous, it is either interpreted in one way, with a note, or refused with an example and the
+kind of difference: labels that silently match no image would change the measured numbers.
 """
 
 import re
@@ -30,12 +30,12 @@ _WHOLE = re.compile(r"-?\d{1,18}")
 
 
 class LabelFile:
-    """A table that was read once, to be matched with one set of images or with several.
+    """A table that is read once, and can be matched with one or several sets of images.
 
-    `want` is "label" for a file of classes, "columns" for a file of all that is known.
+    `want` is "label" for a file of classes, "columns" to read all columns.
 
     Raises:
-        DataError: the table cannot be read, or says two things of one file.
+        DataError: the table cannot be read, or has two different values for one file.
     """
 
     def __init__(self, path: Path, *, want: Literal["label", "columns"] = "label") -> None:
@@ -53,15 +53,15 @@ class LabelFile:
         self._is_used = np.zeros(len(self._first), dtype=np.bool_)
         self._rules: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
-        self._images = Names.of([])  # of all sets
+        self._images = Names.of([])  # of all sets that were matched
 
     def match(self, names: Iterable[str], *, folder: Path | None = None) -> dict[str, Labels]:
-        """What each column says of the images of these names, by the rules of `matching.match_files`.
+        """Return the values of each column for the images with these names, by the rules of `match_files`.
 
-        Images that the file leaves out, and empty cells, get -1. Columns come in the order of the file.
+        Images that are not in the file, and empty cells, get -1. Columns are in the order of the file.
 
         Raises:
-            DataError: no image is named, or one could be named by several rows.
+            DataError: the file names none of the images, or several rows match one image.
         """
         images = Names.of(names)
         found = match_files(
@@ -90,11 +90,11 @@ class LabelFile:
         return labels
 
     def check(self, *, max_unmatched: float) -> None:
-        """Refuse a file of which too much names none of the images that were matched.
+        """Refuse a file if too many of its rows match none of the images.
 
         Raises:
-            DataError: more than the share `max_unmatched` of what it says is of no image, or, unless that
-                is 1, all that it says of a class; or it says two things of an image in two spellings.
+            DataError: more than a fraction `max_unmatched` of its files match no image, or, unless this is 1,
+                all files of one class; or two spellings of one image have different values.
         """
         lost, go_on = self._lost, "evaluation.max_unmatched=1 continues without them"
         if max_unmatched < 1 and len(lost):
@@ -116,7 +116,7 @@ class LabelFile:
                 )
 
     def notes(self) -> Iterator[str]:
-        """What was understood in the file, and how its rows were matched; nothing if all is plain."""
+        """Iterate over notes on how the file was interpreted and its rows were matched, if there are any."""
         yield from self._table.notes
         yield from describe_rules(self.path, self._rules, self._examples)
         what = "labels" if self._is_strict else "rows"
@@ -126,18 +126,18 @@ class LabelFile:
 
     @property
     def _lost(self) -> Int64[np.ndarray, " lost"]:
-        """The first rows of files that say something and are no image."""
+        """The first rows of the files that have a value but match no image."""
         is_lost = ~self._is_used[self._given]
         return np.asarray(self._given[is_lost])
 
     def _explain(self, row: int | None = None) -> str:
-        """An example of a file that is no image, and how it differs from the image nearest to it."""
+        """Describe a file that matches no image, and how it differs from the most similar image."""
         if row is None:
             row = int(self._lost[0]) if len(self._lost) else 0
         return explain(self._table.files[row], self._images, is_legacy=self._table.is_legacy)
 
     def _check_spellings(self, go_on: str) -> None:
-        """Refuse rows that name one image in two spellings and say two things of it."""
+        """Refuse rows that name one image in two spellings but have different values."""
         table = self._table
         used = np.flatnonzero(self._is_used & (self._first == np.arange(len(self._first))))
         pair = find_contrary(table.files, used, self._lost, codes=self._codes, is_legacy=table.is_legacy)
@@ -151,12 +151,12 @@ class LabelFile:
 
 
 def match_labels(path: Path, names: Iterable[str], *, folder: Path | None = None) -> Labels:
-    """The labels that the table `path` (columns `file`, `label`) gives to the images of these names.
+    """Return the labels that the table `path` (columns `file`, `label`) gives to the images with these names.
 
-    Images that it leaves out get -1. What it says of no image is passed over: `LabelFile.check` refuses it.
+    Images that are not in the table get -1. Rows that match no image are ignored (see `LabelFile.check`).
 
     Raises:
-        DataError: the table cannot be read, contradicts itself, fits no image or fits several alike.
+        DataError: the table cannot be read, contradicts itself, matches no image or several equally well.
     """
     return LabelFile(path).match(names, folder=folder)["label"]
 
@@ -164,14 +164,14 @@ def match_labels(path: Path, names: Iterable[str], *, folder: Path | None = None
 def match_columns(
     path: Path, names: Iterable[str], *, folder: Path | None = None, max_unmatched: float = 1.0
 ) -> tuple[dict[str, Labels], list[str]]:
-    """What each column but `file` of a table says of the images of these names, and what to say of the table.
+    """Return the values of each column but `file` for the images with these names, and notes on the table.
 
-    Images that it leaves out, and empty cells, get -1; a column may be empty. Columns come in the order of
-    the file; one without a name (a row number) is left out.
+    Images that are not in the table, and empty cells, get -1; a column may be empty. Columns are in the order
+    of the file; a column without a name (row numbers) is left out.
 
     Raises:
         DataError: the table cannot be read, has no column but `file` or two of one name, contradicts itself,
-            fits no image or fits several alike, or more than the share `max_unmatched` of it is of no image.
+            matches no image or several equally well, or more than `max_unmatched` of it matches no image.
     """
     table = LabelFile(path, want="columns")
     columns = table.match(names, folder=folder)
@@ -181,7 +181,7 @@ def match_columns(
 
 @dataclass(frozen=True)
 class ImageList:
-    """What a list says: files as written there, their labels (-1 where it has none), what to say of it."""
+    """The content of a list: files as written there, their labels (-1 if there is none), and notes on it."""
 
     files: Names
     labels: Numbers
@@ -191,12 +191,12 @@ class ImageList:
 
 
 def read_list(path: Path) -> ImageList:
-    """The files that a list names.
+    """Read the files that a list names.
 
-    A .csv or .tsv is a table that starts with a line of column names. Anything else is text, one file a line.
+    A .csv or .tsv file is a table with a header line. Any other file is text with one file per line.
 
     Raises:
-        DataError: the list cannot be read, is empty, or names no column of files.
+        DataError: the list cannot be read, is empty, or has no column of files.
     """
     is_table = path.suffix.lower() in (".csv", ".tsv")
     table = read_table(path, want="list") if is_table else read_lines(path)
@@ -206,7 +206,7 @@ def read_list(path: Path) -> ImageList:
 
 
 def encode_labels(labels: Iterable[str]) -> Labels:
-    """Labels as indices into their sorted distinct values; "" becomes -1. Whole numbers sort as numbers."""
+    """Encode labels as indices into their sorted distinct values; "" becomes -1. Integers sort as numbers."""
     seen = {"": -1}
     numbers = np.fromiter((seen.setdefault(label, len(seen) - 1) for label in labels), dtype=np.int64)
     return _sort_classes(numbers, list(seen)[1:])
@@ -217,12 +217,12 @@ def _sort_column(column: Column) -> Labels:
 
 
 def _sort_classes(numbers: Numbers, class_names: Iterable[str]) -> Labels:
-    """The same labels with the classes that occur alone, in their order."""
+    """Renumber labels so that only classes that occur are left, in sorted order."""
     names = list(class_names)
     used = np.unique(numbers[numbers >= 0]).tolist()
     are_whole = all(_WHOLE.fullmatch(names[number]) for number in used)
     used.sort(key=lambda number: (int(names[number]) if are_whole else 0, names[number]))
-    ranks = np.full(len(names) + 1, -1)  # one more, so that -1 finds -1
+    ranks = np.full(len(names) + 1, -1)  # one more, so that index -1 gives -1
     ranks[used] = np.arange(len(used))
     return ranks[numbers], tuple(names[number] for number in used)
 
@@ -238,7 +238,7 @@ def _check_contradictions(table: Table, columns: dict[str, Labels], first: Numbe
 
 
 def _show(table: Table, row: int) -> str:
-    """The name of a file as it is to be read."""
+    """Return the name of a file for a message."""
     return decode_legacy(table.files[row]) if table.is_legacy else table.files[row]
 
 

@@ -1,4 +1,4 @@
-"""Which file of a list is which image: by its path, else by rules of spelling where only one can be meant."""
+"""Match the files of a list with images: by path, otherwise by spelling rules if the match is unique."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -32,12 +32,12 @@ EXACT, TAIL = "exactly", "by the end of the path"
 
 @dataclass(frozen=True)
 class Match:
-    """Of each image the row of the list that names it, or -1; and how many were found by which rule."""
+    """The row of the list for each image, or -1; and how many were found by each rule."""
 
     rows: Int64[np.ndarray, " image"]
-    is_used: Mask  # of each row: it names an image, or says the same of it in another spelling
+    is_used: Mask  # of each row: it names an image, or has the same values for it in another spelling
     rules: Counter[str]
-    examples: dict[str, str]  # of each rule but the exact one
+    examples: dict[str, str]  # of each rule except EXACT
 
 
 def match_files(
@@ -50,16 +50,16 @@ def match_files(
     is_legacy: bool = False,
     folder: Path | None = None,
 ) -> Match:
-    """For each image the row of the list `path` that names it.
+    """Find for each image the row of the list `path` that names it.
 
-    A file fits an image if one path ends with the other: `plate1/a.png` fits `a.png` and
-    `/data/plate1/a.png`, not `plate2/a.png`. What fits nothing is compared again without regard to white
-    space, quotes, letter case, the Unicode form, the suffix and, in names that are numbers, leading zeros and
-    `.0`; then only one file and one image may be alike. `plain` are the files in plain spelling; `codes` is
-    the same for rows that say the same; `folder` is where the images lie.
+    A file matches an image if one path ends with the other: `plate1/a.png` matches `a.png` and
+    `/data/plate1/a.png`, not `plate2/a.png`. Files without a match are compared again, ignoring white space,
+    quotes, letter case, the Unicode form, the suffix and, in names that are numbers, leading zeros and `.0`;
+    then only one file and one image may match. `plain` are the files in plain spelling; `codes` is equal for
+    rows with equal values; `folder` is the folder of the images.
 
     Raises:
-        DataError: two images or two files could be meant; the message names both.
+        DataError: two images or two files match; the message names both.
     """
     seen = Spelled.plain(images)
     first = find_first(plain.keys)
@@ -92,7 +92,7 @@ def _show_pair(file: str, image: str, *, is_legacy: bool) -> str:
 
 
 def _mark_twins(files: Names, rest: Numbers, *, codes: Numbers, is_used: Mask) -> None:
-    """Count rows as used that say the same as a used row of what is the same file but for its spelling."""
+    """Mark rows as used if a used row has another spelling of the same file and the same values."""
     used = np.flatnonzero(is_used)
     known = hash_all(map(cut, files.pick(used)))
     asked = hash_all(map(cut, files.pick(rest)))
@@ -105,7 +105,7 @@ def _mark_twins(files: Names, rest: Numbers, *, codes: Numbers, is_used: Mask) -
 def find_contrary(
     files: Names, used: Numbers, rest: Numbers, *, codes: Numbers, is_legacy: bool
 ) -> tuple[int, int] | None:
-    """A used row, and one of the rest that is the same file but for its spelling and says something else."""
+    """Return a used row, and one of the rest that has another spelling of this file but other values."""
 
     def spell(rows: Numbers) -> Numbers:
         names = files.pick(rows)
@@ -118,7 +118,7 @@ def find_contrary(
 
 
 def describe_rules(path: Path, rules: Counter[str], examples: dict[str, str]) -> Iterator[str]:
-    """How the rows of a list were matched, in a line; none if each is exactly the name of its image."""
+    """Describe in one line how the rows of a list were matched; no line if all match exactly."""
     others = [f"{rules[rule]} {rule} ({examples[rule]})" for rule in rules if rule != EXACT]
     if others:
         told = [f"{rules[EXACT]} {EXACT}"] if rules[EXACT] else []
@@ -126,7 +126,7 @@ def describe_rules(path: Path, rules: Counter[str], examples: dict[str, str]) ->
 
 
 def find_first(keys: Numbers) -> Int64[np.ndarray, " n"]:
-    """Where each key comes first."""
+    """Return for each key the index of its first occurrence."""
     return Places(keys, np.arange(len(keys))).find(keys)
 
 
@@ -136,7 +136,7 @@ def find_first(keys: Numbers) -> Int64[np.ndarray, " n"]:
 def _match_paths(
     path: Path, files: Spelled, images: Spelled, *, first: Numbers, codes: Numbers, folder: Path | None
 ) -> Int64[np.ndarray, " image"]:
-    """The row of the same path; else of a longer one; else of the longest that is shorter."""
+    """Return for each image the row with the same path; else a longer path; else the longest shorter one."""
     wholes = Places(files.keys, np.arange(len(files.keys)))
     match = wholes.find(images.keys)
     if (match >= 0).all():
@@ -160,17 +160,17 @@ def _match_paths(
 
 
 def _match_tails(wholes: "Places", images: Names, match: Numbers) -> None:
-    """Fill in images whose path is longer than that of a file: the longest tail that is a file."""
+    """Match images whose path is longer than that of a file: use the longest tail that is a file."""
     rest = np.flatnonzero(match < 0)
     tails, owners = list_tails(images.pick(rest))
     found = wholes.find(tails)
     owners, found = owners[found >= 0], found[found >= 0]
-    longest, at = np.unique(owners, return_index=True)  # of each the first, which is the longest
+    longest, at = np.unique(owners, return_index=True)  # the first tail of each image is the longest
     match[rest[longest]] = found[at]
 
 
 def _find_in_folder(wholes: "Places", images: Names, places: Numbers, *, folder: Path) -> Numbers:
-    """Of images that several files could be those that lie where the images do, or -1."""
+    """Return, for images that match several files, the file in the folder of the images, or -1."""
     parts = make_plain(str(folder.resolve())).split("/")
     found = np.full(len(places), -1)
     for first in range(len(parts)):
@@ -183,7 +183,7 @@ def _find_in_folder(wholes: "Places", images: Names, places: Numbers, *, folder:
 def _check_same(
     path: Path, files: Spelled, images: Names, places: Numbers, *, tails: Numbers, meanings: Numbers
 ) -> None:
-    """Refuse images whose path is the end of several files' that do not say the same."""
+    """Refuse images whose path is the end of the paths of several files with different values."""
     if len(places) == 0:
         return
     said = np.unique(np.stack([tails, meanings]), axis=1)[0]
@@ -199,7 +199,7 @@ def _check_same(
 
 
 def _check_single(path: Path, files: Spelled, images: Spelled, *, match: Numbers) -> None:
-    """Refuse a file that fits several images."""
+    """Refuse a file that matches several images."""
     order = np.argsort(match, kind="stable")
     order = order[match[order] >= 0]
     same, other = match[order[1:]] == match[order[:-1]], images.keys[order[1:]] != images.keys[order[:-1]]

@@ -1,7 +1,7 @@
-"""Names of one file in different spellings, and which could be meant where a list and a folder differ.
+"""Match names of files that are spelled differently in a list and in a folder.
 
-Names are compared by 64-bit hashes in arrays: of a million files and a million images, one set in three
-million would see two that are alike by chance.
+Names are compared by 64-bit hashes in arrays: with a million files and a million images, the probability that
+any two hashes are equal by chance is 1 in 3 million.
 """
 
 import os.path
@@ -22,20 +22,20 @@ from byol.data.labels.text_files import decode_legacy, strip_blank
 
 Numbers = Int64[np.ndarray, " _n"]
 
-# Suffixes that are left out when names are compared: those of images, and of files that go with one.
+# Suffixes that are ignored when names are compared: those of images, and of files that belong to an image.
 _SUFFIXES = frozenset(
     (*IMAGE_SUFFIXES, ".avif", ".czi", ".dng", ".heic", ".jfif", ".jp2", ".jpe", ".json", ".nd2", ".raw",
      ".svs", ".txt", ".xml")
 )  # fmt: skip
-# 7 of 007, 12 of 12.0 and 12,00; 12,000 may be twelve thousand
+# Finds 7 in 007, 12 in 12.0 and 12,00; not 12 in 12,000, which may be twelve thousand.
 _WHOLE = re.compile(r"0*(\d+?)(?:[.,](?:0{1,2}|0{4,}))?")
-_ROUGH = re.compile(r"\\|//|/\.|^\.|/$|^$")  # what a plain path has not; some that have it are plain
+_ROUGH = re.compile(r"\\|//|/\.|^\.|/$|^$")  # a path without a match is plain; one with a match may be
 _QUOTES = "\"'`"
 
 
 @dataclass(frozen=True)
 class Spelled:
-    """Names in the spelling of one rule, and their hashes."""
+    """Names in the spelling of one rule, and their hashes (`keys`)."""
 
     names: Names
     keys: Numbers
@@ -50,19 +50,19 @@ class Spelled:
 
     @classmethod
     def plain(cls, names: Iterable[str]) -> "Spelled":
-        """Paths with forward slashes and without empty parts."""
+        """Make paths with forward slashes and without empty parts."""
         return cls.of(map(make_plain, names))
 
 
 def make_plain(file: str) -> str:
-    """A path with forward slashes and without `.`, `..` and empty parts."""
+    """Return the path with forward slashes and without `.`, `..` and empty parts."""
     if _ROUGH.search(file) is None:
         return file
     return os.path.normpath(file.replace("\\", "/"))
 
 
 class Places:
-    """Where each of many keys comes first, and how often it is there."""
+    """The first place of each of many keys, and how often the key occurs."""
 
     def __init__(self, keys: Numbers, places: Numbers) -> None:
         order = np.argsort(keys, kind="stable")
@@ -70,7 +70,7 @@ class Places:
         self._places = places[order[at]]
 
     def find(self, keys: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
-        """-1 where a key is not there."""
+        """Return the first place of each key; -1 if there is none."""
         return self._look(keys, self._places, missing=-1)
 
     def count(self, keys: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
@@ -84,7 +84,7 @@ class Places:
 
 
 def list_tails(names: Iterable[str]) -> tuple[Numbers, Numbers]:
-    """Hashes of the proper tails (of `a/b/c` these are `b/c` and `c`), and whose they are."""
+    """Return hashes of the proper tails (`b/c` and `c` for `a/b/c`), and the index of the name of each."""
     keys, owners = array("q"), array("q")
     for place, name in enumerate(names):
         while (cut := name.find("/") + 1) > 0:
@@ -103,7 +103,7 @@ def refuse_many(path: Path, file: str, one: str, two: str) -> DataError:
 
 
 def _trim(name: str) -> str:
-    """Without white space and quotes around it, nor the `=` of a spreadsheet's formula in front of these."""
+    """Remove white space and quotes around the name, and the `=` of a spreadsheet formula before a quote."""
     name = strip_blank(name)
     if name.startswith('="'):
         name = name[1:]
@@ -115,13 +115,13 @@ def _compose(name: str) -> str:
 
 
 def fold(name: str) -> str:
-    """In one letter case."""
+    """Return the trimmed name in lower case, in Unicode form NFC."""
     composed = _compose(name)
     return composed.lower() if composed.isascii() else unicodedata.normalize("NFC", composed.casefold())
 
 
 def cut(name: str) -> str:
-    """In one letter case, without suffix; numbers without leading zeros and `.0`."""
+    """Return the name in lower case, without suffix; numbers without leading zeros and `.0`."""
     folder, slash, base = fold(name).rpartition("/")
     stem = _split(base)[0]
     number = _WHOLE.fullmatch(stem) if stem[:1].isdecimal() else None
@@ -129,23 +129,23 @@ def cut(name: str) -> str:
 
 
 def stem_of(name: str) -> str:
-    """The last part of a path, without suffix."""
+    """Return the last part of a path, without suffix."""
     return _split(_compose(name).rpartition("/")[2])[0]
 
 
-_SPELLINGS = (_trim, _compose, fold, cut)  # the later, the more names are alike
+_SPELLINGS = (_trim, _compose, fold, cut)  # each later one makes more names equal
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Of each name on one side how many names of the other side it could be, and one of them."""
+    """For each name on one side: how many names of the other side match it, and one of these."""
 
     counts: Numbers
     one: Numbers
 
 
 class Speller:
-    """Finds images of files that are spelled otherwise. `match` is what is known already, of all images."""
+    """Finds the images of files that are spelled differently. `match` is what is known so far."""
 
     def __init__(
         self, path: Path, files: Names, images: Names, *, match: Numbers, codes: Numbers, is_legacy: bool
@@ -154,10 +154,10 @@ class Speller:
         self._match, self._codes, self._is_legacy = match.copy(), codes, is_legacy
 
     def find(self, rows: Int64[np.ndarray, " m"]) -> Iterator[tuple[int, int]]:
-        """Rows of the list, and the images that they name.
+        """Iterate over rows of the list and the images that they name.
 
-        Each rule is tried where the one before left several that could be meant; the widest comes first,
-        because what is alone by that is alone by all.
+        Each rule is applied to the rows for which the rule before found several candidates. The least strict
+        rule is the first, because a candidate that is unique by this rule is unique by all rules.
         """
         images = np.arange(len(self._images))
         for spell in (cut, *_SPELLINGS):
@@ -170,17 +170,17 @@ class Speller:
     def _try(
         self, spell: Callable[[str], str], rows: Numbers, images: Numbers
     ) -> tuple[Numbers, Numbers, list[tuple[int, int]]]:
-        """Rows and images between which it is still to be chosen, and pairs that were found."""
+        """Return the rows and images that are still ambiguous, and the pairs that were found."""
         ours = Names.of(map(spell, self._read(rows)))
         theirs = Names.of(map(spell, self._images.pick(images)))
-        bases, their_bases = _hash_bases(ours), _hash_bases(theirs)  # what differs in these cannot be one
+        bases, their_bases = _hash_bases(ours), _hash_bases(theirs)  # last parts: must be equal to match
         near, their_near = np.isin(bases, their_bases), np.isin(their_bases, bases)
-        is_wide = spell is cut  # what no image could be by this rule, none could be by any
+        is_wide = spell is cut  # a row without candidates by this rule has none by any rule
         others = rows[:0] if is_wide else rows[~near]
         all_images, rows, images = images, rows[near], images[their_near]
         files = Spelled.of(ours.pick(np.flatnonzero(near)))
         seen = Spelled.of(theirs.pick(np.flatnonzero(their_near)))
-        # Rows of one spelling that say the same are one.
+        # Rows with equal spelling and equal values count once.
         _, kept = np.unique(np.stack([files.keys, self._codes[rows]]), axis=1, return_index=True)
         kept = np.sort(kept)
         rows, files = rows[kept], Spelled.of(files.names.pick(kept))
@@ -195,7 +195,7 @@ class Speller:
         ]
         for row, image in found:
             self._match[image] = row
-        # What has one candidate that another file names better is left alone.
+        # A row whose only candidate is already matched by another file is settled.
         alone = np.flatnonzero(may_be.counts == 1)
         is_settled = single | ((may_be.counts == 0) & is_wide)
         is_settled[alone] |= taken[may_be.one[alone]]
@@ -228,7 +228,7 @@ def _hash_bases(names: Names) -> Numbers:
 
 
 def _find_candidates(ours: Spelled, theirs: Spelled) -> _Candidates:
-    """For each of ours those of theirs that are the same, a proper tail of it, or longer by folders."""
+    """Find for each of `ours` those of `theirs` that are equal, a proper tail of it, or longer by folders."""
     everywhere = np.arange(len(theirs.keys))
     tails, owners = list_tails(theirs.names)
     longer = Places(np.concatenate([theirs.keys, tails]), np.concatenate([everywhere, owners]))
@@ -242,7 +242,7 @@ def _find_candidates(ours: Spelled, theirs: Spelled) -> _Candidates:
 
 
 def name_differences(file: str, image: str, *, is_legacy: bool) -> Iterator[str]:
-    """The kinds of difference between a name in the list and that of its image."""
+    """Iterate over the kinds of difference between a name in the list and the name of its image."""
     if file.isascii() and file.lower() == image.lower():  # the most common one
         yield "letter case"
         return
@@ -266,7 +266,7 @@ def name_differences(file: str, image: str, *, is_legacy: bool) -> Iterator[str]
 
 
 def _name_spelling(one: str, two: str) -> Iterator[str]:
-    """The kinds of difference between two names in one Unicode form."""
+    """Iterate over the kinds of difference between two names in the same Unicode form."""
     (stem, suffix), (their_stem, their_suffix) = _split(one), _split(two)
     folded, their_folded = suffix.casefold(), their_suffix.casefold()
     if folded != their_folded:
@@ -280,6 +280,6 @@ def _name_spelling(one: str, two: str) -> Iterator[str]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The name without its suffix, and the suffix if it is one of a file."""
+    """Split a name into stem and suffix; the suffix is "" if it is not in `_SUFFIXES`."""
     stem, dot, suffix = name.rpartition(".")
     return (stem, dot + suffix) if stem and (dot + suffix).casefold() in _SUFFIXES else (name, "")

@@ -1,6 +1,6 @@
-"""Tables and lists that people write: which encoding, which separator, which column names the files.
+"""Read tables and lists that people write: find the encoding, the separator and the column of the files.
 
-Every row is read once and kept as bytes and numbers, never as strings: a million rows take about 50 MB.
+Every row is read once and kept as bytes and numbers, not as strings: a million rows take about 50 MB.
 """
 
 import csv
@@ -30,7 +30,7 @@ from byol.data.labels.text_files import (
     strip_blank,
 )
 
-_MOST_COMPARED = 10_000  # classes of which it is said that some may be one
+_MOST_COMPARED = 10_000  # classes; of more, similar names are not reported
 _NUMBER = re.compile(r"(-?)0*(\d+)(?:[.,]0+)?")
 
 # As pandas reads them: https://pandas.pydata.org/docs/reference/api/pandas.read_csv.html (na_values)
@@ -60,7 +60,7 @@ MISSING = frozenset(
 
 @dataclass(frozen=True)
 class Column:
-    """The values of a column: of each row an index into `words`, or -1 where nothing is said."""
+    """The values of a column: for each row an index into `words`, or -1 for an empty or missing value."""
 
     numbers: Int64[np.ndarray, " row"]
     words: tuple[str, ...]
@@ -68,17 +68,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a file: the names as written, and the columns beside them."""
+    """Rows of a table: the file names as written, and the other columns."""
 
     path: Path
     files: Names
     columns: dict[str, Column]
     is_legacy: bool  # not Unicode: names are kept as bytes, words are read as Windows-1252
-    notes: tuple[str, ...]  # what was understood that nobody said, one line each
+    notes: tuple[str, ...]  # how the table was interpreted, one line each
 
 
 def read_table(path: Path, *, want: Want) -> Table:
-    """A table with a line of column names: encoding, separator and the columns are found from its content.
+    """Read a table with a header line; find its encoding, separator and columns from its content.
 
     Raises:
         DataError: it cannot be read, is no table, names no file, lacks a column or has it twice.
@@ -106,7 +106,7 @@ def read_table(path: Path, *, want: Want) -> Table:
 
 
 def read_lines(path: Path) -> Table:
-    """A text file that names one file a line.
+    """Read a text file that names one file per line.
 
     Raises:
         DataError: it cannot be read, or names no file.
@@ -127,10 +127,10 @@ def read_lines(path: Path) -> Table:
 
 
 def _read_rows(stream: TextIO, header: Header, *, least: int) -> Iterator[list[str]]:
-    """The rows below the header that are not blank, each with `least` fields or more.
+    """Iterate over the rows below the header that are not blank, each with at least `least` fields.
 
     Raises:
-        DataError: a row has too few or too many fields, names no file, or holds a quote that is not closed.
+        DataError: a row has too few or too many fields, names no file, or contains a quote without its end.
     """
     path, rows = header.path, csv.reader(stream, delimiter=header.separator, strict=True)
     num_columns, file_at, line = len(header.names), header.file_at, 1
@@ -162,7 +162,7 @@ def _read_rows(stream: TextIO, header: Header, *, least: int) -> Iterator[list[s
 
 @dataclass
 class _ColumnBuilder:
-    """A `Column` in the making."""
+    """Builds a `Column` row by row."""
 
     known: dict[str, int] = field(default_factory=dict)
     numbers: "array[int]" = field(default_factory=lambda: array("i"))
@@ -180,7 +180,7 @@ class _ColumnBuilder:
             self.num_empty += 1
 
     def build(self, *, is_legacy: bool) -> Column:
-        """Words in one Unicode form; whole numbers without the `.0` that pandas adds if some are missing."""
+        """Return the column: words in Unicode form NFC; integers without the `.0` that pandas may add."""
         words = [
             unicodedata.normalize("NFC", decode_legacy(word) if is_legacy else word) for word in self.known
         ]
@@ -198,7 +198,7 @@ def _is_whole(word: str) -> bool:
 def _describe_values(
     path: Path, builders: dict[str, _ColumnBuilder], columns: dict[str, Column]
 ) -> Iterator[str]:
-    """What in the cells was taken for something else than it says."""
+    """Describe which cells were read as missing, and which classes may be the same."""
     for name, builder in builders.items():
         what = "no class" if name == "label" else "not known"
         if num := builder.missing.total():
@@ -214,7 +214,7 @@ def _describe_values(
 
 
 def _describe_alike(path: Path, words: Iterable[str]) -> Iterator[str]:
-    """Classes that may be one in two spellings: a line with the first two."""
+    """Describe in one line classes that may be one class in two spellings, with the first two."""
     seen: dict[str, str] = {}
     pairs = [(other, word) for word in words if (other := seen.setdefault(_make_plain(word), word)) != word]
     if pairs:
@@ -227,7 +227,7 @@ def _describe_alike(path: Path, words: Iterable[str]) -> Iterator[str]:
 
 
 def _make_plain(word: str) -> str:
-    """Of numbers without leading zeros and `.0`; without regard to case, width, `_`, `-` and spaces."""
+    """Remove leading zeros and `.0` of numbers, and differences in case, width, `_`, `-` and spaces."""
     if (number := _NUMBER.fullmatch(word)) is not None:
         return f"{number[1]}{number[2]}"
     plain = remove_unseen(unicodedata.normalize("NFKC", word)).casefold()
@@ -235,7 +235,7 @@ def _make_plain(word: str) -> str:
 
 
 def _describe_legacy(path: Path, texts: Iterable[str]) -> str:
-    """The first of the texts that shows what the encoding does."""
+    """Describe that the file was read as Windows-1252, with the first text that is not ASCII."""
     example = next((text for text in texts if not text.isascii()), "")
     return (
         f"{path}: is not UTF-8, so it was read as Windows-1252 (cp1252), which gives {quote(example)}; save "

@@ -1,4 +1,4 @@
-"""Text files that people write: UTF-8, UTF-16 as Excel saves it, or Windows-1252; no text is refused."""
+"""Read text files that people write: UTF-8, UTF-16 as Excel saves it, or else Windows-1252."""
 
 import codecs
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from typing import TextIO
 from byol.base.errors import DataError
 from byol.data.decode.content import image_kind
 
-LEGACY = "cp1252"  # what a file is read as that is not Unicode
+LEGACY = "cp1252"  # encoding for files that are not Unicode
 EXPORT = "export it as CSV (in Excel: CSV UTF-8)"
-_OTHER_FILES = (  # how files begin that are no tables, what they are, and what to do
+_OTHER_FILES = (  # first bytes of files that are no tables, their kind, and what to do
     (b"PK\x03\x04", "an Excel workbook or another zip archive", EXPORT),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook", EXPORT),
     (b"\x1f\x8b", "compressed by gzip", "unpack it"),
@@ -27,7 +27,7 @@ _OTHER_FILES = (  # how files begin that are no tables, what they are, and what 
 )
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _BLOCK_BYTES = 2**20
-# Soft hyphens, zero-width characters, marks of direction and of byte order.
+# Soft hyphens, zero-width characters, direction marks and byte order marks.
 _UNSEEN = "\u00ad\u061c\u200b\u200c\u200d\u2060\ufeff" + (
     "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 )
@@ -36,7 +36,7 @@ _NOTHING = str.maketrans("", "", _UNSEEN)
 
 
 def decode_legacy(text: str) -> str:
-    """Text of a file that is no Unicode, as Windows-1252; as it is where that has no such characters."""
+    """Decode text of a file that is not Unicode as Windows-1252; return it unchanged if that fails."""
     try:
         return text.encode("utf-8", "surrogateescape").decode(LEGACY)
     except UnicodeDecodeError:
@@ -44,12 +44,12 @@ def decode_legacy(text: str) -> str:
 
 
 def strip_blank(text: str) -> str:
-    """Without white space and characters that are not seen around it."""
+    """Remove white space and invisible characters at both ends."""
     return text.strip(_BLANK)
 
 
 def remove_unseen(text: str) -> str:
-    """Without characters that are not seen, wherever they are."""
+    """Remove invisible characters everywhere."""
     return text.translate(_NOTHING)
 
 
@@ -58,7 +58,7 @@ def refuse_empty(path: Path) -> DataError:
 
 
 def find_encoding(path: Path) -> str:
-    """`utf-8-sig`, a form of UTF-16, or what files are read as that are neither."""
+    """Return `utf-8-sig`, a form of UTF-16, or `LEGACY` for files that are neither."""
     if path.exists() and not path.is_file():  # a pipe can be read only once
         raise DataError(f"{path}: is a folder, a pipe or a device; give a CSV or text file")
     with reading(path), path.open("rb") as file:
@@ -74,7 +74,7 @@ def find_encoding(path: Path) -> str:
             if head.startswith(bom):
                 return encoding
         nuls = [sum(byte == 0 for byte in head[parity::2]) for parity in (0, 1)]
-        # Every other byte: UTF-16 without its mark.
+        # Zeros in every other byte: UTF-16 without a byte order mark.
         if max(nuls) > len(head) // 8 and min(nuls) * 8 < max(nuls):
             return "utf-16-be" if nuls[0] > nuls[1] else "utf-16-le"
         decoder, is_unicode, done = codecs.getincrementaldecoder("utf-8")(), True, 0
@@ -102,7 +102,7 @@ def _is_decodable(decoder: codecs.IncrementalDecoder, block: bytes, *, is_end: b
 def open_text(path: Path, encoding: str) -> TextIO:
     if encoding.startswith("utf-16"):
         return path.open(encoding=encoding, newline="")
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")  # bytes are kept
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")  # keeps all bytes
 
 
 @contextmanager

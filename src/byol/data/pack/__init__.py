@@ -1,1 +1,1 @@
-"""The packed copy of a set of images: written once, checked, and read in batches."""
+"""The packed copy of a set of images: write it once, check it, and read it in batches."""

@@ -1,4 +1,4 @@
-"""This rank's images of each step, on the device, read ahead by threads while the network computes."""
+"""Load this rank's images of each step onto the device; threads read ahead while the network computes."""
 
 import time
 from collections import deque
@@ -18,10 +18,10 @@ from byol.data.pack.rows import RowFile
 from byol.device.devices import free_bytes, pins, send_stored
 from byol.method.schedule import Plan
 
-_AHEAD = 2  # batches that are made before they are asked for, each by a thread of its own
+_AHEAD = 2  # batches that are prepared in advance, each by its own thread
 _CHUNK_BYTES = 2**26
-_GPU_SHARE = 0.3  # of its free memory that images may take without being asked
-_DTYPES = {1: torch.uint8, 2: torch.uint16, 4: torch.float32}  # of stored images, by the bytes of a value
+_GPU_SHARE = 0.3  # fraction of the free GPU memory that images may take if memory is "auto"
+_DTYPES = {1: torch.uint8, 2: torch.uint16, 4: torch.float32}  # of stored images, by bytes per value
 
 Memory = Literal["auto", "ram", "map", "device"]
 
@@ -30,20 +30,20 @@ Memory = Literal["auto", "ram", "map", "device"]
 class Batch:
     """The images of one step."""
 
-    images: Real[Tensor, "batch channel stored stored"]  # this rank's rows, channels_last, on the device
+    images: Real[Tensor, "batch channel stored stored"]  # of this rank, channels_last, on the device
     sizes: Float[
         Tensor, "global_batch 2"
-    ]  # of all ranks' rows: height, width before packing, px, on the host
+    ]  # of the images of all ranks: height and width before packing, in px, on the host
 
 
 class Batches:
-    """The batches of the steps from `first_step` on, in order; of each the `rows` of the global batch.
+    """Iterate over the batches of the steps from `first_step` on: the `rows` of each global batch.
 
-    Iterate once, in a `with` block, which ends the threads; what they raise is raised where the batch is due.
+    Iterate once, in a `with` block, which ends the threads. A thread's error is raised when its batch is due.
     `memory`: "ram" copies the images of all ranks into memory, "device" onto the GPU (on a CPU: "ram"),
-    "map" reads them from the file as they are needed. "auto" takes the GPU if they fit into 30 % of its free
-    memory, else the file: the system keeps what it has room for in its cache, once for all ranks, and a batch
-    takes 0.3 ms more than from RAM.
+    "map" reads them from the file when they are needed. "auto" means "device" if they fit into 30 % of the
+    free GPU memory, else "map": the operating system caches the file once for all ranks, and a batch takes
+    0.3 ms longer than from RAM.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Batches:
         assert len(packed) == plan.num_images
         place = _choose_place(packed.file.nbytes, memory, device=device)
         self.where = _describe(packed, place)
-        self.wait_s = 0.0  # what the consumer has waited for images, so far
+        self.wait_s = 0.0  # total time that the consumer has waited for images
         if place == "device":
             self._store: _DeviceStore | _HostStore = _DeviceStore(packed, device)
         else:
@@ -68,7 +68,7 @@ class Batches:
             )
         self._sizes = packed.sizes
         self._plan, self._rows = plan, rows
-        # With a time budget the consumer knows the end.
+        # With a time budget, the consumer decides when to stop.
         self._steps = count(first_step) if plan.budget_s else iter(range(first_step, plan.total_steps))
         self._ahead: deque[tuple[Future[Tensor], Tensor]] = deque()
         self._threads = ThreadPoolExecutor(_AHEAD, thread_name_prefix="byol-batches")
@@ -99,7 +99,7 @@ class Batches:
 
 
 class _HostStore:
-    """Images in RAM or in a file: threads gather the rows, the consumer sends them."""
+    """Images in RAM or in a file: threads copy the rows, the consumer sends them to the device."""
 
     def __init__(self, images: Real[np.ndarray, "n px px channels"] | RowFile, device: torch.device) -> None:
         self._images, self._device = images, device
@@ -110,30 +110,30 @@ class _HostStore:
         rows = torch.empty(shape, dtype=self._dtype, pin_memory=pins(self._device))
         if isinstance(self._images, RowFile):
             self._images.read(indices, out=rows.numpy())
-        else:  # mode="clip" writes straight into the result; the indices are valid anyhow
+        else:  # mode="clip" avoids a temporary copy; the indices are always valid
             np.take(self._images, indices, axis=0, out=rows.numpy(), mode="clip")
         return rows
 
     def deliver(self, prepared: Real[Tensor, "batch px px channels"]) -> Real[Tensor, "batch px px channels"]:
-        """In the consumer's stream: what is computed after it finds the images there."""
+        """Send the images in the consumer's CUDA stream, so that later computation there can use them."""
         return send_stored(prepared, self._device, non_blocking=pins(self._device))
 
 
 class _DeviceStore:
-    """All images on the GPU: only indices are sent."""
+    """All images on the GPU: each step sends only indices."""
 
     def __init__(self, packed: Packed, device: torch.device) -> None:
-        # uint16 as the bits of int16: few operations know uint16.
+        # uint16 is stored as the bits of int16, because few operations support uint16.
         self._dtype = _DTYPES[packed.file.dtype.itemsize]
         kept = torch.int16 if self._dtype == torch.uint16 else self._dtype
         self._images = torch.empty(packed.file.shape, dtype=kept, device=device)
         num_rows = max(1, _CHUNK_BYTES * len(packed) // packed.file.nbytes)
-        for first in range(0, len(packed), num_rows):  # by parts: the host never holds a second copy
+        for first in range(0, len(packed), num_rows):  # in chunks: the host never holds a full copy
             part = packed.read(np.arange(first, min(first + num_rows, len(packed))))
             self._images[first : first + num_rows] = torch.from_numpy(part).view(kept)
 
     def prepare(self, indices: Int64[np.ndarray, " batch"]) -> Int64[Tensor, " batch"]:
-        sent = torch.from_numpy(indices.copy())  # the plan's own are not to be written
+        sent = torch.from_numpy(indices.copy())  # the array of the plan is read-only
         return sent.pin_memory() if pins(self._images.device) else sent
 
     def deliver(self, prepared: Int64[Tensor, " batch"]) -> Real[Tensor, "batch px px channels"]:

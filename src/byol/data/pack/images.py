@@ -1,4 +1,4 @@
-"""From a name in the configuration to a packed copy: opens the source, packs it if that has not been done."""
+"""Open the images that the configuration names, and pack them if there is no packed copy yet."""
 
 import re
 from pathlib import Path
@@ -29,12 +29,12 @@ def open_images(
     alpha: Alpha | None = None,
     trained: TrainedLayout | None = None,
 ) -> Packed:
-    """The packed copy of `source` (default: `data.source`), made now or found from an earlier time.
+    """Return the packed copy of `source` (default: `data.source`); make it if there is none yet.
 
-    It lies in the folder `data.packs`, by default `packs` beside the run folder, so that runs share it.
+    It lies in the folder `data.packs` (default: `packs` beside the run folder), so that runs can share it.
 
-    `stored_px` and `alpha` take the place of the configuration's; `trained` is as for `open_source`. A
-    console is told what was passed by.
+    `stored_px` and `alpha` replace the values of the configuration; `trained` is as in `open_source`. The
+    console prints which files were skipped.
 
     Raises:
         DataError: the source cannot be opened or has too many unreadable images.
@@ -44,7 +44,7 @@ def open_images(
     packs = Path(data.packs) if data.packs is not None else run_dir.parent / "packs"
     slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40]
     px = stored_px if stored_px is not None else data.stored_px
-    if data.channels is not None:  # else runs that choose others would take each other's place
+    if data.channels is not None:  # runs with different channels must not replace each other's copy
         numbers = data.channels if isinstance(data.channels, list) else [data.channels]
         slug += "-" + "-".join(map(str, numbers))
     if data.geometry != "square":

@@ -1,15 +1,15 @@
-"""The packed copy of a source: every image once at one size, in one array that is mapped, not read.
+"""The packed copy of a source: all images at one size, in one memory-mapped array file.
 
     images.npy        (N, P, P, C) uint8, uint16 or float32
-    sizes.npy         (N, 2) int32: height and width before packing, px; P and P on canvases (data.geometry)
-    kept.npy          (N,) int64: the place in the source
-    labels.npy        (N,) int64: index into the class names, -1 where not known
-    names.npy, name_offsets.npy      the names as one block of UTF-8, and where each begins
+    sizes.npy         (N, 2) int32: height and width before packing, px; P and P for canvases (data.geometry)
+    kept.npy          (N,) int64: index of the image in the source
+    labels.npy        (N,) int64: index into the class names, -1 if not known
+    names.npy, name_offsets.npy      the names as one block of UTF-8, and the offset of each
     bad_files.csv     file, reason: the images that could not be read and are left out
     pack.json         format, counts, recipe, statistics, checksums
 
-It is written in a folder `NAME.partial`, which a second start continues, and renamed when it is whole:
-see `packing.py`.
+It is written in a folder `NAME.partial`, which is renamed when it is complete; a start after an interruption
+continues it: see `packing.py`.
 """
 
 import hashlib
@@ -42,35 +42,35 @@ FILES = ("pack.json", "images.npy", *ARRAYS, BAD_FILES)
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Images of one size, their sizes before, names and labels; all in the order of the source."""
+    """Images of one size, their original sizes, names and labels, in the order of the source."""
 
     folder: Path
     file: RowFile
     sizes: Int32[np.ndarray, "n 2"]  # height, width in px
     names: Names
-    labels: Int64[np.ndarray, " n"]  # -1: not known. Training reports on them only.
+    labels: Int64[np.ndarray, " n"]  # -1: not known. Training uses them for its report only.
     class_names: tuple[str, ...]
     pixels: Pixels
-    fingerprint: str  # of the packed values alone: the same wherever the files lie
+    fingerprint: str  # of the packed pixel values only: does not depend on the folder
     num_bad: int
-    num_shrunk: int  # on canvases: images that were larger, and have lost their scale
+    num_shrunk: int  # canvases only: images that were larger and were shrunk, so their scale is lost
     note: str  # "packed", "found", or "packed again" with the reason
-    clipped: float = 0.0  # share of the values that lie beyond low or high of their channel
-    source_notes: tuple[str, ...] = ()  # how the list of the images was understood
-    changed: dict[str, Few] = field(default_factory=dict)  # what was changed in images, see `reading.py`
-    unmapped: str | None = None  # why its files are read without maps, if so
-    array_layout: Layout = "auto"  # of the source's arrays of three axes, if it has such
+    clipped: float = 0.0  # fraction of the values that are below low or above high of their channel
+    source_notes: tuple[str, ...] = ()  # how the list of the images was interpreted
+    changed: dict[str, Few] = field(default_factory=dict)  # changes to images, see `reading.py`
+    unmapped: str | None = None  # why its files cannot be memory-mapped; None: they can
+    array_layout: Layout = "auto"  # of the arrays with three axes in the source, if there are any
 
     def __len__(self) -> int:
         return len(self.file)
 
     @property
     def images(self) -> Real[np.ndarray, "n px px channels"]:
-        """As a map. Few images of many are better had by `read`: they do not stay in memory."""
+        """All images as a memory map. To get a few of many, use `read`: they do not stay in memory."""
         return self.file.map
 
     def read(self, rows: Int64[np.ndarray, " batch"]) -> Real[np.ndarray, "batch px px channels"]:
-        """Copies of these images."""
+        """Return copies of these images."""
         return self.file.read(rows)
 
     @property
@@ -87,10 +87,10 @@ class Packed:
 
 
 def open_pack(folder: Path) -> Packed:
-    """The pack in a folder. Sizes of all files are checked, and the checksums of all but the images.
+    """Open the pack in a folder; check the sizes of all files, and all checksums but that of the images.
 
     Raises:
-        DataError: it is missing, damaged, or of another format; or the disk fails.
+        DataError: the pack is missing, damaged, or of another format; or the disk fails.
     """
     try:
         return try_again(lambda: read_pack(folder))
@@ -99,7 +99,7 @@ def open_pack(folder: Path) -> Packed:
 
 
 def read_pack(folder: Path) -> Packed:
-    """As `open_pack`, but a failing disk is a `DiskError` that does not name the folder."""
+    """Same as `open_pack`, but if the disk fails, raise a `DiskError` that does not name the folder."""
     content = read_json(folder)
     for name, entry in content["files"].items():
         path = folder / name
@@ -107,7 +107,7 @@ def read_pack(folder: Path) -> Packed:
             raise DataError(f"{path}: is missing or cut short; delete {folder} to pack again")
         if name in ARRAYS and digest_file(path) != entry["blake2b"]:
             raise DataError(f"{path}: is damaged (its checksum differs); delete {folder} to pack again")
-    # Maps: of a million images these are 60 MB, of which hardly anything is looked at.
+    # Memory maps: these are 60 MB for a million images, of which hardly anything is read.
     loaded = [load_array(folder / name) for name in ARRAYS]
     sizes, _, labels, blob, offsets = (np.asarray(array) for array, _ in loaded)
     return Packed(
@@ -120,16 +120,16 @@ def read_pack(folder: Path) -> Packed:
         pixels=Pixels(**{key: tuple(values) for key, values in content["pixels"].items()}),
         fingerprint=content["files"]["images.npy"]["blake2b"],
         num_bad=content["num_bad"],
-        num_shrunk=content.get("num_shrunk", 0),  # before there were canvases it was not written
+        num_shrunk=content.get("num_shrunk", 0),  # early versions did not write it
         note="found",
         changed=read_notes(content.get("notes", {})),
         unmapped=loaded[0][1],
-        clipped=content.get("clipped", 0.0),  # packs of before do not say it
+        clipped=content.get("clipped", 0.0),  # early versions did not write it
     )
 
 
 def read_json(folder: Path) -> dict[str, Any]:
-    """The content of `pack.json`; errors as of `read_pack`."""
+    """Return the content of `pack.json`; raises the same errors as `read_pack`."""
     path = folder / "pack.json"
     try:
         content = json.loads(path.read_bytes())
@@ -150,6 +150,6 @@ def read_json(folder: Path) -> dict[str, Any]:
 
 
 def digest_file(path: Path) -> str:
-    """The checksum that `pack.json` holds of a file."""
+    """Return the checksum of a file as `pack.json` stores it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

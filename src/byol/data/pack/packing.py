@@ -1,4 +1,4 @@
-"""Make the packed copy of a source, continue a packing that was stopped, or find the copy that is there."""
+"""Make the packed copy of a source, continue an interrupted packing, or find an existing copy."""
 
 import json
 from contextlib import closing
@@ -35,11 +35,11 @@ from byol.data.sources.parallel import read_ahead
 from byol.data.sources.summary import describe_bad, round_up
 from byol.data.sources.survey import describe_mixture, find_largest_side
 
-SAMPLE = 500  # images whose sizes are looked at before packing
+SAMPLE = 500  # images whose sizes are read before packing
 
 
 def find_limit_px(view_px: int) -> int:
-    """The stored side, px, where images are large enough: 1.15 x `view_px`, rounded up."""
+    """Return the stored side of images that are large enough, in px: 1.15 x `view_px`, rounded up."""
     return -(-115 * view_px // 100)
 
 
@@ -58,21 +58,21 @@ def pack(
     progress: Count | None = None,
     say: Say = silent,
 ) -> Packed:
-    """Pack `source` into `folder`, or continue a packing that was stopped, or find the pack that is there.
+    """Pack `source` into `folder`, or continue an interrupted packing, or find the existing pack.
 
-    The side P of the packed images is `stored_px`; without it 1.15 x `view_px`, rounded up, but not more
-    than the largest side in the source: a set of one square size up to that is kept exactly. Images are
-    squashed to P x P, or put on a canvas of that side (`geometry`, see `image.read_square`). A pack is found
-    if its source has not changed and P, `channels`, `geometry`, `alpha` and `clip` are the same; labels
-    are the source's of now. Images that the disk did not give to an earlier start are tried again.
+    The side P of the packed images is `stored_px`. If that is None, P is 1.15 x `view_px`, rounded up, but
+    at most the largest side in the source: square images of one size up to that are stored unchanged. Images
+    are resized to P x P, or put on a canvas of P x P (`geometry`, see `image.read_square`). An existing pack
+    is used if its source has not changed and P, `channels`, `geometry`, `alpha` and `clip` are the same; the
+    labels are those of the source now. Images that could not be read because the disk failed are tried again.
 
-    `num_workers` threads or processes read. If another process is packing into the folder, this one waits,
-    says so, and reports that one's progress (images done, images in all).
+    `num_workers` threads or processes read images. If another process is packing into the folder, this one
+    waits, says so, and reports the progress of the other (images done, number of images).
 
     Raises:
-        DataError: the disk fails, and what is unreadable is not to be left out; more than the share `max_bad`
-            of the images, or all, cannot be read; they differ in channels or depth; the folder cannot be
-            written, or holds something else.
+        DataError: the disk fails and the source does not skip unreadable files; more than a fraction
+            `max_bad` of the images, or all, cannot be read; they differ in channels or bit depth; the folder
+            cannot be written, or holds something else.
     """
     limit_px = find_limit_px(view_px) if stored_px is None else None
     recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER, alpha, clip)
@@ -104,7 +104,7 @@ def pack(
 
 
 def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
-    """The pack, if it is whole and of this recipe; and in words what is the case."""
+    """Return the pack (None if it is incomplete or of another recipe), and a note on what was found."""
     if not folder.exists() or not any(folder.iterdir()):
         return None, "packed"
     if not (folder / "pack.json").exists():
@@ -112,7 +112,7 @@ def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
     try:
         packed = try_again(lambda: read_pack(folder))
         before = Recipe(**read_json(folder)["recipe"])
-    except DiskError as error:  # the pack may be whole
+    except DiskError as error:  # the pack may be intact
         raise error.locate(str(folder)) from None
     except (DataError, TypeError) as error:
         return None, f"packed again: {error}"
@@ -127,20 +127,19 @@ def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
 
 
 def _reads_alike(before: Recipe, packed: Packed) -> bool:
-    """Whether today's decoder gives the values of the one that the pack was made by.
+    """Return whether the decoder that made the pack gives the same values as the current one.
 
-    Number 5 gave others for 16-bit PNG with one transparent grey, and for OME-TIFF sets with pages out of
-    order.
+    Decoder 5 differs for 16-bit PNG with one transparent grey value, and for OME-TIFF with unordered pages.
     """
     is_usual = packed.bits == 8 and packed.channels in (1, 3)
     return before.decoder == DECODER or ((before.decoder, DECODER) == (5, 6) and is_usual)
 
 
 def _count_back(packed: Packed, source: Source) -> int:
-    """Of the images that the disk did not give when the pack was made, those that it gives now.
+    """Count the images that could not be read from the disk when the pack was made, but can be read now.
 
     Raises:
-        DataError: the disk still fails, and what is unreadable is not to be left out.
+        DataError: the disk still fails and the source does not skip unreadable files.
     """
     names = {name for name, reason in read_bad(packed.folder) if is_worth_a_try(reason)}
     found = 0
@@ -155,12 +154,12 @@ def _count_back(packed: Packed, source: Source) -> int:
             if not skips_unreadable(source):
                 raise error.locate(path_of(item) or source.names(index)) from None
         except DataError as error:
-            found += not is_worth_a_try(str(error))  # it is there, and what is wrong with it is another thing
+            found += not is_worth_a_try(str(error))  # the disk gives the file now, but its content is bad
     return found
 
 
 class _Waiting:
-    """Called while another process packs into the same folder: says so once, and shows how far that is."""
+    """Called while another process packs into the same folder: say so once, and show its progress."""
 
     def __init__(self, folder: Path, partial: Path, *, progress: Count | None, say: Say) -> None:
         self._folder, self._partial, self._progress, self._say = folder, partial, progress, say
@@ -169,7 +168,7 @@ class _Waiting:
     def __call__(self, holder: Holder | None) -> None:
         mark = read_mark(self._partial)
         self._num_calls += 1
-        if self._num_calls == 2:  # not if it only finds that they are packed
+        if self._num_calls == 2:  # not at the first call: the other process may only open an existing pack
             done = "" if mark is None else f", {mark.done} of {mark.num_images} images so far"
             self._say(
                 f"{self._folder}: {holder or 'another process'} is packing these images{done}; "
@@ -182,7 +181,7 @@ class _Waiting:
 def _check_bad(folder: Path, source: Source, *, num_bad: int, max_bad: float) -> None:
     if num_bad <= max_bad * len(source) and num_bad < len(source):
         return
-    if skips_unreadable(source):  # these were allowed by another key
+    if skips_unreadable(source):  # data.skip_unreadable already allows files that the system refuses
         num_bad -= sum(is_of_the_system(reason) for _, reason in read_bad(folder))
     if num_bad > max_bad * len(source) or num_bad == len(source):
         allow = f", or allow them with data.max_bad={round_up(num_bad / len(source)):g}"
@@ -205,7 +204,7 @@ def _write(
     num_workers: int,
     progress: Count | None,
 ) -> None:
-    """Everything that a pack holds, into the folder `partial`."""
+    """Write all files of a pack into the folder `partial`."""
     mark = read_mark(partial)
     write = partial_function(
         _write_at, source=source, max_bad=max_bad, num_workers=num_workers, progress=progress, partial=partial
@@ -215,13 +214,13 @@ def _write(
         mark = Mark(recipe, px, 0, 0, num_images=len(source), done=0, num_rows=0, num_bad=0, bad_bytes=0)
     try:
         write(mark)
-    except _LargerImageError:  # looking at all first would take a third of the time of packing small images
+    except _LargerImageError:  # reading all sizes first would make packing small images a third slower
         px = _choose_px(source, recipe, most=len(source), num_workers=num_workers)
         write(replace(mark, px=px, done=0, num_rows=0, num_bad=0, notes={}))
 
 
 class _LargerImageError(Exception):
-    """An image is larger than those that the stored size was chosen by."""
+    """An image is larger than all images from which the stored size was chosen."""
 
 
 def _write_at(
@@ -242,7 +241,7 @@ def _write_at(
             _check_bad(partial, source, num_bad=writer.num_bad, max_bad=max_bad)
             with writing(partial):
                 _complete(writer, source, recipe, running=running)
-    finally:  # also when stopped: what has been read need not be read again
+    finally:  # also after an interruption: the images that were read need not be read again
         with writing(partial):
             writer.close()
 
@@ -304,11 +303,11 @@ def _append(writer: PartialPack, source: Source, index: int, image: Square | Dat
 
 
 def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, running: RunningStatistics) -> None:
-    """The head of the images, the small arrays and `pack.json`."""
+    """Write the header of `images.npy`, the small arrays and `pack.json`."""
     partial = writer.folder
     places, sizes = writer.complete_images()
     num_shrunk = 0
-    if recipe.geometry == "scale":  # crops are drawn on the canvas
+    if recipe.geometry == "scale":  # crops are taken from the canvas
         num_shrunk = int((sizes > writer.mark.px).any(axis=1).sum())
         sizes = np.full_like(sizes, writer.mark.px)
     names = Names.of(source.names(int(place)) for place in places)

@@ -1,4 +1,4 @@
-"""The files of a pack that is being written: images are appended; a killed writer loses seconds."""
+"""The files of a pack while it is written: images are appended; a killed process loses seconds of work."""
 
 import csv
 import io
@@ -29,47 +29,47 @@ _FORMAT = 1
 _HEADER_BYTES = 128  # of images.npy; written last, when the number of rows is known
 _BUFFER_BYTES = 2**20
 _MARK, _ROWS, _FILLED = "progress.json", "rows.bin", "filled.bin"
-_ROW = struct.Struct("<qq")  # of rows.bin: the place in the source; the height above 32 bits of the width
+_ROW = struct.Struct("<qq")  # record of rows.bin: index in the source; height << 32 | width
 _PLACE = struct.Struct(
     "<q"
-)  # of filled.bin: a row; then one bit for each of its values: whether it is filled
+)  # start of a record of filled.bin: row number; then one bit per value follows: 1 if it is filled
 _FILES = ("images.npy", _ROWS, BAD_FILES, _FILLED, _MARK)
-MARK_FILES = (_ROWS, _FILLED, _MARK)  # of no use once the pack is whole
+MARK_FILES = (_ROWS, _FILLED, _MARK)  # not needed once the pack is complete
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a pack is made from and how; the same recipe gives the same pack."""
+    """The source and the settings of a pack; the same recipe gives the same pack."""
 
     source_fingerprint: str
     stored_px: int | None
-    limit_px: int | None  # where stored_px is None: the largest side that may be chosen
+    limit_px: int | None  # if stored_px is None: the largest side that may be chosen
     channels: Channels
     geometry: Geometry = "square"
-    decoder: int = 1  # `decode.DECODER` when it was made; packs that do not say it are of the first
-    alpha: Alpha = "drop"  # so in packs that do not say it
-    clip: float = CLIP  # so in packs that do not say it
+    decoder: int = 1  # `decode.DECODER` when the pack was made; early versions did not write it
+    alpha: Alpha = "drop"  # in packs of early versions, which did not write it
+    clip: float = CLIP  # in packs of early versions, which did not write it
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How far the files are whole."""
+    """Up to where the files are complete and saved."""
 
     recipe: Recipe
     px: int
-    channels: int  # of an image, and its bytes a value: 0 before the first
-    itemsize: int
-    num_images: int  # of the source; of these
-    done: int  # have been looked at
+    channels: int  # of each image; 0 before the first
+    itemsize: int  # bytes per value; 0 before the first image
+    num_images: int  # of the source
+    done: int  # images of the source that have been processed, good or bad
     num_rows: int
     num_bad: int
     bad_bytes: int
     num_filled: int = 0  # images with filled pixels
-    notes: dict[str, Few] = field(default_factory=dict)  # what was changed in images, and in how many
+    notes: dict[str, Few] = field(default_factory=dict)  # changes to images, and in how many
 
 
 def read_bad(folder: Path) -> Iterator[tuple[str, str]]:
-    """Names and reasons of the images that were left out of a pack.
+    """Iterate over the names of the images that were left out of a pack, each with the reason.
 
     Raises:
         OSError: the list cannot be read.
@@ -81,14 +81,14 @@ def read_bad(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_notes(content: dict[str, dict[str, Any]]) -> dict[str, Few]:
-    """As `Mark.notes` and a pack's `notes` are written."""
+    """Convert the notes from the JSON form in a `Mark` or in `pack.json`."""
     return {
         text: Few(int(few["count"]), [str(name) for name in few["names"]]) for text, few in content.items()
     }
 
 
 def read_mark(folder: Path) -> Mark | None:
-    """The mark in an unfinished folder; None if there is none of this format."""
+    """Return the mark in an unfinished folder; None if there is none in this format."""
     try:
         content = json.loads((folder / _MARK).read_bytes())
         if content.pop("format") != _FORMAT:
@@ -96,14 +96,14 @@ def read_mark(folder: Path) -> Mark | None:
         notes = read_notes(content.pop("notes", {}))
         return Mark(recipe=Recipe(**content.pop("recipe")), notes=notes, **content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None  # missing, or of another version: nothing to continue
+        return None  # missing, or written by another version: start again
 
 
 class PartialPack:
-    """Appends images to an unfinished pack, from where `mark` says that it is whole.
+    """Append images to an unfinished pack, from the point up to which `mark` says that it is complete.
 
-    A thread makes what has been written certain, against loss of power too, while more is written: a disk
-    takes about 1 s a GB for it.
+    While more is written, a thread flushes the written data to the disk (fsync), so that a power failure does
+    not lose it: this takes about 1 s per GB.
     """
 
     def __init__(self, folder: Path, mark: Mark) -> None:
@@ -140,7 +140,7 @@ class PartialPack:
 
     @property
     def filled_bytes(self) -> int:
-        """Of one image in `filled.bin`."""
+        """Bytes per image in `filled.bin`."""
         return _PLACE.size + (self.mark.px**2 * self.channels + 7) // 8
 
     @property
@@ -152,7 +152,7 @@ class PartialPack:
         return self.folder / _FILLED
 
     def unpack_filled(self, record: bytes) -> tuple[int, Bool[np.ndarray, "px px channels"]]:
-        """A row, and which of its values are filled, from `filled_bytes` of `filled.bin`."""
+        """Return a row number and which of its values are filled, from one record of `filled.bin`."""
         bits = np.frombuffer(record, np.uint8, offset=_PLACE.size)
         filled = np.unpackbits(bits, count=self.mark.px**2 * self.channels).astype(np.bool_)
         return _PLACE.unpack_from(record)[0], filled.reshape(self.row_shape)
@@ -166,7 +166,7 @@ class PartialPack:
         return np.dtype({1: np.uint8, 2: np.uint16, 4: np.float32}[self.itemsize])
 
     def head(self, num_rows: int) -> bytes:
-        """What `images.npy` begins with if it has so many rows."""
+        """Return the header of `images.npy` for `num_rows` rows."""
         head = io.BytesIO()
         shape = (num_rows, *self.row_shape)
         np.lib.format.write_array_header_1_0(
@@ -176,17 +176,17 @@ class PartialPack:
         return head.getvalue()
 
     def fits(self, image: ImageArray) -> bool:
-        """Whether it has the channels and the depth of the images before it."""
+        """Return whether the image has the same channels and bit depth as the images before it."""
         return (image.shape[2], image.dtype.itemsize) == (self.channels, self.itemsize)
 
     def append(
         self, index: int, image: ImageArray, *, height: int, width: int, filled: Missing | None = None
     ) -> None:
-        """The next good image: `index` is its place in the source, the sizes those before packing.
+        """Append a readable image: `index` in the source, `height` and `width` before packing, in px.
 
-        Values that are `filled` do not count in statistics.
+        `filled` values are not counted in the statistics.
         """
-        if self.num_rows == 0:  # the first decides the kind
+        if self.num_rows == 0:  # all others must have the channels and bit depth of the first
             self.channels, self.itemsize = image.shape[2], image.dtype.itemsize
         assert self.fits(image) and image.nbytes == self.row_bytes
         self._images.write(image.data)
@@ -202,24 +202,24 @@ class PartialPack:
         self.num_bad += 1
 
     def note(self, name: str, texts: tuple[str, ...]) -> None:
-        """What was changed in an image, see `reading.py`."""
+        """Record what was changed in an image, see `reading.py`."""
         for text in texts:
             self.notes.setdefault(text, Few()).add(name)
 
     def finish_image(self) -> None:
-        """To be called after each image, good or bad: now and then what has been written is saved."""
+        """Call this after each image, readable or not: every few seconds it saves what has been written."""
         self.done += 1
         if time.monotonic() - self._saved_s > SAVE_INTERVAL_S and self._saving.done():
             self.start_saving()
 
     def flush(self) -> None:
-        """From here on, others who open the files see all that has been written."""
+        """Flush the buffers, so that other readers of the files see everything written so far."""
         for file in self._written:
             file.flush()
 
     def start_saving(self) -> None:
-        """Begin to save all that has been written so far."""
-        self._saving.result()  # waits, and raises what went wrong
+        """Start to save everything written so far, in a thread."""
+        self._saving.result()  # waits, and raises an error of the last save
         self.flush()
         mark = replace(
             self.mark,
@@ -241,7 +241,7 @@ class PartialPack:
         write_atomically(self.folder / _MARK, json.dumps({"format": _FORMAT} | asdict(mark)).encode())
 
     def close(self) -> None:
-        """Save what has not been saved, and close the files."""
+        """Save the rest, and close the files."""
         try:
             self.start_saving()
             self._saving.result()
@@ -251,7 +251,7 @@ class PartialPack:
                 file.close()
 
     def complete_images(self) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"]]:
-        """Make `images.npy` whole; returns each row's place in the source, and its height and width there."""
+        """Complete `images.npy`; return for each row its index, height and width (px) in the source."""
         assert self.done == self.mark.num_images
         self._images.seek(0)
         self._images.write(self.head(self.num_rows))
@@ -261,7 +261,7 @@ class PartialPack:
 
 
 def _open(path: Path) -> BinaryIO:
-    """For reading and writing; created if missing, kept as it is if not."""
+    """Open a file for reading and writing; create it if it is missing, keep its content if not."""
     return os.fdopen(
         os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644),
         "r+b",
@@ -270,7 +270,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def csv_line(*fields: str) -> bytes:
-    """A line of a CSV file; names in any encoding are kept as they are."""
+    """Return a line of a CSV file; names in any encoding keep their bytes."""
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\n").writerow(fields)
     return line.getvalue().encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""The folder that a pack lies in: who may write, what if writing fails, how one replaces another."""
+"""The folder of a pack: its lock, errors when writing to it, and how a new pack replaces an old one."""
 
 import os
 import shutil
@@ -18,13 +18,13 @@ _ELSEWHERE = "free space or choose another place with data.packs=FOLDER"
 
 @contextmanager
 def locked(folder: Path, *, while_waiting: Callable[[Holder | None], None], say: Say) -> Iterator[None]:
-    """Hold the lock of `folder`, which need not exist. Waits for another holder, calling `while_waiting`.
+    """Hold the lock of `folder`, which need not exist; call `while_waiting` while another process holds it.
 
-    The lock is an empty file `.NAME.lock` beside the folder, which stays. Where nothing can be written there
-    is none: what the folder holds can still be read. `say` is told where there are no locks.
+    The lock is an empty file `.NAME.lock` beside the folder; it is not deleted. If the folder above is
+    read-only, there is no lock: a pack in it can still be read. `say` reports file systems without locks.
 
     Raises:
-        DataError: the folder above cannot be made.
+        DataError: the folder above cannot be created.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -39,8 +39,8 @@ def locked(folder: Path, *, while_waiting: Callable[[Holder | None], None], say:
         yield
 
 
-class writing:  # not by @contextmanager: it is entered for every image, and that takes 2 us
-    """Failures to write become one line.
+class writing:  # not made with @contextmanager, which would take 2 us per image
+    """Turn errors of writing into a `DataError` with a one-line message.
 
     Raises:
         DataError: the folder cannot be written, or the disk is full.
@@ -62,7 +62,7 @@ class writing:  # not by @contextmanager: it is entered for every image, and tha
 
 
 def check_space(folder: Path, num_bytes: int) -> None:
-    """Refuse before hours of work that there is no room for.
+    """Check the free disk space before hours of work.
 
     Raises:
         DataError: the disk has less than `num_bytes` free.
@@ -76,12 +76,12 @@ def check_space(folder: Path, num_bytes: int) -> None:
 
 
 def move_into_place(partial: Path, folder: Path, *, files: tuple[str, ...]) -> None:
-    """`partial` takes the place of `folder`, whose `files` are deleted; a process that maps them keeps them.
+    """Replace `folder` by `partial` and delete the old `files`; a process that has mapped them keeps them.
 
-    Whatever else somebody has put into the folder stays, under the name `NAME.old`.
+    Other files in the old folder are kept, under the name `NAME.old`.
 
     Raises:
-        DataError: it cannot be written; on Windows also: another process maps the files.
+        DataError: the folder cannot be written; on Windows also: another process has mapped the files.
     """
     old = folder.with_name(f"{folder.name}.old")
     with writing(folder):
@@ -105,7 +105,7 @@ def _rename_used(folder: Path, old: Path) -> None:
 
 
 def remove_files(folder: Path, names: tuple[str, ...]) -> None:
-    """Delete those of these names that are there, and nothing else."""
+    """Delete the files with these names, if they exist."""
     for name in names:
         with suppress(FileNotFoundError):
             (folder / name).unlink()
@@ -114,7 +114,7 @@ def remove_files(folder: Path, names: tuple[str, ...]) -> None:
 def _remove(folder: Path, files: tuple[str, ...]) -> None:
     if folder.exists():
         remove_files(folder, files)
-        with suppress(OSError):  # not empty: something of the user's
+        with suppress(OSError):  # not empty: it holds files of the user
             folder.rmdir()
 
 

@@ -1,4 +1,4 @@
-"""Rows of an array file, read when they are asked for and then forgotten."""
+"""Read rows of an array file without keeping them in memory."""
 
 import os
 from functools import cached_property
@@ -16,11 +16,11 @@ READS_AT = hasattr(os, "preadv")
 
 
 class RowFile:
-    """The images of an `.npy` file by rows, and as a map for who asks; several threads may read at once.
+    """The images of an `.npy` file: read by rows, or as a memory map; several threads may read at once.
 
-    Pages of a map that have been touched count as memory of the process: up to 2 MB around each row (Linux
-    6.18). Rows that are read do not, and the system keeps the file in its cache either way. A row takes 2 us.
-    No map is made until it is asked for: some file systems refuse it.
+    Pages of a map that have been accessed count as memory of the process: up to 2 MB around each row (Linux
+    6.18). Rows that `read` returns do not, and the system caches the file in both cases. A row takes 2 us.
+    The map is made only when it is first used, because some file systems do not support maps.
 
     Raises:
         OSError, ValueError: the file cannot be read or holds no array.
@@ -37,7 +37,7 @@ class RowFile:
             self.dtype: np.dtype[Any] = header[2]
             self._offset = stream.tell()
         self._row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
-        if not READS_AT:  # Windows reads from the map, and cannot remove a file that is open
+        if not READS_AT:  # Windows: read from the map, and close the file so that it can be deleted
             self.map  # noqa: B018
             os.close(self._handle)
             del self._handle
@@ -51,12 +51,12 @@ class RowFile:
 
     @property
     def nbytes(self) -> int:
-        """Of all rows."""
+        """Bytes of all rows."""
         return len(self) * self._row_bytes
 
     @cached_property
     def map(self) -> Real[np.ndarray, "n px px channels"]:
-        """The file that was opened, also if another has taken its name; in memory where there are no maps."""
+        """The opened file, even if it has been replaced; in memory if the file system has no maps."""
         try:
             with open(os.dup(self._handle), "rb") as stream:
                 return np.memmap(stream, self.dtype, mode="r", offset=self._offset, shape=self.shape)
@@ -69,7 +69,7 @@ class RowFile:
         *,
         out: Real[np.ndarray, "batch px px channels"] | None = None,
     ) -> Real[np.ndarray, "batch px px channels"]:
-        """Copies of these rows, into `out` if it is given.
+        """Return copies of these rows, in `out` if it is given.
 
         Raises:
             DataError: the file has become shorter, or cannot be read any more.
@@ -98,7 +98,7 @@ class RowFile:
         return out
 
     def _read_again(self, place: Any, row: int, error: OSError) -> int:
-        """A row that the disk did not give at first; its number of bytes."""
+        """Try again to read a row after a disk error; return its number of bytes."""
         if not is_of_the_disk(error):
             raise DataError(f"{self.path}: cannot be read ({describe(error)})") from None
         try:

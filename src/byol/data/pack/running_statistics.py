@@ -1,4 +1,4 @@
-"""Statistics and checksum of the packed images, taken while they are written."""
+"""Compute the statistics and the checksum of the packed images while they are written."""
 
 import hashlib
 import os
@@ -19,19 +19,19 @@ from byol.data.pack.statistics import (
 )
 from byol.method.views import Pixels
 
-CHUNK_BYTES = 2**21  # looked at in one go, while other threads that need the interpreter wait 1 ms
+CHUNK_BYTES = 2**21  # processed at once; other threads that need the interpreter wait 1 ms meanwhile
 
 
 class RunningStatistics:
-    """Follows the rows of `images.npy` as they are appended; a thread reads them, from the system's cache.
+    """Follow the rows of `images.npy` while they are appended; a thread reads them from the system's cache.
 
-    At the end this would take a seventh of the time of packing photographs, on hardly more than one core.
-    The checksum begins with the file's head, which tells the number of rows: it is guessed.
+    Doing this after packing would take a seventh of the time of packing photographs, on about one core. The
+    checksum begins with the header of the file, which holds the number of rows: this number is guessed.
     """
 
     def __init__(self, writer: PartialPack) -> None:
         self._writer, self._file = writer, writer.images_path.open("rb", buffering=0)
-        self._filled, self._num_filled = writer.filled_path.open("rb"), 0  # of them looked at
+        self._filled, self._num_filled = writer.filled_path.open("rb"), 0  # number of records read
         self._reader, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._num_given, self._last = 0, Future[None]()
 
@@ -47,12 +47,12 @@ class RunningStatistics:
         self._filled.close()
 
     def follow(self, *, at_least: int = CHUNK_BYTES) -> None:
-        """To be called after each image: begins to look at the new rows if they are so many bytes."""
+        """Call this after each image: start to process the new rows if they have at least this many bytes."""
         writer = self._writer
         num_new = writer.num_rows - self._num_given
         if num_new * writer.row_bytes < at_least:
             return
-        if self._num_given == 0:  # the kind of the images is known now
+        if self._num_given == 0:  # now the channels and bit depth of the images are known
             self._guess = writer.head(writer.mark.num_images - writer.num_bad)
             self._file.seek(len(self._guess))
             self._digest = hashlib.blake2b(self._guess, digest_size=16)
@@ -66,9 +66,9 @@ class RunningStatistics:
         self._num_given = writer.num_rows
 
     def finish(self) -> tuple[Pixels, float, str]:
-        """The statistics of the channels, the share of clipped values and the checksum of the file.
+        """Return the statistics of the channels, the fraction of clipped values and the checksum of the file.
 
-        The file is whole now.
+        Call this when the file is complete.
 
         Raises:
             OSError: the file cannot be read.
@@ -85,8 +85,8 @@ class RunningStatistics:
         return pixels, find_clipped(self._counts, pixels), digest
 
     def _look(self, before: "Future[None]", new: range, num_filled: int) -> None:
-        """At new rows; so many images have filled pixels, of these rows and those before."""
-        before.result()  # what went wrong there is wrong here
+        """Process new rows; `num_filled` images have filled pixels, up to the last of these rows."""
+        before.result()  # raises an error of the rows before
         shape, dtype = self._writer.row_shape, self._writer.dtype
         most = max(1, CHUNK_BYTES // self._writer.row_bytes)
         for first in range(new.start, new.stop, most):
@@ -105,7 +105,7 @@ class RunningStatistics:
             hashed.result()
 
     def _take_filled(self, end: int, number: int) -> dict[int, Bool[np.ndarray, "px px channels"]]:
-        """Which values are filled, of the rows before `end` that have some; `number` of them are written."""
+        """Return which values are filled in the rows before `end`; `number` records have been written."""
         found = {}
         while self._num_filled < number:
             record = self._filled.read(self._writer.filled_bytes)

@@ -1,8 +1,8 @@
-"""Range, mean and spread of each channel of a set of images, from counts of its values.
+"""Range, mean and standard deviation of each channel of a set of images, from histograms of its values.
 
-8- and 16-bit values are counted one by one: what is said of them is exact. float32 values are counted by the
-first 18 of their 32 bits, put in the order of the values: sign, exponent and 9 bits of the mantissa, so that
-percentiles, mean and std are those of values rounded to 1 part in 512. Smallest and largest are exact.
+The histograms of 8- and 16-bit values have one bin per value: their statistics are exact. float32 values are
+counted by the first 18 of their 32 bits (sign, exponent and 9 bits of the mantissa), sorted by value, so
+percentiles, mean and std are those of values rounded to 1 part in 512. The smallest and largest are exact.
 """
 
 from typing import Any
@@ -13,14 +13,14 @@ from PIL import Image
 
 from byol.method.views import Pixels
 
-CLIP = 0.001  # the share of a deep channel's values below its black, and above its white, as data.clip
-_LEVELS = {1: 2**8, 2: 2**16, 4: 2**18}  # by the bytes of a value
-_DROPPED = np.uint32(32 - 18)  # bits of a float32 that are not counted by
+CLIP = 0.001  # default of data.clip: fraction of values below black, and above white, if not 8 bit
+_LEVELS = {1: 2**8, 2: 2**16, 4: 2**18}  # bins of a histogram, by bytes per value
+_DROPPED = np.uint32(32 - 18)  # bits of a float32 that the histogram ignores
 _SIGN = np.uint32(2**31)
 
 
 def no_counts(channels: int, dtype: np.dtype[Any]) -> Int64[np.ndarray, "channels levels"]:
-    """The counts of no values of this type."""
+    """Return empty histograms for values of this type."""
     return np.zeros((channels, _LEVELS[dtype.itemsize]), dtype=np.int64)
 
 
@@ -29,14 +29,14 @@ def count_values(
     *,
     out: Int64[np.ndarray, "channels levels"] | None = None,
 ) -> Int64[np.ndarray, "channels levels"]:
-    """How often each channel takes each of the 256 or 65,536 values, or of the 262,144 kinds of float32.
+    """Return the histogram of each channel: 256 or 65,536 values, or 262,144 bins of float32 values.
 
-    `out` are counts so far, to which these are added.
+    `out` holds the counts so far, to which these are added.
     """
     out = no_counts(images.shape[3], images.dtype) if out is None else out
     if images.dtype == np.uint8:
         rows = images.reshape(-1, *images.shape[2:])  # one image below the other
-        # Pillow counts 5 times as fast as np.bincount, which makes 8 bytes of each value first.
+        # Pillow counts 5 times as fast as np.bincount, which first converts each value to 8 bytes.
         flat = (
             [rows]
             if rows.shape[2] == 3
@@ -65,7 +65,7 @@ def _add(values: Real[np.ndarray, " n"], total: Int64[np.ndarray, " levels"]) ->
     if values.size == 0:
         return
     keys = _keys(values)
-    first = int(keys.min())  # most of the levels are not used: they need not be added
+    first = int(keys.min())  # most bins are empty: they need not be added
     counted = np.bincount(keys - keys.dtype.type(first))
     total[first : first + len(counted)] += counted
 
@@ -74,7 +74,7 @@ def find_extremes(
     images: Real[np.ndarray, "n height width channels"],
     filled: Bool[np.ndarray, "n height width channels"] | None = None,
 ) -> Float[np.ndarray, "2 channels"]:
-    """The smallest and the largest value of each channel that is not `filled`; infinite if there is none."""
+    """Return the smallest and largest value of each channel without `filled` values; infinite if none."""
     planes = _planes(images)
     where = True if filled is None else ~_planes(filled)
     smallest = planes.min(axis=1, where=where, initial=np.inf)
@@ -82,7 +82,7 @@ def find_extremes(
 
 
 def _planes(images: Shaped[np.ndarray, "n height width channels"]) -> Shaped[np.ndarray, "channels values"]:
-    """The values of each channel side by side, which is worth the copy."""
+    """Return a copy in which the values of each channel are contiguous, which makes counting faster."""
     return np.ascontiguousarray(images.reshape(-1, images.shape[3]).T)
 
 
@@ -92,12 +92,11 @@ def summarise(
     *,
     clip: float = CLIP,
 ) -> Pixels:
-    """Statistics of the values that were counted; counts of several batches add up.
+    """Return the statistics of the counted values.
 
-    8 bit: low and high are 0 and 255. Deeper: the values at the shares `clip` and 1 - `clip` of the channel,
-    since cameras use a part of the 16 bits and a few stray pixels are not the white. A channel of one value
-    has std 1.
-    `extremes` are needed for float32; counts of whole numbers tell them.
+    8 bit: low and high are 0 and 255. Otherwise they are the quantiles `clip` and 1 - `clip` of the channel,
+    because cameras use only part of the 16 bits, and a few outliers should not define white. A channel with
+    only one value has std 1. `extremes` are needed for float32 only; integer counts contain them.
     """
     num_levels = counts.shape[1]
     if extremes is None:
@@ -113,7 +112,7 @@ def summarise(
 
 
 def find_clipped(counts: Int64[np.ndarray, "channels levels"], pixels: Pixels) -> float:
-    """The share of all values that lie below low or above high of their channel."""
+    """Return the fraction of all values that are below low or above high of their channel."""
     clipped = 0
     for channel, low, high in zip(counts, pixels.low, pixels.high, strict=True):
         levels = np.flatnonzero(channel)
@@ -125,7 +124,7 @@ def find_clipped(counts: Int64[np.ndarray, "channels levels"], pixels: Pixels) -
 def _summarise(
     counts: Int64[np.ndarray, " levels"], smallest: float, largest: float, *, clip: float
 ) -> tuple[float, float, float, float]:
-    """Low, high, mean and std of one channel."""
+    """Return low, high, mean and std of one channel."""
     num_levels, levels = len(counts), np.flatnonzero(counts)
     counts = counts[levels]
     if num_levels == _LEVELS[4]:
@@ -145,18 +144,18 @@ def _range(
     last: Float[np.ndarray, " levels"],
     clip: float,
 ) -> tuple[float, float]:
-    shares = np.cumsum(counts) / counts.sum()  # the last is exactly 1
+    shares = np.cumsum(counts) / counts.sum()  # cumulative; the last is exactly 1
     low, high = float(first[np.searchsorted(shares, clip)]), float(last[np.searchsorted(shares, 1.0 - clip)])
     return low, high if high > low else low + 1.0
 
 
-# ---- float32 values in 262,144 kinds
+# ---- float32 values in 262,144 bins
 
 
 def _keys(values: Real[np.ndarray, " n"]) -> Real[np.ndarray, " n"]:
-    """The kinds of float32 values, in their order; whole numbers as they are.
+    """Return the bin numbers of float32 values, sorted like the values; integers unchanged.
 
-    The bits of positive floats are in the order of the values, those of negative ones in the opposite order.
+    The bits of positive floats are sorted like the values, those of negative floats in the opposite order.
     """
     if values.dtype != np.float32:
         return values
@@ -167,7 +166,7 @@ def _keys(values: Real[np.ndarray, " n"]) -> Real[np.ndarray, " n"]:
 
 
 def _values(keys: Int64[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """The smallest and the largest value of each kind."""
+    """Return the smallest and the largest value of each bin."""
     first = keys.astype(np.uint32) << _DROPPED
     both = first, first | np.uint32(2 ** int(_DROPPED) - 1)
     smallest, largest = (np.where(bits & _SIGN, bits ^ _SIGN, ~bits).view(np.float32) for bits in both)

@@ -1,15 +1,13 @@
-"""Whether the values of an image are of the kind, and in the range, that an encoder was trained on.
+"""Check that the values of an image have the bit depth and the range that an encoder was trained on.
 
-Values beyond low and high are clipped to black and white. Three things are called outside, for 16-bit and
-floating-point images (8-bit ones have one range):
-
-    a value beyond the smallest or largest of the training by more than MARGIN of (high - low)
-    more than MOST_CLIPPED of a channel's values above high, or below low
-    fractions close to 0 in all channels of a floating-point image, as if somebody had scaled it to 0 .. 1 or
-    normalised it: |v| is at most NEAR_ZERO and 1 / WIDER of (high - low)
-
-Of the training images themselves none is the first, and for each channel at most 1 in 250 is the second,
-since 0.1 % of a channel's values lie beyond either end. The third they can be only where they are black.
+Values below low and above high are clipped to black and white. A 16-bit or floating-point image is outside
+the range (8-bit images have only one range) in three cases:
+    1. a value is below the smallest or above the largest of the training by more than MARGIN x (high - low)
+    2. more than MOST_CLIPPED of the values of a channel are above high, or below low
+    3. all channels of a floating-point image hold fractions close to 0, as if it had been scaled to 0 .. 1 or
+       normalised: |v| is at most NEAR_ZERO and at most (high - low) / WIDER
+Case 1 is never true for a training image, and case 2 for at most 1 image in 250 per channel, because 0.1 % of
+the values of a channel are beyond each end. Case 3 is true for a training image only if it is black.
 """
 
 import numpy as np
@@ -19,8 +17,8 @@ from byol.base.errors import DataError
 from byol.data.decode.formats import Bits, ImageArray, Missing
 from byol.method.views import Pixels
 
-MARGIN = 0.25  # of high - low
-MOST_CLIPPED = 0.5  # of the values of a channel of one image
+MARGIN = 0.25  # fraction of high - low
+MOST_CLIPPED = 0.5  # fraction of the values of a channel of one image
 NEAR_ZERO = 10.0  # normalised values are hardly ever larger
 WIDER = 16.0
 
@@ -28,10 +26,10 @@ _IN_WORDS: dict[Bits, str] = {8: "8-bit values", 16: "16-bit values", 32: "float
 
 
 def check_bits(found: Bits, trained: Bits) -> None:
-    """Values of another depth have another scale: 8-bit ones would all be black to a 16-bit encoder.
+    """Check the bit depth: 8-bit values, for example, would all be black for a 16-bit encoder.
 
     Raises:
-        DataError: the depths differ; the caller knows the name.
+        DataError: the bit depths differ; the message does not name the image.
     """
     if found != trained:
         raise DataError(
@@ -41,9 +39,9 @@ def check_bits(found: Bits, trained: Bits) -> None:
 
 
 def count_clipped(square: ImageArray, pixels: Pixels, filled: Missing | None = None) -> tuple[int, int]:
-    """How many values of an image lie beyond low or high of their channel, and how many values it has.
+    """Return how many values of an image are below low or above high, and how many values it has.
 
-    Values that are `filled` do not count.
+    `filled` values are not counted.
     """
     if square.dtype == np.uint8:
         return 0, square.size
@@ -56,9 +54,9 @@ def count_clipped(square: ImageArray, pixels: Pixels, filled: Missing | None = N
 
 
 def describe_outside(square: ImageArray, pixels: Pixels, filled: Missing | None = None) -> str | None:
-    """What lies outside of the range of the training, for the first such channel; None: nothing does.
+    """Describe the first channel that is outside the range of the training; None: no channel is.
 
-    Values that are `filled` do not count.
+    `filled` values are ignored.
     """
     if square.dtype == np.uint8:
         return None
@@ -88,7 +86,7 @@ def describe_outside(square: ImageArray, pixels: Pixels, filled: Missing | None 
 
 
 def _looks_scaled(values: Float32[np.ndarray, " value"], low: float, high: float) -> bool:
-    """Whether a channel's values are fractions close to 0, unlike those of the training."""
+    """Return whether the values of a channel are fractions close to 0, unlike those of the training."""
     limit = min(NEAR_ZERO, (high - low) / WIDER)
     is_varied = bool((values != values[0]).any())
     return is_varied and bool((np.abs(values) <= limit).all()) and bool((values != np.rint(values)).any())

@@ -1,1 +1,1 @@
-"""Where images come from: folders, lists, arrays, known data sets; and a look at some of them."""
+"""Sources of images: folders, lists, arrays and known data sets; and statistics of some of their images."""

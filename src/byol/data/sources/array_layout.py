@@ -1,16 +1,16 @@
-"""Which axis of a set's arrays is the channels, where `data.layout` is auto: judged by all their shapes.
+"""Find the channel axis of the arrays of a set if `data.layout` is auto, from the shapes of all arrays.
 
-A shape alone looks like channels last, like channels first, or like neither (`arrays.look_of`). The images of
-a set have one layout, and nearly always one number of channels, so their shapes resolve each other:
+A single shape looks like channels last, like channels first, or is ambiguous (`arrays.look_of`). All images
+of a set have one layout, and nearly always one number of channels, so the shapes are judged together:
 
-    some look like last, some like first    refused
-    some look like one, others like neither    the others follow if they have as many channels as the first
-    all look like neither                   the layout in which all have the same number of channels
-    what they look like gives several numbers of channels, other than 1, 3 and 4, and the other layout one
-                                            refused
+    some look like channels last, some like channels first: error
+    some look like one layout, others are ambiguous: that layout, if the others then have as many channels
+    all are ambiguous: the layout in which all have the same number of channels
+    the layout that they look like gives several numbers of channels, other than 1, 3 and 4, and the other
+        layout gives the same number for all: error
 
-What stays open is refused with the setting that says it. New images for an encoder have the layout of its
-training, unless only the other one gives them the encoder's channels.
+If no rule applies, the error names the setting to choose. For an encoder, new images have the layout of its
+training, unless only the other layout gives them the number of channels of the encoder.
 """
 
 import os
@@ -28,7 +28,7 @@ from byol.data.decode.index import Names
 Shape = tuple[int, ...]
 
 ARRAY_SUFFIXES = (".npy", ".npz")
-_READERS, _CHUNK = 8, 128  # threads, since a network disk answers late; files of a task
+_READERS, _CHUNK = 8, 128  # threads, because network disks have a high latency; files per task
 _MOST_KEPT = 8  # sets whose layout is remembered
 _IN_WORDS: dict[Layout, str] = {"hwc": "channels last", "chw": "channels first"}
 _CHOICE = "data.layout=hwc (channels last) or data.layout=chw (channels first)"
@@ -37,13 +37,13 @@ _UNCLEAR = "has the shape {}, whose channel axis is ambiguous"
 
 @dataclass(frozen=True)
 class TrainedLayout:
-    """The arrays that an encoder was trained on."""
+    """The layout and channels of the arrays that an encoder was trained on."""
 
     layout: Layout  # hwc or chw
-    channels: int | None  # of a file; None: some of them were chosen, so how many there are is not known
+    channels: int | None  # in a file; None: unknown, because training used only some of them
 
     def may_be_image(self, shape: Shape) -> bool:
-        """Whether one array of three axes is an image for the encoder, not a stack of grey ones."""
+        """Return whether an array with three axes can be one image for the encoder, not several grey ones."""
         return self.channels is None or self.channels in (shape[0], shape[-1])
 
 
@@ -54,13 +54,13 @@ _resolved: dict[_Key, Layout] = {}  # by folder and fingerprint: a command opens
 def resolve_layout_of_files(
     folder: Path, files: Names, *, fingerprint: str, trained: TrainedLayout | None = None
 ) -> Layout:
-    """The layout of the arrays among these files; auto: none has three axes. Only their headers are read.
+    """Return the layout of the arrays among these files; auto: none has three axes. Reads only the headers.
 
-    `fingerprint` changes when the files do. Files that cannot be read are passed by: whoever reads them says
-    so.
+    `fingerprint` changes when the files change. Files that cannot be read are ignored here: reading the
+    images reports them.
 
     Raises:
-        DataError: as `resolve_layout`.
+        DataError: same as `resolve_layout`.
     """
     if b".np" not in files.blob.tobytes().lower():
         return "auto"
@@ -76,7 +76,7 @@ def resolve_layout_of_files(
 def _read_shapes(folder: Path, files: Names) -> Iterator[tuple[str, Shape]]:
     paths = (os.path.join(folder, name) for name in files if name.lower().endswith(ARRAY_SUFFIXES))
     with ThreadPoolExecutor(_READERS) as pool:
-        while block := list(islice(paths, _READERS * _CHUNK)):  # all paths at once would be 100 MB a million
+        while block := list(islice(paths, _READERS * _CHUNK)):  # a million paths at once would take 100 MB
             chunks = [block[first : first + _CHUNK] for first in range(0, len(block), _CHUNK)]
             for found in pool.map(_find_shapes, chunks):
                 yield from found
@@ -87,13 +87,13 @@ def _find_shapes(paths: list[str]) -> list[tuple[str, Shape]]:
 
 
 def resolve_layout(shapes: Iterable[tuple[str, Shape]], trained: TrainedLayout | None = None) -> Layout:
-    """The layout of arrays with these names and shapes, by the rules above; auto: none has three axes.
+    """Return the layout of arrays with these names and shapes, by the rules above; auto: none has three axes.
 
     Raises:
-        DataError: they contradict each other, or do not tell; the line names one or two of them, their shapes
-            and the setting. Not where a `trained` layout is known.
+        DataError: the shapes contradict each other or are ambiguous; the message names one or two arrays,
+            their shapes and the setting. Never raised if `trained` is given.
     """
-    names: dict[Shape, str] = {}  # of the first array of each shape
+    names: dict[Shape, str] = {}  # name of the first array of each shape
     for name, shape in shapes:
         if len(shape) == 3:
             names.setdefault(shape, name)
@@ -102,7 +102,7 @@ def resolve_layout(shapes: Iterable[tuple[str, Shape]], trained: TrainedLayout |
     for layout in (trained.layout, *(one for one in _IN_WORDS if one != trained.layout)):
         if trained.channels is None or {_count(shape, layout) for shape in names} == {trained.channels}:
             return layout
-    return trained.layout  # the channels do not fit, which is said where they are read
+    return trained.layout  # the number of channels does not fit; reading the images reports it
 
 
 def _judge(names: dict[Shape, str]) -> Layout:
@@ -121,7 +121,7 @@ def _judge(names: dict[Shape, str]) -> Layout:
 
 
 def _follow(layout: Layout, clear: list[Shape], unclear: list[Shape], names: dict[Shape, str]) -> Layout:
-    """The layout that some shapes look like, if it fits all."""
+    """Return the layout that the `clear` shapes look like, if it fits all shapes."""
     numbers = {_count(shape, layout) for shape in clear}
     for shape in unclear:
         if _count(shape, layout) not in numbers:
@@ -145,7 +145,7 @@ def _follow(layout: Layout, clear: list[Shape], unclear: list[Shape], names: dic
 
 
 def _compare(unclear: list[Shape], names: dict[Shape, str]) -> Layout:
-    """The layout in which all have the same number of channels, if it is one of the two."""
+    """Return the layout in which all have the same number of channels, if only one of the two does that."""
     fitting: list[Layout] = [
         layout for layout in _IN_WORDS if len({_count(shape, layout) for shape in unclear}) == 1
     ]
@@ -155,5 +155,5 @@ def _compare(unclear: list[Shape], names: dict[Shape, str]) -> Layout:
 
 
 def _count(shape: Shape, layout: Layout) -> int:
-    """Channels of an array in this layout."""
+    """Return the number of channels of an array in this layout."""
     return shape[-1] if layout == "hwc" else shape[0]

@@ -1,4 +1,4 @@
-"""Images that the caller holds, or names one by one, read in the same way as those of a source."""
+"""Images in memory, or files that the caller names one by one, read in the same way as those of a source."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ OneImage = str | Path | Image.Image | NDArray[Any] | Tensor
 
 @runtime_checkable
 class Images(Protocol):
-    """Images that `image.read_square` can read one by one: a `data.index.Source`, or `InMemoryImages`."""
+    """Images that `image.read_square` can read one by one: a `data.index.Source` or `InMemoryImages`."""
 
     def __len__(self) -> int: ...
 
@@ -33,10 +33,10 @@ class Images(Protocol):
 def in_memory(
     items: Sequence[OneImage], layout: Layout, *, trained: TrainedLayout | None = None
 ) -> "InMemoryImages":
-    """These images, whose arrays have this layout; auto: what the shapes of all of them tell.
+    """Wrap these images; their arrays have this layout; auto: found from the shapes of all of them.
 
     Raises:
-        DataError: they do not tell.
+        DataError: the shapes are ambiguous.
     """
     if layout != "auto":
         return InMemoryImages(items, layout)
@@ -49,11 +49,11 @@ def in_memory(
 
 @dataclass(frozen=True)
 class InMemoryImages:
-    """Images that the caller holds or names one by one."""
+    """Images in memory, or files that the caller names one by one."""
 
     items: Sequence[OneImage]
     layout: Layout = "auto"  # of arrays
-    pages: Layout | None = None  # as of `LaidFile`
+    pages: Layout | None = None  # as in `LaidFile`
 
     def __len__(self) -> int:
         return len(self.items)
@@ -63,7 +63,7 @@ class InMemoryImages:
         return str(item) if isinstance(item, str | Path) else f"image {index}"
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Names and shapes of the arrays, in memory or in files."""
+        """Iterate over the names and shapes of the arrays, in memory or in files."""
         for index, item in enumerate(self.items):
             if isinstance(item, np.ndarray):
                 yield self.names(index), item.shape
@@ -75,10 +75,10 @@ class InMemoryImages:
                 yield self.names(index), shape
 
     def item(self, index: int) -> str | Path | LaidFile | ImageArray | Image.Image:
-        """A path or a Pillow image as it is; the values of an array or a tensor.
+        """Return a path or a Pillow image unchanged; for an array or a tensor, its values.
 
         Raises:
-            DataError: they are not those of an image.
+            DataError: the values are not those of an image.
         """
         match self.items[index]:
             case str() | Path() as path:

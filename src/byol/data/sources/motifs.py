@@ -1,12 +1,12 @@
 """A generated, labelled data set: ten classes of two-colour patterns. No network, no files.
 
-The class of an image is the KIND of its pattern. Colours, which of the two is the figure, light, phase,
-rotation, period, line width and a slight warp are drawn afresh for each: neither pixels nor colours tell it.
+The class of an image is the KIND of its pattern. The two colours, which of them is the figure, light, phase,
+rotation, period, line width and a slight warp are random: single pixels or colours do not tell the class.
 
 How an image is made:  position (x, y) in image sides
-    -> warped, turned and divided by the period: pattern coordinates (u, v), in which 1 is one period
-    -> the class's function -> signed distance to the edge of the figure, in periods, positive inside
-    -> soft threshold -> two colours -> slanting light -> noise -> uint8.
+    -> warp, rotate, divide by the period: pattern coordinates (u, v), in which 1 is one period
+    -> function of the class: signed distance to the edge of the figure, in periods, positive inside
+    -> soft threshold -> two colours -> brightness gradient -> noise -> uint8.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ SIZE_PX = 48
 NUM_TRAIN = 5000
 NUM_TEST = 2000
 
-_ROTATION = np.deg2rad(15.0)  # each image is turned by up to this, either way
-_PERIOD = (0.21, 0.30)  # of the image's side, log-uniform, before the class's own scale
-_WARP = 0.0126  # largest displacement of a point, of the image's side
+_ROTATION = np.deg2rad(15.0)  # each image is rotated by up to this angle, in either direction
+_PERIOD = (0.21, 0.30)  # in image sides, log-uniform; then multiplied by the scale of the class
+_WARP = 0.0126  # largest displacement of a point, in image sides
 _SHARPNESS = 1.6  # of the figure's edge, per pixel
 _LIGHT = 0.45  # largest relative change of brightness between two opposite edges, along each axis
-_NOISE = 0.02  # standard deviation, of full scale
-IMAGES_AT_ONCE = 250  # images made at once: bounds the memory
+_NOISE = 0.02  # standard deviation, as a fraction of full scale
+IMAGES_AT_ONCE = 250  # images made at once, to limit the memory
 
 Array = NDArray[np.float64]
 Maps = Float[np.ndarray, "batch height width"]
@@ -36,11 +36,11 @@ Maps = Float[np.ndarray, "batch height width"]
 
 @dataclass(frozen=True)
 class Sheet:
-    """Where the pixels of a batch of images fall on their patterns, and what else a pattern may draw on."""
+    """Pattern coordinates of the pixels of a batch of images, and other inputs of the pattern functions."""
 
     u: Array  # (batch, height, width), in periods
     v: Array
-    width: Array  # (batch, 1, 1), -1..1: thin .. thick lines, small .. large figures
+    width: Array  # (batch, 1, 1), -1..1: from thin to thick lines, from small to large figures
     rng: np.random.Generator
 
 
@@ -49,8 +49,8 @@ def make_motifs(
 ) -> tuple[UInt8[np.ndarray, "num_images height width 3"], Int64[np.ndarray, " num_images"]]:
     """Draw `num_images` patterns, SIZE_PX pixels a side, and their classes (indices into CLASS_NAMES).
 
-    Classes are balanced (their counts differ by one at most) and in random order. The same seed gives the
-    same images; no global generator is touched. About 0.4 s a thousand images on one core.
+    Classes are balanced (their counts differ by at most one) and in random order. The same seed gives the
+    same images; global random generators are not used. Takes about 0.4 s per 1,000 images on one core.
     """
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(num_images, dtype=np.int64) % len(CLASS_NAMES))
@@ -67,10 +67,10 @@ def make_motifs(
 def load_motifs(
     split: Literal["train", "test"], *, seed: int = 0
 ) -> tuple[UInt8[np.ndarray, "num_images height width 3"], Int64[np.ndarray, " num_images"]]:
-    """The data set of `seed`: its NUM_TRAIN training or NUM_TEST test images and their classes.
+    """Return the NUM_TRAIN training or NUM_TEST test images of the data set `seed`, and their classes.
 
-    Train splits are `make_motifs` of even seeds and test splits of odd ones, so that no test split, of
-    whatever seed, holds an image of a train split. They are made once in a process and cannot be written to.
+    Train splits use even seeds of `make_motifs`, test splits odd ones, so no test split of any `seed` holds
+    an image of a train split. The arrays are made once per process and are read-only.
     """
     return _cached_motifs(NUM_TRAIN if split == "train" else NUM_TEST, 2 * seed + (split == "test"))
 
@@ -89,18 +89,18 @@ def _cached_motifs(
 
 
 def _each(rng: np.random.Generator, low: float, high: float, num_images: int) -> Array:
-    """One uniform number an image, shaped to meet maps: (num_images, 1, 1)."""
+    """Return one uniform random number per image, of shape (num_images, 1, 1) for broadcasting."""
     return rng.uniform(low, high, (num_images, 1, 1))
 
 
 def _pixel_centres() -> tuple[Array, Array]:
-    """x (1, width) and y (height, 1) in image sides, 0 at the image's centre."""
+    """Return x (1, width) and y (height, 1) in image sides, 0 at the centre of the image."""
     axis = (np.arange(SIZE_PX) + 0.5) / SIZE_PX - 0.5
     return axis[None, :], axis[:, None]
 
 
 def _lay_sheets(rng: np.random.Generator, *, num_images: int, scale: float) -> tuple[Sheet, Array]:
-    """Warp, turn, scale and shift each image's pixel grid; with the periods in pixels, (num_images, 1, 1)."""
+    """Warp, rotate, scale and shift the pixel grids; also return the periods in px, (num_images, 1, 1)."""
     x, y = _pixel_centres()
     warp = _each(rng, 0.0, _WARP, num_images)
     warped_x = x + warp * _wave(y * _each(rng, 0.7, 1.6, num_images) + _each(rng, 0.0, 1.0, num_images))
@@ -118,7 +118,7 @@ def _lay_sheets(rng: np.random.Generator, *, num_images: int, scale: float) -> t
 
 
 def _paint(rng: np.random.Generator, *, distance_px: Array) -> UInt8[np.ndarray, "batch height width 3"]:
-    """Colour figure and ground, one dark and one light; light the image from a side; add noise."""
+    """Colour figure and background, one dark and one light; add a brightness gradient and noise."""
     num_images = len(distance_px)
     figure_share = (1.0 / (1.0 + np.exp(-_SHARPNESS * distance_px)))[..., None]
     hue = rng.uniform(0.0, 1.0, num_images)
@@ -135,33 +135,33 @@ def _paint(rng: np.random.Generator, *, distance_px: Array) -> UInt8[np.ndarray,
 
 
 def _rgb(hue: Array, saturation: Array, value: Array) -> Array:
-    """HSV, each 0..1 (hue of any whole turn) and (batch,), to RGB 0..1 of shape (batch, 1, 1, 3)."""
+    """Convert HSV, each (batch,) in 0..1 (hue modulo 1), to RGB in 0..1 of shape (batch, 1, 1, 3)."""
     sector = (np.array([5.0, 3.0, 1.0]) + 6.0 * hue[:, None]) % 6.0
     lost = np.clip(np.minimum(sector, 4.0 - sector), 0.0, 1.0)
     rgb: Array = value[:, None] * (1.0 - saturation[:, None] * lost)
     return rgb[:, None, None, :]
 
 
-# ---- Waves and tilings, of pattern coordinates
+# ---- Waves and tilings as functions of pattern coordinates
 
 
 def _wave(z: Array) -> Array:
-    """A sine of period 1."""
+    """Return a sine wave of period 1."""
     return np.asarray(np.sin(2.0 * np.pi * z))
 
 
 def _ramp(z: Array) -> Array:
-    """A triangle wave of period 1: 1 at whole numbers, 0 half-way between."""
+    """Return a triangle wave of period 1: 1 at integers, 0 half-way between."""
     return np.asarray(np.abs(2.0 * (z - np.floor(z)) - 1.0))
 
 
 def _from_middle(z: Array) -> Array:
-    """Distance to the middle of the cell [n, n + 1) that holds z: 0..0.5."""
+    """Return the distance from z to the middle of the cell [n, n + 1) that contains it: 0..0.5."""
     return np.asarray(np.abs(z - np.floor(z) - 0.5))
 
 
 def _to_hexagon_centre(sheet: Sheet) -> tuple[Array, Array]:
-    """|horizontal| and |vertical| offset from the nearest point of a triangular lattice with unit spacing."""
+    """Return |horizontal| and |vertical| offset from the nearest point of a triangular lattice, spacing 1."""
     row = np.sqrt(0.75)
     even = sheet.u - np.rint(sheet.u), sheet.v - 2 * row * np.rint(sheet.v / (2 * row))
     u, v = sheet.u - 0.5, sheet.v - row
@@ -171,7 +171,7 @@ def _to_hexagon_centre(sheet: Sheet) -> tuple[Array, Array]:
 
 
 def _random_waves(sheet: Sheet, *, along_u: Array, along_v: Array) -> Array:
-    """A smooth random field of unit variance from waves of these frequencies, (waves, batch, 1, 1)."""
+    """Return a smooth random field of unit variance: waves of these frequencies, (waves, batch, 1, 1)."""
     field: Array = np.zeros_like(sheet.u)
     for frequency_u, frequency_v in zip(along_u, along_v, strict=True):
         phase = sheet.rng.uniform(size=sheet.width.shape)
@@ -180,7 +180,7 @@ def _random_waves(sheet: Sheet, *, along_u: Array, along_v: Array) -> Array:
     return field
 
 
-# ---- The ten patterns: Sheet -> signed distance to the figure's edge, in periods
+# ---- The ten patterns: Sheet -> signed distance to the edge of the figure, in periods
 
 
 def _stripes(sheet: Sheet) -> Array:
@@ -189,7 +189,7 @@ def _stripes(sheet: Sheet) -> Array:
 
 
 def _zigzag(sheet: Sheet) -> Array:
-    """Bars bent at every 1.33 periods of their length."""
+    """Bars with a bend after every 1.33 periods of their length."""
     return (_ramp(0.9 * sheet.u + 0.42 * _ramp(0.75 * sheet.v)) - 0.5) + 0.17 * sheet.width
 
 
@@ -199,17 +199,17 @@ def _checks(sheet: Sheet) -> Array:
 
 
 def _dots(sheet: Sheet) -> Array:
-    """Discs of radius 0.29 in close packing."""
+    """Discs of radius 0.29 in a hexagonal lattice."""
     return 0.29 + 0.05 * sheet.width - np.hypot(*_to_hexagon_centre(sheet))
 
 
 def _rings(sheet: Sheet) -> Array:
-    """Circles of radius 0.31 in close packing."""
+    """Circles of radius 0.31 in a hexagonal lattice."""
     return 0.11 + 0.03 * sheet.width - np.abs(np.hypot(*_to_hexagon_centre(sheet)) - 0.31)
 
 
 def _bricks(sheet: Sheet) -> Array:
-    """The joints of bricks 1.3 by 0.62, each course shifted by half a brick."""
+    """The joints between bricks of 1.3 by 0.62, each row shifted by half a brick."""
     course = np.floor(sheet.v / 0.62)
     to_joint_below = 0.62 * (0.5 - _from_middle(sheet.v / 0.62))
     to_joint_beside = 1.3 * (0.5 - _from_middle(sheet.u / 1.3 + 0.5 * (course % 2)))
@@ -217,14 +217,14 @@ def _bricks(sheet: Sheet) -> Array:
 
 
 def _honeycomb(sheet: Sheet) -> Array:
-    """The walls between regular hexagons with centres 1 apart."""
+    """The walls between regular hexagons whose centres are 1 apart."""
     across, along = _to_hexagon_centre(sheet)
     to_centre = np.maximum(across, 0.5 * across + np.sqrt(0.75) * along)  # 0.5 on a wall
     return np.asarray(to_centre - 0.425 + 0.02 * sheet.width)
 
 
 def _scales(sheet: Sheet) -> Array:
-    """Rows of overlapping discs with concentric rings, each row over the one behind it."""
+    """Rows of overlapping discs with concentric rings, like the scales of a fish."""
     row_of_pixel = np.floor(2.0 * sheet.v)
     radius: Array = np.full_like(sheet.u, np.inf)
     for rows_behind in range(3):
@@ -237,20 +237,20 @@ def _scales(sheet: Sheet) -> Array:
 
 
 def _camouflage(sheet: Sheet) -> Array:
-    """Blobs of all sizes: random waves of frequency 0 to about one a period."""
+    """Blobs of all sizes: random waves of frequency 0 to about 1 per period."""
     frequency = sheet.rng.normal(0.0, 0.35, (2, 24, *sheet.width.shape))
     return 0.25 * _random_waves(sheet, along_u=frequency[0], along_v=frequency[1]) + 0.08 * sheet.width
 
 
 def _maze(sheet: Sheet) -> Array:
-    """Winding walls of one width: random waves of every direction and about one frequency."""
+    """Winding walls of one width: random waves in all directions, of nearly one frequency."""
     direction = sheet.rng.uniform(0.0, 2.0 * np.pi, (24, *sheet.width.shape))
     frequency = sheet.rng.normal(1.08, 0.1, direction.shape)
     waves = _random_waves(sheet, along_u=frequency * np.cos(direction), along_v=frequency * np.sin(direction))
     return 0.35 * waves + 0.08 * sheet.width
 
 
-# Class -> (its period's scale, its pattern). The larger ones have details a fraction of a period wide.
+# Class -> (scale of its period, its pattern). The scale is larger for patterns with finer details.
 _PATTERNS: dict[str, tuple[float, Callable[[Sheet], Array]]] = {
     "stripes": (1.0, _stripes),
     "zigzag": (1.0, _zigzag),

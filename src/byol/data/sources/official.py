@@ -1,4 +1,4 @@
-"""STL-10, CIFAR-10 and CIFAR-100 from their official files; torchvision names, fetches and checks them."""
+"""Load STL-10, CIFAR-10 and CIFAR-100 from their official files; torchvision downloads and checks them."""
 
 import warnings
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _STL10_PX = 96
 
 @dataclass(frozen=True)
 class Part:
-    """Images that are named `prefix` and their number."""
+    """Images whose names are `prefix` followed by their number."""
 
     prefix: str
     images: Real[np.ndarray, "n height width *channels"]
@@ -25,22 +25,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Collection:
-    """The images of a split, one part after the other."""
+    """The images of a split; the parts are concatenated in this order."""
 
     parts: tuple[Part, ...]
     labels: Int64[np.ndarray, " n"]  # -1: not known
     class_names: tuple[str, ...]
-    files: tuple[Path, ...]  # behind arrays that are memory maps
+    files: tuple[Path, ...]  # that the arrays map into memory
 
 
 def load_stl10(split: str, root: Path, *, download: bool) -> Collection:
-    """The split "train", "unlabeled", "train+unlabeled" or "test" of the binary files in `root`/stl10_binary.
+    """Load the split "train", "unlabeled", "train+unlabeled" or "test" from `root`/stl10_binary.
 
-    The files stay on disk as memory maps: torchvision would read 2.6 GB into memory, twice for a moment.
-    They hold no code, so copies that somebody has cut smaller or packed anew are read like the original.
+    The files are memory-mapped: torchvision would read 2.6 GB into memory, and need twice as much for a
+    moment. They cannot contain code, so shortened or repacked copies are read like the originals.
 
     Raises:
-        DataError: a file is missing, cut short, or could not be fetched.
+        DataError: a file is missing, incomplete, or could not be downloaded.
     """
     from torchvision.datasets import STL10
 
@@ -63,12 +63,12 @@ def load_stl10(split: str, root: Path, *, download: bool) -> Collection:
 
 
 def load_cifar10(split: str, root: Path, *, download: bool) -> Collection:
-    """The split "train" or "test" of the files in `root`/cifar-10-batches-py, as arrays in memory.
+    """Load the split "train" or "test" from `root`/cifar-10-batches-py, as arrays in memory.
 
     The files are pickles, which could run code: they are read only if they are the official ones (MD5).
 
     Raises:
-        DataError: a file is missing or not the official one, or could not be fetched.
+        DataError: a file is missing or not the official one, or could not be downloaded.
     """
     from torchvision.datasets import CIFAR10
 
@@ -76,7 +76,7 @@ def load_cifar10(split: str, root: Path, *, download: bool) -> Collection:
 
 
 def load_cifar100(split: str, root: Path, *, download: bool) -> Collection:
-    """As `load_cifar10`, from `root`/cifar-100-python, with the 100 fine labels."""
+    """Same as `load_cifar10`, from `root`/cifar-100-python, with the 100 fine labels."""
     from torchvision.datasets import CIFAR100
 
     return _load_cifar(CIFAR100, "CIFAR-100", split, root, download=download)
@@ -87,7 +87,7 @@ def _load_cifar(dataset: Any, name: str, split: str, root: Path, *, download: bo
         _fetch(lambda: dataset(root, train=split == "train", download=True), name=name, root=root)
     try:
         with warnings.catch_warnings():
-            # numpy 2.4 complains about how the official pickles describe their arrays.
+            # numpy 2.4 warns about how the official pickles describe their arrays.
             warnings.filterwarnings(
                 "ignore", message=".*align", category=np.exceptions.VisibleDeprecationWarning
             )
@@ -109,10 +109,10 @@ def _map_stl10_images(path: Path) -> UInt8[np.ndarray, "n 96 96 3"]:
         )
     try:
         values: UInt8[np.ndarray, " bytes"] = np.memmap(path, dtype=np.uint8, mode="r")
-    except OSError:  # a file system without maps
+    except OSError:  # a file system without memory maps
         values = np.fromfile(path, dtype=np.uint8)
     columns = values.reshape(-1, 3, _STL10_PX, _STL10_PX)
-    return np.asarray(columns.transpose(0, 3, 2, 1))  # stored channel by channel, column by column
+    return np.asarray(columns.transpose(0, 3, 2, 1))  # stored as (N, channel, column, row)
 
 
 def _read_stl10_labels(folder: Path, part: str, *, num_images: int) -> Int64[np.ndarray, " n"]:

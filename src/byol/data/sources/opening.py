@@ -1,4 +1,4 @@
-"""Open a folder, a list, an array or a data set: names and labels now, each image when it is asked for."""
+"""Open a folder, a list, an array or a data set: read names and labels now, each image when it is needed."""
 
 import hashlib
 import os
@@ -30,13 +30,13 @@ from byol.data.sources.official import Part, load_cifar10, load_cifar100, load_s
 from byol.data.sources.summary import describe_passed_by
 from byol.data.sources.walk import Walk, pairs, stamp
 
-_SPLITS: dict[str, tuple[str, ...]] = {  # the first is the usual one for training
+_SPLITS: dict[str, tuple[str, ...]] = {  # the first is the default for training
     "stl10": ("train+unlabeled", "train", "unlabeled", "test"),
     "cifar10": ("train", "test"),
     "cifar100": ("train", "test"),
     "motifs": ("train", "test"),
 }
-_MOST_SEARCHED = 300_000  # images below a list's folder, to find those that it spells otherwise; 3 s
+_MOST_SEARCHED = 300_000  # images in the folder of a list, to find misspelled names; takes 3 s
 
 
 def open_source(
@@ -47,14 +47,14 @@ def open_source(
     labels: LabelFile | None = None,
     trained: TrainedLayout | None = None,
 ) -> Source:
-    """The images of `source`, by default of `data.source`; then `data.split` counts unless `split` is given.
+    """Open the images of `source`; default: `data.source`, and `data.split` unless `split` is given.
 
-    `labels` are those that take the place of the source's own. `trained` is the layout of the arrays that an
-    encoder knows, which counts where `data.layout` is auto.
+    `labels` replace the labels of the source. `trained` is the layout of the arrays that an encoder was
+    trained on, used if `data.layout` is auto.
 
     Raises:
-        DataError: it is missing, empty, of a kind that is not read, or has no such split; or its arrays do
-            not tell which axis is the channels.
+        DataError: the source is missing, empty, of a kind that is not read, or has no such split; or the
+            channel axis of its arrays is ambiguous.
     """
     if source is None:
         source, split = data.source, split or data.split
@@ -78,12 +78,12 @@ def open_source(
 
 
 def splits_of(source: str) -> tuple[str, ...]:
-    """The splits that a built-in data set comes in, the usual one for training first; () for a path."""
+    """Return the splits of a built-in data set, the default for training first; () for a path."""
     return _SPLITS.get(source, ())
 
 
 def folder_of(source: str) -> Path | None:
-    """The folder that the names of a source's images are relative to; None where they are no files."""
+    """Return the folder to which the names of the images are relative; None if the images are no files."""
     path = Path(source)
     return path if path.is_dir() else path.parent if path.exists() and not splits_of(source) else None
 
@@ -93,7 +93,7 @@ def folder_of(source: str) -> Path | None:
 
 @dataclass(frozen=True, eq=False)
 class FileSource:
-    """Image files; those of relative names lie below `folder`."""
+    """Image files; relative names are relative to `folder`."""
 
     name: str
     folder: Path
@@ -101,11 +101,11 @@ class FileSource:
     stamps: Int64[np.ndarray, "n 2"]  # size in bytes (-1: missing), time of the last change in ns
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
-    layout: Layout = "auto"  # as data.layout
+    layout: Layout = "auto"  # data.layout
     left_out: LeftOut = field(default_factory=LeftOut)
-    skip_unreadable: bool = False  # as data.skip_unreadable
-    notes: tuple[str, ...] = ()  # how a list was understood, one line each
-    array_layout: Layout = "auto"  # of the arrays among the files, which all of them together tell
+    skip_unreadable: bool = False  # data.skip_unreadable
+    notes: tuple[str, ...] = ()  # how a list was interpreted, one line each
+    array_layout: Layout = "auto"  # of the arrays among the files, found from all their shapes
 
     def __len__(self) -> int:
         return len(self.files)
@@ -135,17 +135,17 @@ class FileSource:
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images of one size in memory, or in a memory map."""
+    """Images of one size, in memory or in memory maps."""
 
     name: str
     parts: tuple[Part, ...]
     labels: Int64[np.ndarray, " n"]
     class_names: tuple[str, ...]
-    files: tuple[Path, ...] = ()  # where the arrays are maps: the files behind them
-    stored_layout: Layout = "hwc"  # in these files
+    files: tuple[Path, ...] = ()  # that the arrays map into memory
+    stored_layout: Layout = "hwc"  # of the arrays in these files
     left_out: LeftOut = field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
-    array_layout: Layout = "auto"  # as of `FileSource`; auto: there is no axis of channels
+    array_layout: Layout = "auto"  # as in `FileSource`; auto: there is no channel axis
 
     def __len__(self) -> int:
         return sum(len(part.images) for part in self.parts)
@@ -186,12 +186,12 @@ class ArraySource:
 
 
 def left_out_of(source: Source) -> LeftOut:
-    """What was passed by when a source was opened; nothing, where it does not tell."""
+    """Return what was skipped when a source was opened; empty if the source does not record it."""
     return source.left_out if isinstance(source, FileSource | ArraySource) else LeftOut()
 
 
 def describe_source(source: Source) -> Iterator[str]:
-    """What was passed by when a source was opened, and how its list was understood, one line each."""
+    """Describe what was skipped when a source was opened, and how its list was interpreted, one line each."""
     yield from describe_passed_by(left_out_of(source))
     yield from source.notes
 
@@ -229,7 +229,7 @@ def _open_path(
 
 
 def _is_image(path: Path) -> bool:
-    """By content; a pipe is not waited for."""
+    """Return whether the content of a file is an image; do not wait for a pipe."""
     if not path.is_file():
         return False
     try:
@@ -262,9 +262,9 @@ def _open_folder(path: Path, layout: Layout = "auto", *, skip_unreadable: bool =
 
 
 def _open_list(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False) -> FileSource:
-    """Paths in a list that are not absolute are relative to the list's own folder.
+    """Open a list; its relative paths are relative to its own folder.
 
-    What is not there is looked for in this folder, by the rules for labels.
+    Files that do not exist are searched in this folder, by the matching rules for labels.
     """
     listed = read_list(path)
     files, notes = listed.files, [*listed.notes]
@@ -296,7 +296,7 @@ def _stamp_all(folder: Path, files: Names) -> Int64[np.ndarray, "n 2"]:
 def _find_missing(
     path: Path, files: Names, missing: Int64[np.ndarray, " m"], *, is_legacy: bool
 ) -> tuple[Names, list[str]]:
-    """The list with the names of the files that are meant, and what to say of that."""
+    """Return the list with the missing names replaced by those of matching files, and notes about it."""
     images = Names.of(islice(Walk(skip_unreadable=True).names(os.fsencode(path.parent)), _MOST_SEARCHED + 1))
     if len(images) > _MOST_SEARCHED:
         return files, []
@@ -321,9 +321,9 @@ def _find_missing(
 
 
 def _open_array(path: Path, layout: Layout, trained: TrainedLayout | None) -> ArraySource | None:
-    """(N, H, W) or (N, H, W, C) or (N, C, H, W), with the labels of NAME_labels.npy if it lies beside.
+    """Open an array (N, H, W), (N, H, W, C) or (N, C, H, W); labels are read from NAME_labels.npy beside it.
 
-    None: it is one image; of three axes so where the encoder was trained on such.
+    None: the array is one image, which an array with three axes is if an encoder was trained on such images.
     """
     left_out = LeftOut()
     images = _load_map(path, left_out)
@@ -366,7 +366,7 @@ def _open_array(path: Path, layout: Layout, trained: TrainedLayout | None) -> Ar
 
 
 def _load_map(path: Path, left_out: LeftOut) -> np.ndarray:
-    """As a map, or in memory where the file system has none: then `left_out` is told."""
+    """Load as a memory map; if the file system has none, into memory, with a note in `left_out`."""
     try:
         array, refusal = try_again(lambda: load_array(path))
     except DiskError as error:

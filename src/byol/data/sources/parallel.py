@@ -1,9 +1,9 @@
-"""Looking at many images in order, several at once: by threads, or by processes where the files are small.
+"""Process many images in order, several at once: with threads, or with processes if the files are small.
 
-Pillow lets other threads run while it decodes or resizes an image. What it does around that takes about
-0.1 ms an image in which they wait: nothing beside a photograph's 2 ms, but most of what a file of 1 KB takes.
-So small files are read by child processes. These start afresh (not as copies of this process, which may hold
-threads and a GPU), get paths, return what was found, and end when their input does.
+Pillow lets other threads run while it decodes or resizes an image. Its other work, about 0.1 ms per image,
+blocks them: little compared with 2 ms for a photograph, but most of the time for a file of 1 KB. So small
+files are read by child processes. These are new processes (not forks of this process, which may have threads
+and a GPU); they receive paths, return results, and exit at the end of their input.
 """
 
 import os
@@ -29,22 +29,22 @@ T = TypeVar("T")
 R = TypeVar("R")
 Look = Callable[[str | LaidFile | ImageArray], R]
 
-_PROCESS_FILE_BYTES = 4096  # processes read files that are smaller than this for each of them
-PROCESS_MIN_IMAGES = 4000  # fewer are read in less time than it takes to start a process
-_CHUNK, _CHUNK_BYTES = 64, 2**18  # of a task: images at most, bytes of files and of results
+_PROCESS_FILE_BYTES = 4096  # use processes if the mean file size is below this times their number
+PROCESS_MIN_IMAGES = 4000  # fewer are read faster than a process starts
+_CHUNK, _CHUNK_BYTES = 64, 2**18  # limits of a task: images; bytes of their files or results
 
 
 def read_ahead(
     look: Look[R], source: Source, indices: range, *, num_workers: int, result_bytes: int = 0
 ) -> Generator[tuple[int, R | DataError], None, None]:
-    """Each index, and what `look` finds at the image or why it cannot be read, in order.
+    """Iterate over the indices in order, each with the result of `look` or the error for its image.
 
-    `num_workers` threads or processes stay a few tasks ahead; a task is one image, or several where these and
-    what is found (of `result_bytes`) are small. `look` must be picklable.
+    `num_workers` threads or processes work a few tasks ahead; a task is one image, or several if their files
+    and results (of `result_bytes` each) are small. `look` must be picklable.
 
     Raises:
-        DataError: the disk fails, which is no fault of the image, unless the source is to leave out what is
-            unreadable; or a child process has ended, the memory may not suffice for so many.
+        DataError: the disk fails, which is no fault of the image, and the source does not skip unreadable
+            files; or a child process has ended, perhaps because the memory was too small.
     """
     chunk = max(1, min(_CHUNK, _CHUNK_BYTES // int(max(source.file_bytes, result_bytes, 1))))
     chunks = (indices[first : first + chunk] for first in range(0, len(indices), chunk))
@@ -68,7 +68,7 @@ def _result(
     source: Source, part: range, future: Future[list[R | DataError]]
 ) -> Iterator[tuple[int, R | DataError]]:
     found = future.result()
-    if not skips_unreadable(source) and isinstance(found[-1], DiskError):  # the rest was not asked for
+    if not skips_unreadable(source) and isinstance(found[-1], DiskError):  # the rest was not processed
         name, item = source.names(part[len(found) - 1]), source.item(part[len(found) - 1])
         raise found[-1].locate(path_of(item) or name)
     yield from zip(part, found, strict=True)
@@ -78,7 +78,7 @@ def _result(
 def _open_lookers(
     look: Look[R], source: Source, num_images: int, *, num_workers: int
 ) -> Generator[Callable[[range], list[R | DataError]], None, None]:
-    """A function that looks at the images of some indices; several threads may call it at once."""
+    """Yield a function that processes the images of some indices; several threads may call it at once."""
     num_processes = min(num_workers, count_cores())
     stop = not skips_unreadable(source)
     small = 0 < source.file_bytes < _PROCESS_FILE_BYTES * num_processes
@@ -105,7 +105,7 @@ def _open_lookers(
 
 
 def _look_at(look: Callable[[T], R], items: Iterable[T], *, stop: bool) -> list[R | DataError]:
-    """What is found at each; if `stop`, up to the first where the disk fails."""
+    """Return the result or the error of each item; if `stop`, up to the first disk error."""
     found: list[R | DataError] = []
     with quiet:
         for item in items:
@@ -118,12 +118,12 @@ def _look_at(look: Callable[[T], R], items: Iterable[T], *, stop: bool) -> list[
     return found
 
 
-# ---- A child process, from both ends
+# ---- Child processes: the side of the parent, then that of the child
 
 
 class _Child:
     def __init__(self, look: Look[Any], *, stop: bool) -> None:
-        # -P: a module that lies where the command was given does not take the place of a library's.
+        # -P: modules in the current folder must not replace those of libraries.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
             stdin=subprocess.PIPE,
@@ -135,7 +135,7 @@ class _Child:
         self._first: tuple[Look[Any], bool] | None = (
             look,
             stop,
-        )  # sent with the first question: by then the child has started
+        )  # sent with the first request: by then the child has started
 
     def ask(self, paths: Sequence[str | LaidFile | ImageArray]) -> list[Any]:
         try:
@@ -156,13 +156,13 @@ class _Child:
         self._process.kill()
         self._process.wait()
         for stream in (self._input, self._output):
-            with suppress(OSError):  # what was left to write has no reader
+            with suppress(OSError):  # buffered data can no longer be written
                 stream.close()
 
 
 def serve() -> None:
-    """What a child does: a `look` comes in, then lists of paths; what is found goes out, until none comes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    """Run a child: read a `look`, then lists of paths; write the results, until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     with suppress(EOFError, BrokenPipeError), quiet:
         look, stop = pickle.load(questions)

@@ -1,4 +1,4 @@
-"""A list of image files from standard input: `find . -name '*.png' | byol embed RUN - -o f.parquet`."""
+"""Read a list of image files from standard input: `find . -name '*.png' | byol embed RUN - -o f.parquet`."""
 
 from array import array
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from byol.data.decode.index import Names, NamesBuilder
 from byol.data.sources.opening import FileSource
 from byol.data.sources.walk import pairs, stamp
 
-PIPED = "-"  # the source that means standard input
+PIPED = "-"  # this source means standard input
 
 _BLOCK_BYTES = 2**20
 
@@ -20,13 +20,13 @@ _BLOCK_BYTES = 2**20
 def open_piped(
     read: Callable[[int], bytes], *, layout: Layout = "auto", skip_unreadable: bool = False
 ) -> FileSource:
-    """The files that a stream names, relative to the current folder: one a line, or `\\0` between them.
+    """Open the files that a stream names, relative to the current folder: one per line or between `\\0`.
 
-    `read` gives at most so many of the stream's next bytes, none at its end. Names are bytes, as file systems
-    have them. Of a million no object each is held.
+    `read` returns at most the given number of next bytes of the stream, none at its end. Names are bytes, as
+    in the file system, and are kept in one block, not as one object per name.
 
     Raises:
-        DataError: no file is named, or the disk fails.
+        DataError: the stream names no file, or the disk fails.
     """
     names = _read_names(read)
     if len(names) == 0:

@@ -1,6 +1,6 @@
-"""What was left out or changed of a set of images, in lines: how many, the first names, and how to change it.
+"""Describe which images of a set were left out or changed: how many, the first names, and what to do.
 
-`byol check`, `byol train`, `byol embed` and `byol predict` say it in these words.
+`byol check`, `byol train`, `byol embed` and `byol predict` print these lines.
 """
 
 import re
@@ -12,12 +12,12 @@ from byol.base.errors import quote
 from byol.data.decode.content import advise_suffix
 from byol.data.sources.left_out import Few, LeftOut
 
-_MOST_SUFFIXES, _MOST_REASONS, _MOST_CHANGES = 6, 10, 7  # told one by one
-_LEAST_SAID = 1e-6  # share of values that is told as a number
+_MOST_SUFFIXES, _MOST_REASONS, _MOST_CHANGES = 6, 10, 7  # printed separately; the rest together
+_LEAST_SAID = 1e-6  # smallest fraction of values that is printed as a number
 
 
 def describe_passed_by(left_out: LeftOut) -> Iterator[str]:
-    """Of a folder, before any image is read."""
+    """Describe what was skipped in a folder, before any image is read."""
     if left_out.suffixes:
         total = sum(few.count for few in left_out.suffixes.values())
         yield (
@@ -68,9 +68,9 @@ def describe_images(
     num_images: int,
     listed: str,
 ) -> Iterator[str]:
-    """Of the images of a set, when they have been read: names and reasons of those that cannot be, and notes.
+    """Describe the unreadable images of a set (`bad`: names and reasons), and the changes to the others.
 
-    `num_images` are all, `listed` is where the bad ones are listed.
+    `num_images` is the number of all images; `listed` says where the unreadable ones are listed.
     """
     groups = group_reasons(bad)
     if groups:
@@ -85,7 +85,7 @@ def describe_images(
 
 
 def describe_larger(num_larger: int, *, num_images: int, stored_px: int) -> Iterator[str]:
-    """How many are stored at fewer pixels than they have, if any."""
+    """Describe how many images are stored at fewer pixels than they have, if any."""
     if num_larger:
         yield (
             f"{num_larger:,} of {num_images:,} images are larger than {stored_px} px and are shrunk to that; "
@@ -94,7 +94,7 @@ def describe_larger(num_larger: int, *, num_images: int, stored_px: int) -> Iter
 
 
 def describe_clipped(share: float) -> Iterator[str]:
-    """How many values lie beyond the range that an encoder sees, if any."""
+    """Describe which fraction of the values is outside the range that an encoder sees, if any."""
     if share > 0.0:
         percent = f"{100 * share:.2g}%" if share >= _LEAST_SAID else "a few"
         yield (
@@ -104,7 +104,7 @@ def describe_clipped(share: float) -> Iterator[str]:
 
 
 def _fold(lines: list[str], most: int) -> Iterator[str]:
-    """Each for itself, but of many the last ones in one."""
+    """Return the lines; if there are more than `most`, join the last ones into one."""
     if len(lines) <= most:
         yield from lines
     else:
@@ -113,7 +113,7 @@ def _fold(lines: list[str], most: int) -> Iterator[str]:
 
 
 def describe_bad(bad: Iterable[tuple[str, str]]) -> str:
-    """In one sentence: the first of each kind, with its reason."""
+    """Describe in one sentence the first image of each group of reasons."""
     first, *others = group_reasons(bad)
     more = [
         f"and {group.few.count:,} like {quote(group.first)}: {group.reason}"
@@ -123,13 +123,13 @@ def describe_bad(bad: Iterable[tuple[str, str]]) -> str:
 
 
 def round_up(share: float) -> float:
-    """A share that allows this one, in full percent."""
+    """Round a fraction up to whole percent, with half a percent or more to spare, at most 1."""
     return min(1.0, ceil(share * 100 + 0.5) / 100)
 
 
 @dataclass
 class Group:
-    """Files that cannot be read for one reason."""
+    """Files that cannot be read for the same reason."""
 
     first: str  # name
     reason: str
@@ -137,7 +137,7 @@ class Group:
 
 
 def group_reasons(bad: Iterable[tuple[str, str]]) -> list[Group]:
-    """By what reasons have in common but for numbers and details in brackets; the largest group first."""
+    """Group files whose reasons differ only in numbers and details in brackets; the largest group first."""
     groups: dict[str, Group] = {}
     for name, reason in bad:
         key = re.sub(r"\d+", "N", re.sub(r" \(.*\)", "", reason))

@@ -1,4 +1,4 @@
-"""Looking at many images before or while they are packed: at their headers, or at some of their pixels."""
+"""Survey many images before or while they are packed: read their headers, or the pixels of some."""
 
 from collections import Counter
 from contextlib import closing
@@ -17,39 +17,39 @@ from byol.data.decode.reading import Alpha, noting
 from byol.data.sources.parallel import read_ahead
 from byol.data.sources.upright import THUMBNAIL_PX, measure_upright
 
-BLANK_STD = 0.01  # of an image's values, scaled to 0..1: below, in every channel, it shows nothing
+BLANK_STD = 0.01  # of the values, scaled to 0..1: an image with a lower std in every channel is blank
 _VALUES = 256  # of each channel of an image, kept for the percentiles
 _LOW, _HIGH = 0.1, 99.9  # percentiles
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a look at some or all images of a source says; images of an unusual kind do not count."""
+    """Statistics of some or all images of a source; ignores images with other channels or bits than most."""
 
     num_images: int  # of the source
     num_looked_at: int
-    num_bad: int  # of those looked at: not readable
+    num_bad: int  # of these: not readable
     channels: int  # the most common number, after data.channels
     bits: Bits  # the most common
-    used_bits: int  # 12 of 12-bit data in 16-bit files; otherwise as bits
+    used_bits: int  # 12 for 12-bit data in 16-bit files; otherwise the same as bits
     is_grey: bool  # one channel, or three equal ones: grey saved as RGB
-    sides: tuple[int, int, int, int]  # longest side, px: least, median, 95th percentile, largest
+    sides: tuple[int, int, int, int]  # longest side, px: smallest, median, 95th percentile, largest
     one_size: bool  # all have the same height and width
-    low: tuple[float, ...]  # of each channel: 0.1 % of its values are below, 99.9 % for `high`
+    low: tuple[float, ...]  # of each channel: 0.1st percentile; `high`: 99.9th
     high: tuple[float, ...]
-    blank: float  # share of images that show nothing
+    blank: float  # fraction of images that are blank
     upright: float  # 0.5..1, see `upright.py`
-    missing: float = 0.0  # share of values that were not measured, and are filled
-    with_missing: float = 0.0  # share of images that have such values
+    missing: float = 0.0  # fraction of values that were not measured, and are filled
+    with_missing: float = 0.0  # fraction of images that have such values
 
 
 def survey(
     source: Source, *, most: int, channels: Channels, num_workers: int, alpha: Alpha = "auto"
 ) -> Survey:
-    """Look at the pixels of `most` images at most, in even steps through the source.
+    """Read the pixels of at most `most` images, at equal distances in the source.
 
     Raises:
-        DataError: none of them is readable, or their channels are not those of `channels`.
+        DataError: none of them is readable or has the channels that `channels` selects.
     """
     indices = range(0, len(source), -(-len(source) // most))
     looks: list[_Look] = []
@@ -73,7 +73,7 @@ def survey(
 
 @dataclass(frozen=True, eq=False)
 class ImageNumbers:
-    """One image in a few numbers. Range and std are those of the measured values."""
+    """Statistics of one image. Range and std are those of the measured values."""
 
     height: int
     width: int
@@ -82,11 +82,11 @@ class ImageNumbers:
     smallest: Float32[np.ndarray, " channel"]
     largest: Float32[np.ndarray, " channel"]
     std: Float32[np.ndarray, " channel"]
-    missing: float  # share of values that were not measured, and are filled
+    missing: float  # fraction of values that were not measured, and are filled
 
     @classmethod
     def of(cls, image: ImageArray, measured: list[Real[np.ndarray, " _n"]], missing: float) -> "ImageNumbers":
-        """Of an image with its channels selected; `measured` is `take_measured` of it."""
+        """Compute from an image whose channels are selected; `measured` is the result of `take_measured`."""
         return ImageNumbers(
             height=image.shape[0],
             width=image.shape[1],
@@ -125,12 +125,12 @@ def _look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Al
 def take_measured(
     image: ImageArray, filled: Missing | None, *, channels: Channels
 ) -> list[Real[np.ndarray, " _n"]]:
-    """The values of each channel that are not filled; `channels` have been selected in the image alone."""
-    planes = list(np.ascontiguousarray(image.reshape(-1, image.shape[2]).T))  # 5 times as fast as not so
+    """Return the values of each channel that are not filled; `image` has only `channels`, `filled` all."""
+    planes = list(np.ascontiguousarray(image.reshape(-1, image.shape[2]).T))  # contiguous: 5 times as fast
     if filled is None:
         return planes
     gaps = np.broadcast_to(select_missing(filled, channels), image.shape).reshape(-1, image.shape[2]).T
-    # Grey of three channels may have no pixel where all are measured.
+    # Grey computed from three channels may have no pixel where all three are measured.
     return [plane if gap.all() else plane[~gap] for plane, gap in zip(planes, gaps, strict=True)]
 
 
@@ -168,12 +168,12 @@ def _summarise(looks: list[_Look], *, num_images: int, num_bad: int) -> Survey:
 
 
 def count_used_bits(bits: int, largest: float) -> int:
-    """Of a stored value, up to the largest there is: 12 of 12-bit data in 16-bit files."""
+    """Return the bits that values up to `largest` need: 12 for 12-bit data in 16-bit files."""
     return max(8, int(largest).bit_length()) if bits == 16 else bits
 
 
 def describe_missing(missing: float, with_missing: float) -> str | None:
-    """What is filled, in words, by the share of the values and of the images; None: nothing."""
+    """Describe the fractions of values and of images that are filled; None: nothing is filled."""
     if with_missing == 0.0:
         return None
     return (
@@ -183,16 +183,16 @@ def describe_missing(missing: float, with_missing: float) -> str | None:
 
 
 def summarise_sides(longest: Integer[np.ndarray, " n"]) -> tuple[int, int, int, int]:
-    """Of the longest sides of images: least, median, 95th percentile, largest, px."""
+    """Return the smallest, median, 95th percentile and largest of the longest sides of images, in px."""
     least, median, high, most = (int(np.percentile(longest, share)) for share in (0, 50, 95, 100))
     return least, median, high, most
 
 
 def find_largest_side(source: Source, *, limit_px: int, most: int, num_workers: int) -> int:
-    """The largest side of any readable image, in px, or `limit_px` if one reaches it.
+    """Return the largest side of any readable image, in px, or `limit_px` if one reaches it.
 
-    Looks at `most` images at most, in even steps, and no further than the first that reaches the limit: at
-    sets of large images hardly at all. 0: none is readable.
+    Reads the headers of at most `most` images, at equal distances, and stops at the first that reaches the
+    limit, which is fast for sets of large images. 0: no image is readable.
     """
     largest = 0
     indices = range(0, len(source), -(-len(source) // most))
@@ -206,9 +206,9 @@ def find_largest_side(source: Source, *, limit_px: int, most: int, num_workers: 
 
 
 def describe_mixture(source: Source, *, all_channels: bool, num_workers: int, alpha: Alpha = "auto") -> str:
-    """Which kinds of images there are, how many of each, which is the first of the rarest, and what to do.
+    """Describe the kinds of images, how many of each there are, the first of the rarest kind, and what to do.
 
-    Looks at every image. `all_channels`: images differ by their channels, otherwise by their depth alone.
+    Reads every header. `all_channels`: compare channels and bit depth, otherwise the bit depth only.
     """
     counts: Counter[tuple[int, int]] = Counter()
     first: dict[tuple[int, int], int] = {}

@@ -1,11 +1,10 @@
-"""Whether images have an up: how well they can be told from the same images turned, and not by the camera.
+"""Measure whether images have an upright orientation: how well a classifier tells them from rotated copies.
 
-A slanted scan, a gradient of the light or dirt on the lens gives turned images away, too, but says nothing of
-what they show. So what all images have in common is taken away, and mirrored images (left for right) are the
-control: marks of the camera are no more like their mirror image than like themselves turned, what hangs by
-gravity is. Turned and mirrored images were told with an accuracy of 68 and 49 % (2,000 of CIFAR-10), 80 and
-93 % (1,900 of plankton, from a line scan), 82 and 77 % (1,700 cells in a flow). Light from right above stays
-an up.
+A slanted scan, a light gradient or dirt on the lens also reveals rotated images, but says nothing about what
+they show. So the mean image is subtracted, and mirrored images (left for right) are the control: traces of
+the camera reveal mirrored images as well as rotated ones; gravity reveals only rotated ones. The accuracies
+for rotated and mirrored images were 68 and 49 % (2,000 images of CIFAR-10), 80 and 93 % (1,900 plankton
+images, line scan), 82 and 77 % (1,700 cells in flow). Light from directly above still counts as upright.
 """
 
 from collections.abc import Callable
@@ -14,10 +13,10 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 THUMBNAIL_PX = 16  # side of the thumbnails
-_FEWEST = 50  # images; of fewer nothing is said
-_REPEATS = 2  # times that each image is drawn a turn
-_HANDED = 0.1  # accuracy above 0.5 at most that marks of the camera give in brightness; letters give 0.3
-_C = 1e-3  # of the logistic regression; weaker, and it learns the marks of the camera
+_FEWEST = 50  # images; with fewer the result is 0.5
+_REPEATS = 2  # how often each image gets a random rotation or none
+_HANDED = 0.1  # largest accuracy above 0.5 from traces of the camera, in brightness; letters give 0.3
+_C = 1e-3  # of the logistic regression; with weaker regularisation it learns traces of the camera
 _MIRRORED = 4  # in place of a number of quarter turns
 _TURNS, _MIRRORS = (1, 2, 3), (_MIRRORED,)
 
@@ -26,15 +25,15 @@ _Features = Float64[np.ndarray, "image value"]
 
 
 def measure_upright(thumbnails: _Thumbnails, *, seed: int = 0) -> float:
-    """0.5: there is no up; 1: each image shows it. From grey thumbnails of `THUMBNAIL_PX`, in any unit.
+    """Return 0.5 if images have no upright orientation, up to 1 if each image shows it.
 
-    0.5 + the accuracy of telling images from turned ones - that of telling them from mirrored ones, by
-    brightness and edges; or by brightness alone if that is more, where being mirrored explains 0.1 at most:
-    letters have an up and no mirror symmetry.
+    `thumbnails` are grey, of `THUMBNAIL_PX`, in any unit. The result is 0.5 + the accuracy for rotated images
+    - that for mirrored images, from brightness and edges. It is computed also from brightness alone, where at
+    most 0.1 is subtracted, and the larger one counts: letters are upright but not mirror-symmetric.
     """
     if len(thumbnails) < _FEWEST:
         return 0.5
-    own = thumbnails - thumbnails.mean(axis=0)  # what all have in common is of the camera, or in the middle
+    own = thumbnails - thumbnails.mean(axis=0)  # the mean image shows the camera, or centred objects
     excess = []
     for describe, most in ((_describe_brightness, _HANDED), (_describe_all, 0.5)):
         turned, mirrored = (_tell(own, ways, describe, seed=seed) - 0.5 for ways in (_TURNS, _MIRRORS))
@@ -49,7 +48,7 @@ def _tell(
     *,
     seed: int,
 ) -> float:
-    """The balanced accuracy, two-fold: of each two images one is shown as it is, one in one of the `ways`."""
+    """Return the two-fold balanced accuracy of telling images from others, changed in one of `ways`."""
     from sklearn.linear_model import LogisticRegression  # 1 s
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.pipeline import make_pipeline
@@ -77,14 +76,14 @@ def _change(thumbnail: Float32[np.ndarray, "side side"], way: int) -> Float32[np
 
 
 def _describe_brightness(thumbnails: _Thumbnails) -> _Features:
-    """8 x 8 values, the image's mean removed, and their squares."""
+    """Return the means of 8 x 8 fields minus the mean of the image, and their squares."""
     values = _average(thumbnails.astype(np.float64)[:, None], 8)
     values -= values.mean(axis=1, keepdims=True)
     return np.concatenate([values, values**2], axis=1)
 
 
 def _describe_all(thumbnails: _Thumbnails) -> _Features:
-    """Brightness, and the strength of edges in 4 x 4 places by 8 directions from dark to bright."""
+    """Return brightness, and the strength of edges in 4 x 4 fields for 8 directions from dark to bright."""
     padded = np.pad(thumbnails.astype(np.float64), ((0, 0), (1, 1), (1, 1)), mode="edge")
     down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
     right = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
@@ -95,7 +94,7 @@ def _describe_all(thumbnails: _Thumbnails) -> _Features:
 
 
 def _average(maps: Float64[np.ndarray, "image map side side"], side: int) -> _Features:
-    """Each map at `side` x `side`, all in one row."""
+    """Average each map to `side` x `side` fields, and join all maps of an image to one row."""
     num, number, px, _ = maps.shape
     parts = maps.reshape(num, number, side, px // side, side, px // side)
     averages: _Features = parts.mean(axis=(3, 5)).reshape(num, -1)

@@ -1,4 +1,4 @@
-"""One pass through a folder and all below it: which files are images, and what is passed by, counted."""
+"""Find the images in a folder and its subfolders in one pass, and count what is skipped."""
 
 import errno
 import os
@@ -15,9 +15,9 @@ from byol.data.decode.disk import DiskError, describe, is_of_the_disk, try_again
 from byol.data.decode.index import Names
 from byol.data.sources.left_out import Few, LeftOut
 
-_LOOKS = 3  # files of a suffix that is not known, whose first bytes are looked at
+_LOOKS = 3  # files of each unknown suffix whose first bytes are read
 
-# What systems, cameras and viewers put beside images; in lower case.
+# Files and folders that systems, cameras and viewers put beside images; in lower case.
 _SYSTEM = frozenset(
     {
         b"thumbs.db", b"ehthumbs.db", b"desktop.ini", b"@eadir", b"#recycle", b"#snapshot", b"__macosx",
@@ -27,28 +27,28 @@ _SYSTEM = frozenset(
 
 
 class Walk:
-    """The images' names in sorted order, and more about them.
+    """Find the names of images in sorted order, with sizes, times and parent folders.
 
-    Hidden files and folders are left out. A folder that links make reachable twice is entered once, so that
-    loops of links end. Paths are bytes: names in any encoding are kept as they are. Of a million files in one
-    folder no object each is held, only their names in one block.
+    Hidden files and folders are skipped. A folder that can be reached twice through links is entered once, so
+    that loops of links end. Paths are bytes: names in any encoding are kept unchanged. The names of the files
+    in a folder are kept in one block, not as one object each.
     """
 
     def __init__(self, *, skip_unreadable: bool) -> None:
         self.stamps, self.parents = array("q"), array("i")
-        self.parent_numbers: dict[bytes, int] = {}  # name of a subfolder -> its number; the top has -1
+        self.parent_numbers: dict[bytes, int] = {}  # name of a subfolder -> its number; -1: the top folder
         self.left_out = LeftOut()
         self._skip, self._failure = skip_unreadable, DataError()
         self._entered: set[tuple[int, int]] = set()
         self._looks: dict[str, int] = {}
-        self._suffixes: dict[bytes, bool] = {}  # as they are written: whether they are those of images
+        self._suffixes: dict[bytes, bool] = {}  # suffix as written -> whether it is an image suffix
 
     def names(self, folder: bytes) -> Iterator[bytes]:
-        """Of all images below `folder`, relative to it.
+        """Iterate over the names of all images below `folder`, relative to it.
 
         Raises:
-            DataError: the disk fails, or folders may not be read (all others have then been looked at), and
-                such are not to be left out.
+            DataError: the disk fails, or there are folders without permission to read (after all others have
+                been read), and unreadable folders are not skipped.
         """
         yield from self._names(folder, prefix=b"")
         if self.left_out.unreadable.count and not self._skip:
@@ -61,7 +61,7 @@ class Walk:
             entries, is_folder = self._enter(folder, prefix)
         except DiskError as error:
             where = os.fsdecode(folder)
-            if not (self._skip or error.for_good):  # a failing disk would be asked again for each folder
+            if not (self._skip or error.for_good):  # stop: a failing disk would fail again for each folder
                 raise error.locate(where) from None
             if self.left_out.unreadable.count == 0:
                 self._failure = error.locate(where)
@@ -81,14 +81,14 @@ class Walk:
                 yield prefix + name
 
     def _enter(self, folder: bytes, prefix: bytes) -> tuple[Names, bytearray]:
-        """The images and folders in a folder that has not been entered, and for each whether it is one."""
+        """Return the images and folders in a folder not entered yet, and for each whether it is a folder."""
         try:
             status = try_again(lambda: os.stat(folder))
             if (status.st_dev, status.st_ino) in self._entered:
                 return Names.of([]), bytearray()
             listed = try_again(lambda: self._list(folder, prefix))
         except OSError as error:
-            if prefix and isinstance(error, FileNotFoundError):  # it has gone since its own folder was listed
+            if prefix and isinstance(error, FileNotFoundError):  # deleted since its parent was listed
                 return Names.of([]), bytearray()
             raise DataError(f"{os.fsdecode(folder)}: cannot be read ({describe(error)})") from None
         self._entered.add((status.st_dev, status.st_ino))
@@ -130,7 +130,7 @@ class Walk:
         return known
 
     def _judge(self, entry: os.DirEntry[bytes], suffix: str) -> str:
-        """By its first bytes: "by content" if it is an image without a suffix, else its kind or ""."""
+        """Read the first bytes: return "by content" for an image without a suffix, else its kind or ""."""
         if suffix:
             self._looks[suffix] = self._looks.get(suffix, 0) + 1
             if self._looks[suffix] > _LOOKS:
@@ -166,11 +166,11 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     except OSError as error:
         if is_of_the_disk(error):
             raise
-        return False  # a link to itself
+        return False  # for example a link to itself
 
 
 def _leads_to_file(entry: os.DirEntry[bytes]) -> bool:
-    """Also a link that leads nowhere: whoever reads it says so. A pipe would be waited for."""
+    """Return whether it is a file, or a broken link: reading reports that. Reading a pipe would block."""
     try:
         mode = entry.stat().st_mode
     except OSError as error:
@@ -181,7 +181,7 @@ def _leads_to_file(entry: os.DirEntry[bytes]) -> bool:
 
 
 def stamp(path: str | bytes | os.PathLike[str]) -> tuple[int, int]:
-    """A file's size in bytes, -1 if it is missing, and the time of its last change in ns.
+    """Return the size of a file in bytes, -1 if it is missing, and the time of its last change in ns.
 
     Raises:
         DataError: the disk has failed several times.
@@ -194,7 +194,7 @@ def stamp(path: str | bytes | os.PathLike[str]) -> tuple[int, int]:
         try:
             status = try_again(lambda: os.stat(path))
         except DiskError as error:
-            if error.for_good:  # whoever opens it says so
+            if error.for_good:  # opening the file reports it
                 return -1, 0
             raise error.locate(os.fsdecode(path)) from None
         except OSError:
@@ -203,5 +203,5 @@ def stamp(path: str | bytes | os.PathLike[str]) -> tuple[int, int]:
 
 
 def pairs(stamps: "array[int]") -> Int64[np.ndarray, "n 2"]:
-    """Sizes and times, a row a file."""
+    """Return sizes and times as an array with one row per file."""
     return np.frombuffer(stamps, dtype=np.int64).reshape(-1, 2)
