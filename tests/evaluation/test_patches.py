@@ -193,7 +193,7 @@ def test_a_row_that_costs_too_much_is_left_out_with_a_line(
     table = evaluate(run_dir, overrides=["evaluation.num_centroids=1000"], say=said.append)
     (line,) = (line for line in said if line.startswith("patches"))
     assert line.startswith("patches left out: 1000 centroids take ")
-    assert line.endswith("than the encoder (2 million); evaluation.num_centroids sets another number")
+    assert line.endswith("per image, the encoder 2 (evaluation.num_centroids sets it)")
     assert "patches" not in {row.features for row in table.rows} and "patches" not in table.verdict()
 
 
