@@ -230,5 +230,5 @@ def test_clipped_values_are_said_alike_by_check_train_and_embed(capsys: Capture)
         assert main(["embed", f"runs/{run}", "images", "-o", "f.csv"]) == 0
         said += [line for line in capsys.readouterr().err.splitlines() if "of all values" in line]
         assert len(said) == 3 * number and len(set(said)) == number, said
-        assert all("0.12% of all values" in line and "data.clip=0" in line for line in said), said
+        assert all("0.12 % of all values" in line and "data.clip=0" in line for line in said), said
     assert len([path for path in Path("runs/packs").iterdir() if path.is_dir()]) == 2
