@@ -180,7 +180,7 @@ def test_results_of_another_step_than_the_encoders_are_no_verdict(tmp_path: Path
         "**These results are for other weights: measured after step 20, but the encoder is of step 40: `"
         in card
     )
-    assert "BYOL helps" not in card and "predict plate (for other weights, accuracy 64%" in card
+    assert "BYOL helps" not in card and "predict plate (for other weights, accuracy 64 %" in card
     rows = compare([run_dir, other])
     assert rows.endswith(f"{other} has not been evaluated: byol eval {other}") and f"was {said}\n" in rows
     assert "70.0 %" not in rows and "33.3" not in rows
@@ -375,14 +375,14 @@ def test_a_card_of_a_table_without_settings_says_so(tmp_path: Path) -> None:
 def test_a_card_without_an_evaluation(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "a", done=20, verdict="weak")
     text = write_card(run_dir)
-    assert "Not evaluated on labelled images." in text and "view-retrieval accuracy is 25%" in text
+    assert "Not evaluated on labelled images." in text and "view-retrieval accuracy is 25 %" in text
     assert f"(`byol eval {run_dir} --labels LABELS.csv`)" in text and "About 100 images" in text
     assert "the training was *weak*" in text and "not finished: 20 of 40 steps" in text
     assert "hardware was not recorded" in text
     measure(run_dir, warning=True, done=20)
     text = write_card(run_dir)
     assert "Without labels: Better than untrained." in text
-    assert "- The features predict plate (accuracy 64%, chance 25%)" in text
+    assert "- The features predict plate (accuracy 64 %, chance 25 %)" in text
 
 
 def test_a_card_of_a_run_by_the_clock(tmp_path: Path) -> None:
