@@ -139,7 +139,7 @@ class Report:
         yield from map(str, views)
         others = [choice.words for choice in ahead.choices if choice not in views]
         if others:
-            yield ", ".join(others)
+            yield "; ".join(others)
         yield from self.weights
         yield f"{ahead.describe_time()}; {self._describe_room(ahead)}"
 
