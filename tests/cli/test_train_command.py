@@ -86,7 +86,7 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
     assert "logistic regression with few labels: top-1, mean ± std over 5 random draws" in said
     again = succeed(capsys, "eval", "runs/a")
     assert "8 of 8 rows come from the cache in runs/a/features" in again
-    tables = [text[text.index("images: every fifth") :] for text in (said, again)]
+    tables = [text[text.index("'images': every fifth") :] for text in (said, again)]
     assert tables[0] == tables[1]
     assert said.partition("\npixels: ")[0] == again.partition("\npixels: ")[0]
 

@@ -270,5 +270,5 @@ def _choose_length(
                 f"as many as fit into {describe_duration(3600.0 * hours)} at the speed measured now, "
                 f"{benchmark.step_s:.3g} s per step"
             )
-    words = f"{epochs} epoch{'s' if epochs > 1 else ''}, {epochs * steps_per_epoch:,} steps"
+    words = f"{epochs:,} epoch{'s' if epochs > 1 else ''}, {epochs * steps_per_epoch:,} steps"
     return [Choice("trainer.max_epochs", epochs, words, reason)]
