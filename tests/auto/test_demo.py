@@ -1,6 +1,8 @@
 """How long the demo is: by speeds and clocks of the tests' own."""
 
 import io
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -83,7 +85,14 @@ def test_what_is_said_adds_up() -> None:
     length = choose(0.3, elapsed_s=30.0)
     said = length.describe()
     total = demo.format_time(30.0 + demo.SETUP_S + length.training_s + length.evaluation_s)
-    parts = (total, f"{length.steps:,} ", demo.format_time(length.training_s), "trainer.max_epochs")
+    rest = demo.format_time(30.0 + demo.SETUP_S)
+    parts = (
+        total,
+        f"{rest} for the preparation",
+        f"{length.steps:,} ",
+        demo.format_time(length.training_s),
+        "trainer.max_epochs",
+    )
     assert [part for part in parts if part not in said] == []
     assert total == demo.format_time(TOTAL_S)
 
@@ -150,6 +159,32 @@ def test_a_slow_machine_completes_its_schedules_and_continues_with_them(
     assert again == given and step_s is None and said == ""
     assert train(given, run_dir, console=quiet) == TrainingOutcome(20, 20, None)
     assert load_config(run_dir / "config.yaml", [], preset=None).trainer == given.config.trainer
+    previewed: list[str] = []
+    demo.preview(partial_config, run_dir, elapsed=lambda: 10.0, say=previewed.append)
+    assert "all 20 steps are done" in previewed[0] and "nothing is left to train" in previewed[-1]
+
+
+def test_the_preview_of_a_stopped_demo_says_what_is_left(
+    images: Path, tmp_path: Path, step_takes: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_takes(0.25)
+    partial_config = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
+    given, step_s, _ = fit(partial_config, tmp_path / "run")
+    make_views, made = loop.make_views, 0
+
+    def make(*arguments: object, **others: object) -> object:
+        nonlocal made
+        made += 1
+        if made == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make_views(*arguments, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "make_views", make)
+    assert train(given, tmp_path / "run", step_s=step_s).done == 4
+    said: list[str] = []
+    demo.preview(partial_config, tmp_path / "run", elapsed=lambda: 10.0, say=said.append)
+    assert "continue it after step 4 of about " in said[0]
+    assert said[-2] == "training takes 0:04 (min:s) more: what is left of its time budget"
 
 
 def test_a_given_length_is_kept_to(images: Path, tmp_path: Path, step_takes: Callable[[float], None]) -> None:

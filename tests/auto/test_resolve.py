@@ -1,7 +1,8 @@
 """Open settings: chosen once, then taken from the run; the given is compared; a preview writes nothing."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from rich.console import Console
 from byol.auto import resolve
 from byol.auto.train import train
 from byol.base.errors import CheckpointError, ConfigError, RunMismatchError
+from byol.base.signals import StopSignal
+from byol.base.text_table import describe_duration
 from byol.config import Config, PartialConfig, load_config, load_partial
 from byol.data.sources.survey import Survey
 from byol.device.ranks import Ranks
+from byol.training import loop
 from byol.training.loop import TrainingOutcome
 from byol.training.step_benchmark import StepBenchmark
 
@@ -84,17 +88,20 @@ def run(partial_config: PartialConfig, run_dir: Path) -> tuple[TrainingOutcome, 
 def test_the_same_again_continues_without_a_look(images: Path, tmp_path: Path, asked: list[str]) -> None:
     outcome, said = run(configure(images), tmp_path / "run")
     assert outcome.done == 2 and asked == ["survey", "batch 2 34 16"]
-    assert said[:3] == [
-        "views: microscopy (16 bit, 2 channels)",
-        "flips and rotation (orientation does not matter: upright images recognised with 50% accuracy)",
+    assert said[:5] == [
+        "looking at the images (at most 2,000 of them)",
+        "timing a few training steps",
+        "random changes (views) as for microscopy (the images have 16 bit and 2 channels)",
+        "flips and rotation (orientation does not matter: a test told upright from turned images in 50 % of "
+        "cases, chance is 50 %)",
         "view size 32 px (median image side 34 px)",
     ]
     written = load_config(tmp_path / "run" / "config.yaml", [], preset=None)
     assert (written.data_transforms.domain, written.view_px) == ("microscopy", 32)
     assert (written.batch_size, written.accumulation_steps) == (16, 2)
     outcome, said = run(configure(images), tmp_path / "run")
-    assert outcome.done == 2 and "this run is already finished: all 2 steps are done" in said
-    assert not any(line.startswith("views: ") for line in said) and len(asked) == 2
+    assert outcome.done == 2 and "this run is already finished: all 2 steps are done" in "\n".join(said)
+    assert not any(line.startswith("random changes") for line in said) and len(asked) == 2
 
 
 def test_other_ranks_read_what_the_first_has_chosen(images: Path, tmp_path: Path, asked: list[str]) -> None:
@@ -158,7 +165,7 @@ def test_a_preview_says_all_and_writes_nothing(
     say: Callable[[str], None] = said.append
     resolve.preview(configure(images), Path("run"), say=say)
     assert list(tmp_path.iterdir()) == []
-    assert "batch 16 (at most half of the 40 images)" in said
+    assert "batch size 16 (at most half of the 40 images)" in said
     assert any(line.startswith("learning rate 0.015 (") for line in said)
     assert said[-2:] == [
         "training takes about 1 s: 2 steps of 0.5 s (32 images/s)",
@@ -167,13 +174,47 @@ def test_a_preview_says_all_and_writes_nothing(
     run(configure(images), Path("run"))
     said.clear()
     resolve.preview(configure(images), Path("run"), say=say)
-    assert said[0].startswith("run holds a run") and "resume" in said[0]
-    assert not any(line.startswith("views: ") for line in said)
+    assert said == [
+        "run: already finished: all 2 steps are done; to train longer, start a new run from its weights "
+        "(byol train ... --init run -o NEW_FOLDER)",
+        "byol wrote nothing, and nothing is left to train",
+    ]
+
+
+def test_a_preview_of_a_run_says_what_is_left(
+    images: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As training: with the settings of the run, other ones are refused, and the speed of now."""
+    run_dir = tmp_path / "run"
+    longer = configure(images, "trainer.max_epochs=10", "trainer.checkpoint_interval=1")
+    stopped = loop.train
+
+    def stop_early(config: Config, run_dir: Path, **options: object) -> TrainingOutcome:
+        monkeypatch.setattr(StopSignal, "listen", listen)
+        return stopped(config, run_dir, **options)  # type: ignore[arg-type]
+
+    @contextmanager
+    def listen(self: StopSignal) -> Iterator[StopSignal]:
+        self.name = "SIGTERM"
+        yield self
+
+    monkeypatch.setattr(loop, "train", stop_early)
+    assert run(longer, run_dir)[0] == TrainingOutcome(1, 20, "SIGTERM")
+    before, said = sorted(tmp_path.rglob("*")), list[str]()
+    resolve.preview(longer, run_dir, say=said.append)
+    assert said[0] == f"{run_dir} holds a run: byol would continue it after step 1 of 20, with its settings"
+    assert said[-2:] == [
+        "training takes about 10 s more: 19 steps of 0.5 s",
+        "byol wrote nothing; to continue training, run the same command without -n",
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(RunMismatchError, match=r"trainer\.max_epochs: 10 -> 3"):
+        resolve.preview(configure(images, "trainer.max_epochs=3"), run_dir, say=print)
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(80.0, "80 s"), (1800.0, "30 min"), (9000.0, "2.5 h")])
 def test_time_in_words(seconds: float, words: str) -> None:
-    assert resolve._in_words(seconds) == words
+    assert describe_duration(seconds) == words
 
 
 @pytest.mark.slow

@@ -83,17 +83,16 @@ def check_page(path: str) -> str:
 def test_images_that_are_fit(capsys: Capture, place: Path) -> None:
     before = contents(write("images"))
     lines = check(capsys, "images")
-    assert lines[:5] == [
-        "20 files: 20 .png",
-        "byol can read 20 and cannot read 0",
-        lines[2],
+    assert lines[:4] == [
+        "20 .png files; byol can read all of them",
+        lines[1],
         "size 40 x 40 px",
-        "exact duplicates 0, near duplicates 0; blank 0",
+        "exact copies 0, nearly equal images 0, blank images 0",
     ]
-    assert lines[2].startswith("3 channels, 8 bit, values ")
-    assert lines[5] == "views: photo (8 bit, 3 channels)"
+    assert lines[1].startswith("3 channels, 8 bit, values ")
+    assert lines[4] == "random changes (views) as for photos (the images have 8 bit and 3 channels)"
     assert lines[-3].endswith("1.0 GB of memory, and 1 MB of disk for packed images")
-    assert lines[-2] == "report: check/images/report.html: images, views, histograms"
+    assert lines[-2] == "report: check/images/report.html (images, views, histograms)"
     assert {path.name for path in Path("check/images").iterdir()} == LISTS | PICTURES | {"report.html"}
     assert {path.name for path in place.iterdir()} == {"images", "check"} and contents(place / "images")
     assert contents(Path("images")) == before
@@ -107,8 +106,8 @@ def test_overrides_count_as_in_training(capsys: Capture) -> None:
     lines = check(
         capsys, "images", "data.channels=[0,2]", "data_transforms.view.crop_area=[0.5,1]", "-o", "out"
     )
-    assert lines[2].startswith("2 channels, 8 bit")
-    assert lines[5] == "views: microscopy (8 bit, 2 channels)"
+    assert lines[1].startswith("2 channels, 8 bit")
+    assert lines[4] == "random changes (views) as for microscopy (the images have 8 bit and 2 channels)"
     text = check_page("out/report.html")
     assert "crop_area0.5 .. 10.5 .. 1" in text and "side by side in reading order" in text
 
@@ -117,7 +116,7 @@ def test_deep_images(capsys: Capture) -> None:
     Path("deep").mkdir()
     for number in range(16):
         tifffile.imwrite(f"deep/{number}.tif", draw(number, channels=1)[..., 0].astype(np.uint16) * 16 + 15)
-    assert "12-bit data in 16-bit files" in check(capsys, "deep")[2]
+    assert "12-bit data in 16-bit files" in check(capsys, "deep")[1]
 
 
 def test_names_duplicates_blanks_and_what_cannot_be_read(capsys: Capture) -> None:
@@ -128,8 +127,8 @@ def test_names_duplicates_blanks_and_what_cannot_be_read(capsys: Capture) -> Non
     Image.fromarray(np.full((40, 40, 3), 9, np.uint8)).save("images/c.png")
     (Path("images") / os.fsdecode(b"\xff.png")).write_text("not an image")
     lines = check(capsys, "images", "data.max_bad=0.1")
-    assert lines[1] == "byol can read 23 and cannot read 1"
-    assert lines[4] == "exact duplicates 1, near duplicates 1 (4.3%); blank 1 (4.3%)"
+    assert lines[0].endswith("; byol cannot read 1 of them")
+    assert lines[3] == "exact copies 1, nearly equal images 1 (4.3 %), blank images 1 (4.3 %)"
     head, (name, reason) = rows("check/images/bad_files.csv")
     assert head == ["file", "reason"] and name == os.fsdecode(b"\xff.png")
     assert reason.startswith("is text, not an image of a known format")

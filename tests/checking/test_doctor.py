@@ -48,11 +48,14 @@ def test_kinds_folders_and_sizes(tmp_path: Path) -> None:
     save(tmp_path / "y", noise(9, 20, 20, 3))
     Image.fromarray(noise(8, 20, 20, 3)).save(tmp_path / "y" / "z.JPG")
     found = look(tmp_path)
-    assert describe_files(found) == "7 files: 6 .png, 1 .jpg in 2 folders (not used as labels)"
+    assert describe_files(found) == (
+        "7 files: 6 .png, 1 .jpg in 2 folders (not used as labels); byol can read all of them"
+    )
     assert describe_kinds(found) == "3 channels, 8 bit, values 0..255"
     assert describe_sizes(found) == "longest side 20..50 px, median 20, 95 % up to 46"
     assert (
-        describe_duplicates(found, find_duplicates(found)) == "exact duplicates 0, near duplicates 0; blank 0"
+        describe_duplicates(found, find_duplicates(found))
+        == "exact copies 0, nearly equal images 0, blank images 0"
     )
     assert judge(found) == []
 
@@ -76,8 +79,10 @@ def test_ranges_of_channels_of_floats_and_of_chosen_channels(tmp_path: Path) -> 
     images[0, 0, 0, 0], images[0, 0, 1, 0], images[..., 1] = -1.5, 2.0, 7.0
     np.save(tmp_path / "a.npy", images)
     found = look(tmp_path / "a.npy")
-    assert describe_files(found) == f"4 images, array {tmp_path}/a.npy"
-    assert describe_kinds(found) == "2 channels, floating point, values -1.5..2, 7..7"
+    assert describe_files(found) == f"4 images, array {tmp_path}/a.npy; byol can read all of them"
+    assert (
+        describe_kinds(found) == "2 channels, floating point, values -1.5..2 in channel 0, 7..7 in channel 1"
+    )
     ((text, is_fatal),) = judge(found)
     assert text.startswith("channel 1 ") and text.endswith("data.channels=[0]") and not is_fatal
     assert look(tmp_path / "a.npy", "data.channels=[1,0]").smallest == (7.0, -1.5)
@@ -96,7 +101,7 @@ def test_blank_images(tmp_path: Path, dtype: str) -> None:
     found = look(save(tmp_path, *images))
     assert np.flatnonzero(found.is_blank).tolist() == [2, 4]
     ((text, is_fatal),) = judge(found)
-    assert text.startswith("33% ") and "blank_files.csv" in text and not is_fatal
+    assert text.startswith("33 % ") and "blank_files.csv" in text and not is_fatal
 
 
 def test_nothing_but_blank_images(tmp_path: Path) -> None:
@@ -143,5 +148,7 @@ def test_duplicates_are_counted(tmp_path: Path) -> None:
     found = look(save(tmp_path, *images, images[0], np.minimum(images[1], 254) + 1))
     alike = find_duplicates(found)
     assert alike.same_as.tolist() == [-1] * 5 + [0, 1]
-    assert describe_duplicates(found, alike) == "exact duplicates 1, near duplicates 1 (14.3%); blank 0"
-    assert judge(found)[0][0].startswith("29% of the images are duplicates")
+    assert (
+        describe_duplicates(found, alike) == "exact copies 1, nearly equal images 1 (14.3 %), blank images 0"
+    )
+    assert judge(found)[0][0].startswith("29 % of the images are duplicates")

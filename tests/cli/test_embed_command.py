@@ -52,7 +52,7 @@ def test_files_that_cannot_be_read(
 
     assert main(["embed", "runs/a", "images", "-o", "f.csv"]) == 0
     out, err = capsys.readouterr()
-    assert out == "wrote 96 features of 20 images to f.csv, 1 left out\n"
+    assert out == "wrote 20 rows (images) with 96 features each to f.csv, 1 left out\n"
     told, grouped, *_ = err.splitlines()
     assert told == "unreadable and left out: 1 of 21 images, listed in f.left_out.csv"
     assert grouped.startswith(f"  1 ({name}): {reason}")
@@ -80,7 +80,7 @@ def test_deep_images_and_others_that_are_embedded_by_their_encoder(capsys: Captu
     np.save("images/gaps.npy", np.full((16, 16, 2), np.nan))
     assert main(["embed", "runs/a", "images", "-o", "f.csv"]) == 0
     out, err = capsys.readouterr()
-    assert out == "wrote 96 features of 13 images to f.csv, 2 left out\n"
+    assert out == "wrote 13 rows (images) with 96 features each to f.csv, 2 left out\n"
     lines = err.splitlines()
     assert lines[0].startswith("byol: celsius.npy: channel 0: the values lie in ")
     assert lines[1] == "unreadable and left out: 2 of 15 images, listed in f.left_out.csv"
@@ -94,7 +94,11 @@ def test_deep_images_and_others_that_are_embedded_by_their_encoder(capsys: Captu
 def test_prototypes(capsys: Capture, finished: Path) -> None:
     run, images = finished / "runs" / "a", finished / "images"
     said = succeed(capsys, "embed", run, images, "-o", "f.csv", "--prototypes", "3")
-    assert "96 features of 20 images to f.csv" in said and " 3 " in said and "f.prototypes.csv" in said
+    assert (
+        "20 rows (images) with 96 features each to f.csv" in said
+        and " 3 " in said
+        and "f.prototypes.csv" in said
+    )
     with open("f.prototypes.csv", newline="") as file:
         head, *rows = csv.reader(file)
     assert head == ["file", "images"] and len(rows) == 3
@@ -107,7 +111,11 @@ def test_prototypes(capsys: Capture, finished: Path) -> None:
     picture = images / "red" / "00.png"
     said = succeed(capsys, "embed", run, picture, "-o", "f.csv", "--prototypes", "2")
     told = "no prototypes: "
-    assert "1 images to f.csv" in said and told in said and Path("f.csv").exists()
+    assert (
+        "wrote 1 rows (images) with 96 features each to f.csv" in said
+        and told in said
+        and Path("f.csv").exists()
+    )
     Path("copies").mkdir()
     for name in "ab":
         Path("copies", f"{name}.png").write_bytes(picture.read_bytes())
@@ -123,7 +131,7 @@ def test_of_many_images_that_are_left_out_some_are_named_and_all_are_listed(
         Path("images", f"{index:02d}.png").write_bytes(b"broken")
     assert main(["embed", str(finished / "runs" / "a"), "images", "-o", "f.csv"]) == 0
     said = capsys.readouterr()
-    assert said.out == "wrote 96 features of 1 images to f.csv, 25 left out\n"
+    assert said.out == "wrote 1 rows (images) with 96 features each to f.csv, 25 left out\n"
     assert "unreadable and left out: 25 of 26 images, listed in f.left_out.csv" in said.err
     assert "  25 (00.png, 01.png, 02.png, ...): " in said.err
     with open("f.left_out.csv", newline="") as file:

@@ -19,10 +19,10 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     write_images(Path("images"), classes=("dark",))
     succeed(capsys, "train", "images", "-o", "runs/a", *TINY, "trainer.max_epochs=1")
     said = succeed(capsys, "eval", "runs/a")
-    assert said.startswith("without labels, on 10 training images")
+    assert said.startswith("without labels, on 10 images that BYOL was trained on")
     assert said.endswith(
-        "\n\nno table: no image has a label; give --labels FILE.csv with the columns file,label\n\n"
-        "saved in runs/a/measures.json\n"
+        "\n\nno accuracy: no image has a label; give --labels FILE.csv with the columns file,label\n\n"
+        "saved in runs/a: measures.json, neighbours.png, prototypes.csv\n"
     )
 
     def refused(labels: dict[str, str]) -> str:
@@ -51,12 +51,12 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     assert (
         "\nleft out, because no image matches: 1 of the 11 labels in labels.csv; it names nowhere.png" in said
     )
-    assert "8 training and 2 test images, 2 classes" in said
+    assert "classifiers trained on 8 images and tested on 2; 2 classes" in said
 
     lines = [f"{name},{label},{index % 3}" for index, (name, label) in enumerate(partial.items())]
     Path("plates.csv").write_text("\n".join(["file,label,plate", *lines]) + "\n")
     said = succeed(capsys, "eval", "runs/a", "--labels", "plates.csv", "--groups", "plate", "--folds", "3")
-    assert "images: 3 folds by plate; 10 images, each tested once, 2 classes" in said
+    assert "'images': 3 folds by plate; 10 images, each tested once; 2 classes" in said
     table = json.loads(Path("runs/a/eval.json").read_text())
     assert table["protocol"] == "3 folds by plate"
     options = "--labels plates.csv --folds 3 --groups plate"  # what a card repeats it with

@@ -37,7 +37,7 @@ def test_a_list_on_standard_input(capsys: Capture, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "stdin", stream)
     embed("-", "-o", "f.parquet")
     said = capsys.readouterr()
-    assert said.out == "wrote 96 features of 2 images to f.parquet, 1 left out\n"
+    assert said.out == "wrote 2 rows (images) with 96 features each to f.parquet, 1 left out\n"
     assert "1 (gone.png): no such file" in said.err
     table = pyarrow.parquet.read_table("f.parquet")
     assert table["file"].to_pylist() == names[:2]

@@ -40,7 +40,7 @@ def test_demo_and_run(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both train and print the table; the demo's own images would take minutes, so it gets a folder."""
     write_images(Path("images"))
     said = succeed(capsys, "demo", "data.source=images", "data.stored_px=16", *TINY)
-    assert "byol online" in said and "saved in runs/demo/eval.json" in said
+    assert "byol online" in said and "saved in runs/demo: eval.json" in said
     Path("mine.yaml").write_text("preset: default\ndata:\n  source: images\n  packs: runs/packs\n")
     said = succeed(capsys, "run", "mine.yaml", *TINY)
-    assert "byol online" in said and "saved in runs/mine/eval.json" in said
+    assert "byol online" in said and "saved in runs/mine: eval.json" in said

@@ -31,19 +31,26 @@ def test_a_dry_run_then_the_run(capsys: Capture, place: Path, monkeypatch: pytes
     said = succeed(capsys, "train", "images", "-o", "runs/a", *few, "-n")
     assert [path.name for path in place.iterdir()] == ["images"]
     lines = said.splitlines()
-    assert lines[0] == "views: photo (8 bit, 3 channels)"
+    assert lines[:3] == [
+        "looking at the images (at most 2,000 of them)",
+        "timing a few training steps",
+        "random changes (views) as for photos (the images have 8 bit and 3 channels)",
+    ]
     for line in (
         "view size 32 px (median image side 16 px; at least 32)",
-        "batch 8 (at most half of the 20 images)",
+        "batch size 8 (at most half of the 20 images)",
     ):
         assert line in lines
     assert "about 50 min: 30 steps of 100 s" in lines[-2]
 
     trained = succeed(capsys, "train", "images", "-o", "runs/a", *few, "trainer.max_epochs=1").splitlines()
-    assert trained[:4] == lines[:4]
-    assert any(line.startswith("batch size 8, 2 steps per epoch, 2 steps in total") for line in trained)
+    assert trained[:6] == lines[:6]
+    assert any(
+        line.startswith("batch size 8, 2 steps (full batches) per epoch, 2 steps in total")
+        for line in trained
+    )
     said = succeed(capsys, "train", "images", "-o", "runs/a", *few)
-    assert said.splitlines()[0].startswith("20 images with 3 channels, packed at")
+    assert said.splitlines()[0].startswith("20 images with 3 channels, stored at")
     assert "this run is already finished: all 2 steps are done" in said
     said = fail(capsys, "train", "images", "-o", "runs/a", *few, "trainer.batch_size=4")
     assert "holds a run with another configuration (trainer.batch_size: 8 -> 4)" in said
@@ -55,10 +62,10 @@ def test_a_dry_run_then_the_run(capsys: Capture, place: Path, monkeypatch: pytes
 def test_train_eval_embed_load(capsys: Capture) -> None:
     write_images(Path("images"))
     said = succeed(capsys, "train", "images", "-o", "runs/a", *TINY)
-    assert said.startswith("20 images with 3 channels, packed at 16 px; views of 16 px")
-    assert "batch size 8, 2 steps per epoch, 4 steps in total" in said and "step 4/4" in said
-    assert "learning rate 0.0075 (min(0.06 * batch size 8 / 64, 0.4))" in said
-    assert 'features = byol.load("runs/a").embed("IMAGES/")' in said
+    assert said.startswith("20 images with 3 channels, stored at 16 px; views of 16 px")
+    assert "batch size 8, 2 steps (full batches) per epoch, 4 steps in total" in said and "step 4/4" in said
+    assert "learning rate 0.0075 (0.06 per 64 images of a batch, at most 0.4)" in said
+    assert 'features = byol.load("runs/a").embed("images")' in said
     assert max(map(len, said.splitlines())) <= 110
 
     before = contents(Path("runs/a/checkpoints"))
@@ -68,23 +75,24 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
 
     said = succeed(capsys, "eval", "runs/a")
     assert (
-        "images: every fifth image of each class held out for testing; 16 training and 4 test images" in said
+        "'images': every fifth image of each class held out for testing; classifiers trained on 16 images "
+        "and tested on 4; " in said
     )
-    assert "\n\n\n" not in said and "saved in runs/a/eval.json and measures.json" in said
-    assert said.startswith("without labels, on 20 training images")
-    assert "\nBy measures without labels " in said and "\noutliers " in said
+    assert "\n\n\n" not in said and "saved in runs/a: eval.json, measures.json, neighbours.png, " in said
+    assert said.startswith("without labels, on 20 images that BYOL was trained on")
+    assert "\nJudged without labels, " in said and "\nmost unusual images (" in said
     assert max(map(len, said.splitlines())) <= 130
     assert len(json.loads(Path("runs/a/eval.json").read_text())["rows"]) == 10
     assert "logistic regression with few labels: top-1, mean ± std over 5 random draws" in said
     again = succeed(capsys, "eval", "runs/a")
     assert "10 of 10 rows come from the cache in runs/a/features" in again
-    tables = [text[text.index("images: every fifth") :] for text in (said, again)]
+    tables = [text[text.index("'images': every fifth") :] for text in (said, again)]
     assert tables[0] == tables[1]
     assert said.partition("\npixels: ")[0] == again.partition("\npixels: ")[0]
 
     for name in ("f.csv", "f.npz", "f.parquet"):
         said = succeed(capsys, "embed", "runs/a", "images", "-o", name)
-        assert said == f"wrote 96 features of 20 images to {name}\n"
+        assert said == f"wrote 20 rows (images) with 96 features each to {name}\n"
     names = [f"{label}/{index:02d}.png" for label in ("dark", "red") for index in range(10)]
     features = byol.load("runs/a").embed("images")
     assert features.shape == (20, 96) and features.dtype == np.float32
@@ -129,14 +137,14 @@ def test_mixed_sizes_and_modes(capsys: Capture) -> None:
         image = Image.fromarray(rng.integers(0, 255, (16 + index, 20, 3), dtype=np.uint8)).convert(mode)
         image.save(f"images/{index}.{'tif' if mode == 'CMYK' else 'png'}")
     said = succeed(capsys, "train", "images", "-o", "runs/a", *TINY)
-    assert said.startswith("8 images with 3 channels, packed at 19 px")  # 1.15 views
+    assert said.startswith("8 images with 3 channels, stored at 19 px")  # 1.15 views
     Image.effect_noise((18, 18), 50).save("images/grey.png")
     said = fail(capsys, "train", "images", "-o", "runs/b", *TINY)
     assert "the images differ: 8 of 3 channels, 1 of 1 channel (the first of these is 'grey.png')" in said
     assert "set data.channels=rgb (grey three times) or data.channels=grey" in said
     said = succeed(capsys, "train", "images", "-o", "runs/b", *TINY, "data.channels=rgb")
     assert said.startswith("9 images with 3 channels")
-    assert "9 images" in succeed(capsys, "embed", "runs/b", "images", "-o", "f.csv")
+    assert "wrote 9 rows" in succeed(capsys, "embed", "runs/b", "images", "-o", "f.csv")
     said = succeed(capsys, "train", "images", "-o", "runs/c", *TINY, "data.channels=grey")
     assert said.startswith("9 images with 1 channel,")
 
@@ -148,7 +156,7 @@ def test_images_at_their_own_scale(capsys: Capture) -> None:
         image = rng.integers(0, 255, (6 + 2 * index, 8, 3), dtype=np.uint8)
         Image.fromarray(image).save(f"images/{index}.png")
     said = succeed(capsys, "train", "images", "-o", "runs/a", *TINY, "data.geometry=scale")
-    assert "9 images with 3 channels, packed at 19 px" in said
+    assert "9 images with 3 channels, stored at 19 px" in said
     assert "2 of 9" in said and "19 px" in said
     larger = [*TINY, "data.geometry=scale", "data.stored_px=22"]
     said = succeed(capsys, "train", "images", "-o", "runs/b", *larger)
@@ -181,7 +189,10 @@ def test_init_is_short_for_fine_tune_from(capsys: Capture, finished: Path) -> No
     weights = finished / "runs" / "a" / "encoder.safetensors"
     said = succeed(capsys, "train", finished / "images", "-o", "run", *TINY, "--init", weights)
     assert f"starting from the encoder of {weights}, with new heads" in said
-    assert "step 0 -> now: view-retrieval accuracy " in said
+    assert (
+        "from start to end, on at most 256 training images (byol eval measures more exactly):\nview-retr"
+        in said
+    )
     assert f"fine_tune_from: {weights}" in Path("run/config.yaml").read_text()
     said = fail(capsys, "train", finished / "images", "-o", "b", *TINY, "--init", "timm:test_vit")
     assert "network.fine_tune_from: " in said and "test_vit" in said

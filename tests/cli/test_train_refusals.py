@@ -65,8 +65,10 @@ def test_checkpoints_cut_in_half(capsys: Capture, copied: Path) -> None:
     newest = checkpoint.list_checkpoints(copied)[0]
     cut_in_half(newest)
     said = succeed(capsys, *arguments)
-    assert said.startswith("runs/b/checkpoints/step-00000004.pt: is damaged (its checksum differs); resuming")
-    assert "resuming at step 3 of 4" in said
+    assert said.startswith(
+        "runs/b/checkpoints/step-00000004.pt: is damaged (its checksum differs); continuing"
+    )
+    assert "continuing after step 3 of 4" in said
     assert (copied / "encoder.safetensors").read_bytes() == before
     for path in checkpoint.list_checkpoints(copied):
         cut_in_half(path)
@@ -97,7 +99,7 @@ def test_a_full_disk(capsys: Capture, finished: Path, monkeypatch: pytest.Monkey
     assert err.count("\n") == 1 and "cannot be written (No space left on device); free space" in err
     assert [path.name for path in checkpoint.list_checkpoints(Path("runs/c"))] == ["step-00000002.pt"]
     assert not [path for path in Path("runs").rglob(".*") if not path.name.endswith(".lock")]
-    assert "resuming at step 2 of 4" in succeed(capsys, *arguments)
+    assert "continuing after step 2 of 4" in succeed(capsys, *arguments)
 
 
 def test_ctrl_c_while_training(capsys: Capture, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +118,12 @@ def test_ctrl_c_while_training(capsys: Capture, finished: Path, monkeypatch: pyt
     assert main(arguments) == 130
     said = capsys.readouterr()
     last = said.out.splitlines()[-1]
-    assert said.err == "" and "SIGINT after step 2 of 4" in last and "runs/c; run the same command" in last
-    assert "resuming at step 2 of 4" in succeed(capsys, *arguments)
+    assert (
+        said.err == ""
+        and "stopped by Ctrl-C after step 2 of 4" in last
+        and "runs/c; run the same command" in last
+    )
+    assert "continuing after step 2 of 4" in succeed(capsys, *arguments)
     weights = Path("runs/c/encoder.safetensors").read_bytes()
     assert weights == (finished / "runs" / "a" / "encoder.safetensors").read_bytes()
 
@@ -139,5 +145,6 @@ def test_ctrl_c_while_packing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
     finally:
         signal.signal(signal.SIGINT, before)
     assert said.count("\n") == 1 and "same command again" in said
+    assert "interrupted by Ctrl-C before training had saved anything" in said
     monkeypatch.setattr(setup, "open_images", pack)
     assert "step 4/4" in succeed(capsys, "train", "images", "-o", "runs/c", *TINY)

@@ -279,7 +279,7 @@ def test_a_run_on_such_a_device_says_so_at_its_start(tmp_path: Path) -> None:
     said = {
         (kind, done): "\n".join(
             describe_setup(
-                config, packed, plan=plan, budget=budget, step_s=None, done=done,
+                config, packed, plan=plan, budget=budget, step_s=None, done=done, run_dir=tmp_path,
                 ranks=Ranks(0, 1, torch.device(kind, 0), torch.float32),
             )
         )

@@ -257,7 +257,7 @@ def test_a_killed_command_continues(
     assert code != 0 and not output.exists()
     assert main(arguments) == 0
     said = capsys.readouterr()
-    assert "continuing from" in said.err and "wrote 96 features of 15 images" in said.out
+    assert "continuing from" in said.err and "wrote 15 rows (images) with 96 features each" in said.out
     with output.open(newline="") as file:
         _, *rows = csv.reader(file)
     used = [f"{index:02d}.png" for index in range(18) if index not in BROKEN]

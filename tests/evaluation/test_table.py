@@ -57,7 +57,7 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for classifier in ("logistic regression", "knn"):
         online, target = by_name["byol online", classifier], by_name["byol target", classifier]
         assert replace(online, features="", seconds=0.0) == replace(target, features="", seconds=0.0)
-    assert len(said) == 6 and said[0].startswith("pixels: logistic regression 100.0 %, knn ")
+    assert len(said) == 6 and said[0].startswith("pixels: logistic regression 100.0 %, kNN ")
     assert said[1].startswith("patches: logistic regression ")
     assert said[5].startswith("2 of 10 rows")  # those of target
     assert heard == [(24, 24), (6, 6)] * 2  # untrained and online; target has the weights of online
@@ -122,7 +122,7 @@ def test_each_protocol_setting_changes_the_table(run_dir: Path, monkeypatch: pyt
     assert (table.settings["folds"], table.settings["num_draws"]) == (2, 3)
     assert {point.num_draws for point in table.low_shot} == {3}
     assert sum(map(sum, table.confusion.counts)) == 30
-    assert "images: 2 folds; 30 images, each tested once, 3 classes" in table.render()
+    assert "'images': 2 folds; 30 images, each tested once; 3 classes" in table.render()
     table = evaluate(run_dir, overrides=["evaluation.sgd_above=23", "evaluation.num_draws=null"])
     assert {row.classifier for row in table.rows} == {"sgd", "knn"} and table.low_shot == ()
     assert table.confusion.classifier == "sgd" and table.verdict().count("\n") == 1
@@ -254,25 +254,26 @@ def make_table(pixels: float, untrained: float, byol: float, *, half: float = 0.
 
 def test_the_table_in_words() -> None:
     lines = make_table(0.236, 0.572, 0.844).render().splitlines()
-    assert lines[0] == "cells: every fifth; 80 training and 20 test images, 3 classes"
+    assert lines[0] == "'cells': every fifth; classifiers trained on 80 images and tested on 20; 3 classes"
     assert lines[2].split() == [
         "features", "transform", "classifier", "dims", "top-1", "95", "%", "interval", "balanced",
-        "95", "%", "interval", "chosen",
+        "95", "%", "interval", "chosen", "settings",
     ]  # fmt: skip
-    (row,) = (line for line in lines if line.startswith("byol online  none       knn "))
+    (row,) = (line for line in lines if line.startswith("byol online  none       kNN "))
     assert (
         " ".join(row.split()[4:]) == "96 84.4 % 82.4 to 86.4 84.4 % 82.4 to 86.4 k = 20, temperature = 0.07"
     )
-    assert lines[-1].startswith("BYOL helps: kNN 84.4 %")
-    assert lines[11:16] == [
+    assert lines[-1].startswith("BYOL helps: with kNN 84.4 %")
+    assert lines[11].startswith("byol online: the encoder of this run.")
+    assert lines[14:19] == [
         "logistic regression with few labels: top-1, mean ± std over 5 random draws",
         "",
         "training images per class             1            10",
         "-------------------------  ------------  ------------",
-        "untrained                  30.0 % ± 2.0  50.0 % ± 1.3",
+        "untrained                  30.0 ± 2.0 %  50.0 ± 1.3 %",
     ]
-    seen = replace(make_table(0.2, 0.5, 0.8), seen=True).render().splitlines()[-1]
-    assert seen == SEEN
+    seen = replace(make_table(0.2, 0.5, 0.8), seen=True).render().splitlines()[-2:]
+    assert " ".join(seen) == SEEN
     without = replace(make_table(0.2, 0.5, 0.8), low_shot=()).render()
     assert "few labels" not in without and "\n\n\n" not in without
     rows = tuple(replace(row, top5=0.93) for row in make_table(0.2, 0.5, 0.8).rows)

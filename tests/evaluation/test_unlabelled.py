@@ -225,9 +225,10 @@ def make_score(column: str, *, warning: bool = False) -> ColumnScore:
 def test_the_description_in_words(run_dir: Path) -> None:
     found = describe(run_dir)
     lines = found.render().splitlines()
-    assert "31 training images (1 exact duplicates)" in lines[0]
+    assert "on 31 images that BYOL was trained on (1 exact duplicates)" in lines[0]
     assert lines[2].split() == [
-        "features", "view", "retrieval", "95", "%", "interval", "rank", "alignment", "uniformity",
+        "features", "view-retrieval", "accuracy", "95", "%", "interval", "effective", "rank", "alignment",
+        "uniformity",
     ]  # fmt: skip
     assert lines[4].startswith("untrained ") and lines[5].startswith("byol online ")
     verdict = lines[7 : lines.index("", 7)]
@@ -235,7 +236,7 @@ def test_the_description_in_words(run_dir: Path) -> None:
     assert "WARNING" not in found.render()
     first = found.outliers[0]
     assert lines[-1].startswith(
-        f"outliers (mean cosine distance to the 10 nearest images): {first.name} ({first.distance:.2f}), "
+        f"most unusual images (mean cosine distance to the 10 nearest): {first.name} ({first.distance:.2f}), "
     )
     many = [make_score(f"c{number}", warning=number == 7) for number in range(9)]
     lines = replace(found, metadata=tuple(many)).render().splitlines()

@@ -66,15 +66,15 @@ def _judge_stop(ended: Ended, number: int, ends: Counter[str]) -> list[str]:
         return []
     if ended.code != 128 + number or "Traceback" in ended.err:
         return [f"signal {number}: {explain(ended)}"]
-    said = re.search(r"after step (\d+) of", ended.out)
+    said = re.search(r"after step ([\d,]+) of", ended.out)
     if said is None:
         ends["interrupted before the first step, what is packed stays"] += 1
         return []
     ends["saved and stopped"] += 1
     newest = find_newest(Path(RUN))
-    return (
-        [] if newest == int(said[1]) else [f"said step {said[1]}, the newest checkpoint is of step {newest}"]
-    )
+    if newest == int(said[1].replace(",", "")):
+        return []
+    return [f"said step {said[1]}, the newest checkpoint is of step {newest}"]
 
 
 def double_interrupt(*, num: int, seed: int) -> Result:

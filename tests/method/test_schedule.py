@@ -94,15 +94,21 @@ def test_the_papers_table(epochs: int, lr: float, weight_decay: float, tau: floa
     assert plan.base_lr == pytest.approx(lr * 4096 / 256)
     assert (plan.weight_decay, plan.base_tau) == (weight_decay, tau)
     assert plan.warmup_steps == 20
-    assert f"learning rate {lr:g}" in plan.explain()[0] and "x 4096 / 256" in plan.explain()[0]
-    assert ("paper, 300 epochs, the next longer run in its table" in plan.explain()[0]) == (epochs == 200)
+    assert f"learning rate {lr:g}" in plan.explain()[0] and "times batch size 4096 / 256" in plan.explain()[0]
+    assert ("as in the paper for 300 epochs, the next longer run in its table" in plan.explain()[0]) == (
+        epochs == 200
+    )
 
 
 def test_open_values_are_derived_and_given_ones_kept() -> None:
     plan = make_plan("trainer.m=0.5", "optimizer.warmup_epochs=1")
     assert plan.base_tau == 0.5 and plan.warmup_steps == plan.steps_per_epoch
     lines = plan.explain()
-    assert len(lines) == 4 and lines[3] == "base tau (m) 0.5 (as set)" and "batch size 64" in lines[0]
+    assert len(lines) == 4 and "per 64 images of a batch" in lines[0]
+    assert lines[3] == (
+        "target network keeps 0.5 of its weights per step at the start, trainer.m (from the preset or your "
+        "settings)"
+    )
     assert f"{plan.base_lr:.4g}" in lines[0] and f"{plan.weight_decay:.4g}" in lines[2]
 
 
@@ -149,7 +155,7 @@ def test_a_budget_is_planned_for_the_expected_steps() -> None:
     config = load_config(None, ["trainer.max_hours=0.5", "trainer.batch_size=64"], preset="default")
     plan = Plan.of(config, num_images=1000, expected_steps=60)
     assert (plan.total_steps, plan.budget_s, plan.steps_per_epoch) == (60, 1800.0, 15)
-    assert plan.warmup_steps == 3 and "min(0.05 * 4 epochs, 10)" in plan.explain()[1]
+    assert plan.warmup_steps == 3 and "5 % of the run, at most 10 epochs" in plan.explain()[1]
     same = make_plan("trainer.max_epochs=4")
     assert [plan.lr(step) for step in range(60)] == [same.lr(step) for step in range(60)]
     assert [plan.tau(step) for step in range(60)] == [same.tau(step) for step in range(60)]

@@ -33,32 +33,32 @@ def judge_one(*rows: Row) -> Verdict:
         (
             (0.236, 0.572, 0.844),
             "good",
-            "BYOL helps: kNN 84.4 % against untrained 57.2 % and pixels 23.6 %; "
+            "BYOL helps: with kNN 84.4 % against untrained 57.2 % and pixels 23.6 %; "
             "the intervals do not overlap.",
         ),
         (
             (0.5, 0.58, 0.6),
             "warn",
-            "BYOL is ahead, but the difference is not certain: kNN 60.0 % against untrained 58.0 % and "
-            "pixels 50.0 %; its interval overlaps that of untrained.",
+            "BYOL is ahead, but the difference is not certain: with kNN 60.0 % against untrained 58.0 % and "
+            "pixels 50.0 %; the intervals of BYOL and untrained overlap.",
         ),
         (
             (0.7, 0.5, 0.6),
             "bad",
-            "BYOL does not help here: kNN 60.0 % against untrained 50.0 % and pixels 70.0 %; "
-            "its interval lies below that of pixels.",
+            "BYOL does not help here: with kNN 60.0 % against untrained 50.0 % and pixels 70.0 %; "
+            "the interval of BYOL lies below that of pixels.",
         ),
         (
             (0.63, 0.5, 0.6),
             "bad",
-            "BYOL does not help measurably: kNN 60.0 % against untrained 50.0 % and pixels 63.0 %; "
-            "its interval overlaps that of pixels.",
+            "BYOL does not help measurably: with kNN 60.0 % against untrained 50.0 % and pixels 63.0 %; "
+            "the intervals of BYOL and pixels overlap.",
         ),
         (
             (0.5, 0.6, 0.6),
             "bad",
-            "BYOL does not help measurably: kNN 60.0 % against untrained 60.0 % and pixels 50.0 %; "
-            "its interval overlaps that of untrained.",
+            "BYOL does not help measurably: with kNN 60.0 % against untrained 60.0 % and pixels 50.0 %; "
+            "the intervals of BYOL and untrained overlap.",
         ),
     ],
 )

@@ -180,7 +180,7 @@ def test_results_of_another_step_than_the_encoders_are_no_verdict(tmp_path: Path
         "**These results are for other weights: measured after step 20, but the encoder is of step 40: `"
         in card
     )
-    assert "BYOL helps" not in card and "predict plate (for other weights, accuracy 64%" in card
+    assert "BYOL helps" not in card and "predict plate (for other weights, accuracy 64 %" in card
     rows = compare([run_dir, other])
     assert rows.endswith(f"{other} has not been evaluated: byol eval {other}") and f"was {said}\n" in rows
     assert "70.0 %" not in rows and "33.3" not in rows
@@ -288,8 +288,9 @@ def test_a_card_of_an_evaluated_run(tmp_path: Path) -> None:
         "# a\n", "test_resnet, strided stem, 512 features", "arXiv:2006.07733", "SGD (momentum 0.9",
         "batches of 10 images", "40 steps (4 epochs), seed 0", "in bf16", f"torch {torch.__version__}",
         "104 images of `cells`, 2 more could not be read", "1 channel, 16 bit", "`abc`",
-        "**BYOL helps: logistic regression 70.0 % against untrained 50.0 % and pixels 30.0 %; the intervals "
-        "do not overlap.** **BYOL helps: kNN 70.0 %",
+        "**BYOL helps: with logistic regression 70.0 % "
+        "against untrained 50.0 % and pixels 30.0 %; the intervals "
+        "do not overlap.** **BYOL helps: with kNN 70.0 %",
         "| byol online | knn | 70.0 % | 65.0 to 75.0 % | 60.0 % |", "The encoder of step 30",
         "byol train config.yaml -o runs/again && byol eval runs/again", "equal bit for bit",
     ):  # fmt: skip
@@ -301,12 +302,12 @@ def test_a_card_says_that_byol_does_not_help(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "a")
     evaluate(run_dir, online=0.35)
     text = write_card(run_dir)
-    assert "**BYOL does not help here: kNN 35.0 % against untrained 50.0 % and pixels 30.0 %; " in text
+    assert "**BYOL does not help here: with kNN 35.0 % against untrained 50.0 % and pixels 30.0 %; " in text
     assert (
         "- By logistic regression and kNN, its features are not shown to be better than simpler ones" in text
     )
     evaluate(run_dir, online=0.55)
-    assert "**BYOL is ahead, but the difference is not certain: kNN 55.0 %" in write_card(run_dir)
+    assert "**BYOL is ahead, but the difference is not certain: with kNN 55.0 %" in write_card(run_dir)
 
 
 @pytest.mark.parametrize(
@@ -375,14 +376,14 @@ def test_a_card_of_a_table_without_settings_says_so(tmp_path: Path) -> None:
 def test_a_card_without_an_evaluation(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "a", done=20, verdict="weak")
     text = write_card(run_dir)
-    assert "Not evaluated on labelled images." in text and "view-retrieval accuracy is 25%" in text
+    assert "Not evaluated on labelled images." in text and "view-retrieval accuracy is 25 %" in text
     assert f"(`byol eval {run_dir} --labels LABELS.csv`)" in text and "About 100 images" in text
     assert "the training was *weak*" in text and "not finished: 20 of 40 steps" in text
     assert "hardware was not recorded" in text
     measure(run_dir, warning=True, done=20)
     text = write_card(run_dir)
     assert "Without labels: Better than untrained." in text
-    assert "- The features predict plate (accuracy 64%, chance 25%)" in text
+    assert "- The features predict plate (accuracy 64 %, chance 25 %)" in text
 
 
 def test_a_card_of_a_run_by_the_clock(tmp_path: Path) -> None:

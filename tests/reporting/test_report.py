@@ -63,7 +63,8 @@ def test_a_whole_report(run_dir: Path, tmp_path: Path) -> None:
     path = write_report(run_dir, output=tmp_path / "r.html", say=said.append)
     page = read(path)
     assert first_sentence(page) == (
-        "BYOL helps: logistic regression 90.0 % against untrained 50.0 % and pixels 40.0 %; the intervals do "
+        "BYOL helps: with logistic regression 90.0 % "
+        "against untrained 50.0 % and pixels 40.0 %; the intervals do "
         "not overlap."
     )
     for words in (

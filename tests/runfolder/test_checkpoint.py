@@ -100,7 +100,7 @@ def test_a_damaged_newest_is_passed_over(tmp_path: Path, damage: str) -> None:
     else:
         newest.with_name(newest.name + ".sha256").unlink()
     done, notes = restore(tmp_path, network, optimizer)
-    assert done == 5 and len(notes) == 1 and newest.name in notes[0] and "resuming from" in notes[0]
+    assert done == 5 and len(notes) == 1 and newest.name in notes[0] and "continuing from" in notes[0]
     for got, wanted in zip(network.state_dict().values(), expected, strict=True):
         assert torch.equal(got, wanted)
 

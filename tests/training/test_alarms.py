@@ -88,7 +88,7 @@ def test_images_that_hold_nothing(tmp_path: Path, images: np.ndarray, problem: s
 )  # fmt: skip
 def test_views_that_are_mostly_blank(tmp_path: Path, overrides: list[str], setting: str) -> None:
     images = draw_objects() if "crop_area" in setting else draw_objects() // 2 + 120
-    with pytest.raises(DataError, match=rf"\d+% of its views are blank .*: set data_transforms\.{setting}$"):
+    with pytest.raises(DataError, match=rf"\d+ % of its views are blank .*: set data_transforms\.{setting}$"):
         run(configure(save(tmp_path, images), *overrides), tmp_path / "run")
 
 

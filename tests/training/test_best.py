@@ -100,7 +100,7 @@ def test_no_gain_for_long_is_said_once(tmp_path: Path) -> None:
     marker, _ = make_marker(tmp_path, make_plan("constant"))
     assert follow(marker, {20: 1.0, 30: 1.01, 40: 1.005}) == []
     (line,) = follow(marker, {50: 1.01, 60: 1.0, 70: 1.0})
-    assert "for 30% of the run" in line and "1.01" in line and "after step 50" in line
+    assert "for 30 % of the run" in line and "1.01" in line and "after step 50" in line
     assert "You can stop" in line and line.endswith(str(tmp_path / "best"))
 
 

@@ -100,7 +100,7 @@ def test_stopped_twice_is_never_stopped(
     assert run(config, stopped, step_s=1.0)[0].done == 3
     outcome, said = run(config, stopped, step_s=123.0)  # the estimate of the start counts
     assert outcome.stopped_by == "SIGTERM" and outcome.done == 17
-    assert "resuming at step 3 of" in said and "0:01 of the time budget used" in said
+    assert "continuing after step 3 of about" in said and "0:01 of the time budget used" in said
     assert run(config, stopped)[0] == TrainingOutcome(24, 24, None)
     rates = [
         [(line.done, line.loss, line.lr, line.tau) for line in lines]
@@ -127,14 +127,14 @@ def test_the_speed_is_probed_before_the_start(
     config = configure(images, f"trainer.max_hours={2 / 3600}")
     outcome, said = run(config, tmp_path / "run")
     assert benchmarked == [{"channels": 3, "stored_px": 16, "bits": 8}] and outcome.done == 8
-    assert "about 8 steps (2 epochs) in 0:02" in said
+    assert "as many steps as fit into 0:02, about 8 (2 epochs) at 0.25 s per step at first" in said
     run(config, tmp_path / "run")
     assert len(benchmarked) == 1
 
 
 def test_a_known_speed_is_told_without_a_budget(images: Path, tmp_path: Path) -> None:
     _, said = run(configure(images, "trainer.max_epochs=1"), tmp_path / "run", step_s=30.0)
-    assert "4 steps per epoch" in said and "about 2:00 (min:s) at 30 s per step" in said
+    assert "4 steps (full batches) per epoch" in said and "about 2 min at 30 s per step" in said
 
 
 # ---- Out of memory

@@ -41,7 +41,13 @@ def make_log(
         return [TensorBoard(Run(run_dir, "0", first_step, {}))]
 
     return RunLog(
-        run_dir, console, first_step=first_step, steps_per_epoch=10, active=active, open_loggers=open_loggers
+        run_dir,
+        console,
+        first_step=first_step,
+        end=30,
+        steps_per_epoch=10,
+        active=active,
+        open_loggers=open_loggers,
     )
 
 
@@ -117,16 +123,24 @@ def test_times() -> None:
 def test_progress_on_a_terminal(tmp_path: Path) -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=160)
-    with RunLog(tmp_path, console, first_step=0, steps_per_epoch=10, active=True) as log:
+    with RunLog(tmp_path, console, first_step=0, end=30, steps_per_epoch=10, active=True) as log:
         write(log, 30)
     assert "30/30" in output.getvalue() and "healthy" in output.getvalue()
+
+
+def test_the_bar_knows_its_end_from_the_start(tmp_path: Path) -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=160)
+    with RunLog(tmp_path, console, first_step=14, end=78, steps_per_epoch=10, active=True):
+        pass
+    assert "14/78" in output.getvalue() and "None" not in output.getvalue()
 
 
 def test_progress_in_a_notebook(tmp_path: Path, notebook: list[str]) -> None:
     """A notebook is no terminal. Its bar is a widget; without ipywidgets plain lines stand in for it."""
     console = Console(file=io.StringIO(), force_jupyter=True)
     assert not console.is_terminal
-    with RunLog(tmp_path, console, first_step=0, steps_per_epoch=10, active=True) as log:
+    with RunLog(tmp_path, console, first_step=0, end=30, steps_per_epoch=10, active=True) as log:
         write(log, 30)
     assert notebook[0] == "Output" and any("30/30" in text for text in notebook)
 
@@ -136,7 +150,7 @@ def test_a_notebook_without_widgets_gets_plain_lines(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     console = Console(file=io.StringIO(), force_jupyter=True)
-    with RunLog(tmp_path, console, first_step=0, steps_per_epoch=10, active=True) as log:
+    with RunLog(tmp_path, console, first_step=0, end=30, steps_per_epoch=10, active=True) as log:
         write(log, 30)
     (line,) = notebook
     assert line.startswith("step 30/30")

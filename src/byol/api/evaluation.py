@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from byol.evaluation.table import Table
 
 
+_TRUST = "With labels, trust the table of accuracies below more than these measures."
+
+
 @dataclass(frozen=True, repr=False)
 class Evaluation:
     """The result of `byol.evaluate`; also in `measures.json` and `eval.json` in the run folder."""
@@ -53,10 +56,9 @@ class Evaluation:
 
     def render(self) -> str:
         """Return everything as plain text, as `byol eval` prints it."""
-        parts = [self.measures.render()]
-        if self.table is not None:
-            parts.append(self.table.render())
-        return "\n\n".join(parts)
+        if self.table is None:
+            return self.measures.render()
+        return f"{self.measures.render()}\n{_TRUST}\n\n{self.table.render()}"
 
 
 # Longer than 60 lines, because half of them describe the arguments.
@@ -102,8 +104,8 @@ def evaluate(
     )
     console = open_console(progress)
     say = make_say(console)
-    check_labels(folder, overrides=chosen)
-    with show_bar(console, "features") as count:
+    has_labels = check_labels(folder, overrides=chosen)
+    with show_bar(console, "computing features") as count:
         measures = describe(
             folder,
             overrides=chosen,
@@ -111,13 +113,14 @@ def evaluate(
             say=say,
             progress=count,
         )
-    for line in f"{measures.render()}\n".split("\n"):
+    trust = [_TRUST] if has_labels else []
+    for line in "\n".join([measures.render(), *trust, ""]).split("\n"):
         say(line)
     try:
-        with show_bar(console, "features") as count:
+        with show_bar(console, "computing features") as count:
             table = make_table(folder, overrides=chosen, say=say, progress=count)
     except NoLabelsError as error:
-        say(f"no table: {error}")
+        say(f"no accuracy: {error}")
         return Evaluation(folder, measures, None)
     return Evaluation(folder, measures, table)
 

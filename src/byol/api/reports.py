@@ -74,7 +74,7 @@ def report(
     from byol.reporting.report import write_report
 
     console = open_console(progress)
-    with show_bar(console, "features") as count:
+    with show_bar(console, "computing features") as count:
         return write_report(
             folder_of(run),
             labels=None if labels is None else Path(labels),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from byol.base.errors import ConfigError, DataError
+from byol.base.text_table import describe_duration, whole_percent
 from byol.config import Config, PartialConfig
 from byol.data.sources.survey import Survey
 from byol.device.devices import GPUS, DeviceName
@@ -33,7 +34,15 @@ PASSES = {"cpu": 400_000} | dict.fromkeys(GPUS, 4_000_000)  # least number of im
 PASSES_PER_IMAGE = {"cpu": 40} | dict.fromkeys(GPUS, 200)
 DEFAULT_HOURS = {"cpu": 0.85} | dict.fromkeys(GPUS, 8.0)  # longest training, at the measured speed
 
+_STEM_WORDS = {"strided": "first layers for small images", "standard": "the usual first layers"}
 _TURN_WORDS = {"vertical_flip": "flips", "rotation": "rotation", "turn": "quarter turns"}
+_DOMAIN_WORDS = {
+    "photo": "photos",
+    "grey": "grey photos",
+    "microscopy": "microscopy",
+    "satellite": "satellite images",
+    "medical": "medical images",
+}
 _DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU", "xpu": "an Intel GPU", "mps": "an Apple GPU"}
 
 
@@ -120,21 +129,22 @@ def _choose_views(partial_config: PartialConfig, survey: Survey, *, is_dicom: bo
     if "data_transforms.domain" not in partial_config.unset:
         return []
     domain, reason = _find_domain(survey, is_dicom=is_dicom)
-    chosen = Choice("data_transforms.domain", domain, f"views: {domain}", reason)
+    words = f"random changes (views) as for {_DOMAIN_WORDS[domain]}"
+    chosen = Choice("data_transforms.domain", domain, words, reason)
     return [chosen, *_choose_turns(partial_config, domain, survey)]
 
 
 def _find_domain(survey: Survey, *, is_dicom: bool) -> tuple[str, str]:
     channels = "1 channel" if survey.channels == 1 else f"{survey.channels} channels"
-    kind = f"{survey.bits} bit, {channels}"
+    kind = f"the images have {survey.bits} bit and {channels}"
     if is_dicom:
-        return "medical", "DICOM files"
+        return "medical", "the images are DICOM files"
     if survey.channels >= MANY_CHANNELS:
-        return "satellite", f"{kind}: more than microscopes have"
+        return "satellite", f"{kind}, more than microscopes have"
     if survey.bits > 8 or survey.channels not in (1, 3):
         return "microscopy", kind
     if survey.is_grey:
-        return "grey", kind if survey.channels == 1 else f"{kind}, all equal"
+        return "grey", kind if survey.channels == 1 else f"{kind} that are all equal"
     return "photo", kind
 
 
@@ -145,7 +155,8 @@ def _choose_turns(partial_config: PartialConfig, domain: str, survey: Survey) ->
         return []
     can = survey.upright >= UPRIGHT_FROM
     orientation = f"orientation {'matters' if can else 'does not matter'}"
-    reason = f"{orientation}: upright images recognised with {survey.upright:.0%} accuracy"
+    told = f"a test told upright from turned images in {whole_percent(survey.upright)} of cases"
+    reason = f"{orientation}: {told}{'' if can else ', chance is 50 %'}"
     view = partial_config.resolve({"data_transforms.domain": domain}).config.data_transforms.view1
     values = {name: getattr(view, name) if can else TURNED[name] for name in free}
     done = [words for name, words in _TURN_WORDS.items() if values.get(name, getattr(view, name))]
@@ -188,14 +199,18 @@ def _choose_network(partial_config: PartialConfig, *, view_px: int, machine: Mac
         choices.append(Choice("network.name", name, f"network {name}", f"on {device}"))
         if "network.stem" in partial_config.resolvable and machine.device == "cpu":
             stem = "strided" if view_px <= STRIDED_UP_TO else "standard"
-            choices.append(Choice("network.stem", stem, f"{stem} stem", f"views of {view_px} px on {device}"))
+            choices.append(
+                Choice(
+                    "network.stem",
+                    stem,
+                    f"{_STEM_WORDS[stem]}, network.stem={stem}",
+                    f"for views of {view_px} px on {device}",
+                )
+            )
     if "trainer.precision" in partial_config.resolvable:
-        reason = (
-            "the hardware supports it"
-            if machine.precision == "bf16"
-            else "the hardware does not support bf16"
-        )
-        words = f"precision {machine.precision}"
+        reason, words = "the hardware does not support bf16", "computes with 32-bit numbers, fp32"
+        if machine.precision == "bf16":
+            reason, words = "the hardware supports it", "computes with 16-bit numbers, bf16"
         choices.append(Choice("trainer.precision", machine.precision, words, reason))
     return choices
 
@@ -221,7 +236,7 @@ def _choose_batch(partial_config: PartialConfig, *, num_images: int, machine: Ma
     half = f"at most half of the {num_images} images"
     reason = half if most < wanted else f"on {_DEVICE_NAMES[machine.device]}"
     reason += f"; a multiple of {share}" if batch != most else ""
-    return [Choice("trainer.batch_size", batch, f"batch {batch}", reason)]
+    return [Choice("trainer.batch_size", batch, f"batch size {batch}", reason)]
 
 
 def _choose_num_microbatches(partial_config: PartialConfig, benchmark: StepBenchmark | None) -> list[Choice]:
@@ -230,8 +245,9 @@ def _choose_num_microbatches(partial_config: PartialConfig, benchmark: StepBench
     parts = 1 if benchmark is None else benchmark.accumulation_steps
     reason = "memory was not measured"
     if benchmark is not None:
-        reason = f"needs {benchmark.peak_bytes / 1e9:.1f} of {benchmark.limit_bytes / 1e9:.1f} GB available"
-    words = f"{parts} micro-batches a step" if parts > 1 else "no gradient accumulation"
+        reason = f"{benchmark.peak_bytes / 1e9:.1f} of {benchmark.limit_bytes / 1e9:.1f} GB"
+    words = f"{parts} micro-batches per step, each fits" if parts > 1 else "the whole batch fits"
+    words += " into memory"
     return [Choice("trainer.accumulation_steps", parts, words, reason)]
 
 
@@ -244,12 +260,15 @@ def _choose_length(
     passes = max(PASSES[device], PASSES_PER_IMAGE[device] * num_images)
     steps_per_epoch = max(1, num_images // batch)
     epochs = max(1, round(passes / (steps_per_epoch * batch)))
-    reason = f"shows {passes:,} images over all epochs"
+    reason = f"training then sees {passes:,} images, repeats included"
     if benchmark is not None:
         hours = DEFAULT_HOURS[device]
         affordable = int(hours * 3600 / benchmark.step_s / steps_per_epoch)
         if affordable < epochs:
             epochs = max(1, affordable)
-            reason = f"at most {hours:g} hours on {_DEVICE_NAMES[device]}, {benchmark.step_s:.3g} s per step"
-    words = f"{epochs} epoch{'s' if epochs > 1 else ''}, {epochs * steps_per_epoch:,} steps"
+            reason = (
+                f"as many as fit into {describe_duration(3600.0 * hours)} at the speed measured now, "
+                f"{benchmark.step_s:.3g} s per step"
+            )
+    words = f"{epochs:,} epoch{'s' if epochs > 1 else ''}, {epochs * steps_per_epoch:,} steps"
     return [Choice("trainer.max_epochs", epochs, words, reason)]

@@ -45,11 +45,13 @@ class Length:
 
     def describe(self) -> str:
         """Return a line that says how long the command will take."""
-        total_s = self.elapsed_s + SETUP_S + self.training_s + self.evaluation_s
+        rest_s = self.elapsed_s + SETUP_S
+        total_s = rest_s + self.training_s + self.evaluation_s
         return (
-            f"the demo takes about {format_time(total_s)} (min:s): {format_time(self.training_s)} for "
-            f"{self.steps:,} training steps and {format_time(self.evaluation_s)} for the evaluation; set "
-            "trainer.max_epochs=N or trainer.max_hours=H to change the length"
+            f"the demo takes about {format_time(total_s)} (min:s): {format_time(rest_s)} for the "
+            f"preparation, {format_time(self.training_s)} for {self.steps:,} training steps and "
+            f"{format_time(self.evaluation_s)} for the evaluation; set trainer.max_epochs=N or "
+            "trainer.max_hours=H to change the length"
         )
 
 

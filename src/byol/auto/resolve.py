@@ -1,13 +1,13 @@
 """Resolve open settings: choose them, or read them from the run in the folder."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from byol.auto.choices import Choice, Chosen, Machine, choose, count_usable
-from byol.base.console import Say
+from byol.base.console import Say, silent
+from byol.base.text_table import describe_duration
 from byol.config import Config, PartialConfig, load_config
 from byol.data.decode.content import HEAD_BYTES, image_kind
 from byol.data.decode.formats import path_of
@@ -19,12 +19,16 @@ from byol.device.devices import choose_device, choose_dtype, kind_of
 from byol.device.ranks import Ranks
 from byol.method.networks import check_name
 from byol.method.schedule import Plan
-from byol.runfolder import checkpoint
+from byol.runfolder import checkpoint, environment
 from byol.training import initial_weights
+from byol.training.runlog import format_time
 from byol.training.setup import check_settings
 from byol.training.step_benchmark import StepBenchmark, benchmark_step, choose_batch
+from byol.training.summary import explain_finished
+from byol.training.time_budget import TimeBudget
 
 _LOOK_AT = 2000  # images that byol looks at
+_TIMING = "timing a few training steps"
 
 
 def resolve(
@@ -45,8 +49,8 @@ def resolve(
     step_s = None
     if ranks.is_main and not checkpoint.has_begun(run_dir):
         checkpoint.check_run_folder(run_dir)
-        look = look_at_some(partial_config)
-        chosen = _choose(partial_config, look, world_size=ranks.world_size)
+        look = look_at_some(partial_config, say=say)
+        chosen = _choose(partial_config, look, world_size=ranks.world_size, say=say)
         initial_weights.rehearse(chosen.config, channels=count_channels(chosen.config, look))
         for choice in chosen.choices:
             say(str(choice))
@@ -81,21 +85,55 @@ def preview(partial_config: PartialConfig, run_dir: Path, *, say: Say) -> None:
     """
     check_settings(partial_config.config, run_dir)
     checkpoint.check_run_folder(run_dir)
-    begins = not checkpoint.has_begun(run_dir)
-    look = look_at_some(partial_config)
-    if partial_config.unset and not begins:
-        say(f"{run_dir} holds a run: byol would resume it with the settings it has")
-        partial_config = _ask_run(partial_config, run_dir)
-    found = forecast(partial_config, look)
+    if checkpoint.has_begun(run_dir):
+        _preview_begun(partial_config, run_dir, say=say)
+        return
+    look = look_at_some(partial_config, say=say)
+    found = forecast(partial_config, look, say=say)
     for choice in found.choices:
         say(str(choice))
     _say_missing(look, say)
-    origin = (
-        initial_weights.rehearse(found.config, channels=count_channels(found.config, look)) if begins else []
-    )
+    origin = initial_weights.rehearse(found.config, channels=count_channels(found.config, look))
     for line in (*origin, *found.plan.explain(), found.describe_time()):
         say(line)
     say("byol wrote nothing; to train, run the same command without -n")
+
+
+def _preview_begun(partial_config: PartialConfig, run_dir: Path, *, say: Say) -> None:
+    """Say what is left to do of the run in the folder. Its settings replace the open ones."""
+    if partial_config.unset:
+        partial_config = _ask_run(partial_config, run_dir)
+    config = partial_config.config
+    checkpoint.claim_run_folder(run_dir, config)  # only compares, because the run has begun
+    state, notes = checkpoint.read_latest(run_dir)
+    assert state is not None
+    expected = None if state["pace"] is None else state["pace"]["total_steps"]
+    record = environment.read(run_dir)  # None in early versions
+    num_images = count_usable(look_at_some(partial_config)) if record is None else record.num_images
+    plan = Plan.of(config, num_images=num_images, expected_steps=expected)
+    budget, done = TimeBudget(plan, saved=state["pace"]), int(state["done"])
+    for line in notes:
+        say(line)
+    if budget.is_last(done):
+        say(f"{run_dir}: {explain_finished(done, run_dir)}")
+        say("byol wrote nothing, and nothing is left to train")
+        return
+    about = "" if plan.budget_s is None else "about "
+    say(
+        f"{run_dir} holds a run: byol would continue it after step {done:,} of {about}{budget.end:,}, with "
+        "its settings"
+    )
+    for line in plan.explain():
+        say(line)
+    if plan.budget_s is not None:
+        left_s = budget.left_s(done, step_s=0.0)
+        say(f"training takes {format_time(left_s)} (min:s) more: what is left of its time budget")
+    else:
+        look = look_at_some(partial_config, say=say)
+        say(_TIMING)
+        left, step_s = budget.end - done, _measure(config, False, look=look).step_s
+        say(f"training takes about {describe_duration(left * step_s)} more: {left:,} steps of {step_s:.3g} s")
+    say("byol wrote nothing; to continue training, run the same command without -n")
 
 
 def _say_missing(look: Survey, say: Say) -> None:
@@ -116,22 +154,25 @@ class Forecast:
     def describe_time(self) -> str:
         """Return a line with the training time."""
         plan, step_s = self.plan, self.benchmark.step_s
+        duration = describe_duration(plan.total_steps * step_s)
         return (
-            f"training takes about {_in_words(plan.total_steps * step_s)}: {plan.total_steps:,} steps of "
-            f"{step_s:.3g} s ({plan.batch_size / step_s:.3g} images/s)"
+            f"training takes about {duration}: {plan.total_steps:,} steps of {step_s:.3g} s "
+            f"({plan.batch_size / step_s:.3g} images/s)"
         )
 
 
-def forecast(partial_config: PartialConfig, look: Survey) -> Forecast:
-    """Choose what `resolve` would choose on one device, and time a step.
+def forecast(partial_config: PartialConfig, look: Survey, *, say: Say = silent) -> Forecast:
+    """Choose what `resolve` would choose on one device, and time a step; `say` is told before that.
 
     Raises:
         ConfigError, DataError: as training would.
     """
     check_name(partial_config.config.network.name)
-    chosen = _choose(partial_config, look, world_size=1)
+    chosen = _choose(partial_config, look, world_size=1, say=say)
     config = chosen.config
-    benchmark = chosen.benchmark or _measure(config, False, look=look)
+    if (benchmark := chosen.benchmark) is None:
+        say(_TIMING)
+        benchmark = _measure(config, False, look=look)
     hours = config.trainer.max_hours
     expected = None if hours is None else max(1, round(3600.0 * hours / benchmark.step_s))
     plan = Plan.of(config, num_images=count_usable(look), expected_steps=expected)
@@ -147,12 +188,13 @@ def _ask_run(partial_config: PartialConfig, run_dir: Path) -> PartialConfig:
 # ---- Survey of the images and benchmark of the step
 
 
-def look_at_some(partial_config: PartialConfig) -> Survey:
-    """Survey 2,000 images of the source, on which the choices depend.
+def look_at_some(partial_config: PartialConfig, *, say: Say = silent) -> Survey:
+    """Survey 2,000 images of the source, on which the choices depend; `say` is told before that.
 
     Raises:
         DataError: as `survey`.
     """
+    say(f"looking at the images (at most {_LOOK_AT:,} of them)")
     return _look_at(partial_config.config)
 
 
@@ -163,7 +205,11 @@ def _look_at(config: Config) -> Survey:
     )
 
 
-def _choose(partial_config: PartialConfig, look: Survey, *, world_size: int) -> Chosen:
+def _choose(partial_config: PartialConfig, look: Survey, *, world_size: int, say: Say) -> Chosen:
+    def measure(config: Config, accumulates: bool) -> StepBenchmark:
+        say(_TIMING)
+        return _measure(config, accumulates, look=look)
+
     trainer, source = partial_config.config.trainer, open_source(partial_config.config.data)
     device = choose_device(trainer.device)
     is_bf16 = choose_dtype("auto", device=device) == torch.bfloat16
@@ -172,7 +218,7 @@ def _choose(partial_config: PartialConfig, look: Survey, *, world_size: int) -> 
         look,
         machine=Machine(kind_of(device), "bf16" if is_bf16 else "fp32", world_size),
         is_dicom=_is_dicom(source),
-        measure=partial(_measure, look=look),
+        measure=measure,
     )
 
 
@@ -215,9 +261,3 @@ def _stated_channels(config: Config) -> int | None:
 def _find_stored_px(config: Config, look: Survey) -> int:
     """Estimate the size that packing would choose, from the images that the survey looked at."""
     return config.data.stored_px or min(find_limit_px(config.view_px), look.sides[3])
-
-
-def _in_words(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -93,11 +93,14 @@ class CollapsedError(ByolError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal other than Ctrl-C has interrupted the work; `signal` is its name."""
+    """A signal has interrupted the work; `signal` is its name.
 
-    def __init__(self, signal: str) -> None:
+    `nothing_saved`: it was a training without a checkpoint.
+    """
+
+    def __init__(self, signal: str, *, nothing_saved: bool = False) -> None:
         super().__init__(signal)
-        self.signal = signal
+        self.signal, self.nothing_saved = signal, nothing_saved
 
 
 class ValueRangeWarning(UserWarning):

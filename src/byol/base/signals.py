@@ -52,6 +52,11 @@ class StopSignal:
             leave_terminal()
 
 
+def show_signal(name: str) -> str:
+    """Return the name of a signal as people know it."""
+    return "Ctrl-C" if name == "SIGINT" else name
+
+
 @contextmanager
 def interrupting() -> Iterator[None]:
     """Let the signals interrupt the block as Ctrl-C does, so that what it has begun is closed in order.

@@ -11,6 +11,11 @@ def percent(share: float) -> str:
     return f"{100.0 * share:.1f} %"
 
 
+def whole_percent(share: float) -> str:
+    """Of a share in 0..1, without decimals."""
+    return f"{100.0 * share:.0f} %"
+
+
 def percent_range(low: float, high: float) -> str:
     """Of two shares in 0..1; the unit is said elsewhere."""
     return f"{100.0 * low:.1f} to {100.0 * high:.1f}"
@@ -19,6 +24,13 @@ def percent_range(low: float, high: float) -> str:
 def join_words(words: Sequence[str]) -> str:
     """Join as "a", "a and b" or "a, b and c"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def describe_duration(seconds: float) -> str:
+    """Format as 80 s, 30 min or 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def wrap(*sentences: str) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from byol.base.errors import quote
+from byol.base.text_table import percent, whole_percent
 from byol.checking.doctor import Examined
 from byol.checking.duplicates import Alike
 from byol.data.pack.partial import BAD_FILES
@@ -33,12 +34,20 @@ def describe_files(found: Examined) -> str:
     """How many of which kinds, and where."""
     total, suffixes = len(found.source), found.count_suffixes()
     if not suffixes:
-        return f"{total:,} images, {found.source.name}"
+        return f"{total:,} images, {found.source.name}{_describe_unreadable(found)}"
     kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(4))
     kinds += ", ..." if len(suffixes) > 4 else ""
     folders = found.count_folders()
     where = f" in {folders} folders (not used as labels)" if folders > 1 else ""
-    return f"{total:,} files: {kinds}{where}"
+    files = f"{total:,} files: {kinds}"
+    if len(suffixes) == 1:
+        files = f"{total:,} {next(iter(suffixes)) or 'files without suffix'}"
+        files += " files" if next(iter(suffixes)) else ""
+    return f"{files}{where}{_describe_unreadable(found)}"
+
+
+def _describe_unreadable(found: Examined) -> str:
+    return f"; byol cannot read {len(found.bad):,} of them" if found.bad else "; byol can read all of them"
 
 
 def describe_kinds(found: Examined) -> str:
@@ -55,10 +64,16 @@ def describe_kinds(found: Examined) -> str:
 
 
 def _describe_ranges(found: Examined) -> str:
-    ranges = list(dict.fromkeys(zip(found.smallest, found.largest, strict=True)))
-    if len(ranges) > _MOST_CHANNELS:
-        ranges = [(min(found.smallest), max(found.largest))]
-    return ", ".join(f"{low:.6g}..{high:.6g}" for low, high in ranges)
+    """Of each channel, numbered from 0 as in data.channels; of many channels the range of all."""
+    channels: dict[tuple[float, float], list[str]] = {}
+    for channel, ends in enumerate(zip(found.smallest, found.largest, strict=True)):
+        channels.setdefault(ends, []).append(str(channel))
+    if len(channels) == 1 or len(found.smallest) > _MOST_CHANNELS:
+        return f"{min(found.smallest):.6g}..{max(found.largest):.6g}"
+    return ", ".join(
+        f"{low:.6g}..{high:.6g} in channel{'s' if len(which) > 1 else ''} {' and '.join(which)}"
+        for (low, high), which in channels.items()
+    )
 
 
 def describe_sizes(found: Examined) -> str:
@@ -74,15 +89,16 @@ def describe_duplicates(found: Examined, alike: Alike) -> str:
     at_least = "" if alike.is_complete else "at least "
     near, blank = alike.num_near, int(found.is_blank.sum())
     parts = [
-        f"exact duplicates {alike.num_exact:,}",
-        f"near duplicates {at_least}{near:,}{_share(near, found)}",
+        f"exact copies {alike.num_exact:,}",
+        f"nearly equal images {at_least}{near:,}{_share(near, found)}",
+        f"blank images {blank:,}{_share(blank, found)}",
     ]
-    return f"{', '.join(parts)}; blank {blank:,}{_share(blank, found)}"
+    return ", ".join(parts)
 
 
 def _share(number: int, found: Examined) -> str:
     share = number / len(found)
-    return f" ({share:.1%})" if share >= 0.001 else ""
+    return f" ({percent(share)})" if share >= 0.001 else ""
 
 
 def describe_filled(found: Examined) -> str | None:
@@ -153,12 +169,14 @@ def _judge_content(found: Examined, alike: Alike, *, fewest: int) -> Iterator[Pr
             is_fatal=True,
         )
     elif blank > _MANY_BLANK * number:
-        yield Problem(f"{blank / number:.0%} of the images are blank; remove those listed in {BLANK_FILES}")
+        yield Problem(
+            f"{whole_percent(blank / number)} of the images are blank; remove those listed in {BLANK_FILES}"
+        )
     copies = alike.num_exact + alike.num_near
     if copies > _MANY_ALIKE * number:
         yield Problem(
-            f"{copies / number:.0%} of the images are duplicates, which count double in training; look at "
-            f"{DUPLICATES} and keep one of each"
+            f"{whole_percent(copies / number)} of the images are duplicates, which count double in training; "
+            f"look at {DUPLICATES} and keep one of each"
         )
 
 

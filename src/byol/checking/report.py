@@ -93,7 +93,7 @@ class Report:
         if self.ahead is not None:
             yield from self._describe_training(self.ahead)
         yield from map(str, self.problems)
-        drawn = ": images, views, histograms" if self.sample is not None else ""
+        drawn = " (images, views, histograms)" if self.sample is not None else ""
         yield f"report: {folder / REPORT}{drawn}"
         if self.is_refused:
             yield "not ready: fix the problems above before training"
@@ -103,7 +103,6 @@ class Report:
     def _facts(self) -> Iterator[str]:
         found = self.found
         yield describe_files(found)
-        yield f"byol can read {len(found):,} and cannot read {len(found.bad):,}"
         if len(found):
             yield describe_kinds(found)
             yield describe_sizes(found)
@@ -140,7 +139,7 @@ class Report:
         yield from map(str, views)
         others = [choice.words for choice in ahead.choices if choice not in views]
         if others:
-            yield ", ".join(others)
+            yield "; ".join(others)
         yield from self.weights
         yield f"{ahead.describe_time()}; {self._describe_room(ahead)}"
 

@@ -5,16 +5,19 @@ Commands import torch only when they run, so that --help is fast.
 
 import argparse
 import inspect
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import byol
 from byol.api.arguments import choose_folder, make_partial_config
 from byol.base.console import complain, is_watched, make_console, say, say_block, show_bar
-from byol.base.errors import ConfigError, printable
+from byol.base.errors import ConfigError, Interrupted, printable
+from byol.base.signals import show_signal
 from byol.config import PartialConfig, json_schema, load_partial, write_override
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ EXIT_INTERRUPTED = {
 
 _THE_ENCODER = """The encoder is in {run}. Use it in Python:
     import byol
-    features = byol.load("{run}").embed("IMAGES/")    # (N, F) float32
+    features = byol.load("{run}").embed({images})    # one row per image, float32
 """
 
 
@@ -48,10 +51,11 @@ def demo_command(options: argparse.Namespace) -> int:
         if _is_main_rank():
             demo.preview(partial_config, options.output, elapsed=elapsed, say=say)
         return 0
-    partial_config, step_s = demo.fit_to_time(
-        partial_config, options.output, elapsed=elapsed, console=make_console(goes_on=True)
-    )
-    return _train_and_evaluate(partial_config, options.output, step_s=step_s)
+    with _noting_what_is_saved(options.output):
+        partial_config, step_s = demo.fit_to_time(
+            partial_config, options.output, elapsed=elapsed, console=make_console(goes_on=True)
+        )
+        return _train_and_evaluate(partial_config, options.output, step_s=step_s)
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -62,15 +66,38 @@ def check_command(options: argparse.Namespace) -> int:
 
 
 def train_command(options: argparse.Namespace) -> int:
+    folder = choose_folder(options.source, options.output, place="runs")
     if options.dry_run:
-        partial_config = _call(make_partial_config, options, images=options.source)
-        return _preview(partial_config, choose_folder(options.source, options.output, place="runs"))
-    return _report_training(_call(byol.train, options, images=options.source, progress=True))
+        return _preview(_call(make_partial_config, options, images=options.source), folder)
+    with _noting_what_is_saved(folder):
+        return _report_training(
+            _call(byol.train, options, images=options.source, progress=True), options.source
+        )
 
 
 def run_command(options: argparse.Namespace) -> int:
     partial_config = _call(make_partial_config, options, images=options.source)
-    return _train_and_evaluate(partial_config, choose_folder(options.source, options.output, place="runs"))
+    folder = choose_folder(options.source, options.output, place="runs")
+    with _noting_what_is_saved(folder):
+        return _train_and_evaluate(partial_config, folder)
+
+
+@contextmanager
+def _noting_what_is_saved(run_dir: Path) -> Iterator[None]:
+    """Let an interruption of the block say whether the run in the folder has a checkpoint.
+
+    Raises:
+        Interrupted: Ctrl-C or a signal came before the first checkpoint.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        from byol.runfolder.checkpoint import has_begun
+
+        if has_begun(run_dir):
+            raise
+        name = stop.signal if isinstance(stop, Interrupted) else "SIGINT"
+        raise Interrupted(name, nothing_saved=True) from None
 
 
 def eval_command(options: argparse.Namespace) -> int:
@@ -91,17 +118,18 @@ def _preview(partial_config: PartialConfig, run_dir: Path) -> int:
     return 0
 
 
-def _report_training(run: "Run") -> int:
-    """Say where the encoder is, or how to continue."""
+def _report_training(run: "Run", source: str = "") -> int:
+    """Say where the encoder is, or how to continue. `source`: the images, an example if it is a folder."""
     if run.stopped_by is not None:
         if _is_main_rank():
             say(
-                f"stopped by {run.stopped_by} after step {run.done} of {run.total_steps} and saved in "
-                f"{run.folder}; run the same command again to resume"
+                f"stopped by {show_signal(run.stopped_by)} after step {run.done:,} of "
+                f"{run.total_steps:,} and saved in {run.folder}; run the same command again to continue"
             )
         return EXIT_INTERRUPTED[run.stopped_by]
     if _is_main_rank():
-        say_block(_THE_ENCODER.format(run=printable(str(run.folder))))
+        images = json.dumps(printable(source) if os.path.isdir(source) else "IMAGES/", ensure_ascii=False)
+        say_block(_THE_ENCODER.format(run=printable(str(run.folder)), images=images))
     return 0
 
 
@@ -125,12 +153,12 @@ def _is_main_rank() -> bool:
 
 def _report_evaluation(evaluation: "Evaluation") -> int:
     """Print the table if there are labels, and where the results are."""
-    folder = evaluation.folder
+    saved = f"saved in {printable(str(evaluation.folder))}:"
     if evaluation.table is None:
-        say_block(f"\nsaved in {printable(str(folder / 'measures.json'))}")
+        say_block(f"\n{saved} measures.json, neighbours.png, prototypes.csv")
         return 0
-    saved = f"saved in {printable(str(folder / 'eval.json'))} and measures.json"
-    say_block(f"\n{evaluation.table.render()}\n\n{saved}")
+    files = "eval.json, measures.json, neighbours.png, prototypes.csv"
+    say_block(f"\n{evaluation.table.render()}\n\n{saved} {files}")
     return 0
 
 
@@ -165,7 +193,7 @@ def report_command(options: argparse.Namespace) -> int:
 def explore_command(options: argparse.Namespace) -> int:
     from byol.reporting.explorer import explore
 
-    with show_bar(make_console(), "features") as count:
+    with show_bar(make_console(), "computing features") as count:
         explore(
             options.run,
             images=options.images,

@@ -61,7 +61,7 @@ def embed_command(options: argparse.Namespace) -> int:
                 about=_describe(images, found, encoder=encoder, known=known),
                 progress=count,
             )
-        _say_written(f"{encoder.spec.num_features} features", found, options.output)
+        _say_written(f"{encoder.spec.num_features:,} features each", found, options.output)
         if options.prototypes is not None:
             _choose_prototypes(found, options.output, num=options.prototypes)
     return 0
@@ -155,13 +155,13 @@ def predict_command(options: argparse.Namespace) -> int:
         ) as found,
     ):
         write_predictions(options.output, found.names, choices=found.values, classes=classifier.class_names)
-        _say_written(f"the classes ({len(classifier.class_names)})", found, options.output)
+        _say_written("their classes", found, options.output)
     return 0
 
 
 def _say_written(what: str, found: "Streamed", output: Path) -> None:
-    left_out = f", {found.num_bad} left out" if found.num_bad else ""
-    say(f"wrote {what} of {len(found.names)} images to {output}{left_out}")
+    left_out = f", {found.num_bad:,} left out" if found.num_bad else ""
+    say(f"wrote {len(found.names):,} rows (images) with {what} to {output}{left_out}")
 
 
 @contextmanager

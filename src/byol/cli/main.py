@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from byol.base.console import complain, finish_output, prepare_streams
 from byol.base.errors import ByolError, ConfigError, Interrupted
+from byol.base.signals import show_signal
 from byol.cli.commands import EXIT_INTERRUPTED
 from byol.cli.parser import make_parser
 from byol.data.decode.disk import describe, is_of_the_disk
@@ -30,8 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt as stop:
         name = stop.signal if isinstance(stop, Interrupted) else "SIGINT"
-        by = "" if name == "SIGINT" else f" by {name}"
-        complain(f"interrupted{by}; run the same command again to resume from the last save")
+        if isinstance(stop, Interrupted) and stop.nothing_saved:
+            complain(
+                f"interrupted by {show_signal(name)} before training had saved anything; run the same "
+                "command again to start over"
+            )
+        else:
+            complain(
+                f"interrupted by {show_signal(name)}; run the same command again to continue from what was "
+                "saved"
+            )
         return EXIT_INTERRUPTED[name]
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # `byol config | head`: it has seen enough
@@ -48,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line. `overrides` holds its settings; `command` is the function to call."""
     rest, overrides = _take_overrides(arguments)
-    options = make_parser().parse_args(rest)
+    parser = make_parser()
+    options = parser.parse_args(rest)
+    if strays := vars(options).pop("settings", []):
+        parser.error(f"unrecognized arguments: {' '.join(strays)}")
     options.overrides = overrides
     return options
 

@@ -11,35 +11,46 @@ from byol.base.version import __version__
 from byol.cli import commands, features
 from byol.config.schema import DeviceSetting
 
-_PRESET = "the defaults to start from: classic, paper, default or demo"
+_PRESET = (
+    "values to start from: default (byol chooses from the images), classic (those of PyTorch-BYOL), paper "
+    "(those of the BYOL paper) or demo (a small network)"
+)
 _HOURS = "training time in hours, such as 2 or 0.5; replaces the number of epochs"
-_LABELS = "CSV file with the columns file,label; images without a label are allowed"
+_LABELS = "CSV file with the columns file,label; images without a label are left out"
 _COLOURS = "CSV file with the columns file,label that colours the map"
 _METADATA_COLOURS = "CSV file with a column file and more columns that can colour the map"
-_TEST = "labelled images to test on (default: the data set's test split, or a fifth of the images)"
+_TEST = (
+    "labelled images to test on (default: the test part of the data set, or a fifth of the labelled images)"
+)
+_FOLDER = "folder for the results (default: runs/ and the name of the image folder)"
+_SETTINGS = "a setting, such as trainer.max_epochs=40; `byol config` lists them"
 _DEVICE = "device to compute on (default: a GPU if there is one)"
-_IMAGES = "a folder, an image, a .txt/.csv list, a .npy array, or - to read a list from standard input"
+_IMAGES = (
+    "a folder, an image, a .txt or .csv file with image paths, a .npy array, or - to read paths from "
+    "standard input"
+)
 _EPILOG = """examples:
-  byol demo                                  try it on generated images (minutes on 2 cores)
+  byol demo                                  try it on generated images (about 4 minutes)
   byol check IMAGES/                         check the images; write a report with pictures
   byol train IMAGES/ -n                      show the settings byol would choose
-  byol train IMAGES/ -o runs/cells           train; run it again to resume
+  byol train IMAGES/ -o runs/cells           train; run it again to continue
   byol train IMAGES/ --hours 2               train for two hours
-  byol train IMAGES/ --init runs/cells       start from existing weights
+  byol train IMAGES/ --init runs/cells       start from the weights of an earlier run
   byol train config.yaml trainer.max_epochs=40
   byol eval runs/cells --labels cells.csv    compare with pixels and an untrained encoder
   byol compare runs/a runs/b                 compare results and settings
-  byol card runs/cells                       write a model card: method, results, limits
+  byol card runs/cells                       write a description: method, results, limits
   byol report runs/cells                     write one HTML page with all results
-  byol explore runs/cells                    browse the images: map, search by picture, lists
-  byol embed runs/cells NEW/ -o f.parquet    compute features; run it again to resume
+  byol explore runs/cells                    browse images: map, search by picture, lists of files
+  byol embed runs/cells NEW/ -o f.parquet    compute features; run it again to continue
   byol export runs/cells --format onnx       write the encoder for other programs
-  byol finetune runs/cells --labels cells.csv --scratch   train a classifier
+  byol finetune runs/cells --labels cells.csv    train a classifier
   byol predict runs/cells-finetuned NEW/ -o classes.csv   classify new images
   byol config config.yaml                    print the complete configuration
   byol env                                   print versions and hardware, for a bug report
 
-Add settings to a command as section.key=value; `byol config` lists them.
+Add settings to a command as section.key=value, such as trainer.max_epochs=40.
+`byol config` lists them.
 """
 
 
@@ -71,7 +82,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    run: Callable[[argparse.Namespace], int], summary: str, example: str | None = None
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    example: str | None = None,
+    *,
+    takes_settings: bool = False,
 ) -> Callable[[Callable[[_Add], None]], None]:
     """Register a command: the decorated function has its name and adds its arguments."""
 
@@ -89,6 +104,8 @@ def _command(
             )
             parser.set_defaults(command=run)
             fill(parser.add_argument)
+            if takes_settings:  # for the help: `main` takes the settings out before argparse reads the rest
+                parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=_SETTINGS)
 
         _COMMANDS.append(add)
 
@@ -100,9 +117,19 @@ def _read_number(text: str) -> int | str:
     return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 
-@_command(commands.demo_command, "try byol on generated images: train, evaluate, print the table")
+@_command(
+    commands.demo_command,
+    "try byol on generated images: train, evaluate, print a table of accuracies",
+    takes_settings=True,
+)
 def _demo(add: _Add) -> None:
-    add("-o", "--output", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder for the results (default: %(default)s)",
+    )
     add("-n", "--dry-run", action="store_true", help="print the estimated time and stop; write nothing")
 
 
@@ -110,30 +137,42 @@ def _demo(add: _Add) -> None:
     commands.check_command,
     "check all images for problems and show what training would do",
     "byol check IMAGES/ --test TEST/",
+    takes_settings=True,
 )
 def _check(add: _Add) -> None:
     add("source", help="images or a configuration file, as for `byol train`")
     add("--test", help="test images: report the ones that are also among the training images")
-    add("-o", "--output", type=Path, help="folder for the report (default: check/NAME)")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        help="folder for the report (default: check/ and the name of the image folder)",
+    )
     add("--preset", help=_PRESET)
     add("--hours", help=_HOURS)
 
 
-@_command(commands.train_command, "train an encoder, or resume a run", "byol train IMAGES/ -o runs/cells")
+@_command(
+    commands.train_command,
+    "train an encoder, or continue a run",
+    "byol train IMAGES/ -o runs/cells",
+    takes_settings=True,
+)
 def _train(add: _Add) -> None:
     add(
         "source",
-        help="a folder of images, a .txt/.csv list, a .npy array, a data set (stl10, cifar10, cifar100 or "
-        "the generated motifs), or a configuration file (.yaml)",
+        help="a folder of images, a .txt or .csv file with image paths, a .npy array, a data set (stl10, "
+        "cifar10, cifar100 or `motifs`, generated images), or a configuration file (.yaml)",
     )
-    add("-o", "--output", type=Path, help="run folder (default: runs/NAME)")
+    add("-o", "--output", type=Path, help=_FOLDER)
     add("--preset", help=_PRESET)
     add("--hours", help=_HOURS)
     add(
         "--init",
         metavar="WEIGHTS",
-        help="start from these weights: a run folder, a weights file (FILE:PREFIX selects one of several "
-        "encoders in it), or timm:MODEL if timm has it on this machine; sets network.fine_tune_from",
+        help="start from these weights: the folder of an earlier run, a weights file (FILE:PREFIX selects "
+        "one of several encoders in it), or timm:MODEL, a network of the package timm whose weights are "
+        "already on this computer",
     )
     add(
         "-n",
@@ -143,10 +182,15 @@ def _train(add: _Add) -> None:
     )
 
 
-@_command(commands.run_command, "train, then evaluate (the same as `python run.py`)", "byol run config.yaml")
+@_command(
+    commands.run_command,
+    "train and evaluate in one command (the same as `python run.py`)",
+    "byol run config.yaml",
+    takes_settings=True,
+)
 def _run(add: _Add) -> None:
     add("source", nargs="?", default="config.yaml", help="configuration file (default: %(default)s)")
-    add("-o", "--output", type=Path, help="run folder (default: runs/NAME)")
+    add("-o", "--output", type=Path, help=_FOLDER)
     add("--preset", help=_PRESET)
     add("--hours", help=_HOURS)
 
@@ -155,24 +199,34 @@ def _run(add: _Add) -> None:
     commands.eval_command,
     "measure how good the encoder of a run is",
     "byol eval runs/cells --labels cells.csv",
+    takes_settings=True,
 )
 def _eval(add: _Add) -> None:
     add("run", type=Path, help="run folder")
     add("--labels", help=_LABELS)
-    add("--train", help="labelled images to fit the classifiers on (default: the images of the run)")
+    add(
+        "--train",
+        help="folder or list of labelled images to train the classifiers on (default: the images of the run)",
+    )
     add("--test", help=_TEST)
-    add("--weights", help="add a row for other weights: a run folder, a weights file, or timm:MODEL")
+    add(
+        "--weights",
+        help="also evaluate other weights, in a row of the same table: a run folder, a weights file, or "
+        "timm:MODEL",
+    )
     add("--folds", type=_read_number, help="use k-fold cross-validation: every image is tested once")
     add(
         "--groups",
         metavar="COLUMN",
-        help="never split a group: images with the same value in this column of the labels, such as plate, "
-        "stay in one fold ('folder': images of one folder)",
+        help="keep all images with the same value in this column of the labels (such as plate) on one side "
+        "of every split; COLUMN 'folder' groups by folder. Uses 5-fold cross-validation unless "
+        "--folds says otherwise",
     )
     add(
         "--metadata",
         type=Path,
-        help="CSV file with a column file and more columns, such as plate: warn if the features encode them",
+        help="CSV file with a column file and more columns, such as plate: warn if the features predict "
+        "these columns (a batch effect)",
     )
 
 
@@ -187,14 +241,19 @@ def _compare(add: _Add) -> None:
 
 @_command(
     commands.card_command,
-    "write a model card: method, results, limits, how to reproduce the run",
+    "write a description (model card): method, results, limits, how to reproduce the run",
     "byol card runs/cells",
 )
 def _card(add: _Add) -> None:
     add("run", type=Path, help="run folder; byol writes the card into it")
 
 
-@_command(commands.report_command, "write one HTML page with the results of a run", "byol report runs/cells")
+@_command(
+    commands.report_command,
+    "write one HTML page with the results of a run",
+    "byol report runs/cells",
+    takes_settings=True,
+)
 def _report(add: _Add) -> None:
     add("run", type=Path, help="run folder")
     add("--labels", type=Path, help=_COLOURS)
@@ -210,8 +269,9 @@ def _report(add: _Add) -> None:
 
 @_command(
     commands.explore_command,
-    "browse the images of a run on a local web page",
+    "browse the images of a run in your web browser, on this computer only",
     "byol explore runs/cells --open",
+    takes_settings=True,
 )
 def _explore(add: _Add) -> None:
     add("run", type=Path, help="run folder")
@@ -255,7 +315,7 @@ def _embed(add: _Add) -> None:
 
 @_command(
     commands.export_command,
-    "write an encoder for other programs, with a model card",
+    "write an encoder for other programs, with a description (model card)",
     "byol export runs/cells --format onnx -o cells-onnx",
 )
 def _export(add: _Add) -> None:
@@ -273,7 +333,8 @@ def _export(add: _Add) -> None:
 @_command(
     commands.finetune_command,
     "train a classifier that starts from the encoder of a run",
-    "byol finetune runs/cells --labels cells.csv --fraction 0.1 --scratch",
+    "byol finetune runs/cells --labels cells.csv --fraction 0.1",
+    takes_settings=True,
 )
 def _finetune(add: _Add) -> None:
     add("source", type=Path, help="run folder, or a folder that holds an encoder")
@@ -317,6 +378,7 @@ def _predict(add: _Add) -> None:
     commands.config_command,
     "print the complete configuration",
     "byol config config.yaml trainer.max_epochs=10 > mine.yaml",
+    takes_settings=True,
 )
 def _config(add: _Add) -> None:
     add("file", nargs="?", type=Path, help="configuration file")

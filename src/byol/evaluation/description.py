@@ -101,22 +101,33 @@ class Description:
 
         The text fits on one screen.
         """
-        duplicates = f" ({self.num_copies} exact duplicates)" if self.num_copies else ""
-        about = f"without labels, on {self.num_images} training images{duplicates}; encoders compared on "
-        lines = [f"{about}{self.num_measured} of them", "", *self._render_encoders(), ""]
+        duplicates = f" ({self.num_copies:,} exact duplicates)" if self.num_copies else ""
+        about = f"without labels, on {self.num_images:,} images that BYOL was trained on{duplicates}"
+        lines = [f"{about}; encoders compared on {self.num_measured:,}", "", *self._render_encoders(), ""]
         lines += wrap(self.verdict)
         if self.metadata:
             lines += ["", *self._render_metadata()]
         names = ", ".join(
             f"{printable(one.name)} ({one.distance:.2f})" for one in self.outliers[:_MOST_OUTLIERS]
         )
-        return "\n".join([*lines, "", f"outliers (mean cosine distance to the 10 nearest images): {names}"])
+        return "\n".join(
+            [*lines, "", f"most unusual images (mean cosine distance to the 10 nearest): {names}"]
+        )
 
     def _render_encoders(self) -> list[str]:
-        cells = [["features", "view retrieval", "95 % interval", "rank", "alignment", "uniformity"]]
+        cells = [
+            [
+                "features",
+                "view-retrieval accuracy",
+                "95 % interval",
+                "effective rank",
+                "alignment",
+                "uniformity",
+            ]
+        ]
         for one in self.encoders:
             interval = percent_range(one.retrieval_low95, one.retrieval_high95)
-            rank = f"{one.rank:.0f} of {one.max_rank}"
+            rank = f"{one.rank:.0f} (at most {one.max_rank:,})"
             spread = f"{one.alignment:.3f}", f"{one.uniformity:.2f}"
             cells.append([one.features, percent(one.retrieval), interval, rank, *spread])
         return render_columns(cells, left=[True, *(False for _ in cells[0][1:])])

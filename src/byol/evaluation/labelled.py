@@ -20,7 +20,10 @@ from byol.encoder.spec import EncoderSpec
 from byol.evaluation.splits import Splits, fold_images, hold_out, hold_out_first, name_source, pair
 from byol.metrics.folds import find_unlearnt
 
-SEEN = "BYOL saw the test images during training, without their labels; accuracy on new images may be lower."
+SEEN = (
+    "BYOL saw the test images during training, without their labels; accuracy on new images may be lower (to "
+    "avoid this, keep a folder of images apart from training, and test on it with --test)."
+)
 LEARNED = "this encoder was trained with labels, perhaps those of the test images"
 
 
@@ -99,7 +102,7 @@ def _describe_left_out(splits: Splits) -> Iterator[str]:
     packs = {id(split.images): split.images for split in (splits.train, splits.test)}.values()
     if splits.num_unlabelled:
         num_images = sum(map(len, packs))
-        yield f"{splits.num_unlabelled} of {num_images} images have no label and are left out"
+        yield f"{splits.num_unlabelled:,} of {num_images:,} images have no label and are left out"
 
 
 def _describe_unlearnt(splits: Splits) -> Iterator[str]:

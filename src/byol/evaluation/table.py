@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from byol.base.console import Count, Say, silent
-from byol.base.errors import NoLabelsError
+from byol.base.errors import NoLabelsError, quote
 from byol.base.files import write_atomically
 from byol.base.text_table import percent, percent_range, render_columns, wrap
 from byol.config import Config
@@ -37,7 +37,7 @@ from byol.evaluation.splits import TEST_PART, Splits
 from byol.evaluation.weights import open_weights
 from byol.metrics.folds import Validation
 from byol.metrics.scores import MIN_GROUPS, count_confusions
-from byol.metrics.verdict import BASELINES, ONLINE, judge
+from byol.metrics.verdict import BASELINES, ONLINE, judge, show_classifier
 from byol.runfolder.settings import read_config
 
 FORMAT = 2
@@ -45,9 +45,9 @@ FILE_NAME = "eval.json"
 
 _HEADINGS = (
     "features", "transform", "classifier", "dims", "top-1", "95 % interval", "top-5", "balanced",
-    "95 % interval", "chosen",
+    "95 % interval", "chosen settings",
 )  # fmt: skip
-_TO_THE_LEFT = ("features", "transform", "classifier", "chosen")
+_TO_THE_LEFT = ("features", "transform", "classifier", "chosen settings")
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,16 @@ class Table:
 
     def render(self) -> str:
         """Return the rows as a plain-text table for a terminal, followed by the verdict."""
-        about = f"{self.split}; {self.num_train} training and {self.num_test} test images, "
+        about = f"classifiers trained on {self.num_train:,} images and tested on {self.num_test:,}"
         if self.protocol != TEST_PART:
-            about = f"{self.split}; {self.num_test} images, each tested once, "
-        lines = [f"{about}{self.num_classes} classes", "", *_render_rows(self.rows), ""]
+            about = f"{self.num_test:,} images, each tested once"
+        lines = [
+            f"{_show_split(self.split)}; {about}; {self.num_classes} classes",
+            "",
+            *_render_rows(self.rows),
+            "",
+        ]
+        lines += [*_explain_rows(self.rows), ""]
         sentences = [*self.verdict().splitlines(), *([SEEN] if self.seen else [])]
         return "\n".join([*lines, *_render_low_shot(self.low_shot), *wrap(*sentences)])
 
@@ -102,10 +108,10 @@ class Table:
         return "\n".join(found.sentence for found in judge(self.rows))
 
 
-def check_labels(run_dir: Path, *, overrides: Sequence[str] = ()) -> None:
+def check_labels(run_dir: Path, *, overrides: Sequence[str] = ()) -> bool:
     """Open and split labelled images and open other weights as `evaluate` does, to report mistakes early.
 
-    It is no error if there are no labels at all.
+    Return whether there are labels; none at all is no error.
 
     Raises:
         CheckpointError, ConfigError, DataError: as `evaluate`.
@@ -119,6 +125,8 @@ def check_labels(run_dir: Path, *, overrides: Sequence[str] = ()) -> None:
             Validation.of(known.labels, seed=config.evaluation.seed, groups=known.units)
         if config.evaluation.weights is not None:
             open_weights(config.evaluation.weights, spec=spec, device="cpu")
+        return True
+    return False
 
 
 def evaluate(
@@ -216,7 +224,9 @@ def _confuse(judged: tuple[Row, Predicted], splits: Splits) -> Confusion:
 
 
 def _describe_judged(candidate: Candidate, judged: Sequence[tuple[Row, Predicted]]) -> str:
-    return f"{candidate.name}: " + ", ".join(f"{row.classifier} {percent(row.top1)}" for row, _ in judged)
+    return f"{candidate.name}: " + ", ".join(
+        f"{show_classifier(row.classifier)} {percent(row.top1)}" for row, _ in judged
+    )
 
 
 def _render_rows(rows: Sequence[Row]) -> list[str]:
@@ -224,6 +234,23 @@ def _render_rows(rows: Sequence[Row]) -> list[str]:
     kept = [at for at, name in enumerate(_HEADINGS) if name != "top-5" or rows[0].top5 is not None]
     cells = [[row[at] for at in kept] for row in (_HEADINGS, *map(_to_cells, rows))]
     return render_columns(cells, left=[name in _TO_THE_LEFT for name in cells[0]])
+
+
+def _show_split(split: str) -> str:
+    """Return a description of a split with the names of its images in quotes: `images` is also a word."""
+    names, colon, rest = split.partition(": ")
+    return f"{' / '.join(map(quote, names.split(' / ')))}{colon}{rest}"
+
+
+def _explain_rows(rows: Sequence[Row]) -> list[str]:
+    """Say once what the names of rows and columns mean."""
+    names = {row.features for row in rows}
+    target = "; byol target: its moving average, which training compared it with"
+    return wrap(
+        f"{ONLINE}: the encoder of this run{target if 'byol target' in names else ''}.",
+        "dims: number of features; top-1: share of test images whose class is right; balanced: its mean over "
+        "the classes.",
+    )
 
 
 def _render_low_shot(points: Sequence[LowShot]) -> list[str]:
@@ -237,7 +264,9 @@ def _render_low_shot(points: Sequence[LowShot]) -> list[str]:
     cells = [["training images per class", *map(str, counts)]]
     for name in dict.fromkeys(point.features for point in points):
         shares = [
-            f"{percent(point.mean)} ± {100.0 * point.std:.1f}" for point in points if point.features == name
+            f"{100.0 * point.mean:.1f} ± {100.0 * point.std:.1f} %"
+            for point in points
+            if point.features == name
         ]
         cells.append([name, *shares])
     about = f"logistic regression with few labels: top-1, mean ± std over {points[0].num_draws} random draws"
@@ -248,8 +277,8 @@ def _to_cells(row: Row) -> tuple[str, ...]:
     chosen = ", ".join(f"{name} = {_show(value)}" for name, value in row.chosen.items())
     return (
         row.features,
-        row.transform,
-        row.classifier,
+        _show_transform(row),
+        show_classifier(row.classifier),
         str(row.dimensions),
         percent(row.top1),
         percent_range(row.low95, row.high95),
@@ -258,6 +287,11 @@ def _to_cells(row: Row) -> tuple[str, ...]:
         percent_range(row.balanced_low95, row.balanced_high95),
         chosen,
     )
+
+
+def _show_transform(row: Row) -> str:
+    """Return the transform with its true number of dimensions: images can have fewer than 256 values."""
+    return f"pca-{row.dimensions}" if row.transform.startswith("pca-") else row.transform
 
 
 def _show(value: int | float | list[int | float]) -> str:

@@ -83,7 +83,7 @@ class Plan:
                 f"{epochs:.3g} epochs in trainer.max_hours {trainer.max_hours}; set a shorter one, or null"
             )
         base_lr = chosen.lr * (config.batch_size / 256 if optimizer.scale_lr else 1.0)
-        scaling = f" x {config.batch_size} / 256 = {base_lr:.4g}" if optimizer.scale_lr else ""
+        scaling = f", times batch size {config.batch_size} / 256: {base_lr:.4g}" if optimizer.scale_lr else ""
         return cls(
             num_images=num_images,
             batch_size=config.batch_size,
@@ -207,10 +207,11 @@ def _choose(config: Config, *, total_steps: int, epochs: float) -> _Chosen:
     lr, warmup_epochs, weight_decay, tau = values = [
         d if g is None else g for g, d in zip(configured, derived.values, strict=True)
     ]
-    names = ("learning rate", "warm-up", "weight decay", "base tau (m)")
-    units = ("", " epochs", "", "")
+    start = " at the start" if config.trainer.m_schedule == "cosine" else ""
+    names = ("learning rate", "learning-rate warm-up", "weight decay", "target network keeps")
+    units = ("", " epochs", "", f" of its weights per step{start}, trainer.m")
     reasons = [
-        f"{name} {value:.4g}{unit} ({reason if g is None else 'as set'})"
+        f"{name} {value:.4g}{unit} ({reason if g is None else 'from the preset or your settings'})"
         for name, value, unit, g, reason in zip(
             names, values, units, configured, derived.reasons, strict=True
         )
@@ -228,12 +229,11 @@ def _derive_paper(config: Config, *, total_steps: int, epochs: float) -> _Derive
     row = next((length for length in _PAPER if length >= epochs), max(_PAPER))
     lr, weight_decay, tau = _PAPER[row]
     warmup = min(_PAPER_WARMUP_EPOCHS, epochs / 4)
-    table = f"paper, {row} epochs"
+    table = f"as in the paper for {row:,} epochs"
     if row != epochs:
         table += f", the {'next longer' if row > epochs else 'longest'} run in its table"
-    return _Derived(
-        (lr, warmup, weight_decay, tau), (table, f"min({_PAPER_WARMUP_EPOCHS:g}, epochs / 4)", table, table)
-    )
+    of_warmup = f"a quarter of the run, at most {_PAPER_WARMUP_EPOCHS:g} epochs"
+    return _Derived((lr, warmup, weight_decay, tau), (table, of_warmup, table, table))
 
 
 def _derive_default(config: Config, *, total_steps: int, epochs: float) -> _Derived:
@@ -243,9 +243,9 @@ def _derive_default(config: Config, *, total_steps: int, epochs: float) -> _Deri
     return _Derived(
         (lr, warmup, _WEIGHT_DECAY, 1.0 - gap),
         (
-            f"min({_LR_PER_IMAGE * 64:g} * batch size {config.batch_size} / 64, {_LR_MAX:g})",
-            f"min({_WARMUP_SHARE:g} * {round(epochs, 2):.10g} epochs, {_WARMUP_MAX_EPOCHS:g})",
-            "constant",
-            f"1 - min({_TAU_MAX_GAP:g}, sqrt({_TAU_STEPS:g} / {total_steps} steps))",
+            f"{_LR_PER_IMAGE * 64:g} per 64 images of a batch, at most {_LR_MAX:g}",
+            f"{100 * _WARMUP_SHARE:g} % of the run, at most {_WARMUP_MAX_EPOCHS:g} epochs",
+            "the same for every run",
+            f"more above {_TAU_STEPS / _TAU_MAX_GAP**2:,.0f} steps",
         ),
     )

@@ -18,6 +18,8 @@ _NUM_BOOTSTRAP = 2000
 _LEAST_GAIN = 0.1  # of alignment + uniformity; samples of 256 images differ by 0.03 (docs/decisions.md)
 _LOST_RANK = 0.25  # fraction of the untrained encoder's rank below which there is no positive verdict
 
+_ADVICE = "After few training steps this is common: train longer. Otherwise look at the views (byol check)."
+
 Features = Float32[np.ndarray, "image feature"]
 
 
@@ -66,23 +68,33 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
     criterion.
     """
     figures = (
-        f"alignment + uniformity {_loss(trained):.2f} (untrained {_loss(untrained):.2f}, lower is better), "
+        f"alignment + uniformity {_loss(trained):.2f} (untrained {_loss(untrained):.2f}; lower is better), "
         f"view-retrieval accuracy {percent(trained.retrieval)} (untrained {percent(untrained.retrieval)}), "
         f"effective rank {trained.rank:.0f} (untrained {untrained.rank:.0f})"
     )
     gain = _loss(untrained) - _loss(trained)
-    if trained.retrieval_high95 < untrained.retrieval_low95 or gain < -_LEAST_GAIN:
-        return f"By measures without labels the trained encoder is WORSE than the untrained one: {figures}."
+    start, rule = "Judged without labels, the trained encoder is", "alignment + uniformity, which decides,"
+    if trained.retrieval_high95 < untrained.retrieval_low95:
+        return (
+            f"{start} WORSE than the untrained one, because its view-retrieval accuracy is lower and the "
+            f"intervals do not overlap: {figures}. {_ADVICE}"
+        )
+    if gain < -_LEAST_GAIN:
+        return (
+            f"{start} WORSE than the untrained one, because {rule} is higher by {-gain:.2f}: {figures}. "
+            f"{_ADVICE}"
+        )
     if gain <= _LEAST_GAIN:
         return (
-            f"By measures without labels the trained encoder is not better than the untrained one: {figures}."
+            f"{start} not better than the untrained one, because {rule} is not lower by more than "
+            f"{_LEAST_GAIN:g}: {figures}. {_ADVICE}"
         )
     if trained.rank < _LOST_RANK * untrained.rank:
         return (
             "Measures without labels cannot tell whether the trained encoder is better than the untrained "
             f"one, because it lost more than three quarters of its effective rank: {figures}."
         )
-    return f"By measures without labels the trained encoder is better than the untrained one: {figures}."
+    return f"{start} better than the untrained one, because {rule} is lower by {gain:.2f}: {figures}."
 
 
 def _loss(geometry: Geometry) -> float:

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from byol.base.text_table import percent
+
 Verdict = Literal["healthy", "weak", "collapsing", "collapsed"]
 
 NUM_IMAGES = 256  # in the fixed set, if the data has that many
@@ -119,15 +121,18 @@ def measure_knn(features: Float[Tensor, "image feature"], labels: Int64[Tensor, 
     return float((classes[votes.argmax(dim=1)] == targets).float().mean())
 
 
-def compare(now: Measures, before: Measures) -> str:
-    """Return a line for the end of a run that compares each measure at step 0 with its value now."""
+def compare(now: Measures, before: Measures) -> tuple[str, str]:
+    """Return two lines for the end of a run that compare each measure at step 0 with its value now."""
     parts = [
-        f"view-retrieval accuracy {before.retrieval:.0%} -> {now.retrieval:.0%}",
-        f"effective rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
+        f"view-retrieval accuracy {percent(before.retrieval)} -> {percent(now.retrieval)}",
+        f"effective rank of the features {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
     ]
     if before.knn is not None and now.knn is not None:
-        parts.append(f"kNN {before.knn:.0%} -> {now.knn:.0%}")
-    return f"step 0 -> now: {', '.join(parts)}"
+        parts.append(f"kNN {percent(before.knn)} -> {percent(now.knn)}")
+    return (
+        f"from start to end, on at most {NUM_IMAGES} training images (byol eval measures more exactly):",
+        ", ".join(parts),
+    )
 
 
 def has_lost_rank(now: Measures, before: Measures) -> bool:
@@ -145,7 +150,7 @@ def describe_loss(now: Measures, before: Measures) -> str | None:
     """
     least = min(before.retrieval * _WORSE_RETRIEVAL, before.retrieval - _WORSE_RETRIEVAL_BY)
     if now.retrieval < least:
-        return f"view-retrieval accuracy {before.retrieval:.0%} -> {now.retrieval:.0%}"
+        return f"view-retrieval accuracy {percent(before.retrieval)} -> {percent(now.retrieval)}"
     if has_lost_rank(now, before):
         return f"effective rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}"
     return None

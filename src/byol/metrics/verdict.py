@@ -61,17 +61,17 @@ def _judge(rows: Sequence[Judged]) -> Verdict | None:
     kind: Literal["good", "warn", "bad"]
     if byol.high95 < best.low95:
         kind, start = "bad", "BYOL does not help here"
-        end = f"; its interval lies below that of {best.features}"
+        end = f"; the interval of BYOL lies below that of {best.features}"
     elif byol.top1 <= best.top1:
         kind, start = "bad", "BYOL does not help measurably"
-        end = f"; its interval overlaps that of {best.features}"
+        end = f"; the intervals of BYOL and {best.features} overlap"
     elif overlapping:
         kind, start = "warn", "BYOL is ahead, but the difference is not certain"
-        end = f"; its interval overlaps that of {overlapping[0]}"
+        end = f"; the intervals of BYOL and {overlapping[0]} overlap"
     else:
         kind, start, end = "good", "BYOL helps", "; the intervals do not overlap"
     against = join_words([f"{row.features} {percent(row.top1)}" for row in baselines])
-    figures = f"{show_classifier(byol.classifier)} {percent(byol.top1)} against {against}"
+    figures = f"with {show_classifier(byol.classifier)} {percent(byol.top1)} against {against}"
     above = [row for row in rows if row.features.startswith("weights ") and row.top1 > byol.top1]
     others = "".join(f"; {row.features} reach {percent(row.top1)}, more than BYOL" for row in above)
     return Verdict(kind, f"{start}: {figures}{end}{others}.", byol.classifier, byol, best)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from byol.base.files import write_atomically
-from byol.base.text_table import percent, percent_range
+from byol.base.text_table import percent, percent_range, whole_percent
 from byol.config import View
 from byol.encoder.spec import EncoderSpec
 from byol.evaluation.labelled import SEEN
@@ -246,8 +246,8 @@ def _describe_own_measures(run: RunSummary) -> str:
     if last is None or last.retrieval is None or last.encoder_rank is None:
         return ""
     return (
-        f" On a sample of training images the view-retrieval accuracy is {last.retrieval:.0%}, and the "
-        f"effective rank of the features is {last.encoder_rank:.1f}."
+        f" On a sample of training images the view-retrieval accuracy is {whole_percent(last.retrieval)}, "
+        f"and the effective rank of the features is {last.encoder_rank:.1f}."
     )
 
 
@@ -295,8 +295,9 @@ def _list_warnings_of_metadata(run: RunSummary) -> list[str]:
     columns = [] if run.measures is None else run.measures["metadata"]
     when = "" if run.outdated_measures is None else "for other weights, "
     return [
-        f"The features predict {column['column']} ({when}accuracy {column['accuracy']:.0%}, chance "
-        f"{column['chance']:.0%}): they may encode how images were made rather than what they show."
+        f"The features predict {column['column']} ({when}accuracy {whole_percent(column['accuracy'])}, "
+        f"chance {whole_percent(column['chance'])}): they may encode how images were made rather than what "
+        "they show."
         for column in columns
         if column["warning"]
     ]

@@ -65,7 +65,7 @@ def _list_training(runs: Sequence[RunSummary]) -> list[Row]:
     def tell(name: str, form: str) -> Callable[[RunSummary], str | None]:
         def cell(run: RunSummary) -> str | None:
             value = getattr(run.metrics[-1], name) if run.metrics else None
-            return None if value is None else format(value, form)
+            return None if value is None else format(value, form).replace("%", " %")
 
         return cell
 
@@ -94,7 +94,7 @@ def _list_measures(runs: Sequence[RunSummary]) -> list[Row]:
                 return None
             encoders = run.measures["encoders"]
             values = [encoder[name] for encoder in encoders if encoder["features"] == "byol online"]
-            return format(values[0], form) if values else None
+            return format(values[0], form).replace("%", " %") if values else None
 
         return cell
 

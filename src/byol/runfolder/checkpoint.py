@@ -202,7 +202,7 @@ def read_latest(run_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
             problems.append(str(error))
             continue
         return state, [
-            f"{problem}; resuming from an earlier one, step {state['done']}" for problem in problems
+            f"{problem}; continuing from an earlier one, step {state['done']}" for problem in problems
         ]
     if problems:
         raise CheckpointError(f"{'; '.join(problems)}; start again in another folder with -o")

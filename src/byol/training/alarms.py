@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from byol.base.errors import CollapsedError, DataError, DivergedError
+from byol.base.text_table import whole_percent
 from byol.config import Config, DataTransforms, View
 from byol.method.schedule import Plan, reference_lr
 from byol.metrics.health import Health, Measures, describe_loss, has_lost_rank
@@ -72,7 +73,10 @@ def check_views(fixed: FixedImages) -> list[str]:
             better = f"data_transforms.{name}.{setting}={_suggest(fixed.transforms, name, setting=setting)}"
             value = getattr(getattr(fixed.transforms, name), setting)
             shown = f"[{value[0]:g},{value[1]:g}]" if isinstance(value, tuple) else f"{value:g}"
-            text = f"data_transforms.{name}: {share:.0%} of its views are blank because of {setting}={shown}"
+            text = (
+                f"data_transforms.{name}: {whole_percent(share)} of its views are blank because of "
+                f"{setting}={shown}"
+            )
             if share > _MAX_BLANK:
                 raise DataError(f"{text}; an encoder cannot learn from them: set {better}")
             lines.append(f"warning: {text}; set {better}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from byol.base.files import read_fields, write_atomically
+from byol.base.text_table import whole_percent
 from byol.method.schedule import Plan
 from byol.metrics.health import Health, Measures
 
@@ -62,8 +63,8 @@ class Best:
         falling = plan.lr_schedule == "cosine"
         rest = ". The encoder may still improve while the learning rate falls to 0" if falling else ""
         return (
-            f"no progress for {_LONG:.0%} of the run: {MEASURE}, a measure without labels, was best "
-            f"({self.value:.2f}) after step {self.done}. You can stop; the encoder of that step is in "
+            f"no progress for {whole_percent(_LONG)} of the run: {MEASURE}, a measure without labels, was "
+            f"best ({self.value:.2f}) after step {self.done}. You can stop; the encoder of that step is in "
             f"{run_dir / FOLDER}{rest}"
         )
 

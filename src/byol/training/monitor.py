@@ -70,6 +70,7 @@ class Monitor:
                 setup.run_dir,
                 self._setup.console,
                 first_step=done,
+                end=budget.end,
                 steps_per_epoch=plan.steps_per_epoch,
                 active=ranks.is_main,
                 open_loggers=self._open_loggers if writes else tuple,
@@ -113,6 +114,7 @@ class Monitor:
                 step_s=setup.step_s,
                 ranks=setup.ranks,
                 done=setup.done,
+                run_dir=setup.run_dir,
             ),
             *environment.explain_change(self._saver.record),
             *setup.origin,
@@ -225,7 +227,8 @@ class Monitor:
         if not setup.budget.is_last(done):
             return
         if self._begun.measures is not None:
-            self._log.say(health.compare(self._measures, self._begun.measures))
+            for line in health.compare(self._measures, self._begun.measures):
+                self._log.say(line)
         # On every rank, because synchronised BatchNorm waits for all ranks.
         if self._has_steps and setup.config.trainer.loggers:
             self._log.keep_embedding(self._fixed.embed(setup.byol, done=done, ranks=setup.ranks))

@@ -23,6 +23,7 @@ from torch import Tensor
 from byol.base.console import draws_bars, print_line
 from byol.base.errors import CheckpointError
 from byol.base.files import write_atomically
+from byol.base.text_table import whole_percent
 from byol.training.loggers import Embedding, Logger
 
 FORMAT = 1
@@ -62,15 +63,19 @@ class RunLog:
         console: Console | None,
         *,
         first_step: int,
+        end: int,
         steps_per_epoch: int,
         active: bool,
         open_loggers: Callable[[], Sequence[Logger]] = tuple,
     ) -> None:
-        """`console`: None prints nothing. `open_loggers` is called at the start of the `with` block."""
+        """`console`: None prints nothing. `end`: expected steps of the run.
+
+        `open_loggers` is called at the start of the `with` block.
+        """
         self._console, self._active, self._open_loggers = console, active, open_loggers
         self._path = run_dir / FILE_NAME
         self._embedding: Embedding | None = None
-        self._first_step, self._steps_per_epoch = first_step, steps_per_epoch
+        self._first_step, self._end, self._steps_per_epoch = first_step, end, steps_per_epoch
         self._loggers: Sequence[Logger] = ()
         self._progress: Progress | None = None
         self._last_line_s = -math.inf
@@ -89,7 +94,7 @@ class RunLog:
         if draws_bars(self._console):
             self._progress = _make_progress(self._console)
             self._progress.start()
-            self._task = self._progress.add_task("", total=None, completed=self._first_step)
+            self._task = self._progress.add_task("", total=self._end, completed=self._first_step)
         return self
 
     def __exit__(
@@ -150,8 +155,8 @@ class RunLog:
         epochs = f"{end / self._steps_per_epoch:.1f}".removesuffix(".0")
         text = (
             f"epoch {metrics.epoch:.1f}/{epochs}  loss {metrics.loss:.3f}  "
-            f"rank {metrics.rank:.0f}  "
-            f"{metrics.images_per_s:.0f} images/s  data wait {metrics.data_wait:.0%}  "
+            f"projection rank {metrics.rank:.0f}  "
+            f"{metrics.images_per_s:.0f} images/s  data wait {whole_percent(metrics.data_wait)}  "
             f"{left} left  {metrics.verdict}"
         )
         if self._progress is not None:
@@ -160,7 +165,7 @@ class RunLog:
         now = time.monotonic()
         if now - self._last_line_s >= _PLAIN_INTERVAL_S or metrics.done == end:
             self._last_line_s = now
-            self.say(f"step {metrics.done}/{end}  {text}")
+            self.say(f"step {metrics.done:,}/{end:,}  {text}")
 
 
 def read_metrics(run_dir: Path) -> list[Metrics]:

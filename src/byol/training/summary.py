@@ -1,9 +1,11 @@
 """Describe the setup of a run; byol prints this before the first step."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
+from byol.base.text_table import describe_duration
 from byol.config import Config
 from byol.data.pack.packed import Packed
 from byol.data.pack.partial import BAD_FILES, read_bad
@@ -26,6 +28,7 @@ def describe_setup(
     step_s: float | None,
     ranks: Ranks,
     done: int,
+    run_dir: Path,
 ) -> list[str]:
     """Describe images, networks, schedule and length of the run in a few lines."""
     stem = resolve_stem(config.network.stem, name=config.network.name, view_px=config.view_px)
@@ -35,10 +38,11 @@ def describe_setup(
     has_choice = ranks.device.type == "cpu" and config.trainer.convolution == "fast"
     kernels = f"; {explain_kernels()}" if has_choice else ""
     lines = [
-        f"{len(images)} images with {channels}, packed at {images.stored_px} px; views of {config.view_px} "
+        f"{len(images):,} images with {channels}, stored at {images.stored_px} px; views of {config.view_px} "
         f"px (jitter strength s = {config.data_transforms.s:g})",
-        f"network {config.network.name}, {stem} stem, {precision} on {ranks.device}{ranks_text}{kernels}",
-        f"batch size {plan.batch_size}, {plan.steps_per_epoch} steps per epoch, "
+        f"network {config.network.name}{_explain_name(config.network.name)}, {stem} stem, "
+        f"{precision} on {ranks.device}{ranks_text}{kernels}",
+        f"batch size {plan.batch_size:,}, {plan.steps_per_epoch:,} steps (full batches) per epoch, "
         f"{_describe_length(plan, step_s)}",
         *plan.explain(),
     ]
@@ -54,13 +58,22 @@ def describe_setup(
         lines.insert(0, images.note)
     lines = [*_describe_images(images), *lines]
     if budget.is_last(done):
-        lines.append(f"this run is already finished: all {done} steps are done")
+        lines.append(f"this run is {explain_finished(done, run_dir)}")
     elif done:
         used = (
             f", {format_time(budget.elapsed_s)} of the time budget used" if plan.budget_s is not None else ""
         )
-        lines.append(f"resuming at step {done} of {budget.end}{used}")
+        about = "" if plan.budget_s is None else "about "
+        lines.append(f"continuing after step {done:,} of {about}{budget.end:,}{used}")
     return lines
+
+
+def explain_finished(done: int, run_dir: Path) -> str:
+    """Say that a run is finished, and how to train longer."""
+    return (
+        f"already finished: all {done:,} steps are done; to train longer, start a new run from its weights "
+        f"(byol train ... --init {run_dir} -o NEW_FOLDER)"
+    )
 
 
 def _describe_images(images: Packed) -> Iterator[str]:
@@ -83,9 +96,13 @@ def _explain_scale(images: Packed) -> str:
     if images.num_shrunk == 0:
         return "byol resizes no image: each lies on a canvas of that size"
     return (
-        f"byol shrinks {images.num_shrunk} of {len(images)} images, which are larger than the canvas of "
+        f"byol shrinks {images.num_shrunk:,} of {len(images):,} images, which are larger than the canvas of "
         f"{images.stored_px} px, and resizes no other; set a larger data.stored_px to keep their scale too"
     )
+
+
+def _explain_name(name: str) -> str:
+    return " (a very small ResNet of timm)" if name == "test_resnet" else ""
 
 
 def _describe_length(plan: Plan, step_s: float | None) -> str:
@@ -95,8 +112,9 @@ def _describe_length(plan: Plan, step_s: float | None) -> str:
         epochs = f"{steps / plan.steps_per_epoch:.3g} epochs"
         speed = f"{plan.budget_s / steps:.3g} s per step"
         return (
-            f"about {steps} steps ({epochs}) in {format_time(plan.budget_s)} at {speed} (adjusted on the way)"
+            f"as many steps as fit into {format_time(plan.budget_s)}, about {steps:,} ({epochs}) "
+            f"at {speed} at first"
         )
     if step_s is None:
-        return f"{steps} steps in total"
-    return f"{steps} steps in total, about {format_time(steps * step_s)} (min:s) at {step_s:.3g} s per step"
+        return f"{steps:,} steps in total"
+    return f"{steps:,} steps in total, about {describe_duration(steps * step_s)} at {step_s:.3g} s per step"

@@ -180,11 +180,11 @@ def _explain(places: list[Place], found: State, wanted: State, *, select: str | 
     ]
     parts = [
         _list("lacks", nearest.missing),
-        _list("has with another shape", shapes),
-        _list("also has", nearest.unknown),
+        _list("has another shape of", shapes),
+        _list("holds tensors that this network does not have:", nearest.unknown),
     ]
     at = f"with the prefix {repr_prefix(nearest.prefix)} it" if nearest.prefix else "it"
-    return f"{at} {' and '.join(filter(None, parts))}; {listed}"
+    return f"{at} {'; '.join(filter(None, parts))}; {listed}"
 
 
 def _list(what: str, names: list[str]) -> str:

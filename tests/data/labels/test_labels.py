@@ -199,26 +199,47 @@ def rows_of(
     ("files", "rule"),
     [
         (NAMES, ""),
-        ([name.lower() for name in NAMES], "10 exactly, 10 except for letter case (0000.jpg for 0000.JPG)"),
-        ([name[:4] for name in NAMES], "20 except for missing suffix (0000 for 0000.JPG)"),
+        (
+            [name.lower() for name in NAMES],
+            "10 exactly, 10 although they differ in letter case (0000.jpg for 0000.JPG)",
+        ),
+        (
+            [name[:4] for name in NAMES],
+            "20 names were matched, although they differ in missing suffix (0000 for 0000.JPG)",
+        ),
         (
             [f"{int(name[:4])}{name[4:]}" for name in NAMES],
-            "20 except for leading zeros (0.JPG for 0000.JPG)",
+            "20 names were matched, although they differ in leading zeros (0.JPG for 0000.JPG)",
         ),
         (
             [f"{int(name[:4])}.0" for name in NAMES],
             "missing suffix and a number with a decimal point (0.0 for",
         ),
-        ([f"{name[:4]}.png" for name in NAMES], "20 except for suffix (0000.png for 0000.JPG)"),
-        ([f" {name}\t" for name in NAMES], "20 except for white space or quotes"),
-        ([f"'{name}'" for name in NAMES], "20 except for white space or quotes"),
+        (
+            [f"{name[:4]}.png" for name in NAMES],
+            "20 names were matched, although they differ in suffix (0000.png for 0000.JPG)",
+        ),
+        (
+            [f" {name}\t" for name in NAMES],
+            "20 names were matched, although they differ in white space or quotes",
+        ),
+        (
+            [f"'{name}'" for name in NAMES],
+            "20 names were matched, although they differ in white space or quotes",
+        ),
         ([f"./{name}" for name in NAMES], ""),
-        ([f"images\\{name}" for name in NAMES], r"20 by the end of the path (images\0000.JPG for 0000.JPG)"),
-        ([f"C:\\\\data\\\\{name}" for name in NAMES], "20 by the end of the path"),
-        ([f"D:\\Data\\{name.lower()}" for name in NAMES], "10 except for folders and letter case"),
+        (
+            [f"images\\{name}" for name in NAMES],
+            r"20 names were matched, by the end of the path (images\0000.JPG for 0000.JPG)",
+        ),
+        ([f"C:\\\\data\\\\{name}" for name in NAMES], "20 names were matched, by the end of the path"),
+        (
+            [f"D:\\Data\\{name.lower()}" for name in NAMES],
+            "10 although they differ in folders and letter case",
+        ),
         (
             [name if at < 10 else name[:4] for at, name in enumerate(NAMES)],
-            "10 exactly, 10 except for missing",
+            "10 exactly, 10 although they differ in missing",
         ),
     ],
 )
@@ -489,7 +510,9 @@ def test_metadata_is_matched_by_the_same_rules(tmp_path: Path) -> None:
         rows_of([name.lower() for name in NAMES], head="id\tplate", separator="\t").encode("utf-16")
     )
     columns, notes = match_columns(path, NAMES, max_unmatched=0.1)
-    assert columns["plate"][1] == tuple("abcd") and any("10 except for letter case" in note for note in notes)
+    assert columns["plate"][1] == tuple("abcd") and any(
+        "10 although they differ in letter case" in note for note in notes
+    )
     with pytest.raises(DataError, match="10 of its 20 files match no image"):
         match_columns(path, NAMES[:10], max_unmatched=0.1)
 

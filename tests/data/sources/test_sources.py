@@ -220,7 +220,7 @@ def test_files_that_a_list_spells_otherwise_are_found_and_told(tmp_path: Path) -
     (tmp_path / "list.txt").write_bytes('D:\\old\\set\\a.png\r\n"Set/7.png"\r\n'.encode("utf-16"))
     source = open_source(config(tmp_path / "list.txt"))
     assert names_of(source) == ["Set/a.PNG", "Set/007.png"]
-    assert any("images found" in note and "letter case" in note for note in source.notes)
+    assert any("names were matched" in note and "letter case" in note for note in source.notes)
     write_image(tmp_path / "other" / "07.png", 3)
     (tmp_path / "list.txt").write_text("7.PNG\n")
     with pytest.raises(DataError, match=r"7\.PNG matches several images, Set/007\.png and other/07\.png"):

@@ -1,5 +1,6 @@
 """Match the files of a list with images: by path, otherwise by spelling rules if the match is unique."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,7 +79,9 @@ def match_files(
         for row, image in speller.find(rest):
             match[image], is_used[row] = row, True
             file, name = files[row], images[image]
-            rule = f"except for {' and '.join(name_differences(file, name, is_legacy=is_legacy))}"
+            rule = (
+                f"although they differ in {' and '.join(name_differences(file, name, is_legacy=is_legacy))}"
+            )
             rules[rule] += 1
             if rule not in examples:
                 examples[rule] = _show_pair(file, name, is_legacy=is_legacy)
@@ -88,7 +91,8 @@ def match_files(
 
 def _show_pair(file: str, image: str, *, is_legacy: bool) -> str:
     shown = decode_legacy(file) if is_legacy else file
-    return image if shown == image else f"{shown} for {image}"
+    looks_same = unicodedata.normalize("NFC", shown) == unicodedata.normalize("NFC", image)
+    return image if looks_same else f"{shown} for {image}"
 
 
 def _mark_twins(files: Names, rest: Numbers, *, codes: Numbers, is_used: Mask) -> None:
@@ -119,10 +123,15 @@ def find_contrary(
 
 def describe_rules(path: Path, rules: Counter[str], examples: dict[str, str]) -> Iterator[str]:
     """Describe in one line how the rows of a list were matched; no line if all match exactly."""
-    others = [f"{rules[rule]} {rule} ({examples[rule]})" for rule in rules if rule != EXACT]
+    others = {rule: f"{rule} ({examples[rule]})" for rule in rules if rule != EXACT}
     if others:
-        told = [f"{rules[EXACT]} {EXACT}"] if rules[EXACT] else []
-        yield f"{path}: images found: {', '.join([*told, *others])}"
+        matched = f"{path}: {sum(rules.values()):,} names were matched"
+        if len(others) == 1 and not rules[EXACT]:
+            yield f"{matched}, {next(iter(others.values()))}"
+            return
+        told = [f"{rules[EXACT]:,} {EXACT}"] if rules[EXACT] else []
+        told += [f"{rules[rule]:,} {text}" for rule, text in others.items()]
+        yield f"{matched}: {', '.join(told)}"
 
 
 def find_first(keys: Numbers) -> Int64[np.ndarray, " n"]:

@@ -58,7 +58,7 @@ def open_images(
     say = make_say(console)
     for line in describe_passed_by(left_out_of(opened)):
         say(line)
-    with show_bar(console, f"packing {opened.name}") as count:
+    with show_bar(console, f"preparing the images ({_show_name(opened.name)})") as count:
         return pack(
             opened,
             folder=folder,
@@ -73,3 +73,10 @@ def open_images(
             progress=count,
             say=say,
         )
+
+
+def _show_name(name: str) -> str:
+    """Return the name of a source for people: `motifs, train` is the training part."""
+    source, _, split = name.rpartition(", ")
+    parts = {"train": "training part", "test": "test part"}
+    return f"{source}, {parts[split]}" if source and split in parts else name

@@ -96,7 +96,7 @@ def describe_larger(num_larger: int, *, num_images: int, stored_px: int) -> Iter
 def describe_clipped(share: float) -> Iterator[str]:
     """Describe which fraction of the values is outside the range that an encoder sees, if any."""
     if share > 0.0:
-        percent = f"{100 * share:.2g}%" if share >= _LEAST_SAID else "a few"
+        percent = f"{100 * share:.2g} %" if share >= _LEAST_SAID else "a few"
         yield (
             f"{percent} of all values lie outside the training range and are clipped to black or white; "
             "training with data.clip=0 clips no value of the training images"

@@ -176,9 +176,10 @@ def describe_missing(missing: float, with_missing: float) -> str | None:
     """Describe the fractions of values and of images that are filled; None: nothing is filled."""
     if with_missing == 0.0:
         return None
+    images = f"{100 * with_missing:.0f} % of the images"
     return (
-        f"{100 * missing:.2g}% of all values, in {with_missing:.0%} of the images, are missing (NaN, fill "
-        "values, padding or masked); byol replaces each by the median of its channel in its image"
+        f"{100 * missing:.2g} % of all values, in {images}, are missing (NaN, fill values, padding or "
+        "masked); byol replaces each by the median of its channel in its image"
     )
 
 
