@@ -1,10 +1,10 @@
-"""byol: turn a pile of unlabelled images into a good image encoder, and say honestly how good it is.
+"""byol: train an image encoder on unlabelled images, and measure how good it is.
 
 run = byol.train("IMAGES/", output="runs/cells", hours=2)   # the same call again continues
 features = run.embed("NEW/")                                 # (N, F) float32
-print(byol.evaluate(run, labels="cells.csv").render())       # beside pixels and the untrained encoder
+print(byol.evaluate(run, labels="cells.csv").render())       # compared with pixels and untrained encoder
 encoder = byol.load("runs/cells")                            # an encoder that was trained before
-learner = byol.Byol(any_torch_module, ...)                   # the method alone, for your own loop
+learner = byol.Byol(any_torch_module, ...)                   # only the method, for your own loop
 """
 
 from importlib import import_module
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from byol.exporting.export import Exported as Exported
     from byol.method.networks import Byol as Byol
 
-# Loaded when first used: `byol --help` need not wait for torch.
+# Loaded when first used, so that `byol --help` does not load torch.
 _PUBLIC = {
     "byol.api.classifiers": ("Finetuned", "finetune"),
     "byol.api.environment": ("Environment", "environment"),

@@ -1,4 +1,4 @@
-"""What the public functions raise and warn of; every error is a `ByolError`."""
+"""The errors and warnings of the public functions; every error is a `ByolError`."""
 
 from byol.base.errors import (
     ByolError,

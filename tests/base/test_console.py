@@ -190,7 +190,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(arguments: tuple[str, ..
     done = run(*arguments, shell=">/dev/full")
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and len(lines) == 1
-    assert lines[0].startswith(b"byol: standard output") and b"send it elsewhere" in lines[0]
+    assert lines[0].startswith(b"byol: standard output") and b"redirect it elsewhere" in lines[0]
 
 
 @FULL

@@ -255,7 +255,7 @@ def test_what_is_given_stays_when_the_rest_is_settled(tmp_path: Path) -> None:
     # It reads back equal, and gives another partial_config the same values.
     assert load_config(write(tmp_path, dump_config(config)), [], preset=None) == config
     assert partial_config.resolve(partial_config.values_of(config)).config == config
-    with pytest.raises(ConfigError, match=r"^override 'trainer\.batch_size=8': .* in .* 8 equal parts"):
+    with pytest.raises(ConfigError, match=r"^override 'trainer\.batch_size=8': .*_steps 8 does not divide"):
         partial_config.resolve(chosen | {"trainer": {"accumulation_steps": 8, "max_epochs": 3}})
 
 
@@ -401,8 +401,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         ),
         (
             "trainer.accumulation_steps=3",
-            "override 'trainer.batch_size=64': trainer.batch_size 64 cannot be computed in "
-            "trainer.accumulation_steps 3 equal parts of 2 or more",
+            "override 'trainer.batch_size=64': trainer.accumulation_steps 3 does not divide "
+            "trainer.batch_size 64 into equal parts of 2 or more",
         ),
         (
             "optimizer.warmup_epochs=101",

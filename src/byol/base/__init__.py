@@ -1,1 +1,1 @@
-"""What every room uses: errors, atomic files, the cache of results, and the console."""
+"""Common tools for all packages: errors, atomic files, the cache of results, and the console."""

@@ -1,4 +1,4 @@
-"""Results that took long are cached in a folder, under a hash of everything they depend on.
+"""Cache slow results in a folder, under a hash of everything they depend on.
 
 The folder may be deleted at any time.
 """
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from byol.base.files import write_atomically
 
-FORMAT = 3  # a change of any classifier needs another: what it predicted before is then made anew
+FORMAT = 3  # increase it when any classifier changes, so that cached predictions are computed again
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
 
 
 def cache_key(*parts: str | int | float | Array | None) -> str:
-    """A hash of values and of the contents of arrays."""
+    """Return a hash of values and of the contents of arrays."""
     digest = hashlib.sha256(str(FORMAT).encode())
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -34,7 +34,7 @@ def cache_key(*parts: str | int | float | Array | None) -> str:
 
 
 def load_or_make(path: Path, make: Callable[[], Arrays]) -> tuple[Arrays, bool]:
-    """What `path` (.npz) holds and True, or if it is missing or damaged what `make` makes, and False.
+    """Return the arrays in `path` (.npz) and True; if it is missing or damaged, those of `make` and False.
 
     Raises:
         CheckpointError: the folder cannot be written.

@@ -1,7 +1,7 @@
-"""What the person sees: lines on standard output and standard error, whatever is in them.
+"""Print lines on standard output and standard error, whatever characters they contain.
 
-A character that the console's encoding lacks is written out (`\\u6f22`), and control characters in names of
-files, classes and keys never reach it.
+Characters that the encoding of the console lacks are escaped (`\\u6f22`), and control characters in names of
+files, classes and keys are never printed.
 """
 
 import os
@@ -19,42 +19,41 @@ from byol.base.errors import OutputError, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-Say = Callable[[str], None]  # is told a line
-Count = Callable[[int, int], None]  # is told how many are done, of how many
-
-LINE_INTERVAL_S = 60.0  # between lines on how far a work is
+Say = Callable[[str], None]  # prints a line
+Count = Callable[[int, int], None]  # is called with (done, total)
+LINE_INTERVAL_S = 60.0  # between lines about the progress
 
 _STREAMS = ("stdin", "stdout", "stderr")
 
 
 def prepare_streams() -> None:
-    """Make printing safe: closed streams lead nowhere, and no character is too much for an encoding."""
+    """Make printing safe: replace closed streams by the null device, and escape unsupported characters."""
     for number, name in enumerate(_STREAMS):
         try:
             os.fstat(number)
-        except OSError:  # `>&-`: else the next file that is opened gets the number, and what libraries print
+        except OSError:  # `>&-`: otherwise the next opened file gets this number and the output of libraries
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # a replacement, as of notebooks, may have none
+        reconfigure = getattr(stream, "reconfigure", None)  # streams of notebooks may not have it
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 
 
 def say(line: str) -> None:
-    """One line on standard output, at once."""
+    """Print one line on standard output, and flush."""
     with _to_output():
         print(printable(line), flush=True)
 
 
 def silent(line: str) -> None:
-    """Where nobody wants to hear it."""
+    """Print nothing."""
 
 
 def say_block(text: str) -> None:
-    """Several lines on standard output, at once."""
+    """Print several lines on standard output, and flush."""
     with _to_output():
         for line in text.split("\n"):
             print(printable(line))
@@ -62,23 +61,23 @@ def say_block(text: str) -> None:
 
 
 def complain(line: str) -> None:
-    """One line on standard error, which says whom it is from."""
+    """Print one line on standard error that begins with `byol:`."""
     remark(f"byol: {line}")
 
 
 def remark(line: str) -> None:
-    """One line on standard error, where standard output may hold a result."""
+    """Print one line on standard error, for commands whose standard output may hold a result."""
     try:
         print(printable(line), file=sys.stderr, flush=True)
-    except OSError:  # nobody can read it: it must not hide what it was about
+    except OSError:  # it cannot be printed, which must not hide the problem it describes
         _drop(sys.stderr)
 
 
 def print_line(console: "Console", line: str) -> None:
-    """One line above the console's bar, never cut or coloured.
+    """Print one line above the bar of the console, never cut or coloured.
 
     Raises:
-        OutputError, BrokenPipeError: it cannot be printed, and the console does not go on without.
+        OutputError, BrokenPipeError: it cannot be printed, and the console does not have `goes_on`.
     """
     try:
         with _to_output():
@@ -92,20 +91,20 @@ def print_line(console: "Console", line: str) -> None:
 
 
 def is_watched() -> bool:
-    """Whether standard output is a terminal, so that a bar may be drawn; FORCE_COLOR does not make it one."""
+    """Return whether standard output is a terminal, which can show a bar; ignores FORCE_COLOR."""
     return sys.stdout.isatty()
 
 
 def make_console(*, goes_on: bool = False) -> "Console":
-    """Rich's console for standard output, with bars and colours on a terminal alone.
+    """Make a Rich console for standard output, with bars and colours only on a terminal.
 
-    `goes_on`: what can no longer be printed ends nothing (`| head`, a full disk behind `> log`, a lost
-    terminal): that is said once on standard error.
+    `goes_on`: if printing is no longer possible (`| head`, a full disk behind `> log`, a closed terminal),
+    say so once on standard error and continue without printing.
     """
     from rich.console import Console
 
     class Lines(Console):
-        def on_broken_pipe(self) -> None:  # Rich's own ends the process without a word
+        def on_broken_pipe(self) -> None:  # that of Rich ends the process without a message
             raise BrokenPipeError
 
     console = Lines(force_terminal=None if is_watched() else False)
@@ -114,9 +113,9 @@ def make_console(*, goes_on: bool = False) -> "Console":
 
 
 def open_console(progress: bool | None, *, goes_on: bool = False) -> "Console | None":
-    """The console for lines and bars of a public function; None prints nothing.
+    """Return the console for lines and bars of a public function; None: print nothing.
 
-    `progress` None prints in a terminal and in a notebook; `goes_on` as for `make_console`.
+    With `progress` None, it prints in a terminal and in a notebook; `goes_on` is as in `make_console`.
     """
     if progress is False:
         return None
@@ -125,12 +124,12 @@ def open_console(progress: bool | None, *, goes_on: bool = False) -> "Console | 
 
 
 def make_say(console: "Console | None") -> Say:
-    """A function that prints a line on the console; without a console it prints nothing."""
+    """Return a function that prints a line on the console; without a console it prints nothing."""
     return silent if console is None else partial(print_line, console)
 
 
 def draws_bars(console: "Console | None") -> bool:
-    """Whether the console can redraw a bar: it is a terminal, or a notebook with ipywidgets."""
+    """Return whether the console can redraw a bar: it is a terminal, or a notebook with ipywidgets."""
     if console is None:
         return False
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
@@ -138,7 +137,7 @@ def draws_bars(console: "Console | None") -> bool:
 
 @contextmanager
 def show_bar(console: "Console | None", label: str) -> Iterator[Count | None]:
-    """Draw a bar from the first count on, and remove it at the end; None where no bar can be drawn."""
+    """Draw a bar from the first count on, and remove it at the end; yield None if no bar can be drawn."""
     if not draws_bars(console):
         yield None
         return
@@ -157,9 +156,9 @@ def show_bar(console: "Console | None", label: str) -> Iterator[Count | None]:
 
 
 def tell_each_minute(what: str) -> Count:
-    """Says on standard error how far a long work is, at most once a minute: for logs, where no bar is."""
+    """Return a function that prints the progress on standard error, at most once a minute, for logs."""
     start_s = told_s = time.monotonic()
-    before: int | None = None  # done when the first count came, by this process or an earlier one
+    before: int | None = None  # done at the first call, by this process or an earlier one
 
     def count(done: int, total: int) -> None:
         nonlocal told_s, before
@@ -177,7 +176,7 @@ def tell_each_minute(what: str) -> Count:
 
 
 def finish_output() -> None:
-    """Write what is buffered for standard output.
+    """Flush standard output.
 
     Raises:
         OutputError, BrokenPipeError: it cannot be written.
@@ -188,7 +187,7 @@ def finish_output() -> None:
 
 @contextmanager
 def _to_output() -> Iterator[None]:
-    """Put a failure of standard output into words, and drop what is buffered: it would fail again at exit."""
+    """Turn errors of standard output into `OutputError`; drop its buffer, which would fail again at exit."""
     try:
         yield
     except BrokenPipeError:
@@ -203,18 +202,18 @@ def _to_output() -> Iterator[None]:
 
 
 def leave_terminal() -> None:
-    """The terminal is gone: what is printed from now on leads nowhere, instead of failing."""
+    """After the terminal has been closed: print to the null device, so that printing does not fail."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # a replacement, as of notebooks
-            if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):  # one that is gone is no terminal to isatty
+        with suppress(OSError, ValueError):  # streams of notebooks
+            if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):  # isatty is False for a closed terminal
                 _drop(stream)
 
 
 def _drop(stream: Any) -> None:
-    """Lead a stream of the process nowhere."""
+    """Redirect a stream of the process to the null device."""
     try:
         number = stream.fileno()
-    except (OSError, ValueError):  # a replacement, as of notebooks
+    except (OSError, ValueError):  # streams of notebooks
         return
     empty = os.open(os.devnull, os.O_WRONLY)
     os.dup2(empty, number)

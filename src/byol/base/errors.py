@@ -1,9 +1,9 @@
-"""The failures a user can cause or meet; everything else is a bug and shows a traceback.
+"""Errors that users can cause or meet; any other error is a bug and shows a traceback.
 
 ByolError                   exit code 1
 ├── ConfigError             exit code 2: a key, a value or a command-line argument
 ├── DataError               images, labels or folders that cannot be read or used
-│   └── NoLabelsError       no image has a label: what needs none can still be done
+│   └── NoLabelsError       no image has a label
 ├── CheckpointError         a run folder, checkpoint or encoder that cannot be read or written
 │   ├── RunMismatchError    the run folder belongs to another configuration or other data
 │   └── RunInUseError       another process writes into the run folder
@@ -11,42 +11,42 @@ ByolError                   exit code 1
 ├── DivergedError           the loss stopped being a finite number
 └── CollapsedError          every image gets (nearly) the same projection
 
-ValueRangeWarning           not a failure: an image unlike those of the training
+ValueRangeWarning           not an error: an image unlike the training images
 
-A message says what happened, where (path, line, key or image) and what to do next. It never holds a character
-that could steer a terminal, because names of files, classes and keys come from others.
+A message says what happened, where (path, line, key or image) and what to do next. It never contains control
+characters for a terminal, because names of files, classes and keys come from others.
 """
 
 import re
 
-# Control characters, line separators, marks of reading direction, what is not seen, bytes that are no UTF-8.
+# Control characters, line separators, direction marks, invisible characters, bytes that are not UTF-8.
 _UNFIT = re.compile(
     "[\0-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff]"
 )
 
 
 def printable(text: str) -> str:
-    """`text` with every character written out that a terminal or a page could not show as text on one line.
+    """Escape all characters in `text` that a terminal or a page cannot show as text on one line.
 
-    A control character becomes `\\n`, `\\x1b` or `\\u202e`, and a byte that is no UTF-8 becomes `\\xff`.
+    A control character becomes `\\n`, `\\x1b` or `\\u202e`, and a byte that is not UTF-8 becomes `\\xff`.
     """
     return _UNFIT.sub(_write_out, text)
 
 
 def quote(text: str) -> str:
-    """A name in quotes, `printable`."""
+    """Return a name in quotes, made `printable`."""
     return f"'{printable(text)}'"
 
 
 def _write_out(found: re.Match[str]) -> str:
     code = ord(found.group())
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name, as Python keeps it
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name as Python stores it (surrogateescape)
         return f"\\x{code - 0xDC00:02x}"
     return repr(found.group())[1:-1]
 
 
 class ByolError(Exception):
-    """Any failure that a user can mend; the command prints it, one line a problem, and exits."""
+    """Any error that a user can fix; the command prints it, one line per problem, and exits."""
 
     exit_code = 1
 
@@ -73,7 +73,7 @@ class CheckpointError(ByolError):
 
 
 class RunMismatchError(CheckpointError):
-    """The output folder holds a run of another configuration or of other data."""
+    """The output folder holds a run with another configuration or other data."""
 
 
 class RunInUseError(CheckpointError):
@@ -81,7 +81,7 @@ class RunInUseError(CheckpointError):
 
 
 class OutputError(ByolError):
-    """Standard output cannot be written: the disk behind it is full, say."""
+    """Standard output cannot be written, for example because the disk is full."""
 
 
 class DivergedError(ByolError):
@@ -104,4 +104,4 @@ class Interrupted(KeyboardInterrupt):
 
 
 class ValueRangeWarning(UserWarning):
-    """An image was embedded whose values lie outside of the range of the encoder's training images."""
+    """An image was embedded whose values are outside the range of the training images."""

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and what is read back is checked."""
+"""Write files atomically, and read JSON files with checks."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from byol.base.errors import CheckpointError
 
 T = TypeVar("T")
 
-_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as `write_atomically` names a file until it is whole
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # names of the temporary files of `write_atomically`
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Write `path` whole or leave it as it was: temporary name in the same folder, sync, rename.
+    """Write `path` completely or not at all: write a temporary file in the same folder, sync, rename.
 
-    `content` is the bytes, or a function that writes them to an open file.
+    `content` is bytes, or a function that writes to an open file.
 
     Raises:
         CheckpointError: the folder cannot be written, or the disk is full.
@@ -29,7 +29,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(handle, "w+b") as file:  # HDF5 reads what it has written
+            with os.fdopen(handle, "w+b") as file:  # "+" because HDF5 reads its own data while writing
                 if isinstance(content, bytes):
                     file.write(content)
                 else:
@@ -39,7 +39,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
-            with suppress(OSError):  # what went wrong before is what matters
+            with suppress(OSError):  # the first error is the one to report
                 os.unlink(temporary)
             raise
     except OSError as error:
@@ -47,18 +47,18 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
 
 
 def is_temporary(name: str, *, of: Sequence[str] | None = None) -> bool:
-    """Whether a file of this name was left by a killed `write_atomically`; `of`: of one of these files."""
+    """Return whether a killed `write_atomically` may have left a file of this name, for a file in `of`."""
     found = _TEMPORARY.fullmatch(name)
     return found is not None and (of is None or found[1] in of)
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a place where `write_atomically` could not write, before what is to be written is made.
+    """Check that `write_atomically` can write a file, before its content is computed.
 
-    Nothing is left there, folders that are missing included.
+    Leaves no files, and creates no missing folders.
 
     Raises:
-        CheckpointError: as `write_atomically`.
+        CheckpointError: same as `write_atomically`.
     """
     folder = path.parent
     while not os.path.lexists(folder) and folder != folder.parent:
@@ -79,7 +79,7 @@ def _make_refusal(path: Path, error: OSError) -> CheckpointError:
 
 
 def reason_of(error: OSError) -> str:
-    """Why a file cannot be written, in words."""
+    """Describe why a file cannot be written."""
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "a file is where a folder must be"
     return error.strerror or str(error)
@@ -88,12 +88,12 @@ def reason_of(error: OSError) -> str:
 def read_fields(
     path: Path, *, versions: Sequence[int], make: Callable[[dict[str, Any]], T], advice: str
 ) -> T | None:
-    """What `make` makes of the other fields of a JSON file whose `format` is one of `versions`.
+    """Read a JSON file whose `format` is in `versions`; return the result of `make` for its other fields.
 
-    None if there is no file.
+    None: there is no file.
 
     Raises:
-        CheckpointError: the file is damaged, of another format or not what `make` needs; ends with `advice`.
+        CheckpointError: the file is damaged, of another format, or refused by `make`; ends with `advice`.
     """
     if not path.exists():
         return None

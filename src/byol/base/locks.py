@@ -1,7 +1,7 @@
-"""One process at a time: locks that the system frees when their holder ends, also by `kill -9`.
+"""Locks for one process at a time, which the system releases when the process ends, even by `kill -9`.
 
-A lock is an empty file that stays. Beside it `NAME.json` says who holds it: it serves messages alone, and one
-that a killed process has left means nothing.
+A lock is an empty file, which is not deleted. `NAME.json` beside it says which process holds it. This file is
+only used in messages; one that a killed process has left has no effect.
 """
 
 import json
@@ -32,12 +32,12 @@ class Holder:
 
     @classmethod
     def me(cls) -> "Holder":
-        """This process, from now on."""
+        """Describe this process, with the current time."""
         return cls(os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known to have ended: it was on this host, where there is no such process."""
+        """Whether the process has ended for certain: it was on this host, and no longer exists."""
         if os.name == "nt" or self.host != socket.gethostname():
             return False
         try:
@@ -54,12 +54,11 @@ class Holder:
 
 @contextmanager
 def hold(path: Path, *, while_busy: Callable[[Holder | None], None]) -> Iterator[OSError | None]:
-    """Hold the lock `path` for as long as the block runs.
+    """Hold the lock `path` while the block runs.
 
-    While another process, or another thread of this one, holds it, `while_busy` is called every 0.2 s with
-    that holder (None: not known yet); it may raise to give up.
-
-    Yields None; or why there can be no lock here. Then nothing hinders a second process.
+    While another process or thread holds it, `while_busy` is called every 0.2 s with this holder (None: not
+    known yet); it may raise an error to stop waiting. Yields None, or the reason why the file system has no
+    locks: then a second process is not stopped.
     """
     lock, refusal = FileLock(path, fallback_to_soft=False), None
     try:
@@ -83,7 +82,7 @@ def hold(path: Path, *, while_busy: Callable[[Holder | None], None]) -> Iterator
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Who holds the lock `path`, or held it last if that was killed; None: it is not known."""
+    """Return the holder of the lock `path`, or the last one if it was killed; None: not known."""
     try:
         return Holder(**json.loads(_record_of(path).read_bytes()))
     except (OSError, ValueError, TypeError):

@@ -1,6 +1,6 @@
 """The packages that byol needs, and those that it uses if they are installed.
 
-Each is named as pip installs it, with the module that Python imports.
+Each is listed by its name for pip, with the module that Python imports.
 """
 
 REQUIRED = {
@@ -39,9 +39,9 @@ OPTIONAL = {
 
 
 def install_command(*packages: str) -> str:
-    """The command that installs packages, for a message.
+    """Return the command that installs packages, for a message.
 
-    It never names an extra such as "byol[dicom]": pip would look for byol on the package index, whatever
-    lies there under that name.
+    It never uses an extra such as "byol[dicom]", for which pip would install any package named byol from the
+    package index.
     """
     return f"pip install {' '.join(packages)}"

@@ -18,7 +18,7 @@ from types import FrameType
 from byol.base.console import leave_terminal
 from byol.base.errors import Interrupted
 
-# torchrun passes Ctrl-C on to ranks that have heard it from the terminal: one press, two signals.
+# torchrun sends Ctrl-C again to ranks that already got it from the terminal: one press gives two signals.
 _ONE_PRESS_S = 1.0
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
@@ -26,9 +26,9 @@ _Handler = Callable[[int, FrameType | None], None]
 
 
 class StopSignal:
-    """A signal as a wish that the loop reads; a second Ctrl-C interrupts at once.
+    """Records a signal so that the training loop can stop; a second Ctrl-C interrupts at once.
 
-    Python lets the main thread alone handle signals: in another one nothing is heard.
+    In Python only the main thread can handle signals: in other threads, no signals are recorded.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class StopSignal:
 
     @contextmanager
     def listen(self) -> Iterator["StopSignal"]:
-        """Take the signals for as long as the block runs, then give them back."""
+        """Handle the signals while the block runs, then restore the earlier handlers."""
         with _handled_by(self._note, _NAMES):
             yield self
 
@@ -59,10 +59,10 @@ def show_signal(name: str) -> str:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Let the signals interrupt the block as Ctrl-C does, so that what it has begun is closed in order.
+    """Let the signals interrupt the block as Ctrl-C does, so that files and processes are closed properly.
 
     Raises:
-        Interrupted: one came; Ctrl-C stays Python's KeyboardInterrupt.
+        Interrupted: a signal came; Ctrl-C still raises KeyboardInterrupt.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -77,7 +77,7 @@ def interrupting() -> Iterator[None]:
 
 @contextmanager
 def _handled_by(handler: _Handler, names: tuple[str, ...] | list[str]) -> Iterator[None]:
-    """Those of the signals that the system knows and that are not left out by the rules above."""
+    """Handle the signals that the system has, except an ignored SIGHUP, while the block runs."""
     known = [getattr(signal, name) for name in names if hasattr(signal, name)]
     hears = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in known} if hears else {}

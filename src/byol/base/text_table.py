@@ -1,13 +1,13 @@
-"""Tables, sentences and shares as plain text, for a terminal."""
+"""Format tables, sentences and percentages as plain text, for a terminal."""
 
 import textwrap
 from collections.abc import Sequence
 
-_WIDTH = 120  # of sentences
+_WIDTH = 120  # of lines of sentences
 
 
 def percent(share: float) -> str:
-    """Of a share in 0..1."""
+    """Format a fraction in 0..1 as percentage."""
     return f"{100.0 * share:.1f} %"
 
 
@@ -17,7 +17,7 @@ def whole_percent(share: float) -> str:
 
 
 def percent_range(low: float, high: float) -> str:
-    """Of two shares in 0..1; the unit is said elsewhere."""
+    """Format two fractions in 0..1 as a range of percentages, without the unit."""
     return f"{100.0 * low:.1f} to {100.0 * high:.1f}"
 
 
@@ -34,12 +34,12 @@ def describe_duration(seconds: float) -> str:
 
 
 def wrap(*sentences: str) -> list[str]:
-    """Lines of these sentences, each beginning a line."""
+    """Wrap sentences into lines; each sentence starts a new line."""
     return [line for sentence in sentences for line in textwrap.wrap(sentence, _WIDTH)]
 
 
 def render_columns(cells: Sequence[Sequence[str]], *, left: Sequence[bool]) -> list[str]:
-    """Lines of columns, the first a heading with a rule below it; names to the left, numbers to the right."""
+    """Return the lines of a table; the first row is the heading. `left` columns are aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(

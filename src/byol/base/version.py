@@ -1,4 +1,4 @@
-"""The version of the package, and where its source lies."""
+"""The version of the package, and the folder of its source."""
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

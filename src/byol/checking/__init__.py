@@ -1,1 +1,1 @@
-"""`byol check`: are the images fit to train on?"""
+"""`byol check`: examine whether images can be used for training."""

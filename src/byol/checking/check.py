@@ -1,4 +1,4 @@
-"""`byol check`: are images fit to train on, and what would training make of them; a report in a folder."""
+"""`byol check`: examine images before training, and write a report to a folder."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -25,8 +25,8 @@ from byol.training import initial_weights
 from byol.training.alarms import check_images, check_views
 from byol.training.fixed_images import FixedImages
 
-_SAMPLE, _SAMPLE_BYTES, _FEWEST = 256, 2**25, 16  # images that are stored and looked at closely
-_PX = 96  # side at which they are stored where training could not say
+_SAMPLE, _SAMPLE_BYTES, _FEWEST = 256, 2**25, 16  # limits of the sample: images, bytes, at least images
+_PX = 96  # side of the images in the sample if training is not possible
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,12 +50,12 @@ class CheckResult:
 def check(
     partial_config: PartialConfig, folder: Path, *, test: str | None = None, progress: Count | None = None
 ) -> CheckResult:
-    """Look at all images, try what training would do, and write the report into `folder`, nothing elsewhere.
+    """Examine all images, forecast the training, and write the report to `folder`; write nothing elsewhere.
 
-    `test` are images that training must not see, as data.source.
+    `test` are images that training must not use, in any form of data.source.
 
     Raises:
-        ConfigError: the folder is not one for a report.
+        ConfigError: the folder cannot be used for a report.
         DataError: there are no images.
         CheckpointError: the folder cannot be written.
     """
@@ -92,7 +92,7 @@ def _check_folder(folder: Path, sources: Sequence[str]) -> None:
         if os.path.isdir(source) and folder.resolve().is_relative_to(Path(source).resolve()):
             raise ConfigError(f"-o {folder}: lies inside the image folder {source}; choose a folder outside")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    # Without its page a folder is a report all the same if a full disk or a kill has ended it early.
+    # After a full disk or a kill, the folder may hold a report without its HTML page.
     others = {name for name in names if name not in FILES and not is_temporary(name, of=FILES)}
     if others and REPORT not in names:
         raise ConfigError(f"-o {folder}: holds files that are not from a report; choose another folder")
@@ -101,7 +101,7 @@ def _check_folder(folder: Path, sources: Sequence[str]) -> None:
 def _forecast(
     partial_config: PartialConfig,
 ) -> tuple[Forecast | None, list[str], ByolError | None]:
-    """What a run would be, and what to say of the weights that it starts from; or why training refuses."""
+    """Return the forecast of a run, notes on its initial weights, and the error if it is impossible."""
     ahead, weights = None, list[str]()
     try:
         look = look_at_some(partial_config)
@@ -112,11 +112,11 @@ def _forecast(
     return ahead, weights, None
 
 
-# ---- Some images as training would see them
+# ---- A sample of images, prepared as for training
 
 
 def _take_sample(found: Examined, partial_config: PartialConfig, ahead: Forecast | None) -> Sample | None:
-    """Of the most common kind, evenly through the set, those that show something first."""
+    """Take images of the most common kind at equal distances in the set; blank images last."""
     if len(found) == 0:
         return None
     px, config = (_PX, partial_config.config) if ahead is None else (ahead.stored_px, ahead.config)
@@ -136,7 +136,7 @@ def _read(found: Examined, rows: np.ndarray, *, px: int, data: DataConfig) -> Sa
             square = read_square(
                 item, px=px, channels=data.channels, geometry=data.geometry, alpha=data.alpha
             )
-        except DataError:  # it has gone since
+        except DataError:  # it cannot be read any more
             continue
         names.append(found.name(row))
         squares.append(square.pixels)
@@ -148,7 +148,7 @@ def _read(found: Examined, rows: np.ndarray, *, px: int, data: DataConfig) -> Sa
 
 
 def _judge_views(sample: Sample, ahead: Forecast, *, source: str) -> Iterator[Problem]:
-    """What training would say of these images and their views."""
+    """Iterate over the problems that training would report on these images and their views."""
     fixed = FixedImages(
         sample.images,
         torch.from_numpy(sample.sizes.astype(np.float32)),

@@ -1,6 +1,6 @@
-"""A look at every image of a source: kinds, sizes, ranges; which are unreadable, blank, or there twice.
+"""Examine every image of a source: kinds, sizes, ranges; unreadable, blank and duplicate images.
 
-Of each image some numbers and a thumbnail of 24 px are kept, 0.7 KB.
+Some numbers and a thumbnail of 24 px are kept for each image, 0.7 KB.
 """
 
 import hashlib
@@ -33,19 +33,19 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True, eq=False)
 class Look(ImageNumbers):
-    """What a check keeps of one image."""
+    """The data that a check keeps for one image."""
 
-    digest: int  # of its values, 64 bits
+    digest: int  # 64-bit hash of its values
     hash: int  # see `duplicates.hash_thumbnail`
     thumbnail: UInt8[np.ndarray, "side side"]
-    notes: tuple[str, ...] = ()  # of `reading.py`, and damage that decoding does not notice
+    notes: tuple[str, ...] = ()  # see `reading.py`; and damage that the decoder does not report
 
 
 def look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Alpha = "auto") -> Look:
-    """All that is kept of an image, with the channels and the transparency that the settings choose.
+    """Examine an image with the channels and the treatment of transparency in the settings.
 
     Raises:
-        DataError: it cannot be read, or does not have these channels.
+        DataError: the image cannot be read, or does not have these channels.
     """
     with noting(alpha) as reading:
         loaded = load(item)
@@ -66,7 +66,7 @@ def look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Alp
 
 
 def _as_grey(image: ImageArray) -> Float32[np.ndarray, "side side"]:
-    """Colours by luma, which JPEG keeps best; of other channels the mean."""
+    """Convert to grey: luma for colours, which JPEG preserves best; the mean for other channels."""
     channels = image.shape[2]
     weights = (
         _LUMA if channels == 3 and image.dtype == np.uint8 else np.full(channels, 1.0 / channels, np.float32)
@@ -77,11 +77,11 @@ def _as_grey(image: ImageArray) -> Float32[np.ndarray, "side side"]:
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """What looks at all images of a source have found; one row for each image that can be read."""
+    """The results for all images of a source; one row for each image that can be read."""
 
     source: Source
-    places: Int64[np.ndarray, " n"]  # in the source
-    sizes: Int32[np.ndarray, "n 2"]  # height, width, px
+    places: Int64[np.ndarray, " n"]  # index in the source
+    sizes: Int32[np.ndarray, "n 2"]  # height, width, in px
     channels: Int32[np.ndarray, " n"]
     bits: Int32[np.ndarray, " n"]
     has_equal_channels: Bool[np.ndarray, " n"]
@@ -89,10 +89,10 @@ class Examined:
     hashes: UInt64[np.ndarray, " n"]
     thumbnails: UInt8[np.ndarray, "n side side"]
     measures: Float32[np.ndarray, "values 3"]  # smallest, largest, std of each channel, image by image
-    missing: Float32[np.ndarray, " n"]  # share of an image's values that were not measured, and are filled
+    missing: Float32[np.ndarray, " n"]  # fraction of the values that were not measured, and are filled
     bad: tuple[tuple[str, str], ...]  # name, reason
     changed: Mapping[str, Few] = field(default_factory=dict)  # notes of `Look`
-    alpha: Alpha = "auto"  # as they were looked at
+    alpha: Alpha = "auto"  # treatment of transparency used here
 
     def __len__(self) -> int:
         return len(self.places)
@@ -102,7 +102,7 @@ class Examined:
 
     @cached_property
     def kinds(self) -> Counter[tuple[int, int]]:
-        """How many images have so many channels and bits, the most common first."""
+        """Number of images for each (channels, bits), the most common first."""
         return Counter(
             dict(Counter(zip(self.channels.tolist(), self.bits.tolist(), strict=True)).most_common())
         )
@@ -126,37 +126,37 @@ class Examined:
 
     @property
     def smallest(self) -> tuple[float, ...]:
-        """Of each channel, over all images of the most common kind."""
+        """Smallest value of each channel in all images of the most common kind."""
         return tuple(self._usual[..., 0].min(axis=0).tolist())
 
     @property
     def largest(self) -> tuple[float, ...]:
-        """Of each channel, over all images of the most common kind."""
+        """Largest value of each channel in all images of the most common kind."""
         return tuple(self._usual[..., 1].max(axis=0).tolist())
 
     @property
     def used_bits(self) -> int:
-        """12 of 12-bit data in 16-bit files; otherwise the bits of a stored value."""
+        """Bits in use: 12 for 12-bit data in 16-bit files; otherwise the bits of a stored value."""
         _, bits = next(iter(self.kinds))
         return count_used_bits(bits, max(self.largest))
 
     @property
     def sides(self) -> tuple[int, int, int, int]:
-        """Of the longest sides: least, median, 95th percentile, largest, px."""
+        """Smallest, median, 95th percentile and largest of the longest sides, in px."""
         return summarise_sides(self.sizes.max(axis=1))
 
     @property
     def one_size(self) -> tuple[int, int] | None:
-        """Height and width, px, if all images have the same."""
+        """Height and width in px, if all images have the same; otherwise None."""
         first = self.sizes[0]
         return (int(first[0]), int(first[1])) if (self.sizes == first).all() else None
 
     @cached_property
     def is_blank(self) -> Bool[np.ndarray, " n"]:
-        """Images that show nothing: in each channel their std is below BLANK_STD of its range.
+        """Whether each image is blank: its std is below BLANK_STD x range in every channel.
 
-        The range is 255 for 8 bit, else what 95 % of the images span at most: one hot pixel in the set must
-        not make the others blank.
+        The range is 255 for 8 bit, otherwise the 95th percentile of the ranges of single images, so that one
+        hot pixel in the set does not make all others blank.
         """
         if len(self) == 0:
             return np.zeros(0, dtype=np.bool_)
@@ -170,14 +170,14 @@ class Examined:
         return blank
 
     def count_suffixes(self) -> Counter[str]:
-        """Of all files, those that cannot be read too; empty where images are not files."""
+        """Count the suffixes of all files, readable or not; empty if images are not files."""
         if not self.source.file_bytes:
             return Counter()
         names = (self.source.names(index) for index in range(len(self.source)))
         return Counter(suffix_of(name) for name in names)
 
     def count_folders(self) -> int:
-        """That hold images; 0 where images are not files."""
+        """Count the folders that hold images; 0 if images are not files."""
         if not self.source.file_bytes:
             return 0
         return len({os.path.dirname(self.source.names(index)) for index in range(len(self.source))})
@@ -191,10 +191,10 @@ def examine(
     alpha: Alpha = "auto",
     progress: Count | None = None,
 ) -> Examined:
-    """Look at all images; `progress` is told how many have been, and of how many.
+    """Examine all images; `progress` is called with (images done, images in total).
 
     Raises:
-        DataError: the disk fails, and what is unreadable is not to be left out.
+        DataError: the disk fails and the source does not skip unreadable files.
     """
     columns = _Columns()
     indices = range(len(source))
@@ -213,7 +213,7 @@ def examine(
 
 
 class _Columns:
-    """`Examined` in the making; numbers are kept as numbers, 8 bytes each."""
+    """Builds an `Examined` image by image; keeps numbers in arrays, 8 bytes each."""
 
     def __init__(self) -> None:
         self._rows, self._measures = array("q"), array("f")
@@ -254,7 +254,7 @@ class _Columns:
 
 
 def find_duplicates(*parts: Examined) -> Alike:
-    """Images that repeat an earlier one, of one part or of several, one after the other."""
+    """Find images that repeat an earlier one in the concatenated `parts`."""
     sizes = np.concatenate([part.sizes for part in parts])
     return find_alike(
         np.concatenate([part.digests for part in parts]),

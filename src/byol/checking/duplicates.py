@@ -1,9 +1,8 @@
-"""Images that are there twice: of equal values, or so alike that one is a copy of the other.
+"""Find duplicates: images with equal values, or so similar that one is a copy of the other.
 
-A near duplicate is what compression, a little more light or another size make of an image. It is found by a
-hash of 64 bits, the signs of the low frequencies of a grey thumbnail, of which at most MOST_BITS differ; then
-the thumbnails are compared. Hashes that are so close agree in one of four groups of 16 bits at least, so only
-those that share a group are looked at: never all pairs.
+A near duplicate is a copy of an image after compression, a small change of brightness, or resizing. It is
+found by a 64-bit hash of the low frequencies of a grey thumbnail, in which at most MOST_BITS differ; then the
+thumbnails are compared. Such hashes agree in one of four groups of 16 bits, so only those are compared.
 """
 
 from dataclasses import dataclass
@@ -12,17 +11,17 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
 
 THUMBNAIL_PX = 24
-MOST_BITS = 3  # of 64 that differ
-LEAST_CORRELATION = 0.995  # of two thumbnails' values; of different round cells it is up to 0.99
-MOST_STRETCH = 1.1  # ratio of two images' aspects
+MOST_BITS = 3  # of 64 that may differ
+LEAST_CORRELATION = 0.995  # of the values of two thumbnails; for different round cells it is up to 0.99
+MOST_STRETCH = 1.1  # largest ratio of the aspect ratios of two images
 _GROUP_BITS, _NUM_GROUPS = 16, 4
-MOST_COMPARED = 1000  # of those that share a group each is compared with so many that follow in order
-_LOW = 8  # frequencies along a side
-_BLOCK = 2**14  # pairs whose thumbnails are compared at once
+MOST_COMPARED = 1000  # each image is compared with at most so many that follow it in its group
+_LOW = 8  # number of frequencies along a side
+_BLOCK = 2**14  # pairs of thumbnails compared at once
 
 
 def _cosines(num: int) -> Float32[np.ndarray, "low num"]:
-    """Rows 0 to 7 of the discrete cosine transform."""
+    """Return rows 0 to 7 of the discrete cosine transform."""
     at = (2 * np.arange(num) + 1) * np.pi / (2 * num)
     return np.cos(np.arange(_LOW)[:, None] * at).astype(np.float32)
 
@@ -31,14 +30,14 @@ _COSINES = _cosines(THUMBNAIL_PX)
 
 
 def hash_thumbnail(thumbnail: Float32[np.ndarray, "side side"]) -> int:
-    """64 bits that hardly change with compression, size, brightness and contrast: which low frequencies of
-    the discrete cosine transform are above their median."""
+    """Return a hash that hardly changes with compression, size, brightness, contrast: its 64 bits say which
+    low frequencies of the discrete cosine transform are above their median."""
     frequencies = (_COSINES @ (thumbnail - thumbnail.mean()) @ _COSINES.T).ravel()
     return int.from_bytes(np.packbits(frequencies > np.median(frequencies[1:])).tobytes())
 
 
 def quantise(thumbnail: Float32[np.ndarray, "side side"]) -> UInt8[np.ndarray, "side side"]:
-    """From its own darkest to its own brightest value in 256 steps: brightness and contrast are lost."""
+    """Scale from the smallest to the largest value to 8 bits, which removes brightness and contrast."""
     low = float(thumbnail.min())
     span = max(float(thumbnail.max()) - low, 1e-12)
     return np.rint((thumbnail - low) * (255.0 / span)).astype(np.uint8)
@@ -46,11 +45,11 @@ def quantise(thumbnail: Float32[np.ndarray, "side side"]) -> UInt8[np.ndarray, "
 
 @dataclass(frozen=True, eq=False)
 class Alike:
-    """For each image the first of those before it that it repeats."""
+    """For each image: the first earlier image of which it is a duplicate."""
 
-    same_as: Int64[np.ndarray, " n"]  # the place of that image, -1: it repeats none
+    same_as: Int64[np.ndarray, " n"]  # index of that image; -1: no duplicate
     is_exact: Bool[np.ndarray, " n"]
-    is_complete: bool  # False: so many are alike that not all of these were compared
+    is_complete: bool  # False: so many are similar that not all of these were compared
 
     @property
     def num_exact(self) -> int:
@@ -69,12 +68,13 @@ def find_alike(
     aspects: Float32[np.ndarray, " n"],
     may_be_near: Bool[np.ndarray, " n"],
 ) -> Alike:
-    """Of equal `digests`: exact. Of close `hashes`, aspects and thumbnails: near, unless it may not be.
+    """Find exact duplicates (equal `digests`) and near ones (similar `hashes`, `aspects` and `thumbnails`).
 
-    Images that show nothing may not: of these all hashes are chance. Time grows with n log n.
+    Only images with `may_be_near` can be near duplicates: hashes of blank images are random. Takes O(n log
+    n).
     """
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-    original = first[inverse]  # the first of the images of equal values
+    original = first[inverse]  # the first image with equal values
     is_exact = original < np.arange(len(digests))
     candidates = np.flatnonzero(~is_exact & may_be_near)
     earlier, later, is_complete = _find_close(hashes[candidates])
@@ -87,12 +87,12 @@ def find_alike(
 
 
 def find_leaks(alike: Alike, num_train: int) -> Alike:
-    """Of images of which the first `num_train` are for training: which of the others repeat one of these.
+    """Find test images that repeat one of the first `num_train` images, which are for training.
 
-    `alike` is of all. An image that equals another of the test part leaks if that one does.
+    `alike` describes all images. A test image equal to an earlier test image is a leak if that one is.
     """
     same_as, is_exact = alike.same_as.copy(), alike.is_exact.copy()
-    inside = np.flatnonzero(is_exact & (same_as >= num_train))  # copies within the test part
+    inside = np.flatnonzero(is_exact & (same_as >= num_train))  # copies within the test images
     is_exact[inside], same_as[inside] = False, alike.same_as[same_as[inside]]
     leaks = same_as < num_train
     same_as, is_exact = np.where(leaks, same_as, -1), is_exact & leaks
@@ -100,12 +100,12 @@ def find_leaks(alike: Alike, num_train: int) -> Alike:
 
 
 def _find_close(hashes: UInt64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Pairs (earlier, later) of hashes that differ in MOST_BITS at most, and whether all were looked at."""
+    """Return pairs (earlier, later) of hashes that differ in at most MOST_BITS; and if all were compared."""
     pairs, is_complete = [np.zeros((2, 0), dtype=np.int64)], True
     shared_bits = np.uint64(64 - _GROUP_BITS)
     for group in range(_NUM_GROUPS):
         left, right = np.uint64(group * _GROUP_BITS), np.uint64((64 - group * _GROUP_BITS) % 64)
-        turned = hashes << left | hashes >> right if group else hashes  # the group comes first
+        turned = hashes << left | hashes >> right if group else hashes  # rotated: the group is first
         order = np.argsort(turned, kind="stable")
         turned = turned[order]
         keys = turned >> shared_bits
@@ -130,7 +130,7 @@ def _compare(
     thumbnails: UInt8[np.ndarray, "n side side"],
     aspects: Float32[np.ndarray, " n"],
 ) -> Bool[np.ndarray, " pair"]:
-    """Whether the images of each pair show the same."""
+    """Return for each pair whether its images are near duplicates."""
     stretch = aspects[earlier] / aspects[later]
     is_same: Bool[np.ndarray, " pair"] = (stretch < MOST_STRETCH) & (stretch > 1.0 / MOST_STRETCH)
     for start in range(0, len(earlier), _BLOCK):

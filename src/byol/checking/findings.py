@@ -1,4 +1,4 @@
-"""What a look at every image of a source means, in lines: facts, and problems with what to do about each."""
+"""Describe the results of examining a source: facts, and problems with what to do about each."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from byol.data.sources.summary import group_reasons, round_up
 from byol.data.sources.survey import describe_missing, describe_mixture
 
 BLANK_FILES, DUPLICATES, LEAKS = "blank_files.csv", "duplicates.csv", "leaks.csv"
-_MANY_BLANK, _MANY_ALIKE = 0.05, 0.05  # shares, from where something should be done
-_MOST_CHANNELS = 4  # whose ranges are told one by one
+_MANY_BLANK, _MANY_ALIKE = 0.05, 0.05  # fractions above which there is a warning
+_MOST_CHANNELS = 4  # with more channels, only the common range is printed
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Problem:
     """A line that says what is wrong and what to do."""
 
     text: str
-    is_fatal: bool = False  # training may not start
+    is_fatal: bool = False  # True: training may not start
 
     def __str__(self) -> str:
         return f"{'problem' if self.is_fatal else 'warning'}: {self.text}"
@@ -31,7 +31,7 @@ class Problem:
 
 
 def describe_files(found: Examined) -> str:
-    """How many of which kinds, and where."""
+    """Describe the number of files, their suffixes and folders."""
     total, suffixes = len(found.source), found.count_suffixes()
     if not suffixes:
         return f"{total:,} images, {found.source.name}{_describe_unreadable(found)}"
@@ -51,7 +51,7 @@ def _describe_unreadable(found: Examined) -> str:
 
 
 def describe_kinds(found: Examined) -> str:
-    """Channels, depth and true range of the most common kind."""
+    """Describe channels, bit depth and range of values of the most common kind."""
     channels, bits = next(iter(found.kinds))
     words = f"{channels} channel{'s' if channels > 1 else ''}"
     if channels == 3 and bool(found.has_equal_channels[found.usual].all()):
@@ -77,7 +77,7 @@ def _describe_ranges(found: Examined) -> str:
 
 
 def describe_sizes(found: Examined) -> str:
-    """Of all images, px."""
+    """Describe the sizes of all images, in px."""
     if (size := found.one_size) is not None:
         return f"size {size[0]} x {size[1]} px"
     least, median, high, most = found.sides
@@ -85,7 +85,7 @@ def describe_sizes(found: Examined) -> str:
 
 
 def describe_duplicates(found: Examined, alike: Alike) -> str:
-    """Duplicates and blank images."""
+    """Describe duplicates and blank images."""
     at_least = "" if alike.is_complete else "at least "
     near, blank = alike.num_near, int(found.is_blank.sum())
     parts = [
@@ -102,7 +102,7 @@ def _share(number: int, found: Examined) -> str:
 
 
 def describe_filled(found: Examined) -> str | None:
-    """Values that are no measurement; None: there are none."""
+    """Describe values that are no measurement; None: there are none."""
     return describe_missing(float(found.missing.mean()), float((found.missing > 0).mean()))
 
 
@@ -110,7 +110,7 @@ def describe_filled(found: Examined) -> str | None:
 
 
 def find_problems(found: Examined, alike: Alike, *, max_bad: float, fewest: int) -> list[Problem]:
-    """What is wrong with the images themselves; `fewest` are needed to train."""
+    """Return the problems of the images; at least `fewest` are needed for training."""
     return [
         *_judge_bad(found, max_bad=max_bad),
         *_judge_kinds(found),
@@ -181,7 +181,7 @@ def _judge_content(found: Examined, alike: Alike, *, fewest: int) -> Iterator[Pr
 
 
 def find_leaks_problems(leaks: Alike, test: Examined) -> list[Problem]:
-    """What is wrong with the test part."""
+    """Return the problems of the test images."""
     problems = []
     if test.bad:
         name, reason = test.bad[0]

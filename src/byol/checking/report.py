@@ -1,4 +1,4 @@
-"""What `byol check` has found, as lines for the terminal and as a folder of lists, pictures and one page."""
+"""Write the results of `byol check`: lines for the terminal, and a folder with lists, pictures, a page."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -40,15 +40,15 @@ from byol.pictures.sheets import (
 
 REPORT = "report.html"
 PICTURES = ("contact.png", "views.png", "hist.png")
-FILES = (REPORT, LEAKS, BAD_FILES, DUPLICATES, BLANK_FILES, *PICTURES)  # all that a report consists of
+FILES = (REPORT, LEAKS, BAD_FILES, DUPLICATES, BLANK_FILES, *PICTURES)  # all files of a report
 _TEMPLATE = Path(__file__).with_name("web") / "check.html"
-_CONTACT = 96  # images on the contact sheet, at most
-_LISTED = 20  # names in the page; all are in the CSV files
+_CONTACT = 96  # largest number of images on the contact sheet
+_LISTED = 20  # names listed on the page; the CSV files hold all
 
 
 @dataclass(frozen=True, eq=False)
 class Leaks:
-    """What was found about images that training must not see."""
+    """The results for images that training must not use."""
 
     test: Examined
     alike: Alike
@@ -56,14 +56,14 @@ class Leaks:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """All that a check has found; `ahead` and `sample` are None where there is nothing to train on."""
+    """All results of a check; `ahead` and `sample` are None if there are no images to train on."""
 
     partial_config: PartialConfig
     found: Examined
     alike: Alike
     leaks: Leaks | None
     ahead: Forecast | None
-    weights: tuple[str, ...]  # what training would say of the weights that it starts from
+    weights: tuple[str, ...]  # notes of training on its initial weights
     sample: Sample | None
     problems: tuple[Problem, ...]
 
@@ -73,13 +73,13 @@ class Report:
         return any(problem.is_fatal for problem in self.problems)
 
     def write(self, folder: Path) -> None:
-        """Lists, pictures and page; what an earlier check wrote is replaced.
+        """Write lists, pictures and the page; replace those of an earlier check.
 
         Raises:
             CheckpointError: the folder cannot be written.
         """
         for name in (LEAKS, *PICTURES):
-            (folder / name).unlink(missing_ok=True)  # of an earlier check
+            (folder / name).unlink(missing_ok=True)  # from an earlier check
         for _, name, head, rows in self._lists():
             write_atomically(folder / name, b"".join([csv_line(*head), *(csv_line(*row) for row in rows)]))
         pictures = self._draw()
@@ -88,7 +88,7 @@ class Report:
         write_atomically(folder / REPORT, page.render_page(_TEMPLATE, self._describe(pictures)))
 
     def lines(self, folder: Path) -> Iterator[str]:
-        """For the terminal, less than a screen."""
+        """Iterate over the lines for the terminal, which fit on one screen."""
         yield from self._facts()
         if self.ahead is not None:
             yield from self._describe_training(self.ahead)
@@ -118,7 +118,7 @@ class Report:
             )
 
     def _left_out(self) -> Iterator[str]:
-        """As training and embedding say it."""
+        """Describe what was left out, in the words of training and embedding."""
         found = self.found
         yield from describe_source(found.source)
         yield from describe_images(
@@ -152,14 +152,14 @@ class Report:
         )
 
     def _stored_kind(self) -> tuple[int, int]:
-        """Channels, and bytes a value."""
+        """Return channels, and bytes per value, of the packed images."""
         channels, bits = next(iter(self.found.kinds))
         if self.sample is not None:
             channels = self.sample.squares.shape[3]
         return channels, bits // 8
 
     def _lists(self) -> Iterator[tuple[str, str, tuple[str, ...], Iterable[tuple[str, ...]]]]:
-        """The heading in the page, the CSV file, its columns and its rows."""
+        """Iterate over the lists: heading on the page, CSV file, its columns and its rows."""
         pair = ("file", "same as", "kind")
         yield "Files that cannot be read", BAD_FILES, ("file", "reason"), self.found.bad
         if self.leaks is not None:
@@ -183,7 +183,7 @@ class Report:
     # ---- The page
 
     def _describe(self, pictures: dict[str, bytes]) -> dict[str, Any]:
-        """What `check.html` shows."""
+        """Return the content for `check.html`."""
         content = {
             "title": f"byol check: {self.partial_config.config.data.source}",
             "is_refused": self.is_refused,
@@ -217,7 +217,7 @@ class Report:
         return content
 
     def _list_files(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]], bool]]:
-        """Heading, head, the first rows, and whether these are all that is shown of more."""
+        """Iterate over heading, column names, the first rows, and whether there may be more rows."""
         for heading, name, head, rows in self._lists():
             shown = list(islice(rows, _LISTED))
             yield f"{heading} ({name})", head, shown, len(shown) == _LISTED

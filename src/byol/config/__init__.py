@@ -1,4 +1,4 @@
-"""The configuration: its schema, presets, files and overrides; other rooms get all of it from here."""
+"""The configuration: its schema, presets, files and overrides; other packages import it from here."""
 
 from byol.config.configuration import (
     PartialConfig,

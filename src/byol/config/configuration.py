@@ -1,9 +1,8 @@
-"""The configuration of a run: preset < domain < YAML file < `section.key=value`, checked before all else.
+"""The configuration of a run: preset < domain < YAML file < `section.key=value`, later ones override earlier.
 
-A setting that is refused is named with its place, what was given, what is allowed and the nearest valid key;
-all problems come in one ConfigError. The settings themselves are in `schema.py`. Some may be
-unset: a `PartialConfig` is the configuration before they are resolved. It keeps the layers, so that a domain
-can be put in between.
+An invalid setting is reported with its place, the given value, the allowed values and the nearest valid key;
+one ConfigError reports all problems. `schema.py` defines the settings. Some may be unset: a `PartialConfig`
+is the configuration before they are resolved. It keeps the layers, so that a domain can be inserted later.
 """
 
 import difflib
@@ -28,15 +27,15 @@ from byol.config.yaml_text import Entry, UnreadableError
 PRESETS = ("classic", "paper", "default", "demo")
 DOMAINS = ("photo", "grey", "microscopy", "satellite", "medical", "industrial")
 _DOMAIN_KEY = "data_transforms.domain"
-# Layers, later ones over earlier ones; what is chosen gives way to what a person has written.
+# Layers; later ones override earlier ones. Values that a user has written override those that byol chooses.
 _PRESET, _DOMAIN, _CHOSEN, _FILE, _OVERRIDE = range(5)
-# Resolved together with the unset ones where they have this value, though a run can do without.
+# Settings that are resolved together with unset ones if they have this value; a run does not need that.
 _ALSO_RESOLVABLE: dict[str, str | None] = {
     "network.stem": "auto",
     "trainer.precision": "auto",
     "data.channels": None,
 }
-# What may differ between two starts of one run: labels of settings, where things lie, what is looked at when.
+# Settings that may differ between two starts of one run, because they do not change the training.
 _NO_PART_OF_A_RUN = (
     "preset",
     _DOMAIN_KEY,
@@ -68,27 +67,27 @@ class PartialConfig:
     def unset(self) -> tuple[str, ...]:
         """The settings that must be resolved before a run, in the order of `UNSET`."""
         found = [key for key, value in UNSET.items() if self.layers[key].value == value]
-        if self.layers["trainer.max_hours"].value is not None:  # a length of its own
+        if self.layers["trainer.max_hours"].value is not None:  # max_hours sets the length instead
             found = [key for key in found if key != "trainer.max_epochs"]
         return tuple(found)
 
     @property
     def resolvable(self) -> tuple[str, ...]:
-        """The keys that `resolve` may set: the unset and those that go with them; () if none is unset."""
+        """The keys that `resolve` may set: unset ones and those resolved with them; () if none is unset."""
         if not self.unset:
             return ()
         also = [key for key, value in _ALSO_RESOLVABLE.items() if self.layers[key].value == value]
-        if self.is_explicit("data.channels"):  # null is then what the person wants
+        if self.is_explicit("data.channels"):  # then the user wants null
             also = [key for key in also if key != "data.channels"]
         views = _list_views() if _DOMAIN_KEY in self.unset else ()
         return (*self.unset, *also, *(key for key in views if not self.is_explicit(key)))
 
     def is_explicit(self, key: str) -> bool:
-        """Whether the file or an override names the key, be its value unset or not."""
+        """Return whether the file or an override sets the key, even to an unset value."""
         return self.layers[key].layer >= _FILE
 
     def resolve(self, values: Mapping[str, object]) -> "PartialConfig":
-        """A copy with these values of resolvable keys; other keys are ignored. Keys may be short forms.
+        """Return a copy with these values for resolvable keys; ignore other keys. Keys may be short forms.
 
         Raises:
             ConfigError: a value contradicts one that the file or an override sets.
@@ -106,14 +105,14 @@ class PartialConfig:
         return PartialConfig(config, layers)
 
     def values_of(self, config: Config) -> dict[str, object]:
-        """For `resolve`: the values that another configuration has of the resolvable keys."""
+        """Return the values of another configuration for the resolvable keys, for `resolve`."""
         values = dict(keys.flatten(config.model_dump()))
         return {key: values[key] for key in self.resolvable}
 
     def dump(self) -> str:
-        """As YAML, which `load_partial` reads back to a configuration with the same unset settings.
+        """Return YAML that `load_partial` reads back as a configuration with the same unset settings.
 
-        While the domain is unset, only the explicit settings of the views are written.
+        If the domain is unset, only explicit settings of the views are written.
         """
         values = dict(keys.flatten(self.config.model_dump()))
         hidden = set(_list_views()) & set(self.resolvable)
@@ -121,18 +120,18 @@ class PartialConfig:
 
 
 def load_config(path: Path | None, overrides: Sequence[str], *, preset: str | None) -> Config:
-    """As `load_partial`, without the layers."""
+    """Same as `load_partial`, without the layers."""
     return load_partial(path, overrides, preset=preset).config
 
 
 def load_partial(path: Path | None, overrides: Sequence[str], *, preset: str | None) -> PartialConfig:
-    """Read `path` over its preset and domain, and `overrides` ("section.key=value") over all.
+    """Read preset, domain, file `path` and `overrides` ("section.key=value"); later ones override earlier.
 
-    The preset is the first given of: an override, `preset`, the key `preset` of the file; else `classic` for
-    a file and `default` without one.
+    The preset is the first that is given of: an override, `preset`, the key `preset` in the file. Otherwise
+    it is `classic` with a file and `default` without.
 
     Raises:
-        ConfigError: every problem of file and overrides, one line each.
+        ConfigError: there are problems in the file or the overrides; one line for each.
     """
     problems: list[str] = []
     written: dict[str, Entry] = {}
@@ -155,19 +154,19 @@ def load_partial(path: Path | None, overrides: Sequence[str], *, preset: str | N
 
 
 def write_override(key: str, value: object) -> str:
-    """The override by which a setting has this value; text stays text, also such as `null` and `#x`."""
+    """Return an override that sets this value; text stays text, even `null` or `#x`."""
     return f"{key}={yaml_text.quote(value) if isinstance(value, str) else json.dumps(value)}"
 
 
 def dump_config(config: Config) -> str:
-    """The whole configuration as YAML, which `load_config` reads back to an equal one."""
+    """Return the complete configuration as YAML, which `load_config` reads back as an equal one."""
     return yaml_text.write(config.model_dump())
 
 
 def diff_configs(old: Config | dict[str, Any], new: Config) -> list[str]:
-    """Settings in which two configurations are different runs, as "trainer.batch_size: 64 -> 128".
+    """Return the differences between the runs of two configurations, as "trainer.batch_size: 64 -> 128".
 
-    Left out is what changes no number of the training: evaluation, logging, where files and packs lie.
+    Settings that do not change the training are left out: evaluation, logging, folders.
     """
     before = _flat_values(old.model_dump() if isinstance(old, Config) else old)
     after = _flat_values(new.model_dump())
@@ -180,7 +179,7 @@ def diff_configs(old: Config | dict[str, Any], new: Config) -> list[str]:
 
 
 def json_schema() -> str:
-    """The JSON schema of a configuration file, for editors. No key is required: presets fill the rest."""
+    """Return the JSON schema of a configuration file, for editors. No key is required: presets have all."""
     schema = Config.model_json_schema()
     for key in keys.leaves():
         prefix, _, name = key.rpartition(".")
@@ -257,7 +256,7 @@ def _read_domain(name: str) -> dict[str, Entry]:
 
 
 def _put_domain(layers: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The layers with the table of the domain that they name, if one, over the preset."""
+    """Insert the view settings of the domain, if one is set, above the preset."""
     name = layers[_DOMAIN_KEY].value
     table = _read_domain(str(name)) if name in DOMAINS else {}
     return {key: table.get(key, item) if item.layer <= _DOMAIN else item for key, item in layers.items()}
@@ -265,16 +264,16 @@ def _put_domain(layers: Mapping[str, Entry]) -> dict[str, Entry]:
 
 @cache
 def _list_views() -> tuple[str, ...]:
-    """The settings of both views."""
+    """Return the keys of the settings of both views."""
     return tuple(key for key in keys.leaves() if key.startswith(keys.VIEWS))
 
 
 def _collect(
     node: yaml.Node, problems: list[str], *, place: str, layer: int, prefix: str = ""
 ) -> dict[str, Entry]:
-    """The settings below a node by dotted key; adds what is wrong with their names to `problems`.
+    """Return the settings below a node by dotted key; add problems with their names to `problems`.
 
-    Short forms are written out; beside one, what is said of a single view counts.
+    Short forms set both views; a setting of a single view overrides the short form.
     """
     entries: dict[str, Entry] = {}
     of_both: dict[str, Entry] = {}
@@ -287,7 +286,7 @@ def _collect(
         elif not meant:
             problems.append(f"{where}: unknown key{keys.suggest(key)}")
         else:
-            # A folder named 2024 needs no quotes.
+            # A folder name such as 2024 needs no quotes.
             as_text = keys.is_number_for_text(found, meant[0])
             value = found.value if as_text else yaml_text.construct(found)
             item = Entry(value, yaml_text.show(found), where, layer)
@@ -296,7 +295,7 @@ def _collect(
 
 
 def _choose_length(entries: dict[str, Entry], problems: list[str]) -> dict[str, Entry]:
-    """A run is as long as the later layer says, in epochs or in hours; the other is then null."""
+    """Choose epochs or hours as the length of the run: the later layer wins, the other becomes null."""
     epochs, hours = entries["trainer.max_epochs"], entries["trainer.max_hours"]
     if epochs.value is None or hours.value is None:
         return entries
@@ -321,7 +320,7 @@ def _validate(layers: Mapping[str, Entry], problems: list[str]) -> Config | None
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             key = keys.leaf_of(detail["loc"])
-            # Of a choice between kinds, each kind complains; our own checks have the best words.
+            # For a union of types, pydantic reports each type; messages of byol are preferred.
             reason = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else None
             if detail["type"] == "string_unicode":
                 reason = "text in UTF-8; rename the file or folder"
@@ -329,14 +328,14 @@ def _validate(layers: Mapping[str, Entry], problems: list[str]) -> Config | None
     problems += [_refuse(layers[key], key, allowed=reason) for key, reason in refused.items()]
     values = {key: item.value for key, item in layers.items() if key not in refused}
     for involved, reason in find_conflicts(values):
-        # The place is that of the latest layer: a preset is never what has to change.
+        # Report the place of the latest layer, because users cannot change a preset.
         place = max((layers[key] for key in involved), key=lambda item: item.layer).place
         problems.append(f"{place}: {reason}")
     return config
 
 
 def _refuse(item: Entry, key: str, *, allowed: str | None = None) -> str:
-    """One line: where, what was given, what is allowed, and the nearest of the allowed values."""
+    """Return one line: the place, the given value, the allowed values, and the nearest of these."""
     schema = keys.leaves()[key]
     choices = {
         str(choice): str(choice) for part in yaml_text.parts(schema) for choice in part.get("enum", [])
@@ -349,13 +348,13 @@ def _refuse(item: Entry, key: str, *, allowed: str | None = None) -> str:
 
 
 def _flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """By dotted key, with tuples for lists: what compares equal is equal."""
+    """Return values by dotted key, with tuples instead of lists, so that they can be compared."""
     flat = keys.flatten(values)
     return {key: tuple(value) if isinstance(value, list) else value for key, value in flat}
 
 
 def _show(values: Mapping[str, Any], key: str) -> str:
-    """A value as YAML would have it."""
+    """Return a value as in YAML."""
     if key not in values:
         return "not set"
     value = values[key]

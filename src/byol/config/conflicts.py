@@ -1,4 +1,4 @@
-"""Settings that are right alone and wrong together."""
+"""Find settings that are valid alone but not together."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,9 +7,9 @@ from byol.config.values import MAX_HUE, read_tuple
 
 
 def find_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Settings that are right alone and wrong together: (their keys, what is wrong).
+    """Iterate over conflicts between settings that are valid alone: (their keys, what is wrong).
 
-    `values` holds only settings that are right alone, so that some may be missing.
+    `values` holds only settings that are valid alone, so that some may be missing.
     """
 
     def has(*keys: str) -> bool:
@@ -19,7 +19,7 @@ def find_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...],
     if has(batch, parts) and (values[batch] % values[parts] or values[batch] < 2 * values[parts]):
         yield (
             (batch, parts),
-            f"{batch} {values[batch]} cannot be computed in {parts} {values[parts]} equal parts of 2 or more",
+            f"{parts} {values[parts]} does not divide {batch} {values[batch]} into equal parts of 2 or more",
         )
     warmup, epochs = "optimizer.warmup_epochs", "trainer.max_epochs"
     if has(warmup, epochs) and values[warmup] > values[epochs]:

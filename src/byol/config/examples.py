@@ -5,9 +5,9 @@ A test checks that every setting is here and that every example is accepted.
 
 from collections.abc import Mapping
 
-_PX, _SHARE, _PROBABILITY, _COUNT = "px", "share, 0 to 1", "probability, 0 to 1", "count"
+_PX, _SHARE, _PROBABILITY, _COUNT = "px", "fraction, 0 to 1", "probability, 0 to 1", "count"
 
-# Key: unit ("" where there is none), and an example as it is typed after the equals sign. "view": both views.
+# Key: unit ("" if there is none), and an example as typed after the equals sign. "view": both views.
 EXAMPLES: Mapping[str, tuple[str, str]] = {
     "preset": ("", "paper"),
     "network.name": ("", "resnet18"),
@@ -21,7 +21,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "data_transforms.s": ("factor", "0.5"),
     "data_transforms.input_shape": (_PX, "[96,96,null]"),
     "data_transforms.whole_px": (_PX, "128"),
-    "data_transforms.view.crop_area": ("share of the area, 0 to 1", "[0.5,1]"),
+    "data_transforms.view.crop_area": ("fraction of the area, 0 to 1", "[0.5,1]"),
     "data_transforms.view.crop_aspect": ("width / height", "[1,1]"),
     "data_transforms.view.flip": (_PROBABILITY, "0"),
     "data_transforms.view.vertical_flip": (_PROBABILITY, "0.5"),
@@ -38,7 +38,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "data_transforms.view.solarize": (_PROBABILITY, "0"),
     "data_transforms.view.invert": (_PROBABILITY, "0.5"),
     "data_transforms.view.gamma": ("exponent", "0.3"),
-    "data_transforms.view.noise": ("share of the value range", "0.02"),
+    "data_transforms.view.noise": ("fraction of the value range", "0.02"),
     "data_transforms.view.channel_drop": (_PROBABILITY, "0.3"),
     "data.source": ("", "IMAGES/"),
     "data.root": ("", "datasets"),
@@ -55,7 +55,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "data.max_bad": (_SHARE, "0.05"),
     "data.skip_unreadable": ("", "true"),
     "trainer.batch_size": ("images", "256"),
-    "trainer.accumulation_steps": ("parts", "4"),
+    "trainer.accumulation_steps": ("micro-batches", "4"),
     "trainer.m": (_SHARE, "0.996"),
     "trainer.m_schedule": ("", "constant"),
     "trainer.max_epochs": ("epochs", "100"),
@@ -93,12 +93,12 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
 
 
 def unit_of(key: str) -> str:
-    """The unit of a setting by its dotted key, as "px"; "" if it has none."""
+    """Return the unit of a setting by its dotted key, such as "px"; "" if it has none."""
     return EXAMPLES[_short(key)][0]
 
 
 def example_of(key: str) -> str:
-    """A value for a setting by its dotted key, as it is typed after the equals sign."""
+    """Return an example value for a setting by its dotted key, as typed after the equals sign."""
     return EXAMPLES[_short(key)][1]
 
 

@@ -1,6 +1,6 @@
-"""The settings by dotted key (`trainer.batch_size`): which there are, their schema, what a wrong one meant.
+"""The settings by dotted key (`trainer.batch_size`): their list, schema, and suggestions for wrong keys.
 
-`data_transforms.view` is a short form that can be written: it means both `view1` and `view2`.
+`data_transforms.view` is a short form for both `view1` and `view2`.
 """
 
 import difflib
@@ -13,14 +13,14 @@ import yaml
 from byol.config import yaml_text
 from byol.config.schema import Config, Section, View
 
-MIN_LIKENESS = 1.2  # of a key to the one suggested, of 2
+MIN_LIKENESS = 1.2  # smallest similarity (0..2) of a wrong key to the suggested one
 BOTH_VIEWS = "data_transforms.view"
 VIEWS = ("data_transforms.view1", "data_transforms.view2")
 
 
 @cache
 def sections() -> dict[str, tuple[str, ...]]:
-    """The keys of each section that may be written; "" is the whole configuration."""
+    """Return the keys of each section that may be written; "" is the whole configuration."""
     found = {prefix: tuple(section.model_fields) for prefix, section in _list_sections("", Config)}
     return found | {BOTH_VIEWS: tuple(View.model_fields)}
 
@@ -34,7 +34,7 @@ def _list_sections(prefix: str, section: type[Section]) -> Iterator[tuple[str, t
 
 @cache
 def leaves() -> dict[str, dict[str, Any]]:
-    """The JSON schema of each setting."""
+    """Return the JSON schema of each setting."""
     sections = dict(_list_sections("", Config))
     return {
         key: setting
@@ -45,12 +45,12 @@ def leaves() -> dict[str, dict[str, Any]]:
 
 
 def section_name(prefix: str) -> str:
-    """The name that the JSON schema gives to the section at `prefix`, such as "TrainerConfig"."""
+    """Return the name of the section `prefix` in the JSON schema, such as "TrainerConfig"."""
     return dict(_list_sections("", Config))[prefix].__name__
 
 
 def expand(key: str) -> tuple[str, ...]:
-    """The settings that a written key means: itself, or that of both views; () if there is none such."""
+    """Return the settings that a written key means: itself, or both views; () if there is no such key."""
     if key.startswith(f"{BOTH_VIEWS}."):
         meant = tuple(view + key.removeprefix(BOTH_VIEWS) for view in VIEWS)
     else:
@@ -59,7 +59,7 @@ def expand(key: str) -> tuple[str, ...]:
 
 
 def leaf_of(location: tuple[int | str, ...]) -> str:
-    """The setting that an error of pydantic is about; behind its name follow positions and kinds."""
+    """Return the setting of a pydantic error, whose location continues with positions and types."""
     return next(
         key
         for end in range(1, len(location) + 1)
@@ -68,9 +68,9 @@ def leaf_of(location: tuple[int | str, ...]) -> str:
 
 
 def suggest(key: str) -> str:
-    """ "; did you mean ...?", over all sections: `batch_size` is near `trainer.batch_size`.
+    """Return "; did you mean ...?" with the nearest key of all sections (`batch_size`: `trainer.batch_size`).
 
-    Where nothing is near: what the section allows.
+    If no key is similar, return the keys that the section allows.
     """
 
     def likeness(candidate: str) -> float:
@@ -92,7 +92,7 @@ def suggest(key: str) -> str:
 
 
 def is_number_for_text(node: yaml.Node, key: str) -> bool:
-    """Whether a number was written where text belongs: a folder named 2024."""
+    """Return whether a number was written for a text setting, such as a folder named 2024."""
     is_text = {part.get("type") for part in yaml_text.parts(leaves()[key]) if "enum" not in part} <= {
         "string",
         "null",
@@ -100,16 +100,16 @@ def is_number_for_text(node: yaml.Node, key: str) -> bool:
     return is_text and isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
 
 
-# ---- Between nested and dotted
+# ---- Nested sections and dotted keys
 
 
 def join(prefix: str, name: str) -> str:
-    """The dotted key of a name in a section."""
+    """Return the dotted key of a name in a section."""
     return f"{prefix}.{name}" if prefix else name
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections in sections, from values by dotted key."""
+    """Convert values by dotted key to nested sections."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         *names, last = key.split(".")
@@ -121,7 +121,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted key, from sections in sections."""
+    """Convert nested sections to values by dotted key."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, join(prefix, name))

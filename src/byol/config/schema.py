@@ -1,7 +1,7 @@
-"""Every setting of a run: name, type, bounds, unit and a line of documentation. Presets hold the defaults.
+"""All settings of a run: name, type, bounds, unit and documentation. Presets hold the defaults.
 
-Validation is strict: an integer may stand for a float, and nothing else is converted. `configuration.py`
-reads and writes the files.
+Validation is strict: an integer is accepted for a float, nothing else is converted. `configuration.py` reads
+and writes the files.
 """
 
 from typing import Annotated, Literal, TypeVar
@@ -161,7 +161,7 @@ class DataTransforms(Section):
 
     @property
     def view_px(self) -> int:
-        """Side of a view, pixels; must be resolved."""
+        """Side of a view in px; must be resolved."""
         return _known(self.input_shape)[0]
 
 
@@ -362,16 +362,16 @@ class Config(Section):
         shape = self.data_transforms.input_shape
         return None if shape is None else shape[2]
 
-    # These settings may be left open in a file. Whoever reads them here needs them resolved.
+    # A file may leave these settings open; they must be resolved before these properties are read.
 
     @property
     def view_px(self) -> int:
-        """Side of a view, pixels."""
+        """Side of a view in px."""
         return self.data_transforms.view_px
 
     @property
     def batch_size(self) -> int:
-        """Images of one step, over all ranks."""
+        """Images per step, over all ranks."""
         return _known(self.trainer.batch_size)
 
     @property

@@ -1,15 +1,15 @@
-"""The kinds of values that settings have: probabilities, ranges, shapes, lists without duplicates."""
+"""The types of settings: probabilities, ranges, shapes, lists without duplicates."""
 
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 MIN_VIEW_PX, MAX_VIEW_PX = 8, 4096
-MAX_HUE = 0.5  # turns: every colour is reached
+MAX_HUE = 0.5  # turns; with +- half a turn, every hue is possible
 
 
 def read_tuple(value: Any) -> Any:
-    """Read a tuple from a list or from the text "(96,96,3)", since YAML has no tuples."""
+    """Read a tuple from a list or from the text "(96,96,3)", because YAML has no tuples."""
     if isinstance(value, str) and value.startswith("(") and value.endswith(")"):
         parts = value[1:-1].removesuffix(",").split(",")
         return tuple(_read_number(part.strip()) for part in parts)

@@ -1,7 +1,7 @@
-"""YAML text into named values that know where they were written.
+"""Read YAML into values that keep the place where they were written.
 
-YAML 1.2 where PyYAML reads YAML 1.1: `3e-4` and `.5e3` are numbers; only true and false are truth values; no
-octal, base-60 or date values. `None` and `none` mean none, as `null` and `~` do.
+The rules are those of YAML 1.2, not 1.1 as in PyYAML: `3e-4` and `.5e3` are numbers; only true and false are
+booleans; there are no octal, base-60 or date values. `None` and `none` mean the same as `null` and `~`.
 """
 
 import re
@@ -11,25 +11,25 @@ from typing import Any, cast
 
 import yaml
 
-MAX_TEXT = 60  # characters of a value that a message repeats
+MAX_TEXT = 60  # most characters of a value in a message
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A value, its text as written, and the place of writing as messages name it."""
+    """A value, its text as written, and its place for messages."""
 
     value: object
     text: str
     place: str
-    layer: int  # later layers win; config.py has their numbers
+    layer: int  # later layers override earlier ones; `configuration.py` has their numbers
 
 
 class UnreadableError(Exception):
-    """The text is not a mapping in YAML; one line, beginning with the place."""
+    """The text is not a YAML mapping; the message is one line that begins with the place."""
 
 
 def read_mapping(text: str, *, name: str) -> yaml.MappingNode:
-    """The root of a YAML file.
+    """Return the root of a YAML file.
 
     Raises:
         UnreadableError: not YAML, or not `key: value` at the top.
@@ -54,10 +54,10 @@ def read_mapping(text: str, *, name: str) -> yaml.MappingNode:
 
 
 def read_value(text: str) -> yaml.Node:
-    """The node of one value, such as the right side of `section.key=value`; no text at all is none.
+    """Return the node of one value, such as the right side of `section.key=value`; empty text is null.
 
     Raises:
-        UnreadableError: not YAML; without a place.
+        UnreadableError: not YAML; the message has no place.
     """
     try:
         return yaml.compose(text, Loader=_Loader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
@@ -68,16 +68,16 @@ def read_value(text: str) -> yaml.Node:
 def walk(
     node: yaml.Node, *, prefix: str, sections: Mapping[str, Collection[str]]
 ) -> Iterator[tuple[str, int, yaml.Node | str]]:
-    """Every setting below a node as (dotted key, line, its node), or (dotted key, line, what is wrong).
+    """Iterate over the settings below a node: (dotted key, line, its node or a description of a problem).
 
-    `sections` holds the keys of each section by its dotted key, "" for the root. What is in no section is
-    handed out as it is, without looking inside.
+    `sections` holds the keys of each section by its dotted key, "" for the root. Nodes that are no section
+    are returned unchanged.
     """
     if prefix not in sections:
         yield prefix, node.start_mark.line + 1 if node.start_mark else 1, node
         return
     if not isinstance(node, yaml.MappingNode):
-        # All keys of a section commented out leave a none.
+        # A section whose keys are all commented out is null.
         if not (isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"):
             line = node.start_mark.line + 1 if node.start_mark else 1
             yield prefix, line, f"got {show(node)}, expected a section with {', '.join(sections[prefix])}"
@@ -96,7 +96,7 @@ def walk(
 
 
 def construct(node: yaml.Node) -> object:
-    """The Python value of a node; one that YAML cannot make is its text."""
+    """Return the Python value of a node; its text if YAML cannot convert it."""
     loader = _Loader("")
     try:
         return loader.construct_document(node)
@@ -107,7 +107,7 @@ def construct(node: yaml.Node) -> object:
 
 
 def show(node: yaml.Node) -> str:
-    """A node as a message repeats it: text in quotes, everything else as written."""
+    """Return a node for a message: text in quotes, everything else as written."""
     if isinstance(node, yaml.ScalarNode):
         if node.tag == "tag:yaml.org,2002:str":
             return shorten(repr(node.value))
@@ -118,18 +118,18 @@ def show(node: yaml.Node) -> str:
 
 
 def shorten(text: str) -> str:
-    """At most MAX_TEXT characters, on one line."""
+    """Shorten text to at most MAX_TEXT characters on one line."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT - 3]}..."
 
 
 def write(values: Mapping[str, Any]) -> str:
-    """YAML that `read_mapping` reads back to the same values; tuples become lists on one line."""
+    """Return YAML that `read_mapping` reads back as the same values; tuples become lists on one line."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def quote(text: str) -> str:
-    """Text as a value that `read_value` reads back to the same, whatever characters it holds."""
+    """Return text in quotes that `read_value` reads back unchanged, whatever characters it has."""
     plain = (char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}" for char in text)
     return f'"{"".join(plain)}"'
 
@@ -143,16 +143,16 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     return shorten(problem)
 
 
-# ---- A JSON schema in words
+# ---- Describing a JSON schema
 
 
 def parts(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """The alternatives of a JSON schema."""
+    """Return the alternatives of a JSON schema."""
     return cast(list[dict[str, Any]], schema.get("anyOf", [schema]))
 
 
 def describe(schema: dict[str, Any]) -> str:
-    """What a setting may be, in words."""
+    """Describe the allowed values of a setting."""
     return " or ".join(_describe_part(part) for part in parts(schema))
 
 
@@ -181,7 +181,7 @@ def _describe_bounds(schema: dict[str, Any]) -> str:
     return "".join(f" {word}" for word in words if word)
 
 
-# ---- PyYAML with the scalars of YAML 1.2
+# ---- PyYAML with the scalar rules of YAML 1.2
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,1 +1,1 @@
-"""Charts, contact sheets, thumbnails, and the frame of an HTML page."""
+"""Charts, contact sheets, thumbnails, and rendering of HTML pages."""

@@ -1,6 +1,6 @@
-"""Charts as SVG text for a page: curves with direct labels, intervals, a heat map. Colours are the page's.
+"""Draw charts as SVG text for a page: labelled curves, and bars with intervals.
 
-Everything is drawn with CSS classes (`main`, `second`, `third`, `quiet`), so that it follows light and dark.
+Colours are CSS classes of the page (`main`, `second`, `third`, `quiet`), for light and dark.
 """
 
 import math
@@ -10,16 +10,16 @@ from html import escape
 
 from byol.base.errors import printable
 
-_WIDTH, _HEIGHT = 340, 190  # units of the view box; about px on a wide screen
+_WIDTH, _HEIGHT = 340, 190  # units of the view box; about 1 px each on a wide screen
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 30
 _LABEL_WIDTH, _VALUE_WIDTH, _LABEL_GAP = 104, 46, 13
-_MOST_POINTS = 400  # of a curve; more than pixels
+_MOST_POINTS = 400  # per curve; more than it has pixels
 _BAR_WIDTH, _BAR_HEIGHT = 240, 18
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. `spread` is half the height of a whisker at each point."""
+    """One curve. `spread` is half the height of the error bar at each point."""
 
     name: str
     x: Sequence[float]
@@ -38,9 +38,9 @@ def draw_lines(
     x_ticks: Sequence[float] | None = None,
     log_x: bool = False,
 ) -> str:
-    """Curves over one axis, each labelled at its end with name and last value; `title` is read aloud.
+    """Draw curves with a common axis, each labelled at its end with its name and last value.
 
-    The axis spans the values; `show` writes them.
+    `title` is for screen readers. The axis spans the values; `show` formats them.
     """
     frame = _Frame.around(series, log_x=log_x, has_names=len(series) > 1)
     ticks_x = _ticks(frame.x_low, frame.x_high, most=5) if x_ticks is None else x_ticks
@@ -60,7 +60,7 @@ def draw_lines(
 
 
 def draw_bar(value: float, low: float, high: float, *, kind: str, title: str) -> str:
-    """A bar from 0 to `value` of 1, its interval as a whisker."""
+    """Draw a bar from 0 to `value` on a scale of 0..1, with its interval as an error bar."""
     middle, ends = _BAR_HEIGHT / 2, [_BAR_WIDTH * share for share in (value, low, high)]
     quarters = "".join(
         f'<line class="grid" x1="{x:g}" x2="{x:g}" y1="0" y2="{_BAR_HEIGHT}"/>'
@@ -83,7 +83,7 @@ def draw_bar(value: float, low: float, high: float, *, kind: str, title: str) ->
 
 @dataclass(frozen=True)
 class _Frame:
-    """From values to places."""
+    """Converts values to coordinates in the chart."""
 
     x_low: float
     x_high: float
@@ -121,7 +121,7 @@ class _Frame:
 
 
 def _ticks(low: float, high: float, *, most: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) in low .. high, `most` + 1 at most."""
+    """Return round numbers (1, 2 or 5 times a power of ten) in low .. high, at most `most` + 1."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1.0, 2.0, 5.0, 10.0) if power * factor >= rough * (1 - 1e-9))
@@ -150,7 +150,7 @@ def _draw_curve(one: Series, frame: _Frame) -> str:
 
 
 def _label_ends(series: Sequence[Series], frame: _Frame, *, show: Callable[[float], str]) -> list[str]:
-    """Names beside the ends of the curves, moved apart where they would touch."""
+    """Draw names beside the ends of the curves, moved apart so that they do not overlap."""
     wanted = sorted((frame.down(one.y[-1]), at) for at, one in enumerate(series))
     places, lowest = list[tuple[float, int]](), -math.inf
     for y, at in wanted:

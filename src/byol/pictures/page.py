@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else, made from templates; pictures are in the page, as addresses."""
+"""Render self-contained HTML pages from templates; pictures are embedded as data addresses."""
 
 import base64
 from pathlib import Path
@@ -11,9 +11,9 @@ from byol.base.errors import printable
 
 
 def render_page(template: Path, content: dict[str, Any]) -> bytes:
-    """The page. Text is escaped and shown on one line; control characters and foreign bytes are written out.
+    """Render a page. Text is escaped and on one line; so are control characters and bytes that are not UTF-8.
 
-    In the template `include_raw(NAME)` is a file beside it, as it is.
+    In the template, `include_raw(NAME)` inserts a file beside it without changes.
     """
     environment = Environment(
         loader=FileSystemLoader(template.parent),
@@ -30,5 +30,5 @@ def render_page(template: Path, content: dict[str, Any]) -> bytes:
 
 
 def to_address(content: bytes, kind: str) -> str:
-    """Bytes as the address of an <img>; `kind` is "png" or "webp"."""
+    """Return bytes as a data address for an <img>; `kind` is "png" or "webp"."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

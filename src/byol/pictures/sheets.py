@@ -1,7 +1,7 @@
-"""Pictures of a set of images: as they are stored, as the networks see them, and how their values are spread.
+"""Draw sheets of a set of images: the stored images, their views, and histograms of their values.
 
-Three channels are shown as red, green and blue, one as grey. Of another number each is a grey picture of its
-own, side by side in reading order, channel 0 first; MOST_CHANNELS of them at most.
+Three channels are shown as red, green and blue, one as grey. For other numbers, each channel is a grey
+picture, side by side in reading order from channel 0, at most MOST_CHANNELS.
 """
 
 import math
@@ -21,8 +21,8 @@ from byol.method.views import Pixels, make_views
 
 MOST_CHANNELS = 16
 NUM_IMAGES, NUM_VIEWS = 8, 8  # rows and columns of the sheet of views
-_LEAST_PX, _MOST_PX = 64, 128  # side of a tile of one, or of three channels
-_SHEET_PX = 1100  # width of the contact sheet, about
+_LEAST_PX, _MOST_PX = 64, 128  # smallest and largest side of the picture of an image or a channel
+_SHEET_PX = 1100  # approximate width of the contact sheet
 _GAP_PX, _GAP = 2, (128, 128, 128)
 _BINS, _PLOT_PX = 256, (512, 72)
 _COLOURS = ((200, 40, 40), (30, 140, 60), (50, 80, 200))
@@ -31,13 +31,13 @@ _GREY = (90, 90, 90)
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Some images as training stores them, and the statistics that they are scaled by."""
+    """Some images as training stores them, and the statistics with which they are scaled."""
 
     names: tuple[str, ...]
     squares: Real[np.ndarray, "n px px channels"]
-    sizes: Int32[np.ndarray, "n 2"]  # height, width, px, as packs keep them
+    sizes: Int32[np.ndarray, "n 2"]  # height, width, px, as in packs
     pixels: Pixels
-    clipped: float = 0.0  # share of the values that lie beyond low or high of their channel
+    clipped: float = 0.0  # fraction of the values that are below low or above high of their channel
 
     @classmethod
     def of(
@@ -49,9 +49,9 @@ class Sample:
         *,
         clip: float = CLIP,
     ) -> "Sample":
-        """With the statistics of these images alone, without what is `filled` in them.
+        """Make a sample with the statistics of these images only, without `filled` values.
 
-        Those of all are known when the set is packed.
+        The statistics of all images are known only when the set is packed.
         """
         gaps = np.zeros(squares.shape, np.bool_)
         for gap, is_filled in zip(gaps, filled, strict=False):
@@ -66,25 +66,25 @@ class Sample:
         return len(self.squares)
 
     def every(self, step: int) -> "Sample":
-        """Every `step`-th image; the statistics stay."""
+        """Return every `step`-th image, with the same statistics."""
         part = slice(None, None, step)
         return replace(self, names=self.names[part], squares=self.squares[part], sizes=self.sizes[part])
 
     @property
     def scaled(self) -> Float32[np.ndarray, "n px px channels"]:
-        """clip((v - low) / (high - low), 0, 1) of the stored values v."""
+        """The stored values v scaled to clip((v - low) / (high - low), 0, 1)."""
         low, high = (np.array(ends, np.float32) for ends in (self.pixels.low, self.pixels.high))
         scaled: Float32[np.ndarray, "n px px channels"] = ((self.squares - low) / (high - low)).clip(0.0, 1.0)
         return scaled
 
     @property
     def images(self) -> Real[Tensor, "n channels px px"]:
-        """As `make_views` takes them."""
+        """The images in the form for `make_views`."""
         return torch.from_numpy(self.squares).permute(0, 3, 1, 2)
 
 
 def describe_mapping(channels: int) -> str:
-    """How images of so many channels are shown, in words."""
+    """Describe how images with this number of channels are shown."""
     if channels in (1, 3):
         return "channel 0 as grey" if channels == 1 else "channels 0, 1, 2 as red, green, blue"
     shown = f"channels 0 to {min(channels, MOST_CHANNELS) - 1} of {channels}"
@@ -95,14 +95,14 @@ def describe_mapping(channels: int) -> str:
 
 
 def draw_contact(sample: Sample, *, columns: int | None = None) -> bytes:
-    """The images as they are stored and scaled, as PNG; in so many columns, or as many as fit a page."""
+    """Draw the scaled stored images, as PNG, in `columns` columns; None: as many as fit on a page."""
     tiles = [_tile(image) for image in sample.scaled]
     columns = columns or max(1, _SHEET_PX // (tiles[0].width + _GAP_PX))
     return _png(_arrange([tiles[first : first + columns] for first in range(0, len(tiles), columns)]))
 
 
 def draw_views(sample: Sample, transforms: DataTransforms, *, seed: int) -> bytes:
-    """NUM_VIEWS views of each of NUM_IMAGES images at most, as PNG: first and second view in turns."""
+    """Draw NUM_VIEWS views of at most NUM_IMAGES images, as PNG: first and second view alternate."""
     rows = [list[Image.Image]() for _ in sample.names[:NUM_IMAGES]]
     for key in range(seed, seed + NUM_VIEWS // 2):
         for views in _make_views(sample, transforms, key=key, num=len(rows)):
@@ -112,7 +112,7 @@ def draw_views(sample: Sample, transforms: DataTransforms, *, seed: int) -> byte
 
 
 def draw_histograms(sample: Sample) -> bytes:
-    """How the scaled values of each channel are spread, as PNG: height is the square root of the share."""
+    """Draw histograms of the scaled values of each channel, as PNG; height: square root of the count."""
     width, height = _PLOT_PX
     values = sample.scaled
     channels = min(values.shape[3], MOST_CHANNELS)
@@ -158,7 +158,7 @@ def _unnormalise(
 
 
 def _tile(image: Float32[np.ndarray, "height width channels"]) -> Image.Image:
-    """One image of values in 0..1, small ones by whole factors larger."""
+    """Draw one image of values in 0..1; small images are enlarged by integer factors."""
     values = np.rint(image[..., :MOST_CHANNELS] * 255.0).astype(np.uint8)
     channels = values.shape[2]
     if channels in (1, 3):
@@ -178,7 +178,7 @@ def _enlarge(image: Image.Image) -> Image.Image:
 
 
 def _arrange(rows: Sequence[Sequence[Image.Image]], *, gap: int = _GAP_PX) -> Image.Image:
-    """Tiles of one size in rows, which may be of different lengths."""
+    """Arrange tiles of one size in rows, which may have different lengths."""
     width, height = (side + gap for side in rows[0][0].size)
     sheet = Image.new("RGB", (width * max(map(len, rows)) - gap, height * len(rows) - gap), _GAP)
     for down, row in enumerate(rows):

@@ -1,6 +1,6 @@
-"""Small pictures of packed images: one by one, and many on sheets that a page cuts them out of.
+"""Draw thumbnails of packed images: single ones, and sheets of many from which a page shows sections.
 
-Three channels and more are shown as red, green and blue, one or two as the grey of channel 0.
+The first three channels are shown as red, green and blue; of one or two channels, channel 0 as grey.
 """
 
 from collections.abc import Iterator
@@ -14,21 +14,21 @@ from PIL import Image
 from byol.data.pack.packed import Packed
 from byol.method.views import Pixels
 
-MOST_PX = 64  # side of a thumbnail on a sheet
-COLUMNS, ROWS = 40, 25  # thumbnails on a sheet
-_TRIES = ((64, 60), (64, 40), (48, 40), (32, 40), (24, 30))  # side in px, quality: until the sheets fit
+MOST_PX = 64  # largest side of a thumbnail on a sheet
+COLUMNS, ROWS = 40, 25  # thumbnails per sheet
+_TRIES = ((64, 60), (64, 40), (48, 40), (32, 40), (24, 30))  # side in px, quality; tried until sheets fit
 
 
 @dataclass(frozen=True)
 class Sheets:
-    """Thumbnails of `px` pixels, COLUMNS in a row and ROWS rows on a sheet, as WebP."""
+    """Thumbnails of `px` x `px`, COLUMNS per row and ROWS rows per sheet, as WebP."""
 
     px: int
     sheets: tuple[bytes, ...]
 
 
 def draw_thumbnail(square: Real[np.ndarray, "px px channels"], pixels: Pixels, *, px: int) -> Image.Image:
-    """One stored image as a picture of `px` x `px`, scaled as the encoder sees it; it is not enlarged."""
+    """Draw a stored image, scaled as for the encoder, as a picture of at most `px` x `px`."""
     shown = 3 if square.shape[2] >= 3 else 1
     low, high = (np.array(ends[:shown], np.float32) for ends in (pixels.low, pixels.high))
     unit = ((square[..., :shown] - low) / (high - low)).clip(0.0, 1.0)
@@ -40,14 +40,14 @@ def draw_thumbnail(square: Real[np.ndarray, "px px channels"], pixels: Pixels, *
 
 
 def encode(picture: Image.Image, *, quality: int = 80) -> bytes:
-    """As WebP."""
+    """Encode a picture as WebP."""
     file = BytesIO()
     picture.save(file, "WEBP", quality=quality, method=4)
     return file.getvalue()
 
 
 def draw_sheets(images: Packed, rows: Int64[np.ndarray, " image"], *, most_bytes: int) -> Sheets:
-    """Sheets of these images, as large and as good as fit into `most_bytes`."""
+    """Draw sheets of these images, with the largest size and quality that fit into `most_bytes`."""
     sheets = Sheets(0, ())
     for px, quality in _TRIES:
         px = min(px, images.stored_px, MOST_PX)

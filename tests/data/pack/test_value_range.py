@@ -85,7 +85,7 @@ def test_depths() -> None:
         DataError, match="holds 8-bit values, but the encoder was trained on 16-bit values; give"
     ):
         check_bits(8, 16)
-    with pytest.raises(DataError, match="holds floating-point values, the encoder was trained on 8-bit"):
+    with pytest.raises(DataError, match="holds floating-point values, but the encoder was trained on 8-bit"):
         check_bits(32, 8)
 
 
