@@ -4,13 +4,14 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from errno import EISDIR
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from byol.base.errors import CheckpointError
+from byol.base.records import add_checksum, take_checksum
 
 T = TypeVar("T")
 
@@ -85,6 +86,15 @@ def reason_of(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def write_fields(path: Path, content: Mapping[str, Any], *, indent: int = 1) -> None:
+    """Write a JSON file with its checksum, for `read_fields`.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    write_atomically(path, json.dumps(add_checksum(content), indent=indent).encode() + b"\n")
+
+
 def read_fields(
     path: Path, *, versions: Sequence[int], make: Callable[[dict[str, Any]], T], advice: str
 ) -> T | None:
@@ -99,6 +109,7 @@ def read_fields(
         return None
     try:
         fields = json.loads(path.read_bytes())
+        take_checksum(fields)
         found = fields.pop("format")
         if found not in versions:
             raise ValueError(f"format is {found}, not {' or '.join(map(str, versions))}")

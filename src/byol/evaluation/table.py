@@ -16,6 +16,7 @@ import numpy as np
 from byol.base.console import Count, Say, silent
 from byol.base.errors import NoLabelsError
 from byol.base.files import write_atomically
+from byol.base.records import add_checksum
 from byol.base.text_table import percent, percent_range, render_columns, wrap
 from byol.config import Config
 from byol.device.ranks import keep_freed_memory
@@ -93,7 +94,7 @@ class Table:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        content = {"format": FORMAT, **asdict(self)}
+        content = add_checksum({"format": FORMAT, **asdict(self)})
         lines = ",\n".join(f"  {json.dumps(key)}: {_dump(value)}" for key, value in content.items())
         write_atomically(path, f"{{\n{lines}\n}}\n".encode())
 

@@ -3,11 +3,10 @@
 Saved as `finetune.json`, whose rows others read; the format is described in docs/files.md.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from byol.base.files import write_atomically
+from byol.base.files import write_fields
 from byol.base.text_table import percent, percent_range, render_columns
 
 FORMAT = 1
@@ -53,8 +52,7 @@ class FinetuneResult:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        content = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
-        write_atomically(path, content.encode() + b"\n")
+        write_fields(path, {"format": FORMAT, **asdict(self)}, indent=2)
 
     def verdict(self) -> str:
         """A sentence for each other row: is the fine-tuned encoder above it, and the intervals apart?"""

@@ -4,13 +4,12 @@ Labels have no part in it: a choice by labels would make every later figure on t
 docs/decisions.md has what the measure was chosen by.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from byol.base.files import read_fields, write_atomically
+from byol.base.files import read_fields, write_fields
 from byol.method.schedule import Plan
 from byol.metrics.health import Health, Measures
 
@@ -137,7 +136,7 @@ def write(run_dir: Path, best: Best) -> None:
         CheckpointError: it cannot be written.
     """
     content = {"format": FORMAT, **asdict(Marked(best.done, MEASURE, best.value))}
-    write_atomically(run_dir / FILE_NAME, json.dumps(content, indent=1).encode() + b"\n")
+    write_fields(run_dir / FILE_NAME, content)
 
 
 def read(run_dir: Path) -> Marked | None:
