@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """The result of `byol.evaluate`. `measures.json` and `eval.json` in the run folder hold the same."""
+    """The result of `byol.evaluate`. `measures.json` and `eval.json` in the run folder hold the same.
+
+    If the run folder cannot be written, only this object holds it; then `unsaved` says why.
+    """
 
     folder: Path
     measures: "Description"  # what needs no labels: measures of the features, neighbours, outliers
     table: "Table | None"  # None: there are no labels
+    unsaved: tuple[str, ...] = ()  # why files are not in the run folder, one line each
 
     def __repr__(self) -> str:
         if self.table is None:
@@ -103,6 +107,7 @@ def evaluate(
     console = open_console(progress)
     say = make_say(console)
     check_labels(folder, overrides=chosen)
+    unsaved: list[str] = []
     with show_bar(console, "features") as count:
         measures = describe(
             folder,
@@ -110,16 +115,17 @@ def evaluate(
             metadata=None if metadata is None else Path(metadata),
             say=say,
             progress=count,
+            unsaved=unsaved,
         )
     for line in f"{measures.render()}\n".split("\n"):
         say(line)
     try:
         with show_bar(console, "features") as count:
-            table = make_table(folder, overrides=chosen, say=say, progress=count)
+            table = make_table(folder, overrides=chosen, say=say, progress=count, unsaved=unsaved)
     except NoLabelsError as error:
         say(f"no table: {error}")
-        return Evaluation(folder, measures, None)
-    return Evaluation(folder, measures, table)
+        return Evaluation(folder, measures, None, tuple(unsaved))
+    return Evaluation(folder, measures, table, tuple(unsaved))
 
 
 def folder_of(run: Run | AnyPath) -> Path:

@@ -4,8 +4,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from errno import EISDIR
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -45,6 +45,17 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             raise
     except OSError as error:
         raise _make_refusal(path, error) from None
+
+
+@contextmanager
+def collecting(unsaved: list[str] | None) -> Iterator[None]:
+    """Append to `unsaved` why a file cannot be written, and go on behind the block; None: that is raised."""
+    try:
+        yield
+    except CheckpointError as error:
+        if unsaved is None:
+            raise
+        unsaved.append(str(error))
 
 
 def is_temporary(name: str, *, of: Sequence[str] | None = None) -> bool:

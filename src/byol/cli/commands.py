@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import byol
 from byol.api.arguments import choose_folder, make_partial_config
 from byol.base.console import complain, is_watched, make_console, say, say_block, show_bar
-from byol.base.errors import ConfigError, printable
+from byol.base.errors import CheckpointError, ConfigError, printable
 from byol.config import PartialConfig, json_schema, load_partial, write_override
 
 if TYPE_CHECKING:
@@ -126,6 +126,10 @@ def _is_main_rank() -> bool:
 def _report_evaluation(evaluation: "Evaluation") -> int:
     """Print the table if there are labels, and where the results are."""
     folder = evaluation.folder
+    if evaluation.unsaved:
+        say_block("" if evaluation.table is None else f"\n{evaluation.table.render()}")
+        complain(f"results not saved: {evaluation.unsaved[0]}")
+        return CheckpointError.exit_code
     if evaluation.table is None:
         say_block(f"\nsaved in {printable(str(folder / 'measures.json'))}")
         return 0

@@ -138,11 +138,13 @@ def _open_labelled(
         stored_px=stored_px,
         alpha=spec.alpha,
         trained=spec.trained_layout,
+        fingerprint=spec.data_fingerprint,
     )
+    notes = [images.note] if images.is_source_gone else []
     if labels is None:
-        return images, []
+        return images, notes
     labels.check(max_unmatched=evaluation.max_unmatched)
-    return images, list(labels.notes())
+    return images, [*notes, *labels.notes()]
 
 
 @contextmanager

@@ -50,6 +50,7 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
     """Write `config.yaml` into a new run folder, or see that the run there is of the same configuration.
 
     A run that has not come to its first checkpoint has nothing to lose: it may start again with another.
+    `data.source` may differ, if it holds the same images: `restore` compares them.
 
     Raises:
         CheckpointError: the folder cannot be written, or holds something that is not a run.
@@ -58,7 +59,7 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
     path = run_dir / "config.yaml"
     if has_begun(run_dir):
         changes = diff_configs(load_config(path, [], preset=None), config)
-        if changes:
+        if any(not change.startswith("data.source:") for change in changes):
             raise RunMismatchError(
                 f"{run_dir} holds a run of another configuration ({'; '.join(changes)}); "
                 "go back to its values, or choose another folder with -o"

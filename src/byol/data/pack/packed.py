@@ -57,12 +57,13 @@ class Packed:
     fingerprint: str  # of the packed values alone: the same wherever the files lie
     num_bad: int
     num_shrunk: int  # on canvases: images that were larger, and have lost their scale
-    note: str  # "packed", "found", or "packed again" with the reason
+    note: str  # "packed", "found", "packed again" with the reason, or that the source is gone
     clipped: float = 0.0  # share of the values that lie beyond low or high of their channel
     source_notes: tuple[str, ...] = ()  # how the list of the images was understood
     changed: dict[str, Few] = field(default_factory=dict)  # what was changed in images, see `reading.py`
     unmapped: str | None = None  # why its files are read without maps, if so
     array_layout: Layout = "auto"  # of the source's arrays of three axes, if it has such
+    is_source_gone: bool = False
 
     def __len__(self) -> int:
         return len(self.file)
