@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from byol.base.errors import CheckpointError
 from byol.base.files import read_fields, write_fields
+from byol.encoder.encoder import load
 from byol.method.schedule import Plan
 from byol.metrics.health import Health, Measures
 
@@ -89,6 +91,35 @@ class Marker:
         self._run_dir, self._plan, self._warm_steps, self._save = run_dir, plan, warm_steps, save
         if saved is None and save is not None:  # of a start that had not come to its first checkpoint
             (run_dir / FILE_NAME).unlink(missing_ok=True)
+
+    def mend(self) -> list[str]:
+        """Put in order what a continued run finds of `best/` and `best.json`; a line if the encoder is lost.
+
+        A lost encoder cannot be made again: the next check of a well run then keeps another.
+
+        Raises:
+            CheckpointError: `best.json` cannot be written.
+        """
+        if self._save is None or self.best.done == 0:
+            return []
+        folder = self._run_dir / FOLDER
+        try:
+            load(folder, device="cpu")
+        except CheckpointError:
+            step = self.best.done
+            self.best = replace(self.best, done=0, value=-float("inf"))
+            (self._run_dir / FILE_NAME).unlink(missing_ok=True)
+            return [
+                f"warning: the encoder of step {step} in {folder} is damaged, so the best of the steps from "
+                "now on takes its place"
+            ]
+        try:
+            is_there = read(self._run_dir) is not None
+        except CheckpointError:
+            is_there = False
+        if not is_there:
+            write(self._run_dir, self.best)
+        return []
 
     def note(
         self, health: Health, measures: Measures, *, done: int, position: float, last: bool
