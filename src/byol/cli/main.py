@@ -33,6 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         by = "" if name == "SIGINT" else f" by {name}"
         complain(f"interrupted{by}; run the same command again to resume from the last save")
         return EXIT_INTERRUPTED[name]
+    except MemoryError:
+        complain(
+            "out of memory; end other programs, or set a smaller trainer.batch_size, and run the same "
+            "command again"
+        )
+        return ByolError.exit_code
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # `byol config | head`: it has seen enough
             return EXIT_INTERRUPTED["SIGPIPE"]
