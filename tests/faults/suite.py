@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from byol.cli.main import main as byol
-from faults import damage, disk, kills, results
+from faults import damage, disk, folders, kills, machine, results
 from faults.children import in_parallel
 from faults.results import Job, Result
 from faults.scene import IMAGES, RUN, train_command, write_images
@@ -24,6 +24,8 @@ GROUPS: dict[str, Callable[..., Iterator[Job]]] = {
     "kills": kills.list_jobs,
     "disk": disk.list_jobs,
     "damage": damage.list_jobs,
+    "folders": folders.list_jobs,
+    "machine": machine.list_jobs,
 }
 
 
