@@ -1,7 +1,11 @@
-"""Pages of the documentation that are generated, as a hook of mkdocs: commands, settings, and links to files.
+#!/usr/bin/env python3
+"""Write the generated pages `docs/cli.md` and `docs/settings.md`. Also a hook of mkdocs.
 
-The commands come from the argument parser and the settings from the schema and the presets, so neither page
-can disagree with the program. Only the functions that mkdocs calls need mkdocs; the tests call the others.
+    python scripts/docs_pages.py
+
+The commands come from the argument parser and the settings from the schema and the presets. A test fails if
+the pages in docs/ are not those that this script writes. As a hook of mkdocs, the module replaces links to
+files that are not part of the site; only these functions need mkdocs.
 """
 
 import argparse
@@ -25,15 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]
 INDEX = "<!-- index -->"  # where a page wants a list of its headings
 
 # ---- What mkdocs calls
-
-
-def on_files(files: "Files", *, config: "MkDocsConfig") -> "Files":
-    """Add the generated pages."""
-    from mkdocs.structure.files import File
-
-    for name, render in PAGES.items():
-        files.append(File.generated(config, name, content=render()))
-    return files
 
 
 def on_page_markdown(markdown: str, *, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
@@ -328,6 +323,10 @@ def _render_domains() -> Iterator[str]:
 
 
 PAGES = {"cli.md": render_commands, "settings.md": render_settings}
+
+if __name__ == "__main__":
+    for name, render in PAGES.items():
+        (ROOT / "docs" / name).write_text(render(), encoding="utf-8")
 
 
 def list_pages(folder: Path = ROOT / "docs") -> Sequence[str]:

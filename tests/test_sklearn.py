@@ -191,7 +191,7 @@ def test_sizes_may_differ(colour: Path) -> None:
 @pytest.mark.parametrize(
     ("X", "error", "message"),
     [
-        (np.zeros((3, 7)), byol.ConfigError, "image_shape: a row has 7 values, .*image_shape="),
+        (np.zeros((3, 7)), byol.ConfigError, "image_shape: a row of 7 values, .*image_shape="),
         (np.zeros(7), ValueError, "1D array"),
         (np.zeros((2, 3, 4, 4, 3)), ValueError, "dim 5"),
         ([["a", "b"]], ValueError, "bytes/strings"),

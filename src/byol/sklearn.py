@@ -201,7 +201,7 @@ class ByolFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 shape = ()
             if len(shape) not in (2, 3) or 0 in shape:
                 raise ConfigError(
-                    f"image_shape={self.image_shape}: a row has {num_pixels} values, no image of this shape; "
+                    f"image_shape={self.image_shape}: a row of {num_pixels} values does not fit; "
                     "give (height, width) or (height, width, channel)"
                 )
             return (*shape, 1) if len(shape) == 2 else shape
@@ -210,7 +210,7 @@ class ByolFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             if side * side * channels == num_pixels:
                 return side, side, channels
         raise ConfigError(
-            f"image_shape: a row has {num_pixels} values, which are no square image; say what they are, as "
+            f"image_shape: a row of {num_pixels} values is no square image; set its shape, for example "
             "image_shape=(height, width)"
         )
 

@@ -66,7 +66,7 @@ def lines(chosen: Chosen) -> list[str]:
         (
             {"bits": 16, "channels": 13},
             "satellite",
-            "views: satellite (16 bit, 13 channels: more than a microscope has)",
+            "views: satellite (16 bit, 13 channels: more than microscopes have)",
         ),
         ({"bits": 16, "channels": 1, "is_dicom": True}, "medical", "views: medical (DICOM files)"),
     ],
@@ -86,23 +86,23 @@ def test_domain(facts: dict[str, Any], domain: str, line: str) -> None:
         (
             {"upright": 0.83},
             False,
-            "no up-down flips (orientation matters: upright images told with 83% accuracy)",
+            "no up-down flips (orientation matters: upright images recognised with 83% accuracy)",
         ),
         (
             {"upright": 0.51},
             True,
-            "flips and rotation (orientation does not matter: upright images told with 51% accuracy)",
+            "flips and rotation (orientation does not matter: upright images recognised with 51% accuracy)",
         ),
         (
             {"upright": 0.7},
             False,
-            "no up-down flips (orientation matters: upright images told with 70% accuracy)",
+            "no up-down flips (orientation matters: upright images recognised with 70% accuracy)",
         ),
         (
             {"upright": 0.7, "bits": 16},
             True,
-            "flips and rotation (orientation matters: upright images told with 70% accuracy; microscopy "
-            "images are turned all the same)",
+            "flips and rotation (orientation matters: upright images recognised with 70% accuracy; "
+            "byol still turns microscopy images)",
         ),
     ],
 )
@@ -121,7 +121,7 @@ def test_given_numbers_of_views_stay() -> None:
         0.5,
         0.9,
     )
-    assert "flips (orientation does not matter: upright images told with 50% accuracy)" in lines(chosen)
+    assert "flips (orientation does not matter: upright images recognised with 50% accuracy)" in lines(chosen)
     chosen = decide("data_transforms.view={rotation: 0, vertical_flip: 0.1}", upright=0.5)
     assert not any("orientation" in line for line in lines(chosen))
     chosen = decide("data_transforms.domain=medical", upright=0.5)  # a person's word on all numbers
@@ -212,7 +212,7 @@ def test_parts_and_length_by_the_measured_step() -> None:
     assert lines(chosen)[-1] == "10 epochs, 3,120 steps (at most 0.85 hours on a CPU, 0.9 s per step)"
     assert decide(step_s=1000.0).config.trainer.max_epochs == 1
     fast = decide(step_s=0.001)
-    assert lines(fast)[-1] == "40 epochs, 12,480 steps (shows images 800,000 times)"
+    assert lines(fast)[-1] == "40 epochs, 12,480 steps (shows 800,000 images over all epochs)"
     assert decide(num_images=1000).config.trainer.max_epochs == round(400_000 / 960)
     given = decide("trainer.accumulation_steps=2", "trainer.max_epochs=3", step_s=0.9)
     assert (given.config.accumulation_steps, given.config.trainer.max_epochs, given.benchmark) == (2, 3, None)

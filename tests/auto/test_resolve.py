@@ -86,7 +86,7 @@ def test_the_same_again_continues_without_a_look(images: Path, tmp_path: Path, a
     assert outcome.done == 2 and asked == ["survey", "batch 2 34 16"]
     assert said[:3] == [
         "views: microscopy (16 bit, 2 channels)",
-        "flips and rotation (orientation does not matter: upright images told with 50% accuracy)",
+        "flips and rotation (orientation does not matter: upright images recognised with 50% accuracy)",
         "view size 32 px (median image side 34 px)",
     ]
     written = load_config(tmp_path / "run" / "config.yaml", [], preset=None)
@@ -121,7 +121,7 @@ def test_what_is_given_is_compared_with_the_run(images: Path, tmp_path: Path, as
         "data_transforms.input_shape=[32,32,null]",
     ]
     assert run(configure(images, *same), run_dir)[0].done == 2
-    with pytest.raises(RunMismatchError, match=r"\(trainer\.batch_size: 16 -> 8\); go back"):
+    with pytest.raises(RunMismatchError, match=r"\(trainer\.batch_size: 16 -> 8\); use its values"):
         run(configure(images, "trainer.batch_size=8"), run_dir)
     with pytest.raises(RunMismatchError, match=r"view1\.blur: 0\.3 -> 0\.0; .*view2\.blur: 0\.3 -> 0\.0\)"):
         run(configure(images, "data_transforms.view.blur=0.0"), run_dir)
@@ -143,9 +143,9 @@ def test_mistakes_are_found_before_the_look(images: Path, tmp_path: Path, asked:
     with pytest.raises(ConfigError, match="did you mean 'resnet18'"):
         run(configure(images, "network.name=resnet19"), tmp_path / "run")
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="not empty and not a run"):
+    with pytest.raises(CheckpointError, match="holds files but no run"):
         run(configure(images), tmp_path)
-    with pytest.raises(CheckpointError, match="not empty and not a run"):
+    with pytest.raises(CheckpointError, match="holds files but no run"):
         resolve.preview(configure(images), tmp_path, say=print)
     assert asked == []
 

@@ -191,7 +191,7 @@ def test_budget(tmp_path: Path) -> None:
     """What it says of the end; not whether that was in time."""
     result = run("budget", tmp_path)
     assert result["budget_s"] == 3.6 and result["training_s"] > 0.0 and result["before_s"] > 0.0
-    assert result["last"]["tau"] > 0.99 and any("measuring how long" in line for line in result["said"])
+    assert result["last"]["tau"] > 0.99 and any("timing a few" in line for line in result["said"])
 
 
 def test_demo_and_where_its_evaluation_goes(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_names_duplicates_blanks_and_what_cannot_be_read(capsys: Capture) -> Non
     assert lines[4] == "exact duplicates 1, near duplicates 1 (4.3%); blank 1 (4.3%)"
     head, (name, reason) = rows("check/images/bad_files.csv")
     assert head == ["file", "reason"] and name == os.fsdecode(b"\xff.png")
-    assert reason.startswith("is not an image of a known format: it is text")
+    assert reason.startswith("is text, not an image of a known format")
     assert rows("check/images/blank_files.csv") == [["file"], ["c.png"]]
     assert rows("check/images/duplicates.csv") == [
         ["file", "same as", "kind"],
@@ -211,7 +211,7 @@ def test_settings_and_folders_that_are_refused(
     assert check(capsys, "images", "network.name=nonsense", code=2)[-3].startswith("problem: network.name")
     (place / "mine").mkdir()
     (place / "mine" / "notes.txt").write_text("x")
-    assert "holds files that are no report" in check(capsys, "images", "-o", "mine", code=2)[0]
+    assert "holds files that are not from a report" in check(capsys, "images", "-o", "mine", code=2)[0]
     assert "lies inside the image folder" in check(capsys, "images", "-o", "images/report", code=2)[0]
     monkeypatch.chdir("images")
     assert "lies inside the image folder" in check(capsys, ".", code=2)[0]

@@ -68,7 +68,7 @@ def test_arguments_that_are_refused(capsys: Capture, finished: Path, place: Path
     said = fail(capsys, "train", images, *TINY, "network.name=resnet19", code=2)
     assert "'resnet19' is unknown to timm and torchvision; did you mean 'resnet18'?" in said
     said = fail(capsys, "embed", run, images, "-o", "f.xyz", code=2)
-    assert "f.xyz: features are written as .parquet, .npz, .csv" in said
+    assert "f.xyz: byol writes features as .parquet, .npz, .csv" in said
     said = fail(capsys, "embed", run, images, "-o", "f.csv", "trainer.m=1", code=2)
     assert "override 'trainer.m=1': " in said and "leave it out" in said
     for command in (["card", run], ["compare", run, run]):

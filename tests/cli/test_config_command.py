@@ -40,7 +40,7 @@ def test_three_ways_to_write_an_override(capsys: Capture) -> None:
         ("- a\n- b\n", "c.yaml: holds a list; expected sections such as 'trainer:'"),
         ("", "c.yaml: is empty; expected sections such as 'trainer:'"),
         ("trainer:\n\tm: 0.9\n", "c.yaml:2: not valid YAML: a tab; indent with spaces"),
-        ("trainer: {m: 0.9}\ntrainer: {m: 0.8}\n", "c.yaml:2: trainer: given twice, first in line 1"),
+        ("trainer: {m: 0.9}\ntrainer: {m: 0.8}\n", "c.yaml:2: trainer: set twice, first in line 1"),
         ("trainer:\n  batchsize: 4\n", "c.yaml:2: trainer.batchsize: unknown key; did you mean"),
         ("trainer:\n  m: high\n", "c.yaml:2: trainer.m: got 'high', allowed: "),
         ("preset: papre\n", "c.yaml:1: preset: got 'papre', allowed: one of classic, paper, default, demo"),

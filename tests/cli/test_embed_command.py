@@ -63,7 +63,8 @@ def test_files_that_cannot_be_read(
         path.unlink()
     assert main(["embed", "runs/a", "images", "-o", "g.csv"]) == 1
     assert (
-        "images/: byol can use none of the 1 images" in capsys.readouterr().err and not Path("g.csv").exists()
+        "images/: byol cannot use any of the 1 images" in capsys.readouterr().err
+        and not Path("g.csv").exists()
     )
 
 
@@ -84,7 +85,7 @@ def test_deep_images_and_others_that_are_embedded_by_their_encoder(capsys: Captu
     assert lines[0].startswith("byol: celsius.npy: channel 0: the values lie in ")
     assert lines[1] == "unreadable and left out: 2 of 15 images, listed in f.left_out.csv"
     assert lines[2].startswith("  1 (counts.npy): holds 16-bit values, the encoder was trained on floating")
-    assert lines[3].startswith("  1 (gaps.npy): holds no measured value") and "leave it out" in lines[3]
+    assert lines[3].startswith("  1 (gaps.npy): has no measured value") and "leave it out" in lines[3]
     assert "data.clip=0" in lines[4] and len(lines) == 5
 
 
@@ -132,7 +133,7 @@ def test_features_that_are_not_numbers_are_never_written(capsys: Capture, copied
     spoilt = {name: one * float("nan") if one.is_floating_point() else one for name, one in weights.items()}
     save_file(spoilt, copied / "encoder.safetensors")
     said = fail(capsys, "embed", copied, "images", "-o", "f.csv")
-    assert "the encoder's features of this image are not finite (20 such images so far)" in said
+    assert "the features of this image are not finite (20 such images so far)" in said
     assert not Path("f.csv").exists()
 
 
@@ -140,7 +141,7 @@ def test_encoder_files_that_are_damaged(capsys: Capture, copied: Path) -> None:
     """Each is told by its name, and the same `byol train` command mends them, as the message says."""
     weights, spec = copied / "encoder.safetensors", copied / "encoder.json"
     before = weights.read_bytes(), spec.read_bytes()
-    mend = "the same `byol train` command writes it anew"
+    mend = "repeat the `byol train` command to write it again"
 
     def refused() -> str:
         said = fail(capsys, "embed", "runs/b", "images", "-o", "f.csv")

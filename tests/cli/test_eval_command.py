@@ -40,7 +40,7 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     assert "missing.csv: cannot be opened" in said
     Path("other.csv").write_text("name,class\na,b\n")
     said = fail(capsys, "eval", "runs/a", "--labels", "other.csv")
-    assert "a column `file` is needed" in said
+    assert "but no column `file`" in said
     assert not Path("runs/a/eval.json").exists()
 
     partial = {name: "xy"[index % 2] for index, name in enumerate(names)}
@@ -48,7 +48,9 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     write_labels("labels.csv", partial | {"nowhere.png": "x"})
     said = succeed(capsys, "eval", "runs/a", "--labels", "labels.csv")
     assert "\n1 of 11 images have no label and are left out\n" in said
-    assert "\nleft out, of no image here: 1 of the 11 labels in labels.csv; it names nowhere.png" in said
+    assert (
+        "\nleft out, because no image matches: 1 of the 11 labels in labels.csv; it names nowhere.png" in said
+    )
     assert "8 training and 2 test images, 2 classes" in said
 
     lines = [f"{name},{label},{index % 3}" for index, (name, label) in enumerate(partial.items())]
@@ -96,16 +98,18 @@ def test_evaluation_that_would_mean_nothing(capsys: Capture, finished: Path) -> 
     assert "images: the test images are the training images" in said
     assert "no test image has a label" in fail(capsys, "eval", run, "--test", images / "red")
     said = fail(capsys, "eval", run, "trainer.max_epochs=7", code=2)
-    assert "evaluation cannot change what the run was (trainer.max_epochs: 2 -> 7)" in said
+    assert "evaluation cannot change these settings (trainer.max_epochs: 2 -> 7)" in said
 
 
 def test_folders_that_are_no_run(capsys: Capture, finished: Path) -> None:
     images = finished / "images"
     said = fail(capsys, "eval", images)
-    assert "holds no run (no config.yaml); name a run's folder, or train one: byol train IMAGES/" in said
+    assert "holds no run (no config.yaml); name the folder of a run, or train one: byol train IMAGES/" in said
     for arguments in (["card", images], ["compare", images, finished / "runs" / "a"]):
-        assert "holds no run (no config.yaml); name a run's folder" in fail(capsys, *arguments)
-    assert "has no encoder.json; name a run's folder" in fail(capsys, "embed", images, images, "-o", "f.csv")
+        assert "holds no run (no config.yaml); name the folder of a run" in fail(capsys, *arguments)
+    assert "has no encoder.json; name the folder of a run" in fail(
+        capsys, "embed", images, images, "-o", "f.csv"
+    )
     assert "nowhere: no such folder" in fail(capsys, "embed", "nowhere", images, "-o", "f.csv")
     for folder in ("nowhere", str(images)):
         said = fail(capsys, "train", images, "-o", "run", *TINY, f"network.fine_tune_from={folder}")

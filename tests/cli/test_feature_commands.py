@@ -93,8 +93,8 @@ def test_long_work_is_told_where_no_bar_is(capsys: Capture, monkeypatch: pytest.
     for done in (1000, 2000, 3000, 5000):
         count(done, 9000)
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("2,000 of 9,000 images, 16 a second, ")
-    assert second.startswith("5,000 of 9,000 images, 31 a second, 2 min left")
+    assert first.startswith("2,000 of 9,000 images, 16 per second, ")
+    assert second.startswith("5,000 of 9,000 images, 31 per second, 2 min left")
 
 
 def test_an_unknown_format_is_refused_before_any_work(capsys: Capture) -> None:

@@ -46,7 +46,7 @@ def test_a_dry_run_then_the_run(capsys: Capture, place: Path, monkeypatch: pytes
     assert said.splitlines()[0].startswith("20 images with 3 channels, packed at")
     assert "this run is already finished: all 2 steps are done" in said
     said = fail(capsys, "train", "images", "-o", "runs/a", *few, "trainer.batch_size=4")
-    assert "holds a run of another configuration (trainer.batch_size: 8 -> 4)" in said
+    assert "holds a run with another configuration (trainer.batch_size: 8 -> 4)" in said
     written = yaml.safe_load(Path("runs/a/config.yaml").read_text())
     assert written["data_transforms"]["domain"] == "photo"
     assert written["data_transforms"]["input_shape"] == [32, 32, None]
@@ -117,7 +117,7 @@ def test_too_few_images(capsys: Capture) -> None:
     assert said == "one image is fewer than a batch of 8; give more images\n"
     write_images(Path("few"), num=3)
     said = fail(capsys, "train", "few", *TINY)
-    assert said == "6 images are fewer than a batch of 8; give more images, or trainer.batch_size=3\n"
+    assert said == "6 images are fewer than a batch of 8; give more images, or set trainer.batch_size=3\n"
     assert "step 4/4" in succeed(capsys, "train", "few", *TINY, "trainer.batch_size=3")
 
 
@@ -132,7 +132,7 @@ def test_mixed_sizes_and_modes(capsys: Capture) -> None:
     assert said.startswith("8 images with 3 channels, packed at 19 px")  # 1.15 views
     Image.effect_noise((18, 18), 50).save("images/grey.png")
     said = fail(capsys, "train", "images", "-o", "runs/b", *TINY)
-    assert "the images differ: 8 of 3 channels, 1 of 1 channel, of these the first is 'grey.png'" in said
+    assert "the images differ: 8 of 3 channels, 1 of 1 channel (the first of these is 'grey.png')" in said
     assert "set data.channels=rgb (grey three times) or data.channels=grey" in said
     said = succeed(capsys, "train", "images", "-o", "runs/b", *TINY, "data.channels=rgb")
     assert said.startswith("9 images with 3 channels")
@@ -162,7 +162,9 @@ def test_a_number_of_hours(capsys: Capture, finished: Path) -> None:
     said = fail(capsys, "train", images, "--hours", "two", code=2)
     assert said.startswith("override 'trainer.max_hours=two': got 'two', allowed: a number above 0")
     said = fail(capsys, "train", images, "--hours", "2", "trainer.max_epochs=3", code=2)
-    assert "trainer.max_hours 2 and trainer.max_epochs 3 are two lengths of one run; leave one out" in said
+    assert (
+        "trainer.max_hours 2 and trainer.max_epochs 3 both set the length of the run; leave one out" in said
+    )
 
 
 @pytest.mark.slow
@@ -170,7 +172,7 @@ def test_training_for_a_second(capsys: Capture, finished: Path) -> None:
     """With the real clock and the real benchmark; how long it takes is not judged."""
     settings = [setting for setting in TINY if "max_epochs" not in setting]
     said = succeed(capsys, "train", finished / "images", "-o", "runs/c", "--hours", "0.0003", *settings)
-    assert "measuring how long a step takes" in said and "in 0:01 at" in said and "0:00 left" in said
+    assert "timing a few training steps" in said and "in 0:01 at" in said and "0:00 left" in said
     config = yaml.safe_load(Path("runs/c/config.yaml").read_text())
     assert (config["trainer"]["max_hours"], config["trainer"]["max_epochs"]) == (0.0003, None)
 

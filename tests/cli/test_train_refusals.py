@@ -17,7 +17,7 @@ def test_output_folders_that_cannot_be_used(capsys: Capture, finished: Path) -> 
     images = finished / "images"
     Path("file").write_text("mine")
     said = fail(capsys, "train", images, "-o", "file", *TINY)
-    assert said == "file: is a file, a run is a folder; choose another name with -o\n"
+    assert said == "file: is a file, not a folder; choose another name with -o\n"
     said = fail(capsys, "train", images, "-o", "file/run", *TINY)
     assert "file/run: cannot be written (a file is where a folder must be)" in said
     said = fail(capsys, "train", images, "-o", "run", *TINY, "data.packs=file")
@@ -43,18 +43,18 @@ def test_an_output_folder_of_other_things_is_left_alone(
     Path("mine", name).write_text("trainer:\n  max_epochs: 3 # enough\n")
     before = contents(place)
     said = fail(capsys, "train", finished / "images", "-o", "mine", *TINY)
-    assert said == "mine: is not empty and not a run; choose another folder with -o\n"
+    assert said == "mine: holds files but no run; choose another folder with -o\n"
     assert contents(place) == before
 
 
 def test_a_run_of_another_configuration_or_of_other_images(capsys: Capture, copied: Path) -> None:
     before = contents(copied)
     said = fail(capsys, "train", "images", "-o", copied, *TINY, "trainer.seed=3", "trainer.m=0.5")
-    assert "holds a run of another configuration (" in said and "choose another folder with -o" in said
+    assert "holds a run with another configuration (" in said and "choose another folder with -o" in said
     assert "trainer.seed: 0 -> 3" in said and "trainer.m: null -> 0.5" in said
     Path("images/red/00.png").unlink()
     said = fail(capsys, "train", "images", "-o", copied, *TINY)
-    assert f"{copied}: its images have changed since it started; put the old ones back" in said
+    assert f"{copied}: its images have changed since it started; restore them" in said
     assert contents(copied) == before
 
 
@@ -65,7 +65,7 @@ def test_checkpoints_cut_in_half(capsys: Capture, copied: Path) -> None:
     newest = checkpoint.list_checkpoints(copied)[0]
     cut_in_half(newest)
     said = succeed(capsys, *arguments)
-    assert said.startswith("runs/b/checkpoints/step-00000004.pt: is damaged (its checksum differs); going on")
+    assert said.startswith("runs/b/checkpoints/step-00000004.pt: is damaged (its checksum differs); resuming")
     assert "resuming at step 3 of 4" in said
     assert (copied / "encoder.safetensors").read_bytes() == before
     for path in checkpoint.list_checkpoints(copied):

@@ -299,7 +299,7 @@ def test_all_problems_come_in_one_error_with_their_lines(tmp_path: Path) -> None
             "my.yaml:3: trainer.batch_sise: unknown key; did you mean 'trainer.batch_size'?",
             "my.yaml:4: trainer.max_epochs: got 'forty', allowed: an integer from 1 to 1000000 or none",
             "my.yaml:5: trainer.batch_size: got -4, allowed: an integer from 2 to 1048576 or none",
-            "my.yaml:7: trainer.seed: given twice, first in line 6; keep one of them",
+            "my.yaml:7: trainer.seed: set twice, first in line 6; keep one of them",
             "my.yaml:9: data.download: got 'yes', allowed: true or false; did you mean 'true'?",
             "my.yaml:10: data.channels: got 'gray', allowed: one of grey, rgb or a list, each an "
             "integer from 0 or "
@@ -412,7 +412,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         (
             "trainer={max_epochs: 3, max_hours: 2}",
             "override 'trainer={max_epochs: 3, max_hours: 2}': trainer.max_hours: trainer.max_hours 2 and "
-            "trainer.max_epochs 3 are two lengths of one run; leave one out",
+            "trainer.max_epochs 3 both set the length of the run; leave one out",
         ),
         (
             "trainer={max_epochs: null, max_hours: 0}",
@@ -427,13 +427,13 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         (
             "optimizer.name=adamw",
             "override 'optimizer.name=adamw': optimizer.derive 'default' has no learning rate for "
-            "'adamw'; give "
+            "'adamw'; set "
             "optimizer.params.lr, or optimizer.name: sgd",
         ),
         (
             "optimizer.scale_lr=true",
-            "override 'optimizer.scale_lr=true': optimizer.scale_lr is for a given optimizer.params.lr; "
-            "optimizer.derive 'default' already goes by the batch size",
+            "override 'optimizer.scale_lr=true': optimizer.scale_lr needs optimizer.params.lr, because "
+            "optimizer.derive 'default' already uses the batch size",
         ),
         (
             "data.channels=[0, 0]",
@@ -474,7 +474,7 @@ def test_nulls_need_a_rule() -> None:
 def test_channels_hue_and_preset_conflicts() -> None:
     (line,) = problems(None, "data.channels=grey", preset="classic")
     assert line.endswith(
-        "data.channels gives 1 channel(s), data_transforms.input_shape states 3; state 1 or null"
+        "data.channels gives 1 channel(s), but data_transforms.input_shape has 3; set 1 or null"
     )
     lines = problems(None, "data_transforms.s=3", preset="classic")
     assert [line.partition("data_transforms.s is 0.6")[1] != "" for line in lines] == [True, True]
@@ -557,8 +557,8 @@ def test_differences_from_a_configuration_with_other_keys() -> None:
     old["trainer"]["forgotten"] = 1
     del old["trainer"]["seed"]
     assert diff_configs(old, config) == [
-        "trainer.seed: not given -> 0",
-        "trainer.forgotten: 1 -> not given",
+        "trainer.seed: not set -> 0",
+        "trainer.forgotten: 1 -> not set",
     ]
 
 

@@ -123,14 +123,14 @@ def test_everything_at_once_in_under_40_lines(capsys: Capture) -> None:
         "200 .heic (IMG_0.HEIC, IMG_1.HEIC, IMG_10.HEIC, ...; to read them: pip install pillow-heif)",
         "5 .aae (IMG_0.AAE, IMG_1.AAE, IMG_2.AAE, ...), 5 .mov (",
         "1 .csv (labels.csv)",
-        "hidden files and folders or the system's: 4 (",
+        "hidden files and folders, and those of the system: 4 (",
         "pipes, sockets and devices: 1 (pipe.png)",
         # read
-        "by their content, without an image's suffix: 2 (1.2.840.17, no_suffix)",
+        "because their content is an image: 2 (1.2.840.17, no_suffix)",
         # unreadable, each kind for itself
         "unreadable and left out: 15 of ",
         "1 (gone.png): no such file",
-        "1 (notes.jpg): is not an image of a known format: it is text",
+        "1 (notes.jpg): is text, not an image of a known format",
         "2 (heic.jpg, heic.png): is a HEIC photo",
         "1 (page.jpg): is a web page (HTML)",
         "1 (error.png): is XML",
@@ -144,12 +144,12 @@ def test_everything_at_once_in_under_40_lines(capsys: Capture) -> None:
         "1 (zeros.jpg): begins with zeros",
         "1 (half.jpg): is damaged or cut short",
         # changed
-        "(cut_out.png): transparent, laid on white",
-        "(icon.png): of one colour, the shape is in the transparency alone",
-        "(moving.gif): animations, of which the first frame is used",
+        "(cut_out.png): transparent: laid on white",
+        "(icon.png): of one colour, with the shape in the transparency only",
+        "(moving.gif): animations: only the first frame is used",
         "(no_end.jpg): JPEG without an end mark",
-        "(lost_block.jpg): JPEG that is damaged inside",
-        "(really_png.jpg): named .jpg but PNG",
+        "(lost_block.jpg): JPEG with damaged data",
+        "(really_png.jpg): named .jpg, but read as PNG",
         "(really_webp.jpg): named .jpg but WebP",
     ):
         assert part in text, f"{part}\n{text}"
@@ -162,7 +162,7 @@ def test_train_and_embed_say_the_same(capsys: Capture) -> None:
     tiny += ["network.projection_head.mlp_hidden_size=16", "network.projection_head.projection_size=8"]
     tiny += ["trainer.max_epochs=1", "trainer.device=cpu", "trainer.precision=fp32", "trainer.num_workers=1"]
     checked = check(capsys, "images", "data.max_bad=0.5", *tiny[1:3], code=0)
-    first = next(i for i, line in enumerate(checked) if line.startswith("passed by"))
+    first = next(i for i, line in enumerate(checked) if line.startswith("skipped"))
     summary = [
         line for line in checked[first:] if not line.startswith(("views:", "flips", "network", "report"))
     ]
@@ -170,7 +170,7 @@ def test_train_and_embed_say_the_same(capsys: Capture) -> None:
     trained = capsys.readouterr().out.splitlines()
     assert main(["embed", "runs/a", "images", "-o", "f.csv"]) == 0
     embedded = capsys.readouterr().err.splitlines()
-    groups = [line for line in summary if line.startswith(("passed by", "read by", "  "))]
+    groups = [line for line in summary if line.startswith(("skipped", "read files", "  "))]
     assert len(groups) > 12
     for line in groups:
         assert line in trained and line in embedded

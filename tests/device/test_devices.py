@@ -75,7 +75,7 @@ def test_each_rank_has_its_own_gpu(has: Has) -> None:
     has(xpu=2)
     assert [choose_device("auto", local_rank=rank).index for rank in (0, 1)] == [0, 1]
     assert choose_device("xpu:1").index == 1
-    with pytest.raises(ConfigError, match=r"trainer\.device: rank 2 .*\(xpu\), there are 2; .*or use cpu"):
+    with pytest.raises(ConfigError, match=r"trainer\.device: rank 2 .*there are 2 \(xpu\); .*or use cpu"):
         choose_device("xpu", local_rank=2)
     with pytest.raises(ConfigError, match=r"trainer\.device: 'xpu:2' .*there are 2"):
         choose_device("xpu:2")
@@ -88,7 +88,7 @@ def test_a_device_that_is_not_there_names_those_that_are(has: Has, asked: str) -
     with pytest.raises(ConfigError) as caught:
         choose_device(asked)
     message = str(caught.value)
-    assert message.startswith(f"trainer.device: '{asked}' is asked for")
+    assert message.startswith(f"trainer.device: '{asked}' is set, but")
     there = ["cpu", *(name for name in ("cuda", "xpu", "mps") if others[name])]
     assert f"finds {there[0]}, {there[1]} and {there[2]} here" in message and "use auto" in message
     has()
@@ -99,7 +99,7 @@ def test_a_device_that_is_not_there_names_those_that_are(has: Has, asked: str) -
 @pytest.mark.parametrize("name", ["gpu", "meta", "cuda:x", ""])
 def test_what_is_no_device(has: Has, name: str) -> None:
     has()
-    with pytest.raises(ConfigError, match=rf"^device: '{name}' is no device .*use auto or cpu"):
+    with pytest.raises(ConfigError, match=rf"^device: '{name}' is not a device .*use auto or cpu"):
         choose_device(name, key="device")
 
 

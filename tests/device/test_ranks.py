@@ -133,7 +133,7 @@ def test_a_batch_that_ranks_cannot_share(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in {"WORLD_SIZE": "3", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     trainer = load_config(None, ["trainer.device=cpu"], preset="demo").trainer
-    with pytest.raises(ConfigError, match="64 cannot be shared by 3 ranks"), connect(trainer):
+    with pytest.raises(ConfigError, match="64 cannot be divided among 3 ranks"), connect(trainer):
         pass
 
 

@@ -45,10 +45,9 @@ class Link:
 
 @cache
 def read_pages() -> dict[str, str]:
-    """Every page by its path in the repository, the generated ones included."""
+    """Every page by its path in the repository, those in docs/ included."""
     written = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-    pages = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in written}
-    return pages | {f"docs/{name}": render() for name, render in docs_pages.PAGES.items()}
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in written}
 
 
 def list_blocks() -> list[Block]:

@@ -1,4 +1,4 @@
-"""The generated pages hold every command and every setting, and examples that work."""
+"""The generated pages are up to date and hold every command and setting, with examples that work."""
 
 import re
 
@@ -9,6 +9,12 @@ from pages import read_pages
 from byol.config import examples, keys, load_partial
 
 COMMANDS, SETTINGS = read_pages()["docs/cli.md"], read_pages()["docs/settings.md"]
+
+
+@pytest.mark.parametrize("name", docs_pages.PAGES)
+def test_the_page_in_the_repository_is_up_to_date(name: str) -> None:
+    is_same = read_pages()[f"docs/{name}"] == docs_pages.PAGES[name]()
+    assert is_same, f"docs/{name} differs from the program: run python scripts/docs_pages.py"
 
 
 def test_every_command_and_argument_is_there() -> None:

@@ -103,7 +103,7 @@ def test_the_table_of_predictions(tmp_path: Path) -> None:
             ["x, y.png", "ß", "0.7500"],
             ["\udcff.png", "a", "0.9000"],
         ]
-    with pytest.raises(ConfigError, match=r"p\.parquet: predictions are written as \.csv"):
+    with pytest.raises(ConfigError, match=r"p\.parquet: byol writes predictions as \.csv"):
         check_predictions_path(tmp_path / "p.parquet")
 
 
@@ -135,7 +135,7 @@ def test_missing_files(folder: Path, copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2, this version of byol reads 1"),
+        ({"format": 2}, "has format 2, but this version of byol reads 1"),
         ({"class_names": 3}, "class_names: "),
         ({"class_names": ["a", "b"]}, r"has the shape \(3, 96\), .* want \(2, 96\)"),
         ({"num_features": 5}, "the encoder and the class names"),

@@ -179,7 +179,7 @@ def test_size_of_whole_images(name: str, wanted: str, expected: int | None) -> N
 
 
 def test_a_model_of_one_size_refuses_another() -> None:
-    with pytest.raises(ConfigError, match=r"whole_px: test_vit does not take images of 72 px"):
+    with pytest.raises(ConfigError, match=r"whole_px: test_vit does not accept images of 72 px"):
         choose_whole_px(size_config("test_vit", "72"), channels=3, stem="standard")
 
 
@@ -422,7 +422,7 @@ def test_bad_images_are_told_and_left_out(tmp_path: Path, encoder: Encoder) -> N
         np.concatenate([block.features for block in blocks]), encoder.embed(images[[0, 3]]), atol=1e-6
     )
     assert [Path(name).name for name in bad] == ["1.png", "2.png"]
-    assert "has 1 channels, the encoder was trained on 3" in list(bad.values())[1]
+    assert "has 1 channels, but the encoder was trained on 3" in list(bad.values())[1]
     with pytest.raises(DataError, match=r"1\.png: is not an image of a known format"):
         encoder.embed(tmp_path)
 
@@ -437,7 +437,7 @@ def test_bad_images_are_told_and_left_out(tmp_path: Path, encoder: Encoder) -> N
             "image 0: holds floating-point values, the encoder was trained on 8-bit values; give values as",
         ),
         (torch.zeros(3, 8, 8), "image 0: holds floating-point values"),
-        (np.zeros((8, 8, 4), dtype=np.uint8), "image 0: has 4 channels, the encoder was trained on 3"),
+        (np.zeros((8, 8, 4), dtype=np.uint8), "image 0: has 4 channels, but the encoder was trained on 3"),
         (np.zeros((1, 1, 1, 8, 8), dtype=np.uint8), "image 0: has the shape"),
         (torch.zeros(8, 8, dtype=torch.uint8), "image 0: has the shape"),
         (np.zeros((1, 0, 8, 3), dtype=np.uint8), "image 0: has no pixels"),
@@ -481,7 +481,7 @@ def test_another_depth_is_refused_with_the_name(tmp_path: Path) -> None:
     """8-bit values would all be black to an encoder whose black is 104."""
     encoder, image = make_deep_encoder(), draw_images(1, channels=1)[0]
     Image.fromarray(image[..., 0]).save(tmp_path / "8bit.png")
-    reason = "holds 8-bit values, the encoder was trained on 16-bit values; give values as"
+    reason = "holds 8-bit values, but the encoder was trained on 16-bit values; give values as"
     with pytest.raises(DataError, match=rf"8bit\.png: {reason}"):
         encoder.embed(tmp_path / "8bit.png")
     for form in (image, torch.from_numpy(image).permute(2, 0, 1), Image.fromarray(image[..., 0])):
@@ -509,7 +509,9 @@ def test_packs_unlike_the_training_are_told_once_or_refused(tmp_path: Path) -> N
         )
     with pytest.warns(ValueRangeWarning, match="^2 of 3 images are outside .*, the first is 000000: chan"):
         encoder.embed_packed(packs["shifted"])
-    with pytest.raises(DataError, match="8bit: holds 8-bit values, the encoder was trained on 16-bit values"):
+    with pytest.raises(
+        DataError, match="8bit: holds 8-bit values, but the encoder was trained on 16-bit values"
+    ):
         encoder.embed_packed(packs["8bit"])
     own = replace(encoder.spec, data_fingerprint=packs["shifted"].fingerprint)
     Encoder(own, encoder.module).embed_packed(packs["shifted"])  # what it was trained on is not outside
@@ -525,9 +527,11 @@ def check_refused(folder: Path, message: str) -> None:
 
 
 def test_missing_folder_and_files_say_what_to_run(saved: Path, tmp_path: Path) -> None:
-    check_refused(tmp_path / "none", r"none: no such folder; name a run.*train one: byol train IMAGES/")
+    check_refused(
+        tmp_path / "none", r"none: no such folder; name that of a run.*train one: byol train IMAGES/"
+    )
     (saved / "encoder.safetensors").unlink()
-    check_refused(saved, r"run: has no encoder\.safetensors; .*the same `byol train` command writes it")
+    check_refused(saved, r"run: has no encoder\.safetensors; .*repeat the `byol train` command")
     (saved / "encoder.json").unlink()
     check_refused(saved, r"run: has no encoder\.json; name a run")
 
@@ -550,11 +554,11 @@ def test_damaged_json(saved: Path, content: str, message: str) -> None:
     ("key", "value", "message"),
     [
         ("view_px", "big", r"encoder\.json: view_px: input should be a valid integer"),
-        ("channels", 1, r"pixels: not one value for each of 1 channels"),
+        ("channels", 1, r"pixels: needs a value for each of 1 channels"),
         (
             "pixels",
             asdict(Pixels((0.0,) * 3, (9.0,) * 3, (0.4,) * 3, (1.0,) * 3, (0.0,), (9.0,))),
-            r"pixels: not one value for each of 3 channels",
+            r"pixels: needs a value for each of 3 channels",
         ),
         ("bits", 12, r"encoder\.json: bits: input should be 8, 16 or 32"),
         ("geometry", "round", r"encoder\.json: geometry: input should be 'square' or 'scale'"),
@@ -581,7 +585,7 @@ def test_weights_that_are_not_those_of_the_network(saved: Path) -> None:
     weights = load_file(path)
     first = sorted(weights)[0]
     save_file({key: value for key, value in weights.items() if key != first}, path)
-    check_refused(saved, rf"encoder\.safetensors: the key '{first}' is missing; the same `byol train`")
+    check_refused(saved, rf"encoder\.safetensors: the key '{first}' is missing; repeat the `byol train`")
     save_file(weights | {"fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, path)
     check_refused(saved, r"the key 'fc\.bias' \(and 1 more\) is not part of test_resnet")
     save_file(weights | {first: torch.zeros(1)}, path)
@@ -606,9 +610,9 @@ def test_a_gpu_that_is_not_there(saved: Path) -> None:
     for device in ("cuda", "cuda:1", "mps", "xpu"):
         if device[:3] in (name[:3] for name in find_gpus()):
             continue
-        with pytest.raises(ConfigError, match=rf"^device: '{device}' is asked for, .* finds cpu"):
+        with pytest.raises(ConfigError, match=rf"^device: '{device}' is set, .* finds cpu"):
             load(saved, device=device)
-    with pytest.raises(ConfigError, match=r"^device: 'gpu' is no device .*use auto"):
+    with pytest.raises(ConfigError, match=r"^device: 'gpu' is not a device .*use auto"):
         load(saved, device="gpu")
 
 

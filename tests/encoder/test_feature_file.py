@@ -221,7 +221,7 @@ def test_the_format_is_the_suffix_or_what_is_asked_for(tmp_path: Path) -> None:
     assert choose_format(tmp_path / "f.CSV") == "csv"
     assert choose_format(tmp_path / "f.out", "npz") == "npz"
     assert choose_format(tmp_path / "f.csv", "npz") == "npz"
-    with pytest.raises(ConfigError, match=r"f\.csv: --columns vector is for \.parquet"):
+    with pytest.raises(ConfigError, match=r"f\.csv: --columns vector needs \.parquet"):
         choose_format(tmp_path / "f.csv", columns="vector")
 
 

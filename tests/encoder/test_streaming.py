@@ -104,7 +104,7 @@ def test_broken_off_and_continued(encoder: Encoder, folder: Path, capsys: pytest
     for done in (8, 12, 16):
         with pytest.raises(Broken):
             work(encoder, folder, stop_at=done)
-        assert f"continuing after {done - 4} of 18 images" in capsys.readouterr().err
+        assert f"after {done - 4} of 18 images" in capsys.readouterr().err
     names, features, told = work(encoder, folder)
     assert told == [18] and names == whole[0]
     np.testing.assert_array_equal(features, whole[1])
@@ -161,14 +161,14 @@ def test_other_images_or_another_encoder_begin_anew(
         encoder = Encoder(make_spec(), module)
     capsys.readouterr()
     names, features, told = work(encoder, folder)
-    assert "starting anew" in capsys.readouterr().err and told[0] == 4
+    assert "starting again" in capsys.readouterr().err and told[0] == 4
     np.testing.assert_allclose(features, encoder.embed([folder / name for name in names]), atol=1e-5)
 
 
 def test_no_image_that_can_be_used(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match="images/: byol can use none of the 1 images"):
+    with pytest.raises(DataError, match="images/: byol cannot use any of the 1 images"):
         work(encoder, tmp_path / "images")
     assert not list(tmp_path.glob("*.partial"))
 
@@ -255,7 +255,7 @@ def test_a_killed_command_continues(
     assert code != 0 and not output.exists()
     assert main(arguments) == 0
     said = capsys.readouterr()
-    assert "continuing after" in said.err and "wrote 96 features of 15 images" in said.out
+    assert "continuing from" in said.err and "wrote 96 features of 15 images" in said.out
     with output.open(newline="") as file:
         _, *rows = csv.reader(file)
     used = [f"{index:02d}.png" for index in range(18) if index not in BROKEN]

@@ -35,7 +35,7 @@ def test_channels_first_are_found(channels: int, bits: int, tmp_path: Path) -> N
 def test_a_tensor_with_the_channels_last_is_refused(tmp_path: Path) -> None:
     encoder = open_encoder(tmp_path)
     last = draw_images(encoder.spec, *SIZE).permute(0, 2, 3, 1)
-    with pytest.raises(DataError, match=r"image 0: has 20 channels, the encoder was trained on 3"):
+    with pytest.raises(DataError, match=r"image 0: has 20 channels, but the encoder was trained on 3"):
         encoder.embed(last)
 
 
@@ -61,5 +61,8 @@ def test_floats_are_told_if_the_encoder_was_trained_on_larger_ones(tmp_path: Pat
     object.__setattr__(pixels, "high", (4095.0,) * 3)
     unit = torch.rand(3, *SIZE[1:])
     for images in (unit, (unit - 0.5) / 0.2):
-        with pytest.warns(ValueRangeWarning, match=r"image 0: channel 0: .* 4095; was it recorded or scaled"):
+        with pytest.warns(
+            ValueRangeWarning,
+            match=r"image 0: channel 0: .* 4095; check how the image was recorded and scaled",
+        ):
             encoder.embed(images)

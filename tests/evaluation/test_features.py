@@ -107,9 +107,7 @@ def test_features_that_are_not_finite_are_refused(run_dir: Path, images: Packed,
     encoder = load(run_dir)
     with torch.no_grad():
         next(encoder.module.parameters()).fill_(float("nan"))
-    with pytest.raises(
-        DataError, match=r"dark/002\.png: the encoder's features of this image are not finite \(2 such"
-    ):
+    with pytest.raises(DataError, match=r"dark/002\.png: the features of this image are not finite \(2 such"):
         features_of(images, np.array([2, 3]), encoder=trained(encoder), cache_folder=tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -399,5 +399,5 @@ def test_a_label_given_twice_is_not_lost(tmp_path: Path) -> None:
     open_in(tmp_path, tmp_path / "images", labels, said=said)
     (line,) = said
     assert line.startswith(
-        f"left out, of no image here: 1 of the 11 labels in {tmp_path}/labels.csv; it names gone.png"
+        f"left out, because no image matches: 1 of the 11 labels in {tmp_path}/labels.csv; it names gone.png"
     )

@@ -290,7 +290,7 @@ def check_refused(kind: type[ByolError], run: Path, *overrides: str, message: st
 
 def test_folders_that_hold_no_run_or_no_encoder(tmp_path: Path) -> None:
     check_refused(
-        CheckpointError, tmp_path / "none", message=r"none: holds no run \(no config\.yaml\); name a run"
+        CheckpointError, tmp_path / "none", message=r"none: holds no run \(no config\.yaml\); name the folder"
     )
     write_images(tmp_path / "images", num=2)
     make_run(tmp_path / "run", tmp_path / "images")
@@ -303,7 +303,7 @@ def test_overrides_must_not_change_what_the_run_was(run_dir: Path) -> None:
         ConfigError,
         run_dir,
         "trainer.seed=5",
-        message=r"evaluation cannot change what the run was \(trainer\.seed: .* -> 5\); leave it out",
+        message=r"evaluation cannot change these settings \(trainer\.seed: .* -> 5\); leave them out",
     )
 
 

@@ -272,7 +272,7 @@ def test_an_encoder_of_nan_or_one_that_has_collapsed(tmp_path: Path) -> None:
     write_images(tmp_path / "images", num=3)
     make_run(tmp_path / "run", tmp_path / "images")
     spoil_weights(tmp_path / "run", float("nan"))
-    message = r"dark/000\.png: the encoder's features of this image are not finite \(9 such images in all\)"
+    message = r"dark/000\.png: the features of this image are not finite \(9 such images in all\)"
     check_refused(DataError, tmp_path / "run", message=message)
     spoil_weights(tmp_path / "run", 0.0)
     check_refused(DataError, tmp_path / "run", message="all 9 images have the same features: .* collapsed")
@@ -281,7 +281,7 @@ def test_an_encoder_of_nan_or_one_that_has_collapsed(tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(run_dir: Path, tmp_path: Path) -> None:
     check_refused(CheckpointError, tmp_path / "none", message=r"none: holds no run \(no config\.yaml\)")
-    message = r"evaluation cannot change what the run was \(trainer\.seed: .* -> 5\); leave it out"
+    message = r"evaluation cannot change these settings \(trainer\.seed: .* -> 5\); leave them out"
     check_refused(ConfigError, run_dir, "trainer.seed=5", message=message)
     missing = tmp_path / "missing.csv"
     check_refused(DataError, run_dir, message=r"missing\.csv: cannot be opened", metadata=missing)

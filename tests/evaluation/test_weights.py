@@ -113,5 +113,5 @@ def test_where_the_encoder_was_found_is_said_once(tmp_path: Path, images: Path) 
     said: list[str] = []
     evaluate(tmp_path / "run", overrides=[f"evaluation.weights={tmp_path / 'theirs.pth'}"], say=said.append)
     lines = [line for line in said if "module.backbone" in line]
-    assert len(lines) == 1 and "found behind" in lines[0]
+    assert len(lines) == 1 and "has the prefix" in lines[0]
     assert said.index(lines[0]) == said.index(f"comparing with the encoder of {tmp_path / 'theirs.pth'}") + 1

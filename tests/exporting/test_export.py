@@ -160,11 +160,11 @@ def test_folders_that_hold_something_else_stay_as_they_are(encoder: Path, tmp_pa
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
-    for name, reason in (("file", "is a file"), ("full", "is not empty"), (encoder.name, "is not empty")):
+    for name, reason in (("file", "is a file"), ("full", "holds files"), (encoder.name, "holds files")):
         with pytest.raises(CheckpointError, match=rf"{name}: {reason}.*with -o"):
             export(encoder, tmp_path / name, format="timm")
     export(encoder, tmp_path / "out", format="timm")
-    with pytest.raises(CheckpointError, match=r"not an export with --format torch"):
+    with pytest.raises(CheckpointError, match=r"no export with --format torch"):
         export(encoder, tmp_path / "out", format="torch")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
@@ -210,7 +210,7 @@ def test_a_wrong_export_is_not_left_behind(
         return network
 
     monkeypatch.setattr(exporting, "make_plain", make_wrong)
-    with pytest.raises(CheckpointError, match=r"differ from those of byol.*nothing is written"):
+    with pytest.raises(CheckpointError, match=r"differ from byol's by .*nothing is written"):
         export(encoder, tmp_path / "out", format=format)
     assert not (tmp_path / "out").exists()
 
@@ -275,7 +275,7 @@ def test_a_card_without_a_run(encoder: Path) -> None:
     fields = read_metadata(exported.folder / "README.md")
     assert fields["library_name"] == "timm" and fields["pipeline_tag"] == "image-feature-extraction"
     assert "model-index" not in fields and "byol" in fields["tags"]
-    for part in ("of `cells`", "`abc`", "local-dir:FOLDER", "Nothing is known here of its results"):
+    for part in ("of `cells`", "`abc`", "local-dir:FOLDER", "does not know its results"):
         assert part in text, part
 
 

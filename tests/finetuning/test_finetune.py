@@ -127,7 +127,10 @@ def test_labels_of_a_csv_and_the_target_encoder(place: Path, capsys: Capture, tm
         main(["finetune", str(source), "--labels", f"{tmp_path}/labels.csv", "-o", str(output), *QUICK]) == 0
     )
     said = capsys.readouterr().out
-    assert "left out, of no image here: 1 of the 21 labels" in said and "16 of 16 labels, 2 classes" in said
+    assert (
+        "left out, because no image matches: 1 of the 21 labels" in said
+        and "16 of 16 labels, 2 classes" in said
+    )
     assert byol.load_classifier(output, device="cpu").class_names == ("darks", "reds")
     rows = json.loads((output / "finetune.json").read_text())["rows"]
     assert [row["start"] for row in rows] == ["byol target", "byol target, frozen"]
@@ -146,7 +149,7 @@ def test_an_encoder_without_its_run(place: Path, capsys: Capture, tmp_path: Path
     overrides = [f"evaluation.train={place}/images", "data_transforms.view.vertical_flip=0.5"]
     heard: list[str] = []
     outcome = finetune(alone, tmp_path / "out", overrides=overrides, epochs=1, say=heard.append)
-    assert heard[0].startswith("crops and flips are those of photographs")
+    assert heard[0].startswith("crops and flips are chosen for photographs")
     heard.clear()
     overrides.append("data_transforms.domain=microscopy")
     finetune(alone, tmp_path / "out", overrides=overrides, epochs=1, fraction=0.3, say=heard.append)
@@ -161,7 +164,7 @@ def test_the_folder_is_named_after_the_source(place: Path, capsys: Capture, tmp_
     assert (tmp_path / "mine-finetuned" / "classifier.json").is_file()
     # From there once more: it is an encoder like any other, but is not replaced by what is made of it.
     source = tmp_path / "mine-finetuned"
-    assert "is what to start from" in fail(capsys, "finetune", source, "-o", source)
+    assert "is the encoder to start from" in fail(capsys, "finetune", source, "-o", source)
 
 
 # ---- What is tested on
@@ -246,8 +249,8 @@ def test_places_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     said = fail(capsys, "finetune", run, "-o", tmp_path / "full")
-    assert "is not empty and not of `byol finetune`; choose another folder with -o" in said
-    assert "not of `byol finetune`" in fail(capsys, "finetune", run, "-o", run)
+    assert "holds files that `byol finetune` did not write; choose another folder with -o" in said
+    assert "holds files that `byol finetune` did not write" in fail(capsys, "finetune", run, "-o", run)
     assert "is a file" in fail(capsys, "finetune", run, "-o", tmp_path / "full" / "thesis.txt")
     said = fail(capsys, "finetune", run, "-o", tmp_path / "full" / "thesis.txt" / "out")
     assert "thesis.txt/out/finetune.json: cannot be written (a file is where a folder must be)" in said
@@ -260,11 +263,11 @@ def test_numbers_and_settings_that_are_refused(place: Path, capsys: Capture, tmp
         assert "--fraction: " in fail(capsys, "finetune", run, "-o", out, "--fraction", value, code=2)
     assert "--epochs: 0" in fail(capsys, "finetune", run, "-o", out, "--epochs", "0", code=2)
     said = fail(capsys, "finetune", run, "-o", out, "network.name=resnet18", code=2)
-    assert "cannot change or use this (network.name: " in said
+    assert "cannot use these settings (network.name: " in said
     said = fail(capsys, "finetune", run, "-o", out, "data_transforms.view.jitter=0.5", code=2)
-    assert "cannot change or use this (data_transforms.view1.jitter: " in said
+    assert "cannot use these settings (data_transforms.view1.jitter: " in said
     said = fail(capsys, "finetune", run, "-o", out, "--fraction", "0.01")
-    assert "--fraction 0.01: is one image of each of 3 classes" in said and not out.exists()
+    assert "--fraction 0.01: selects one image of each of 3 classes" in said and not out.exists()
 
 
 def test_labels_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path) -> None:
@@ -277,7 +280,7 @@ def test_labels_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path
     ones = "\n".join(f"dark/{index:03d}.png,dark" for index in range(10))
     assert "labels have one class only ('dark', 10 images)" in label(f"file,label\n{ones}")
     assert "none of its 1 files is among the images" in label("file,label\nnowhere.png,dark")
-    assert "no label is given" in label("file,label\ndark/000.png,")
+    assert "has no labels" in label("file,label\ndark/000.png,")
     missing = fail(capsys, "finetune", run, "-o", out, "--labels", tmp_path / "missing.csv")
     assert "missing.csv: cannot be opened" in missing
     shutil.copytree(place / "images" / "dark", tmp_path / "flat")
@@ -290,8 +293,10 @@ def test_labels_that_cannot_be_used(place: Path, capsys: Capture, tmp_path: Path
 def test_predictions_that_cannot_be_made(place: Path, capsys: Capture, tmp_path: Path) -> None:
     run, images = place / "runs" / "one", place / "test"
     to = tmp_path / "p.csv"
-    assert "it holds no classifier; make one: byol finetune" in fail(capsys, "predict", run, images, "-o", to)
-    assert "written as .csv" in fail(capsys, "predict", run, images, "-o", tmp_path / "p.txt", code=2)
+    assert "so it holds no classifier; train one: byol finetune" in fail(
+        capsys, "predict", run, images, "-o", to
+    )
+    assert "as .csv" in fail(capsys, "predict", run, images, "-o", tmp_path / "p.txt", code=2)
     said = fail(capsys, "predict", run, images, "-o", to, "trainer.seed=1", code=2)
     assert "'trainer.seed=1'" in said
 

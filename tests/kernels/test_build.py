@@ -51,7 +51,7 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "")
     assert build._load(instruction_set()) == (
         None,
-        "no C++ compiler (g++) found: PyTorch's kernels are used",
+        "PyTorch's kernels, because there is no C++ compiler (g++)",
     )
 
 
@@ -64,7 +64,7 @@ def test_a_compiler_that_fails_is_named_with_its_reason(
     monkeypatch.setenv("CXX", str(failing))
     assert build._load(instruction_set()) == (
         None,
-        f"{failing} failed (no such flag): PyTorch's kernels are used",
+        f"PyTorch's kernels, because {failing} failed (no such flag)",
     )
     monkeypatch.setenv("CXX", str(tmp_path / "missing"))
     build._load.cache_clear()

@@ -136,7 +136,7 @@ def test_hooks_that_return_something_else_are_an_error_and_no_crash(
     ctx = SimpleNamespace(save_for_backward=lambda *saved: None)
     save(ctx, torch.rand(2, 16, 4, 4))
     ctx.saved_tensors = [unpack(torch.rand(2, 16, 4, 4))]
-    with pytest.raises(RuntimeError, match="hook of saved tensors"):
+    with pytest.raises(RuntimeError, match="hook for saved tensors"):
         restore(ctx)
 
 

@@ -299,7 +299,7 @@ def test_auto_stem_is_small_for_resnets_up_to_64_px() -> None:
 
 @pytest.mark.parametrize("name", ["convnext_atto", "mobilenet_v2"])
 def test_a_stem_the_model_has_not_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^network\.stem: 'small' .* '{name}' has not; set .*=standard$"):
+    with pytest.raises(ConfigError, match=rf"^network\.stem: 'small' .* '{name}' has none; set .*=standard$"):
         build_encoder(name, channels=3, view_px=32, stem="small")
 
 
@@ -321,11 +321,11 @@ def test_a_name_like_no_other_says_where_names_are() -> None:
 
 def test_an_encoder_that_cannot_take_the_images_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"'vit_b_16' cannot be made for 3 channels and 20 px: .*input_shape"
+        ConfigError, match=r"'vit_b_16' cannot be built for 3 channels and 20 px: .*input_shape"
     ):
         build_encoder("vit_b_16", channels=3, view_px=20, stem="standard")
     assert resolve_stem("auto", name="resnet18.not_a_tag", view_px=32) == "small"
-    with pytest.raises(ConfigError, match=r"'resnet18\.not_a_tag' cannot be made .*not_a_tag"):
+    with pytest.raises(ConfigError, match=r"'resnet18\.not_a_tag' cannot be built .*not_a_tag"):
         build_encoder("resnet18.not_a_tag", channels=3, view_px=32, stem="small")
     with pytest.raises(ConfigError, match=r"given images of 3 channels and 4 px, fails: .*input_shape"):
         count_features(nn.Conv2d(3, 4, 7), channels=3, view_px=4)

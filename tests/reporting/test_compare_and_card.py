@@ -114,7 +114,7 @@ def test_facts_of_a_bare_run(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no run \(no config\.yaml\); name a run's folder"):
+    with pytest.raises(CheckpointError, match=r"holds no run \(no config\.yaml\); name the folder of a run"):
         read_summary(tmp_path)
 
 
@@ -137,17 +137,17 @@ def test_a_damaged_file_of_an_evaluation(tmp_path: Path, name: str, text: str, p
         read_summary(run_dir)
     said = str(caught.value)
     assert said.startswith(f"{run_dir / name}: {problem}") and "\n" not in said
-    assert said.endswith(f"; make it again: byol eval {run_dir}")
+    assert said.endswith(f"; write it again: byol eval {run_dir}")
 
 
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("encoder.json", "the same `byol train` command writes it anew"),
+        ("encoder.json", "repeat the `byol train` command to write it again"),
         ("start.json", "start again in another folder with -o"),
-        ("best.json", "remove it, it only marks a step"),
-        ("environment.json", "remove it, it is only a record"),
-        ("metrics.jsonl", "remove it"),
+        ("best.json", "delete it, it only names the best step"),
+        ("environment.json", "delete it, byol can do without it"),
+        ("metrics.jsonl", "delete it"),
     ],
 )
 def test_a_damaged_file_of_a_training(tmp_path: Path, name: str, advice: str) -> None:
@@ -162,7 +162,7 @@ def test_a_damaged_file_of_a_training(tmp_path: Path, name: str, advice: str) ->
 def test_overrides_are_of_the_evaluation_alone(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "a")
     assert read_summary(run_dir, ["evaluation.labels=l.csv"]).config.evaluation.labels == "l.csv"
-    with pytest.raises(ConfigError, match="cannot change what the run was"):
+    with pytest.raises(ConfigError, match="cannot change these settings"):
         read_summary(run_dir, ["trainer.seed=3"])
 
 
@@ -171,21 +171,22 @@ def test_results_of_another_step_than_the_encoders_are_no_verdict(tmp_path: Path
     run_dir, other = make_run(tmp_path / "a b"), make_run(tmp_path / "c")
     evaluate(run_dir, number=2, done=20, labels="my.csv")
     measure(run_dir, warning=True, done=20)
-    said = f"measured after step 20; the encoder is of step 40: byol eval '{run_dir}' --labels my.csv"
+    said = f"measured after step 20, but the encoder is of step 40: byol eval '{run_dir}' --labels my.csv"
     facts = read_summary(run_dir)
     assert facts.outdated_table == facts.outdated_measures == said and facts.verdicts == ()
-    assert summarise(facts).sentence == f"The accuracies are of other weights: {said}."
+    assert summarise(facts).sentence == f"The accuracies are for other weights: {said}."
     card = write_card(run_dir)
     assert (
-        "**These are results of other weights: measured after step 20; the encoder is of step 40: `" in card
+        "**These results are for other weights: measured after step 20, but the encoder is of step 40: `"
+        in card
     )
-    assert "BYOL helps" not in card and "tell plate (of other weights, 64% right" in card
+    assert "BYOL helps" not in card and "predict plate (for other weights, accuracy 64%" in card
     rows = compare([run_dir, other])
     assert rows.endswith(f"{other} has not been evaluated: byol eval {other}") and f"was {said}\n" in rows
     assert "70.0 %" not in rows and "33.3" not in rows
     (run_dir / "eval.json").unlink()
     said = said.removesuffix(" --labels my.csv")
-    assert summarise(read_summary(run_dir)).sentence == f"The measures are of other weights: {said}."
+    assert summarise(read_summary(run_dir)).sentence == f"The measures are for other weights: {said}."
     assert f"Without labels: {said.replace('byol', '`byol', 1)}`." in write_card(run_dir)
     measure(run_dir, warning=True)
     evaluate(run_dir, done=20)
@@ -253,7 +254,7 @@ def test_tests_of_the_same_size_may_differ(tmp_path: Path, monkeypatch: pytest.M
     assert "cannot be compared" not in compare([one, other])
     evaluate(other, number=2, labels="other.csv", seed=3)
     said = compare([one, other])
-    assert "the runs were not tested alike (train t, x/cells; labels " in said
+    assert "the runs were tested differently (train t, x/cells; labels " in said
     assert ", other.csv; seed 0, 3): accuracies cannot be compared" in said and "folds" not in said
     path = other / "eval.json"
     path.write_text(path.read_text().replace('["a", "b"]', '["a", "c"]'))
@@ -289,8 +290,8 @@ def test_a_card_of_an_evaluated_run(tmp_path: Path) -> None:
         "104 images of `cells`, 2 more could not be read", "1 channel, 16 bit", "`abc`",
         "**BYOL helps: logistic regression 70.0 % against untrained 50.0 % and pixels 30.0 %; the intervals "
         "do not overlap.** **BYOL helps: kNN 70.0 %",
-        "| byol online | knn | 70.0 % | 65.0 to 75.0 % | 60.0 % |", "was step 30",
-        "byol train config.yaml -o runs/again && byol eval runs/again", "same to the bit",
+        "| byol online | knn | 70.0 % | 65.0 to 75.0 % | 60.0 % |", "The encoder of step 30",
+        "byol train config.yaml -o runs/again && byol eval runs/again", "equal bit for bit",
     ):  # fmt: skip
         assert part in text, part
     assert "has not been evaluated" not in text and "unknown" not in text
@@ -302,7 +303,7 @@ def test_a_card_says_that_byol_does_not_help(tmp_path: Path) -> None:
     text = write_card(run_dir)
     assert "**BYOL does not help here: kNN 35.0 % against untrained 50.0 % and pixels 30.0 %; " in text
     assert (
-        "- By logistic regression and kNN its features are not shown to be better than simpler ones" in text
+        "- By logistic regression and kNN, its features are not shown to be better than simpler ones" in text
     )
     evaluate(run_dir, online=0.55)
     assert "**BYOL is ahead, but the difference is not certain: kNN 55.0 %" in write_card(run_dir)
@@ -344,7 +345,7 @@ def test_a_card_says_what_was_tested(tmp_path: Path, protocol: str, images: str,
     run_dir = make_run(tmp_path / "a")
     evaluate(run_dir, number=2, protocol=protocol)
     text = write_card(run_dir)
-    assert f"test part; {images}. Classifiers" in text and f"intervals are over {resampled}." in text
+    assert f"test part; {images}. The classifiers" in text and f"intervals are over {resampled}." in text
 
 
 @pytest.mark.parametrize("value", HARD_VALUES)
@@ -368,7 +369,7 @@ def test_a_card_of_a_table_without_settings_says_so(tmp_path: Path) -> None:
     evaluate(run_dir, number=2)
     text = write_card(run_dir)
     assert "byol eval runs/again\n```" in text
-    assert "The options of `byol eval` were not recorded; its images: test part." in text
+    assert "The options of `byol eval` were not recorded; it used: test part." in text
 
 
 def test_a_card_without_an_evaluation(tmp_path: Path) -> None:
@@ -381,12 +382,12 @@ def test_a_card_without_an_evaluation(tmp_path: Path) -> None:
     measure(run_dir, warning=True, done=20)
     text = write_card(run_dir)
     assert "Without labels: Better than untrained." in text
-    assert "- The features tell plate (64% right, chance 25%)" in text
+    assert "- The features predict plate (accuracy 64%, chance 25%)" in text
 
 
 def test_a_card_of_a_run_by_the_clock(tmp_path: Path) -> None:
     text = write_card(make_run(tmp_path / "a", "trainer.max_hours=1", "trainer.max_epochs=null"))
-    assert "Its length is a time" in text and "same to the bit" not in text
+    assert "had a time budget" in text and "bit for bit" not in text
 
 
 def test_a_card_of_a_run_that_has_only_begun(tmp_path: Path) -> None:

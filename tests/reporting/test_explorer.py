@@ -155,8 +155,8 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_maps_are_shown(
     explorer.waiting = ("t-SNE", "t-SNE")
     explorer.make_slow_maps(run_dir=tmp_path / "file", seed=0, say=said.append)
     assert "t-SNE" in explorer.layouts and explorer.waiting == ()
-    assert said[0] == "t-SNE of 36 images" and len(said) == 2
-    assert said[1].startswith("maps are not kept: ") and "a file is where a folder must be" in said[1]
+    assert said[0] == "computing t-SNE of 36 images" and len(said) == 2
+    assert said[1].startswith("the map is not cached: ") and "a file is where a folder must be" in said[1]
     del explorer.layouts["t-SNE"]
     explorer.waiting = ("t-SNE",)
 
@@ -170,7 +170,9 @@ def test_a_map_that_cannot_be_made_is_not_waited_for(
     monkeypatch.setattr("byol.reporting.embedding_map.place_slowly", refuse)
     said: list[str] = []
     explorer.make_slow_maps(run_dir=tmp_path, seed=0, say=said.append)
-    assert said == ["without t-SNE: no"] and explorer.waiting == () and "t-SNE" not in explorer.layouts
+    assert (
+        said == ["there is no t-SNE map: no"] and explorer.waiting == () and "t-SNE" not in explorer.layouts
+    )
     explorer.waiting = ("t-SNE",)
 
 

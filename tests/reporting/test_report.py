@@ -67,11 +67,18 @@ def test_a_whole_report(run_dir: Path, tmp_path: Path) -> None:
         "not overlap."
     )
     for words in (
-        *("Few labels", "taken for", "View-retrieval accuracy", "Loss", "Target momentum", "Throughput"),
-        *("Outliers", "plate", "features predict it", "Eight views", "byol train", "fingerprint"),
+        *(
+            "Few labels",
+            "predicted class",
+            "View-retrieval accuracy",
+            "Loss",
+            "Target momentum",
+            "Throughput",
+        ),
+        *("Outliers", "plate", "features predict it", "eight views", "byol train", "fingerprint"),
     ):
         assert words in page, words
-    assert said == ["t-SNE of 36 images"]
+    assert said == ["computing t-SNE of 36 images"]
     assert not re.search(r"""(src|href|url\()=?["']?(https?:)?//""", page) and "http" not in re.sub(
         r"<svg.*?</svg>", "", page, flags=re.DOTALL
     ).replace("http-equiv", "")
@@ -141,7 +148,7 @@ def test_what_is_missing_is_said_with_its_command(run_dir: Path, tmp_path: Path)
     assert page.count(f"byol eval {run_dir}</code>") == 2 and f"byol eval {run_dir} --labels" in page
     write_evaluation(run_dir, version=1)
     page = read(write_report(run_dir, output=tmp_path / "r.html"))
-    assert "The curve over few labels is not in eval.json" in page and "Which classes are confused" in page
+    assert "the curve over few labels" in page and "does not contain a confusion matrix" in page
 
 
 def test_results_of_other_weights_are_no_verdict(run_dir: Path, tmp_path: Path) -> None:
@@ -151,8 +158,8 @@ def test_results_of_other_weights_are_no_verdict(run_dir: Path, tmp_path: Path) 
         content = json.loads((run_dir / name).read_text())
         (run_dir / name).write_text(json.dumps(content | {"done": 4}))
     page = read(write_report(run_dir, output=tmp_path / "r.html"))
-    said = f"measured after step 4; the encoder is of step 8: byol eval {run_dir}"
-    assert first_sentence(page) == f"The accuracies are of other weights: {said}."
+    said = f"measured after step 4, but the encoder is of step 8: byol eval {run_dir}"
+    assert first_sentence(page) == f"The accuracies are for other weights: {said}."
     assert page.count(f'<p class="warn">{said}</p>') == 3  # table, measures, neighbours
     assert "BYOL helps" not in page and "finds 80 %" not in page
 
@@ -174,31 +181,33 @@ def test_images_that_are_gone_leave_the_numbers(run_dir: Path, tmp_path: Path) -
         write_report(run_dir, output=tmp_path / "r.html", overrides=["data.source=gone"], say=said.append)
     )
     assert first_sentence(page).startswith("BYOL helps") and "Loss" in page
-    assert len(said) == 1 and said[0].startswith("without pictures: the images cannot be opened (gone: ")
-    assert "name their folder by data.source=FOLDER" in page
+    assert len(said) == 1 and said[0].startswith(
+        "the report has no pictures: the images cannot be opened (gone: "
+    )
+    assert "name their folder with data.source=FOLDER" in page
 
 
 def test_many_classes_are_a_picture_and_pairs(run_dir: Path, tmp_path: Path) -> None:
     write_evaluation(run_dir, num_classes=121)
     page = read(write_report(run_dir, output=tmp_path / "r.html"))
-    assert 'class="heat"' in page and 'class="confusion"' not in page and "taken for" in page
+    assert 'class="heat"' in page and 'class="confusion"' not in page and "predicted class" in page
 
 
 def test_mistakes_are_one_line(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no run"):
         write_report(tmp_path)
-    with pytest.raises(ConfigError, match="cannot change what the run was"):
+    with pytest.raises(ConfigError, match="cannot change these settings"):
         write_report(run_dir, overrides=["trainer.seed=3"])
     with pytest.raises(DataError, match=r"labels.csv: cannot be opened"):
         write_report(run_dir, labels=tmp_path / "labels.csv")
     (run_dir / "eval.json").write_text('{"format": 9}')
     with pytest.raises(
-        CheckpointError, match=r"cannot be read \(format is 9, not 1 or 2\); make it again: byol eval"
+        CheckpointError, match=r"cannot be read \(format is 9, not 1 or 2\); write it again: byol eval"
     ):
         write_report(run_dir)
     (run_dir / "eval.json").write_text("{")
     with pytest.raises(
-        CheckpointError, match=r"eval.json: cannot be read \(Expecting .*\); make it again: byol eval"
+        CheckpointError, match=r"eval.json: cannot be read \(Expecting .*\); write it again: byol eval"
     ):
         write_report(run_dir)
 
@@ -210,7 +219,7 @@ def test_measures_of_other_images_are_refused(run_dir: Path, monkeypatch: pytest
     content = json.loads((run_dir / "measures.json").read_text())
     content["outliers"][0]["name"] = "other.png"
     (run_dir / "measures.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"other.png: is not among the images any more; byol eval"):
+    with pytest.raises(DataError, match=r"other.png: is no longer among the images; run byol eval"):
         write_report(run_dir)
 
 
@@ -228,8 +237,10 @@ def test_a_run_that_cannot_be_written_is_reported_elsewhere(
     (copied / "features").touch()
     said: list[str] = []
     page = read(write_report(copied, output=tmp_path / "r.html", say=said.append))
-    assert "map-data" in page and len(said) == 3 and said[1] == "t-SNE of 36 images"
-    assert said[0].startswith("features are not kept: ") and said[2].startswith("maps are not kept: ")
+    assert "map-data" in page and len(said) == 3 and said[1] == "computing t-SNE of 36 images"
+    assert said[0].startswith("the features are not cached: ") and said[2].startswith(
+        "the map is not cached: "
+    )
 
     write_report(run_dir, output=tmp_path / "r.html")
     cached = {path.name: path.stat().st_mtime_ns for path in (run_dir / "features").iterdir()}
@@ -293,7 +304,7 @@ def test_slow_maps_are_kept_for_the_same_features_alone(tmp_path: Path) -> None:
     said: list[str] = []
     first = place_slowly("t-SNE", x, run_dir=tmp_path, seed=0, say=said.append)
     again = place_slowly("t-SNE", x, run_dir=tmp_path, seed=0, say=said.append)
-    assert (first == again).all() and said == ["t-SNE of 30 images"]
+    assert (first == again).all() and said == ["computing t-SNE of 30 images"]
     place_slowly("t-SNE", x[:20], run_dir=tmp_path, seed=0, say=said.append)
     assert len(said) == 2
     (tmp_path / "map.npz").write_bytes(b"damaged")

@@ -100,7 +100,7 @@ def test_a_damaged_newest_is_passed_over(tmp_path: Path, damage: str) -> None:
     else:
         newest.with_name(newest.name + ".sha256").unlink()
     done, notes = restore(tmp_path, network, optimizer)
-    assert done == 5 and len(notes) == 1 and newest.name in notes[0] and "going on from" in notes[0]
+    assert done == 5 and len(notes) == 1 and newest.name in notes[0] and "resuming from" in notes[0]
     for got, wanted in zip(network.state_dict().values(), expected, strict=True):
         assert torch.equal(got, wanted)
 
@@ -160,7 +160,7 @@ def test_another_configuration_is_refused_with_the_keys(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="not empty and not a run"):
+    with pytest.raises(CheckpointError, match="holds files but no run"):
         checkpoint.claim_run_folder(tmp_path, load_config(None, [], preset="demo"))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -77,5 +77,5 @@ def test_time_is_that_of_all_starts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[]", '{"format": 9}', '{"format": 1, "run": "a", "starts": [{"x": 1}]}'])
 def test_a_damaged_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "environment.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"environment\.json: cannot be read .*; remove it"):
+    with pytest.raises(CheckpointError, match=r"environment\.json: cannot be read .*; delete it"):
         environment.read(tmp_path)

@@ -86,5 +86,5 @@ def test_locks_and_what_a_kill_left_do_not_make_a_folder_somebody_elses(tmp_path
     checkpoint.remove_temporaries(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == lock.LOCK_FILES
     (tmp_path / ".git").mkdir()
-    with pytest.raises(CheckpointError, match="not empty"):
+    with pytest.raises(CheckpointError, match="holds files but no run"):
         checkpoint.check_run_folder(tmp_path)

@@ -149,7 +149,7 @@ def test_at_the_end_it_is_not_worth_saying(tmp_path: Path) -> None:
 )
 def test_a_damaged_mark(tmp_path: Path, text: str) -> None:
     (tmp_path / "best.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"best\.json: cannot be read .*; remove it"):
+    with pytest.raises(CheckpointError, match=r"best\.json: cannot be read .*; delete it"):
         best.read(tmp_path)
 
 

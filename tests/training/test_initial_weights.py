@@ -119,7 +119,7 @@ def test_the_encoder_alone_and_new_heads(finished: Path, tmp_path: Path, form: s
     said = run(config, tmp_path / "b")
     assert f"starting from the encoder of {source}, with new heads" in said
     assert "the first 9 steps train only the heads (network.warm_heads)" in said
-    assert ("fitted from 3 to 5 channels" in said) == (form == "channels")
+    assert ("converted from 3 to 5 channels" in said) == (form == "channels")
     given, after = load_file(finished / "encoder.safetensors"), state_of(tmp_path / "b")
     skipped = "conv1" if form == "channels" else "num_batches_tracked"
     for branch in ("online", "target"):

@@ -195,7 +195,7 @@ def test_a_service_that_fails_is_said_once_and_left_out(
         logger.add_scalars({"loss": 1.5}, step=step)
     logger.end(None)
     assert said == [
-        "warning: trackio gets no more curves from this start (no network); they are in metrics.jsonl"
+        "warning: trackio no longer receives curves (no network); they are still in metrics.jsonl"
     ]
 
 

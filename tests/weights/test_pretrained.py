@@ -31,7 +31,7 @@ def test_equal_channels_get_the_response_they_had(given: int, channels: int) -> 
 def test_a_classifier_is_left_out_and_said() -> None:
     whole = timm.create_model("test_resnet", num_classes=7).state_dict()
     state, notes = fit_weights(whole, make_encoder(), where="w")
-    assert notes == ["its heads (fc.weight, fc.bias) are left out"]
+    assert notes == ["its heads (fc.weight, fc.bias) are not used"]
     make_encoder().load_state_dict(state)
 
 
@@ -40,7 +40,7 @@ def test_other_channels_and_old_files_without_counters() -> None:
     encoder = make_encoder(5)
     state, notes = fit_weights(found, encoder, where="w")
     encoder.load_state_dict(state)
-    assert notes == ["its first convolution is fitted from 3 to 5 channels"]
+    assert notes == ["its first convolution is converted from 3 to 5 channels"]
 
 
 def test_what_does_not_agree_is_named() -> None:
@@ -48,11 +48,11 @@ def test_what_does_not_agree_is_named() -> None:
     key = "layer2.0.conv1.weight"
     with pytest.raises(CheckpointError, match=rf"w .* lacks {key};.*network\.name"):
         fit_weights({k: v for k, v in found.items() if k != key}, make_encoder(), where="w")
-    with pytest.raises(CheckpointError, match=r"has what this network has not layer1\.9\.conv1\.weight"):
+    with pytest.raises(CheckpointError, match=r"also has layer1\.9\.conv1\.weight"):
         fit_weights({**found, "layer1.9.conv1.weight": torch.zeros(1)}, make_encoder(), where="w")
-    with pytest.raises(CheckpointError, match=rf"in another shape {key} \(1,\) for \("):
+    with pytest.raises(CheckpointError, match=rf"with another shape {key} \(1,\) for \("):
         fit_weights({**found, key: torch.zeros(1)}, make_encoder(), where="w")
-    with pytest.raises(CheckpointError, match=rf"in another shape {key}"):
+    with pytest.raises(CheckpointError, match=rf"with another shape {key}"):
         fit_weights({**found, key: found[key].int()}, make_encoder(), where="w")
     with pytest.raises(CheckpointError, match=rf"{key} is not finite"):
         fit_weights({**found, key: found[key] * torch.nan}, make_encoder(), where="w")
@@ -117,7 +117,7 @@ def test_the_encoder_that_the_authors_evaluate(best: str, other: str) -> None:
     torch.manual_seed(0)
     state = make_encoder().state_dict()
     found = under(other, state, add=1) | under(best, state)
-    check_fit(found, f"not used: '{other}' (w:{other[:-1]} takes that)")
+    check_fit(found, f"not used: '{other}' (w:{other[:-1]} selects it)")
     check_fit(found, f"'{other}'", add=1, select=other[:-1])
 
 
@@ -126,7 +126,7 @@ def test_one_network_under_two_names_and_two_networks() -> None:
     state = make_encoder().state_dict()
     check_fit(under("net.", state) | under("online.net.", state), "'net.'")
     both = under("a.", state) | under("b.", state, add=1)
-    with pytest.raises(CheckpointError, match=r"w holds 2 different encoders.*'a\.', 'b\.'.* as w:a$"):
+    with pytest.raises(CheckpointError, match=r"w holds 2 different encoders.*'a\.', 'b\.'.* example w:a$"):
         fit_weights(both, make_encoder(), where="w")
     check_fit(both, "'b.'", add=1, select="b")
     with pytest.raises(CheckpointError, match=r"within 'c'.*'a\.' .*'b\.' .*name one of these"):
@@ -142,7 +142,7 @@ def test_control_codes_in_names_do_not_reach_the_terminal() -> None:
 
 def test_another_known_model_is_recognised_and_else_the_names_wanted_are_shown() -> None:
     found = under("module.", timm.create_model("resnet18", num_classes=0).state_dict())
-    with pytest.raises(CheckpointError, match=r"weights of resnet18.*network\.name=resnet18"):
+    with pytest.raises(CheckpointError, match=r"weights for resnet18.*network\.name=resnet18"):
         fit_weights(found, make_encoder(), where="w")
     with pytest.raises(CheckpointError, match=r"'x\.' \(1\).*such as conv1\.0\.weight, as \.safetensors"):
         fit_weights({"x.y": torch.zeros(2)}, make_encoder(), where="w")
@@ -250,7 +250,7 @@ def test_another_stem_is_refused_with_the_setting() -> None:
     first = next(k for k, v in make_encoder().state_dict().items() if v.ndim == 4)
     found = make_encoder().state_dict()
     larger = {**found, first: torch.zeros(found[first].shape[0], 3, 7, 7)}
-    with pytest.raises(CheckpointError, match=r"7x7, this network of 3x3; set network\.stem=standard"):
+    with pytest.raises(CheckpointError, match=r"7x7, but this network has 3x3; set network\.stem=standard"):
         fit_weights(larger, make_encoder(), where="w")
 
 

@@ -194,14 +194,14 @@ def test_a_tensor_does_not_reach_beyond_its_storage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty; get it again"),
+        (b"", "is empty; copy or download it again"),
         (b"\n<!DOCTYPE html><html>", "web page.*download the file again"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer.*git lfs pull"),
         (b"\x1f\x8b\x08\x00", "gzip; unpack it"),
         (b"\x89HDF\r\n", "HDF5"),
         (b"PK\x03\x04 and no end", "cut short"),
-        (b"some text", "text, not weights; name the file"),
-        (b"\x80\x02}q\x00.", "no tensors by name"),
+        (b"some text", "text, not weights; name the weights file"),
+        (b"\x80\x02}q\x00.", "no named tensors"),
         (b"\x80", "cannot be read"),
     ],
 )

@@ -69,7 +69,7 @@ def choose_folder(images: AnyPath, output: AnyPath | None, *, place: str) -> Pat
     try:
         str(output).encode()
     except UnicodeEncodeError:
-        raise ConfigError(f"{output}: the name of the folder is not UTF-8; choose another by -o") from None
+        raise ConfigError(f"{output}: the name of the folder is not UTF-8; choose another with -o") from None
     return Path(output)
 
 

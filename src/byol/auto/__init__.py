@@ -1,1 +1,1 @@
-"""Settings that nobody gave: chosen from the images and the machine."""
+"""Choose the settings that the user left open, from the images and the machine."""

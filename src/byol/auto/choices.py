@@ -1,7 +1,7 @@
 """Choose open settings from the images and the machine, each with a reason.
 
-The constants of the rules stand at the top. A rule sets only settings that the preset leaves open and the
-user has not set. After all other choices the caller times a step and measures its memory.
+The constants of the rules are at the top. A rule sets only settings that the preset leaves open and the user
+has not set. After all other choices, `measure` times a step and measures its memory.
 """
 
 import math
@@ -15,23 +15,23 @@ from byol.data.sources.survey import Survey
 from byol.device.devices import GPUS, DeviceName
 from byol.training.step_benchmark import StepBenchmark
 
-# Views. `upright` below this: a look at brightness can hardly tell an image from the same one turned.
+# Views. If `Survey.upright` is below this, a classifier on brightness cannot recognise upright images.
 UPRIGHT_FROM = 0.6
 TURNED = {"vertical_flip": 0.5, "rotation": 180.0}
-MANY_CHANNELS = 10  # bands of a satellite; a microscope has fewer stains
-LARGER = 1.1  # times the median side that a view may be
+MANY_CHANNELS = 10  # satellites have this many bands; microscopes have fewer channels
+LARGER = 1.1  # largest view side, as a multiple of the median image side
 VIEW_SIDES = (32, 40, 48, 64, 96, 128, 160, 224)  # px
 
-# Network and length by device, alike for all GPUs: no other numbers are known of those of Intel and Apple.
-# Steps of a batch are never fewer than two an epoch.
+# Network and length by device. All GPUs use the same values: none were measured on Intel and Apple.
+# A batch holds at most half of the images, so an epoch has at least two steps.
 NETWORKS = {"cpu": "resnet10t"} | dict.fromkeys(GPUS, "resnet18")
-STRIDED_UP_TO = 48  # px of a view for which resnet10t on a CPU halves the image once, not four times
+STRIDED_UP_TO = 48  # largest view (px) with the strided stem for resnet10t on a CPU
 MOST_VIEW_PX = {"cpu": 64} | dict.fromkeys(GPUS, 128)
 BATCHES = {"cpu": 64} | dict.fromkeys(GPUS, 256)
 FEWEST_IMAGES = 16
-PASSES = {"cpu": 400_000} | dict.fromkeys(GPUS, 4_000_000)  # images seen, at least
+PASSES = {"cpu": 400_000} | dict.fromkeys(GPUS, 4_000_000)  # least number of images over all epochs
 PASSES_PER_IMAGE = {"cpu": 40} | dict.fromkeys(GPUS, 200)
-DEFAULT_HOURS = {"cpu": 0.85} | dict.fromkeys(GPUS, 8.0)  # at most, at the measured speed
+DEFAULT_HOURS = {"cpu": 0.85} | dict.fromkeys(GPUS, 8.0)  # longest training, at the measured speed
 
 _TURN_WORDS = {"vertical_flip": "flips", "rotation": "rotation", "turn": "quarter turns"}
 _DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU", "xpu": "an Intel GPU", "mps": "an Apple GPU"}
@@ -39,7 +39,7 @@ _DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU", "xpu": "an Intel GPU", "mps": 
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen value, or the values of a section, under a dotted key; what it is in words, and why."""
+    """A chosen value, or the values of a section, with its dotted key, a description and a reason."""
 
     key: str
     value: object
@@ -52,20 +52,20 @@ class Choice:
 
 @dataclass(frozen=True)
 class Machine:
-    """What trains."""
+    """The machine that trains."""
 
     device: DeviceName
-    precision: Literal["bf16", "fp32"]  # the best that it computes in
+    precision: Literal["bf16", "fp32"]  # bf16 if the hardware supports it
     world_size: int
 
 
-# The step of a configuration without open settings, in as many parts as memory asks for if the flag says so.
+# Times a step of a complete configuration. The flag: use as many micro-batches as memory requires.
 Measure = Callable[[Config, bool], StepBenchmark]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A configuration that can run, what was chosen for it, and its step where it was measured."""
+    """A complete configuration, the choices in it, and the benchmark of its step if one was run."""
 
     config: Config
     choices: tuple[Choice, ...]
@@ -80,11 +80,11 @@ def choose(
     is_dicom: bool,
     measure: Measure | None,
 ) -> Chosen:
-    """Every open setting, by the rules of this module. Without `measure` a batch is one part, time no limit.
+    """Choose every open setting. Without `measure`, use one micro-batch and ignore the training time.
 
     Raises:
-        ConfigError: a chosen setting goes against a given one, or a step does not fit into memory.
-        DataError: fewer than FEWEST_IMAGES images.
+        ConfigError: a chosen setting conflicts with the user's, or a step does not fit into memory.
+        DataError: there are fewer than FEWEST_IMAGES images.
     """
     choices = [
         *_choose_views(partial_config, survey, is_dicom=is_dicom),
@@ -105,7 +105,7 @@ def choose(
 
 
 def count_usable(survey: Survey) -> int:
-    """The images of a source that can be read, as far as those looked at tell."""
+    """Estimate the number of readable images in a source from the images that the survey looked at."""
     return round(survey.num_images * (1.0 - survey.num_bad / survey.num_looked_at))
 
 
@@ -113,7 +113,7 @@ def _values_of(choices: list[Choice]) -> dict[str, Any]:
     return {choice.key: choice.value for choice in choices}
 
 
-# ---- What the views are
+# ---- Views and channels
 
 
 def _choose_views(partial_config: PartialConfig, survey: Survey, *, is_dicom: bool) -> list[Choice]:
@@ -130,7 +130,7 @@ def _find_domain(survey: Survey, *, is_dicom: bool) -> tuple[str, str]:
     if is_dicom:
         return "medical", "DICOM files"
     if survey.channels >= MANY_CHANNELS:
-        return "satellite", f"{kind}: more than a microscope has"
+        return "satellite", f"{kind}: more than microscopes have"
     if survey.bits > 8 or survey.channels not in (1, 3):
         return "microscopy", kind
     if survey.is_grey:
@@ -139,24 +139,24 @@ def _find_domain(survey: Survey, *, is_dicom: bool) -> tuple[str, str]:
 
 
 def _choose_turns(partial_config: PartialConfig, domain: str, survey: Survey) -> list[Choice]:
-    """The domain's, and everything where nothing in the images is up; the numbers that are given stay."""
+    """Use the turns of the domain or, if orientation does not matter, all turns. Keep what the user set."""
     free = [name for name in TURNED if not partial_config.is_explicit(f"data_transforms.view1.{name}")]
     if not free:
         return []
     can = survey.upright >= UPRIGHT_FROM
     orientation = f"orientation {'matters' if can else 'does not matter'}"
-    reason = f"{orientation}: upright images told with {survey.upright:.0%} accuracy"
+    reason = f"{orientation}: upright images recognised with {survey.upright:.0%} accuracy"
     view = partial_config.resolve({"data_transforms.domain": domain}).config.data_transforms.view1
     values = {name: getattr(view, name) if can else TURNED[name] for name in free}
     done = [words for name, words in _TURN_WORDS.items() if values.get(name, getattr(view, name))]
-    reason += f"; {domain} images are turned all the same" if can and done else ""
+    reason += f"; byol still turns {domain} images" if can and done else ""
     return [Choice("data_transforms.view", values, " and ".join(done) or "no up-down flips", reason)]
 
 
 def _choose_channels(partial_config: PartialConfig, survey: Survey) -> list[Choice]:
     if "data.channels" not in partial_config.resolvable or not survey.is_grey or survey.channels != 3:
         return []
-    if partial_config.config.channels == 3:  # stated by the person
+    if partial_config.config.channels == 3:  # set by the user
         return []
     return [Choice("data.channels", "grey", "1 channel", "the 3 channels of every image are equal")]
 
@@ -178,7 +178,7 @@ def _choose_side(partial_config: PartialConfig, survey: Survey, *, machine: Mach
     return [Choice("data_transforms.input_shape", (side, side, None), f"view size {side} px", reason)]
 
 
-# ---- What is trained, and for how long
+# ---- Network, batch and length
 
 
 def _choose_network(partial_config: PartialConfig, *, view_px: int, machine: Machine) -> list[Choice]:
@@ -201,7 +201,7 @@ def _choose_network(partial_config: PartialConfig, *, view_px: int, machine: Mac
 
 
 def _choose_batch(partial_config: PartialConfig, *, num_images: int, machine: Machine) -> list[Choice]:
-    """A power of two, rounded down to what ranks and given parts can share."""
+    """Choose a power of two, rounded down to a multiple of ranks x micro-batches."""
     if "trainer.batch_size" not in partial_config.unset:
         return []
     if num_images < FEWEST_IMAGES:
@@ -244,7 +244,7 @@ def _choose_length(
     passes = max(PASSES[device], PASSES_PER_IMAGE[device] * num_images)
     steps_per_epoch = max(1, num_images // batch)
     epochs = max(1, round(passes / (steps_per_epoch * batch)))
-    reason = f"shows images {passes:,} times"
+    reason = f"shows {passes:,} images over all epochs"
     if benchmark is not None:
         hours = DEFAULT_HOURS[device]
         affordable = int(hours * 3600 / benchmark.step_s / steps_per_epoch)

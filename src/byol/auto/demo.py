@@ -1,7 +1,7 @@
-"""How long `byol demo` trains: as its preset says, or as long as four minutes for the whole command leave.
+"""Choose how long `byol demo` trains: the epochs of its preset, or less so that the command takes 4 minutes.
 
-The machine's speed is measured first. What the preset's length does not fit into, `trainer.max_hours` does:
-then the schedules end in time at whatever speed. A length that the person gives is kept to.
+byol times a few training steps first. If the epochs of the preset take too long, it sets `trainer.max_hours`
+instead, so that the schedules end in time at any speed. A length that the user sets is not changed.
 """
 
 import os
@@ -22,29 +22,29 @@ from byol.training.runlog import format_time
 from byol.training.setup import check_settings
 from byol.training.step_benchmark import benchmark_step
 
-TOTAL_S = 210.0  # of the whole command: half a minute less than four, for a machine that gets slower
-LEAST_S = 60.0  # of training, on a machine where the rest takes too long
-_LEAST_EPOCHS = 2  # that a time budget's rates are planned for, so that their warm-up fits
+TOTAL_S = 210.0  # the whole command: half a minute less than four, in case the machine becomes slower
+LEAST_S = 60.0  # shortest training, if the rest takes too long
+_LEAST_EPOCHS = 2  # fewest planned epochs with a time budget, so that the warm-up fits
 
-SETUP_S = 5.0  # from the measurement to the first step, and from the last step to the evaluation
-_BESIDE_STEPS = 1.1  # a run takes so much longer than its steps: checks, checkpoints, logs
-# Evaluation takes as long as so many steps, and what does not grow with a slower CPU (docs/performance.md).
+SETUP_S = 5.0  # from the timing to the first step, plus from the last step to the evaluation
+_BESIDE_STEPS = 1.1  # time of a run divided by the time of its steps: checks, checkpoints, logs
+# Time of the evaluation, as a number of training steps plus a fixed time (docs/performance.md).
 _EVALUATION_STEPS, EVALUATION_S = 120, 8.0
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long the demo's training is to be, and what the rest takes."""
+    """The length of the demo's training, and the time of its other parts."""
 
     config: Config
-    steps: int  # with a time budget as expected
-    step_s: float  # that the schedules begin with, seconds
+    steps: int  # expected number, if there is a time budget
+    step_s: float  # seconds per step that the schedules assume at the start
     training_s: float
     evaluation_s: float
-    elapsed_s: float  # of the command, when this was chosen
+    elapsed_s: float  # time of the command so far
 
     def describe(self) -> str:
-        """What the command is going to take, a line."""
+        """Return a line that says how long the command will take."""
         total_s = self.elapsed_s + SETUP_S + self.training_s + self.evaluation_s
         return (
             f"the demo takes about {format_time(total_s)} (min:s): {format_time(self.training_s)} for "
@@ -54,10 +54,10 @@ class Length:
 
 
 def choose_length(config: Config, *, num_images: int, step_s: float, elapsed_s: float) -> Length:
-    """The preset's epochs if they fit into what is left of TOTAL_S, else what fits, as `trainer.max_hours`.
+    """Keep the epochs of the preset if they fit into TOTAL_S, otherwise set `trainer.max_hours` to what fits.
 
-    `config` has `trainer.max_epochs`; `step_s` is what a step takes here, `elapsed_s` what the command has
-    taken so far, seconds.
+    `config` has `trainer.max_epochs`; `step_s` is the measured time of a step and `elapsed_s` the time of the
+    command so far, in seconds.
     """
     trainer, steps_per_epoch = config.trainer, max(1, num_images // config.batch_size)
     assert trainer.max_epochs is not None
@@ -79,10 +79,10 @@ def choose_length(config: Config, *, num_images: int, step_s: float, elapsed_s: 
 def fit_to_time(
     partial_config: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], console: Console
 ) -> tuple[PartialConfig, float | None]:
-    """The demo's configuration with its length, and what a step takes, seconds, if that was measured.
+    """Return the demo's configuration with its length, and the seconds per step if they were measured.
 
-    A run that has begun keeps its length. Explicit lengths, unset settings and several ranks leave nothing to
-    fit. `elapsed` says how many seconds the command has taken so far.
+    A run with a checkpoint keeps its length. Nothing changes if the user sets a length or opens a setting, or
+    if there are several ranks. `elapsed` returns the seconds that the command has taken so far.
 
     Raises:
         ConfigError, DataError, CheckpointError: as training would.
@@ -105,7 +105,7 @@ def fit_to_time(
 
 
 def preview(partial_config: PartialConfig, run_dir: Path, *, elapsed: Callable[[], float], say: Say) -> None:
-    """Say what `fit_to_time` would choose, and the schedule; nothing is written.
+    """Say what `fit_to_time` would choose, and the schedule. Write nothing.
 
     Raises:
         ConfigError, DataError, CheckpointError: as training would.
@@ -132,13 +132,13 @@ def preview(partial_config: PartialConfig, run_dir: Path, *, elapsed: Callable[[
 
 
 def _take_length(config: Config, run_dir: Path) -> Config:
-    """With the length of the run that has begun."""
+    """Return the configuration with the length of the run in the folder."""
     begun = load_config(run_dir / "config.yaml", [], preset=None).trainer
     kept = {"max_epochs": begun.max_epochs, "max_hours": begun.max_hours}
     return config.model_copy(update={"trainer": config.trainer.model_copy(update=kept)})
 
 
 def _is_free(partial_config: PartialConfig) -> bool:
-    """Whether the length is for this module to choose."""
+    """Return whether this module may choose the length."""
     is_explicit = any(partial_config.is_explicit(f"trainer.{key}") for key in ("max_epochs", "max_hours"))
     return not is_explicit and not partial_config.unset and os.environ.get("WORLD_SIZE", "1") == "1"

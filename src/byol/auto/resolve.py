@@ -1,4 +1,4 @@
-"""Resolve open settings: choose them, or take them from the run that has begun."""
+"""Resolve open settings: choose them, or read them from the run in the folder."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -24,21 +24,19 @@ from byol.training import initial_weights
 from byol.training.setup import check_settings
 from byol.training.step_benchmark import StepBenchmark, benchmark_step, choose_batch
 
-_LOOK_AT = 2000  # images
+_LOOK_AT = 2000  # images that byol looks at
 
 
 def resolve(
     partial_config: PartialConfig, run_dir: Path, *, ranks: Ranks, say: Say
 ) -> tuple[Config, float | None]:
-    """The configuration of the run in `run_dir`, which is claimed if something had to be chosen.
+    """Return the complete configuration of the run in `run_dir`, and the seconds per step if measured.
 
-    And what a step takes, seconds, if that was measured on the way.
-
-    A run that has begun is asked for what is open. Else the first rank chooses, says what and why, and writes
-    it down for the others.
+    If the folder holds a run with a checkpoint, open settings come from it. Otherwise the first rank chooses
+    them, says why, and writes `config.yaml`, which the other ranks read.
 
     Raises:
-        ConfigError, DataError, CheckpointError: see `choose`; nothing is written then.
+        ConfigError, DataError, CheckpointError: see `choose`; nothing is written.
     """
     if not partial_config.unset:
         if ranks.is_main:
@@ -60,9 +58,9 @@ def resolve(
 
 
 def check_weights(config: Config, run_dir: Path) -> None:
-    """Refuse, before a new run packs its images, weights that do not fit its networks.
+    """Refuse weights that do not fit the networks of a new run, before it packs its images.
 
-    Some images are looked at where the configuration leaves open how many channels they have.
+    If the configuration does not set the number of channels, byol looks at some images.
 
     Raises:
         ConfigError, DataError, CheckpointError: as training would; nothing is written.
@@ -76,7 +74,7 @@ def check_weights(config: Config, run_dir: Path) -> None:
 
 
 def preview(partial_config: PartialConfig, run_dir: Path, *, say: Say) -> None:
-    """Say all that `resolve` would choose, the schedule and how long it takes; nothing is written.
+    """Say what `resolve` would choose, the schedule and the training time. Write nothing.
 
     Raises:
         ConfigError, DataError, CheckpointError: as training would.
@@ -107,7 +105,7 @@ def _say_missing(look: Survey, say: Say) -> None:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would be."""
+    """The configuration, choices, speed and schedule that a run would have."""
 
     config: Config
     choices: tuple[Choice, ...]
@@ -116,7 +114,7 @@ class Forecast:
     stored_px: int
 
     def describe_time(self) -> str:
-        """How long it takes, a line."""
+        """Return a line with the training time."""
         plan, step_s = self.plan, self.benchmark.step_s
         return (
             f"training takes about {_in_words(plan.total_steps * step_s)}: {plan.total_steps:,} steps of "
@@ -125,7 +123,7 @@ class Forecast:
 
 
 def forecast(partial_config: PartialConfig, look: Survey) -> Forecast:
-    """All that `resolve` would choose on one device, and the time that a step takes here.
+    """Choose what `resolve` would choose on one device, and time a step.
 
     Raises:
         ConfigError, DataError: as training would.
@@ -146,11 +144,11 @@ def _ask_run(partial_config: PartialConfig, run_dir: Path) -> PartialConfig:
     )
 
 
-# ---- What choices are made from
+# ---- Survey of the images and benchmark of the step
 
 
 def look_at_some(partial_config: PartialConfig) -> Survey:
-    """What choices are made from.
+    """Survey 2,000 images of the source, on which the choices depend.
 
     Raises:
         DataError: as `survey`.
@@ -179,7 +177,7 @@ def _choose(partial_config: PartialConfig, look: Survey, *, world_size: int) -> 
 
 
 def _is_dicom(source: Source) -> bool:
-    """Whether the first file is one, by its content."""
+    """Return whether the first file is DICOM, by its content."""
     if (path := path_of(source.item(0))) is None:
         return False
     try:
@@ -190,7 +188,7 @@ def _is_dicom(source: Source) -> bool:
 
 
 def _measure(config: Config, accumulates: bool, *, look: Survey) -> StepBenchmark:
-    """The step of a run, in as many parts as memory asks for if `accumulates`."""
+    """Time a step of a run; if `accumulates`, in as many micro-batches as memory requires."""
     channels = count_channels(config, look)
     stored_px = _find_stored_px(config, look)
     if accumulates:
@@ -201,13 +199,13 @@ def _measure(config: Config, accumulates: bool, *, look: Survey) -> StepBenchmar
 
 
 def count_channels(config: Config, look: Survey) -> int:
-    """The channels of an image as the networks get it."""
+    """Return the number of channels that the networks receive."""
     stated = _stated_channels(config)
     return look.channels if stated is None else stated
 
 
 def _stated_channels(config: Config) -> int | None:
-    """The channels that `data.channels` selects; None: as many as the images have."""
+    """Return the number of channels that `data.channels` selects; None: all channels of the images."""
     select = config.data.channels
     if isinstance(select, list):
         return len(select)
@@ -215,7 +213,7 @@ def _stated_channels(config: Config) -> int | None:
 
 
 def _find_stored_px(config: Config, look: Survey) -> int:
-    """As packing would choose it, as far as the images looked at tell."""
+    """Estimate the size that packing would choose, from the images that the survey looked at."""
     return config.data.stored_px or min(find_limit_px(config.view_px), look.sides[3])
 
 

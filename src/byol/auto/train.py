@@ -1,4 +1,4 @@
-"""Train with settings of which some are left open: they are resolved, then the training loop begins."""
+"""Resolve the open settings of a configuration, then train."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,19 +25,19 @@ def train(
     console: Console | None = None,
     step_s: float | None = None,
 ) -> loop.TrainingOutcome:
-    """Choose the open settings, or take them from the run in `run_dir`, and call the training loop.
+    """Choose the open settings, or read them from the run in `run_dir`, and call the training loop.
 
-    `console`: None prints nothing. `step_s`: expected seconds of a step, where they are known.
+    `console`: None prints nothing. `step_s`: expected seconds per step, if known.
 
     Raises:
         ConfigError, DataError, CheckpointError, RunMismatchError, DivergedError, CollapsedError: as the loop.
-        RunInUseError: another process trains into the folder.
-        Interrupted: a signal came before the first step; what is packed stays.
+        RunInUseError: another process is training in the folder.
+        Interrupted: a signal came before the first step; packed images are kept.
     """
     check_settings(partial_config.config, run_dir)
     with connect(partial_config.config.trainer) as ranks:
         say = make_say(console)
-        # Only the first rank can leave in order: the others wait for it inside libraries, which hear nothing.
+        # Only the first rank handles signals here: the others wait inside libraries that do not see them.
         with ExitStack() as stack:
             if ranks.is_main:
                 stack.enter_context(interrupting())

@@ -87,8 +87,8 @@ def print_line(console: "Console", line: str) -> None:
         if not getattr(console, "goes_on", False):
             raise
         console.quiet = True
-        reason = "nobody reads it" if isinstance(error, BrokenPipeError) else error
-        complain(f"the training goes on, but prints no more ({reason})")
+        reason = "no program reads it" if isinstance(error, BrokenPipeError) else error
+        complain(f"the training continues without printing ({reason})")
 
 
 def is_watched() -> bool:
@@ -171,7 +171,7 @@ def tell_each_minute(what: str) -> Count:
         told_s = now_s
         rate = (done - before) / (now_s - start_s)
         left_min = (total - done) / rate / 60
-        remark(f"{done:,} of {total:,} {what}, {rate:,.0f} a second, {left_min:,.0f} min left")
+        remark(f"{done:,} of {total:,} {what}, {rate:,.0f} per second, {left_min:,.0f} min left")
 
     return count
 
@@ -198,7 +198,7 @@ def _to_output() -> Iterator[None]:
         _drop(sys.stdout)
         raise OutputError(
             f"standard output cannot be written ({error.strerror or error}); "
-            "free some space, or send it elsewhere"
+            "free some space, or redirect it elsewhere"
         ) from None
 
 

@@ -95,7 +95,7 @@ def _check_folder(folder: Path, sources: Sequence[str]) -> None:
     # Without its page a folder is a report all the same if a full disk or a kill has ended it early.
     others = {name for name in names if name not in FILES and not is_temporary(name, of=FILES)}
     if others and REPORT not in names:
-        raise ConfigError(f"-o {folder}: holds files that are no report; choose another folder")
+        raise ConfigError(f"-o {folder}: holds files that are not from a report; choose another folder")
 
 
 def _forecast(

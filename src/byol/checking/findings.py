@@ -115,7 +115,7 @@ def _judge_bad(found: Examined, *, max_bad: float) -> Iterator[Problem]:
     if len(groups) > 1:
         which += f"; the {len(groups)} reasons are listed above"
     if number == total:
-        yield Problem(f"{which}; look at these files, and give others", is_fatal=True)
+        yield Problem(f"{which}; look at these files and give others", is_fatal=True)
     elif number > max_bad * total:
         yield Problem(
             f"{which}; repair or remove them, or allow them with data.max_bad={round_up(number / total):g}",
@@ -149,8 +149,7 @@ def _judge_content(found: Examined, alike: Alike, *, fewest: int) -> Iterator[Pr
         yield Problem(f"{number} images are too few to learn from; give at least {fewest}", is_fatal=True)
     if number and blank == number:
         yield Problem(
-            f"all {number:,} images are blank (one value, or nearly so); look at contact.png, and give "
-            "others",
+            f"all {number:,} images are blank (nearly one value); look at contact.png and give other images",
             is_fatal=True,
         )
     elif blank > _MANY_BLANK * number:

@@ -165,7 +165,7 @@ class Report:
         yield "Files that cannot be read", BAD_FILES, ("file", "reason"), self.found.bad
         if self.leaks is not None:
             leaks = _pairs(self.leaks.alike, self.leaks.test, self.found)
-            yield "Test images that are in the training part", LEAKS, pair, leaks
+            yield "Test images that are also training images", LEAKS, pair, leaks
         yield "Duplicates", DUPLICATES, pair, _pairs(self.alike, self.found, self.found)
         blank = ((self.found.name(row),) for row in np.flatnonzero(self.found.is_blank).tolist())
         yield "Blank images", BLANK_FILES, ("file",), blank

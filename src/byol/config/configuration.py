@@ -302,8 +302,8 @@ def _choose_length(entries: dict[str, Entry], problems: list[str]) -> dict[str, 
         return entries
     if epochs.layer == hours.layer:
         problems.append(
-            f"{hours.place}: trainer.max_hours {hours.text} and trainer.max_epochs {epochs.text} are two "
-            "lengths of one run; leave one out"
+            f"{hours.place}: trainer.max_hours {hours.text} and trainer.max_epochs {epochs.text} both set "
+            "the length of the run; leave one out"
         )
         return entries
     key = "trainer.max_epochs" if epochs.layer < hours.layer else "trainer.max_hours"
@@ -357,7 +357,7 @@ def _flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
 def _show(values: Mapping[str, Any], key: str) -> str:
     """A value as YAML would have it."""
     if key not in values:
-        return "not given"
+        return "not set"
     value = values[key]
     if isinstance(value, tuple):
         return f"[{', '.join('null' if item is None else str(item) for item in value)}]"

@@ -44,12 +44,12 @@ def _find_derivation_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tupl
         if wanted is not None and given != wanted:
             yield (
                 (name, rule, lr),
-                f"{rule} {derive!r} has no learning rate for {given!r}; give {lr}, or {name}: {wanted}",
+                f"{rule} {derive!r} has no learning rate for {given!r}; set {lr}, or {name}: {wanted}",
             )
         elif derive == "default" and values.get("optimizer.scale_lr"):
             yield (
                 ("optimizer.scale_lr", rule, lr),
-                f"optimizer.scale_lr is for a given {lr}; {rule} 'default' already goes by the batch size",
+                f"optimizer.scale_lr needs {lr}, because {rule} 'default' already uses the batch size",
             )
 
 
@@ -64,7 +64,7 @@ def _find_image_conflicts(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str
     if channels is not None and selected not in (None, channels):
         yield (
             (select, shape),
-            f"{select} gives {selected} channel(s), {shape} states {channels}; state {selected} or null",
+            f"{select} gives {selected} channel(s), but {shape} has {channels}; set {selected} or null",
         )
     s = values.get("data_transforms.s")
     for view in ("view1", "view2"):

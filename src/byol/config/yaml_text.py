@@ -87,7 +87,7 @@ def walk(
         name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
         key, line = f"{prefix}.{name}" if prefix else name, key_node.start_mark.line + 1
         if name in seen:
-            yield key, line, f"given twice, first in line {seen[name]}; keep one of them"
+            yield key, line, f"set twice, first in line {seen[name]}; keep one of them"
         elif key in sections:
             yield from walk(value_node, prefix=key, sections=sections)
         else:

@@ -1,1 +1,1 @@
-"""Where a run computes: the device and its number format, the ranks of a distributed run, and memory."""
+"""Devices and their precision, the ranks of a distributed run, and memory."""

@@ -1,6 +1,6 @@
-"""The devices that a network can run on: which are there, which is chosen, how precise, how much memory.
+"""Find and choose a device for the networks, its precision and its memory.
 
-"cuda" (NVIDIA and AMD), "xpu" (Intel) and "mps" (Apple) are GPUs. All that differs between them is here.
+"cuda" (NVIDIA and AMD), "xpu" (Intel) and "mps" (Apple) are GPUs. This file handles all their differences.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,17 +14,17 @@ from byol.base.errors import ConfigError
 from byol.kernels.cpu import computes_bf16
 
 DeviceName = Literal["cpu", "cuda", "xpu", "mps"]
-GPUS: tuple[DeviceName, ...] = ("cuda", "xpu", "mps")  # "auto" takes the first of these that is there
+GPUS: tuple[DeviceName, ...] = ("cuda", "xpu", "mps")  # "auto" chooses the first that exists
 _UNMEASURED = {"xpu": "Intel GPUs", "mps": "Apple GPUs"}
-_PINS = ("cuda", "xpu")  # where the host need not wait for a copy from pinned memory
+_PINS = ("cuda", "xpu")  # devices to which copies from pinned memory are asynchronous
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 
 
-# ---- Which
+# ---- Choice
 
 
 def find_gpus() -> tuple[DeviceName, ...]:
-    """The kinds of GPU that PyTorch finds on this machine, the preferred one first."""
+    """Return the kinds of GPU that PyTorch finds on this machine, the preferred one first."""
     there: dict[DeviceName, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available,
         "xpu": torch.xpu.is_available,
@@ -34,9 +34,9 @@ def find_gpus() -> tuple[DeviceName, ...]:
 
 
 def choose_device(name: str, *, local_rank: int = 0, key: str = "trainer.device") -> torch.device:
-    """The device `name` ("auto", a kind, or a kind and a number such as "cuda:1"); `key` is named in errors.
+    """Return the device `name`: "auto", a kind, or a kind and a number such as "cuda:1". Errors name `key`.
 
-    auto: a GPU if there is one, else the CPU. Without a number it is the GPU of this rank.
+    auto: a GPU if there is one, otherwise the CPU. Without a number it is the GPU of this rank.
 
     Raises:
         ConfigError: there is no such device, or there are more ranks than GPUs.
@@ -46,17 +46,17 @@ def choose_device(name: str, *, local_rank: int = 0, key: str = "trainer.device"
     if kind == "cpu":
         return torch.device("cpu")
     if kind not in gpus:
-        raise ConfigError(f"{key}: '{name}' is asked for, but {_list_there(gpus)}")
-    rank = 0 if kind == "mps" else local_rank  # there is one; `choose_backend` refuses several ranks
+        raise ConfigError(f"{key}: '{name}' is set, but {_list_there(gpus)}")
+    rank = 0 if kind == "mps" else local_rank  # mps is one device; `choose_backend` refuses several ranks
     index = rank if number is None else number
     count = torch.get_device_module(kind).device_count()
     if index < count:
         return torch.device(kind, index)
     if number is not None:
-        raise ConfigError(f"{key}: '{name}' is asked for, but there are {count}, numbered from 0; use {kind}")
+        raise ConfigError(f"{key}: '{name}' is set, but there are {count}, numbered from 0; use {kind}")
     raise ConfigError(
-        f"{key}: rank {local_rank} of this machine has no GPU ({kind}), there are {count}; start as many "
-        "ranks (--nproc-per-node), or use cpu"
+        f"{key}: rank {local_rank} of this machine has no GPU, because there are {count} ({kind}); start "
+        f"{count} ranks (--nproc-per-node={count}), or use cpu"
     )
 
 
@@ -68,7 +68,7 @@ def _parse(name: str, gpus: tuple[DeviceName, ...], *, key: str) -> tuple[str, i
     except RuntimeError:
         device = None
     if device is None or device.type not in get_args(DeviceName):
-        raise ConfigError(f"{key}: '{name}' is no device that byol knows; {_list_there(gpus)}")
+        raise ConfigError(f"{key}: '{name}' is not a device that byol knows; {_list_there(gpus)}")
     return device.type, device.index
 
 
@@ -79,23 +79,23 @@ def _list_there(gpus: tuple[DeviceName, ...]) -> str:
 
 
 def kind_of(device: torch.device) -> DeviceName:
-    """The kind of a device that `choose_device` has returned."""
+    """Return the kind of a device from `choose_device`."""
     assert device.type in get_args(DeviceName)
     return cast(DeviceName, device.type)
 
 
 def explain_device(device: torch.device) -> str | None:
-    """A line to say before a run on a device that byol was written for but has not been measured on."""
+    """Return a line to print before a run on a device that byol supports but was not measured on."""
     if device.type not in _UNMEASURED:
         return None
     return (
-        f"{_UNMEASURED[device.type]}: byol is written for them, but not yet measured on one; compare the "
+        f"{_UNMEASURED[device.type]}: byol supports them, but they are not yet measured; compare the "
         "first losses with those of trainer.device=cpu, and see docs/devices.md"
     )
 
 
 def name_gpu(device: torch.device) -> str | None:
-    """The model of a GPU, such as "NVIDIA H200"; None on a CPU."""
+    """Return the model of a GPU, such as "NVIDIA H200"; None on a CPU."""
     match device.type:
         case "cuda":
             return torch.cuda.get_device_name(device)
@@ -106,17 +106,17 @@ def name_gpu(device: torch.device) -> str | None:
     return None
 
 
-# ---- How precise
+# ---- Precision
 
 
 def choose_dtype(precision: str, *, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the hardware computes in it, fp32 elsewhere.
+    """Return the type for a precision. auto: bfloat16 if the hardware computes in it, otherwise float32.
 
-    On Apple GPUs auto is fp32: macOS 14 stores bfloat16 on all of them, but the first generation computes it
-    in fp32, and PyTorch cannot tell which it is.
+    On Apple GPUs auto is float32: macOS 14 stores bfloat16 on all of them, but the first generation computes
+    it in float32, and PyTorch cannot tell the generations apart.
 
     Raises:
-        ConfigError: bf16 is asked for on an Apple GPU with a macOS before 14, which does not know it.
+        ConfigError: bf16 is set on an Apple GPU with a macOS before 14, which does not support it.
     """
     if precision == "fp32":
         return torch.float32
@@ -142,14 +142,14 @@ def _computes_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def exact_fp32(device: torch.device) -> Iterator[None]:
-    """Let a GPU compute float32 as such: cuDNN's convolutions otherwise round to 10 bits (TF32).
+    """Make a GPU compute in exact float32. By default cuDNN's convolutions round to 10 bits (TF32).
 
-    Intel's and Apple's libraries do not round unless asked to.
+    The libraries of Intel and Apple do not round by default.
     """
     if device.type != "cuda":
         yield
         return
-    backends: Any = torch.backends  # PyTorch's types leave `conv` out
+    backends: Any = torch.backends  # the type stubs of PyTorch lack `conv`
     operations = (backends.cudnn.conv, backends.cuda.matmul)
     before = [operation.fp32_precision for operation in operations]
     try:
@@ -165,10 +165,10 @@ def exact_fp32(device: torch.device) -> Iterator[None]:
 
 
 def choose_backend(device: torch.device) -> str:
-    """The library by which ranks on such devices exchange tensors.
+    """Return the library with which ranks on this kind of device exchange tensors.
 
     Raises:
-        ConfigError: this PyTorch has none for them.
+        ConfigError: this PyTorch has no such library.
     """
     if device.type == "mps":
         raise ConfigError(
@@ -178,8 +178,8 @@ def choose_backend(device: torch.device) -> str:
     backend = _BACKENDS[device.type]
     if not torch.distributed.is_backend_available(backend):
         raise ConfigError(
-            f"trainer.device: several ranks on {device.type} need PyTorch with {backend}, which this one is "
-            "built without; start one process, or set trainer.device=cpu"
+            f"trainer.device: several ranks on {device.type} need PyTorch with {backend}, but this one was "
+            "built without it; start one process, or set trainer.device=cpu"
         )
     return backend
 
@@ -188,38 +188,38 @@ def choose_backend(device: torch.device) -> str:
 
 
 def pins(device: torch.device) -> bool:
-    """Whether the host need not wait for copies from pinned memory to this device."""
+    """Return whether copies from pinned memory to this device are asynchronous."""
     return device.type in _PINS
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """To the device; pinned on the way where that helps, so that the host need not wait for the copy."""
+    """Copy a tensor to the device, asynchronously from pinned memory if the device allows it."""
     if pins(device):
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def wait_for(device: torch.device) -> None:
-    """Until all that has been asked of the device is done."""
+    """Wait until the device has finished all work."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give memory that no tensor uses back to the device."""
+    """Return memory that no tensor uses to the device."""
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
 
 
 def free_bytes(device: torch.device) -> int:
-    """A GPU's memory that can still be had."""
+    """Return the free memory of a GPU in bytes."""
     if device.type == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return int(torch.get_device_module(device).mem_get_info(device)[0])
 
 
 class PeakMemory:
-    """How much more of a GPU's memory was in use, at most, since this was made. Frees what is unused then."""
+    """Measures the peak increase of a GPU's memory since its creation, when it frees unused memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -229,8 +229,8 @@ class PeakMemory:
         self._before = self._reserved()
 
     def bytes(self) -> int:
-        """So far; tensors of now included. On mps nothing may have called `empty_cache` since."""
-        if self._device.type == "mps":  # it keeps no peak; what it has taken it keeps for later tensors
+        """Return the peak increase so far. On mps, do not call `empty_cache` in between."""
+        if self._device.type == "mps":  # has no peak counter, but keeps all memory for later tensors
             return self._reserved() - self._before
         return int(torch.get_device_module(self._device).max_memory_reserved(self._device)) - self._before
 
@@ -240,28 +240,28 @@ class PeakMemory:
         return int(torch.get_device_module(self._device).memory_reserved(self._device))
 
 
-# ---- What a device cannot do
+# ---- Operations that some devices lack
 
 
 def measured_on(tensor: Tensor) -> Tensor:
-    """`tensor` where it can be measured, at health checks: the GPUs of Intel and Apple lack pdist or svdvals.
+    """Return `tensor` on a device that can compute health checks: Intel and Apple GPUs lack pdist or svdvals.
 
-    A few hundred feature vectors go to the host, which waits for the result anyhow; other tensors stay.
+    There it copies the tensor (a few hundred vectors) to the host, which waits for the result anyway.
     """
     return tensor.cpu() if tensor.device.type in _UNMEASURED else tensor
 
 
 def send_stored(images: Tensor, device: torch.device, *, non_blocking: bool = False) -> Tensor:
-    """Stored images to the device, in their own type; uint16 as bits of int16 where it is little known."""
+    """Copy stored images to the device in their own type; uint16 as bits of int16 on Intel and Apple GPUs."""
     if images.dtype == torch.uint16 and device.type in _UNMEASURED:
         return images.view(torch.int16).to(device, non_blocking=non_blocking).view(torch.uint16)
     return images.to(device, non_blocking=non_blocking)
 
 
 def to_float32(images: Tensor) -> Tensor:
-    """A copy of the values as float32, exact up to 16 bits, in the same memory order.
+    """Return a float32 copy of the values in the same memory order, exact up to 16 bits.
 
-    uint16 is read as such on CPU and CUDA, elsewhere as bits of int16.
+    uint16 is converted directly on CPU and CUDA, and via the bits of int16 elsewhere.
     """
     if images.dtype == torch.uint16 and images.device.type in _UNMEASURED:
         return images.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32)

@@ -1,4 +1,4 @@
-"""The processor, as the system describes it. Nothing here needs torch."""
+"""Information about the CPU from the operating system. This file does not need torch."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU_INFO = Path("/proc/cpuinfo")
-# Instruction sets that decide how fast a network computes, as Linux spells them.
+# Instruction sets that affect the speed of networks, with their names in Linux.
 _FEATURES = (
     "sse4_2", "avx", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
     "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
@@ -14,35 +14,35 @@ _FEATURES = (
 
 
 def name_cpu() -> str:
-    """The model of the CPU if the system tells it, otherwise the architecture."""
+    """Return the model of the CPU if the system knows it, otherwise the architecture."""
     names = _read_cpu_info("model name")
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def list_cpu_features() -> list[str]:
-    """The instruction sets of the CPU that matter here; [] on systems other than Linux."""
+    """Return the instruction sets of the CPU that affect speed; [] on systems other than Linux."""
     lists = _read_cpu_info("flags") or _read_cpu_info("Features")  # x86, ARM
     there = set(lists[0].split()) if lists else set()
     return [name for name in _FEATURES if name in there]
 
 
 def count_cores() -> int:
-    """The number of cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cpu_quota() -> float | None:
-    """How many cores' worth of time a container gives this process; None: there is no limit."""
+    """Return the CPU limit of the container as a number of cores; None: there is no limit."""
     quotas = [quota for quota in map(_read_quota, list_cgroups("cpu")) if quota is not None]
     return min(quotas, default=None)
 
 
 def list_cgroups(controller: str) -> list[Path]:
-    """The folders that may limit this process's "cpu" or "memory": its own and those above it.
+    """Return the control groups that may limit "cpu" or "memory" of this process: its own and their parents.
 
-    Both versions of control groups are known. Systems other than Linux have none.
+    Both versions of control groups are supported. Systems other than Linux have none.
     """
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -73,7 +73,7 @@ def _read_quota(folder: Path) -> float | None:
 
 
 def _read_cpu_info(name: str) -> list[str]:
-    """What stands behind `name` for each core; [] where the system has no such file or line."""
+    """Return the value of `name` for each core; []: the system has no such file or line."""
     try:
         lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

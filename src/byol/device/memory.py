@@ -1,4 +1,4 @@
-"""How much memory there is, how much a process has had, and whether an error says that it ran out."""
+"""Measure and limit memory, and recognise errors that mean that memory ran out."""
 
 import ctypes
 import os
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from byol.device.host import list_cgroups
 
-# What errors say: PyTorch's own on a CPU (Linux, other systems), oneDNN's, and those of libraries on a GPU.
+# Texts of such errors: of PyTorch on a CPU (Linux, other systems), of oneDNN, and of GPU libraries.
 _WORDS = (
     "can't allocate memory",
     "not enough memory",
@@ -17,19 +17,19 @@ _WORDS = (
     "XPU out of memory",
     "UR_RESULT_ERROR_OUT_OF",  # _DEVICE_MEMORY, _HOST_MEMORY, _RESOURCES of Intel's driver
     "MPS backend out of memory",
-    "Invalid buffer size",  # a tensor larger than any that Metal gives
+    "Invalid buffer size",  # a tensor larger than Metal allows
     "ALLOC_FAILED",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or the one behind it, says that memory ran out, on a CPU or a GPU.
+    """Return whether an error, or its cause, means that memory ran out, on a CPU or a GPU.
 
-    On Linux a process may also be ended by the system before anything is raised: nobody can catch that.
+    On Linux the system may also kill the process without an error. That cannot be caught.
     """
     if error.__cause__ is not None:
         return is_out_of_memory(error.__cause__)
-    import torch  # here, so that memory can be told where torch is broken
+    import torch  # here, so that the other functions work if torch is broken
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -37,20 +37,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def available_bytes() -> int:
-    """Host memory to be had without swapping, within a container's limit."""
+    """Return the host memory (bytes) that is available without swapping, within the container's limit."""
     try:
         available = _read_fields(Path("/proc/meminfo"))["MemAvailable"]
     except (OSError, KeyError):  # not Linux
         if os.name == "nt":
             return _ask_windows().available
-        # All there is, as nothing says what others have taken.
+        # The total memory, because nothing says how much other processes use.
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     room = [limit - used for limit, used in map(_read_cgroup, list_cgroups("memory")) if limit is not None]
     return max(0, min([available, *room]))
 
 
 def total_bytes() -> tuple[int, int | None]:
-    """The machine's memory, and how much of it a container allows this process (None: no limit)."""
+    """Return the machine's memory and the container's limit in bytes (None: there is no limit)."""
     try:
         total = _read_fields(Path("/proc/meminfo"))["MemTotal"]
     except (OSError, KeyError):  # not Linux
@@ -62,22 +62,22 @@ def total_bytes() -> tuple[int, int | None]:
 
 
 def peak_bytes() -> int:
-    """The highest resident memory of this process, libraries included."""
+    """Return the peak resident memory of this process in bytes, including libraries."""
     try:
         return _read_fields(Path("/proc/self/status"))["VmHWM"]
     except (OSError, KeyError):
         if os.name == "nt":
             return _ask_windows().peak
-        import resource  # on Linux it counts what the parent had before the start as well
+        import resource  # not used on Linux, where it includes memory of the parent before the start
 
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def limit_memory(num_bytes: int) -> None:
-    """Let this process fail to allocate more than so much, where the system can: Linux.
+    """Limit the memory that this process can allocate. This works only on Linux.
 
-    There a step that is too large is then an error, instead of the end of this or another process.
+    There, a step that is too large raises an error, instead of making the system kill a process.
     """
     if sys.platform == "linux":
         import resource
@@ -88,7 +88,7 @@ def limit_memory(num_bytes: int) -> None:
 
 
 class _Status(ctypes.Structure):
-    """MEMORYSTATUSEX of Windows."""
+    """The structure MEMORYSTATUSEX of Windows."""
 
     _fields_ = (
         ("length", ctypes.c_uint32),
@@ -98,7 +98,7 @@ class _Status(ctypes.Structure):
 
 
 class _Counters(ctypes.Structure):
-    """PROCESS_MEMORY_COUNTERS of Windows."""
+    """The structure PROCESS_MEMORY_COUNTERS of Windows."""
 
     _fields_ = (
         ("length", ctypes.c_uint32),
@@ -108,7 +108,7 @@ class _Counters(ctypes.Structure):
 
 
 class _WindowsMemory(NamedTuple):
-    """Bytes: of the machine, free now, and the most that this process has had."""
+    """Bytes: total memory, available memory, and the peak of this process."""
 
     total: int
     available: int
@@ -129,7 +129,7 @@ def _ask_windows() -> _WindowsMemory:
 
 
 def _read_cgroup(folder: Path) -> tuple[int | None, int]:
-    """Limit (None: there is none) and use, bytes; files that the system can drop do not count as used."""
+    """Return limit (None: there is none) and use in bytes, without file caches that the system can free."""
     for limit_name, used_name, cache in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -149,7 +149,7 @@ def _read_cgroup(folder: Path) -> tuple[int | None, int]:
 
 
 def _read_fields(path: Path) -> dict[str, int]:
-    """The lines "Name: NUMBER kB" of a file of /proc, in bytes."""
+    """Read the lines "Name: NUMBER kB" of a file in /proc; return bytes."""
     lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
     return {
         words[0].removesuffix(":"): int(words[1]) * 1024

@@ -1,7 +1,7 @@
-"""Ranks, devices and precision: one process or many run the same loop.
+"""Ranks: one process, or several that torchrun started, run the same training loop.
 
-With several ranks (torchrun) gradients are averaged by DistributedDataParallel and BatchNorm uses the
-statistics of the global batch, on CPU too: a run does not depend on the number of ranks beyond rounding.
+With several ranks, DistributedDataParallel averages the gradients, and BatchNorm uses the statistics of the
+global batch, also on CPUs. So a run does not depend on the number of ranks, except for rounding.
 """
 
 import ctypes
@@ -27,37 +27,37 @@ from byol.device.devices import choose_backend, choose_device, choose_dtype, exa
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _PATIENCE = timedelta(days=7)
-_TIMEOUT = timedelta(minutes=10)  # a rank that hangs ends the job instead of waiting for ever
+_TIMEOUT = timedelta(minutes=10)  # if a rank hangs, the job ends after this time
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world_size` equal ones, and where and how precisely it computes."""
+    """This process among `world_size` processes, with its device and precision."""
 
     rank: int
     world_size: int
     device: torch.device
     dtype: torch.dtype
-    patient: dist.ProcessGroup | None = None  # for waits without a limit
+    patient: dist.ProcessGroup | None = None  # for waits that may take days
 
     @property
     def is_main(self) -> bool:
-        """True for the one process that writes files and prints."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> slice:
-        """This rank's part of a global batch, or of a stretch of one: every `world_size`-th image.
+        """Return this rank's rows of a global batch: every `world_size`-th image.
 
-        So the n-th parts of all ranks are the n-th part of the global batch.
+        So the n-th micro-batches of all ranks together are the n-th micro-batch of the global batch.
         """
         return slice(self.rank, batch_size, self.world_size)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bfloat16 where the precision says so; fp32 otherwise."""
+        """Return a context that computes in bfloat16 if that is the precision, otherwise in float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` itself on one rank; else with synchronised BatchNorm, in DistributedDataParallel."""
+        """With several ranks, wrap `module` in DistributedDataParallel with synchronised BatchNorm."""
         if self.world_size == 1:
             return module
         if self.device.type != "cpu":
@@ -67,16 +67,16 @@ class Ranks:
         return nn.parallel.DistributedDataParallel(module)
 
     def exchange(self, network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward of one part of a batch: gradients are averaged over ranks at the last.
+        """Return a context for one micro-batch. Gradients are averaged over ranks only in the last one.
 
-        Until then each rank adds up its own; averaging each part would send them once a part.
+        Until then, each rank adds up its own gradients, so they are sent once per step.
         """
         if last or not isinstance(network, nn.parallel.DistributedDataParallel):
             return nullcontext()
         return network.no_sync()
 
     def mean(self, value: Tensor) -> float:
-        """The mean of a scalar over ranks. The host waits here."""
+        """Return the mean of a scalar over ranks. The host waits here."""
         value = value.detach().clone()
         if self.world_size > 1:
             dist.all_reduce(value)
@@ -84,7 +84,7 @@ class Ranks:
         return float(value)
 
     def from_main(self, value: float) -> float:
-        """The first rank's value, on every rank. All ranks wait here."""
+        """Return the value of the first rank on every rank. All ranks wait here."""
         if self.world_size == 1:
             return value
         shared = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -92,32 +92,32 @@ class Ranks:
         return float(shared)
 
     def any(self, flag: bool) -> bool:
-        """True if it is true on any rank. All ranks wait here."""
+        """Return whether the flag is true on any rank. All ranks wait here."""
         if self.world_size == 1:
             return flag
         return self.mean(torch.tensor(float(flag), device=self.device)) > 0.0
 
     def wait(self) -> None:
-        """Until every rank has come here, for hours if need be: the first may be packing the images."""
+        """Wait for all ranks, for hours if necessary, because the first one may be packing images."""
         if self.world_size > 1:
             dist.barrier(self.patient)
 
 
 @contextmanager
 def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
-    """Join the ranks that torchrun started, or be the only one. fp32 is then `exact_fp32`.
+    """Connect the ranks that torchrun started, or yield a single rank. `exact_fp32` holds in the block.
 
     Raises:
-        ConfigError: a device that is not there or cannot be one of several, a batch that the ranks cannot
-            share evenly, or WORLD_SIZE without the rest of what torchrun sets.
-        RankLostError: another rank has ended or did not answer within `_TIMEOUT`.
+        ConfigError: the device does not exist or cannot be used by several ranks, the batch cannot be divided
+            evenly among ranks, or WORLD_SIZE is set without the other variables of torchrun.
+        RankLostError: another rank ended or did not answer within `_TIMEOUT`.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
         _check_launcher(world_size)
     rank = int(os.environ.get("RANK", "0"))
     device = choose_device(trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
-    if trainer.batch_size is not None:  # an open one is chosen to be right
+    if trainer.batch_size is not None:  # otherwise byol chooses a suitable one
         check_share(
             trainer.batch_size, world_size=world_size, num_microbatches=trainer.accumulation_steps or 1
         )
@@ -165,11 +165,11 @@ def naming_lost_ranks(rank: int, world_size: int) -> Iterator[None]:
 
 
 def check_share(batch_size: int, *, world_size: int, num_microbatches: int) -> None:
-    """Raises ConfigError for a batch that cannot be shared evenly, with what it must be a multiple of."""
+    """Raise ConfigError if a batch cannot be divided evenly; the message names the required multiple."""
     share = world_size * num_microbatches
     if batch_size % share:
         raise ConfigError(
-            f"trainer.batch_size: {batch_size} cannot be shared by {world_size} ranks x "
+            f"trainer.batch_size: {batch_size} cannot be divided among {world_size} ranks x "
             f"{num_microbatches} accumulation steps; use a multiple of {share}"
         )
 
@@ -178,16 +178,16 @@ def _check_launcher(world_size: int) -> None:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
-            f"WORLD_SIZE={world_size} is in the environment, {' and '.join(missing)} not: start the ranks by "
+            f"WORLD_SIZE={world_size} is set, but {' and '.join(missing)} not: start the ranks with "
             f"torchrun --nproc-per-node={world_size} -m byol train ..., or unset WORLD_SIZE for one process"
         )
 
 
 def _store(world_size: int) -> Store:
-    """The agent's store, with a name of its own for each restart.
+    """Return the store of torchrun's agent, with a different prefix for each restart.
 
-    A restarted group that reads the addresses of its dead predecessor hangs (pytorch issue 135712); with this
-    prefix 5 of 5 restarts after a kill went on.
+    Without the prefix, a restarted group reads the addresses of the killed group and hangs (pytorch issue
+    135712). With it, 5 of 5 restarts after a kill continued.
     """
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     is_master = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ["RANK"] == "0"
@@ -197,31 +197,31 @@ def _store(world_size: int) -> Store:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed blocks for the next step, where it is glibc; elsewhere do nothing.
+    """Make glibc keep freed memory for the next step. With other C libraries, do nothing.
 
-    By default it returns large blocks to the system, and every step then faults its pages in again: a
-    ResNet-18 step at 32 px spent up to two thirds of its time in the kernel.
+    By default glibc returns large blocks to the system, so every step causes page faults: a ResNet-18 step at
+    32 px spent up to two thirds of its time in the kernel.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    if not mallopt(_M_MMAP_THRESHOLD, 1 << 30):  # older ones allow 32 MB at most
+    if not mallopt(_M_MMAP_THRESHOLD, 1 << 30):  # older versions allow at most 32 MB
         mallopt(_M_MMAP_THRESHOLD, 1 << 25)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-# ---- Synchronised BatchNorm on CPU, which torch.nn.SyncBatchNorm does not offer
+# ---- Synchronised BatchNorm on CPUs, which torch.nn.SyncBatchNorm does not support
 
 
 def _synchronise_on_cpu(module: nn.Module) -> None:
-    """Let every BatchNorm in `module` use the statistics of all ranks; parameters and keys stay.
+    """Make every BatchNorm in `module` use the statistics of all ranks, without changing parameters and keys.
 
     Raises:
-        ConfigError: a BatchNorm of another kind than torch's own.
+        ConfigError: a BatchNorm layer is not one of torch's own classes.
     """
     for layer in module.modules():
-        # Only the class is exchanged, so optimizer and target keep their references.
+        # Only the class is replaced, so references of the optimizer and the target stay valid.
         if type(layer) is nn.BatchNorm1d:
             layer.__class__ = _CpuSyncBatchNorm1d
         elif type(layer) is nn.BatchNorm2d:
@@ -289,7 +289,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         shape = (1, channels, *[1] * (gradient.ndim - 2))
         dy = _at_least_fp32(gradient)
         bias_gradient, weight_gradient = dy.sum(axes), (dy * normalised).sum(axes)
-        # Weight and bias keep this rank's part: DistributedDataParallel averages them.
+        # Gradients of weight and bias are this rank's, because DistributedDataParallel averages them.
         sums = torch.cat([bias_gradient, weight_gradient]).double()
         dist.all_reduce(sums)
         mean_dy, mean_dy_x = (sums / count).to(dy.dtype).view(2, *shape)

@@ -38,7 +38,7 @@ WEIGHTS_NAME = "classifier.safetensors"
 SPEC_NAME = "classifier.json"
 
 _WRITTEN = 65_536  # predictions that are written at once
-_AGAIN = "the same `byol finetune` command writes it anew"
+_AGAIN = "repeat the `byol finetune` command to write it again"
 
 Features = Float32[np.ndarray, "image feature"]
 
@@ -170,7 +170,7 @@ def check_predictions_path(path: Path) -> None:
         CheckpointError: the place cannot be written.
     """
     if path.suffix.lower() != ".csv":
-        raise ConfigError(f"{path}: predictions are written as .csv; choose this suffix")
+        raise ConfigError(f"{path}: byol writes predictions as .csv; use this suffix")
     check_writable(path)
 
 
@@ -234,13 +234,13 @@ def load_classifier(folder: str | Path, *, device: str = "auto") -> Classifier:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder}: no such folder; name one that `byol finetune` wrote, or make it: "
+            f"{folder}: no such folder; name one that `byol finetune` wrote, or write it: "
             f"byol finetune RUN --train LABELLED/ -o {folder}"
         )
     for name in (SPEC_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise CheckpointError(
-                f"{folder}: has no {name}, it holds no classifier; make one: byol finetune {folder} "
+                f"{folder}: has no {name}, so it holds no classifier; train one: byol finetune {folder} "
                 "--train LABELLED/"
             )
     spec = _read_spec(folder / SPEC_NAME)
@@ -265,7 +265,7 @@ def _read_spec(path: Path) -> ClassifierSpec:
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise CheckpointError(
-            f"{path}: has format {found}, this version of byol reads {FORMAT}; update byol, or {_AGAIN}"
+            f"{path}: has format {found}, but this version of byol reads {FORMAT}; update byol, or {_AGAIN}"
         )
     try:
         return TypeAdapter(ClassifierSpec).validate_json(to_json(content))

@@ -187,7 +187,7 @@ class Encoder:
                 progress(min(first + batch_size, len(rows)), len(rows))
         if outside:
             place, text = next(iter(outside.items()))
-            count = f"{len(outside)} of {len(rows)} images are outside of the training's range, the first is "
+            count = f"{len(outside)} of {len(rows)} images are outside the training range, the first is "
             _warn(f"{count}{images.names[int(rows[place])]}", text)
         return _join(blocks, self.spec.num_features)
 
@@ -224,8 +224,8 @@ class Encoder:
             )
             if square.pixels.shape[2] != spec.channels:
                 raise DataError(
-                    f"has {square.pixels.shape[2]} channels, the encoder was trained on {spec.channels}; "
-                    "give images like those of the training"
+                    f"has {square.pixels.shape[2]} channels, but the encoder was trained on {spec.channels}; "
+                    "give images like the training images"
                 )
             check_bits(bits_of_dtype(square.pixels.dtype), spec.bits)
             return square
@@ -299,7 +299,7 @@ def load(run: str | Path, *, device: str = "auto") -> Encoder:
         folder = folder.parent
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder}: no such folder; name a run's folder, or train one: byol train IMAGES/ -o runs/NAME"
+            f"{folder}: no such folder; name that of a run, or train one: byol train IMAGES/ -o runs/NAME"
         )
     spec = read_spec(_find(folder, SPEC_NAME))
     path = _find(folder, WEIGHTS_NAME)
@@ -316,7 +316,7 @@ def _find(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
         raise CheckpointError(
-            f"{folder}: has no {name}; name a run's folder, where the same `byol train` command writes it"
+            f"{folder}: has no {name}; name a run folder, or repeat the `byol train` command to write it"
         )
     return path
 
@@ -331,7 +331,7 @@ def _fill(module: nn.Module, path: Path, *, spec: EncoderSpec) -> None:
         raise CheckpointError(f"{path}: is damaged or cut short ({error}); {AGAIN}") from None
     if stem not in (None, spec.stem):
         raise CheckpointError(
-            f"{path}: has the stem '{stem}', {SPEC_NAME} beside it says '{spec.stem}'; {AGAIN}"
+            f"{path}: has the stem '{stem}', but {SPEC_NAME} beside it says '{spec.stem}'; {AGAIN}"
         )
     wanted = module.state_dict()
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())

@@ -65,11 +65,11 @@ def choose_format(path: Path, given: str | None = None, *, columns: Columns = "w
     found = next((one for one in FORMATS if one == name), None)
     if found is None:
         raise ConfigError(
-            f"{path}: features are written as {', '.join(f'.{one}' for one in FORMATS)}; choose one of these "
+            f"{path}: byol writes features as {', '.join(f'.{one}' for one in FORMATS)}; use one of these "
             "suffixes, or one of these formats with --format"
         )
     if columns == "vector" and found != "parquet":
-        raise ConfigError(f"{path}: --columns vector is for .parquet; a .{found} file has no column of lists")
+        raise ConfigError(f"{path}: --columns vector needs .parquet; a .{found} file has no columns of lists")
     if found in _LIBRARIES:
         module, package = _LIBRARIES[found]
         try:

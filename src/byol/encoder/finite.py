@@ -19,7 +19,7 @@ def check_finite(
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         raise DataError(
-            f"{name_of(int(np.argmin(finite)))}: the encoder's features of this image are not finite "
-            f"({int((~finite).sum())} such images {among}): its training diverged; "
+            f"{name_of(int(np.argmin(finite)))}: the features of this image are not finite "
+            f"({int((~finite).sum())} such images {among}) because the training of the encoder diverged; "
             "train again with a lower optimizer.params.lr"
         )

@@ -87,6 +87,6 @@ def find_known(
         columns, notes = match_columns(metadata, names, folder=folder)
         for name, (codes, words) in columns.items():
             if name in taken:
-                raise ConfigError(f"{metadata}: a column is called {name}, as one of features; rename it")
+                raise ConfigError(f"{metadata}: the column {name} has the name of a feature; rename it")
             found[name] = Known(name, codes, words)
     return list(found.values()), notes

@@ -159,8 +159,8 @@ class PartialRows:
 
     def _refuse(self, holder: Holder | None) -> NoReturn:
         raise CheckpointError(
-            f"{self.folder}: {holder or 'another process'} writes the same output; wait for it, or choose "
-            "another output"
+            f"{self.folder}: {holder or 'another process'} is writing the same output; wait for it, or "
+            "choose another output"
         )
 
     def values(self) -> "StoredRows":
@@ -231,8 +231,7 @@ def _told(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{folder}: cannot be written ({reason_of(error)}); free space, then give the same command "
-            "again, which continues"
+            f"{folder}: cannot be written ({reason_of(error)}); free space, then repeat the command"
         ) from None
 
 

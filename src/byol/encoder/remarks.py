@@ -56,7 +56,7 @@ class Remarks:
         seen, mark = self.seen, self._rows.mark
         others = seen.num_outside - _MOST_COMPLAINTS
         if others > 0:
-            complain(f"and {others:,} more images, unlike those of the training")
+            complain(f"and {others:,} more images are unlike the training images")
         listed = output.with_suffix(".left_out.csv")
         if mark.num_bad:
             write_atomically(listed, self._write_bad)

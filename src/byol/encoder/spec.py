@@ -24,7 +24,7 @@ from byol.method.views import Pixels, find_whole_px
 
 FORMAT = 2
 SPEC_NAME = "encoder.json"
-AGAIN = "the same `byol train` command writes it anew"  # ends a message
+AGAIN = "repeat the `byol train` command to write it again"  # ends a message
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def choose_whole_px(config: Config, *, channels: int, stem: str) -> int | None:
         return px
     if wanted == "auto":
         return None
-    raise ConfigError(f"data_transforms.whole_px: {name} does not take images of {px} px; leave it out")
+    raise ConfigError(f"data_transforms.whole_px: {name} does not accept images of {px} px; leave it out")
 
 
 @functools.cache
@@ -151,7 +151,7 @@ def read_spec(path: Path) -> EncoderSpec:
     found = content.get("format") if isinstance(content, dict) else None
     if found not in (1, FORMAT):
         raise CheckpointError(
-            f"{path}: has format {found}, this version of byol reads 1 and {FORMAT}; update byol, or {AGAIN}"
+            f"{path}: has format {found}, but this byol reads 1 and {FORMAT}; update byol, or {AGAIN}"
         )
     try:
         spec = TypeAdapter(EncoderSpec).validate_json(to_json(content))
@@ -164,5 +164,5 @@ def read_spec(path: Path) -> EncoderSpec:
     pixels = spec.pixels
     lengths = {len(pixels.low), len(pixels.high), len(pixels.mean), len(pixels.std)}
     if lengths | ({len(pixels.smallest), len(pixels.largest)} - {0}) != {spec.channels}:
-        raise CheckpointError(f"{path}: pixels: not one value for each of {spec.channels} channels; {AGAIN}")
+        raise CheckpointError(f"{path}: pixels: needs a value for each of {spec.channels} channels; {AGAIN}")
     return spec

@@ -62,9 +62,9 @@ def stream_rows(
     folder = output.with_name(f"{output.name}.partial")
     with PartialRows(folder, recipe=_fingerprint(encoder, images, recipe), width=width) as rows:
         if rows.is_other:
-            remark(f"{folder}: holds rows of other images or of another encoder; starting anew")
+            remark(f"{folder}: holds rows of other images or of another encoder; starting again")
         elif rows.num_before:
-            remark(f"continuing after {rows.num_before:,} of {len(images):,} images, from {folder}")
+            remark(f"continuing from {folder}, after {rows.num_before:,} of {len(images):,} images")
         told = Remarks(skip_unreadable, encoder.spec.pixels, rows)
         blocks = encoder.embed_source(
             images,
@@ -90,7 +90,7 @@ def stream_rows(
             yield Streamed(rows.names(images), rows.values(), num_bad)
     rows.remove()
     if rows.mark.num_rows == 0:
-        raise DataError(f"{images.name}: byol can use none of the {num_bad} images")
+        raise DataError(f"{images.name}: byol cannot use any of the {num_bad} images")
 
 
 def _fingerprint(encoder: Encoder, images: Source, recipe: Sequence[str]) -> str:

@@ -117,13 +117,13 @@ def check_output(output: Path, *, format: Format) -> None:
         CheckpointError: it does, or it is a file.
     """
     if output.exists() and not output.is_dir():
-        raise CheckpointError(f"{output}: is a file, a folder is wanted; choose another name with -o")
+        raise CheckpointError(f"{output}: is a file, not a folder; choose another name with -o")
     if not output.exists():
         return
     names = {path.name for path in output.iterdir() if not path.name.startswith(".")}
     if names and (_FILES[format][0] not in names or not names <= {CARD_NAME, *_FILES[format]}):
         raise CheckpointError(
-            f"{output}: is not empty and not an export with --format {format}; choose another folder with -o"
+            f"{output}: holds files but no export with --format {format}; choose another folder with -o"
         )
 
 
@@ -131,7 +131,7 @@ def _describe_limit(spec: EncoderSpec, *, format: Format) -> str | None:
     """What somebody must know of this export before its card is read."""
     if format == "timm" and (problem := timm_folder.explain_own_scaling(spec)) is not None:
         return (
-            f"timm's transform refuses images of this encoder: {problem}; README.md says how to prepare them"
+            f"timm's transform cannot prepare images for this encoder: {problem}; README.md says how to do it"
         )
     return None
 

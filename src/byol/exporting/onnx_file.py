@@ -31,7 +31,7 @@ def check_onnx() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"--format: onnx needs {', '.join(missing)}, which is not installed; run "
+            f"--format: onnx needs {', '.join(missing)}, but that is not installed; run "
             f"{install_command(*missing)}, or use --format torch"
         )
 

@@ -83,7 +83,7 @@ def accept(difference: float, *, what: str) -> float:
     """
     if not difference <= TOLERANCE:
         raise CheckpointError(
-            f"{what}: its features differ from those of byol by {difference:.2g} of the largest (at most "
+            f"{what}: its features differ from byol's by {difference:.2g} of the largest (at most "
             f"{TOLERANCE:g} is accepted), so nothing is written; try another --format, and report this"
         )
     return difference

@@ -30,23 +30,23 @@ def check_timm(spec: EncoderSpec) -> None:
 
     if spec.stem != "standard":
         raise ConfigError(
-            f"--format: timm has no {spec.name} with the stem '{spec.stem}', its own would compute other "
-            "features; use --format onnx or torch, or train with network.stem=standard"
+            f"--format: timm's {spec.name} has no stem '{spec.stem}', so it would compute other features; "
+            "use --format onnx or torch, or train with network.stem=standard"
         )
     if not timm.is_model(spec.name):
         raise ConfigError(
-            f"--format: timm has no {spec.name}, it is a model of torchvision; use --format onnx or torch"
+            f"--format: timm has no {spec.name}, a torchvision model; use --format onnx or torch"
         )
 
 
 def explain_own_scaling(spec: EncoderSpec) -> str | None:
     """Why the image processors of timm and transformers ("they") cannot prepare images; None: they can."""
     if spec.bits != 8:
-        return f"its images hold {spec.bits}-bit values, and they scale 8-bit values only"
+        return f"its images hold {spec.bits}-bit values, but they scale only 8-bit values"
     if spec.geometry != "square":
-        return "its images lie on a canvas at their own scale, and they resize every image"
+        return "its images keep their scale on a canvas, but they resize every image"
     if isinstance(spec.select, tuple) and spec.select != tuple(range(spec.channels)):
-        return f"it takes the channels {list(spec.select)} of a file, and they give all channels in order"
+        return f"it uses the channels {list(spec.select)} of a file, but they give all channels in order"
     return None
 
 
@@ -91,7 +91,7 @@ def _configure(network: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
 def _choose_interpolation(spec: EncoderSpec) -> str:
     """Pillow's window; or why timm's transform must not be used, which then raises a KeyError of it."""
     if (problem := explain_own_scaling(spec)) is not None:
-        return f"image processors do not work with this encoder: {problem}; see README.md"
+        return f"image processors cannot prepare images for this encoder: {problem}; see README.md"
     # byol resizes twice if the sizes differ; in one step a triangle is nearest to that (docs/decisions.md).
     return "hamming" if spec.stored_px == spec.seen_px else "bilinear"
 

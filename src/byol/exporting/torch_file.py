@@ -36,8 +36,8 @@ def refuse_network(spec: EncoderSpec, error: Exception) -> ConfigError:
     """What to raise if a network cannot be turned into a graph."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return ConfigError(
-        f"--format: PyTorch {torch.__version__} cannot make a graph of {spec.name} ({reason}); use --format "
-        "timm, or another version of PyTorch"
+        f"--format: PyTorch {torch.__version__} cannot export {spec.name} ({reason}); use --format timm, or "
+        "another version of PyTorch"
     )
 
 

@@ -78,21 +78,21 @@ def write_usage(spec: EncoderSpec, *, format: Format, difference: float) -> Usag
 def _describe_channels(spec: EncoderSpec) -> str:
     """Which channels, as the encoder sees them."""
     if spec.select == "grey" and spec.channels == 1:
-        return "The channel is grey. Of a colour image it is 0.299 R + 0.587 G + 0.114 B, rounded."
+        return "The channel is grey. For a colour image it is 0.299 R + 0.587 G + 0.114 B, rounded."
     if spec.select == "rgb":
         return "The channels are red, green and blue. Repeat a grey image three times."
     if isinstance(spec.select, tuple):
         numbers = ", ".join(map(str, spec.select))
-        return f"The channels are those with the numbers {numbers} of a file, counted from 0."
-    return "The channels are those of the training's files, in their order (for colours red, green, blue)."
+        return f"The channels are the channels {numbers} of a file, counted from 0."
+    return "The channels are those of the training files, in their order (for colours red, green, blue)."
 
 
 def _describe_contract(spec: EncoderSpec) -> list[str]:
     """What goes into a file with the preprocessing inside."""
     text = (
-        f"`images` has the shape (number, channel, height, width) and the type {_TYPES[spec.bits]}. It holds "
-        "the values that files hold: the export resizes, scales and normalises them as byol does. All images "
-        "of one call have the same size. `features` is float32."
+        f"`images` has the shape (number, channel, height, width) and the type {_TYPES[spec.bits]}. Give the "
+        "values as the files hold them: the export resizes, scales and normalises them as byol does. All "
+        "images of one call have the same size. `features` is float32."
     )
     if spec.bits != 32:
         return [text]
@@ -111,8 +111,8 @@ def _describe_preparation(spec: EncoderSpec) -> list[str]:
         for channel, row in enumerate(numbers)
     ]
     return [
-        f"The image processors of timm and transformers refuse to work with this encoder: {problem}. Prepare "
-        f"each image yourself: {_describe_resize(spec)}. Then scale each channel's stored value v to "
+        f"The image processors of timm and transformers cannot prepare images for this encoder: {problem}. "
+        f"Prepare each image yourself: {_describe_resize(spec)}. Then scale each stored value v to "
         "x = clip((v - low) / (high - low), 0, 1), and normalise it to (x - mean) / std:",
         "\n".join(["| channel | low | high | mean | std |", "|---|---|---|---|---|", *rows]),
     ]
@@ -136,8 +136,8 @@ def _describe_transform(spec: EncoderSpec) -> str:
     else:
         exactness = (
             f"The result differs a little from byol's: byol resizes an image to {spec.stored_px} px and then "
-            f"to {spec.seen_px} px, timm does it in one step. Exports with --format onnx or torch resize as "
-            "byol does."
+            f"to {spec.seen_px} px, but timm does it in one step. Exports with --format onnx or torch resize "
+            "as byol does."
         )
     return f"{listed} {verb} Pillow images. {exactness}"
 

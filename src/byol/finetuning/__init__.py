@@ -1,1 +1,1 @@
-"""A classifier trained from an encoder, compared with one on frozen features."""
+"""Fine-tune an encoder and a classifier on labels, and compare it with a classifier on frozen features."""

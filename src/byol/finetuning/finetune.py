@@ -1,6 +1,6 @@
-"""`byol finetune`: a classifier from a run's encoder and a share of the labels, and how good it is.
+"""`byol finetune`: train a classifier from a run's encoder and a fraction of the labels, and test it.
 
-Test labels are met in one place, `_test`, after everything has been trained.
+Only `_test` uses the test labels; it runs after all training.
 """
 
 import json
@@ -37,7 +37,7 @@ LOG_NAME = "finetune.jsonl"
 SCRATCH = "scratch"
 
 _OWN_FILES = {WEIGHTS_NAME, SPEC_NAME, files.WEIGHTS_NAME, files.SPEC_NAME, FILE_NAME, LOG_NAME}
-# What may be set differently from the run.
+# The settings that fine-tuning may change from those of the run.
 _MAY_CHANGE = (
     "evaluation.",
     "data.source:",
@@ -65,17 +65,16 @@ def finetune(
     say: Say = silent,
     progress: Count | None = None,
 ) -> FinetuneResult:
-    """Train a classifier from the encoder in `source` with a share of the labels; write it to `output`.
+    """Train a classifier from the encoder in `source` on a fraction of the labels; write it to `output`.
 
-    `source` is a run folder, one of its encoders' (`target`, `best`), or a folder with an encoder alone.
-    `overrides` say where labelled images are (`evaluation.train`, `.test`, `.labels`); by default they
-    are those of `byol eval`; of folds the first is held out. `scratch`: the same training from random
-    weights as well.
+    `source` is a run folder, the folder of one of its encoders (`target`, `best`), or a folder that holds
+    only an encoder. `overrides` set the labelled images (`evaluation.train`, `.test`, `.labels`), by default
+    those of `byol eval`. With folds, the first fold is the test set. `scratch`: also train random weights.
 
     Raises:
-        CheckpointError: there is no such encoder, or `output` holds something else or cannot be written.
+        CheckpointError: there is no such encoder, or `output` holds other files or cannot be written.
         RunInUseError: another process writes into `output`.
-        ConfigError: a setting is not valid, or would change what the run was.
+        ConfigError: a setting is not valid, or fine-tuning cannot use it.
         DataError: images or labels are missing, cannot be read, or are too few.
         DivergedError: the loss is not finite.
     """
@@ -107,7 +106,7 @@ def _finetune(
     say: Say,
     progress: Count | None,
 ) -> FinetuneResult:
-    """As `finetune`, as the only writer of `output`."""
+    """Do the work of `finetune`. The caller holds the lock of `output`."""
     encoder, config, run_dir = _open_encoder(source, overrides, output=output, say=say)
     splits = open_splits(config, run_dir, spec=encoder.spec, is_single=True, say=say)
     data, class_names = _draw(splits, fraction=fraction, seed=config.evaluation.seed)
@@ -136,40 +135,40 @@ def _finetune(
     return outcome
 
 
-# ---- What is asked for
+# ---- Inputs
 
 
 def _check_numbers(fraction: float, epochs: int | None) -> None:
     if not 0.0 < fraction <= 1.0:
-        raise ConfigError(f"--fraction: {fraction:g} is not a share; 0.01 is one label of a hundred, 1 all")
+        raise ConfigError(f"--fraction: {fraction:g} is not a fraction; 0.01 uses 1 % of the labels, 1 all")
     if epochs is not None and epochs < 1:
         raise ConfigError(f"--epochs: {epochs} is not a number of passes; give 1 or more, or leave it out")
 
 
 def check_output(output: Path, *, source: Path) -> None:
-    """Refuse a folder that holds something else than an earlier fine-tuning, which is replaced.
+    """Refuse an output folder with other files than those of an earlier fine-tuning, which byol replaces.
 
     Raises:
-        CheckpointError: it does, it is a file, or it is the source.
+        CheckpointError: the folder holds other files, is a file, or is the source.
     """
     if output.exists() and not output.is_dir():
-        raise CheckpointError(f"{output}: is a file, a folder is wanted; choose another name with -o")
+        raise CheckpointError(f"{output}: is a file, not a folder; choose another name with -o")
     names = {path.name for path in output.iterdir()} - LOCK_FILES if output.exists() else set()
     names = {name for name in names if not is_temporary(name, of=tuple(_OWN_FILES))}
     if names:
         names = {name for name in names if not name.startswith(".")}
         if not names & {FILE_NAME, LOG_NAME} or not names <= _OWN_FILES:
             raise CheckpointError(
-                f"{output}: is not empty and not of `byol finetune`; choose another folder with -o"
+                f"{output}: holds files that `byol finetune` did not write; choose another folder with -o"
             )
         if output.resolve() == source.resolve():
-            raise CheckpointError(f"{output}: is what to start from; choose another folder with -o")
+            raise CheckpointError(f"{output}: is the encoder to start from; choose another folder with -o")
 
 
 def _open_encoder(
     source: Path, overrides: Sequence[str], *, output: Path, say: Say
 ) -> tuple[Encoder, Config, Path]:
-    """The encoder, and what `_read_config` returns."""
+    """Return the encoder, the configuration and the run folder (see `_read_config`)."""
     encoder = load(source)
     config, run_dir = _read_config(source, overrides, spec=encoder.spec, output=output)
     if config.trainer.device == "cpu" and encoder.device.type != "cpu":
@@ -177,14 +176,14 @@ def _open_encoder(
     if (notice := explain_device(encoder.device)) is not None:
         say(notice)
     if run_dir == output and not any(map(_is_domain, overrides)):
-        say("crops and flips are those of photographs; data_transforms.domain=NAME for other images")
+        say("crops and flips are chosen for photographs; for other images set data_transforms.domain=NAME")
     return encoder, config, run_dir
 
 
 def _read_config(
     source: Path, overrides: Sequence[str], *, spec: EncoderSpec, output: Path
 ) -> tuple[Config, Path]:
-    """The run's configuration, or for an encoder alone one that agrees with its spec; the run's folder."""
+    """Return the configuration of the run, or one that agrees with the encoder's spec; and the run folder."""
     candidates = [source, source.parent] if source.name in ("target", "best") else [source]
     run_dir = next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
     if run_dir is not None:
@@ -196,11 +195,11 @@ def _read_config(
     changes = diff_configs(load_config(path, first_overrides, preset=preset), config)
     refused = [change for change in changes if not change.startswith(_MAY_CHANGE)]
     if refused:
-        raise ConfigError(f"fine-tuning cannot change or use this ({'; '.join(refused)}); leave it out")
+        raise ConfigError(f"fine-tuning cannot use these settings ({'; '.join(refused)}); leave them out")
     if run_dir is None and config.evaluation.train is None:
         raise ConfigError(
-            f"--train: {source} is an encoder without its run (no config.yaml), so that its images are not "
-            "known; give labelled ones by --train FOLDER"
+            f"--train: {source} is an encoder without its run (no config.yaml), so byol does not know its "
+            "images; give labelled images with --train FOLDER"
         )
     return config, run_dir or output
 
@@ -223,15 +222,15 @@ def _is_domain(override: str) -> bool:
 
 
 def _draw(splits: Splits, *, fraction: float, seed: int) -> tuple[Split, tuple[str, ...]]:
-    """The training labels that are used, as indices into the classes among them, and these."""
+    """Draw the training images. Return them, labelled with indices into their classes, and these classes."""
     train = splits.train
     drawn = draw_fraction(train.labels, fraction, seed=seed)
     classes, labels, counts = np.unique(train.labels[drawn], return_inverse=True, return_counts=True)
     class_names = tuple(splits.class_names[index] for index in classes)
     if counts.max() < 2 and len(drawn) < len(train.rows):
         raise DataError(
-            f"--fraction {fraction:g}: is one image of each of {len(classes)} classes, nothing is left to "
-            "choose learning rate and length on; give a larger one"
+            f"--fraction {fraction:g}: selects one image of each of {len(classes)} classes, so there is none "
+            "left for a validation split; give a larger fraction"
         )
     probes.check_classes(labels, class_names)
     return replace(train.take(drawn), labels=labels.astype(np.int64)), class_names
@@ -250,7 +249,7 @@ def _make_random(config: Config, encoder: Encoder, *, data: Split) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Start:
-    """What has come of one start."""
+    """An encoder before and after fine-tuning, and how long that took."""
 
     name: str
     before: nn.Module
@@ -267,7 +266,7 @@ def _train_all(
     say: Say,
     progress: Count | None,
 ) -> tuple[list[_Start], list[dict[str, object]]]:
-    """Each start trained on the same labels, and the lines of the log."""
+    """Fine-tune each encoder of `starts` on the same labels. Return the results and the lines of the log."""
     log: list[dict[str, object]] = []
     results: list[_Start] = []
     recipes = {name: Recipe.of(len(data.rows), epochs=epochs, pretrained=name != SCRATCH) for name in starts}
@@ -295,8 +294,8 @@ def _train_all(
 def _describe(trained: Trained) -> str:
     if trained.epochs == 0:
         return (
-            "the frozen encoder with logistic regression is better on the validation part by more than one "
-            "standard error"
+            "fine-tuning diverged, or logistic regression on the frozen encoder was better by more than one "
+            "standard error on the validation split"
         )
     return (
         f"{trained.epochs} epochs at a learning rate of {trained.chosen['lr']:g}, "
@@ -314,10 +313,10 @@ def _test(
     fraction: float,
     num_labels: int,
 ) -> tuple[FinetuneRow, ...]:
-    """The one place where predictions meet the labels of the test images. `class_names`: theirs, and ours."""
+    """Test all classifiers; nothing else uses the test labels. `class_names`: of the labels, of `results`."""
     theirs, ours = class_names
     index = {name: place for place, name in enumerate(ours)}
-    # A class that was not learnt is none of ours: no answer is right.
+    # A class without training images gets a number that no classifier predicts, so every answer is wrong.
     truth = np.array([index.get(theirs[label], len(ours) + label) for label in test.labels], dtype=np.int64)
 
     def test_one(
@@ -379,7 +378,7 @@ def _save(
     )
     if row.epochs:
         spec = replace(spec, which="finetuned")
-    # The log first: it shows whose folder it is, should the rest not come.
+    # Write the log first: if byol is stopped before the rest, `check_output` still recognises the folder.
     write_atomically(output / LOG_NAME, "".join(json.dumps(line) + "\n" for line in log).encode())
     files.save_classifier(output, first.trained.module, spec, linear=first.trained.linear, spec=classifier)
     outcome.save(output / FILE_NAME)

@@ -1,6 +1,6 @@
-"""What fine-tuning has come to: a row for each way to a classifier from the same labels, and in words.
+"""Results of fine-tuning: a row per classifier trained on the same labels, and a verdict in words.
 
-Saved as `finetune.json`, whose rows others read; the format is described in docs/files.md.
+byol writes them as `finetune.json`; docs/files.md describes the format.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,23 +16,23 @@ _HEADINGS = ("start", "labels", "top-1", "95 % interval", "balanced", "epochs", 
 
 @dataclass(frozen=True)
 class FinetuneRow:
-    """One way to get a classifier from the same labels; accuracies are shares of the test images, 0..1."""
+    """A classifier and its accuracy on the test images. Accuracies are fractions, 0..1."""
 
-    start: str  # "byol online", "byol target", with ", frozen": the classifier alone learned; "scratch"
+    start: str  # "byol online", "byol target", "scratch"; ", frozen" if only the classifier was trained
     fraction: float  # of the training labels
     num_labels: int
     top1: float
-    low95: float  # of the bootstrap over the test images, or Wilson's where that is wider
+    low95: float  # bootstrap interval over the test images, or Wilson's interval if that is wider
     high95: float
-    balanced: float  # mean over classes of the share that is right
-    epochs: int  # passes over the labelled images; 0: the encoder is as it was
-    chosen: dict[str, str | int | float]  # settings, chosen on a part of the training images
+    balanced: float  # accuracy of each class, averaged over classes
+    epochs: int  # passes over the labelled images; 0: the encoder was not changed
+    chosen: dict[str, str | int | float]  # settings, chosen on a validation split of the training images
     seconds: float  # to choose and to train
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What `finetune.json` holds."""
+    """The content of `finetune.json`."""
 
     split: str
     num_test: int
@@ -40,14 +40,14 @@ class FinetuneResult:
     rows: tuple[FinetuneRow, ...]
 
     def render(self) -> str:
-        """The rows as plain text for a terminal, and a sentence below them."""
+        """Return the rows as a plain-text table, with the verdict below it."""
         cells = [_HEADINGS, *map(_to_cells, self.rows)]
         lines = render_columns(cells, left=[name in ("start", "chosen") for name in _HEADINGS])
         about = f"{self.split}; {self.num_test} test images, {self.num_classes} classes"
         return "\n".join([about, "", *lines, "", self.verdict()])
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all.
+        """Write the results as JSON. The file is complete or absent.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -55,7 +55,7 @@ class FinetuneResult:
         write_fields(path, {"format": FORMAT, **asdict(self)}, indent=2)
 
     def verdict(self) -> str:
-        """A sentence for each other row: is the fine-tuned encoder above it, and the intervals apart?"""
+        """Compare the first row with each other row, a sentence each."""
         return "\n".join(_judge(self.rows[0], other) for other in self.rows[1:])
 
 
@@ -76,8 +76,8 @@ def _judge(row: FinetuneRow, other: FinetuneRow) -> str:
     figures = f"{row.start} {percent(row.top1)}, {other.start} {percent(other.top1)}"
     if row.epochs == 0 and other.start == f"{row.start}, frozen":
         return (
-            "Kept the frozen encoder: fine-tuning did not beat it by more than one standard error on the "
-            "validation split."
+            "Kept the frozen encoder: fine-tuning was worse by more than one standard error on the "
+            "validation split, or diverged."
         )
     if row.high95 < other.low95:
         return f"Worse than {other.start}; the intervals do not overlap: {figures}."

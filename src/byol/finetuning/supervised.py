@@ -1,7 +1,7 @@
-"""Training with labels: the whole encoder and a linear classifier on it, an epoch at a time.
+"""Supervised training of an encoder and a linear classifier on its features, one epoch at a time.
 
-The first layers learn slower than the last: layer-wise decay of the learning rate, as timm divides a model
-into layers. Views are mild: the symmetries of the images, and crops of at least half of the area.
+The learning rate decays from the last layer to the first; timm defines the layers. Views are mild: flips and
+rotations that the run used, and crops of at least half of the area.
 """
 
 import math
@@ -30,19 +30,19 @@ from byol.method.views import make_view
 
 BATCH_SIZE = 64
 WEIGHT_DECAY = 0.05
-SMOOTHING = 0.1  # of the labels
-SYMMETRIES = ("crop_area", "crop_aspect", "flip", "vertical_flip", "turn", "rotation")  # kept of a view
-_WARM_SHARE = 0.1  # of the steps, in which the learning rate rises
+SMOOTHING = 0.1  # label smoothing
+SYMMETRIES = ("crop_area", "crop_aspect", "flip", "vertical_flip", "turn", "rotation")  # settings in use
+_WARM_SHARE = 0.1  # fraction of the steps in which the learning rate rises
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on what a training computes."""
+    """The fixed settings of a training: input, classes, device and seed."""
 
-    spec: EncoderSpec  # how the encoder is to see images
-    transforms: DataTransforms  # the table `view1` counts, see `mild`
+    spec: EncoderSpec  # how the encoder prepares images
+    transforms: DataTransforms  # only `view1` is used, see `mild`
     num_classes: int
-    dtype: torch.dtype  # of the forward pass; weights are float32
+    dtype: torch.dtype  # type of the forward pass; weights are float32
     device: torch.device
     seed: int
 
@@ -51,19 +51,19 @@ class Setting:
 class Rates:
     """The learning rates of one training."""
 
-    lr: float  # of the classifier, at its highest
-    epochs: int  # in which it falls to 0
-    layer_decay: float  # a block's rate, relative to that of the block above it
+    lr: float  # highest learning rate of the classifier
+    epochs: int  # length of the training; the learning rate falls to 0 at its end
+    layer_decay: float  # learning rate of a block, divided by that of the next block
 
 
 class LostError(Exception):
-    """A loss or a feature is not finite; for whoever tries several rates."""
+    """A loss or a feature is not finite. A caller that tries several learning rates catches this."""
 
 
 def mild(transforms: DataTransforms) -> DataTransforms:
-    """The same symmetries (flips, turns, rotation), crops of at least half of the area, and no other change.
+    """Return mild views: flips, turns, rotation as before, crops of at least half of the area, nothing else.
 
-    A run whose crops all have one size says that size matters: its images are seen whole.
+    If all crops of the run have one size, the size of objects matters, so images are not cropped.
     """
     view = transforms.view1
     low, high = view.crop_area
@@ -74,7 +74,7 @@ def mild(transforms: DataTransforms) -> DataTransforms:
 
 
 class Course:
-    """One training from the start, an epoch at a time; AdamW, rates that rise and fall by a cosine."""
+    """One training, run epoch by epoch with AdamW; the learning rate rises and then falls along a cosine."""
 
     def __init__(
         self,
@@ -101,14 +101,14 @@ class Course:
         self._step = 0
 
     def linear(self) -> Linear:
-        """The classifier that learns along, as it is now."""
+        """Return the classifier that is trained with the encoder, in its current state."""
         weight, bias = (p.detach().cpu().numpy().copy() for p in self._classifier.parameters())
         return Linear(weight, bias)
 
     def advance(self) -> float:
-        """Train for an epoch; the mean loss of its images. The host waits once, at the end.
+        """Train for one epoch and return the mean loss of its images; LostError if that is not finite.
 
-        Raises: LostError if it is not finite.
+        It waits for the device once, at the end.
         """
         self.encoder.train()
         epoch = self._step // self._num_batches
@@ -116,7 +116,7 @@ class Course:
         order = np.random.default_rng(key).permutation(len(self._data.rows))
         losses = [
             self._make_step(batch) * len(batch)
-            # Even parts: BatchNorm could do nothing with a single image.
+            # Batches of nearly equal size: BatchNorm cannot train on a single image.
             for batch in np.array_split(order, self._num_batches)
         ]
         self.encoder.eval()
@@ -163,7 +163,7 @@ class Course:
 
 
 class _Grouped(nn.Module):
-    """What timm wants to know of a model to divide it into layers."""
+    """The interface that timm needs to divide a model into layers."""
 
     pretrained_cfg = {"classifier": "classifier"}  # noqa: RUF012
 
@@ -173,9 +173,9 @@ class _Grouped(nn.Module):
 
 
 def _make_groups(encoder: nn.Module, classifier: nn.Linear, layer_decay: float) -> Iterator[dict[str, Any]]:
-    """Parameter groups with a share `lr_scale` of the learning rate: of a timm model by its blocks.
+    """Yield parameter groups, each with a fraction `lr_scale` of the learning rate: a group per timm block.
 
-    Models that do not say what their blocks are (torchvision's) are cut into runs of 12 parameters.
+    Models without named blocks (torchvision) are divided into groups of 12 successive parameters.
     """
     if not hasattr(encoder, "group_matcher"):
         yield from param_groups_layer_decay(

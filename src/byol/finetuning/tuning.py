@@ -1,10 +1,10 @@
-"""Fine-tuning: an encoder and a classifier from labelled images, all settings chosen on a part of these.
+"""Fine-tune an encoder and a classifier on labelled images; choose settings on a validation split of them.
 
-In two stages (arXiv 2202.10054): the classifier is fitted to the frozen encoder by logistic regression, then
-everything learns together. At the end logistic regression on the new features takes the classifier's place.
+There are two stages (arXiv 2202.10054): logistic regression fits the classifier to the frozen encoder, then
+both are trained together. At the end, logistic regression on the new features may replace the classifier.
 
-Learning rate, which classifier, and whether the encoder is to change at all are decided on a validation part
-of the given images; then the encoder is trained on all of them. Nothing here has a parameter for test images.
+byol chooses the learning rate, the kind of classifier and whether to change the encoder at all on the
+validation split. Then it trains on all labelled images. No function here receives test images.
 """
 
 import math
@@ -26,14 +26,14 @@ from byol.finetuning.supervised import Course, LostError, Rates, Setting
 from byol.metrics.logistic import Problem
 from byol.metrics.probes import Validation, choose_logistic, standardise
 
-FEW_LABELS = 5000  # up to here several learning rates are tried
-# Of AdamW, for the classifier. The first is taken where there are many labels.
+FEW_LABELS = 5000  # up to this number, byol tries several learning rates
+# Learning rates of the classifier (AdamW). With more labels, byol uses only the first.
 _RATES, _RATES_FROM_SCRATCH = (1e-3, 3e-4, 3e-3), (3e-3, 1e-3, 1e-2)
 _LAYER_DECAY = 0.75
 _IMAGES_SEEN, _MIN_EPOCHS, _MAX_EPOCHS = 10_000, 10, 20
-_LONE_PENALTY = 0.01  # C where every class has one image or all are of one group: nothing to choose it on
-_NEVER = -1e9  # bias of a class that there was no image of
-CLASSIFIER_IMAGES = 10_000  # that logistic regression is fitted on at most
+_LONE_PENALTY = 0.01  # C if it cannot be chosen: every class has one image, or all images are in one group
+_NEVER = -1e9  # bias of a class without images, so that it is never predicted
+CLASSIFIER_IMAGES = 10_000  # largest number of images for logistic regression
 
 Features = Float32[np.ndarray, "image feature"]
 Classes = Int64[np.ndarray, " image"]
@@ -44,15 +44,15 @@ _TRAINED: Kind = "trained"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is tried, and how long."""
+    """The learning rates to try, and the length of a training."""
 
-    rates: tuple[float, ...]  # learning rates of the last layer; the first is kept unless another is better
+    rates: tuple[float, ...]  # of the last layer; the first is used unless another is clearly better
     epochs: int
     layer_decay: float
 
     @classmethod
     def of(cls, num_labels: int, *, epochs: int | None, pretrained: bool) -> "Recipe":
-        """By the number of labels; random weights learn at one rate in all layers."""
+        """Choose by the number of labels. Random weights get the same learning rate in all layers."""
         if epochs is None:
             epochs = min(max(_IMAGES_SEEN // num_labels, _MIN_EPOCHS), _MAX_EPOCHS)
         rates = _RATES if pretrained else _RATES_FROM_SCRATCH
@@ -63,25 +63,25 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Look:
-    """How far a training has come, a line of `finetune.jsonl`."""
+    """The progress of a training: a line of `finetune.jsonl`."""
 
-    stage: Literal["choose", "final"]  # on a part of the images, or on all
+    stage: Literal["choose", "final"]  # trained on the training split, or on all labelled images
     lr: float
     epoch: int
-    loss: float | None  # cross-entropy, mean over the images of this epoch; None before the first
-    logistic: float | None = None  # top-1 on the validation part by logistic regression, 0..1
-    trained: float | None = None  # and by the classifier that learned along; both at the end of a training
+    loss: float | None  # mean cross-entropy over the images of this epoch; None: the encoder was not trained
+    logistic: float | None = None  # validation top-1 of logistic regression, 0..1, at the end of a training
+    trained: float | None = None  # the same for the classifier that was trained with the encoder
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A fine-tuned encoder, the classifier on it, and what was chosen."""
+    """A fine-tuned encoder, its classifier, and the chosen settings."""
 
     module: nn.Module
     linear: Linear
-    frozen: Linear  # logistic regression on the encoder as it was, for comparison
-    frozen_penalty: float  # its C
-    epochs: int  # 0: the encoder is as it was
+    frozen: Linear  # logistic regression on the frozen encoder, for comparison
+    frozen_penalty: float  # C of that regression
+    epochs: int  # 0: the encoder was not changed
     chosen: dict[str, str | int | float]
 
 
@@ -96,11 +96,11 @@ def train_classifier(
 ) -> Trained:
     """Fine-tune a copy of the encoder `start` and a classifier on labelled images.
 
-    `note` hears how far it has come, `tick` of each epoch.
+    `note` receives the lines of the log; `tick` is called after each epoch.
 
     Raises:
         DataError: the encoder's features are not finite.
-        DivergedError: the loss is not finite, at the rate that had been chosen.
+        DivergedError: the loss is not finite at the chosen learning rate.
     """
     try:
         frozen, penalty = _fit_logistic(start, data, setting=setting)
@@ -123,7 +123,7 @@ def train_classifier(
     except LostError:
         raise DivergedError(
             f"fine-tuning on all {len(data.rows)} labels diverged at the learning rate {best.rate:g}, which "
-            "had been fine on four fifths of them; give another number of --epochs"
+            "worked on four fifths of them; give another number of --epochs"
         ) from None
     return Trained(course.encoder, linear, frozen, penalty, recipe.epochs, {"lr": best.rate, **chosen})
 
@@ -133,14 +133,14 @@ def train_classifier(
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Something that can be chosen, and which images of the validation part it gets right."""
+    """A setting that can be chosen, and which images of the validation split it classifies correctly."""
 
-    rate: float | None  # None: the encoder stays as it is
+    rate: float | None  # learning rate; None: the encoder is not changed
     kind: Kind
     right: Bool[np.ndarray, " image"]
 
     def exceeds(self, other: "_Candidate") -> bool:
-        """By more than one standard error of the difference; both have seen the same images."""
+        """Return whether it beats `other` by more than one standard error of their paired difference."""
         gain = int(self.right.sum()) - int(other.right.sum())
         return gain > math.sqrt((self.right != other.right).sum())
 
@@ -155,9 +155,9 @@ def _choose(
     note: Callable[[Look], None],
     tick: Callable[[], None],
 ) -> _Candidate:
-    """The first rate and logistic regression, unless another exceeds these on the validation part.
+    """Choose the first rate with logistic regression, unless another candidate exceeds it in validation.
 
-    No group lies on both sides, nor do copies of an image.
+    Images of one group, and duplicates, are never on both sides of the split.
     """
     part = Validation.of(data.labels, seed=setting.seed, groups=data.units)
     fit, held_out = data.take(part.fit), data.take(part.held_out)
@@ -165,7 +165,7 @@ def _choose(
     for rate in recipe.rates:
         rates = Rates(rate, recipe.epochs, recipe.layer_decay)
         course = Course(start, frozen, fit, rates=rates, setting=setting, tick=tick)
-        with suppress(LostError):  # such a rate is no candidate
+        with suppress(LostError):  # a learning rate that diverges is no candidate
             for epoch in range(1, recipe.epochs):
                 note(Look("choose", rate, epoch, course.advance()))
             loss = course.advance()
@@ -188,13 +188,13 @@ def _choose(
     return best
 
 
-# ---- The classifier, by logistic regression
+# ---- Logistic regression
 
 
 def fit_linear(features: Features, labels: Classes, *, inverse_penalty: float, num_classes: int) -> Linear:
-    """Multinomial logistic regression on standardised features, as a layer on the features as they are.
+    """Fit multinomial logistic regression on standardised features; return it as a layer for raw features.
 
-    A class that does not occur in `labels` (all its images are in groups that are held out) is never chosen.
+    It never predicts a class that is not in `labels` (when all its images are in held-out groups).
     """
     mean = features.mean(axis=0, dtype=np.float64)
     std = features.std(axis=0, dtype=np.float64)
@@ -208,7 +208,7 @@ def fit_linear(features: Features, labels: Classes, *, inverse_penalty: float, n
 
 
 def _fit_logistic(module: nn.Module, data: Split, *, setting: Setting) -> tuple[Linear, float]:
-    """The classifier, and its C, on features of at most 10,000 of these images, every class among them."""
+    """Fit a classifier to features of at most 10,000 images, with every class. Return it and its C."""
     if len(data.rows) > CLASSIFIER_IMAGES:
         share = CLASSIFIER_IMAGES / len(data.rows)
         data = data.take(draw_fraction(data.labels, share, seed=setting.seed))
@@ -216,7 +216,7 @@ def _fit_logistic(module: nn.Module, data: Split, *, setting: Setting) -> tuple[
     penalty = _LONE_PENALTY
     if np.bincount(data.labels).max() > 1:
         scaled = standardise(features, features)[0]
-        with suppress(DataError):  # too few groups to choose it on
+        with suppress(DataError):  # too few groups to choose C
             penalty = choose_logistic(scaled, data.labels, seed=setting.seed, groups=data.units)
     return fit_linear(
         features, data.labels, inverse_penalty=penalty, num_classes=setting.num_classes
@@ -224,7 +224,7 @@ def _fit_logistic(module: nn.Module, data: Split, *, setting: Setting) -> tuple[
 
 
 def draw_fraction(labels: Classes, fraction: float, *, seed: int) -> Int64[np.ndarray, " drawn"]:
-    """Indices of this share of each class's images, at least one of each, ascending."""
+    """Draw a fraction of the images of each class, at least one. Return ascending indices."""
     rng = np.random.default_rng(seed)
     drawn = []
     for label in np.unique(labels):
@@ -234,7 +234,7 @@ def draw_fraction(labels: Classes, fraction: float, *, seed: int) -> Int64[np.nd
 
 
 def _embed(module: nn.Module, data: Split, *, setting: Setting) -> Features:
-    # A copy: the frozen encoder's parameters take no gradient, and its norms keep their statistics.
+    # A copy, because Encoder switches off gradients and training mode of its module.
     encoder = Encoder(setting.spec, deepcopy(module), device=str(setting.device))
     features = encoder.embed_packed(data.images, rows=data.rows)
     if not np.isfinite(features).all():

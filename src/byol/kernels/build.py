@@ -78,7 +78,7 @@ def explain_kernels() -> str:
     """In words, whether there are kernels, and why not."""
     kernels, words = _load(instruction_set())
     if kernels is not None and load_kernels() is None:
-        return "the compiler has no OpenMP and there are several threads: PyTorch's kernels are used"
+        return "PyTorch's kernels, because the compiler has no OpenMP and there are several threads"
     return words
 
 
@@ -103,12 +103,12 @@ def run_kernel(name: str, *arguments: Tensor | int | float | None, dtype: torch.
 def _load(kind: InstructionSet) -> tuple[Kernels | None, str]:
     """The kernels for a kind of CPU, and in words whether there are any."""
     if platform.system() not in _SYSTEMS:
-        return None, f"no compiled kernels on {platform.system()}: PyTorch's are used"
+        return None, f"PyTorch's kernels, because byol compiles none on {platform.system()}"
     if kind not in _ARCHITECTURES:
-        return None, "no compiled kernels for a CPU without AVX2: PyTorch's are used"
+        return None, "PyTorch's kernels, because the CPU has no AVX2"
     compiler = _find_compiler()
     if compiler is None:
-        return None, "no C++ compiler (g++) found: PyTorch's kernels are used"
+        return None, "PyTorch's kernels, because there is no C++ compiler (g++)"
     failures = []
     for openmp in (_SYSTEMS[platform.system()][0], ()):
         try:
@@ -118,7 +118,7 @@ def _load(kind: InstructionSet) -> tuple[Kernels | None, str]:
             failures += [(error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[0]]
         except (OSError, subprocess.TimeoutExpired) as error:
             failures += [str(error)]
-    return None, f"{compiler} failed ({failures[0]}): PyTorch's kernels are used"
+    return None, f"PyTorch's kernels, because {compiler} failed ({failures[0]})"
 
 
 def _compile(compiler: str, flags: tuple[str, ...]) -> Path:

@@ -55,7 +55,7 @@ def restore(ctx: Any) -> list[Tensor]:
     restored = []
     for tensor, (shape, dtype, stride) in zip(ctx.saved_tensors, ctx.saved_as, strict=True):
         if not _is_memory(tensor) or tensor.shape != shape or tensor.dtype != dtype:
-            raise RuntimeError("a hook of saved tensors has returned another shape, dtype or device")
+            raise RuntimeError("a hook for saved tensors returned another shape, dtype or device")
         same = tensor.stride() == stride
         restored.append(tensor if same else tensor.new_empty_strided(shape, stride).copy_(tensor))
     return restored

@@ -1,1 +1,1 @@
-"""BYOL itself: the networks, the views, the optimizers and the schedule."""
+"""The BYOL method: networks, views, optimizers and schedules."""

@@ -1,9 +1,9 @@
-"""Encoder, projector, predictor; `Byol` = an online and a target branch, the loss between them, the average.
+"""The networks of BYOL: encoder, projector and predictor; online and target branch; loss and target update.
 
     online:  images -> encoder f -> representation y -> projector g -> projection z -> predictor q -> q(z)
     target:  images -> encoder   -> representation   -> projector   -> projection z'
 
-Equation numbers are those of arXiv 2006.07733.
+Equation and section numbers refer to arXiv 2006.07733.
 """
 
 import copy
@@ -21,25 +21,25 @@ from byol.kernels.convolution import accelerate
 from byol.kernels.normalisation import fuse_norms
 from byol.kernels.onednn_faults import avoid_faults
 
-SMALL_VIEW_PX = 64  # at most: "auto" gives a ResNet the small stem, as its standard one divides the size by 4
-# ResNets: timm starts a block's last norm at gamma 0. After 14,500 CIFAR-10 images BYOL then had kNN 26.7 %
-# against 32.8 % with gamma 1 (untrained 31.3 %).
+SMALL_VIEW_PX = 64  # largest view with the small stem for "auto"; the standard stem divides the size by 4
+# timm initialises gamma of the last norm in a ResNet block with 0. After 14,500 CIFAR-10 images, BYOL then
+# had a kNN accuracy of 26.7 %, but 32.8 % with gamma 1 (untrained: 31.3 %).
 ZERO_INIT_LAST = False
-_STRIDES = {"small": (1, 1), "strided": (2, 2)}  # of the first convolution, by the stem
+_STRIDES = {"small": (1, 1), "strided": (2, 2)}  # stride of the first convolution, by stem
 
 
 def byol_loss(
     prediction: Float[Tensor, "batch dim"], target_projection: Float[Tensor, "batch dim"]
 ) -> Float[Tensor, " batch"]:
-    """2 - 2 cos(q(z), z') of each image, eq. 2 for one direction: 0 equal, 2 orthogonal, 4 opposite.
+    """Return 2 - 2 cos(q(z), z') of each image (eq. 2, one direction): 0 equal, 2 orthogonal, 4 opposite.
 
-    Computed in float32, whatever autocast says.
+    It is computed in float32, also under autocast.
     """
     return 2.0 - 2.0 * F.cosine_similarity(prediction.float(), target_projection.float(), dim=-1)
 
 
 class Branch(nn.Module):
-    """Encoder and projector, the part that online and target network have in common."""
+    """Encoder and projector: the layers that both the online and the target network have."""
 
     def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
         super().__init__()
@@ -47,14 +47,14 @@ class Branch(nn.Module):
         self.projector = projector
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim"]:
-        """The projection z of each image."""
+        """Return the projection z of each image."""
         return cast(Tensor, self.projector(self.encoder(images)))
 
 
 class Byol(nn.Module):
-    """Bootstrap Your Own Latent: an online network learns to predict a slow average of itself.
+    """Bootstrap Your Own Latent: an online network learns to predict a moving average of itself.
 
-    Works alone, with any module that turns images into vectors of `num_features`:
+    It works with any module that maps images to vectors of length `num_features`:
 
         learner = Byol(encoder, num_features=512, hidden_size=4096, projection_size=256)
         optimizer = torch.optim.SGD((p for p in learner.parameters() if p.requires_grad), lr=0.1)
@@ -63,8 +63,8 @@ class Byol(nn.Module):
             loss.backward(); optimizer.step(); optimizer.zero_grad()
             learner.update_target(tau=0.99)
 
-    `learner.online.encoder` is the encoder trained so far. The target starts as a copy of online and gets no
-    gradient; its BatchNorm normalises by the batch, as online's does.
+    `learner.online.encoder` is the trained encoder. The target network starts as a copy of the online network
+    and gets no gradient. Its BatchNorm uses batch statistics, like that of the online network.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class Byol(nn.Module):
 
     @classmethod
     def of(cls, config: Config, *, channels: int, seed_key: int) -> "Byol":
-        """The networks of a configuration, their first weights a function of `seed_key` alone.
+        """Build the networks of a configuration. Their random weights depend only on `seed_key`.
 
         Raises:
-            ConfigError: an unknown encoder, or one that cannot take such a stem or such images.
+            ConfigError: the encoder is unknown, or does not accept the stem or the images.
         """
         network, view_px = config.network, config.view_px
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which seeds the generators of GPUs as well.
+            # Not torch.manual_seed, which would also seed the generators of GPUs.
             torch.default_generator.manual_seed(seed_key)
             stem = resolve_stem(network.stem, name=network.name, view_px=view_px)
             encoder = build_encoder(network.name, channels=channels, view_px=view_px, stem=stem)
@@ -103,15 +103,14 @@ class Byol(nn.Module):
         *,
         symmetric: bool = True,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch dim"]]:
-        """The symmetric loss, eq. 2 in both directions, mean over images (0..8); the projection z of view1.
+        """Return the symmetric loss (eq. 2, both directions; mean over images, 0..8), and z of view1.
 
-        Not `symmetric`: one direction alone, view2 predicted from view1 (0..4). The other one is had by
-        exchanging the views; both add up to the same loss and gradients, and with a backward pass after each
-        the activations of one view are in memory at a time.
-        Both values are float32, the projection without gradient. Each view passes each network on its own, so
-        that BatchNorm sees one view at a time.
+        Without `symmetric`, compute one direction: view2 is predicted from view1 (0..4). Exchange the views
+        for the other. The sum has the same value and gradients; with a backward pass after each direction,
+        memory holds the activations of only one view. Both results are float32; the projection has no
+        gradient. Each network processes one view at a time, so BatchNorm sees the views separately.
         """
-        with torch.no_grad():  # first: online's activations do not wait in memory
+        with torch.no_grad():  # before the online network, whose activations stay in memory
             target1 = self.target(view1) if symmetric else None
             target2 = self.target(view2)
         projection1 = self.online(view1)
@@ -122,14 +121,14 @@ class Byol(nn.Module):
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
-        """target <- tau * target + (1 - tau) * online, once per optimizer step: parameters, no buffers."""
+        """Set target to tau * target + (1 - tau) * online, after an optimizer step. Buffers do not change."""
         target: list[Tensor] = [*self.target.parameters()]
         online: list[Tensor] = [*self.online.parameters()]
         torch._foreach_lerp_(target, online, 1.0 - tau)
 
 
 def _mlp(num_in: int, hidden_size: int, num_out: int) -> nn.Sequential:
-    """Projector and predictor: linear, BatchNorm, ReLU, linear (section 3.3); no norm at the end."""
+    """Return a projector or predictor: linear, BatchNorm, ReLU, linear (section 3.3), without a last norm."""
     return nn.Sequential(
         nn.Linear(num_in, hidden_size),
         nn.BatchNorm1d(hidden_size),
@@ -138,18 +137,18 @@ def _mlp(num_in: int, hidden_size: int, num_out: int) -> nn.Sequential:
     )
 
 
-# ---- Encoders. timm and torchvision are loaded on use: `Byol` with one's own encoder needs neither.
+# ---- Encoders. timm and torchvision are imported on use, because `Byol` with your own encoder needs neither.
 
 
 def build_encoder(name: str, *, channels: int, view_px: int, stem: str) -> nn.Module:
-    """A timm or else torchvision model without its classifier: images -> (batch, features); random weights.
+    """Build a timm or torchvision model without classifier, with random weights: images -> (batch, features).
 
-    `stem` is "standard", "small" (3x3, stride 1, no max-pool) or "strided" (3x3, stride 2, no max-pool); the
-    last two need a ResNet and keep the state-dict keys. Of a deep stem (three 3x3 layers) only the stride of
-    the first changes. Weights are drawn from torch's global generator.
+    `stem` is "standard", "small" (3x3, stride 1, no max-pool) or "strided" (3x3, stride 2, no max-pool). The
+    last two need a ResNet and do not change the state-dict keys. In a deep stem (three 3x3 layers) only the
+    stride of the first layer changes. Weights are drawn from torch's global generator.
 
     Raises:
-        ConfigError: unknown name, a model without such a stem, or one that cannot be made for such images.
+        ConfigError: the name is unknown, or the model has no such stem or does not accept such images.
     """
     import timm
 
@@ -161,7 +160,7 @@ def build_encoder(name: str, *, channels: int, view_px: int, stem: str) -> nn.Mo
             encoder = _create_torchvision(name, channels=channels, view_px=view_px)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"network.name: '{name}' cannot be made for {channels} channels and {view_px} px: "
+            f"network.name: '{name}' cannot be built for {channels} channels and {view_px} px: "
             f"{_one_line(error)}; choose another model or data_transforms.input_shape"
         ) from error
     if stem != "standard":
@@ -170,10 +169,10 @@ def build_encoder(name: str, *, channels: int, view_px: int, stem: str) -> nn.Mo
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is none of a model and not "auto", before anything is made for it.
+    """Refuse an unknown model name that is not "auto".
 
     Raises:
-        ConfigError: with the nearest name.
+        ConfigError: the name is unknown; the message suggests the nearest name.
     """
     import timm
 
@@ -182,26 +181,26 @@ def check_name(name: str) -> None:
 
 
 def resolve_stem(stem: str, *, name: str, view_px: int) -> str:
-    """What "auto" means: "small" for a ResNet with views of at most 64 px, otherwise "standard"."""
+    """Replace "auto" by "small" for a ResNet with views of at most 64 px, otherwise by "standard"."""
     import timm
 
     if stem != "auto":
         return stem
     if view_px > SMALL_VIEW_PX or not timm.is_model(name) or not _is_timm_resnet(name):
         return "standard"
-    # On the meta device nothing is allocated, and no random number is drawn.
+    # The meta device allocates no memory and draws no random numbers.
     with torch.device("meta"):
         encoder = _create_timm(name.partition(".")[0], channels=3, view_px=view_px)
     return "small" if _find_stem(encoder) is not None else "standard"
 
 
 def count_features(encoder: nn.Module, *, channels: int, view_px: int) -> int:
-    """The length of a representation, by a dry run on one image of zeros.
+    """Return the number of features, found by a forward pass of one image of zeros.
 
-    BatchNorm statistics, training modes and the global generator stay as they were.
+    BatchNorm statistics, training modes and the global generator do not change.
 
     Raises:
-        ConfigError: the encoder fails on such an image, or does not give one vector per image.
+        ConfigError: the encoder fails on the image, or does not return one vector per image.
     """
     modes = {module: module.training for module in encoder.modules()}
     parameter = next(encoder.parameters(), torch.empty(0))
@@ -251,7 +250,7 @@ def _create_torchvision(name: str, *, channels: int, view_px: int) -> nn.Module:
 
     if name.startswith("vit_"):
         network = torchvision.models.get_model(name, weights=None, image_size=view_px)
-    elif name == "googlenet":  # without its extra classifiers, which make it give a tuple in training
+    elif name == "googlenet":  # without its auxiliary classifiers, with which it returns a tuple in training
         network = torchvision.models.get_model(
             name, weights=None, aux_logits=False, dropout=0.0, init_weights=False
         )
@@ -265,7 +264,7 @@ def _create_torchvision(name: str, *, channels: int, view_px: int) -> nn.Module:
 
 
 def _remove_classifier(network: nn.Module) -> None:
-    """The last layer with weights, and dropout before it, become identities."""
+    """Replace the last layer with weights, and dropout before it, by identities."""
     head = next(name for name in ("fc", "classifier", "heads", "head") if hasattr(network, name))
     layers = [
         (f"{head}.{path}".rstrip("."), layer) for path, layer in network.get_submodule(head).named_modules()
@@ -276,7 +275,7 @@ def _remove_classifier(network: nn.Module) -> None:
 
 
 def _find_stem(encoder: nn.Module) -> str | None:
-    """Where a ResNet's first convolution is: 7x7, or the first of a deep stem's three; None without one."""
+    """Return the path of a ResNet's first convolution (7x7, or first of a deep stem); None: there is none."""
     if not isinstance(getattr(encoder, "maxpool", None), nn.MaxPool2d):
         return None
     first = getattr(encoder, "conv1", None)
@@ -287,7 +286,7 @@ def _find_stem(encoder: nn.Module) -> str | None:
 
 
 def stem_of(encoder: nn.Module) -> str:
-    """The stem that `build_encoder` gave an encoder: "standard", "small" or "strided"."""
+    """Return the stem that `build_encoder` gave an encoder: "standard", "small" or "strided"."""
     first = getattr(encoder, "conv1", None)
     if first is None or not isinstance(getattr(encoder, "maxpool", None), nn.Identity):
         return "standard"
@@ -299,8 +298,8 @@ def _replace_stem(encoder: nn.Module, *, name: str, stem: str) -> None:
     path = _find_stem(encoder)
     if path is None:
         raise ConfigError(
-            f"network.stem: '{stem}' needs a ResNet with a max-pool after its first convolution, which "
-            f"'{name}' has not; set network.stem=standard"
+            f"network.stem: '{stem}' needs a ResNet with a max-pool after its first convolution, but "
+            f"'{name}' has none; set network.stem=standard"
         )
     stride = _STRIDES[stem]
     first = cast(nn.Conv2d, encoder.get_submodule(path))
@@ -315,7 +314,7 @@ def _like(
     stride: tuple[int, ...],
     padding: str | tuple[int, ...],
 ) -> nn.Conv2d:
-    """A convolution of another shape in the place of `layer`, initialised as ResNets are (He, fan-out)."""
+    """Return a convolution of another shape to replace `layer`, initialised as in ResNets (He, fan-out)."""
     assert layer.groups == 1
     new = nn.Conv2d(
         channels,

@@ -1,4 +1,4 @@
-"""SGD, LARS and AdamW, with biases and normalisation parameters in a group of their own."""
+"""SGD, LARS and AdamW, with a separate group for biases and normalisation parameters."""
 
 from typing import Any
 
@@ -9,25 +9,25 @@ from torch import nn
 from byol.config import OptimizerConfig
 from byol.method.schedule import Plan
 
-TRUST = 0.001  # LARS, eta of arXiv 1708.03888 and of the paper
-_ENCODER = "apart"  # marks the encoder's parameter groups; checkpoints hold the word
+TRUST = 0.001  # trust coefficient of LARS: eta of arXiv 1708.03888 and of the BYOL paper
+_ENCODER = "apart"  # key that marks the parameter groups of the encoder; checkpoints contain it
 
 
 def build_optimizer(
     byol: nn.Module, config: OptimizerConfig, *, plan: Plan, encoder: nn.Module | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer of every parameter that takes a gradient: online network and predictor, never the target.
+    """Build the optimizer of online network and predictor (all parameters that require a gradient).
 
-    Two groups: matrices and kernels with weight decay; parameters of one dimension (biases, normalisation)
-    without, and without LARS adaptation. For gradient g, decay d, momentum m and weights w:
+    There are two groups: matrices and kernels have weight decay; biases and normalisation parameters have
+    neither weight decay nor LARS adaptation. For gradient g, weight decay d, momentum m and weights w:
 
         sgd    v = m v + (g + d w);                              w -= lr v
         lars   v = m v + 0.001 |w| / (|g| + d |w|) (g + d w);    w -= lr v    (arXiv 1708.03888, eq. 6)
         adamw  arXiv 1711.05101, algorithm 2, with the first beta m and the second 0.999
 
-    With `encoder`, a submodule of `byol`, its parameters are two groups of their own, for `set_lr`.
+    With `encoder`, a submodule of `byol`, the encoder's parameters are in two separate groups, for `set_lr`.
 
-    The authors' code of BYOL divides by |g + d w|; at the paper's decay of about 1e-6 the two are alike.
+    The code of the BYOL authors divides by |g + d w|, which is nearly equal at their d of about 1e-6.
     """
     own = set() if encoder is None else set(encoder.parameters())
     parameters = [parameter for parameter in byol.parameters() if parameter.requires_grad]
@@ -40,7 +40,7 @@ def build_optimizer(
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
-    # timm does not adapt where weight decay is 0: wanted for vectors, not for matrices.
+    # timm does not adapt groups with weight decay 0. That is right for vectors, but not for matrices.
     for group in groups[::2]:
         group["always_adapt"] = True
     lars: torch.optim.Optimizer = Lars(groups, lr=lr, momentum=momentum, trust_coeff=TRUST)
@@ -48,7 +48,7 @@ def build_optimizer(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, *, encoder_share: float = 1.0) -> None:
-    """Give every group this learning rate, the encoder's own groups the share `encoder_share` of it."""
+    """Set the learning rate of all groups; separate encoder groups get the fraction `encoder_share` of it."""
     for group in optimizer.param_groups:
         group["lr"] = lr * encoder_share if group.get(_ENCODER) else lr
 

@@ -1,10 +1,10 @@
-"""The arithmetic of views on batches, each image with its own numbers: resampling, colour, blur, noise.
+"""Image operations on batches, with parameters per image: resampling, colour, blur, noise.
 
-Images are float32 in [0, 1], (batch, channel, height, width), planes contiguous; names that end in _ work in
-place. Colour is torchvision's arithmetic (`adjust_brightness` and so on, clipped each).
+Images are float32 in [0, 1], (batch, channel, height, width), with contiguous planes. Functions whose name
+ends in _ work in place. Colour operations equal torchvision's (`adjust_brightness` and so on), with clipping.
 
-Cost on CPU is passes over planes, one of 96x96 px about 1 microsecond; `where` and `gather` cost 20 to 30
-passes, so choices are written as products with 0 and 1.
+The time on a CPU is that of passes over planes; a pass over 96x96 px takes about 1 microsecond. `where` and
+`gather` take 20 to 30 passes, so selections are written as products with 0 and 1.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green, blue (ITU-R 601-2, as torchvision)
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # red, green, blue (ITU-R 601-2, as in torchvision)
 Jitter = Literal["gamma", "brightness", "contrast", "saturation", "hue"]
 
 
@@ -25,7 +25,7 @@ Jitter = Literal["gamma", "brightness", "contrast", "saturation", "hue"]
 
 @dataclass(frozen=True)
 class Taps:
-    """Pixels of a side that an output pixel reads, and their weights; one side of each image."""
+    """The input pixels of each output pixel along one side of each image, and their weights."""
 
     index: Int64[Tensor, "batch out tap"]
     weight: Float[Tensor, "batch out tap"]
@@ -39,10 +39,11 @@ def resampling(
     num_in: int,
     num_out: int,
 ) -> Taps:
-    """Resize the interval [start, start + length) of a side of length 1 from `num_in` to `num_out` pixels.
+    """Return taps that resize [start, start + length) of a side of length 1 to `num_out` pixels.
 
-    A triangle filter as wide as the larger of the two pixels, so equal to torchvision's antialiased bilinear
-    `resized_crop` where the interval ends between pixels; a pixel partly inside counts by its part.
+    The filter is a triangle as wide as the larger of input and output pixels. The result equals torchvision's
+    antialiased bilinear `resized_crop` if the interval ends between pixels. A pixel that is partly inside the
+    interval counts with that fraction.
     """
     start, length = start[:, None, None] * num_in, length[:, None, None] * num_in
     scale = length / num_out
@@ -61,7 +62,7 @@ def resampling(
 def resize(
     x: Float[Tensor, "batch channel height width"], rows: Taps, columns: Taps
 ) -> Float[Tensor, "batch channel height_out width_out"]:
-    """Resample both sides of each image. Reads channels_last without a copy; gives planes."""
+    """Resample both sides of each image. Read channels_last without a copy; return contiguous planes."""
     batch, channels, _, width = x.shape
     lines = _weigh(x.permute(0, 2, 3, 1).flatten(2), rows)
     lines = lines.view(batch, -1, width, channels).permute(0, 2, 3, 1)  # width, channel, height_out
@@ -71,9 +72,9 @@ def resize(
 
 
 def _weigh(lines: Tensor, taps: Taps) -> Tensor:
-    """(batch, out, values): weighted sums of lines (batch, in, values) as one embedding bag.
+    """Return weighted sums (batch, out, values) of lines (batch, in, values), with one embedding bag.
 
-    On CPU a third of the time of products with resampling matrices, at 96 px.
+    On a CPU at 96 px this takes a third of the time of products with resampling matrices.
     """
     first_line = torch.arange(len(lines), device=lines.device)[:, None, None] * lines.shape[1]
     index = (taps.index + first_line).flatten(0, 1)
@@ -95,7 +96,7 @@ def jitter_(
     *,
     order: tuple[Jitter, ...],
 ) -> None:
-    """The operations of `order`, one after the other; factors per image, or per image and channel."""
+    """Apply the operations of `order`. Factors are per image, or per image and channel."""
     for name in order:
         match name:
             case "gamma":
@@ -113,7 +114,7 @@ def jitter_(
 def adjust_contrast_(
     x: Float[Tensor, "batch channel height width"], factor: Float[Tensor, "batch factor"]
 ) -> None:
-    """clip(factor * x + (1 - factor) * mean): of RGB the mean of grey, otherwise each channel's."""
+    """clip(factor * x + (1 - factor) * mean), with the mean grey for RGB, otherwise each channel's mean."""
     factor = factor[:, :, None, None]
     mean = x.mean(dim=(2, 3), keepdim=True)
     if x.shape[1] == 3:
@@ -129,10 +130,10 @@ def adjust_saturation_(x: Float[Tensor, "batch 3 height width"], factor: Float[T
 
 
 def turn_hue_(x: Float[Tensor, "batch 3 height width"], turns: Float[Tensor, "batch 1"]) -> None:
-    """Add to the hue of HSV, in turns of the colour circle (-0.5..0.5).
+    """Add to the hue in HSV, in turns of the colour circle (-0.5..0.5).
 
     A channel is low + chroma * clip(|k - 2| - 1, 0, 1) with k = (n + 6 hue) mod 6 and n = 5, 3, 1 for red,
-    green, blue: the table by sectors that torchvision and PIL use, without a table.
+    green, blue. This equals the table of sectors in torchvision and PIL.
     """
     red, green, blue = x.unbind(1)
     value, low = x.amax(dim=1), x.amin(dim=1)
@@ -144,7 +145,7 @@ def turn_hue_(x: Float[Tensor, "batch 3 height width"], turns: Float[Tensor, "ba
     sixths += is_green.mul_((blue - red).add_(chroma, alpha=2.0))
     sixths += is_blue.mul_((red - green).add_(chroma, alpha=4.0))
     six_chroma = chroma * 6.0
-    # One turn more keeps everything positive, where frac is the same as modulo. A grey pixel has any hue.
+    # Adding one turn keeps values positive, where frac equals modulo. The hue of a grey pixel is arbitrary.
     hue = sixths.div_(six_chroma.clamp_min(1e-12)).add_(turns[:, :, None] + 1.0)
     base = low.sub_(chroma)
     for channel, n in ((red, 5), (green, 3), (blue, 1)):
@@ -154,7 +155,7 @@ def turn_hue_(x: Float[Tensor, "batch 3 height width"], turns: Float[Tensor, "ba
 
 
 def to_grey_(x: Float[Tensor, "batch 3 height width"]) -> None:
-    """Every channel becomes 0.2989 red + 0.587 green + 0.114 blue."""
+    """Replace every channel by 0.2989 red + 0.587 green + 0.114 blue."""
     x.copy_(_grey(x).expand_as(x))
 
 
@@ -164,20 +165,20 @@ def _grey(x: Tensor) -> Tensor:
 
 
 def drop_channel_(x: Float[Tensor, "batch channel height width"], channel: Int64[Tensor, " batch"]) -> None:
-    """One channel of each image becomes its mean."""
+    """Replace one channel of each image by its mean."""
     image = torch.arange(len(x), device=x.device)
     mean = x[image, channel].mean(dim=(1, 2), keepdim=True)
     x[image, channel] = mean.expand(-1, *x.shape[2:])
 
 
 def solarize_(x: Float[Tensor, "batch channel height width"]) -> None:
-    """1 - x where x >= 0.5."""
+    """Replace x by 1 - x where x >= 0.5."""
     above = torch.ge(x, 0.5).to(x.dtype)
     x.add_(above.mul_(1.0 - 2.0 * x))
 
 
 def invert_(x: Float[Tensor, "batch channel height width"]) -> None:
-    """1 - x."""
+    """Replace x by 1 - x."""
     x.neg_().add_(1.0)
 
 
@@ -185,7 +186,7 @@ def invert_(x: Float[Tensor, "batch channel height width"]) -> None:
 
 
 def blur_(x: Float[Tensor, "batch channel side side"], sigma: Float[Tensor, " batch"]) -> None:
-    """Gaussian of sigma pixels, a tenth of the side wide (9 px at 96, 23 at 224), reflected at borders."""
+    """Blur with a Gaussian of sigma pixels. The kernel is a tenth of the side wide; borders are reflected."""
     side = x.shape[-1]
     radius = max(side // 20, 1)
     shift = torch.arange(-radius, radius + 1, device=x.device)
@@ -206,14 +207,13 @@ def add_noise_(
     std: Float[Tensor, " batch"],
     seed: Int64[Tensor, " batch"],
 ) -> None:
-    """Gaussian noise, a hash of (seed, place): the same on every device and in whatever batch.
+    """Add Gaussian noise, a hash of seed and pixel position: equal on every device and in every batch.
 
-    Not clipped: on a dark background that would brighten the image, by as much as there is noise. Where
-    brightness is what tells cells apart, such noise hides it.
+    The result is not clipped, because clipping would brighten a dark background in proportion to the noise.
     """
     place = torch.arange(x[0].numel(), device=x.device)
     bits = (seed[:, None] + place * 0x9E3779B1) & 0xFFFFFFFF
-    # The finaliser of MurmurHash3, 32 bits in an int64 (which may wrap: the low bits are right).
+    # The finaliser of MurmurHash3, for 32 bits in an int64. Overflow does not change the low bits.
     bits = ((bits ^ (bits >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
     bits = ((bits ^ (bits >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
     bits = (bits ^ (bits >> 16)) >> 9

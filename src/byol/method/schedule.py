@@ -1,4 +1,4 @@
-"""Everything that is a function of the step: rates, random keys, order, and when to log, check and save."""
+"""Everything that depends only on the step: schedules, seeds, image order, when to log, check and save."""
 
 import functools
 import hashlib
@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from byol.base.errors import ConfigError, DataError
 from byol.config import Config, TrainerConfig
 
-# The paper's recipes by length in epochs (appendix; lr is for a batch of 256): lr, weight decay, base tau.
+# The paper's values by epochs (appendix): learning rate for a batch of 256, weight decay, base tau.
 _PAPER: dict[int, tuple[float, float, float]] = {
     40: (0.45, 1e-6, 0.97),
     100: (0.45, 1e-6, 0.99),
@@ -21,34 +21,34 @@ _PAPER: dict[int, tuple[float, float, float]] = {
 }
 _PAPER_WARMUP_EPOCHS = 10.0
 
-# Our formulas for SGD with momentum 0.9; docs/decisions.md has what they were measured by.
+# Constants of the default rule, for SGD with momentum 0.9. docs/decisions.md has the measurements.
 _LR_PER_IMAGE = 0.06 / 64
 _LR_MAX = 0.4
 _WARMUP_SHARE, _WARMUP_MAX_EPOCHS = 0.05, 10.0
 _WEIGHT_DECAY = 5e-4
 _TAU_STEPS = 2.0  # 1 - base tau = min(_TAU_MAX_GAP, sqrt(_TAU_STEPS / steps)): 0.99 up to 20,000 steps
 _TAU_MAX_GAP = 0.01
-_ADAMW_LR = 0.0005  # for a batch of 256; DINO's, arXiv 2104.14294, section 3.2
+_ADAMW_LR = 0.0005  # for a batch of 256, as in DINO (arXiv 2104.14294, section 3.2)
 
-# A run that goes wrong mostly does so in its first steps, long before a health interval is over.
+# Most failing runs fail in their first steps, long before the first health interval ends.
 _EARLY_CHECKS = (20, 50, 100, 200)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's schedule. `step` counts from 0 and is the one about to be made; `done` steps are finished.
+    """The schedules of a run. `step` counts from 0 and is the next step; `done` steps are finished.
 
-    With a time budget `total_steps` is what was expected at the start, the length that rates are chosen for;
-    how the steps that there are go through the schedules is for `training/time_budget.py` to say.
+    With a time budget, `total_steps` is the number expected at the start, from which byol derives learning
+    rate and tau; `training/time_budget.py` maps the actual steps to positions on the schedules.
     """
 
     num_images: int
     batch_size: int
     steps_per_epoch: int
     total_steps: int
-    budget_s: float | None  # seconds of training; None: total_steps is the end
+    budget_s: float | None  # time budget in seconds; None: the run ends after total_steps
     seed: int
-    base_lr: float  # the highest, already scaled by the batch
+    base_lr: float  # highest learning rate, already scaled by the batch size
     warmup_steps: int
     lr_schedule: Literal["constant", "cosine"]
     base_tau: float
@@ -61,17 +61,17 @@ class Plan:
 
     @classmethod
     def of(cls, config: Config, *, num_images: int, expected_steps: int | None = None) -> "Plan":
-        """The plan of a configuration for so many images; null values are derived.
+        """Make the plan of a configuration for this number of images; derive values that are null.
 
-        A run with a time budget (`trainer.max_hours`) needs `expected_steps`; others have no use for it.
+        `expected_steps` is needed with a time budget (`trainer.max_hours`), and otherwise not used.
 
         Raises:
-            DataError: fewer images than a batch.
-            ConfigError: neither epochs nor hours are given, or the warm-up is longer than the time.
+            DataError: there are fewer images than a batch has.
+            ConfigError: neither epochs nor hours are set, or the warm-up is longer than the run.
         """
         trainer, optimizer = config.trainer, config.optimizer
         if num_images < config.batch_size:
-            smaller = f", or trainer.batch_size={max(2, num_images // 2)}" if num_images >= 2 else ""
+            smaller = f", or set trainer.batch_size={max(2, num_images // 2)}" if num_images >= 2 else ""
             found = "one image is" if num_images == 1 else f"{num_images} images are"
             raise DataError(f"{found} fewer than a batch of {config.batch_size}; give more images{smaller}")
         steps_per_epoch = num_images // config.batch_size
@@ -104,9 +104,9 @@ class Plan:
         )
 
     def lr(self, position: int | float) -> float:
-        """Linear from base_lr / warmup_steps to base_lr, then constant, or a cosine that ends near 0.
+        """Return the learning rate: linear up to base_lr in the warm-up, then constant or a cosine to near 0.
 
-        `position` is the step, or with a time budget what `TimeBudget.position` makes of it.
+        `position` is the step or, with a time budget, `TimeBudget.position` of the step.
         """
         if position < self.warmup_steps:
             return self.base_lr * min(position + 1, self.warmup_steps) / self.warmup_steps
@@ -122,40 +122,40 @@ class Plan:
         return 1.0 - (1.0 - self.base_tau) * (1.0 + math.cos(math.pi * position / self.total_steps)) / 2.0
 
     def key(self, stream: str, index: int) -> int:
-        """A 63-bit seed for the `index`-th use of a kind of randomness."""
+        """Return a 63-bit seed for the `index`-th use of a random stream."""
         return derive_seed(self.seed, stream, index=index)
 
     def indices(self, step: int) -> Int64[np.ndarray, " batch"]:
-        """The images of the global batch: an epoch is a fresh permutation without its partial last batch."""
+        """Return the images of the global batch. Each epoch is a new permutation without a partial batch."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = _permute(self.num_images, self.key("order", epoch))
         return order[number * self.batch_size : (number + 1) * self.batch_size]
 
     def log_at(self, done: int, *, last: bool) -> bool:
-        """Whether to log after `done` steps; always after the last."""
+        """Return whether to log after `done` steps; always after the last step."""
         return done % self.log_interval == 0 or last
 
     def health_at(self, done: int, *, last: bool) -> bool:
-        """Whether to judge health after `done` steps; more often early on, and after the last."""
+        """Return whether to check health after `done` steps; also after some early steps and the last."""
         return done % self.health_interval == 0 or last or done in _EARLY_CHECKS
 
     def save_at(self, done: int, *, last: bool) -> bool:
-        """Whether to save after `done` steps; always after the last."""
+        """Return whether to save after `done` steps; always after the last step."""
         return done % self.checkpoint_interval == 0 or last
 
     def explain(self) -> list[str]:
-        """One line for each of lr, warm-up, weight decay and base tau: its value and where it comes from."""
+        """Return lines for learning rate, warm-up, weight decay and base tau: each value and its source."""
         return list(self.reasons)
 
 
 def derive_seed(seed: int, stream: str, *, index: int) -> int:
-    """A 63-bit seed for the `index`-th use of a kind of randomness in a run of this seed."""
+    """Return a 63-bit seed for the `index`-th use of a random stream in a run with this seed."""
     text = f"{seed}/{stream}/{index}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
 def reference_lr(config: Config, plan: Plan) -> float:
-    """The optimizer.params.lr that suits this optimizer and batch, for comparing a given one with."""
+    """Return an optimizer.params.lr that suits this optimizer and batch size, for comparisons."""
     share = config.batch_size / 256
     epochs = plan.total_steps / plan.steps_per_epoch
     if config.optimizer.name == "sgd":
@@ -180,7 +180,7 @@ def _permute(num_images: int, key: int) -> Int64[np.ndarray, " image"]:
 def _choose_length(
     trainer: TrainerConfig, steps_per_epoch: int, *, expected_steps: int | None
 ) -> tuple[int, float]:
-    """Steps and epochs of the run."""
+    """Return the steps and the epochs of the run."""
     if trainer.max_hours is not None:
         assert expected_steps is not None and expected_steps > 0
         return expected_steps, expected_steps / steps_per_epoch
@@ -199,7 +199,7 @@ class _Chosen:
 
 
 def _choose(config: Config, *, total_steps: int, epochs: float) -> _Chosen:
-    """Entry values as they are, open ones by the configuration's rule, each with its reason."""
+    """Keep values that are set and derive the others by the rule `optimizer.derive`, each with its reason."""
     rule = _derive_paper if config.optimizer.derive == "paper" else _derive_default
     derived = rule(config, total_steps=total_steps, epochs=epochs)
     params = config.optimizer.params

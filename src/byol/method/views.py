@@ -1,13 +1,13 @@
-"""Two random views of every image, made in batches on the device; each image has its own random numbers.
+"""Make two random views of every image, in batches on the device, with separate random numbers per image.
 
-`draw_views` draws all numbers of the global batch on the host, from a generator keyed by the step: the views
-depend neither on the device, nor on workers, nor on how many ranks share the batch. `apply_view` applies:
+`draw_views` draws all random numbers of the global batch on the host, from a generator seeded by the step. So
+views depend neither on the device, nor on workers, nor on the number of ranks. `apply_view` applies:
 
     crop + flip (+ rotation) + quarter turn -> gamma, then colour jitter in an order drawn for the batch
     -> grey or channel drop -> blur -> noise -> solarize -> invert -> (x - mean) / std
 
-With other than 3 channels, brightness, contrast and gamma have a factor per channel, saturation and hue do
-nothing, and greying is channel drop. An image of one channel is never greyed and drops nothing.
+Without 3 channels, brightness, contrast and gamma have a factor per channel, saturation and hue do nothing,
+and channel drop replaces grey. Images with one channel have neither grey nor channel drop.
 """
 
 import math
@@ -25,16 +25,16 @@ from byol.device.devices import send, to_float32
 from byol.method import pixelwise
 from byol.method.pixelwise import Jitter
 
-SIGMA_PX = 224  # the view size at which blur_sigma counts in pixels
+SIGMA_PX = 224  # view size for which blur_sigma is given in pixels
 _FULL_SCALES = {torch.uint8: 255.0, torch.uint16: 65535.0}
-CROP_TRIES = 10  # boxes drawn per image before the fallback, as torchvision's RandomResizedCrop
+CROP_TRIES = 10  # boxes drawn per image before the fallback, as in torchvision's RandomResizedCrop
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Per channel: x = clip((v - low) / (high - low), 0, 1) of a stored v; normalised (x - mean) / std.
+    """Scaling per channel: a stored v becomes x = clip((v - low) / (high - low), 0, 1), and (x - mean) / std.
 
-    `smallest` and `largest` are the extremes of v in training; () where an earlier version wrote none.
+    `smallest` and `largest` are the extremes of v in training; (): an early version did not record them.
     """
 
     low: tuple[float, ...]
@@ -47,7 +47,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one view of a batch; `factor` is 1 for 3 channels, otherwise the channels."""
+    """The random numbers of one view of a batch. `factor`: 1 for 3 channels, else the number of channels."""
 
     box: Float[Tensor, "batch 4"]  # top, left, height, width as fractions of the image
     sizes: Float[Tensor, "batch 2"]  # original height, width; any unit
@@ -70,10 +70,10 @@ class Draws:
     noise_seed: Int64[Tensor, " batch"]
     solarize: Bool[Tensor, " batch"]
     invert: Bool[Tensor, " batch"]
-    order: tuple[Jitter, ...]  # what jitter does, in this order; without what would change nothing
+    order: tuple[Jitter, ...]  # the jitter operations in order, without those that would change nothing
 
     def rows(self, rows: slice) -> "Draws":
-        """The numbers of some images of the batch."""
+        """Return the random numbers of some images of the batch."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "order"}
         return replace(self, **{name: tensor[rows] for name, tensor in tensors.items()})
 
@@ -87,10 +87,10 @@ def make_views(
     rows: slice,
     pixels: Pixels,
 ) -> tuple[Float[Tensor, "batch channel view view"], Float[Tensor, "batch channel view view"]]:
-    """Two normalised views of each image, channels_last; a function of the images and of `key` alone.
+    """Make two normalised views of each image, channels_last. They depend only on the images and on `key`.
 
-    `images` are the `rows` of a global batch whose original (height, width) are `sizes`, on the host. Each
-    image was stored as a square, whatever its shape: crops are drawn in its original geometry.
+    `images` are the `rows` of a global batch; `sizes` are the original (height, width) of the global batch,
+    on the host. Images are stored as squares, but crops are drawn in their original geometry.
     """
     channels, view_px = images.shape[1], transforms.view_px
     draws1, draws2 = draw_views(key, sizes=sizes, transforms=transforms, channels=channels)
@@ -110,7 +110,7 @@ def make_view(
     key: int,
     pixels: Pixels,
 ) -> Float[Tensor, "batch channel view view"]:
-    """One normalised view of each image by the table `view1`, for training with labels; as `make_views`."""
+    """Make one normalised view of each image with the settings `view1`, for training with labels."""
     draws, _ = draw_views(key, sizes=sizes, transforms=transforms, channels=images.shape[1])
     return apply_view(_to_unit(images, pixels), draws, view_px=transforms.view_px, pixels=pixels)
 
@@ -118,7 +118,7 @@ def make_view(
 def whole_view(
     images: Real[Tensor, "batch channel stored stored"], view_px: int, *, pixels: Pixels
 ) -> Float[Tensor, "batch channel view view"]:
-    """The whole image at `view_px`, antialiased as torchvision's resize, and normalised; for evaluation."""
+    """Resize whole images to `view_px` (antialiased as in torchvision) and normalise them, for evaluation."""
     x = _to_unit(images, pixels)
     stored_px = x.shape[-1]
     if stored_px != view_px:
@@ -130,11 +130,11 @@ def whole_view(
 
 
 def find_whole_px(transforms: DataTransforms) -> int:
-    """The side, px, at which a whole image shows things as large as the views' crops do, to a multiple of 8.
+    """Return the side (px, a multiple of 8) at which whole images show objects as large as the crops do.
 
-    A crop is enlarged to a view, so an encoder that then sees whole images at the size of a view would see
-    everything smaller than it has learnt (arXiv 1906.06423). A crop of the share a of the area is enlarged by
-    1 / sqrt(a), crops of areas from a to b on average by 2 / (sqrt(a) + sqrt(b)).
+    Crops are enlarged to the size of a view, so in a whole image of that size all objects would be smaller
+    than in training (arXiv 1906.06423). A crop with the fraction a of the area is enlarged by 1 / sqrt(a),
+    crops with fractions from a to b on average by 2 / (sqrt(a) + sqrt(b)).
     """
     areas = (view.crop_area for view in (transforms.view1, transforms.view2))
     enlarged = sum(2 / (math.sqrt(low) + math.sqrt(high)) for low, high in areas) / 2
@@ -147,11 +147,11 @@ def find_whole_px(transforms: DataTransforms) -> int:
 def draw_views(
     key: int, *, sizes: Float[Tensor, "batch 2"], transforms: DataTransforms, channels: int
 ) -> tuple[Draws, Draws]:
-    """The random numbers of both views of a batch, independent of each other, all from one seed."""
+    """Draw the random numbers of both views of a batch, independent of each other, from one seed."""
     generator = torch.Generator().manual_seed(key)
     tables = (transforms.view1, transforms.view2)
     draws = [_draw(generator, view, sizes=sizes, s=transforms.s, channels=channels) for view in tables]
-    # Last of all, so that views without turns are those from before there were any.
+    # Drawn last, so that views without turns equal those of versions that had no turns.
     turns = [_draw_turns(generator, view, batch=len(sizes)) for view in tables]
     return replace(draws[0], turn=turns[0]), replace(draws[1], turn=turns[1])
 
@@ -159,7 +159,7 @@ def draw_views(
 def _draw(
     generator: torch.Generator, view: View, *, sizes: Float[Tensor, "batch 2"], s: float, channels: int
 ) -> Draws:
-    """As many numbers whatever the view's settings: a changed probability leaves the other draws alone."""
+    """Draw equally many numbers for all settings, so that a changed probability changes no other draw."""
     batch = len(sizes)
     factors = 1 if channels == 3 else channels
 
@@ -202,13 +202,13 @@ def _draw(
 
 
 def _draw_turns(generator: torch.Generator, view: View, *, batch: int) -> Int64[Tensor, " batch"]:
-    """0 with probability 1 - view.turn, else 1, 2 or 3, equally likely."""
+    """Draw 0 with probability 1 - view.turn, otherwise 1, 2 or 3 with equal probability."""
     happens = torch.rand(batch, generator=generator) < view.turn
     return happens * torch.randint(1, 4, (batch,), generator=generator)
 
 
 def _draw_order(generator: torch.Generator, view: View, *, s: float, channels: int) -> tuple[Jitter, ...]:
-    """Gamma first, the others in random order; only those that are on and defined for so many channels."""
+    """Return gamma, then the other operations in random order; only those in use for these channels."""
     shuffled = torch.randperm(4, generator=generator).tolist()
     names: tuple[Jitter, ...] = ("brightness", "contrast", "saturation", "hue")
     strengths = (view.brightness, view.contrast, view.saturation, view.hue)
@@ -220,10 +220,10 @@ def _draw_order(generator: torch.Generator, view: View, *, s: float, channels: i
 def _draw_boxes(
     generator: torch.Generator, view: View, *, sizes: Float[Tensor, "batch 2"]
 ) -> Float[Tensor, "batch 4"]:
-    """Boxes as torchvision's RandomResizedCrop draws them, in whole pixels of the original.
+    """Draw boxes like torchvision's RandomResizedCrop, in whole pixels of the original.
 
-    Area uniform, log of the aspect uniform; the first of CROP_TRIES boxes that fits, else the largest centred
-    box of an allowed aspect.
+    The area and the log of the aspect ratio are uniform. The first of CROP_TRIES boxes that fits is used,
+    else the largest centred box with an allowed aspect ratio.
     """
     shape = (CROP_TRIES, len(sizes))
     area_low, area_high = view.crop_area
@@ -254,9 +254,9 @@ def _draw_boxes(
 def apply_view(
     unit: Float[Tensor, "batch channel stored stored"], draws: Draws, *, view_px: int, pixels: Pixels
 ) -> Float[Tensor, "batch channel view view"]:
-    """One normalised view of each image, channels_last, from images with values in [0, 1].
+    """Make one normalised view of each image, channels_last, from images with values in [0, 1].
 
-    An operation is applied to the images that drew it; which ones is known on the host, so nothing waits.
+    Each operation is applied to the images that drew it. The host knows them, so it does not wait.
     """
     x = _crop_and_turn(unit, draws, view_px=view_px)
     jitter = partial(pixelwise.jitter_, order=draws.order)
@@ -273,7 +273,7 @@ def apply_view(
 
 
 def _crop_and_turn(unit: Tensor, draws: Draws, *, view_px: int) -> Tensor:
-    """A turn is flips, which the crop makes for nothing, and for 90 and 270 degrees a transposition."""
+    """Crop and turn. Turns are flips, which a crop does for free, and a transposition for odd turns."""
     flip = draws.flip ^ ((draws.turn == 1) | (draws.turn == 2))
     vertical_flip = draws.vertical_flip ^ (draws.turn >= 2)
     x = _crop(unit, replace(draws, flip=flip, vertical_flip=vertical_flip), view_px=view_px)
@@ -286,7 +286,7 @@ def _crop_and_turn(unit: Tensor, draws: Draws, *, view_px: int) -> Tensor:
 
 def _crop(unit: Tensor, draws: Draws, *, view_px: int) -> Tensor:
     if draws.angle.any():
-        # Not antialiased: a stored image is little larger than a view.
+        # Not antialiased, because a stored image is only slightly larger than a view.
         theta = send(_affine(draws), unit.device)[:, None, None]
         steps = (torch.arange(view_px, device=unit.device) * 2 + 1) / view_px - 1
         grid = theta[..., 0] * steps[:, None] + theta[..., 1] * steps[:, None, None] + theta[..., 2]
@@ -299,9 +299,9 @@ def _crop(unit: Tensor, draws: Draws, *, view_px: int) -> Tensor:
 
 
 def _affine(draws: Draws) -> Tensor:
-    """(batch, 2, 3): from the view's coordinates (-1..1) to the image's, turned about the box's centre.
+    """Return (batch, 2, 3) matrices from view to image coordinates (-1..1), rotated about the box centre.
 
-    The angle counts in original pixels, so that an image squashed for storage is not sheared.
+    The rotation is in original pixels, so that images that were squashed for storage are not sheared.
     """
     top, left, height, width = draws.box.unbind(1)
     aspect = draws.sizes[:, 1] / draws.sizes[:, 0]
@@ -313,7 +313,7 @@ def _affine(draws: Draws) -> Tensor:
 
 
 def _on(x: Tensor, which: Tensor, operation: Callable[..., None], *numbers: Tensor) -> None:
-    """Apply an operation, which works in place and takes numbers per image, to the images that drew it."""
+    """Apply an in-place operation with parameters per image to the images that drew it."""
     if which.all():
         operation(x, *(send(number, x.device) for number in numbers))
     elif which.any():
@@ -324,13 +324,13 @@ def _on(x: Tensor, which: Tensor, operation: Callable[..., None], *numbers: Tens
         x.index_copy_(0, on_device, part)
 
 
-# ---- Values, and the way to the device
+# ---- Scaling
 
 
 def _to_unit(images: Tensor, pixels: Pixels) -> Tensor:
-    """Stored values to [0, 1], float32, channels_last as they are stored."""
+    """Scale stored values to float32 in [0, 1]; the memory order stays channels_last."""
     low, high = pixels.low, pixels.high
-    x = to_float32(images)  # a copy always: the images themselves are not to be changed
+    x = to_float32(images)  # always a copy, so that the images do not change
     full_scale = _FULL_SCALES.get(images.dtype)
     if set(low) == {0} and set(high) == {full_scale}:
         return x.div_(high[0])

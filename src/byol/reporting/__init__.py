@@ -1,1 +1,1 @@
-"""What to show of a run: report, model card, comparison, explorer."""
+"""Present a run: report, model card, comparison, explorer."""

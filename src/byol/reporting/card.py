@@ -1,7 +1,7 @@
-"""A model card: how an encoder was made, how good it is, what is not known of it, and how to make it again.
+"""Write a model card: how an encoder was trained, how good it is, its limitations, and how to reproduce it.
 
-It has the format of the Hugging Face Hub, where it is called README.md. Every sentence is made from the files
-of the run; what they do not say is said to be unknown.
+The format is that of the Hugging Face Hub, where the file is called README.md. Every sentence comes from the
+files of the run. What they do not contain, the card calls unknown.
 """
 
 from dataclasses import dataclass
@@ -24,26 +24,26 @@ _CITATION = (
     "[arXiv:2006.07733](https://arxiv.org/abs/2006.07733)"
 )
 _LIMITS = (
-    "Images of other sources, instruments or resolutions than the training's may be represented badly; byol "
-    "warns of values outside of its range when it embeds them.",
-    "For this card nobody has examined the training images for bias or personal data.",
+    "Features of images from other sources, instruments or resolutions than the training images may be poor. "
+    "byol warns if it embeds images with values outside the range of the training images.",
+    "Nobody has examined the training images for bias or personal data for this card.",
 )
 _OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "adamw": "AdamW"}
 
 
 @dataclass(frozen=True)
 class Usage:
-    """How an export is used: what its card says instead of the lines for `byol`."""
+    """The section "Use" for the card of an export, which replaces the lines for `byol`."""
 
-    text: str  # of the section "Use"
-    library: str | None  # that loads it, by the Hub's name; None: it has none
+    text: str  # Markdown
+    library: str | None  # the library that loads the export, as the Hub names it; None: the Hub has no name
 
 
 def write_card(run_dir: Path) -> str:
-    """Write `card.md` into a run folder; its text.
+    """Write `card.md` into a run folder and return its text.
 
     Raises:
-        CheckpointError: the folder holds no run or one that has not logged a step, or cannot be written.
+        CheckpointError: the folder holds no run, a file of the run is damaged, or the card cannot be written.
     """
     text = make_card(read_summary(run_dir))
     write_atomically(run_dir / FILE_NAME, text.encode(errors="surrogateescape"))
@@ -51,7 +51,7 @@ def write_card(run_dir: Path) -> str:
 
 
 def make_card(run: RunSummary, usage: Usage | None = None) -> str:
-    """The card of a run, or of an export of its encoder; in the Hugging Face Hub's format."""
+    """Return the card of a run or, with `usage`, of an export of its encoder, in the Hub's format."""
     parts = [
         f"# {run.name}\n\n{_summarise(run)}",
         f"## Method\n\n{_describe_method(run)}\n\n{_CITATION}.",
@@ -66,14 +66,14 @@ def make_card(run: RunSummary, usage: Usage | None = None) -> str:
 
 
 def make_bare_card(name: str, encoder: EncoderSpec, usage: Usage) -> str:
-    """The card of an export of an encoder whose run is not beside it: a target's, or a fine-tuned one."""
+    """Return the card of an export whose encoder has no run beside it: a target or fine-tuned encoder."""
     what = {
         "online": "trained without labels by BYOL",
-        "target": "the target network of a training without labels by BYOL",
+        "target": "the target network of BYOL, trained without labels",
         "finetuned": "trained without labels by BYOL, then fine-tuned on labels",
     }
     images = f"Images of `{encoder.data_name}`; {_describe_packed(encoder)}"
-    unknown = "Nothing is known here of its results and of how it was trained: these files are in its run."
+    unknown = "This card does not know its results or how it was trained: those files are in its run folder."
     network = f"{encoder.name}, {encoder.stem} stem, {encoder.num_features} features"
     steps = f"{encoder.done:,} steps of byol {encoder.byol_version}"
     parts = [
@@ -92,7 +92,7 @@ def _summarise(run: RunSummary) -> str:
     )
 
 
-# ---- How it was made
+# ---- Method
 
 
 def _describe_method(run: RunSummary) -> str:
@@ -129,7 +129,7 @@ def _describe_views(run: RunSummary) -> list[str]:
         if one != "0" or twos[name] != "0"
     )
     strength = "" if transforms.s == 1 else f", colour strength s = {transforms.s:g}"
-    views = f"{described}{strength}; one number for both views, else one and the other"
+    views = f"{described}{strength}; one number is for both views, two are for one each"
     return [f"Two views of {run.config.view_px} px were made of each image ({views})."]
 
 
@@ -149,7 +149,7 @@ def _describe_optimisation(run: RunSummary) -> list[str]:
     optimizer, epochs = config.optimizer, run.metrics[-1].epoch
     fall = " and cosine decay" if optimizer.schedule == "cosine" else ""
     tau = (
-        f"from {plan.base_tau:.4g} to 1 by a cosine"
+        f"from {plan.base_tau:.4g} to 1 along a cosine"
         if plan.tau_schedule == "cosine"
         else f"{plan.base_tau:g}"
     )
@@ -163,7 +163,7 @@ def _describe_optimisation(run: RunSummary) -> list[str]:
 
 
 def _find_expected_steps(run: RunSummary) -> int:
-    """Of a run with a time budget the length that its rates were chosen for."""
+    """Return the number of steps that byol expected when it derived learning rate and tau."""
     if run.config.trainer.max_hours is not None:
         state, _ = checkpoint.read_latest(run.run_dir)
         if state is not None:
@@ -187,7 +187,7 @@ def _describe_machine(run: RunSummary) -> str:
     )
 
 
-# ---- What it was made of
+# ---- Images
 
 
 def _describe_images(run: RunSummary) -> str:
@@ -214,7 +214,7 @@ def _describe_packed(encoder: EncoderSpec) -> str:
     )
 
 
-# ---- How good it is
+# ---- Results
 
 
 def _describe_results(run: RunSummary) -> str:
@@ -226,18 +226,18 @@ def _describe_results(run: RunSummary) -> str:
         figures = f"{percent(row.top1)} | {interval} | {percent(row.balanced)}"
         lines.append(f"| {row.features} | {row.classifier} | {figures} |")
     about = (
-        f"{run.table.fields['split']}; {run.table.images}. Classifiers on frozen features; their "
-        "settings were chosen on parts of the training images, 95 % intervals are over "
+        f"{run.table.fields['split']}; {run.table.images}. The classifiers use frozen features; their "
+        "settings were chosen on splits of the training images. The 95 % intervals are over "
         f"{run.table.resampled}."
     )
     verdicts = " ".join(f"**{verdict.sentence}**" for verdict in run.verdicts)
     if run.outdated_table is not None:
-        verdicts = f"**These are results of other weights: {_mark_command(run.outdated_table)}.**"
+        verdicts = f"**These results are for other weights: {_mark_command(run.outdated_table)}.**"
     return "\n\n".join(filter(None, [verdicts, about, "\n".join(lines)]))
 
 
 def _describe_own_measures(run: RunSummary) -> str:
-    """What was measured without labels, if that is all there is."""
+    """Describe the label-free measures, for a run without an evaluation on labels."""
     if run.outdated_measures is not None:
         return f" Without labels: {_mark_command(run.outdated_measures)}."
     if run.measures is not None:
@@ -252,40 +252,40 @@ def _describe_own_measures(run: RunSummary) -> str:
 
 
 def _mark_command(sentence: str) -> str:
-    """Of "REASON: COMMAND" the command as code."""
+    """Format the command in "REASON: COMMAND" as code."""
     reason, _, command = sentence.partition(": ")
     return f"{reason}: `{command}`"
 
 
-# ---- What is not known
+# ---- Limitations
 
 
 def _list_limitations(run: RunSummary) -> list[str]:
     lines = []
     if run.table is None:
         lines.append(
-            "It has not been evaluated on labelled images: nothing here says what it is good for "
+            "It has not been evaluated on labelled images, so its accuracy is not known "
             f"(`byol eval {run.run_dir} --labels LABELS.csv`)."
         )
     elif run.outdated_table is not None:
-        lines.append(f"How good it is is not known: its results were {_mark_command(run.outdated_table)}.")
+        lines.append(f"Its accuracy is not known: its results were {_mark_command(run.outdated_table)}.")
     if run.table is not None and run.table.fields.get("seen"):
         lines.append(SEEN)
     lost = [show_classifier(verdict.classifier) for verdict in run.verdicts if verdict.kind == "bad"]
     if lost:
         lines.append(
-            f"By {' and '.join(lost)} its features are not shown to be better than simpler ones: use those."
+            f"By {' and '.join(lost)}, its features are not shown to be better than simpler ones: use those."
         )
     verdict = run.metrics[-1].verdict if run.metrics else "healthy"
     if verdict != "healthy":
-        lines.append(f"At the last check the training was *{verdict}*: its projections are too much alike.")
+        lines.append(f"At the last check the training was *{verdict}*: its projections are too similar.")
     lines += _list_warnings_of_metadata(run)
     if run.config.trainer.max_epochs is not None and run.num_images is not None:
         total = Plan.of(run.config, num_images=run.num_images, expected_steps=run.done).total_steps
         if run.done < total:
             lines.append(f"The training is not finished: {run.done:,} of {total:,} steps.")
     lines += [
-        f"One training with one seed ({run.config.trainer.seed}): how much another differs is not known.",
+        f"This is one run with one seed ({run.config.trainer.seed}); the spread over seeds is not known.",
         *_LIMITS,
     ]
     return lines
@@ -293,24 +293,24 @@ def _list_limitations(run: RunSummary) -> list[str]:
 
 def _list_warnings_of_metadata(run: RunSummary) -> list[str]:
     columns = [] if run.measures is None else run.measures["metadata"]
-    when = "" if run.outdated_measures is None else "of other weights, "
+    when = "" if run.outdated_measures is None else "for other weights, "
     return [
-        f"The features tell {column['column']} ({when}{column['accuracy']:.0%} right, chance "
-        f"{column['chance']:.0%}): they may hold how images were made rather than what they show."
+        f"The features predict {column['column']} ({when}accuracy {column['accuracy']:.0%}, chance "
+        f"{column['chance']:.0%}): they may encode how images were made rather than what they show."
         for column in columns
         if column["warning"]
     ]
 
 
-# ---- How to use and repeat it
+# ---- Use and Repeat
 
 
 def _describe_use(run: RunSummary) -> str:
     best = ""
     if run.best is not None and run.best.done != run.done:
         best = (
-            f"\n\nBest by a measure without labels, {run.best.measure}, was step {run.best.done:,}: that "
-            "encoder is in `best/`, all figures above are of the last one."
+            f"\n\nThe encoder of step {run.best.done:,} was the best by {run.best.measure}, which needs no "
+            "labels. It is in `best/`; all numbers above are of the last encoder."
         )
     return f'```python\nimport byol\n\nfeatures = byol.load("{run.run_dir}").embed("IMAGES/")\n```{best}'
 
@@ -324,12 +324,12 @@ def _describe_repetition(run: RunSummary) -> str:
     evaluation = "" if run.table is None else f" && byol eval runs/again{run.table.options or ''}"
     unknown = ""
     if run.table is not None and run.table.options is None:
-        unknown = f" The options of `byol eval` were not recorded; its images: {run.table.fields['split']}."
+        unknown = f" The options of `byol eval` were not recorded; it used: {run.table.fields['split']}."
     exact = (
-        "On a CPU of the same kind and with the same versions the weights are the same to the bit; on a GPU "
+        "On a CPU of the same kind and with the same versions the weights are equal bit for bit; on a GPU "
         "they are not."
         if run.config.trainer.max_hours is None
-        else "Its length is a time: another machine, or the same under another load, makes other weights."
+        else "The run had a time budget, so another machine, or another load, gives other weights."
     )
     return (
         f"With byol {version}, `config.yaml` beside this card and the images in "

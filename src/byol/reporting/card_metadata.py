@@ -11,10 +11,10 @@ _CLASSIFIERS = {"knn": "k-nearest neighbours", "sgd": "a linear classifier"}
 
 
 def write_metadata(facts: RunSummary | None, *, library: str | None) -> str:
-    """The head of a card, of a run or of an encoder whose run is not known (None).
+    """Return the metadata of a card, for a run or for an encoder whose run is unknown (None).
 
-    `library` is the program that loads the weights, by the Hub's name of it. The licence of weights is for
-    their owner to choose, so none is named. Accuracies of an evaluation of these weights are listed.
+    `library` is the library that loads the weights, as the Hub names it. No licence is named, because the
+    owner of the weights chooses it. Accuracies are listed if these weights were evaluated.
     """
     fields: dict[str, Any] = {} if library is None else {"library_name": library}
     fields |= {"pipeline_tag": "image-feature-extraction", "tags": list(_TAGS)}
@@ -27,7 +27,7 @@ def write_metadata(facts: RunSummary | None, *, library: str | None) -> str:
 
 
 def _list_results(facts: RunSummary, rows: list[Accuracy]) -> dict[str, Any]:
-    """An entry of `model-index`."""
+    """Return the entry of `model-index`."""
     metrics = [
         {
             "type": "accuracy",

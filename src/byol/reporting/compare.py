@@ -1,4 +1,4 @@
-"""Runs side by side: results, what was measured without labels, time, and the settings that differ."""
+"""Compare runs in one table: results, label-free measures, time, and the settings that differ."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,16 +11,16 @@ from byol.metrics.verdict import Judged
 from byol.reporting.run_summary import RunSummary, read_summary
 
 _NONE = "-"
-_TEST = ("train", "test", "labels", "folds", "groups", "seed")  # settings by which test images are chosen
+_TEST = ("train", "test", "labels", "folds", "groups", "seed")  # the settings that choose the test images
 _MEASURES = (("rank", ".1f"), ("retrieval", ".0%"), ("alignment", ".3f"), ("uniformity", ".3f"))
 
 
 def compare(run_dirs: Sequence[Path]) -> str:
-    """A table for the terminal, a column for each run; what a run does not have is "-".
+    """Return a table for the terminal with a column per run; "-" marks values that a run does not have.
 
     Raises:
-        ConfigError: fewer than two runs are named, or one of them twice.
-        CheckpointError: a folder holds no run, or a file of it is damaged.
+        ConfigError: fewer than two runs are named, or one run is named twice.
+        CheckpointError: a folder holds no run, or one of its files is damaged.
     """
     if len(run_dirs) < 2 or len({path.resolve() for path in run_dirs}) < len(run_dirs):
         raise ConfigError("compare: name two or more different runs: byol compare RUN RUN")
@@ -40,13 +40,13 @@ Row = list[str]
 
 
 def _row(label: str, runs: Sequence[RunSummary], tell: Callable[[RunSummary], str | None]) -> list[Row]:
-    """A line, unless no run has anything to say."""
+    """Return a row of the table, or nothing if no run has a value."""
     cells = [tell(run) for run in runs]
     return [] if all(cell is None for cell in cells) else [[label, *(cell or _NONE for cell in cells)]]
 
 
 def _name(run_dirs: Sequence[Path]) -> list[str]:
-    """The folders' names, or their paths where two have the same."""
+    """Return the names of the folders, or their paths if two folders have the same name."""
     names = [path.resolve().name for path in run_dirs]
     return names if len(set(names)) == len(names) else [str(path) for path in run_dirs]
 
@@ -60,7 +60,7 @@ def _list_sizes(runs: Sequence[RunSummary]) -> list[Row]:
 
 
 def _list_training(runs: Sequence[RunSummary]) -> list[Row]:
-    """What the last line of metrics.jsonl says, and which step was best."""
+    """Return the values of the last line of metrics.jsonl, and the best step."""
 
     def tell(name: str, form: str) -> Callable[[RunSummary], str | None]:
         def cell(run: RunSummary) -> str | None:
@@ -86,7 +86,7 @@ def _list_training(runs: Sequence[RunSummary]) -> list[Row]:
 
 
 def _list_measures(runs: Sequence[RunSummary]) -> list[Row]:
-    """What measures.json says of the online encoder on all images."""
+    """Return the label-free measures of the online encoder on all images, from measures.json."""
 
     def tell(name: str, form: str) -> Callable[[RunSummary], str | None]:
         def cell(run: RunSummary) -> str | None:
@@ -102,7 +102,7 @@ def _list_measures(runs: Sequence[RunSummary]) -> list[Row]:
 
 
 def _list_results(runs: Sequence[RunSummary]) -> list[Row]:
-    """For each classifier the online encoder, and the better of pixels and the untrained encoder."""
+    """Return the accuracies of each classifier: on the online encoder, and on the better baseline."""
     found = [{verdict.classifier: verdict for verdict in run.verdicts} for run in runs]
     rows: list[Row] = []
     for classifier in dict.fromkeys(name for verdicts in found for name in verdicts):
@@ -121,12 +121,12 @@ def _show_top1(row: Judged) -> str:
 
 
 def _list_settings(runs: Sequence[RunSummary]) -> list[Row]:
-    """The settings in which any run differs from the first."""
+    """Return the settings in which any run differs from the first."""
     changes = [change for run in runs[1:] for change in diff_configs(runs[0].config, run.config)]
     values = [dict(keys.flatten(run.config.model_dump())) for run in runs]
     changed = dict.fromkeys(change.partition(":")[0] for change in changes)
     rows = {key: [_show(value.get(key)) for value in values] for key in changed}
-    for key in changed:  # what is the same of both views is told once
+    for key in changed:  # one row if view1 and view2 have the same values
         both = [key.replace(".view2.", f".{view}.") for view in ("view1", "view2")]
         if ".view2." in key and rows[key] == rows.get(both[0]):
             del rows[key]
@@ -141,14 +141,14 @@ def _show(value: Any) -> str:
 
 
 def _list_notes(runs: Sequence[RunSummary]) -> list[str]:
-    """What a reader must know before comparing figures."""
+    """Return notes that a reader needs before comparing the numbers."""
     notes = []
     tables = [run.table.fields for run in runs if run.table is not None]
     if any(_differ(tables, key) for key in ("split", "num_test", "num_classes", "class_names")):
         notes.append("the runs were tested on different images: accuracies cannot be compared")
     tests = [_find_test(run) for run in runs if run.table is not None and "settings" in run.table.fields]
     if unlike := [f"{key} {_list_values(tests, key)}" for key in _TEST if _differ(tests, key)]:
-        notes.append(f"the runs were not tested alike ({'; '.join(unlike)}): accuracies cannot be compared")
+        notes.append(f"the runs were tested differently ({'; '.join(unlike)}): accuracies cannot be compared")
     prints = {run.encoder.data_fingerprint for run in runs if run.encoder is not None}
     if len(prints) > 1:
         notes.append("the runs were trained on different images: loss and measures cannot be compared")
@@ -162,19 +162,19 @@ def _list_notes(runs: Sequence[RunSummary]) -> list[str]:
 
 
 def _find_test(run: RunSummary) -> dict[str, Any]:
-    """Which images a run with settings was tested on, and how they were parted."""
+    """Return the settings that chose the test images and the folds of an evaluated run."""
     settings = {} if run.table is None else run.table.fields["settings"]
     test: dict[str, Any] = {key: settings.get(key) for key in _TEST}
     if test["train"] is None:
         test["train"] = run.config.data.source
-    for key in ("train", "test", "labels"):  # however they are written
+    for key in ("train", "test", "labels"):  # one path may be written in several ways
         if test[key] is not None and Path(test[key]).exists():
             test[key] = str(Path(test[key]).resolve())
     return test
 
 
 def _differ(tests: Sequence[Mapping[str, Any]], key: str) -> bool:
-    """Whether those that tell it tell different things."""
+    """Return whether the runs that have this key have different values."""
     values = [test[key] for test in tests if key in test]
     return any(value != values[0] for value in values)
 

@@ -1,7 +1,7 @@
-"""A run's images as its encoder sees them: features, what is known of each, and maps in two dimensions.
+"""Embed the images of a run: features, known columns such as labels, and two-dimensional maps.
 
-Directions of features without their mean are what is mapped and compared: the cosine of two of them is how
-alike two images are. PCA is made at once; t-SNE and UMAP take minutes and are cached in `RUN/map.npz`.
+Maps and searches use the directions of the features minus their mean: the similarity of two images
+is the cosine of their directions. PCA is fast; t-SNE and UMAP take minutes and are cached in `RUN/map.npz`.
 """
 
 import hashlib
@@ -36,19 +36,19 @@ from byol.evaluation.features import features_of, spread, trained
 from byol.evaluation.metadata import are_alike
 
 FILE_NAME = "map.npz"
-MOST_PLACED = 10_000  # images that t-SNE and UMAP place; the time grows faster than their number
-NOWHERE = 65_535  # both coordinates of an image that a map does not place
+MOST_PLACED = 10_000  # most images for t-SNE and UMAP, whose time grows faster than the number of images
+NOWHERE = 65_535  # both coordinates of an image that is not on a map
 _SPAN = 65_000
-_DIMENSIONS = 50  # that PCA leaves for t-SNE and UMAP
+_DIMENSIONS = 50  # dimensions after PCA, before t-SNE and UMAP
 _TSNE_STEPS = 500
-_FEWEST = 5  # images of a map
+_FEWEST = 5  # fewest images for a map
 
 Places = Float32[np.ndarray, "image 2"]
 
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """Images, their features, and columns of what is known of them (as labels)."""
+    """Images, their features, and the known columns of each image, such as labels and folders."""
 
     images: Packed
     features: Float32[np.ndarray, "image feature"]
@@ -67,12 +67,12 @@ class Embedded:
         say: Say,
         progress: Count | None = None,
     ) -> "Embedded":
-        """Images of `open_run_images`, which got `source`; features come from the run's cache if there.
+        """Embed `images`, which `open_run_images` opened with the same `source`; use cached features if any.
 
-        Where the cache cannot be written, `say` hears of it and features are not kept.
+        If the cache cannot be written, `say` receives a note and the features are not cached.
 
         Raises:
-            DataError: `metadata` cannot be read, too much of it names no image, or a feature is not
+            DataError: `metadata` cannot be read, too many of its rows match no image, or a feature is not
                 finite.
         """
         columns = _find_columns(images, metadata, config=config, source=source or config.data.source, say=say)
@@ -88,11 +88,11 @@ class Embedded:
 
     @cached_property
     def directions(self) -> Float32[np.ndarray, "image feature"]:
-        """Features without their mean, of length 1."""
+        """The features minus their mean, scaled to length 1."""
         return self.direction_of(self.features)
 
     def direction_of(self, features: Float32[np.ndarray, "m feature"]) -> Float32[np.ndarray, "m feature"]:
-        """Directions of other features, by the mean of these."""
+        """Return the directions of other features; the mean of these images is subtracted."""
         centred = features - self.features.mean(axis=0)
         unit: Float32[np.ndarray, "m feature"] = centred / np.maximum(
             np.linalg.norm(centred, axis=1, keepdims=True), 1e-12
@@ -103,20 +103,20 @@ class Embedded:
 def open_run_images(
     config: Config, run_dir: Path, *, encoder: Encoder, source: str | None = None, say: Say
 ) -> Packed:
-    """The run's images, or those of `source`, as its encoder takes them; `say` hears how labels were matched.
+    """Open the run's images, or those of `source`, for the encoder; `say` receives notes on their labels.
 
     Raises:
-        DataError: they cannot be read, or have other channels.
+        DataError: the images cannot be read, or have another number of channels.
     """
     wanted = encoder.spec.stored_px
     find = partial(_open_labelled, config, run_dir, source=source, spec=encoder.spec)
-    images, notes = find(stored_px=None if source is None else wanted)  # the training's copy, if it is there
+    images, notes = find(stored_px=None if source is None else wanted)  # try the training's pack first
     if images.stored_px != wanted:
         images, notes = find(stored_px=wanted)
     if images.channels != encoder.spec.channels:
         raise DataError(
-            f"{images.folder.name}: has {images.channels} channels, the encoder was trained on "
-            f"{encoder.spec.channels}; give images like those of the training"
+            f"{images.folder.name}: has {images.channels} channels, but the encoder was trained on "
+            f"{encoder.spec.channels}; give images like the training images"
         )
     for note in notes:
         say(note)
@@ -126,7 +126,7 @@ def open_run_images(
 def _open_labelled(
     config: Config, run_dir: Path, *, source: str | None, stored_px: int | None, spec: EncoderSpec
 ) -> tuple[Packed, list[str]]:
-    """Images with the labels of `evaluation.labels`, if there are such, and what to say of these."""
+    """Open images with the labels of `evaluation.labels`, if set; return them and notes on the labels."""
     evaluation = config.evaluation
     labels = None if evaluation.labels is None else LabelFile(Path(evaluation.labels))
     images = open_images(
@@ -149,11 +149,11 @@ def _open_labelled(
 
 @contextmanager
 def _open_cache(folder: Path, *, say: Say) -> Iterator[Path]:
-    """The folder, or where it cannot be written one for this time with what is in it."""
+    """Yield the cache folder or, if it cannot be written, a temporary folder with its content."""
     try:
         check_writable(folder / "features.npy")
     except CheckpointError as error:
-        say(f"features are not kept: {error}")
+        say(f"the features are not cached: {error}")
     else:
         yield folder
         return
@@ -161,13 +161,13 @@ def _open_cache(folder: Path, *, say: Say) -> Iterator[Path]:
         for path in folder.glob("*.npy"):
             try:
                 (Path(other) / path.name).symlink_to(path.resolve())
-            except OSError:  # Windows lets only some users make links
+            except OSError:  # Windows allows links only to some users
                 shutil.copyfile(path, Path(other) / path.name)
         yield Path(other)
 
 
 def choose_rows(num: int, most: int) -> Int64[np.ndarray, " image"]:
-    """At most `most` of `num` rows, at even distances: all classes of a sorted set are among them."""
+    """Choose at most `most` of `num` rows at even distances, so that a sorted set keeps all classes."""
     return spread(np.arange(num), min(num, most))
 
 
@@ -175,15 +175,15 @@ def choose_rows(num: int, most: int) -> Int64[np.ndarray, " image"]:
 
 
 def place_by_pca(directions: Float32[np.ndarray, "image feature"], *, seed: int) -> Places:
-    """Their first two principal components."""
+    """Return the first two principal components, or raise DataError for fewer than 5 images."""
     if len(directions) < _FEWEST:
-        raise DataError(f"{len(directions)} images are too few for a map; {_FEWEST} are needed")
+        raise DataError(f"{len(directions)} images are too few for a map; give at least {_FEWEST}")
     places: Places = _reduce(directions, dimensions=2, seed=seed)
     return places
 
 
 def list_slow_maps() -> tuple[str, ...]:
-    """The maps that take minutes and can be made here: UMAP where umap-learn is installed."""
+    """Return the names of the maps that take minutes: t-SNE, and UMAP if umap-learn is installed."""
     return ("t-SNE", "UMAP") if importlib.util.find_spec("umap") is not None else ("t-SNE",)
 
 
@@ -195,7 +195,7 @@ def place_most_slowly(
     seed: int,
     say: Say,
 ) -> Iterator[tuple[str, UInt16[np.ndarray, "image 2"]]]:
-    """These maps of at most MOST_PLACED of the images, each when it is made; others are NOWHERE on them."""
+    """Yield each map when it is ready. It has at most MOST_PLACED images; all others are at NOWHERE."""
     rows = choose_rows(len(directions), MOST_PLACED)
     said: set[str] = set()
 
@@ -214,29 +214,29 @@ def place_most_slowly(
 def place_slowly(
     name: str, directions: Float32[np.ndarray, "image feature"], *, run_dir: Path, seed: int, say: Say
 ) -> Places:
-    """The places of these images by "t-SNE" or "UMAP"; from `RUN/map.npz` if they are there.
+    """Return the t-SNE or UMAP positions of the images, from the cache `RUN/map.npz` if it has them.
 
-    `say` hears what takes long, and if the file cannot be written: places are then not kept.
+    `say` receives a line before a slow computation, and a note if the cache cannot be written.
     """
     path = run_dir / FILE_NAME
     key = f"{name} {seed} {hashlib.sha256(np.ascontiguousarray(directions).tobytes()).hexdigest()[:32]}"
     cached = read_arrays(path) or {}
     if key in cached:
         return np.asarray(cached[key], dtype=np.float32)
-    say(f"{name} of {len(directions):,} images")
+    say(f"computing {name} of {len(directions):,} images")
     reduced = _reduce(directions, dimensions=_DIMENSIONS, seed=seed)
     places = (_place_by_tsne if name == "t-SNE" else _place_by_umap)(reduced, seed=seed)
-    # Those of other weights or images are of no use any more.
+    # Drop cached maps of other weights or images.
     same = {other: cached[other] for other in cached if other.split()[1:] == key.split()[1:]}
     try:
         write_arrays(path, same | {key: places})
     except CheckpointError as error:
-        say(f"maps are not kept: {error}")
+        say(f"the map is not cached: {error}")
     return places
 
 
 def to_uint16(places: Places) -> UInt16[np.ndarray, "image 2"]:
-    """Places as whole numbers 0 .. 65,000, in the middle, both axes by the same scale."""
+    """Scale positions to integers 0 .. 65,000, centred, with the same scale on both axes."""
     low, high = places.min(axis=0), places.max(axis=0)
     scaled = (places - (low + high) / 2) / max(float((high - low).max()), 1e-12) + 0.5
     whole: UInt16[np.ndarray, "image 2"] = np.rint(scaled * _SPAN).astype(np.uint16)
@@ -260,19 +260,19 @@ def _place_by_tsne(reduced: Float32[np.ndarray, "image component"], *, seed: int
 def _place_by_umap(reduced: Float32[np.ndarray, "image component"], *, seed: int) -> Places:
     import umap
 
-    with warnings.catch_warnings():  # that a seed means one thread
+    with warnings.catch_warnings():  # umap warns that a seed restricts it to one thread
         warnings.simplefilter("ignore")
         model = umap.UMAP(n_neighbors=min(15, len(reduced) - 1), random_state=seed)
         return np.asarray(model.fit_transform(reduced), dtype=np.float32)
 
 
-# ---- What is known of the images
+# ---- Columns
 
 
 def _find_columns(
     images: Packed, metadata: Path | None, *, config: Config, source: str, say: Say
 ) -> dict[str, Labels]:
-    """Labels, folders if there are several that are not the labels, and the columns of a CSV file."""
+    """Return labels, folders (if several, and not equal to the labels), and the columns of a CSV file."""
     columns: dict[str, Labels] = {}
     if (images.labels >= 0).any():
         columns["label"] = (np.asarray(images.labels), images.class_names)

@@ -1,8 +1,8 @@
-"""`byol explore`: a page on this machine to look through the images of a run, also many of them.
+"""`byol explore`: a local web page to browse the images of a run, also a large number of them.
 
-The server listens on 127.0.0.1 alone. Every address begins with a random token; without it, or with another
-Host than its own (a page elsewhere that has made its name point here), the answer is 403. Images are named by
-their row number: no address is a path. PCA is there at once; t-SNE and UMAP come when they are ready.
+The server listens only on 127.0.0.1. Every address begins with a random token. Without the token, or with
+another Host header (DNS rebinding by a page elsewhere), the answer is 403. Images are addressed by their row
+number, so no address is a path. The PCA map is there at once; t-SNE and UMAP follow when they are ready.
 """
 
 import json
@@ -42,9 +42,9 @@ from byol.reporting.report import WEB
 from byol.reporting.report_parts import summarise
 from byol.reporting.run_summary import Json, read_summary
 
-NUM_NEAR = 24  # images that a search shows
+NUM_NEAR = 24  # images in the result of a search
 THUMB_PX = 128
-_MOST_BYTES = 64 * 2**20  # of a picture that is searched by
+_MOST_BYTES = 64 * 2**20  # largest picture to search by
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 _PAGE_POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -54,18 +54,18 @@ _PAGE_POLICY = (
 
 @dataclass(eq=False)
 class Explorer:
-    """What the page shows, and answers to it; `layouts` grows while slow maps are made."""
+    """The content of the page and the answers to its requests; `layouts` grows when slow maps are ready."""
 
     title: str
     verdict: str
     encoder: Encoder
     embedded: Embedded
     layouts: dict[str, UInt16[np.ndarray, "image 2"]]
-    waiting: tuple[str, ...] = ()  # maps that are being made
+    waiting: tuple[str, ...] = ()  # maps that are being computed
     _embedding: threading.Lock = field(default_factory=threading.Lock)
 
     def describe(self) -> Json:
-        """All but the arrays."""
+        """Return everything except the arrays, as JSON."""
         columns = [
             {"name": name, "classes": list(classes)} for name, (_, classes) in self.embedded.columns.items()
         ]
@@ -77,39 +77,39 @@ class Explorer:
         }
 
     def names(self) -> list[str]:
-        """Of all images."""
+        """Return the names of all images."""
         return list(self.embedded.images.names)
 
     def column(self, at: int) -> bytes:
-        """Classes of all images, int32; -1 where not known."""
+        """Return the class of each image in a column as int32 bytes; -1: unknown."""
         values, _ = list(self.embedded.columns.values())[at]
         return values.astype("<i4").tobytes()
 
     def thumbnail(self, row: int) -> bytes:
-        """As WebP."""
+        """Return the thumbnail of an image as WebP."""
         images = self.embedded.images
         return encode(draw_thumbnail(images.read(np.array([row]))[0], images.pixels, px=THUMB_PX))
 
     def near(self, row: int) -> list[Json]:
-        """The images most like this one, without itself."""
+        """Return the images most similar to this one, without itself."""
         directions = self.embedded.directions[row : row + 1]
         return [one for one in self._find(directions, k=NUM_NEAR + 1) if one["row"] != row][:NUM_NEAR]
 
     def search(self, picture: bytes, *, suffix: str) -> list[Json]:
-        """The images most like a picture in a file's bytes, read as the training's files were.
+        """Return the images most similar to a picture, given as the bytes of a file.
 
         Raises:
-            DataError: it cannot be read, or has other channels or another depth.
+            DataError: the picture cannot be read, or has another number of channels or bit depth.
         """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"picture{suffix}"
             path.write_bytes(picture)
-            with self._embedding:  # the network keeps buffers of its own
+            with self._embedding:  # the network reuses buffers, so only one thread may use it
                 features = self.encoder.embed(path)
         return self._find(self.embedded.direction_of(features), k=NUM_NEAR)
 
     def make_slow_maps(self, *, run_dir: Path, seed: int, say: Say) -> None:
-        """t-SNE and the like of at most MOST_PLACED images; the others are nowhere on them."""
+        """Compute the slow maps in `waiting` and add them to `layouts`."""
         directions = self.embedded.directions
         maps = place_most_slowly(self.waiting, directions, run_dir=run_dir, seed=seed, say=say)
         try:
@@ -117,9 +117,9 @@ class Explorer:
                 self.layouts[name] = places
                 self.waiting = tuple(other for other in self.waiting if other != name)
         except ByolError as error:
-            say(f"without {' and '.join(self.waiting)}: {error}")
+            say(f"there is no {' and no '.join(self.waiting)} map: {error}")
         finally:
-            self.waiting = ()  # the page does not ask for what will not come
+            self.waiting = ()  # the page stops asking for maps that failed
 
     def _find(self, directions: Float32[np.ndarray, "1 feature"], *, k: int) -> list[Json]:
         ((cosines, rows),) = find_nearest(directions, torch.from_numpy(self.embedded.directions), k=k)
@@ -129,7 +129,7 @@ class Explorer:
         ]
 
 
-# Longer than 60 lines, because half of it is the arguments and what they mean.
+# Longer than 60 lines, because half of it is arguments and their description.
 def explore(
     run_dir: Path,
     *,
@@ -142,14 +142,14 @@ def explore(
     say: Say,
     progress: Count | None = None,
 ) -> None:
-    """Serve the page until interrupted; `say` hears its address.
+    """Serve the page until Ctrl-C; `say` receives its address.
 
-    `images` are others than the run's; `port` 0 is a free one.
+    `images`: show these instead of the run's images. `port` 0: use any free port.
 
     Raises:
         CheckpointError: the folder holds no run, or no encoder yet.
         ConfigError: an override is not valid, or the port is taken.
-        DataError: images, labels or metadata cannot be read, or there are too few images.
+        DataError: images, labels or metadata cannot be read, or there are fewer than 5 images.
     """
     chosen = [] if labels is None else [write_override("evaluation.labels", str(labels))]
     run = read_summary(run_dir, [*overrides, *chosen])
@@ -190,13 +190,13 @@ def explore(
                 webbrowser.open(server.address)
             server.serve_forever()
         except KeyboardInterrupt:
-            with speaking:  # and nothing of the maps after it
+            with speaking:  # print nothing about maps after this line
                 ended = True
                 say("ended")
 
 
 def open_server(explorer: Explorer, *, port: int = 0) -> "Server":
-    """A server that is bound but does not yet answer.
+    """Return a server that is bound to its port but does not answer yet.
 
     Raises:
         ConfigError: the port is taken or not allowed.
@@ -204,14 +204,14 @@ def open_server(explorer: Explorer, *, port: int = 0) -> "Server":
     try:
         return Server(explorer, port=port)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or "a port is 0 to 65535"
+        reason = getattr(error, "strerror", None) or "ports are 0 to 65535"
         raise ConfigError(
             f"--port {port}: cannot be used ({reason}); choose another, or 0 for a free one"
         ) from None
 
 
 class Server(ThreadingHTTPServer):
-    """Answers for one explorer, behind a token."""
+    """HTTP server of one explorer; every address needs the token."""
 
     daemon_threads = True
 
@@ -222,11 +222,11 @@ class Server(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Of the page, with the token."""
+        """The address of the page, with the token."""
         return f"http://127.0.0.1:{self.server_port}/{self.token}/"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that goes away in the middle of an answer is no news; anything else is a bug."""
+        """Ignore a browser that closes the connection during an answer; any other error is a bug."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -242,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._post)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Addresses hold the token: nothing is printed."""
+        """Print nothing, because addresses contain the token."""
 
     def _answer(self, find: Callable[[list[str]], tuple[bytes, str] | None]) -> None:
         _, token, *rest = f"{self.path.partition('?')[0]}/".split("/")
@@ -287,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self, parts: list[str]) -> tuple[bytes, str] | None:
         length = self.headers.get("Content-Length", "")
         if parts != ["search"] or not _is_below(length, _MOST_BYTES + 1):
-            self.close_connection = True  # what was sent is not read
+            self.close_connection = True  # the body is not read
             return None
         suffix = self.headers.get("X-Suffix", "")
         picture = self.rfile.read(int(length))
@@ -312,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _is_below(text: str, limit: int) -> bool:
-    """Whether it is a whole number in 0 .. limit - 1."""
+    """Return whether the text is an integer in 0 .. limit - 1."""
     return re.fullmatch(r"[0-9]{1,12}", text) is not None and int(text) < limit
 
 

@@ -1,7 +1,7 @@
-"""`byol report`: one HTML file of a run that needs nothing else, to be shown to others.
+"""`byol report`: write one self-contained HTML file about a run.
 
-Templates, style and scripts are in `web/`. A part whose data are missing says which command makes them.
-Names of files and classes are text of others: jinja2 escapes them in HTML, `tojson` in data for the scripts.
+Templates, style and scripts are in `web/`. If the data of a section are missing, it names the command that
+writes them. jinja2 escapes the names of files and classes in HTML, and `tojson` in data for the scripts.
 """
 
 import base64
@@ -49,10 +49,10 @@ from byol.training.runlog import format_time
 
 FILE_NAME = "report.html"
 WEB = Path(__file__).with_name("web")
-MOST_IMAGES = 65_535  # on the map: a row is a 16-bit number in the page
+MOST_IMAGES = 65_535  # most images on the map, because the page stores rows as 16-bit numbers
 NUM_NEAR = 8  # neighbours of an image on the map
-_SHEET_BYTES = 4_400_000  # of thumbnails; a third more in the page, which is to stay below 8 MB
-_TILE_PX = 64  # of neighbours, prototypes and outliers
+_SHEET_BYTES = 4_400_000  # of thumbnails; base64 adds a third, and the page should stay below 8 MB
+_TILE_PX = 64  # side of neighbours, prototypes and outliers
 _VIEWS_QUALITY = 70
 
 
@@ -67,16 +67,15 @@ def write_report(
     say: Say = silent,
     progress: Count | None = None,
 ) -> Path:
-    """Write the report of a run to `output`, or to `report.html` in the run folder; returns its path.
+    """Write the report of a run to `output` (default: `report.html` in the run folder) and return its path.
 
     `labels` (columns file,label) and the columns of `metadata` colour the map of at most `most_images`
-    images. `overrides` say where the images lie, as for `evaluate`. `say` hears what takes long or is left
-    out, `progress` the images done.
+    images. `overrides` set where the images are, as in `evaluate`. `say` receives notes about slow work and
+    missing sections; `progress` receives the number of embedded images.
 
     Raises:
         CheckpointError: the folder holds no run, one of its files is damaged, or `output` cannot be written.
-        ConfigError: an override is not valid, or would change what the run was; `most_images` is not in 1 ..
-            65,535.
+        ConfigError: an override is not valid or cannot be changed; `most_images` is not in 1 .. 65,535.
         DataError: `labels` or `metadata` cannot be read.
     """
     if not 1 <= most_images <= MOST_IMAGES:
@@ -100,9 +99,9 @@ def write_report(
 def _open_images(
     run: RunSummary, *, metadata: Path | None, say: Say, progress: Count | None
 ) -> tuple[Embedded | None, str]:
-    """The images of the run and their features, or why there are none."""
+    """Return the images of the run with their features, or None and the reason."""
     if run.encoder is None:
-        missing = "there is no encoder yet; the same byol train command finishes the run"
+        missing = "there is no encoder yet; to finish the run, repeat its byol train command"
     else:
         device = "cpu" if run.config.trainer.device == "cpu" else "auto"
         try:
@@ -122,16 +121,16 @@ def _open_images(
                 return embedded, ""
         except DataError as error:
             if metadata is not None or run.config.evaluation.labels is not None:
-                raise  # a file that was asked for may be what is wrong
-            missing = f"the images cannot be opened ({error}); name their folder by data.source=FOLDER"
+                raise  # the labels or metadata that the user named may be the cause
+            missing = f"the images cannot be opened ({error}); name their folder with data.source=FOLDER"
         else:
-            raise DataError(f"{stranger}: is not among the images any more; byol eval measures again")
-    say(f"without pictures: {missing}")
+            raise DataError(f"{stranger}: is no longer among the images; run byol eval again")
+    say(f"the report has no pictures: {missing}")
     return None, missing
 
 
 def _find_stranger(images: Packed, measures: Json | None) -> str | None:
-    """An image of measures.json that is shown, and is not where it was among the images."""
+    """Return the name of an image in measures.json that is no longer in its row; None: there is none."""
     if measures is None:
         return None
     alike = [near for query in measures["neighbours"] for near in query["neighbours"]]
@@ -147,12 +146,12 @@ def _find_stranger(images: Packed, measures: Json | None) -> str | None:
 def make_map_data(
     embedded: Embedded, rows: Int64[np.ndarray, " image"], *, run: RunSummary, say: Say
 ) -> Json | None:
-    """What `map.js` draws of these images, with their thumbnails; None where they are too few."""
+    """Return the data that `map.js` draws for these images, with thumbnails; None: too few images."""
     seed, directions = run.config.evaluation.seed, embedded.directions[rows]
     try:
         pca = place_by_pca(directions, seed=seed)
     except DataError as error:
-        say(f"without a map: {error}")
+        say(f"the report has no map: {error}")
         return None
     slow = place_most_slowly(list_slow_maps(), directions, run_dir=run.run_dir, seed=seed, say=say)
     layouts = [*slow, ("PCA", to_uint16(pca))]
@@ -182,7 +181,7 @@ def _describe_column(name: str, column: Labels, rows: Int64[np.ndarray, " image"
 
 
 def _base64(array: np.ndarray) -> str:
-    """The values of an array, low byte first."""
+    """Return the values of an array in little-endian order, as base64."""
     return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
 
 
@@ -197,7 +196,7 @@ class _Shown:
     embedded: Embedded
 
     def views(self) -> str:
-        """The sheet of views, as a data address."""
+        """Return the sheet of views as a data URL."""
         images, transforms = self.embedded.images, self.run.config.data_transforms
         rows = choose_rows(len(images), NUM_IMAGES)
         names = tuple(images.names[int(row)] for row in rows)
@@ -206,7 +205,7 @@ class _Shown:
         return to_address(encode(Image.open(BytesIO(png)), quality=_VIEWS_QUALITY), "webp")
 
     def tile(self, entry: Json, *, caption: str, of_class: int | None = None) -> Json:
-        """One image of measures.json; `is_other` if its label is known and not `of_class`."""
+        """Describe one image of measures.json; `is_other`: its label is known and differs from `of_class`."""
         row, images = int(entry["row"]), self.embedded.images
         picture = draw_thumbnail(images.read(np.array([row]))[0], images.pixels, px=_TILE_PX)
         label = self.label(row)
@@ -220,11 +219,11 @@ class _Shown:
         }
 
     def label(self, row: int) -> int:
-        """-1 where it is not known."""
+        """Return the label of an image; -1: unknown."""
         return int(self.embedded.columns["label"][0][row]) if "label" in self.embedded.columns else -1
 
     def neighbours(self, measures: Json) -> list[list[Json]]:
-        """A strip a query: the query, and its neighbours with their similarity."""
+        """Return a strip per query: the query, then its neighbours with their similarity."""
         return [
             [
                 self.tile(query, caption="query"),
@@ -237,11 +236,11 @@ class _Shown:
         ]
 
     def strip(self, entries: Sequence[Json], *, key: str, form: str) -> list[Json]:
-        """Prototypes or outliers, with a number below each."""
+        """Return prototypes or outliers, with a number below each."""
         return [self.tile(entry, caption=form.format(entry[key])) for entry in entries]
 
 
-# ---- What the page says
+# ---- Text and numbers
 
 
 def _describe(run: RunSummary, shown: _Shown | None, places: Json | None, *, missing: str) -> Json:
@@ -309,7 +308,7 @@ def _list_key_figures(run: RunSummary, shown: _Shown | None) -> list[tuple[str, 
         found.insert(0, ("Training images", f"{len(shown.embedded.images):,}"))
     if run.hours is not None:
         found.append(("Training", f"{run.done:,} steps, {run.metrics[-1].epoch:.3g} epochs"))
-        found.append(("Time, by the log", format_time(3600.0 * run.hours)))
+        found.append(("Training time", format_time(3600.0 * run.hours)))
     if run.table is not None:
         fields = run.table.fields
         name = "Labelled images" if run.table.has_folds else "Test images"

@@ -1,4 +1,4 @@
-"""The parts of a report that are words and numbers: verdict, table, curves, low-shot curve, confusions."""
+"""Make the text and numbers of a report: verdict, table, curves, low-shot curve, confusions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from byol.pictures.charts import Series
 from byol.reporting.run_summary import Json, RunSummary
 from byol.training.runlog import Metrics
 
-MOST_CELLS = 25  # classes whose confusions are written out as numbers; more are a picture
+MOST_CELLS = 25  # most classes for a confusion matrix with numbers; with more classes it is a picture
 _MOST_PAIRS = 12
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure: its title, what is said beside it, and the SVG."""
+    """A figure: its title, a note beside the title, and the SVG."""
 
     title: str
     note: str
@@ -35,7 +35,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Summary:
-    """The first sentence of the report, what follows it, and "good", "warn", "bad" or ""."""
+    """The first sentence of the report, further sentences, and the kind: "good", "warn", "bad" or ""."""
 
     kind: str
     sentence: str
@@ -43,16 +43,16 @@ class Summary:
 
 
 def summarise(run: RunSummary) -> Summary:
-    """By labels if there are any, else by the label-free measures, else by the health of the training."""
+    """Summarise a run by its accuracies, else by label-free measures, else by the health of the training."""
     if run.verdicts:
         first, *others = run.verdicts
         return Summary(first.kind, first.sentence, tuple(verdict.sentence for verdict in others))
     if run.outdated_table is not None:
         known = run.measures is not None and run.outdated_measures is None
         rest = (str(run.measures["verdict"]),) if run.measures is not None and known else ()
-        return Summary("warn", f"The accuracies are of other weights: {run.outdated_table}.", rest)
+        return Summary("warn", f"The accuracies are for other weights: {run.outdated_table}.", rest)
     if run.outdated_measures is not None:
-        return Summary("warn", f"The measures are of other weights: {run.outdated_measures}.", ())
+        return Summary("warn", f"The measures are for other weights: {run.outdated_measures}.", ())
     if run.measures is not None:
         return Summary("", str(run.measures["verdict"]), ("No labels were used for this.",))
     unknown = "Whether BYOL helped has not been measured yet"
@@ -66,7 +66,7 @@ def summarise(run: RunSummary) -> Summary:
 
 
 def describe_rows(evaluation: Json) -> list[Json]:
-    """A group a classifier: its name, and for each of its rows the cells of the table."""
+    """Return a group per classifier: its name, and the cells of its rows of the table."""
     groups = []
     for classifier in dict.fromkeys(row["classifier"] for row in evaluation["rows"]):
         rows = [_describe_row(row) for row in evaluation["rows"] if row["classifier"] == classifier]
@@ -97,7 +97,7 @@ def _describe_row(row: Json) -> Json:
 
 
 def _name_features(row: Mapping[str, Any]) -> str:
-    """The features of a row, in words."""
+    """Return the name of the features of a row, for the reader."""
     name = str(row["features"])
     if name == "pixels":
         return "pixels" if row.get("transform", "none") == "none" else f"pixels ({row['transform']})"
@@ -123,7 +123,7 @@ def _kind(features: str) -> str:
 
 
 def draw_low_shot(evaluation: Json) -> Chart | None:
-    """Accuracy by labels per class; None where it was not measured."""
+    """Draw accuracy against labels per class; None: it was not measured."""
     points = evaluation.get("low_shot") or []
     series = []
     for features in dict.fromkeys(point["features"] for point in points):
@@ -149,7 +149,7 @@ def draw_low_shot(evaluation: Json) -> Chart | None:
 
 
 def describe_confusion(evaluation: Json) -> Json | None:
-    """Counts as cells, or as a picture where there are many classes, and the pairs confused most."""
+    """Return the confusion matrix as cells, or as a picture for many classes, and the worst pairs."""
     confusion = evaluation.get("confusion")
     if not confusion:
         return None
@@ -190,7 +190,7 @@ def _find_pairs(counts: Int64[np.ndarray, "truth predicted"]) -> Iterator[tuple[
 
 
 def _draw_heat(shares: np.ndarray) -> bytes:
-    """A PNG of one pixel a cell, seen on light and dark; as opaque as the root of the share."""
+    """Draw a PNG with one pixel per cell, for light and dark pages; opacity is the root of the fraction."""
     cells = np.empty((*shares.shape, 4), np.uint8)
     cells[..., :3] = (70, 120, 235)
     cells[..., 3] = np.rint(255 * np.sqrt(shares))
@@ -203,11 +203,11 @@ def _draw_heat(shares: np.ndarray) -> bytes:
 
 
 def draw_curves(run: RunSummary) -> list[Chart]:
-    """What the training logged; earlier versions logged no measures of the encoder."""
+    """Draw the curves of the log. Logs of earlier versions have no measures of the encoder."""
     ideal = run.config.network.projection_head.projection_size**-0.5
     draw = partial(_draw_curve, run)
     curves = (
-        draw("Loss", "of both directions, 0 to 8", "loss"),
+        draw("Loss", "sum of both directions, 0 to 8", "loss"),
         draw(
             "View-retrieval accuracy",
             "on fixed images",
@@ -216,11 +216,11 @@ def draw_curves(run: RunSummary) -> list[Chart]:
             form="{:.0f} %",
             from_start=True,
         ),
-        draw("kNN", "right for fixed images", "knn", factor=100.0, form="{:.0f} %", from_start=True),
+        draw("kNN", "accuracy on fixed images", "knn", factor=100.0, form="{:.0f} %", from_start=True),
         draw("Rank of the encoder", "effective dimensions", "encoder_rank", from_start=True),
         draw("Spread of projections", "1 is ideal, 0 collapse", "feature_std", factor=1 / ideal),
         draw("Rank of projections", "effective dimensions", "rank"),
-        draw("Alignment", "of two views; 0 is equal", "alignment", kind="second"),
+        draw("Alignment", "distance of two views", "alignment", kind="second"),
         draw("Uniformity", "lower is more even", "uniformity", kind="second"),
         draw("Learning rate", "", "lr", form="{:.2g}"),
         draw("Target momentum", "tau", "tau", form="{:.4g}"),
@@ -241,13 +241,13 @@ def _draw_curve(
     kind: str = "main",
     from_start: bool = False,
 ) -> Chart | None:
-    """A field of the metrics, `from_start` with its value at step 0; None: nothing to draw."""
+    """Draw a field of the metrics, with its value at step 0 if `from_start`; None: there is no value."""
     points = [(float(line.done), getattr(line, key)) for line in run.metrics]
     if from_start:
         before = None if run.start is None else run.start.measures
         points.insert(0, (0.0, getattr(before, key, None)))
     known = [(x, factor * y) for x, y in points if y is not None]
-    if len(known) <= from_start:  # a lone point is no course
+    if len(known) <= from_start:  # step 0 alone makes no curve
         return None
     x, y = zip(*known, strict=True)
     svg = charts.draw_lines([Series(title, x, y, kind)], title=title, x_label="step", show=form.format)
@@ -255,12 +255,12 @@ def _draw_curve(
 
 
 def describe_health(metrics: Sequence[Metrics]) -> str:
-    """When the health check said other than healthy."""
+    """Describe at which steps the health check found a problem."""
     if not metrics:
         return ""
     odd = [line for line in metrics if line.verdict != "healthy"]
     if not odd:
         return "Healthy at every check."
     words = ", ".join(dict.fromkeys(line.verdict for line in odd))
-    last = f"the last word is {metrics[-1].verdict}"
+    last = f"the last check says {metrics[-1].verdict}"
     return f"Not always healthy: {words} between steps {odd[0].done:,} and {odd[-1].done:,}; {last}."

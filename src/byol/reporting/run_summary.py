@@ -1,4 +1,4 @@
-"""What a run folder says of itself, for those who sum it up; parts that are missing are None."""
+"""Read a run folder into a `RunSummary` for report, card, comparison and explorer; missing files are None."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from byol.training.runlog import Metrics, count_seconds, read_metrics
 
 Json = dict[str, Any]
 
-_OPTIONS = ("labels", "train", "test", "weights", "folds", "groups")  # of `byol eval`
+_OPTIONS = ("labels", "train", "test", "weights", "folds", "groups")  # options of `byol eval`
 _OF_TABLE = ("split", "num_train", "num_test", "num_classes", "rows")
 _OF_MEASURES = ("verdict", "encoders", "neighbours", "prototypes", "outliers", "metadata")
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A row of `eval.json`, of either format: shares of the test images."""
+    """A row of `eval.json` (format 1 or 2). Accuracies are fractions of the test images, 0..1."""
 
     features: str
     classifier: str
@@ -37,27 +37,27 @@ class Accuracy:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Accuracy":
-        """From the file's values."""
+        """Make it from a row of the file."""
         shares = {name: float(row[name]) for name in ("top1", "low95", "high95", "balanced")}
         return cls(str(row["features"]), str(row["classifier"]), **shares)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The contents of `eval.json`, of either format."""
+    """The content of `eval.json` (format 1 or 2)."""
 
-    fields: Json  # as docs/files.md has them
+    fields: Json  # as docs/files.md describes them
     rows: tuple[Accuracy, ...]
-    options: str | None  # " --labels FILE": with them `byol eval` makes the like; None: not recorded
+    options: str | None  # of `byol eval`, for example " --labels FILE"; None: not recorded
 
     @property
     def has_folds(self) -> bool:
-        """Whether each image was predicted once, instead of those of a test part."""
+        """Whether the evaluation used cross-validation, instead of one test split."""
         return str(self.fields.get("protocol", TEST_PART)) != TEST_PART
 
     @property
     def images(self) -> str:
-        """How many images it is of, in words."""
+        """The numbers of images and classes, in words."""
         fields = self.fields
         if self.has_folds:
             return f"{fields['num_test']:,} images, each tested once, {fields['num_classes']} classes"
@@ -68,7 +68,7 @@ class Table:
 
     @property
     def resampled(self) -> str:
-        """What the intervals are over, in words."""
+        """What the bootstrap of the intervals resampled, in words."""
         group = str(self.fields.get("protocol", TEST_PART)).partition(" by ")[2]
         if group:
             return f"groups (images of one {group})"
@@ -77,7 +77,7 @@ class Table:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The contents of a run folder that others may want to know."""
+    """The content of a run folder. None: the file does not exist."""
 
     run_dir: Path
     config: Config
@@ -85,35 +85,35 @@ class RunSummary:
     encoder: EncoderSpec | None
     start: start.InitialWeights | None
     table: Table | None
-    measures: Json | None  # measures.json, as docs/files.md has it
+    measures: Json | None  # measures.json, as docs/files.md describes it
     best: best.Marked | None
     environment: environment.Environment | None
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """The name of the run folder."""
         return self.run_dir.resolve().name
 
     @property
     def data_name(self) -> str:
-        """The name of what it was trained on, without the path to it."""
+        """The name of the training images, without their path."""
         return Path(self.config.data.source).name
 
     @property
     def done(self) -> int:
-        """Finished steps, as far as they are logged."""
+        """The number of finished steps in the last line of the log."""
         return self.metrics[-1].done if self.metrics else 0
 
     @property
     def hours(self) -> float | None:
-        """Of training, without pauses, all starts together; None if nothing was logged."""
+        """Training time summed over all starts, without pauses; None: nothing was logged."""
         if not self.metrics:
             return None
         return count_seconds(self.metrics, batch_size=self.config.batch_size) / 3600.0
 
     @property
     def num_images(self) -> int | None:
-        """Images that were trained on; of a run of an earlier version those of an epoch's whole batches."""
+        """The number of training images; in runs of early versions, those of one epoch's full batches."""
         if self.environment is not None:
             return self.environment.num_images
         if not self.metrics:
@@ -122,42 +122,42 @@ class RunSummary:
 
     @property
     def verdicts(self) -> tuple[verdict.Verdict, ...]:
-        """Of the table, one a classifier; () without one, or if it is of another encoder than the run's."""
+        """One verdict per classifier of the table; () if there is no table, or if it is outdated."""
         if self.table is None or self.outdated_table is not None:
             return ()
         return verdict.judge(self.table.rows)
 
     @property
     def outdated_table(self) -> str | None:
-        """That eval.json is not of the run's encoder, with the command that mends it; None: it is."""
+        """Why eval.json does not belong to the current encoder, with the command to repeat; None: it does."""
         return self._find_outdated(None if self.table is None else self.table.fields)
 
     @property
     def outdated_measures(self) -> str | None:
-        """The same of measures.json."""
+        """The same for measures.json."""
         return self._find_outdated(self.measures)
 
     def _find_outdated(self, results: Json | None) -> str | None:
-        """Encoders are saved at every checkpoint: one that was evaluated may have been trained further."""
+        """Compare step numbers, because training may have continued after an evaluation."""
         measured = None if results is None else results.get("done")
         if self.encoder is None or measured is None or measured == self.encoder.done:
             return None
         options = "" if self.table is None else self.table.options or ""
         return (
-            f"measured after step {measured:,}; the encoder is of step {self.encoder.done:,}: "
+            f"measured after step {measured:,}, but the encoder is of step {self.encoder.done:,}: "
             f"byol eval {shlex.quote(str(self.run_dir))}{options}"
         )
 
 
 def read_summary(run_dir: Path, overrides: Sequence[str] = ()) -> RunSummary:
-    """Read a run folder; `overrides` of its configuration are those that `evaluate` takes.
+    """Read a run folder. `overrides` change its configuration, as in `evaluate`.
 
     Raises:
-        CheckpointError: it holds no run, or one of its files is damaged or of an unknown format.
-        ConfigError: an override is not valid, or would change what the run was.
+        CheckpointError: the folder holds no run, or one of its files is damaged or has an unknown format.
+        ConfigError: an override is not valid or cannot be changed.
     """
     own = read_config(run_dir, ()).evaluation
-    again = f"make it again: byol eval {shlex.quote(str(run_dir))}"
+    again = f"write it again: byol eval {shlex.quote(str(run_dir))}"
     return RunSummary(
         run_dir=run_dir,
         config=read_config(run_dir, overrides),
@@ -191,7 +191,7 @@ def _make_table(fields: Json, own: EvaluationConfig) -> Table:
 
 
 def _name_options(settings: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """The arguments of `byol eval` by which a run with its own settings is evaluated with these."""
+    """Return the arguments that make `byol eval` use `settings` for a run whose own settings are `own`."""
     words = []
     for key, value in settings.items():
         if value == own.get(key):

@@ -1,1 +1,1 @@
-"""The files of a run folder, each with one reader and one writer."""
+"""Read and write the files of a run folder: checkpoints, configuration, environment and lock."""

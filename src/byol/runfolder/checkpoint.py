@@ -1,9 +1,9 @@
-"""What a run needs to go on: written whole or not at all, checked when read, never unpickled code.
+"""Read and write checkpoints. They are complete or absent, have a checksum, and hold no pickled code.
 
 `checkpoints/step-00005000.pt` holds networks (with BatchNorm statistics), optimizer, number of finished steps
-and what images the run has; `step-00005000.pt.sha256` its checksum. All else is a function of the step, but
-for what the machine had to say (the number of micro-batches, the state of the time budget) and what health
-checks have found so far: the best encoder, the latest measures, how many checks in a row found it ill.
+and the fingerprint of the images; `step-00005000.pt.sha256` its checksum. The file also holds the number
+of micro-batches, the state of the time budget, and the state of the health checks (best encoder, latest
+measures, successive bad verdicts). Everything else that a run needs is a function of the step.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from byol.config import Config, diff_configs, dump_config, load_config
 from byol.runfolder.lock import LOCK_FILES
 
 FORMAT = 1
-KEEP = 2  # the newest, and one before it in case the newest is damaged
+KEEP = 2  # number of checkpoints to keep: the newest, and one more in case the newest is damaged
 _PATTERN = "step-*.pt"
-# What may lie in a run folder before the first one.
+# Files that a run folder may hold before its first checkpoint.
 _BEFORE_A_CHECKPOINT = (
     "start.json",
     "environment.json",
@@ -34,7 +34,7 @@ _BEFORE_A_CHECKPOINT = (
     "best.json",
     "checkpoints",
 )
-# What training writes as a whole: a kill may leave these under temporary names.
+# Files that training writes under a temporary name first, which a killed process may leave behind.
 _WRITTEN = (
     "config.yaml",
     "start.json",
@@ -47,10 +47,10 @@ _WRITTEN = (
 
 
 def claim_run_folder(run_dir: Path, config: Config) -> None:
-    """Write `config.yaml` into a new run folder, or see that the run there is of the same configuration.
+    """Write `config.yaml` into a new run folder, or check that the run there has the same configuration.
 
-    A run that has not come to its first checkpoint has nothing to lose: it may start again with another.
-    `data.source` may differ, if it holds the same images: `restore` compares them.
+    A run without a checkpoint may start again with another configuration, because nothing would be lost.
+    `data.source` may differ, if the images are the same: `restore` compares them.
 
     Raises:
         CheckpointError: the folder cannot be written, or holds something that is not a run.
@@ -61,8 +61,8 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
         changes = diff_configs(load_config(path, [], preset=None), config)
         if any(not change.startswith("data.source:") for change in changes):
             raise RunMismatchError(
-                f"{run_dir} holds a run of another configuration ({'; '.join(changes)}); "
-                "go back to its values, or choose another folder with -o"
+                f"{run_dir} holds a run with another configuration ({'; '.join(changes)}); "
+                "use its values, or choose another folder with -o"
             )
         return
     check_run_folder(run_dir)
@@ -70,7 +70,7 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
 
 
 def has_begun(run_dir: Path) -> bool:
-    """Whether the folder holds a run with a checkpoint, which is continued as it was configured."""
+    """Return whether the folder holds a run with a checkpoint. byol continues it with its configuration."""
     return (run_dir / "config.yaml").exists() and bool(list_checkpoints(run_dir))
 
 
@@ -78,24 +78,24 @@ def check_run_folder(run_dir: Path) -> None:
     """Refuse a folder that holds something that is not a run.
 
     Raises:
-        CheckpointError: it is a file, or holds other things.
+        CheckpointError: the path is a file, or the folder holds other files.
     """
     if has_begun(run_dir):
         return
     if run_dir.exists() and not run_dir.is_dir():
-        raise CheckpointError(f"{run_dir}: is a file, a run is a folder; choose another name with -o")
+        raise CheckpointError(f"{run_dir}: is a file, not a folder; choose another name with -o")
     if run_dir.exists() and _list_names(run_dir) and not _is_young_run(run_dir):
-        raise CheckpointError(f"{run_dir}: is not empty and not a run; choose another folder with -o")
+        raise CheckpointError(f"{run_dir}: holds files but no run; choose another folder with -o")
 
 
 def _list_names(run_dir: Path) -> set[str]:
-    """What lies in the folder, but for locks and for what a kill has left under temporary names."""
+    """Return the names in the folder, without locks and temporary files of killed processes."""
     names = {path.name for path in run_dir.iterdir()}
     return {name for name in names if name not in LOCK_FILES and not is_temporary(name, of=_WRITTEN)}
 
 
 def remove_temporaries(run_dir: Path) -> None:
-    """Delete what killed trainings have left half-written; call it only as the one writer of the run."""
+    """Delete temporary files of killed processes. The caller must hold the lock of the run folder."""
     for folder in (run_dir, run_dir / "target", run_dir / "best", run_dir / "checkpoints"):
         for path in folder.iterdir() if folder.is_dir() else ():
             if is_temporary(path.name, of=_WRITTEN) or path.name.startswith(".step-"):
@@ -103,7 +103,7 @@ def remove_temporaries(run_dir: Path) -> None:
 
 
 def _is_young_run(run_dir: Path) -> bool:
-    """Nothing but what a run has before its first checkpoint; a `config.yaml` by hand is somebody's work."""
+    """Return whether the folder holds only a new run, with a `config.yaml` that byol wrote."""
     names = {name for name in _list_names(run_dir) if not name.startswith(".")}
     path = run_dir / "config.yaml"
     if not names <= {path.name, *_BEFORE_A_CHECKPOINT} or not path.is_file():
@@ -126,13 +126,13 @@ def save(
     best: dict[str, Any],
     watch: dict[str, Any] | None,
 ) -> Path:
-    """Write the state after `done` steps and drop all but the last KEEP checkpoints.
+    """Write a checkpoint after `done` steps, and delete all but the last KEEP checkpoints. Return its path.
 
-    `num_microbatches` is how many a batch is computed in by now, `time_budget` the `TimeBudget.state()` of a
-    run with a time budget, `best` the state of `training/best.py`, `watch` that of the other health checks.
+    `num_microbatches` is the current number per batch; `time_budget` is `TimeBudget.state()` or None; `best`
+    is the state of `training/best.py`, and `watch` the state of the other health checks.
 
     Raises:
-        CheckpointError: it cannot be written; the earlier checkpoints are as they were.
+        CheckpointError: it cannot be written; the earlier checkpoints are unchanged.
     """
     state = {
         "format": FORMAT,
@@ -149,7 +149,7 @@ def save(
     torch.save(state, buffer)
     data = buffer.getvalue()
     path = run_dir / "checkpoints" / f"step-{done:08d}.pt"
-    # The checksum first: a checkpoint without one is never seen.
+    # Write the checksum first, so that no checkpoint ever exists without one.
     write_atomically(_checksum_path(path), hashlib.sha256(data).hexdigest().encode())
     write_atomically(path, data)
     for old in list_checkpoints(run_dir)[KEEP:]:
@@ -159,15 +159,15 @@ def save(
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run, newest first."""
+    """Return the paths of the checkpoints of a run, newest first."""
     return sorted((run_dir / "checkpoints").glob(_PATTERN), reverse=True)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU.
+    """Read a checkpoint; its tensors are on the CPU.
 
     Raises:
-        CheckpointError: it is missing, damaged, or of a format this version does not know.
+        CheckpointError: it is missing or damaged, or this version does not know its format.
     """
     try:
         data = path.read_bytes()
@@ -180,20 +180,20 @@ def read(path: Path) -> dict[str, Any]:
         state = cast(dict[str, Any], torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: is not a checkpoint of plain values ({str(error).splitlines()[0]})"
+            f"{path}: is not a checkpoint of tensors and plain values ({str(error).splitlines()[0]})"
         ) from None
     if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: is of format {state.get('format')}; this version of byol reads {FORMAT}"
+            f"{path}: has format {state.get('format')}; this version of byol reads {FORMAT}"
         )
     return state
 
 
 def read_latest(run_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest readable checkpoint (None: there is none), and a line for each damaged one passed over.
+    """Read the newest undamaged checkpoint (None: there is none); return a line for each damaged, newer one.
 
     Raises:
-        CheckpointError: there are checkpoints, and every one is damaged.
+        CheckpointError: there are checkpoints, but all of them are damaged.
     """
     problems: list[str] = []
     for path in list_checkpoints(run_dir):
@@ -203,7 +203,7 @@ def read_latest(run_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
             problems.append(str(error))
             continue
         return state, [
-            f"{problem}; going on from the one before, step {state['done']}" for problem in problems
+            f"{problem}; resuming from an earlier one, step {state['done']}" for problem in problems
         ]
     if problems:
         raise CheckpointError(f"{'; '.join(problems)}; start again in another folder with -o")
@@ -218,15 +218,15 @@ def restore(
     optimizer: torch.optim.Optimizer,
     data_fingerprint: str,
 ) -> int:
-    """Load what `read_latest` found in `run_dir`, in place; the number of finished steps.
+    """Load a state of `read_latest` into the networks and the optimizer; return the number of finished steps.
 
     Raises:
-        RunMismatchError: the run was made with other images.
+        RunMismatchError: the run was trained on other images.
     """
     if state["data_fingerprint"] != data_fingerprint:
         raise RunMismatchError(
-            f"{run_dir}: its images have changed since it started; put the old ones back, or choose another "
-            f"folder with -o (network.fine_tune_from={run_dir} starts from its networks)"
+            f"{run_dir}: its images have changed since it started; restore them, or choose another folder "
+            f"with -o (network.fine_tune_from={run_dir} starts from the networks of this run)"
         )
     byol.load_state_dict(state["byol"])
     optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""Where and when a run was made, in `environment.json`: a record for people, on which nothing depends."""
+"""Record when and where a run was trained, in `environment.json`. Training does not depend on the file."""
 
 import platform
 import uuid
@@ -25,33 +25,33 @@ class Session:
     """One start of a run. Times are UTC, ISO 8601 to the second."""
 
     started: str
-    ended: str  # of the training; of its last checkpoint, if it was killed
-    first_step: int  # finished before
-    done: int  # finished at `ended`
-    byol: str  # version, as the next two
+    ended: str  # end of the training or, if it was killed, time of its last checkpoint
+    first_step: int  # finished steps at the start
+    done: int  # finished steps at `ended`
+    byol: str  # version, as in the next two fields
     torch: str
     python: str
     system: str
     cpu: str
-    gpu: str | None  # its name, of a run on one
-    num_threads: int  # of a process, as torch uses them
+    gpu: str | None  # name of the GPU; None on a CPU
+    num_threads: int  # threads of PyTorch in each process
     num_ranks: int
     precision: str
-    instructions: str | None = None  # of the CPU, as `instruction_set` names them; None in older records
+    instructions: str | None = None  # CPU instruction set (see `instruction_set`); None in old records
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What a run was made of and with; all its starts, oldest first."""
+    """The images of a run and all its starts."""
 
-    run: str  # 32 hex digits, drawn at the first start: names the run for trackers
-    num_images: int  # trained on
-    num_bad: int  # left out, since they cannot be read
-    starts: tuple[Session, ...]
+    run: str  # 32 random hex digits that identify the run for loggers
+    num_images: int  # training images
+    num_bad: int  # images left out because they cannot be read
+    starts: tuple[Session, ...]  # oldest first
 
     @property
     def seconds(self) -> float:
-        """Time of all starts together; of one that was killed until its last checkpoint."""
+        """Total time of all starts. A killed start counts until its last checkpoint."""
         return sum(
             (datetime.fromisoformat(start.ended) - datetime.fromisoformat(start.started)).total_seconds()
             for start in self.starts
@@ -59,7 +59,7 @@ class Environment:
 
 
 def begin(run_dir: Path, *, num_images: int, num_bad: int, first_step: int, ranks: Ranks) -> Environment:
-    """What is known of the run, with this start added. Nothing is written yet."""
+    """Return the record of the run with this start added. Write nothing."""
     known = read(run_dir) if first_step else None
     now = _now()
     start = Session(
@@ -83,7 +83,7 @@ def begin(run_dir: Path, *, num_images: int, num_bad: int, first_step: int, rank
 
 
 def explain_change(environment: Environment) -> list[str]:
-    """A line if this start computes otherwise than the one before, as another kind of CPU does."""
+    """Return a line if this start has another instruction set or precision than the previous one."""
     if len(environment.starts) < 2:
         return []
     before, now = environment.starts[-2:]
@@ -99,13 +99,13 @@ def explain_change(environment: Environment) -> list[str]:
         return []
     keep = f"; trainer.precision={before.precision} keeps it" if before.precision != now.precision else ""
     return [
-        f"another kind of CPU or device than before ({', '.join(changes)}): the run continues, not to the "
-        f"same bits{keep}"
+        f"the kind of CPU or device has changed ({', '.join(changes)}): the run continues, but its result is "
+        f"not equal bit for bit{keep}"
     ]
 
 
 def write(run_dir: Path, environment: Environment, *, done: int) -> None:
-    """Write the file, the latest start having come to `done` steps by now.
+    """Write the file; the latest start now has `done` finished steps.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -117,16 +117,16 @@ def write(run_dir: Path, environment: Environment, *, done: int) -> None:
 
 
 def read(run_dir: Path) -> Environment | None:
-    """The record of a run; None if there is none, as in runs of earlier versions.
+    """Read the record of a run; None if there is none, as in runs of early versions.
 
     Raises:
-        CheckpointError: the file is damaged or of another format.
+        CheckpointError: the file is damaged or has another format.
     """
     return read_fields(
         run_dir / FILE_NAME,
         versions=(FORMAT,),
         make=_make_environment,
-        advice="remove it, it is only a record",
+        advice="delete it, byol can do without it",
     )
 
 
@@ -139,6 +139,6 @@ def _now() -> str:
 
 
 def _name_cpu() -> str:
-    """The model of the CPU, and on how many of its cores this process may run."""
+    """Return the model of the CPU and the number of cores that this process may use."""
     cores = count_cores()
     return f"{name_cpu()}, {cores} {'core' if cores == 1 else 'cores'}"

@@ -1,4 +1,4 @@
-"""One writer a run folder: a second training, or a second fine-tuning into one folder, is refused."""
+"""Lock a run folder, so that only one training or fine-tuning writes into it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ LOCK_FILES = frozenset({FILE_NAME, f"{FILE_NAME}.json"})
 
 @contextmanager
 def only_writer(folder: Path, *, say: Callable[[str], None]) -> Iterator[None]:
-    """Be the one process that writes into `folder` for as long as the block runs; readers are not hindered.
+    """Hold the lock of `folder` during the block. Commands that only read do not need it.
 
-    Several ranks of one job write by the first, which alone calls this. `say` is told if the file system
-    has no locks. A folder that the block leaves empty is removed if it was made here.
+    In a job of several ranks only the first one writes, so only it calls this. `say` receives a line if the
+    file system has no locks. A folder that this function created is removed if the block left it empty.
 
     Raises:
-        RunInUseError: another process writes there; the message names it.
-        CheckpointError: the folder cannot be made.
+        RunInUseError: another process holds the lock; the message names it.
+        CheckpointError: the folder cannot be created.
     """
 
     def refuse(holder: Holder | None) -> None:
@@ -55,16 +55,16 @@ def _explain(folder: Path, holder: Holder | None) -> str:
     )
     if holder is not None and holder.is_gone:
         return (
-            f"{text} (there is no such process here: if it is on no other machine or container either, the "
-            f"lock is stale, delete {folder / FILE_NAME})"
+            f"{text} (this host has no such process: if no other host or container has it either, the lock "
+            f"is stale, delete {folder / FILE_NAME})"
         )
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "WORLD_SIZE" not in os.environ:
-        return f"{text} (Slurm has started this command several times: use srun -n 1, and torchrun for ranks)"
+        return f"{text} (Slurm started this command several times: use srun -n 1, or torchrun for ranks)"
     return text
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Nothing has been written: a command that was refused leaves no trace."""
+    """Remove the folder if it holds only lock files, so that a refused command leaves nothing behind."""
     with suppress(OSError):
         names = {path.name for path in folder.iterdir()}
         if names <= LOCK_FILES:

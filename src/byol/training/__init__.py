@@ -1,1 +1,1 @@
-"""The training loop and what it needs: setup, step, time budget, alarms, logs."""
+"""Train: the loop, its setup, the step, the time budget, health checks and logs."""

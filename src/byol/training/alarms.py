@@ -1,6 +1,4 @@
-"""Find what is wrong with a run, before and during training, and name its likeliest cause and one setting to
-change.
-"""
+"""Detect problems of a run before and during training; name the likeliest cause and a setting to change."""
 
 import math
 from typing import Any
@@ -16,14 +14,15 @@ from byol.metrics.health import Health, Measures, describe_loss, has_lost_rank
 from byol.training.fixed_images import FixedImages
 from byol.training.initial_weights import InitialWeights
 
-PATIENCE = 2  # checks in a row that find the same before it is believed
-BLANK_STD = 0.05  # of an image or view, in units of the data set's std: below, it shows nothing
-_WARN_BLANK, _MAX_BLANK = 0.2, 0.5  # share of blank views
-_SETTLED = 200  # steps, before which an encoder may be worse than at step 0
-_FAR = 30.0  # times the reference learning rate, from where bad health is its fault
-_NOTABLE = 10.0  # times it, said at the start
-_SUSPECT = 3.0  # times it, from where it is the likeliest cause of a collapse
-# Settings that can leave a view blank, and a value of each that cannot; the first that explains is named.
+PATIENCE = 2  # a problem counts after this number of successive checks
+BLANK_STD = 0.05  # an image or view with a smaller std, in units of the data set's std, is blank
+_WARN_BLANK, _MAX_BLANK = 0.2, 0.5  # fraction of blank views for a warning, for an error
+_SETTLED = 200  # before this step, an encoder may be worse than at step 0
+# Learning rates, as multiples of the reference learning rate:
+_FAR = 30.0  # from here on, it is to blame for any bad verdict
+_NOTABLE = 10.0  # from here on, the run starts with a warning
+_SUSPECT = 3.0  # from here on, it is the likeliest cause of a collapse
+# Settings that can make a view blank, each with a value that cannot. byol names the first that is to blame.
 _HARMLESS: dict[str, object] = {
     "crop_area": (1.0, 1.0),
     "brightness": 0.0,
@@ -37,16 +36,16 @@ _HARMLESS: dict[str, object] = {
 
 
 def check_images(fixed: FixedImages, *, source: str) -> None:
-    """Refuse images that hold nothing to learn.
+    """Refuse images from which nothing can be learned.
 
     Raises:
-        DataError: each of the fixed images is of one value, or all of them are equal.
+        DataError: each of the fixed images has only one value, or all of them are equal.
     """
     whole = fixed.whole()
     number = f"{len(whole)} images"
     problem = None
     if bool(_is_blank(whole).all()):
-        problem = f"each of the {number} byol looked at has one value only"
+        problem = f"each of the {number} byol looked at has only one value"
     elif len(whole) > 1 and bool((whole - whole[0]).abs().amax() < BLANK_STD):
         problem = f"the {number} byol looked at are all equal"
     if problem is not None:
@@ -57,13 +56,13 @@ def check_images(fixed: FixedImages, *, source: str) -> None:
 
 
 def check_views(fixed: FixedImages) -> list[str]:
-    """A line for each of the two kinds of views of which too many are blank, with the setting to change.
+    """Return a warning, with a setting to change, for each of view1 and view2 if too many are blank.
 
-    Views are a function of images and settings, so that once is enough for the whole run. Images that are
-    blank as a whole do not count.
+    One check is enough for a run, because views depend only on images and settings. Images that are blank as
+    a whole do not count.
 
     Raises:
-        DataError: more than half of them are.
+        DataError: more than half of the views are blank.
     """
     lines = []
     for number, share in enumerate(_blank_shares(fixed)):
@@ -81,7 +80,7 @@ def check_views(fixed: FixedImages) -> list[str]:
 
 
 def describe_rate(config: Config, plan: Plan) -> list[str]:
-    """A line if the learning rate is far from what suits the optimizer and the batch."""
+    """Return a warning if the learning rate is far above the one that suits the optimizer and the batch."""
     ratio, reference = _compare_rate(config, plan)
     if ratio < _NOTABLE:
         return []
@@ -91,29 +90,29 @@ def describe_rate(config: Config, plan: Plan) -> list[str]:
     ]
 
 
-# ---- While it trains
+# ---- During training
 
 
 class Watch:
-    """What the checks of a run have found so far, and what follows from it."""
+    """Counts bad health checks; decides when to warn and when to stop the run."""
 
     def __init__(self, config: Config, plan: Plan, *, start: InitialWeights) -> None:
         self._config, self._plan, self._measures = config, plan, start.measures
         self._not_before = max(plan.warmup_steps, 2 * start.warm_steps, _SETTLED)
         self._ill, self._worse = 0, 0
-        # Random weights tell noise apart too, and lose rank when they learn not to: not said of those.
+        # No comparison with random weights: they separate even noise, and training reduces their rank.
         self._told = start.measures is None or start.heads == "random"
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, in plain values."""
+        """Return the counts for a checkpoint, as plain values."""
         return {"ill": self._ill, "worse": self._worse, "told": self._told}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """As it was when `state` was asked for."""
+        """Restore the counts from `state()`."""
         self._ill, self._worse, self._told = state["ill"], state["worse"], state["told"]
 
     def note(self, health: Health, measures: Measures, *, done: int) -> str | None:
-        """To be called after each check; a line the first time that the encoder is worse than at step 0."""
+        """Count a check. Return a warning, once, if the encoder is worse than at step 0."""
         self._ill = self._ill + 1 if self._is_ill(health, measures) else 0
         if self._told or self._measures is None or done < self._not_before:
             return None
@@ -128,10 +127,10 @@ class Watch:
         )
 
     def _is_ill(self, health: Health, measures: Measures) -> bool:
-        """Collapsed; or, at a rate that is far off, no longer well.
+        """Return whether the run is collapsed or, if its learning rate is far too high, not healthy.
 
-        At 1,000 times the rate, projections of few dimensions still look spread out, but representations had
-        0.3 of the rank at step 0 after 50 steps; with the right rate 0.8 to 0.9 of it.
+        At 1,000 times the right rate, projections with few dimensions still looked spread out, but after 50
+        steps the effective rank of the features was 0.3 of that at step 0 (0.8 to 0.9 with the right rate).
         """
         if _compare_rate(self._config, self._plan)[0] < _FAR:
             return health.verdict == "collapsed"
@@ -140,7 +139,7 @@ class Watch:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run is beyond hope."""
+        """Whether the run must stop."""
         return self._ill >= PATIENCE
 
 
@@ -154,10 +153,10 @@ def check_finite(
     lr: float,
     gradients_too: bool,
 ) -> None:
-    """Refuse a step whose loss, or with `gradients_too` gradient, is not finite. Then the host waits here.
+    """Refuse a step whose loss or, with `gradients_too`, gradient is not finite. The latter waits for a GPU.
 
     Raises:
-        DivergedError: one of them is not.
+        DivergedError: the loss or the gradient is not finite.
     """
     finite = math.isfinite(loss)
     if finite and gradients_too:
@@ -172,9 +171,9 @@ def check_finite(
 def explain_collapse(
     config: Config, plan: Plan, *, health: Health, done: int, saved: str, views: list[str]
 ) -> CollapsedError:
-    """The error for a run whose projections have (nearly) become equal, or lie on a few directions.
+    """Return the error for a run whose projections are nearly equal or lie in few directions.
 
-    `views`: what `check_views` found. It is the cause unless the learning rate is far off.
+    `views`: the warnings of `check_views`. They are named as the cause unless the learning rate is too high.
     """
     ratio, _ = _compare_rate(config, plan)
     cause = views[0].removeprefix("warning: ") if views and ratio < _SUSPECT else _blame_rate(config, plan)
@@ -186,7 +185,7 @@ def explain_collapse(
 
 
 def explain_divergence(config: Config, plan: Plan, *, step: int, lr: float) -> DivergedError:
-    """The error for a step whose loss or gradient is not finite."""
+    """Return the error for a step whose loss or gradient is not finite."""
     return DivergedError(
         f"loss or gradient is not finite at step {step} (lr {lr:.3g}); byol did not apply the step and kept "
         f"the last checkpoint; {_blame_rate(config, plan)}"
@@ -205,7 +204,7 @@ def _blame_rate(config: Config, plan: Plan) -> str:
 
 
 def _compare_rate(config: Config, plan: Plan) -> tuple[float, float]:
-    """The setting optimizer.params.lr as a multiple of the reference, and the reference."""
+    """Return optimizer.params.lr as a multiple of the reference learning rate, and the reference."""
     setting = plan.base_lr / (plan.batch_size / 256 if config.optimizer.scale_lr else 1.0)
     reference = reference_lr(config, plan)
     return setting / reference, reference
@@ -219,7 +218,7 @@ def _is_blank(images: Float[Tensor, "image channel height width"]) -> Bool[Tenso
 
 
 def _blank_shares(fixed: FixedImages, *, views: tuple[View, View] | None = None) -> tuple[float, float]:
-    """Of the images that show something, the share whose first, and whose second view shows nothing."""
+    """Return the fraction of non-blank images whose first view is blank, and whose second view is blank."""
     shown = ~_is_blank(fixed.whole())
     assert bool(shown.any()), "check_images comes first"
     transforms = fixed.transforms
@@ -230,7 +229,7 @@ def _blank_shares(fixed: FixedImages, *, views: tuple[View, View] | None = None)
 
 
 def _find_culprit(fixed: FixedImages, number: int, *, share: float) -> str:
-    """The setting without which the fewest views would be blank."""
+    """Return the setting whose harmless value leaves the fewest blank views."""
     before = (fixed.transforms.view1, fixed.transforms.view2)
     shares: dict[str, float] = {}
     for setting, value in _HARMLESS.items():
@@ -242,7 +241,7 @@ def _find_culprit(fixed: FixedImages, number: int, *, share: float) -> str:
 
 
 def _suggest(transforms: DataTransforms, name: str, *, setting: str) -> str:
-    """A value with which fewer views are blank: that of the default preset, or one milder than the given."""
+    """Return a value that leaves fewer blank views: that of the default preset, or a milder one."""
     value = getattr(getattr(transforms, name), setting)
     if setting == "crop_area":
         low = 0.2 if value[0] < 0.2 else min(2.0 * value[0], 0.9)

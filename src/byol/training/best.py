@@ -1,7 +1,7 @@
-"""The best encoder so far by a measure without labels (`best/`, `best.json`), and whether it gets better.
+"""Save the best encoder by a label-free measure (`best/`, `best.json`), and notice when it stops improving.
 
-Labels have no part in it: a choice by labels would make every later figure on them too good.
-docs/decisions.md has what the measure was chosen by.
+Labels are not used, because choosing by labels would make later accuracies on them too high.
+docs/decisions.md says how the measure was chosen.
 """
 
 from collections.abc import Callable
@@ -19,35 +19,33 @@ FORMAT = 1
 FILE_NAME = "best.json"
 FOLDER = "best"
 MEASURE = "-(alignment + uniformity)"
-_GAIN = 0.02  # of the measure, below which a new best is no gain to wait for
-_LONG = 0.3  # share of the run without a gain, after which it is said
-_NOT_BEFORE = (
-    0.5  # of the run where the learning rate falls by a cosine: until then it is high, and gains rest
-)
-_NOT_AFTER = 0.9  # of the run: what is left is short
+_GAIN = 0.02  # an improvement by less than this does not count as progress
+_LONG = 0.3  # fraction of the run without progress after which byol says so
+_NOT_BEFORE = 0.5  # of the run, with cosine decay: before, the learning rate is high and progress may pause
+_NOT_AFTER = 0.9  # of the run: the rest is short
 
 
 @dataclass(frozen=True)
 class Best:
-    """What the checks have found so far. Plain values: a checkpoint holds it."""
+    """The best check so far and the last progress. A checkpoint holds it, as plain values."""
 
-    done: int  # steps after which it was best; 0: none yet
-    value: float
-    gain_value: float  # at the last gain
-    gain_share: float  # of the run that was over then, 0..1
-    told: bool = False
+    done: int  # finished steps of the best encoder; 0: there is none yet
+    value: float  # its measure
+    gain_value: float  # measure at the last progress
+    gain_share: float  # fraction of the run at the last progress, 0..1
+    told: bool = False  # the user was told that there is no progress
 
     @classmethod
     def of(cls, saved: dict[str, Any] | None) -> "Best":
-        """From `state()` at a checkpoint; None, or a checkpoint of an earlier version: nothing yet."""
+        """Make it from `state()` in a checkpoint. None: a new run, or a checkpoint of an early version."""
         return cls(0, -float("inf"), -float("inf"), 0.0) if saved is None else cls(**saved)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: with it a run goes on as if it had not been stopped."""
+        """Return the plain values for a checkpoint."""
         return asdict(self)
 
     def note(self, measures: Measures, *, done: int, share: float) -> "Best":
-        """After a check when `share` of the run was over. Of equal ones the later is better."""
+        """Include a check at the fraction `share` of the run. If two are equal, the later is better."""
         value, best = score(measures), self
         if value >= best.value:
             best = replace(best, done=done, value=value)
@@ -56,12 +54,12 @@ class Best:
         return best
 
     def is_flat(self, plan: Plan, *, share: float) -> bool:
-        """Whether it is time to say that there has been no gain for long; never twice."""
+        """Return whether to say now, and only once, that there has been no progress for long."""
         earliest = _NOT_BEFORE if plan.lr_schedule == "cosine" else 0.0
         return not self.told and earliest <= share <= _NOT_AFTER and share - self.gain_share >= _LONG
 
     def explain(self, run_dir: Path, *, plan: Plan) -> str:
-        """The line for that."""
+        """Return the line that says so."""
         falling = plan.lr_schedule == "cosine"
         rest = ". The encoder may still improve while the learning rate falls to 0" if falling else ""
         return (
@@ -72,7 +70,7 @@ class Best:
 
 
 class Marker:
-    """Keeps the best encoder of a run as it goes."""
+    """Saves the best encoder of a run during training."""
 
     def __init__(
         self,
@@ -83,13 +81,13 @@ class Marker:
         warm_steps: int,
         save: Callable[[Path, int], None] | None,
     ) -> None:
-        """`saved` is of a checkpoint, None begins a run.
+        """`saved`: state of a checkpoint; None: a new run.
 
-        `save` writes the encoder into a folder after so many steps; None: another rank does it.
+        `save` writes the encoder into a folder, with its number of finished steps; None: another rank saves.
         """
         self.best = Best.of(saved)
         self._run_dir, self._plan, self._warm_steps, self._save = run_dir, plan, warm_steps, save
-        if saved is None and save is not None:  # of a start that had not come to its first checkpoint
+        if saved is None and save is not None:  # of a start that was killed before its first checkpoint
             (run_dir / FILE_NAME).unlink(missing_ok=True)
 
     def mend(self) -> list[str]:
@@ -124,9 +122,9 @@ class Marker:
     def note(
         self, health: Health, measures: Measures, *, done: int, position: float, last: bool
     ) -> str | None:
-        """To be called after each check, `position` on the schedules; a line the one time that it is flat.
+        """Include a check at `position` on the schedules. Return a line, once, if progress has stopped.
 
-        Not before warm-up is over: there random weights still measure well.
+        Checks during warm-up do not count, because random weights measure well.
 
         Raises:
             CheckpointError: the encoder cannot be written.
@@ -146,14 +144,14 @@ class Marker:
 
 
 def score(measures: Measures) -> float:
-    """The measure, higher is better."""
+    """Return the measure; higher is better."""
     assert measures.alignment is not None and measures.uniformity is not None
     return -(measures.alignment + measures.uniformity)
 
 
 @dataclass(frozen=True)
 class Marked:
-    """What `best.json` says of the encoder in `best/`."""
+    """The content of `best.json`, about the encoder in `best/`."""
 
     done: int  # training steps
     measure: str
@@ -171,12 +169,12 @@ def write(run_dir: Path, best: Best) -> None:
 
 
 def read(run_dir: Path) -> Marked | None:
-    """What `best.json` says; None if there is none.
+    """Read `best.json`; None: there is none.
 
     Raises:
-        CheckpointError: the file is damaged or of another format.
+        CheckpointError: the file is damaged or has another format.
     """
-    advice = "remove it, it only marks a step"
+    advice = "delete it, it only names the best step"
     return read_fields(
         run_dir / FILE_NAME, versions=(FORMAT,), make=lambda fields: Marked(**fields), advice=advice
     )

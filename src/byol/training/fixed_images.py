@@ -1,4 +1,4 @@
-"""The same images at every health check: measured whole and in two views, and what views leave of them."""
+"""The fixed images: the same images at every health check, measured as whole images and as two views each."""
 
 from dataclasses import dataclass
 
@@ -18,27 +18,27 @@ from byol.metrics import health
 from byol.training.loggers import Embedding
 from byol.training.runlog import stretch
 
-_PART = 64  # images that the network sees at once
+_PART = 64  # images per forward pass
 _THUMBNAIL_PX = 32
 
 
 @dataclass(frozen=True)
 class FixedImages:
-    """Some images of the run, in random order, on the device; their labels are only reported on."""
+    """Some images of the run, in random order, on the device. Labels are used only for the reported kNN."""
 
     stored: Tensor
     sizes: Tensor
     labels: Tensor
     pixels: Pixels
     transforms: DataTransforms
-    key: int  # of the random numbers of their views
+    key: int  # seed of their views
     names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, images: Packed, plan: Plan, *, transforms: DataTransforms, ranks: Ranks) -> "FixedImages":
-        """At most `health.NUM_IMAGES` images, a function of the seed."""
+        """Draw at most `health.NUM_IMAGES` images; they depend only on the seed."""
         generator = torch.Generator().manual_seed(plan.key("health", 0))
-        # Not sorted: BatchNorm is to see a mixture, and files of a class often follow each other.
+        # Not sorted, so that each batch mixes classes: files of one class are often next to each other.
         chosen = torch.randperm(len(images), generator=generator)[: health.NUM_IMAGES].numpy()
         stored = torch.from_numpy(images.read(chosen)).permute(0, 3, 1, 2)
         return cls(
@@ -52,13 +52,13 @@ class FixedImages:
         )
 
     def whole(self, rows: slice = slice(None)) -> Float[Tensor, "image channel view view"]:
-        """The whole images as the network is to see them."""
+        """Return whole images, prepared for the network."""
         return whole_view(self.stored[rows], self.transforms.view_px, pixels=self.pixels)
 
     def views(
         self, rows: slice = slice(None), *, transforms: DataTransforms | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Two random views of each image, the same at every call; `transforms`: by other settings."""
+        """Return two random views of each image, the same at every call. `transforms`: use these settings."""
         return make_views(
             self.stored[rows],
             self.sizes,
@@ -70,10 +70,10 @@ class FixedImages:
 
     @torch.no_grad()
     def look(self, byol: Byol, *, ranks: Ranks) -> tuple[health.Health, health.Measures]:
-        """The health of projections, and measures of representations. The host waits here.
+        """Judge the health of the projections and measure the features. The host waits for the device here.
 
-        In train mode, as the loss sees the network, but on copies of its buffers: nothing changes. First and
-        second views pass it in other company, so that what BatchNorm knows of the batch helps to find none.
+        The network runs in training mode, as in the loss, but on copies of its buffers, so nothing changes.
+        The views of an image are encoded in different batches, so BatchNorm cannot leak which of them match.
         """
         stretches = self._stretches()
         combs = [slice(at, None, len(stretches)) for at in range(len(stretches))]
@@ -97,7 +97,7 @@ class FixedImages:
 
     @torch.no_grad()
     def embed(self, byol: Byol, *, done: int, ranks: Ranks) -> Embedding:
-        """Representations of the whole images after `done` steps, as `look` has them, and small pictures."""
+        """Return features of the whole images after `done` steps, computed as in `look`, and thumbnails."""
         encoder = _Frozen(byol.online.encoder)
         with ranks.autocast():
             features = torch.cat([encoder(self.whole(rows)) for rows in self._stretches()])
@@ -106,14 +106,14 @@ class FixedImages:
         return Embedding(done, features.float().cpu(), stretch(small), self.names)
 
     def _stretches(self) -> list[slice]:
-        """Rows that the network sees at once, of nearly equal number."""
+        """Return slices of rows for the forward passes, of nearly equal length."""
         num_parts = -(-len(self.stored) // _PART)
         size = -(-len(self.stored) // num_parts)
         return [slice(at, at + size) for at in range(0, len(self.stored), size)]
 
 
 class _Frozen:
-    """A module whose buffers are copied for the calls, so that they leave no trace."""
+    """A module that is called with copies of its buffers, so that calls do not change it."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module

@@ -1,8 +1,8 @@
-"""How a run begins: with random weights, the networks of an earlier run, or a trained encoder and new heads.
+"""Load the weights to start from: random, the networks of a run, or a trained encoder with new heads.
 
-New heads on a trained encoder would spoil it with the gradients of their first steps. So at first the heads
-learn alone: the encoder's learning rate is 0 and its BatchNorm statistics stay. Then it rises in as many
-steps to its share. All of it is a function of the step and of what `start.json` says, written at step 0.
+The first gradients of new heads would damage a trained encoder. So the first `warm_steps` steps train only
+the heads: the encoder's learning rate is 0 and its BatchNorm statistics do not change. Then its learning rate
+rises over as many steps. This depends only on the step and on `start.json`, which is written at step 0.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -36,23 +36,23 @@ from byol.weights.pretrained import (
 FORMAT = 1
 FILE_NAME = "start.json"
 _WARM_SHARE, _WARM_MAX_STEPS = 0.05, 500
-_ENCODER_LR = 0.3  # of the heads' rate, for a trained encoder below new heads
+_ENCODER_LR = 0.3  # learning rate of a trained encoder with new heads, as a fraction of that of the heads
 
 Heads = Literal["random", "new", "kept"]
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What a run began with, the contents of `start.json`."""
+    """The weights that a run started from: the content of `start.json`."""
 
-    heads: Heads  # random: the encoder as well; new: on a trained encoder; kept: those of the earlier run
-    warm_steps: int  # first steps, in which the encoder does not learn
-    encoder_lr: float  # the encoder's learning rate afterwards, as a share of the heads'
-    measures: Measures | None = None  # of the fixed images at step 0; None: not known
+    heads: Heads  # random: encoder too; new: random heads on a trained encoder; kept: of the earlier run
+    warm_steps: int  # number of first steps that do not train the encoder
+    encoder_lr: float  # learning rate of the encoder afterwards, as a fraction of that of the heads
+    measures: Measures | None = None  # of the fixed images at step 0; None: unknown
 
     @classmethod
     def of(cls, network: NetworkConfig, *, heads: Heads, plan: Plan) -> "InitialWeights":
-        """The configuration's values; null ones are for new heads on a trained encoder alone."""
+        """Use the values of the configuration. Defaults apply only to new heads on a trained encoder."""
         warm = min(_WARM_MAX_STEPS, round(_WARM_SHARE * plan.total_steps)) if heads == "new" else 0
         rate = _ENCODER_LR if heads == "new" else 1.0
         return cls(
@@ -63,17 +63,17 @@ class InitialWeights:
 
     @property
     def has_encoder_group(self) -> bool:
-        """Whether the encoder's learning rate ever differs from the heads'."""
+        """Whether the learning rate of the encoder ever differs from that of the heads."""
         return self.warm_steps > 0 or self.encoder_lr != 1.0
 
     def encoder_share(self, step: int) -> float:
-        """The encoder's learning rate in a step, as a share of the heads'."""
+        """Return the learning rate of the encoder at a step, as a fraction of that of the heads."""
         if self.warm_steps == 0:
             return self.encoder_lr
         return self.encoder_lr * min(max(step + 1 - self.warm_steps, 0) / self.warm_steps, 1.0)
 
     def explain(self) -> list[str]:
-        """A line if encoder and heads are treated differently."""
+        """Return a line if encoder and heads are trained differently."""
         if not self.has_encoder_group:
             return []
         warm = f"the first {self.warm_steps} steps train only the heads (network.warm_heads); "
@@ -84,15 +84,15 @@ class InitialWeights:
 
 
 def begin(run_dir: Path, byol: Byol, *, config: Config, plan: Plan) -> tuple[InitialWeights, list[str]]:
-    """Load the weights to start from into `byol`; or, for a run with checkpoints, read how it had begun.
+    """Load the weights to start from into `byol`. For a run with checkpoints, only read `start.json`.
 
     Raises:
-        ConfigError, CheckpointError: what `network.fine_tune_from` names cannot be used, or `start.json` is
-            damaged.
+        ConfigError, CheckpointError: the weights of `network.fine_tune_from` cannot be used, or `start.json`
+            is damaged.
     """
     if checkpoint.list_checkpoints(run_dir):
         begun = read(run_dir)
-        if begun is None:  # of an earlier version, which had no warming of heads
+        if begun is None:  # an early version, which did not warm up heads
             fresh = config.network.fine_tune_from is None
             begun = InitialWeights.of(config.network, heads="random" if fresh else "kept", plan=plan)
         return begun, []
@@ -111,7 +111,7 @@ def begin(run_dir: Path, byol: Byol, *, config: Config, plan: Plan) -> tuple[Ini
 
 
 def rehearse(config: Config, *, channels: int) -> list[str]:
-    """What `begin` would say of the weights to start from, or its refusal, for images of `channels`.
+    """Return the lines that `begin` would return for images with `channels`, or raise its error.
 
     Raises:
         ConfigError, CheckpointError: as `begin`.
@@ -119,16 +119,16 @@ def rehearse(config: Config, *, channels: int) -> list[str]:
     source = config.network.fine_tune_from
     if source is None:
         return []
-    with torch.device("meta"):  # nothing is allocated or drawn
+    with torch.device("meta"):  # allocates no memory and draws no random weights
         byol = Byol.of(config, channels=channels, seed_key=0)
     return _find(source, byol, name=config.network.name).notes
 
 
 def check_source(source: str) -> None:
-    """Refuse what cannot hold weights, before anything is looked at or packed.
+    """Refuse a source that cannot hold weights, before images are read.
 
     Raises:
-        ConfigError, CheckpointError: it is no folder, no file with tensors and no model of timm's here.
+        ConfigError, CheckpointError: it is no folder, file with tensors, or timm model on this machine.
     """
     if source.startswith(TIMM):
         find_timm(source.removeprefix(TIMM))
@@ -137,7 +137,7 @@ def check_source(source: str) -> None:
 
 
 def _find_path(source: str) -> tuple[Path, str | None]:
-    """The folder or file that a source names, and the prefix within it."""
+    """Return the folder or file that a source names, and the prefix in it."""
     path, select = split_source(source)
     if not path.is_dir() and not path.is_file():
         raise CheckpointError(
@@ -148,10 +148,10 @@ def _find_path(source: str) -> tuple[Path, str | None]:
 
 
 def read(run_dir: Path) -> InitialWeights | None:
-    """How a run began; None if there is no `start.json`, as in runs of earlier versions.
+    """Read `start.json`; None: there is none, as in runs of early versions.
 
     Raises:
-        CheckpointError: the file is damaged or of another format.
+        CheckpointError: the file is damaged or has another format.
     """
     advice = "start again in another folder with -o"
     return read_fields(run_dir / FILE_NAME, versions=(FORMAT,), make=_make_start, advice=advice)
@@ -173,7 +173,7 @@ def write(run_dir: Path, start: InitialWeights) -> None:
 
 @dataclass
 class Statistics:
-    """The BatchNorm statistics of some networks, which move with each batch unless they are held."""
+    """The BatchNorm statistics of some networks. Each batch changes them unless they are held."""
 
     networks: tuple[nn.Module, ...]
     _momenta: dict[_BatchNorm, float | None] = field(init=False)
@@ -183,17 +183,17 @@ class Statistics:
         self._momenta = {layer: layer.momentum for layer in layers if isinstance(layer, _BatchNorm)}
 
     def hold(self, held: bool) -> None:
-        """Whether they stay as they are in the steps to come; normalising is by the batch either way."""
+        """Hold or release the statistics. BatchNorm normalises with those of the batch either way."""
         for layer, momentum in self._momenta.items():
             layer.momentum = 0.0 if held else momentum
 
 
-# ---- Where weights come from
+# ---- Sources of weights
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Weights to start from: of the encoder, or of all networks."""
+    """Weights to start from: for the encoder, or for all networks."""
 
     heads: Heads
     notes: list[str]
@@ -202,7 +202,7 @@ class _Found:
 
 
 def _find(source: str, byol: Byol, *, name: str) -> _Found:
-    """What a run's folder, a file or timm's cache holds for `byol`, which stays as it is."""
+    """Find weights for `byol` in a run folder, a file or timm's cache. Do not change `byol`."""
     if source.startswith(TIMM):
         model = source.removeprefix(TIMM)
         found = read_weights(find_timm(model), key=KEY)
@@ -215,7 +215,7 @@ def _find(source: str, byol: Byol, *, name: str) -> _Found:
         own = stem_of(byol.online.encoder)
         if own == "standard":
             return with_encoder
-        changed = f"the weights were trained with the standard stem, this network has '{own}'"
+        changed = f"the weights were trained with the standard stem, but this network has '{own}'"
         return replace(with_encoder, notes=[*with_encoder.notes, changed])
     path, select = _find_path(source)
     if path.is_dir() and not holds_weights(path):
@@ -225,9 +225,9 @@ def _find(source: str, byol: Byol, *, name: str) -> _Found:
 
 
 def _read_stem(path: Path) -> str | None:
-    """The stem of weights that byol wrote, by the `encoder.json` of their run; None: not known.
+    """Read the stem of weights that byol wrote from the `encoder.json` of their run; None: unknown.
 
-    Checkpoints have no mark, nor have the encoders of earlier versions.
+    Checkpoints, and encoders of early versions, do not state their stem.
     """
     if path.name == encoder_files.WEIGHTS_NAME:
         spec = path.with_name(SPEC_NAME)
@@ -239,7 +239,7 @@ def _read_stem(path: Path) -> str | None:
 
 
 def _find_run(folder: Path, byol: Byol) -> _Found:
-    """All networks of an earlier run if they fit, else its encoder; or a folder with an encoder alone."""
+    """Find all networks of a run if they fit, else its encoder. The folder may hold only an encoder."""
     state, _ = checkpoint.read_latest(folder)
     if state is None:
         if not (folder / SPEC_NAME).is_file():
@@ -263,7 +263,7 @@ def _find_run(folder: Path, byol: Byol) -> _Found:
 
 
 def _advise_model(folder: Path) -> str:
-    """How to choose the network of an earlier run."""
+    """Return the settings that choose the network of an earlier run."""
     try:
         spec = read_spec(folder / SPEC_NAME)
     except CheckpointError:  # there is none yet
@@ -280,7 +280,7 @@ def _find_encoder(
     stem: str | None = None,
     advice: str = ADVICE,
 ) -> _Found:
-    """Both branches' encoders; the heads are as they were drawn, the same in both branches."""
+    """Fit weights to the encoders of both branches. The heads keep their random weights."""
     encoder = byol.online.encoder
     state, notes = fit_weights(found, encoder, where=where, select=select, stem=stem, advice=advice)
     notes = [f"starting from the encoder of {where}, with new heads", *notes]

@@ -1,8 +1,7 @@
-"""Where curves go besides `metrics.jsonl` (`trainer.loggers`): TensorBoard, W&B, Trackio, MLflow.
+"""Copy the curves of `metrics.jsonl` to loggers (`trainer.loggers`): TensorBoard, W&B, Trackio, MLflow.
 
-`metrics.jsonl` is the source of truth, all of these are copies. Each package but TensorBoard is an extra, and
-imported when a run asks for it. A copy that fails on the way is said once and left out from then on; the
-training goes on.
+All packages except TensorBoard are optional and imported only if a run uses them. If a logger fails during
+training, byol prints one warning, stops using it, and continues to train.
 """
 
 import importlib.util
@@ -22,22 +21,22 @@ from byol.base.errors import ConfigError
 from byol.base.packages import install_command
 from byol.config import LoggerName
 
-PROJECT = "byol"  # the name of the project or experiment that runs are put into
+PROJECT = "byol"  # name of the project or experiment
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a logger is told of a run at its start."""
+    """What a logger needs to know about a run when it starts."""
 
     folder: Path
-    key: str  # the same at every start of a run, and of no other run
-    first_step: int  # finished before this start; points of later steps are repeated
+    key: str  # identifies the run; the same at every start
+    first_step: int  # finished steps at this start; later points of an earlier start are written again
     settings: Mapping[str, Any]  # by dotted key
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """The fixed images as the encoder sees them at the end of a run."""
+    """Features and thumbnails of the fixed images at the end of a run."""
 
     step: int
     features: Float[Tensor, "image feature"]
@@ -47,23 +46,23 @@ class Embedding:
 
 @runtime_checkable
 class Logger(Protocol):
-    """A copy of a run's curves."""
+    """Receives the curves of a run."""
 
     def add_scalars(self, values: Mapping[str, float], *, step: int) -> None:
-        """One point on each curve."""
+        """Add a point to each curve."""
 
     def add_picture(self, name: str, picture: UInt8[np.ndarray, "height width 3"], *, step: int) -> None:
-        """A picture beside the curves."""
+        """Add a picture."""
 
     def end(self, embedding: Embedding | None) -> None:
-        """Write what is held back, with the embedding where there is one and it can be shown."""
+        """Write buffered data, and the embedding if there is one and the logger can show it."""
 
 
 def check_loggers(names: Sequence[LoggerName]) -> None:
-    """Refuse loggers whose package is missing, before anything is packed or trained.
+    """Refuse loggers whose package is missing, before byol packs or trains.
 
     Raises:
-        ConfigError: names the package and how to install it.
+        ConfigError: a package is missing; the message says how to install it.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -74,18 +73,18 @@ def check_loggers(names: Sequence[LoggerName]) -> None:
 
 
 def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Say) -> list[Logger]:
-    """The loggers of a run, in the order of their names; `say` hears of one that fails later.
+    """Open the loggers of a run, in the given order. `say` receives a warning if one fails later.
 
     Raises:
-        ConfigError: a service does not let the run in; its own words are in the message.
+        ConfigError: a logger does not start; the message quotes its error.
     """
     loggers: list[Logger] = []
     for name in names:
         try:
             logger = _MAKERS[name](run)
-        except Exception as error:  # whatever a foreign package raises, it is about its service
+        except Exception as error:  # packages raise any kind of exception if their service fails
             if name == "tensorboard" and isinstance(error, OSError):
-                say(f"warning: {name} does not start ({_first_line(error)}); curves are in metrics.jsonl")
+                say(f"warning: {name} does not start ({_first_line(error)}); the curves are in metrics.jsonl")
                 continue
             for opened in loggers:
                 opened.end(None)
@@ -98,7 +97,7 @@ def open_loggers(names: Sequence[LoggerName], run: Run, *, say: Say) -> list[Log
 
 
 class TensorBoard:
-    """Event files in `tensorboard/` of the run folder; the embedding is in its projector."""
+    """Writes event files to `tensorboard/` in the run folder, and the embedding for its projector."""
 
     def __init__(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -117,7 +116,7 @@ class TensorBoard:
 
     def end(self, embedding: Embedding | None) -> None:
         if embedding is not None:
-            # One that a killed start has left would be listed twice.
+            # Remove the embedding of a killed start, which would be listed twice.
             (self._folder / "projector_config.pbtxt").unlink(missing_ok=True)
             for folder in self._folder.glob("[0-9]*/"):
                 shutil.rmtree(folder)
@@ -134,7 +133,7 @@ class TensorBoard:
             self._restore_hook()
 
     def _report_thread(self, failed: threading.ExceptHookArgs) -> None:
-        """Of its writing thread a failure comes back with the next call: no need for a traceback as well."""
+        """Print no traceback of TensorBoard's writer thread, because the next call raises its error."""
         if type(failed.thread).__module__ == "tensorboard.summary.writer.event_file_writer":
             self._restore_hook()
         else:
@@ -146,7 +145,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases. Steps that a continued run repeats are drawn twice, at the same place."""
+    """Logs to Weights & Biases. Steps that a resumed run repeats are drawn twice, in the same place."""
 
     def __init__(self, run: Run) -> None:
         import wandb
@@ -173,13 +172,13 @@ class Wandb:
 
 
 class Trackio:
-    """A run of Trackio, on this machine unless its settings say otherwise."""
+    """Logs to Trackio, on this machine unless its settings say otherwise."""
 
     def __init__(self, run: Run) -> None:
         import trackio
 
         self._trackio = trackio
-        # A run is known by its name alone.
+        # Trackio identifies a run only by its name.
         trackio.init(
             project=PROJECT,
             name=f"{run.folder.name}-{run.key[:8]}",
@@ -198,7 +197,7 @@ class Trackio:
 
 
 class Mlflow:
-    """A run of MLflow, in the experiment `byol` of the tracking server that its environment names."""
+    """Logs to MLflow, in the experiment `byol` of the tracking server that the environment names."""
 
     _TAG = "byol.run"
 
@@ -230,7 +229,7 @@ class Mlflow:
 
 
 class Guarded:
-    """A logger of a foreign service, whose failures do not end the training."""
+    """Wraps a logger so that its failures do not end the training."""
 
     def __init__(self, name: str, logger: Logger, *, say: Say) -> None:
         self._name, self._logger, self._say = name, logger, say
@@ -253,8 +252,8 @@ class Guarded:
         except Exception as error:  # as in open_loggers
             self._failed = True
             self._say(
-                f"warning: {self._name} gets no more curves from this start ({_first_line(error)}); they are "
-                "in metrics.jsonl"
+                f"warning: {self._name} no longer receives curves ({_first_line(error)}); they are still in "
+                "metrics.jsonl"
             )
 
 
@@ -267,7 +266,7 @@ _MAKERS: dict[LoggerName, Callable[[Run], Logger]] = {
 
 
 def _to_cell(name: str) -> str:
-    """A file name as a line of a table: names may hold any bytes."""
+    """Convert a file name, which may hold any bytes, to one line of UTF-8 text for a table."""
     return " ".join(name.encode("utf-8", "replace").decode().split())
 
 

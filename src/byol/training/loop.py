@@ -20,14 +20,14 @@ from byol.training.step import compute_within_memory
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """How far a run has come, and the signal that stopped it, if one did."""
+    """The progress of a run, and the signal that stopped it, if any."""
 
-    done: int
-    total_steps: int  # with a time budget, of a stopped run: as expected then
-    stopped_by: str | None
+    done: int  # finished steps
+    total_steps: int  # of the whole run; for a stopped run with a time budget, the expected number
+    stopped_by: str | None  # name of the signal
 
 
-# Longer than 60 lines, because the whole method in its order is to be read on one screen.
+# Longer than 60 lines, so that the whole method can be read on one screen.
 def train(
     config: Config,
     run_dir: Path,
@@ -36,13 +36,13 @@ def train(
     step_s: float | None = None,
     ranks: Ranks | None = None,
 ) -> TrainingOutcome:
-    """Train, or continue the run in `run_dir`, until all steps are done or a signal asks to stop.
+    """Train, or resume the run in `run_dir`, until all steps are done or a signal stops it.
 
-    `console`: None prints nothing. `step_s`: expected seconds of a step; without it a run with a time budget
-    measures them. `ranks`: None joins those that torchrun started.
+    `console`: None prints nothing. `step_s`: expected seconds per step; if it is None, a run with a time
+    budget measures it. `ranks`: None connects to the ranks that torchrun started.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RunMismatchError: see `prepare`; nothing is damaged.
+        ConfigError, DataError, CheckpointError, RunMismatchError: see `prepare`.
         DivergedError: loss or gradient is not finite; the step was not applied.
         CollapsedError: the projections of the fixed images have become nearly equal.
     """
@@ -56,7 +56,7 @@ def train(
             while not budget.is_last(done):
                 step, batch, position = done, next(batches), budget.position(done)
                 run.statistics.hold(step < run.begun.warm_steps)
-                # Two views of each image, loss and gradients; in micro-batches if memory asks for it.
+                # Two views of each image, loss and gradients; in micro-batches if memory is short.
                 make = partial(make_views, sizes=batch.sizes, key=plan.key("views", step), **run.view_options)
                 computed = compute_within_memory(
                     run.network,
@@ -70,7 +70,7 @@ def train(
                 )
                 done, num_microbatches = step + 1, computed.num_microbatches
 
-                # Refuse what is not finite. Looking is free on a CPU; on a GPU the host would wait.
+                # Refuse a loss that is not finite. Reading it is free on a CPU, but a GPU would have to wait.
                 due = _find_due(run, stop, done)
                 if due.host_waits or ranks.device.type == "cpu":
                     monitor.check_finite(computed.loss, step=step, gradients_too=due.host_waits)
@@ -81,7 +81,7 @@ def train(
                 run.optimizer.zero_grad(set_to_none=True)
                 run.byol.update_target(plan.tau(position))
 
-                # What is due now and then. The host waits here.
+                # Periodic work. The host waits for the device here.
                 if due.check:
                     monitor.check(done)
                 if due.log:
@@ -101,9 +101,9 @@ def train(
 
 
 def _find_due(run: Setup, stop: StopSignal, done: int) -> Due:
-    """What follows the step after which `done` are finished; every rank finds the same."""
+    """Return what is due after `done` finished steps. All ranks return the same."""
     last = run.budget.is_last(done)
-    # Several GPUs ask each other only now and then whether one has had a signal, since all wait.
+    # Several GPUs exchange signals only every 10 steps, because all of them wait for it.
     asks = run.ranks.device.type == "cpu" or run.ranks.world_size == 1 or done % 10 == 0
     stopping = asks and run.ranks.any(stop.name is not None)
     return Due(

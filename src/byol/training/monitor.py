@@ -1,4 +1,4 @@
-"""What is watched while a run trains: its health, the best encoder so far, alarms, and the log."""
+"""Monitor a run during training: health checks, the best encoder so far, alarms, and the log."""
 
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -24,26 +24,26 @@ from byol.training.time_budget import ThroughputMeter
 
 @dataclass(frozen=True)
 class Due:
-    """What is to be done after a step besides the step."""
+    """The periodic work that is due after a step."""
 
     log: bool
-    check: bool  # judge health on the fixed images
+    check: bool  # health check on the fixed images
     save: bool
-    stop: bool  # a signal asks for it
+    stop: bool  # after a signal
 
     @property
     def host_waits(self) -> bool:
-        """Whether the host waits for the device anyway, so that looking at values costs nothing more."""
+        """Whether the host waits for the device anyway, so that reading values costs nothing more."""
         return self.log or self.check or self.save
 
 
 class Monitor:
-    """Looks at a run at its start, now and then, and at its end; open for as long as the block runs."""
+    """Checks and logs a run at its start, periodically, and at its end. Use it in a `with` block."""
 
     def __init__(self, setup: Setup, saver: Saver) -> None:
         self._setup, self._saver = setup, saver
         self._stack = ExitStack()
-        self._blank: list[str] = []  # what was said of blank views
+        self._blank: list[str] = []  # warnings about blank views
 
     def __enter__(self) -> "Monitor":
         with ExitStack() as stack:
@@ -78,7 +78,7 @@ class Monitor:
         self._print_setup()
         before = budget.now()
         self._health, self._measures = self._fixed.look(setup.byol, ranks=ranks)
-        # At the end it is looked at once more, and saving takes about as long.
+        # Reserve time for the last health check and for saving, which takes about as long.
         budget.reserve(2.0 * (budget.now() - before))
         self._begun = setup.begun
         if done == 0:
@@ -88,7 +88,7 @@ class Monitor:
         if writes:
             self._saver.save_record(done)
         self._watch = alarms.Watch(config, plan, start=self._begun)
-        if setup.watch is not None:  # as if the run had not been stopped
+        if setup.watch is not None:  # continue as if the run had not been stopped
             self._health = health.Health(**setup.watch["health"])
             self._measures = health.Measures(**setup.watch["measures"])
             self._watch.restore(setup.watch["alarms"])
@@ -131,15 +131,15 @@ class Monitor:
         return open_loggers(setup.config.trainer.loggers, run, say=self.say)
 
     def say(self, text: str) -> None:
-        """Print one line for the person, on the first rank."""
+        """Print one line, on the first rank."""
         self._log.say(text)
 
     def show_views(self, view1: Tensor, view2: Tensor) -> None:
-        """Give the first images' two views to the loggers; shape (batch, channel, side, side)."""
+        """Send the two views of the first images to the loggers; shape (batch, channel, side, side)."""
         self._log.add_views(view1, view2)
 
     def check(self, done: int) -> None:
-        """Judge health after `done` steps, keep the encoder if it is the best so far, and warn."""
+        """Check health after `done` steps, save the encoder if it is the best so far, and print warnings."""
         setup, budget = self._setup, self._setup.budget
         self._health, self._measures = self._fixed.look(setup.byol, ranks=setup.ranks)
         position, last = budget.position(done), budget.is_last(done)
@@ -149,10 +149,10 @@ class Monitor:
             self._log.say(line)
 
     def check_finite(self, loss: Float[Tensor, ""], *, step: int, gradients_too: bool) -> None:
-        """Take note of the loss of a step that is not applied yet.
+        """Record the loss of a step that is not applied yet.
 
         Raises:
-            DivergedError: the loss is not finite, or with `gradients_too` the gradient.
+            DivergedError: the loss or, with `gradients_too`, the gradient is not finite.
         """
         setup = self._setup
         self._loss = setup.ranks.mean(loss)
@@ -168,7 +168,7 @@ class Monitor:
         )
 
     def log(self, done: int, projection: Float[Tensor, "part dim"], *, wait_s: float) -> None:
-        """Write the metrics after `done` steps; `wait_s` seconds of all were spent waiting for images."""
+        """Write the metrics after `done` steps. `wait_s`: total seconds spent waiting for images."""
         plan, budget, ranks = self._setup.plan, self._setup.budget, self._setup.ranks
         position = budget.position(done - 1)
         images_per_s, data_wait = self._throughput.lap(done, plan.batch_size, wait_s=wait_s)
@@ -191,10 +191,10 @@ class Monitor:
         )
 
     def refuse_collapse(self, done: int) -> None:
-        """End a run whose checks have found it beyond hope.
+        """Stop a run that has collapsed.
 
         Raises:
-            CollapsedError: with the likeliest cause and one setting to change.
+            CollapsedError: the message names the likeliest cause and one setting to change.
         """
         if self._watch.is_over:
             saved = checkpoint.list_checkpoints(self._setup.run_dir)
@@ -209,7 +209,7 @@ class Monitor:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the health checks so far."""
+        """The state of the health checks for a checkpoint."""
         return {
             "health": asdict(self._health),
             "measures": asdict(self._measures),
@@ -218,16 +218,16 @@ class Monitor:
 
     @property
     def best(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the best encoder so far."""
+        """The state of the best encoder for a checkpoint."""
         return self._marker.best.state()
 
     def finish(self, done: int) -> None:
-        """After the last step: compare with step 0, and give the loggers the embedding."""
+        """After the last step, compare the measures with step 0 and send the embedding to the loggers."""
         setup = self._setup
         if not setup.budget.is_last(done):
             return
         if self._begun.measures is not None:
             self._log.say(health.compare(self._measures, self._begun.measures))
-        # On every rank, for BatchNorm of several ranks waits for all of them.
+        # On every rank, because synchronised BatchNorm waits for all ranks.
         if self._has_steps and setup.config.trainer.loggers:
             self._log.keep_embedding(self._fixed.embed(setup.byol, done=done, ranks=setup.ranks))

@@ -1,8 +1,7 @@
-"""What a run says while it goes on: `metrics.jsonl`, its loggers, and progress on the terminal.
+"""Log a run: `metrics.jsonl`, the loggers, and progress on the terminal.
 
-`metrics.jsonl` is the source of truth, one object a logged step; a continued run first drops the lines of
-steps that it repeats. On a terminal and in a notebook there is a progress display, elsewhere a plain
-line now and then.
+`metrics.jsonl` is the source of truth, with one JSON object per logged step. A resumed run first deletes the
+lines of steps that it repeats. Terminals and notebooks show a progress bar; elsewhere byol prints lines.
 """
 
 import json
@@ -28,34 +27,34 @@ from byol.training.loggers import Embedding, Logger
 
 FORMAT = 1
 FILE_NAME = "metrics.jsonl"
-_PLAIN_INTERVAL_S = 15.0  # between lines where no bar can be drawn
+_PLAIN_INTERVAL_S = 15.0  # seconds between plain lines
 _GRID_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """One line of `metrics.jsonl`; the units are those of docs/files.md."""
+    """One line of `metrics.jsonl`; docs/files.md gives the units."""
 
     done: int  # finished steps
     epoch: float  # finished passes over the images
     loss: float  # mean over images, 0..8
     lr: float
     tau: float
-    feature_std: float  # of the batch's projections; 1/sqrt(D) is ideal
+    feature_std: float  # std of the projections over the batch; 1/sqrt(D) is ideal
     images_per_s: float
-    data_wait: float  # share of the time spent waiting for images, 0..1
+    data_wait: float  # fraction of the time spent waiting for images, 0..1
     verdict: str  # of the latest health check
     rank: float  # effective rank at the latest health check, 1..D
-    # Of the encoder at the latest health check, as in `health.Measures`; earlier versions had none of them.
-    retrieval: float | None = None  # share of fixed images whose second view finds the first, 0..1
-    encoder_rank: float | None = None  # effective rank of representations, 1..features
-    knn: float | None = None  # share of fixed images that their neighbours label right, 0..1
-    alignment: float | None = None  # of the two views of a fixed image, 0..4
-    uniformity: float | None = None  # of the fixed images' first views, -4..0
+    # `health.Measures` of the encoder at the latest health check; None in logs of early versions.
+    retrieval: float | None = None  # view-retrieval accuracy on the fixed images, 0..1
+    encoder_rank: float | None = None  # effective rank of the features, 1..features
+    knn: float | None = None  # kNN accuracy on the fixed images, 0..1; None: no labels
+    alignment: float | None = None  # of the two views of each fixed image, 0..4
+    uniformity: float | None = None  # of the first views of the fixed images, -4..0
 
 
 class RunLog:
-    """Writes and shows; does nothing on ranks other than the first."""
+    """Writes and prints the log. Does nothing on ranks other than the first."""
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class RunLog:
         active: bool,
         open_loggers: Callable[[], Sequence[Logger]] = tuple,
     ) -> None:
-        """`console`: None prints nothing. `open_loggers` is called when the block begins."""
+        """`console`: None prints nothing. `open_loggers` is called at the start of the `with` block."""
         self._console, self._active, self._open_loggers = console, active, open_loggers
         self._path = run_dir / FILE_NAME
         self._embedding: Embedding | None = None
@@ -100,11 +99,11 @@ class RunLog:
             return
         if self._progress is not None:
             with suppress(OSError):  # the terminal may be gone
-                self._progress.refresh()  # in a notebook `stop` alone leaves the bar as it was
+                self._progress.refresh()  # in a notebook, `stop` does not redraw the bar
                 self._progress.stop()
         closes: list[Callable[[], None]] = [self._file.close]
         closes += [partial(logger.end, self._embedding) for logger in self._loggers]
-        for close in closes:  # they write what they still hold
+        for close in closes:  # closing writes buffered data
             try:
                 close()
             except OSError as failure:
@@ -112,9 +111,9 @@ class RunLog:
                     raise self._unwritable(failure) from None
 
     def write(self, metrics: Metrics, *, end: int, left_s: float) -> None:
-        """One line in the file, a point on each curve of the loggers, and the display brought up to date.
+        """Write a line to the file, add a point to each curve of the loggers, and update the display.
 
-        The run is shown as one of `end` steps that takes `left_s` more; both may change on the way.
+        The display shows the current estimates: a run of `end` steps that takes `left_s` more seconds.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -131,16 +130,16 @@ class RunLog:
         self._show(metrics, end=end, left=format_time(left_s))
 
     def add_views(self, view1: Float[Tensor, "b c s s"], view2: Float[Tensor, "b c s s"]) -> None:
-        """A grid of the first images' two views, one above the other, for the loggers."""
+        """Send the loggers a grid with the two views of the first images, one above the other."""
         for logger in self._loggers:
             logger.add_picture("views", tile_views(view1, view2), step=self._first_step)
 
     def keep_embedding(self, embedding: Embedding) -> None:
-        """What the loggers get at the end."""
+        """Keep the embedding, which the loggers receive at the end."""
         self._embedding = embedding
 
     def say(self, text: str) -> None:
-        """One line for the person."""
+        """Print one line."""
         if self._active and self._console is not None:
             print_line(self._console, text)
 
@@ -165,10 +164,10 @@ class RunLog:
 
 
 def read_metrics(run_dir: Path) -> list[Metrics]:
-    """The lines of a run's `metrics.jsonl`, oldest first; a last line cut short by a kill is passed over.
+    """Read the lines of `metrics.jsonl`, oldest first. Skip an incomplete last line of a killed process.
 
     Raises:
-        CheckpointError: a line that is not of this format.
+        CheckpointError: a line has another format.
     """
     path = run_dir / FILE_NAME
     if not path.exists():
@@ -182,12 +181,12 @@ def read_metrics(run_dir: Path) -> list[Metrics]:
                 raise ValueError(f"format is not {FORMAT}")
             metrics.append(Metrics(**fields))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{path}:{number}: is not a line of metrics ({error}); remove it") from None
+            raise CheckpointError(f"{path}:{number}: is not a line of metrics ({error}); delete it") from None
     return metrics
 
 
 def count_seconds(metrics: Sequence[Metrics], *, batch_size: int) -> float:
-    """Seconds of training that the lines account for; the time of pauses is not among them."""
+    """Return the training time of these lines in seconds, without pauses between starts."""
     seconds, done = 0.0, 0
     for line in metrics:
         if line.images_per_s > 0:
@@ -199,9 +198,9 @@ def count_seconds(metrics: Sequence[Metrics], *, batch_size: int) -> float:
 def tile_views(
     view1: Float[Tensor, "b c s s"], view2: Float[Tensor, "b c s s"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The first images' views as a picture of two rows, each view stretched to 0..255.
+    """Draw the views of the first images as two rows, each view stretched to 0..255.
 
-    Of other than three channels the first (of two) or the first three are shown.
+    The first three channels are shown as colours, or the first one as grey if there are fewer than three.
     """
     rows = []
     for view in (view1, view2):
@@ -211,7 +210,7 @@ def tile_views(
 
 
 def stretch(images: Float[Tensor, "image channel side side"]) -> Float[Tensor, "image 3 side side"]:
-    """As colour pictures on the CPU, each stretched to 0..1; of other than three channels as `tile_views`."""
+    """Return 3-channel images on the CPU, each stretched to 0..1; channels as in `tile_views`."""
     shown = images.detach().float().cpu()
     shown = shown[:, :3] if shown.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
     low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
@@ -219,7 +218,7 @@ def stretch(images: Float[Tensor, "image channel side side"]) -> Float[Tensor, "
 
 
 def format_time(seconds: float) -> str:
-    """1:05 (minutes and seconds) or 2:01:05."""
+    """Format a time as 1:05 (minutes and seconds) or 2:01:05 (with hours)."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""What a run leaves at a checkpoint: the checkpoint, both encoders, and the record of its sessions."""
+"""Save a run: the checkpoint, both encoders, and the record of its starts."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from byol.training.setup import Setup
 
 
 class Saver:
-    """Writes the files of one run; does nothing on ranks other than the first."""
+    """Writes the files of one run. Does nothing on ranks other than the first."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -25,10 +25,10 @@ class Saver:
             self.save_encoders(setup.done)
 
     def save(self, done: int, *, num_microbatches: int, best: dict[str, Any], watch: dict[str, Any]) -> None:
-        """Write all of it after `done` steps; a batch was last computed in `num_microbatches` micro-batches.
+        """Write all files after `done` steps. `num_microbatches`: the current number per batch.
 
         Raises:
-            CheckpointError: a file cannot be written; the files of the checkpoint before stay.
+            CheckpointError: a file cannot be written; the files of the previous checkpoint are unchanged.
         """
         setup = self._setup
         if not setup.ranks.is_main:
@@ -48,7 +48,7 @@ class Saver:
         self.save_record(done)
 
     def save_encoders(self, done: int) -> None:
-        """Write the online encoder into the run folder and the target's into `target/` below it."""
+        """Write the online encoder into the run folder and the target encoder into its folder `target/`."""
         if self._setup.ranks.is_main:
             self.save_online(self._setup.run_dir, done)
             target = EncoderSpec.of(self._setup.config, self._setup.images, which="target", done=done)
@@ -61,6 +61,6 @@ class Saver:
             save_encoder(folder, self._setup.byol.online.encoder, spec)
 
     def save_record(self, done: int) -> None:
-        """Write into `environment.json` that this session has come to `done` steps."""
+        """Write `environment.json`; this start now has `done` finished steps."""
         if self._setup.ranks.is_main:
             environment.write(self._setup.run_dir, self.record, done=done)

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: images, plan, networks and optimizer, as new or as saved."""
+"""Prepare a run: images, plan, networks and optimizer, new or from a checkpoint."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,13 +42,13 @@ class Setup:
     optimizer: Optimizer
     budget: TimeBudget
     begun: initial_weights.InitialWeights
-    num_microbatches: int  # of a batch, over which gradients are accumulated
+    num_microbatches: int  # micro-batches per batch, for gradient accumulation
     done: int  # finished steps
-    best: dict[str, Any] | None  # what the checkpoint says of the best encoder
-    watch: dict[str, Any] | None  # and of the other health checks; None: nothing, as of earlier versions
-    notes: list[str]  # lines for the person, on what was found
-    origin: list[str]  # and on the weights that it starts from
-    step_s: float | None  # expected seconds of a step, where they are known
+    best: dict[str, Any] | None  # the checkpoint's state of the best encoder
+    watch: dict[str, Any] | None  # its state of the health checks; None: new run, or an early version
+    notes: list[str]  # lines to print about the checkpoints
+    origin: list[str]  # lines to print about the weights that the run starts from
+    step_s: float | None  # expected seconds per step, if known
     console: Console | None  # None: nothing is printed
     statistics: initial_weights.Statistics = field(init=False)
 
@@ -58,11 +58,11 @@ class Setup:
 
     @property
     def view_options(self) -> dict[str, Any]:
-        """The arguments of `make_views` that are the same at every step."""
+        """The arguments of `make_views` that are equal at every step."""
         return {"transforms": self.config.data_transforms, "pixels": self.images.pixels}
 
     def open_batches(self) -> Batches:
-        """This rank's batches from the next step on, to be closed by `with`."""
+        """Return this rank's batches from the next step on. Use it in a `with` block."""
         return Batches(
             self.images,
             self.plan,
@@ -74,10 +74,10 @@ class Setup:
 
 
 def check_settings(config: Config, run_dir: Path) -> None:
-    """Refuse, before anything is looked at or packed, settings that cannot work on this machine.
+    """Refuse settings that cannot work on this machine, before byol reads images.
 
     Raises:
-        ConfigError: an unknown network or a logger that is not installed.
+        ConfigError: the network is unknown, or a logger is not installed.
         ConfigError, CheckpointError: the weights to start from cannot be read.
     """
     check_name(config.network.name)
@@ -89,10 +89,10 @@ def check_settings(config: Config, run_dir: Path) -> None:
 def prepare(
     config: Config, run_dir: Path, *, ranks: Ranks, step_s: float | None, console: Console | None
 ) -> Setup:
-    """Pack the images, build the networks, and load what the run has saved or starts from.
+    """Pack the images, build the networks, and load the checkpoint or the weights to start from.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RunMismatchError: nothing is damaged.
+        ConfigError, DataError, CheckpointError, RunMismatchError: the run cannot start.
     """
     keep_freed_memory()
     earlier_source = find_earlier_source(config, run_dir) if ranks.is_main else None
@@ -135,7 +135,7 @@ def prepare(
 
 
 def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Console | None) -> Packed:
-    """Claim the run folder and pack the images on the first rank; the others then find both done."""
+    """Claim the run folder and pack the images on the first rank; then open the pack on all ranks."""
     if ranks.is_main:
         checkpoint.claim_run_folder(run_dir, config)
         images = _open_images(config, run_dir, console=console)
@@ -146,14 +146,14 @@ def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Con
     stated = config.channels
     if stated is not None and stated != images.channels:
         raise DataError(
-            f"data_transforms.input_shape: it says {stated} channels, but the images have {images.channels}; "
+            f"data_transforms.input_shape: has {stated} channels, but the images have {images.channels}; "
             f"set {images.channels}, or select channels with data.channels"
         )
     return images
 
 
 def as_begun(config: Config, run_dir: Path) -> Config:
-    """Transparency as the run has seen it so far: earlier versions dropped it and did not say so."""
+    """Keep the `data.alpha` of a resumed run: early versions ignored transparency but did not record it."""
     spec = _read_begun_spec(run_dir)
     if spec is None:
         return config
@@ -161,7 +161,7 @@ def as_begun(config: Config, run_dir: Path) -> Config:
 
 
 def _open_images(config: Config, run_dir: Path, *, console: Console | None) -> Packed:
-    """Those that the run has seen so far: also if their files are gone since."""
+    """Open the images of the run, from their pack if the files are gone."""
     spec = _read_begun_spec(run_dir)
     fingerprint = None if spec is None else spec.data_fingerprint
     return open_images(as_begun(config, run_dir), run_dir, console=console, fingerprint=fingerprint)
@@ -173,7 +173,7 @@ def _read_begun_spec(run_dir: Path) -> EncoderSpec | None:
         return None
     try:
         return read_spec(path)
-    except CheckpointError:  # damaged; it is written anew
+    except CheckpointError:  # damaged; byol will write it again
         return None
 
 
@@ -186,7 +186,7 @@ def make_plan(
     ranks: Ranks,
     console: Console | None,
 ) -> Plan:
-    """The schedule. With a time budget a step benchmark estimates its length, once for the whole run."""
+    """Make the schedules. With a time budget, a step benchmark estimates their length, once for a run."""
     hours = config.trainer.max_hours
     if hours is None:
         return Plan.of(config, num_images=len(images))
@@ -194,7 +194,7 @@ def make_plan(
         return Plan.of(config, num_images=len(images), expected_steps=state["pace"]["total_steps"])
     if step_s is None and ranks.is_main:
         if console is not None:
-            print_line(console, "measuring how long a step takes")
+            print_line(console, "timing a few training steps")
         step_s = benchmark_step(
             config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
         ).step_s
@@ -203,7 +203,7 @@ def make_plan(
 
 
 def choose_num_microbatches(config: Config, state: dict[str, Any] | None, *, ranks: Ranks) -> int:
-    """Chunks of a batch: as configured, or more if the run has run out of memory before."""
+    """Return the micro-batches per batch: as configured, or more if an earlier start ran out of memory."""
     num_microbatches = max(config.accumulation_steps, 0 if state is None else state.get("num_parts", 1))
     check_share(config.batch_size, world_size=ranks.world_size, num_microbatches=num_microbatches)
     return num_microbatches

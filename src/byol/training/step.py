@@ -1,7 +1,7 @@
-"""Loss and gradient of one batch, accumulated over micro-batches of it to save memory.
+"""Compute loss and gradient of one batch, accumulated over micro-batches to save memory.
 
-If memory runs out all the same, the step is computed again in twice as many: the same images, views and
-batch, but BatchNorm then sees half as many images at a time.
+If memory runs out, the step is repeated with twice as many micro-batches. Images and views stay the same, but
+BatchNorm then sees half as many images at a time.
 """
 
 from collections.abc import Callable
@@ -18,23 +18,23 @@ from byol.device.memory import is_out_of_memory
 from byol.device.ranks import Ranks
 from byol.kernels.winograd import constant_weights
 
-MIN_MICROBATCH = 8  # images: BatchNorm's statistics of fewer are hardly any
+MIN_MICROBATCH = 8  # images; BatchNorm statistics of fewer images are too noisy
 
-MakeViews = Callable[..., tuple[Tensor, Tensor]]  # (images, rows=their rows of the global batch)
+MakeViews = Callable[..., tuple[Tensor, Tensor]]  # (images, rows=their rows in the global batch)
 ShowViews = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
 class Computed:
-    """What a batch gave; the gradients are in the parameters."""
+    """Loss and projections of a batch. The gradients are in the parameters."""
 
-    loss: Float[Tensor, ""]  # of this rank's images, their mean
+    loss: Float[Tensor, ""]  # mean over the images of this rank
     projection: Float[Tensor, "microbatch dim"]  # of the last micro-batch's second view, without gradient
-    num_microbatches: int  # that the gradient was accumulated over
+    num_microbatches: int  # number of micro-batches that were used
 
 
 def can_halve(batch_size: int, *, num_microbatches: int, world_size: int) -> bool:
-    """Whether a batch divides into twice as many equal micro-batches of at least MIN_MICROBATCH images."""
+    """Return whether a batch divides into twice as many equal micro-batches of at least MIN_MICROBATCH."""
     share = 2 * num_microbatches * world_size
     return batch_size % share == 0 and batch_size // share >= MIN_MICROBATCH
 
@@ -50,13 +50,13 @@ def compute_within_memory(
     seed: int,
     say: Say,
 ) -> Computed:
-    """`compute_gradients`; if memory runs out, undo the attempt and repeat it in twice as many micro-batches.
+    """Call `compute_gradients`; if memory runs out, undo it and repeat it with twice as many micro-batches.
 
-    `seed` is that of PyTorch's generators, for dropout and the like; `say` is told of each new number.
+    `seed`: seed of PyTorch's generators, for example for dropout. `say` receives a line for each repetition.
 
     Raises:
-        ConfigError: the smallest micro-batch does not fit, or one of several ranks has too little memory: the
-            others are waiting for it, and cannot be told.
+        ConfigError: the smallest micro-batch does not fit; or one of several ranks runs out of memory,
+            because the other ranks wait for it and cannot be informed.
     """
     undo = _Undo(network, ranks.device)
     while True:
@@ -68,18 +68,18 @@ def compute_within_memory(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Not in the handler: the error holds on to all that the attempt has allocated.
+        # Not in the except block, because the error keeps the memory of the attempt alive.
         undo()
         microbatch = images.shape[0] // num_microbatches
         if ranks.world_size > 1:
             raise ConfigError(
                 f"trainer.accumulation_steps: rank {ranks.rank} ran out of memory on {microbatch} images at "
-                f"once; the same command with trainer.accumulation_steps={2 * num_microbatches} continues"
+                f"once; continue with trainer.accumulation_steps={2 * num_microbatches} in the same command"
             )
         if not can_halve(images.shape[0], num_microbatches=num_microbatches, world_size=1):
             raise ConfigError(
                 f"trainer.batch_size: out of memory on {microbatch} images at a time, and a batch of "
-                f"{images.shape[0]} has no smaller equal micro-batches of at least {MIN_MICROBATCH}; set a "
+                f"{images.shape[0]} has no smaller, equal micro-batches of {MIN_MICROBATCH} or more; set a "
                 "smaller network.name or data_transforms.input_shape, or a batch that is a power of two"
             )
         num_microbatches *= 2
@@ -90,11 +90,11 @@ def compute_within_memory(
 
 
 class _Undo:
-    """Of what an attempt changes: BatchNorm's buffers; and gradients, of which there are none before it."""
+    """Restores what an attempt changes: BatchNorm buffers, and gradients (which were None)."""
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self._network, self._device = network, device
-        # By type: PyTorch copies a list of one type at once, of several each on its own.
+        # Grouped by type, because PyTorch copies a list of tensors at once only if they have one type.
         by_type: dict[torch.dtype, list[Tensor]] = {}
         for buffer in network.buffers():
             by_type.setdefault(buffer.dtype, []).append(buffer)
@@ -118,9 +118,9 @@ def compute_gradients(
     num_microbatches: int,
     ranks: Ranks,
 ) -> Computed:
-    """The loss of this rank's images and its gradient, which is added to `.grad`; over ranks it is averaged.
+    """Compute the loss of this rank's images; add its gradient, averaged over ranks, to `.grad`.
 
-    BatchNorm sees one of the `num_microbatches` at a time. `show` receives the first one's views.
+    BatchNorm sees one micro-batch at a time. `show` receives the views of the first micro-batch.
     """
     microbatches = _split(images, ranks, num_microbatches=num_microbatches)
     loss = torch.zeros((), device=ranks.device)
@@ -129,7 +129,7 @@ def compute_gradients(
             view1, view2 = make(microbatch, rows=rows)
             if show is not None and number == 0:
                 show(view1, view2)
-            # One direction after the other: the activations of one view are in memory at a time.
+            # One direction after the other, so that memory holds the activations of only one view.
             for view, other in ((view1, view2), (view2, view1)):
                 with ranks.exchange(network, last=number == num_microbatches - 1 and view is view2):
                     with ranks.autocast():
@@ -140,7 +140,7 @@ def compute_gradients(
 
 
 def _split(images: Tensor, ranks: Ranks, *, num_microbatches: int) -> list[tuple[Tensor, slice]]:
-    """This rank's images in equal micro-batches, each with its rows of the global batch."""
+    """Divide this rank's images into equal micro-batches, each with its rows in the global batch."""
     size = images.shape[0] // num_microbatches
     step, first = ranks.world_size, ranks.rank
     return [

@@ -1,7 +1,7 @@
-"""How long a step of a run takes on this machine, and how much memory: the real step, a few times.
+"""Measure time and memory of a training step on this machine, by running the real step a few times.
 
-On a CPU the steps are made in a process of their own, `python -m byol.training.step_benchmark`: its peak is
-that of the step alone, and what it allocates is gone afterwards.
+On a CPU the steps run in a separate process, `python -m byol.training.step_benchmark`, so that its peak
+memory is that of the step alone, and all its memory is freed afterwards.
 """
 
 import json
@@ -41,39 +41,39 @@ from byol.method.schedule import Plan
 from byol.method.views import Pixels, make_views
 from byol.training.step import can_halve, compute_gradients
 
-_SHARE = 0.8  # of the memory that is free now
-# Of a GPU's: `data.memory=auto` may have put images into 30 % of what is free.
+_SHARE = 0.8  # fraction of the free memory that a step may use
+# The same on a GPU, where `data.memory=auto` may use 30 % of the free memory for images.
 _GPU_SHARE = 0.56
-_ENOUGH_STEPS, _ENOUGH_S = 5, 5.0  # steps are measured until there are so many, or they took so long
-_MEASURED_MICROBATCHES = 2  # of a batch in more micro-batches as many are computed, and their time is scaled
+_ENOUGH_STEPS, _ENOUGH_S = 5, 5.0  # measure until this number of steps or seconds is reached
+_MEASURED_MICROBATCHES = 2  # if a batch has more micro-batches, measure these and scale their time
 _WINDOWS_CODES = {0xC000013A: "SIGINT", 0xC0000409: "SIGABRT"}  # STATUS_CONTROL_C_EXIT, _STACK_BUFFER_OVERRUN
 _OUT_OF_MEMORY = "out of memory"  # the child's answer
 
 
 @dataclass(frozen=True)
 class StepBenchmark:
-    """A step of a run, as measured on this machine."""
+    """Time and memory of a training step on this machine."""
 
-    batch_size: int  # global batch
-    accumulation_steps: int  # micro-batches it is computed in
-    step_s: float  # median of the real steps after the first
-    peak_bytes: int  # of device memory, or of the process on a CPU
-    limit_bytes: int  # what may be used: a share of what was free before
+    batch_size: int  # images in the global batch
+    accumulation_steps: int  # micro-batches per step
+    step_s: float  # seconds per step: median over the measured steps, without the first
+    peak_bytes: int  # peak of device memory or, on a CPU, of the process
+    limit_bytes: int  # largest allowed peak: a fraction of the memory that was free before
 
     @property
     def fits(self) -> bool:
-        """Whether a run of such steps has room."""
+        """Whether the step fits into memory."""
         return self.peak_bytes <= self.limit_bytes
 
 
 def benchmark_step(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark:
-    """Time and peak memory of the run's step on random stored images of so many channels, pixels and bits.
+    """Measure time and peak memory of a step on random stored images with these channels, pixels and bits.
 
-    A few seconds, more where two micro-batches take longer. Under torchrun it is the step of one rank with
-    its share of the batch, the other ranks idle.
+    This takes a few seconds, longer if two micro-batches take longer. Under torchrun it measures one rank
+    with its share of the batch while the other ranks are idle.
 
     Raises:
-        ConfigError: the networks cannot be made, or there is not enough memory for one step.
+        ConfigError: the networks cannot be built, or there is not enough memory for one step.
     """
     benchmark = try_step(config, channels=channels, stored_px=stored_px, bits=bits)
     if benchmark is None:
@@ -86,12 +86,12 @@ def benchmark_step(config: Config, *, channels: int, stored_px: int, bits: int) 
 
 
 def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, bits: int) -> StepBenchmark:
-    """The step of `wanted` images in as few micro-batches as fit into memory, at least as many as configured.
+    """Measure a step of `wanted` images with the fewest micro-batches that fit into memory.
 
-    Their number is doubled until it fits; micro-batches are equal and have at least MIN_MICROBATCH images.
+    It doubles the configured number until the step fits; micro-batches have at least MIN_MICROBATCH images.
 
     Raises:
-        ConfigError: the smallest micro-batch does not fit either, or the networks cannot be made.
+        ConfigError: the smallest micro-batch does not fit, or the networks cannot be built.
     """
     num_microbatches = config.accumulation_steps
     while True:
@@ -122,7 +122,7 @@ def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-# ---- One attempt; None says that memory ran out
+# ---- One attempt; None means that memory ran out
 
 
 def try_step(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark | None:
@@ -162,8 +162,8 @@ def _try_on_gpu(config: Config, images: "RandomImages", *, device: torch.device)
 
 
 def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
-    """What the child measured; None if it ran out of memory, or the system ended it because of that."""
-    # This same package, wherever the person is; -P: no file there is taken for a module.
+    """Return what the child measured; None: it ran out of memory, or the system killed it for that."""
+    # Import this package in the child; with -P, files in the current folder are not imported as modules.
     paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     child = subprocess.Popen(
         [sys.executable, "-P", "-W", "ignore", "-m", "byol.training.step_benchmark"],
@@ -184,7 +184,7 @@ def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
         if "refused" in answer:
             raise ConfigError(answer["refused"])
         return None if answer.get("failed") == _OUT_OF_MEMORY else answer
-    # Ended by the system, or by a library that gives up when it gets no memory.
+    # Killed by the system, or aborted by a library that got no memory.
     ended_by = _name_signal(child.returncode)
     if ended_by == "SIGKILL" or (ended_by == "SIGABRT" and "alloc" in errors):
         return None
@@ -194,7 +194,7 @@ def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _name_signal(returncode: int) -> str:
-    """The signal that ended a process, "" if none did. Windows has codes of its own for Ctrl-C and abort."""
+    """Return the signal that ended a process, or "". Windows has its own codes for Ctrl-C and abort."""
     if returncode in _WINDOWS_CODES:
         return _WINDOWS_CODES[returncode]
     try:
@@ -208,7 +208,7 @@ def _name_signal(returncode: int) -> str:
 
 @dataclass(frozen=True)
 class RandomImages:
-    """Random stored images, of the kind that a pack holds."""
+    """Random stored images, in the format of a pack."""
 
     channels: int
     stored_px: int
@@ -228,9 +228,9 @@ class RandomImages:
 
 
 def _measure(config: Config, images: RandomImages, *, device: torch.device) -> float:
-    """Seconds of a step, median; the first is left out."""
+    """Return the median seconds per step, without the first step."""
     trainer = config.trainer
-    # A rank's share of the batch, without the exchange.
+    # One rank's share of the batch, without communication.
     ranks = Ranks(0, _world_size(), device, choose_dtype(trainer.precision, device=device))
     num_microbatches = min(_MEASURED_MICROBATCHES, config.accumulation_steps)
     microbatch = config.batch_size // (config.accumulation_steps * ranks.world_size)
@@ -254,8 +254,8 @@ def _measure(config: Config, images: RandomImages, *, device: torch.device) -> f
 def make_step(
     config: Config, images: RandomImages, *, ranks: Ranks, num_images: int, num_microbatches: int
 ) -> Callable[[], tuple[float, float]]:
-    """A function that makes a step and says how long gradients and update took, seconds."""
-    # Rates change neither time nor memory; with a time budget any number of steps will do.
+    """Return a function that runs a step and returns the seconds for gradients and for the update."""
+    # Learning rates affect neither time nor memory, so any expected number of steps will do.
     plan = Plan.of(config, num_images=config.batch_size, expected_steps=10**6)
     networks = Byol.of(config, channels=images.channels, seed_key=plan.key("init", 0))
     networks = networks.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -284,7 +284,7 @@ def make_step(
 
 
 def _main() -> None:
-    """In the child: a job on stdin, the answer as the last line on stdout."""
+    """Run in the child: read a job from stdin, and print the answer as the last line on stdout."""
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
     limit_memory(job["may_allocate"])

@@ -1,4 +1,4 @@
-"""The setup that a run prints before its first step."""
+"""Describe the setup of a run; byol prints this before the first step."""
 
 from collections.abc import Iterator
 
@@ -64,7 +64,7 @@ def describe_setup(
 
 
 def _describe_images(images: Packed) -> Iterator[str]:
-    """What was left out or changed."""
+    """Describe the images that were left out or changed."""
     yield from describe_images(
         read_bad(images.folder),
         images.changed,
@@ -89,7 +89,7 @@ def _explain_scale(images: Packed) -> str:
 
 
 def _describe_length(plan: Plan, step_s: float | None) -> str:
-    """Steps and time, as far as they are known before the start."""
+    """Describe the number of steps and, if known, the training time."""
     steps = plan.total_steps
     if plan.budget_s is not None:
         epochs = f"{steps / plan.steps_per_epoch:.3g} epochs"

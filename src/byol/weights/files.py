@@ -31,9 +31,9 @@ _OF_MODULES = {"_parameters", "_buffers", "_modules"}  # of a whole pickled mode
 _NO_TENSORS = (  # how files begin that are none, what they are, and what to do
     (b"version https://git-lfs", "a Git LFS pointer, not the file", "get the file with `git lfs pull`"),
     (b"<", "a web page or XML, not weights", "download the file again"),
-    (b"\x1f\x8b", "packed with gzip", "unpack it first"),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it first"),
     (b"\x89HDF", "HDF5 (Keras)", "save the weights as .safetensors"),
-    (b"{", "JSON text, not weights", "name the file of weights beside it"),
+    (b"{", "JSON text, not weights", "name the weights file beside it"),
 )
 
 
@@ -64,14 +64,14 @@ def read_weights(path: str | Path, *, key: str = "weights") -> State:
     except (SafetensorError, UnreadableError, OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         reason = show((str(error).splitlines() or [type(error).__name__])[0][:200])
         if path.is_file() and _is_text(path):
-            raise CheckpointError(f"{key}: {path} is text, not weights; name the file of weights") from None
+            raise CheckpointError(f"{key}: {path} is text, not weights; name the weights file") from None
         raise CheckpointError(
-            f"{key}: {path} cannot be read ({reason}): it is damaged, cut short or no file of weights; get "
-            "it again, or save the model's state_dict() as .safetensors"
+            f"{key}: {path} cannot be read ({reason}): it is damaged, cut short or not a weights file; copy "
+            "or download it again, or save the model's state_dict() as .safetensors"
         ) from None
     if not state:
         raise CheckpointError(
-            f"{key}: {path} holds no tensors by name; give a file with a model's state_dict()"
+            f"{key}: {path} holds no named tensors; give a file with a model's state_dict()"
         )
     return state
 
@@ -101,7 +101,7 @@ def _read_file(path: Path) -> State:
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
-        raise _NotWeightsError("empty; get it again")
+        raise _NotWeightsError("empty; copy or download it again")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
         _check_own(path)
         return load_file(path)
@@ -115,9 +115,9 @@ def _read_file(path: Path) -> State:
         if any(name.endswith(".npy") for name in names):
             return _read_npz(path)
         if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
-            raise _NotWeightsError("a zip file without weights of PyTorch or numpy; unpack it first")
+            raise _NotWeightsError("a zip file without PyTorch or NumPy weights; unpack it first")
     elif head.startswith(b"PK\x03\x04"):
-        raise _NotWeightsError("cut short: the end of the file is missing; get it again")
+        raise _NotWeightsError("cut short, because its end is missing; copy or download it again")
     elif head[257:262] == b"ustar" and tarfile.is_tarfile(path):
         raise _NotWeightsError(
             "a tar file, as PyTorch wrote them before 2017; unpack it, or load it with torch.load and save "
@@ -150,7 +150,7 @@ def _read_npz(path: Path) -> State:
 def _read_folder(folder: Path) -> State:
     file = _find_in_folder(folder)
     if file is None:
-        raise _NotWeightsError(f"a folder without {' or '.join(HUB_FILES)}; name a file of weights")
+        raise _NotWeightsError(f"a folder without {' or '.join(HUB_FILES)}; name a weights file")
     if not file.name.endswith(_INDEX):
         return _read_file(file)
     index = json.loads(file.read_bytes())

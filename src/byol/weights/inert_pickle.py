@@ -145,7 +145,7 @@ def _unpickle(file: Any, load: Callable[[torch.dtype, str, int], Tensor]) -> Any
         def persistent_load(self, saved: Any) -> Held:
             kind, storage, key, _, num = saved[:5]
             if kind != "storage":
-                raise pickle.UnpicklingError("it holds something else than storages")
+                raise pickle.UnpicklingError("it refers to something other than storages")
             return Held(load(storage.dtype, str(key), num))
 
     return Reader(file, encoding="latin1").load()

@@ -135,7 +135,7 @@ def fit_weights(
     bad = next((n for n, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
     if bad is not None:
         raise CheckpointError(
-            f"{key}: {where}: {bad} is not finite; give weights of a run that did not diverge"
+            f"{key}: {where}: {bad} is not finite; give weights from a run that did not diverge"
         )
     notes += _fit_stem(state, wanted, _first_convolution(encoder), where=where, key=key, advice=advice)
     notes += _fit_positions(state, encoder)
@@ -151,27 +151,27 @@ def _choose_place(places: list[Place], *, file: str, where: str, key: str) -> tu
         names = ", ".join(repr_prefix(place.prefix) for place in best)
         named = next(place for place in best if place.name)
         raise CheckpointError(
-            f"{key}: {where} holds {len(best)} different encoders, behind the prefixes {names}; name the one "
-            f"to take behind the file, as {file}:{show(named.name)}"
+            f"{key}: {where} holds {len(best)} different encoders, with the prefixes {names}; choose one by "
+            f"writing its prefix after the file, for example {file}:{show(named.name)}"
         )
     place = best[0]
-    notes = [f"its encoder is found behind '{show(place.prefix)}'"] if place.prefix else []
-    notes += [f"its names are those of {place.layout}"] if place.layout else []
+    notes = [f"its encoder has the prefix '{show(place.prefix)}'"] if place.prefix else []
+    notes += [f"its tensors are named as in {place.layout}"] if place.layout else []
     others = drop_equal([place, *fitting])[1:]
     if others:
         names = ", ".join(repr_prefix(other.prefix) for other in others)
-        take = f" ({file}:{show(others[0].name)} takes that)" if others[0].name else ""
-        notes.append(f"not used: {names}{take}")
+        choose = f" ({file}:{show(others[0].name)} selects it)" if others[0].name else ""
+        notes.append(f"not used: {names}{choose}")
     if place.beside:
         shown = place.beside if len(place.beside) <= 4 else [*place.beside[:_EXAMPLES], "..."]
-        notes.append(f"its heads ({', '.join(map(show, shown))}) are left out")
+        notes.append(f"its heads ({', '.join(map(show, shown))}) are not used")
     return place, notes
 
 
 def _explain(places: list[Place], found: State, wanted: State, *, select: str | None) -> str:
     """What is there instead, and what the nearest prefix lacks."""
     within = "" if select is None else f" within '{show(select)}'"
-    listed = f"the prefixes and numbers of tensors in it are {count_prefixes(found)}"
+    listed = f"its prefixes, with their numbers of tensors, are {count_prefixes(found)}"
     if not places:
         return f"no prefix{within} has tensors of this network; {listed}"
     nearest = places[0]
@@ -180,10 +180,10 @@ def _explain(places: list[Place], found: State, wanted: State, *, select: str | 
     ]
     parts = [
         _list("lacks", nearest.missing),
-        _list("has in another shape", shapes),
-        _list("has what this network has not", nearest.unknown),
+        _list("has with another shape", shapes),
+        _list("also has", nearest.unknown),
     ]
-    at = f"behind {repr_prefix(nearest.prefix)} it" if nearest.prefix else "it"
+    at = f"with the prefix {repr_prefix(nearest.prefix)} it" if nearest.prefix else "it"
     return f"{at} {' and '.join(filter(None, parts))}; {listed}"
 
 
@@ -207,11 +207,11 @@ def _advise(
     model = recognise(found)
     if model is not None:
         setting = f" (network.name={model})" if advice == ADVICE else ""
-        return f"these are weights of {model}: {advice}{setting}"
+        return f"these are weights for {model}: {advice}{setting}"
     nearest = next((place for place in places if not place.layout), None)
     conversion = None if nearest is None else find_conversion(found, nearest, compare)
     if conversion is not None:
-        return f"they fit if this converts them, in Python: {conversion.write(file)}"
+        return f"they fit after this conversion in Python: {conversion.write(file)}"
     return (
         f"{advice}, or save the encoder's state_dict() under this network's names, such as "
         f"{wanted}, as .safetensors"
@@ -250,7 +250,7 @@ def check_stem(
     if given is None or given == (own := stem_of(encoder)):
         return
     setting = f"set network.stem={given}" if advice == ADVICE else advice
-    raise CheckpointError(f"{key}: {where} has the stem '{given}', this network '{own}'; {setting}")
+    raise CheckpointError(f"{key}: {where} has the stem '{given}', but this network has '{own}'; {setting}")
 
 
 def _fit_stem(state: State, wanted: State, stem: str, *, where: str, key: str, advice: str) -> list[str]:
@@ -260,13 +260,13 @@ def _fit_stem(state: State, wanted: State, stem: str, *, where: str, key: str, a
     if found[2:] != shape[2:]:
         setting = f"set network.stem={'standard' if found[2] > shape[2] else 'small'}"
         raise CheckpointError(
-            f"{key}: {where} has a first convolution ({stem}) of {found[2]}x{found[3]}, this network "
-            f"of {shape[2]}x{shape[3]}; {setting if advice == ADVICE else advice}"
+            f"{key}: {where} has a first convolution ({stem}) of {found[2]}x{found[3]}, but this network "
+            f"has {shape[2]}x{shape[3]}; {setting if advice == ADVICE else advice}"
         )
     if found[1] == shape[1]:
         return []
     state[stem] = fit_channels(state[stem], channels=shape[1])
-    return [f"its first convolution is fitted from {found[1]} to {shape[1]} channels"]
+    return [f"its first convolution is converted from {found[1]} to {shape[1]} channels"]
 
 
 def _fit_positions(state: State, encoder: nn.Module) -> list[str]:
@@ -281,7 +281,7 @@ def _fit_positions(state: State, encoder: nn.Module) -> list[str]:
     if module.no_embed_class:
         prefix = 0
     state[_POSITIONS] = resample_abs_pos_embed(positions.float(), list(grid), num_prefix_tokens=prefix)
-    return [f"its embeddings of positions are resampled to {grid[0]}x{grid[1]} patches"]
+    return [f"its position embeddings are resampled to {grid[0]}x{grid[1]} patches"]
 
 
 def fit_channels(

@@ -224,7 +224,7 @@ def test_formats_that_are_known_are_refused_by_their_name(file: bytes, name: str
 def test_formats_that_pillow_would_cut_to_8_bit_are_refused(format: str) -> None:
     stream = io.BytesIO()
     Image.fromarray(values("u1", 3)).save(stream, format)
-    with pytest.raises(DataError, match=f"format {format}, which is not read"):
+    with pytest.raises(DataError, match=f"format {format}, which byol does not read"):
         decode(stream.getvalue())
 
 

@@ -177,7 +177,7 @@ def test_colours_are_rgb() -> None:
     [
         (write(None), "is a DICOM file without an image"),
         (write(DEEP)[:-20], "is damaged or cut short"),
-        (write(np.stack([RGB, RGB]), "RGB", frames=2), "has 2 frames in colour"),
+        (write(np.stack([RGB, RGB]), "RGB", frames=2), "has 2 colour frames"),
         (write(SHALLOW, syntax="1.2.840.10008.1.2.4.57"), "is damaged or cut short"),
         (
             write(RGB, "RGB", syntax="1.2.840.10008.1.2.4.57"),
@@ -227,9 +227,9 @@ def test_without_pydicom_one_line_says_how_to_install_it(tmp_path: Path) -> None
 
 def test_values_in_the_upper_bits_and_unknown_colours_are_refused() -> None:
     """pydicom would take the lower bits, and any three samples for RGB."""
-    with pytest.raises(DataError, match="12-bit values with HighBit 15; convert it, so that HighBit is 11"):
+    with pytest.raises(DataError, match="12-bit values with HighBit 15; convert it so that HighBit is 11"):
         decode(write(DEEP << 4, bits=12, HighBit=15))
-    with pytest.raises(DataError, match=r"colours of the kind HSV.*convert it to RGB or grey"):
+    with pytest.raises(DataError, match=r"colour space HSV.*convert it to RGB or grey"):
         decode(write(RGB, "HSV"))
 
 

@@ -230,8 +230,8 @@ BAD: dict[str, tuple[bytes, str]] = {
         tiff(np.zeros((2, 3, 7, 5), "u1"), imagej=True),
         "has the axes Z 2 x C 3 x Y 7 x X 5",
     ),
-    "tiff beyond 2^24": (tiff(np.full((7, 5), 2**24 + 1, "i4")), "whole numbers beyond 16,777,216"),
-    "tiff lzw beyond 2^31": (wrapped_tiff(), "whole numbers beyond 16,777,216"),
+    "tiff beyond 2^24": (tiff(np.full((7, 5), 2**24 + 1, "i4")), "integers beyond 16,777,216"),
+    "tiff lzw beyond 2^31": (wrapped_tiff(), "integers beyond 16,777,216"),
     "tiff complex": (tiff(np.zeros((7, 5), "c8")), "holds complex64 values"),
     "tiff page sizes": (
         encode(Image.new("L", (5, 7)), "tiff", save_all=True, append_images=[Image.new("L", (6, 7))]),
@@ -268,7 +268,7 @@ def test_a_path_that_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_pillow_images_of_other_modes_are_refused() -> None:
-    with pytest.raises(DataError, match="Pillow's mode LAB is not read"):
+    with pytest.raises(DataError, match="Pillow's mode LAB, which byol does not read"):
         read_square(Image.new("LAB", (2, 2)), px=2, channels=None)
 
 

@@ -91,7 +91,8 @@ def test_damage_inside_is_found_where_it_shifts_what_follows(tmp_path: Path, sim
     assert found >= 25
     (tmp_path / "a.jpg").write_bytes(file)
     assert (
-        "damaged inside" in str(find_damage_in(str(tmp_path / "a.jpg"))) or find_damage(bytes(file)) is None
+        "with damaged data" in str(find_damage_in(str(tmp_path / "a.jpg")))
+        or find_damage(bytes(file)) is None
     )
 
 
@@ -100,13 +101,13 @@ def test_libjpegs_warnings_name_what_is_wrong() -> None:
     file = encode(restart_marker_rows=1)
     marks = [at for at in range(len(file) - 1) if file[at] == 0xFF and 0xD0 <= file[at + 1] <= 0xD7]
     lost = file[: marks[2]] + file[marks[4] :]
-    assert find_damage(lost) == "its restart marks are out of order"
+    assert find_damage(lost) == "its restart markers are out of order"
     plain = encode()
     start = plain.rfind(b"\xff\xda")
     middle = (start + len(plain)) // 2
-    assert find_damage(plain[:middle] + plain[middle + 300 :]) == "its data end before the picture does"
+    assert find_damage(plain[:middle] + plain[middle + 300 :]) == "its data end before the image does"
     rubbish = RNG.integers(0, 255, 40, dtype=np.uint8).tobytes()
-    assert find_damage(plain[:-2] + rubbish + plain[-2:]) == "its data go on after the picture"
+    assert find_damage(plain[:-2] + rubbish + plain[-2:]) == "its data continue after the image"
     for padding in (b"\x5a", bytes(30), b"\xff" * 9):
         assert find_damage(plain[:-2] + padding + plain[-2:]) is None
 

@@ -105,7 +105,7 @@ def test_a_saturated_image_is_measured() -> None:
 def test_an_image_without_any_measurement_is_refused(value: float) -> None:
     image = measured("f4")[..., None].repeat(2, axis=2)
     image[..., 1] = value
-    with pytest.raises(DataError, match=r"no measured value \(channel 1.*leave it out"):
+    with pytest.raises(DataError, match=r"no measured value in channel 1 .*leave it out"):
         load(image)
 
 

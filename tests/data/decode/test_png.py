@@ -106,6 +106,6 @@ def test_a_damaged_text_does_not_cost_the_image(bits: int) -> None:
     header = bytearray(file)
     header[18] ^= 1
     with pytest.raises(
-        DataError, match=r"begins like PNG, but is damaged.*get it again|damaged or cut short"
+        DataError, match=r"begins like PNG, but is damaged.*download it again|damaged or cut short"
     ):
         decode(bytes(header))

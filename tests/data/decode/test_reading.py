@@ -142,4 +142,4 @@ def test_animations_and_names_that_lie_are_noted(tmp_path: Path) -> None:
         assert look(file, "drop")[1] == [reading.FIRST_FRAME]
     (tmp_path / "a.jpg").write_bytes(encode(frames[0]))
     square = read_square(str(tmp_path / "a.jpg"), px=4, channels=None)
-    assert square.notes == ("named .jpg but PNG, and read as what they are",)
+    assert square.notes == ("named .jpg, but read as PNG, which their content is",)

@@ -118,14 +118,20 @@ def test_the_image_among_its_pages(file: bytes, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        (pages((RGB, AS_RGB), (RGB[:20], AS_RGB)), r"different sizes .*33 x 47 x 3.*20 x 47 x 3.*its own"),
+        (
+            pages((RGB, AS_RGB), (RGB[:20], AS_RGB)),
+            r"different sizes .*33 x 47 x 3.*20 x 47 x 3.*separate file",
+        ),
         (pages((GREY, {}), (GREY.astype("u1"), {})), "different sizes or kinds .*uint16.*uint8"),
         (pages(*((GREY[: 20 if at == 3 else None], {}) for at in range(9))), "different sizes or kinds"),
         (pages((RGB[::4, ::4], REDUCED | {"subifds": 1}), (GREY, CFA)), "camera raw|CFA"),
         (tiff(GREY, **CFA), "CFA.*develop it and save it as TIFF"),
         (tiff(RGB, photometric="cielab"), "CIELAB.*save it as grey or RGB"),
-        (pages((np.stack([PLANES] * 2), {"metadata": {"axes": "TCYX"}}), ome=True), "T 2 x C 5.*of its own"),
-        (pages((RGB, AS_RGB), (np.ones((5, 5), bool), MASK)), "mask that is not of the image's size"),
+        (
+            pages((np.stack([PLANES] * 2), {"metadata": {"axes": "TCYX"}}), ome=True),
+            "T 2 x C 5.*separate file",
+        ),
+        (pages((RGB, AS_RGB), (np.ones((5, 5), bool), MASK)), "mask of another size than the image"),
         (b"II*\0\x10\0\0\0CR\2\0" + bytes(100), "camera raw"),
     ],
 )
@@ -201,7 +207,7 @@ def test_ycbcr_is_rgb_or_refused() -> None:
     file = tiff(luma, photometric="ycbcr")
     with tifffile.TiffFile(io.BytesIO(file)) as opened:
         at = opened.pages[0].tags["YCbCrSubSampling"].valueoffset
-    with pytest.raises(DataError, match=r"chroma at a lower resolution.*save it as RGB"):
+    with pytest.raises(DataError, match=r"chroma of a lower resolution.*save it as RGB"):
         decode(file[:at] + struct.pack("<HH", 2, 2) + file[at + 4 :])
 
 
@@ -239,7 +245,7 @@ def test_several_images_of_one_size_are_counted() -> None:
         (PLANES[0], {"metadata": {"axes": "YX"}}), (PLANES[1], {"metadata": {"axes": "YX"}}), ome=True
     )
     with pytest.raises(
-        DataError, match=r"holds 2 images \(33 x 47 uint16 each\); save each as a file of its own"
+        DataError, match=r"holds 2 images \(33 x 47 uint16 each\); save each as a separate file"
     ):
         decode(file)
 
@@ -258,7 +264,7 @@ def test_inks_that_are_not_cmyk_are_refused() -> None:
 def test_pages_with_palettes_or_turned_otherwise_are_no_channels() -> None:
     indices, colours = values("u1", 1)[..., 0], RNG.integers(0, 65_536, (3, 256)).astype(np.uint16)
     palette = {"photometric": "palette", "colormap": colours}
-    with pytest.raises(DataError, match="2 pages of colours with a palette; save each as a file of its own"):
+    with pytest.raises(DataError, match="2 pages with colour palettes; save each as a separate file"):
         decode(pages((indices, palette), (indices[::-1], palette)))
     turned = [{"extratags": [(274, 3, 1, orientation, True)]} for orientation in (1, 3)]
     with pytest.raises(DataError, match="pages of different sizes or kinds"):

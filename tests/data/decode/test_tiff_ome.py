@@ -146,9 +146,7 @@ def test_what_is_not_one_image_is_refused_with_the_set(
     tmp_path: Path, count: int, xml: str, reason: str
 ) -> None:
     path = write(tmp_path / "a.tif", PLANES[:count], xml)
-    with pytest.raises(
-        DataError, match=rf"OME-TIFF set \(well 7\).*{reason}.*save each as a file of its own"
-    ):
+    with pytest.raises(DataError, match=rf"OME-TIFF set \(well 7\).*{reason}.*save each as a separate file"):
         decode(path)
 
 
@@ -182,7 +180,7 @@ def test_files_that_a_companion_describes(tmp_path: Path, end: bytes) -> None:
     two = write(tmp_path / "f1.ome.tif", PLANES[[2, 1]], binary_only(1), end=end)
     for read in (lambda: decode(two), lambda: decode(two.read_bytes())):
         with pytest.raises(
-            DataError, match=r"2 pages, and set\.companion\.ome .*not beside it; put it there"
+            DataError, match=r"2 pages, but set\.companion\.ome, .*not beside it; put it there"
         ):
             read()
     write_companion(tmp_path, block(0) + block(1, page=1, c=1) + block(1, page=0, c=2), sizes="311")

@@ -48,7 +48,7 @@ def test_matching_as_one_after_the_other_would_do_it(tmp_path: Path, seed: int) 
         return
     found = [match for match in expected if match is not None]
     if len(found) > len(set(found)):
-        with pytest.raises(DataError, match="fits several images"):
+        with pytest.raises(DataError, match="matches several images"):
             match_labels(table, images)
     elif not found:
         with pytest.raises(DataError, match="none of its"):
@@ -73,13 +73,13 @@ def test_a_file_or_an_image_may_come_twice_if_nothing_contradicts(tmp_path: Path
     numbers, _ = match_labels(table, ["p/a.png", "b.png", "p/a.png"])
     assert numbers.tolist() == [0, 1, 0]
     write_csv(table, [("a.png", "x"), ("a.png", "")])
-    with pytest.raises(DataError, match=r"a\.png has two labels, x and none; keep one"):
+    with pytest.raises(DataError, match=r"a\.png has two values of label, x and none; keep one"):
         match_labels(table, ["a.png"])
 
 
 def test_files_that_are_found_but_have_no_label(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "labels.csv", [("a.png", ""), ("b.png", "y")])
-    with pytest.raises(DataError, match="its files that are among the images have no label"):
+    with pytest.raises(DataError, match="has no label for any of the images"):
         match_labels(table, ["a.png"])
 
 
@@ -106,12 +106,12 @@ def test_all_columns_are_matched_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("plate\n", r"line 1 names the columns plate .*a column `file` is needed"),
-        ("file,\na.png,0\n", "has no column beside `file`; add one"),
+        ("plate\n", r"line 1 names the columns plate .*but no column `file`"),
+        ("file,\na.png,0\n", "has no column besides `file`; add one"),
         ("file,plate,plate\na.png,1,2\n", "line 1 names a column twice"),
         ("file,plate\n", "the list names no file"),
         ("file,plate\nb.png,1\n", "none of its 1 files is among the images"),
-        ("file,plate\na.png,1\na.png,2\n", r"a\.png has two plates, 1 and 2; keep one"),
+        ("file,plate\na.png,1\na.png,2\n", r"a\.png has two values of plate, 1 and 2; keep one"),
         ("file,plate\na.png\n", "line 2 has 1 fields, not 2"),
     ],
 )
@@ -199,21 +199,27 @@ def rows_of(
     ("files", "rule"),
     [
         (NAMES, ""),
-        ([name.lower() for name in NAMES], "10 exactly, 10 but for letter case (0000.jpg for 0000.JPG)"),
-        ([name[:4] for name in NAMES], "20 but for missing suffix (0000 for 0000.JPG)"),
-        ([f"{int(name[:4])}{name[4:]}" for name in NAMES], "20 but for leading zeros (0.JPG for 0000.JPG)"),
+        ([name.lower() for name in NAMES], "10 exactly, 10 except for letter case (0000.jpg for 0000.JPG)"),
+        ([name[:4] for name in NAMES], "20 except for missing suffix (0000 for 0000.JPG)"),
+        (
+            [f"{int(name[:4])}{name[4:]}" for name in NAMES],
+            "20 except for leading zeros (0.JPG for 0000.JPG)",
+        ),
         (
             [f"{int(name[:4])}.0" for name in NAMES],
             "missing suffix and a number with a decimal point (0.0 for",
         ),
-        ([f"{name[:4]}.png" for name in NAMES], "20 but for suffix (0000.png for 0000.JPG)"),
-        ([f" {name}\t" for name in NAMES], "20 but for white space or quotes"),
-        ([f"'{name}'" for name in NAMES], "20 but for white space or quotes"),
+        ([f"{name[:4]}.png" for name in NAMES], "20 except for suffix (0000.png for 0000.JPG)"),
+        ([f" {name}\t" for name in NAMES], "20 except for white space or quotes"),
+        ([f"'{name}'" for name in NAMES], "20 except for white space or quotes"),
         ([f"./{name}" for name in NAMES], ""),
         ([f"images\\{name}" for name in NAMES], r"20 by the end of the path (images\0000.JPG for 0000.JPG)"),
         ([f"C:\\\\data\\\\{name}" for name in NAMES], "20 by the end of the path"),
-        ([f"D:\\Data\\{name.lower()}" for name in NAMES], "10 but for folders and letter case"),
-        ([name if at < 10 else name[:4] for at, name in enumerate(NAMES)], "10 exactly, 10 but for missing"),
+        ([f"D:\\Data\\{name.lower()}" for name in NAMES], "10 except for folders and letter case"),
+        (
+            [name if at < 10 else name[:4] for at, name in enumerate(NAMES)],
+            "10 exactly, 10 except for missing",
+        ),
     ],
 )
 def test_names_that_are_spelled_otherwise_are_matched_and_told(
@@ -295,7 +301,7 @@ def test_values_that_are_no_class_and_numbers_that_pandas_wrote(tmp_path: Path) 
     found, notes = find_all(tmp_path / "labels.csv", rows_of(NAMES, labels))
     assert found[:5] == [None, None, None, None, "-"]
     assert (
-        "3 cells of `label` hold NaN or NA or null, a word for a missing value" in notes
+        "3 cells of `label` hold NaN or NA or null, which is read as a missing value" in notes
         and "1 cells of `label` are empty" in notes
     )
     labels[4] = ""
@@ -307,7 +313,7 @@ def test_values_that_are_no_class_and_numbers_that_pandas_wrote(tmp_path: Path) 
         "False",
     }
     notes = find_all(tmp_path / "labels.csv", rows_of(NAMES, ["Cat", "cat"] * 10))[1]
-    assert "'Cat' and 'cat' differ by spelling alone" in notes
+    assert "'Cat' and 'cat' differ only in spelling" in notes
 
 
 @pytest.mark.parametrize(
@@ -326,13 +332,13 @@ def test_values_that_are_no_class_and_numbers_that_pandas_wrote(tmp_path: Path) 
         (b"\xef\xbb\xbf", ["is empty"]),
         (b"\n\r\n , \n", ["is empty"]),
         (rows_of(NAMES, head="file label", separator=" "), ["columns file label", "commas"]),
-        (rows_of(NAMES) + "x.jpg\n", ["line 22 has 1 fields", "fill in"]),
+        (rows_of(NAMES) + "x.jpg\n", ["line 22 has 1 fields", "add the missing"]),
         (rows_of([f'"{name}' if at == 4 else name for at, name in enumerate(NAMES)]), ["line 6", "quote"]),
-        (rows_of(["1.2E+05", "1.2E+05"], ["a", "b"]), ["two labels, a and b", "rounded", "text"]),
-        (rows_of([*NAMES, NAMES[0]], [*CLASSES, ""]), ["0000.JPG has two labels, a and none"]),
+        (rows_of(["1.2E+05", "1.2E+05"], ["a", "b"]), ["two values of label, a and b", "rounded", "text"]),
+        (rows_of([*NAMES, NAMES[0]], [*CLASSES, ""]), ["0000.JPG has two values of label, a and none"]),
         (rows_of(NAMES).encode().replace(b"0003", b"00\x003"), ["byte 46 is NUL", "export it again"]),
         (b"\xff\xfe" + rows_of(NAMES).encode("utf-16-le") + b"\x00", ["UTF-16", "save it as UTF-8"]),
-        (rows_of(NAMES, head="0000.JPG,a"), ["line 1 is already an image", "file,label"]),
+        (rows_of(NAMES, head="0000.JPG,a"), ["line 1 already names an image", "file,label"]),
         (rows_of(NAMES, head="7,a"), ["line 1 names the columns 7, a", "`file`", "above line 1"]),
         (rows_of(NAMES, head="file,species"), ["only species", "rename", "to label"]),
         (rows_of(NAMES, [f"{label},1" for label in CLASSES], head="file,label,label"), ["twice, label"]),
@@ -344,14 +350,14 @@ def test_values_that_are_no_class_and_numbers_that_pandas_wrote(tmp_path: Path) 
         ('file,label\n"a.png,x\n', ["quote that is not closed"]),
         (rows_of([*NAMES[1:], ""]), ["line 21 names no file"]),
         (rows_of([f"{at}.2E+05" for at in range(20)]), ["none of its 20", "0.2E+05", "rounded", "text"]),
-        (rows_of([f"IMG{name}" for name in NAMES]), ["IMG0000.JPG", "is 0000.JPG", "'IMG' too much"]),
+        (rows_of([f"IMG{name}" for name in NAMES]), ["IMG0000.JPG", "is 0000.JPG", "adds 'IMG'"]),
         (rows_of([f"/x/test/{name}" for name in NAMES]), ["0000.JPG, is in another folder"]),
         (rows_of([*NAMES, "x.jpg"], [*CLASSES, "new"]), ["of the class new", "x.jpg", "max_unmatched=1"]),
         (
             rows_of([*NAMES, "x.jpg", "y.jpg", "z.jpg"], [*CLASSES, *"aaa"]),
             ["3 of its 23", "max_unmatched=1"],
         ),
-        (rows_of([*NAMES, NAMES[0]], [*CLASSES, "b"]), ["0000.JPG has two labels, a and b"]),
+        (rows_of([*NAMES, NAMES[0]], [*CLASSES, "b"]), ["0000.JPG has two values of label, a and b"]),
         (rows_of(["0000.jpg", "0000.Jpg", *NAMES[1:]], ["a", "b", *CLASSES[1:]]), ["0000.jpg and 0000.Jpg"]),
         (rows_of(["0000.bmp", "0000.gif", *NAMES[1:]], ["a", "b", *CLASSES[1:]]), ["0000.bmp and 0000.gif"]),
     ],
@@ -383,7 +389,7 @@ def test_what_is_no_file_is_refused_with_the_next_step(tmp_path: Path, kind: str
 def test_thousands_are_no_decimals(tmp_path: Path) -> None:
     """`1,000` may be a thousand, and is not taken for 1."""
     images = ["1.jpg", "2.jpg", "1000.jpg", "2000.jpg"]
-    with pytest.raises(DataError, match=r"1,000, which is 1000\.jpg but for separators of thousands"):
+    with pytest.raises(DataError, match=r"1,000, which is 1000\.jpg except for thousands separators"):
         find_all(tmp_path / "labels.csv", rows_of(['"1,000"', '"2,000"'], ["a", "b"]), images)
     decimals = rows_of(
         ["1,0", "2,00", "1000.0", "2000.000000"], list("abcd"), head="file;label", separator=";"
@@ -400,7 +406,7 @@ def test_classes_that_differ_by_spelling_alone_are_told(tmp_path: Path) -> None:
     ):
         files = NAMES[: 6 * len(labels)]
         notes = find_all(tmp_path / "labels.csv", rows_of(files, (labels * 20)[: len(files)]))[1]
-        assert f"{pair} differ by spelling alone" in notes
+        assert f"{pair} differ only in spelling" in notes
     assert find_all(tmp_path / "labels.csv", rows_of(NAMES, ["1", "-1", "a-1", "a1"] * 5))[1] == ""
 
 
@@ -416,7 +422,7 @@ def test_a_lost_name_is_compared_with_the_images_of_all_sets(tmp_path: Path) -> 
     table = LabelFile(path)
     table.match(NAMES[:12])
     table.match(NAMES[12:])
-    assert any("nearest image is 0003.jpg: it has '_mask' too much" in note for note in table.notes())
+    assert any("nearest image is 0003.jpg: the list adds '_mask'" in note for note in table.notes())
 
 
 def test_utf_8_that_was_read_as_windows_1252_is_named(tmp_path: Path) -> None:
@@ -433,7 +439,9 @@ def test_names_without_folders_must_be_of_one_image(tmp_path: Path, suffix: str)
     one = [f"p{number % 3}/{number}.png" for number in range(20)]
     assert find_all(tmp_path / "labels.csv", rows_of(files, labels), one)[0] == CLASSES
     both = [f"{plate}/{number}.png" for plate in "pq" for number in range(20)]
-    with pytest.raises(DataError, match=rf"0{suffix} fits several images, p/0\.png and q/0\.png; write more"):
+    with pytest.raises(
+        DataError, match=rf"0{suffix} matches several images, p/0\.png and q/0\.png; write more"
+    ):
         find_all(tmp_path / "labels.csv", rows_of(files, labels), both)
 
 
@@ -444,9 +452,9 @@ def test_the_nearer_spelling_wins_and_what_stays_open_is_refused(tmp_path: Path)
         "y",
         None,
     ]
-    with pytest.raises(DataError, match=r"a fits several images, a\.jpg and a\.png"):
+    with pytest.raises(DataError, match=r"a matches several images, a\.jpg and a\.png"):
         find_all(tmp_path / "labels.csv", rows_of(["a", "b"], ["x", "y"]), images)
-    with pytest.raises(DataError, match=r"a\.JPG fits several images, a\.jpg and A\.jpg"):
+    with pytest.raises(DataError, match=r"a\.JPG matches several images, a\.jpg and A\.jpg"):
         find_all(tmp_path / "labels.csv", rows_of(["a.jpg", "a.JPG"], ["x", "y"]), ["a.jpg", "A.jpg"])
     twice = rows_of(["a.bmp", "a.gif", "b.jpg"], ["x", "x", "y"])  # two spellings that say the same
     assert find_all(tmp_path / "labels.csv", twice, ["a.png", "b.jpg"])[0] == ["x", "y"]
@@ -455,7 +463,7 @@ def test_the_nearer_spelling_wins_and_what_stays_open_is_refused(tmp_path: Path)
 def test_files_of_several_folders_and_images_of_one(tmp_path: Path) -> None:
     files = [f"{plate}/{name}" for plate in ("p1", "p2") for name in NAMES]
     path = write_csv(tmp_path / "labels.csv", list(zip(files, CLASSES + CLASSES[::-1], strict=True)))
-    with pytest.raises(DataError, match=r"could be the image 0000\.JPG, p1/0000\.JPG and p2/0000\.JPG"):
+    with pytest.raises(DataError, match=r"could be the image 0000\.JPG: p1/0000\.JPG and p2/0000\.JPG"):
         match_labels(path, NAMES)
     numbers, words = match_labels(path, NAMES, folder=tmp_path / "p2")
     assert [words[number] for number in numbers] == CLASSES[::-1]
@@ -465,12 +473,14 @@ def test_labels_of_two_sets_are_counted_together(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "labels.csv", list(zip(NAMES, CLASSES, strict=True)))
     table = LabelFile(path)
     table.match(NAMES[:12])
-    with pytest.raises(DataError, match="8 of its 20 files are no image here"):
+    with pytest.raises(DataError, match="8 of its 20 files match no image"):
         table.check(max_unmatched=0.1)
     table.check(max_unmatched=0.4)
     table.match(NAMES[12:19])
     table.check(max_unmatched=0.1)
-    assert [note for note in table.notes() if "left out, of no image here: 1 of the 20 labels" in note]
+    assert [
+        note for note in table.notes() if "left out, because no image matches: 1 of the 20 labels" in note
+    ]
 
 
 def test_metadata_is_matched_by_the_same_rules(tmp_path: Path) -> None:
@@ -479,8 +489,8 @@ def test_metadata_is_matched_by_the_same_rules(tmp_path: Path) -> None:
         rows_of([name.lower() for name in NAMES], head="id\tplate", separator="\t").encode("utf-16")
     )
     columns, notes = match_columns(path, NAMES, max_unmatched=0.1)
-    assert columns["plate"][1] == tuple("abcd") and any("10 but for letter case" in note for note in notes)
-    with pytest.raises(DataError, match="10 of its 20 files are no image here"):
+    assert columns["plate"][1] == tuple("abcd") and any("10 except for letter case" in note for note in notes)
+    with pytest.raises(DataError, match="10 of its 20 files match no image"):
         match_columns(path, NAMES[:10], max_unmatched=0.1)
 
 

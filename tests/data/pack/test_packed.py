@@ -322,22 +322,22 @@ def test_channels(tmp_path: Path, channels: object, shapes: list[tuple[int, ...]
         (
             draw((8, 8, 1), *[(8, 8, 3)] * 4),
             None,
-            r"4 of 3 channels, 1 of 1 channel, .*'日本/0\\xe9.png'; set data.chan",
+            r"4 of 3 channels, 1 of 1 channel .*'日本/0\\xe9.png'\); set data.chan",
         ),
         (
             draw(*[(8, 8, 5)] * 2, (8, 8, 3)),
             None,
-            r"2 of 5 channels, 1 of 3 channels, .*日本/2.*; choose some",
+            r"2 of 5 channels, 1 of 3 channels .*日本/2.*; choose some",
         ),
         (
             [*draw(*[(8, 8, 1)] * 3), *draw((8, 8, 1), dtype=np.uint16)],
             "grey",
-            r"3 of 8 bit, 1 of 16 bit, of these the first is '日本/3.*convert the files of one kind",
+            r"3 of 8 bit, 1 of 16 bit \(the first of these is '日本/3.*convert the files of one kind",
         ),
         (
             [*draw(*[(8, 8, 1)] * 3, dtype=np.uint16), np.zeros((8, 8, 1), dtype=np.float32)],
             None,
-            r"3 of 16 bit, 1 of 32 bit, of these the first is '日本/3.*convert the files of one kind",
+            r"3 of 16 bit, 1 of 32 bit \(the first of these is '日本/3.*convert the files of one kind",
         ),
     ],
 )
@@ -552,7 +552,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     usage = shutil.disk_usage(tmp_path)._replace(free=2 * 8 * 8)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(
-        DataError, match=r"p\.partial: the packed images need .* GB, 0\.0 GB are free; free space"
+        DataError, match=r"p\.partial: the packed images need .* GB, but 0\.0 GB are free; free space"
     ):
         pack_into(tmp_path / "p", Images(draw(*[(8, 8, 1)] * 3)))
 
@@ -633,7 +633,7 @@ def test_a_disk_that_fails_stops_the_packing_which_then_goes_on(tmp_path: Path, 
     failing.add("4.png")
     with pytest.raises(DataError, match=r"set/4\.png: .*Input/output error, errno 5") as caught:
         pack_into(tmp_path / "p", source)
-    assert "same command again" in str(caught.value) and not (tmp_path / "p").exists()
+    assert "repeat the command" in str(caught.value) and not (tmp_path / "p").exists()
     failing.clear()
     packed = pack_into(tmp_path / "p", source)
     assert len(packed) == 6 and packed.num_bad == 0 and read_bad(packed.folder) == [["file", "reason"]]

@@ -33,9 +33,9 @@ def image(*values: float, dtype: type = np.uint16) -> np.ndarray:
         ((1000, 4095 + 550), None),
         (
             (1000, 4095 + 551),
-            r"channel 0: the values lie in 1000 \.\. 4646, those of the training in 92 \.\. 4095",
+            r"channel 0: the values lie in 1000 \.\. 4646, but those of the training in 92 \.\. 4095",
         ),
-        ((1, 30, 255), "channel 0: most values are clipped, they lie in 1 .. 255"),  # 8 bits in a 16-bit file
+        ((1, 30, 255), "channel 0: most values are clipped; they lie in 1 .. 255"),  # 8 bits in a 16-bit file
         ((1600, 16 * 2304), "channel 0: the values lie in 1600"),  # shifted to the top of the 16 bits
         ((90,), "most values are clipped"),
         ((90, 1000), None),
@@ -81,7 +81,9 @@ def test_hardly_any_image_of_the_training_is_outside() -> None:
 
 def test_depths() -> None:
     check_bits(16, 16)
-    with pytest.raises(DataError, match="holds 8-bit values, the encoder was trained on 16-bit values; give"):
+    with pytest.raises(
+        DataError, match="holds 8-bit values, but the encoder was trained on 16-bit values; give"
+    ):
         check_bits(8, 16)
     with pytest.raises(DataError, match="holds floating-point values, the encoder was trained on 8-bit"):
         check_bits(32, 8)
@@ -101,6 +103,6 @@ def test_floats_that_were_scaled_already(values: tuple[float, ...], is_outside: 
     """The training's range begins at 0, so that nothing is clipped."""
     pixels = Pixels((-1.0,), (1000.0,), (0.2,), (0.1,), (-5.0,), (4095.0,))
     found = describe_outside(image(*values, dtype=np.float32)[..., :1], pixels)
-    assert (found is not None and "already scaled" in found) == is_outside
+    assert (found is not None and "scaled already" in found) == is_outside
     narrow = Pixels((-2.0,), (3.0,), (0.2,), (0.1,), (-2.0,), (3.0,))  # trained on such values
     assert describe_outside(image(*values[:1], 0.7, dtype=np.float32)[..., :1], narrow) is None

@@ -70,7 +70,7 @@ def test_processes_find_what_threads_find(
     assert [index for index, _ in by_processes] == [index for index, _ in by_threads] == list(indices)
     assert [told(found) for _, found in by_processes] == [told(found) for _, found in by_threads]
     reasons = [str(found) for _, found in by_threads if isinstance(found, DataError)]
-    assert len(reasons) == 1 and reasons[0].startswith("is not an image of a known format")
+    assert len(reasons) == 1 and reasons[0].startswith("is text, not an image of a known format")
 
 
 def test_headers_are_looked_at_by_processes_too(folder: FileSource, children: list[module._Child]) -> None:
@@ -123,7 +123,7 @@ def test_a_process_that_has_ended_is_one_line(
     folder: FileSource, children: list[module._Child], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(
-        DataError, match=r"a process .* has ended \(exit code 1\) at .*000\.png or the 63 after it"
+        DataError, match=r"a process .* ended \(exit code 1\) at .*000\.png or the 63 after it"
     ):
         list(read_ahead(abs, folder, range(len(folder)), num_workers=2))  # type: ignore[arg-type]
     assert "bad operand type for abs(): 'str'" in capfd.readouterr().err  # a bug shows where it is

@@ -43,7 +43,7 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\0"])
 def test_nothing(content: bytes) -> None:
-    with pytest.raises(DataError, match="standard input names no file; write one a line"):
+    with pytest.raises(DataError, match="standard input names no file; write one per line"):
         open_piped(io.BytesIO(content).read)
 
 

@@ -182,7 +182,7 @@ def test_paths_that_are_no_source(tmp_path: Path) -> None:
     (tmp_path / "movie.mp4").touch()
     with pytest.raises(DataError, match=r"movie\.mp4: neither a folder, a list"):
         open_source(config(tmp_path / "movie.mp4"))
-    with pytest.raises(DataError, match="has no split test; name the folder"):
+    with pytest.raises(DataError, match="has no split test; give the folder"):
         open_source(config(tmp_path), split="test")
 
 
@@ -223,7 +223,7 @@ def test_files_that_a_list_spells_otherwise_are_found_and_told(tmp_path: Path) -
     assert any("images found" in note and "letter case" in note for note in source.notes)
     write_image(tmp_path / "other" / "07.png", 3)
     (tmp_path / "list.txt").write_text("7.PNG\n")
-    with pytest.raises(DataError, match=r"7\.PNG fits several images, Set/007\.png and other/07\.png"):
+    with pytest.raises(DataError, match=r"7\.PNG matches several images, Set/007\.png and other/07\.png"):
         open_source(config(tmp_path / "list.txt"))
 
 
@@ -239,9 +239,9 @@ def test_lists_in_other_encodings(tmp_path: Path, name: str, encoding: str, is_f
     notes = " | ".join(source.notes)
     assert ("not UTF-8" in notes) == (encoding != "utf-16-le")
     if is_found:
-        assert names_of(source) == images and "not there" not in notes
+        assert names_of(source) == images and "do not exist" not in notes
     else:
-        assert "3 of its 3 files are not there" in notes
+        assert "3 of its 3 files do not exist" in notes
         assert "which is Käfer_0.png in a wrong encoding (cp850)" in notes
 
 
@@ -249,14 +249,14 @@ def test_a_file_of_a_list_that_is_not_there_is_told_with_the_kind_of_difference(
     write_image(tmp_path / "IMG_0001.png")
     (tmp_path / "list.txt").write_text("IMG_1.png\nIMG_0001.png\n")
     source = open_source(config(tmp_path / "list.txt"))
-    assert any("1 of its 2 files are not there" in note and "zeros" in note for note in source.notes)
+    assert any("1 of its 2 files do not exist" in note and "zeros" in note for note in source.notes)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("", r"list\.csv: is empty; write file,label"),
-        ("where;label\na.png;1\n", "line 1 names the columns where, label; a column `file` is needed"),
+        ("where;label\na.png;1\n", "line 1 names the columns where, label, but no column `file`"),
         ("file,label\na.png\n", "line 2 has 1 fields"),
         ("file,label\n", "the list names no file"),
     ],
@@ -283,10 +283,10 @@ def test_labels_from_a_csv_take_the_place_of_folders(tmp_path: Path) -> None:
         ("file,label\np3/a.png,1\n", "none of its 1 files is among the images"),
         (
             "file,label\na.png,1\n",
-            r"a\.png fits several images, p1/a\.png and p2/a\.png; write more of its path",
+            r"a\.png matches several images, p1/a\.png and p2/a\.png; write more of its path",
         ),
-        ("file,label\np1/a.png,1\np1/a.png,2\n", r"p1/a\.png has two labels, 1 and 2"),
-        ("file\np1/a.png\n", "no label is given"),
+        ("file,label\np1/a.png,1\np1/a.png,2\n", r"p1/a\.png has two values of label, 1 and 2"),
+        ("file\np1/a.png\n", "has no labels"),
     ],
 )
 def test_labels_that_do_not_fit(tmp_path: Path, content: str, reason: str) -> None:
@@ -339,7 +339,7 @@ def test_array_labels_that_do_not_fit(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((6, 5, 8), "u1"))
     np.save(tmp_path / "x_labels.npy", np.zeros(5, "i8"))
     with pytest.raises(
-        DataError, match=r"x_labels\.npy: one whole number from -1 an image is needed, 6 in all"
+        DataError, match=r"x_labels\.npy: must hold one integer from -1 per image, 6 in total"
     ):
         open_source(config(tmp_path / "x.npy"))
     (tmp_path / "x.npy").write_bytes(b"no array")
@@ -383,7 +383,7 @@ def test_stl10_that_is_missing_or_cut_short(tmp_path: Path) -> None:
     write_stl10(tmp_path / "stl10_binary")
     with open(tmp_path / "stl10_binary" / "unlabeled_X.bin", "r+b") as file:
         file.truncate(1000)
-    with pytest.raises(DataError, match=r"unlabeled_X\.bin: its 1000 bytes are not whole images"):
+    with pytest.raises(DataError, match=r"unlabeled_X\.bin: its 1000 bytes are not complete images"):
         open_source(config("stl10", root=tmp_path))
     (tmp_path / "stl10_binary" / "test_y.bin").write_bytes(b"\1\2")
     with pytest.raises(DataError, match=r"test_y\.bin: should hold 3 labels from 1 to 10"):
@@ -413,7 +413,7 @@ def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> No
         files, dataset = ("train", "test"), official.CIFAR100
         keys = {"label_key": "fine_labels", "names_key": "fine_label_names", "meta": "meta"}
     images = write_cifar(tmp_path / dataset.base_folder, files=files, **keys)
-    with pytest.raises(DataError, match=r"files are missing or not the official ones; set data\.root"):
+    with pytest.raises(DataError, match=r"files are missing or are not the official ones; set data\.root"):
         open_source(
             config(kind, root=tmp_path)
         )  # small files of ours are not official: pickles are not trusted
@@ -438,7 +438,7 @@ def test_a_download_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(official.stl10, "download_and_extract_archive", fail)
     wanted = DataConfig(**(vars(config("stl10", root=tmp_path)) | {"download": True}))
-    with pytest.raises(DataError, match=r"STL-10 could not be fetched into .* no network>") as caught:
+    with pytest.raises(DataError, match=r"STL-10 could not be downloaded to .* no network>") as caught:
         open_source(wanted)
     assert "\n" not in str(caught.value)
 

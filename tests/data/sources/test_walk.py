@@ -41,7 +41,7 @@ def test_other_kinds_are_counted_with_three_names(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "notes.txt").write_text("x")
     text = said(_open_folder(tmp_path))
-    assert "6 files of kinds that are not read" in text and "list (.txt)" in text
+    assert "6 files of kinds that byol does not read" in text and "list (.txt)" in text
     assert "5 .mov (IMG_0.MOV, IMG_1.MOV, IMG_2.MOV, ...), 1 .txt (sub/notes.txt)" in text
 
 
@@ -72,7 +72,7 @@ def test_images_without_a_suffix_are_read_by_content(tmp_path: Path) -> None:
     (tmp_path / "README").write_text("not an image")
     source = _open_folder(tmp_path)
     assert names(source) == ["1.2.840.17", "IM000001", "S1/IM000002", "S1/IM000003"]
-    assert "read by their content, without an image's suffix: 4" in said(source)
+    assert "because their content is an image: 4" in said(source)
     assert "1 without suffix (README)" in said(source)
 
 

@@ -51,7 +51,7 @@ def find_layout(shape: tuple[int, ...], layout: Layout = "auto") -> Layout:
     if (found := look_of(shape)) is not None:
         return found
     raise DataError(
-        f"has the shape {shape}, which does not tell the channels from height and width; set data.layout=hwc "
+        f"has the shape {shape}, whose channel axis is ambiguous; set data.layout=hwc "
         "(channels last) or data.layout=chw (channels first)"
     )
 
@@ -92,8 +92,8 @@ def channels_last(values: Shaped[np.ndarray, "..."], layout: Layout) -> RawArray
     """
     if values.ndim not in (2, 3):
         raise DataError(
-            f"has the shape {values.shape}; (height, width), (height, width, channels) and (channels, "
-            "height, width) are read; save each image as a file of its own"
+            f"has the shape {values.shape}, but byol reads (height, width), (height, width, channels) and "
+            "(channels, height, width); save each image as a separate file"
         )
     if values.ndim == 3 and find_layout(values.shape, layout) == "chw":
         return np.moveaxis(values, 0, -1)
@@ -119,7 +119,7 @@ def read_npz(stream: Stream, *, layout: Layout) -> Decoded:
         names = [name for name in file.namelist() if name.endswith(".npy")]
         if len(names) != 1:
             found = ", ".join(name.removesuffix(".npy") for name in names[:5]) or "none"
-            raise DataError(f"holds {len(names)} arrays ({found}), one is read; save the image alone as .npy")
+            raise DataError(f"holds {len(names)} arrays ({found}); byol reads one: save the image as .npy")
         with file.open(names[0]) as member:
             _check(*_read_header(member), layout)
         with file.open(names[0]) as member:

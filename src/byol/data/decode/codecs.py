@@ -85,7 +85,7 @@ def as_samples(image: Image.Image) -> Image.Image:
         case "CMYK" | "YCbCr":
             return image.convert("RGB")
         case mode:
-            raise DataError(f"Pillow's mode {mode} is not read; save it as grey or RGB")
+            raise DataError(f"has Pillow's mode {mode}, which byol does not read; save it as grey or RGB")
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -179,7 +179,7 @@ def read_deep_jpeg(stream: Stream) -> Decoded:
 def check_jpeg_end(file: bytes) -> None:
     """Refuse a JPEG that is cut: imagecodecs makes the rest of the image grey."""
     if file.rfind(b"\xff\xd9") < file.rfind(b"\xff\xda"):
-        raise DataError("is damaged or cut short (the JPEG has no end)")
+        raise DataError("is damaged or cut short (the JPEG has no end mark)")
 
 
 def is_jpeg_ls(file: bytes) -> bool:
@@ -226,7 +226,7 @@ def by_imagecodecs(name: str, file: bytes, alpha: Alpha, **options: Any) -> Deco
     if values.ndim == 4:  # an animation
         values = values[0]
     if values.ndim not in (2, 3):
-        raise DataError(f"holds an array of the shape {values.shape}; save each image as a file of its own")
+        raise DataError(f"holds an array of the shape {values.shape}; save each image as a separate file")
     check_header(values.shape[0], values.shape[1], values.dtype)
     channels = values.shape[2] if values.ndim == 3 else 1
     if channels in (2, 4) and alpha != "none":
@@ -265,5 +265,5 @@ def read_deep_pnm(stream: Stream) -> Decoded:
     else:
         values = np.array(re.sub(rb"#[^\n]*", b"", file[header.end() :]).split()[:count], dtype=np.int64)
     if len(values) < count or values.max() > largest:
-        raise DataError("is damaged or cut short (values are missing, or above the largest)")
+        raise DataError("is damaged or cut short (values are missing, or larger than its header allows)")
     return Decoded(as_image(values.astype(np.uint16).reshape(height, width, -1)))

@@ -53,7 +53,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 _VR = re.compile(rb"[A-Z]{2}")
 
-_AGAIN = "get it again from where it came"
+_AGAIN = "copy or download it again"
 _NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the image itself; run: git lfs pull"),
     (b"/annex/objects/", "is a git-annex pointer, not the image itself; run: git annex get"),
@@ -166,7 +166,7 @@ def find_refusal(head: bytes) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WAVE"):
         return "is a video (AVI) or sound (WAV), not an image"
     if len(head) >= 16 and not any(head):
-        return f"begins with zeros alone, as after an interrupted copy; {_AGAIN}"
+        return f"begins with zeros only, as after an interrupted copy; {_AGAIN}"
     return _refuse_text(head)
 
 
@@ -185,13 +185,13 @@ def _refuse_text(head: bytes) -> str | None:
     if "<svg" in text:
         return "is a drawing (SVG); render it as PNG"
     if text.startswith(("<!doctype html", "<html", "<head", "<body")) or "<html" in text:
-        return f"is a web page (HTML), as servers send in place of an image; {_AGAIN}"
+        return f"is a web page (HTML), which servers may send instead of an image; {_AGAIN}"
     if text.startswith("<"):
-        return f"is XML, as servers send in place of an image; {_AGAIN}"
+        return f"is XML, which servers may send instead of an image; {_AGAIN}"
     if text.startswith(("{", "[")):
-        return f"is JSON, as servers send in place of an image; {_AGAIN}"
+        return f"is JSON, which servers may send instead of an image; {_AGAIN}"
     if len(head) < 8 and (
         not head or not head.isascii() or any(magic.startswith(head) for magic, _ in _MAGIC)
     ):
         return None  # too little to tell text from an image that was cut
-    return f"is not an image of a known format: it is text; {_AGAIN}"
+    return f"is text, not an image of a known format; {_AGAIN}"

@@ -57,7 +57,7 @@ def read_dicom(stream: Stream) -> Decoded:
     stored = _read_stored(data)
     is_colour = not photometric.startswith("MONOCHROME")
     if is_colour and frames > 1:
-        raise DataError(f"has {frames} frames in colour; save each as a file of its own")
+        raise DataError(f"has {frames} colour frames; save each as a separate file")
     if photometric == "PALETTE COLOR":
         return Decoded(as_image(apply_color_lut(stored, data)))
     if is_colour:
@@ -78,12 +78,12 @@ def _check_stored(data: Any, photometric: str) -> None:
     """Refuse what pydicom would read otherwise than it is meant."""
     if not photometric.startswith(("MONOCHROME", "RGB", "YBR_", "PALETTE")):
         raise DataError(
-            f"holds colours of the kind {photometric}, which are not read; convert it to RGB or grey"
+            f"has the colour space {photometric}, which byol does not read; convert it to RGB or grey"
         )
     highest = int(data.get("BitsStored", 0)) - 1
     if "PixelData" in data and int(data.get("HighBit", highest)) != highest:
         raise DataError(
-            f"holds {highest + 1}-bit values with HighBit {data.HighBit}; convert it, so that HighBit is "
+            f"holds {highest + 1}-bit values with HighBit {data.HighBit}; convert it so that HighBit is "
             f"{highest}"
         )
 

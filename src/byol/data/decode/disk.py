@@ -55,11 +55,11 @@ class DiskError(DataError):
     def locate(self, name: str) -> DataError:
         """What stops the work: the name, what the system said, and the way on."""
         if self.for_good:
-            way = f"allow it (chmod -R u+rX), or leave out what is so: {SKIP_KEY}=true"
+            way = f"allow reading (chmod -R u+rX), or leave such files out with {SKIP_KEY}=true"
         else:
             way = (
-                "the image itself may be whole: look at the disk or the network, then give the same command "
-                f"again, which continues; or leave out what is so: {SKIP_KEY}=true"
+                "the file itself may be intact: check the disk or the network, then repeat the command to "
+                f"continue; or leave such files out with {SKIP_KEY}=true"
             )
         return DataError(f"{name}: {self}; {way}")
 

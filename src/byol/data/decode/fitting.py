@@ -52,7 +52,7 @@ def select_channels(image: ImageArray, channels: Channels) -> ImageArray:
         return image
     if isinstance(channels, list):
         if not all(0 <= channel < count for channel in channels):
-            raise DataError(f"has {count} channels, and data.channels={channels} counts from 0")
+            raise DataError(f"has {count} channels, numbered from 0; data.channels={channels} does not fit")
         return np.ascontiguousarray(image[..., channels])
     if channels == "rgb" and count == 1:
         return np.repeat(image, 3, axis=2)
@@ -60,7 +60,7 @@ def select_channels(image: ImageArray, channels: Channels) -> ImageArray:
         grey = image @ np.array([0.299, 0.587, 0.114])
         grey = grey if image.dtype == np.float32 else np.rint(grey)
         return np.asarray(grey[..., None], dtype=image.dtype)
-    raise DataError(f"has {count} channels; data.channels={channels} takes images of 1 or 3")
+    raise DataError(f"has {count} channels; data.channels={channels} needs images with 1 or 3")
 
 
 def select_missing(missing: Missing, channels: Channels) -> Missing:

@@ -32,15 +32,15 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # where, what, and what it 
     (0, b"farbfeld", "a farbfeld file"),
     (0, b"PAR1", "a Parquet file"),
     (0, b"P7\n", "a PAM file"),
-    (0, b"PF\n", "a PFM file of colours"),
-    (0, b"PF ", "a PFM file of colours"),
+    (0, b"PF\n", "a colour PFM file"),
+    (0, b"PF ", "a colour PFM file"),
     (0, b"8BPS", "a Photoshop file"),
     (0, b"II\x1a\0\0\0HEAPCCDR", "a camera raw file"),
     (0, b"FUJIFILMCCD-RAW", "a camera raw file"),
     (0, b"IIRO", "a camera raw file"),
     (0, b"IIU\0", "a camera raw file"),
 )
-REFUSED = "is {}, which is not read; save its images as TIFF, PNG or .npy"
+REFUSED = "is {}, which byol does not read; save its images as TIFF, PNG or .npy"
 HEAD_BYTES = 600  # that `name_of` looks at
 
 

@@ -31,10 +31,10 @@ _EXACT = 2**24  # whole numbers up to this are exact as float32
 _INT32_MIN = -(2**31)  # a common mark of missing values; as float32 it is exact
 UNKNOWN = "is not an image of a known format; save it as TIFF, PNG or .npy"
 DAMAGED = (
-    "begins like {}, but is damaged or of a variety that is not read; get it again, or save it as TIFF, PNG "
-    "or .npy"
+    "begins like {}, but is damaged or of a variant that byol does not read; copy or download it again, or "
+    "save it as TIFF, PNG or .npy"
 )
-NOT_EXACT = f"holds whole numbers beyond {_EXACT:,}, which float32 cannot keep; save it as float or 16 bit"
+NOT_EXACT = f"holds integers beyond {_EXACT:,}, which float32 cannot represent; save it as float or 16 bit"
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def check_header(height: int, width: int, dtype: np.dtype[Any] | None) -> None:
     if height * width == 0:
         raise DataError(f"has no pixels ({height} x {width})")
     if height * width > MAX_PIXELS:
-        raise DataError(f"has {height} x {width} pixels, more than the {MAX_PIXELS:,} that are read")
+        raise DataError(f"has {height} x {width} pixels, more than the {MAX_PIXELS:,} that byol reads")
     if dtype is None or dtype.kind not in "buif":
-        raise DataError(f"holds {dtype or 'unknown'} values; whole and floating-point numbers are read")
+        raise DataError(f"holds {dtype or 'unknown'} values; byol reads integers and floating-point numbers")
 
 
 def as_image(values: RawArray, missing: Missing | None = None) -> ImageArray:
@@ -123,7 +123,7 @@ def as_image(values: RawArray, missing: Missing | None = None) -> ImageArray:
             with np.errstate(over="ignore"):
                 values = values.astype(np.float32, copy=False)
         case _:
-            raise DataError(f"holds {values.dtype} values; whole and floating-point numbers are read")
+            raise DataError(f"holds {values.dtype} values; byol reads integers and floating-point numbers")
     return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
 
 

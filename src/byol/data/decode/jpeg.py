@@ -18,13 +18,13 @@ _END = b"\xff\xd9"
 _TAIL = 24  # bytes of the picture's own, whose loss must show
 # Powers of 3 modulo a prime look random; numpy.random would take 2 MB. Without 0xff there are no markers.
 _RUBBISH = bytes(pow(3, power, 65_537) % 255 for power in range(1, 513))
-_TOO_SHORT, _TOO_LONG = "its data end before the picture does", "its data go on after the picture"
+_TOO_SHORT, _TOO_LONG = "its data end before the image does", "its data continue after the image"
 _WARNINGS = (  # of libjpeg
     (re.compile(r"premature end of data segment"), _TOO_SHORT),
     (re.compile(r"(\d+) extraneous bytes before marker 0xd9"), _TOO_LONG),
-    (re.compile(r"extraneous bytes before marker"), "its data go on after a part of the picture"),
-    (re.compile(r"bad (Huffman|arithmetic) code"), "it holds codes that mean nothing"),
-    (re.compile(r"found marker .* instead of RST"), "its restart marks are out of order"),
+    (re.compile(r"extraneous bytes before marker"), "its data continue after a part of the image"),
+    (re.compile(r"bad (Huffman|arithmetic) code"), "it holds invalid codes"),
+    (re.compile(r"found marker .* instead of RST"), "its restart markers are out of order"),
     (re.compile(r"Inconsistent progression"), "its scans contradict each other"),
 )
 
@@ -100,7 +100,7 @@ def find_damage_in(path: str) -> str | None:
     return (
         None
         if found is None
-        else f"JPEG that is damaged inside ({found}): part of it may be rubbish; look at it"
+        else f"JPEG with damaged data ({found}): part of the image may be wrong; look at it"
     )
 
 

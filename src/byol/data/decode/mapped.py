@@ -28,7 +28,7 @@ def _read(path: Path, refusal: OSError) -> NDArray[Any]:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
     except MemoryError:
         raise DataError(
-            f"{path}: cannot be mapped ({describe(refusal)}) and does not fit into memory; "
+            f"{path}: cannot be memory-mapped ({describe(refusal)}) and does not fit into memory; "
             "copy it to a local disk"
         ) from None
     return array

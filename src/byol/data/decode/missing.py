@@ -25,7 +25,7 @@ _LARGEST_BELOW = max(marker for marker in MARKERS if marker < 0)
 _LEAST_ABOVE = min(marker for marker in MARKERS if marker > 0)
 _FEWEST = 2  # times that a marker is there
 _ALL_MISSING = (
-    "holds no measured value (channel {}: all are NaN, fill values, padding or masked); leave it out"
+    "has no measured value in channel {} (all are NaN, fill values, padding or masked); leave it out"
 )
 
 

@@ -45,7 +45,7 @@ def _read_path(path: str | Path, read: Callable[[Stream], T]) -> T:
         kind = image_kind(stream.read(HEAD_BYTES))
         stream.seek(0)
         if kind is not None and (suffix := find_false_suffix(kind, str(path))) is not None:
-            note(f"named {suffix} but {kind}, and read as what they are")
+            note(f"named {suffix}, but read as {kind}, which their content is")
         try:
             with reasons():
                 return read(stream)
@@ -103,9 +103,9 @@ def _raise_plainly(error: Exception) -> NoReturn:
         case UnidentifiedImageError():
             reason = UNKNOWN
         case Image.DecompressionBombError():
-            reason = f"has more than the {MAX_PIXELS:,} pixels that are read"
+            reason = f"has more than the {MAX_PIXELS:,} pixels that byol reads"
         case MemoryError():
-            reason = "needs more memory than there is"
+            reason = "needs more memory than is available"
         case _:
             detail = " ".join(str(error).split())
             reason = f"is damaged or cut short ({detail or type(error).__name__})"

@@ -22,21 +22,21 @@ from PIL import Image
 
 Alpha = Literal["auto", "drop", "mask", "keep"]  # as data.alpha
 
-DROPPED = "transparency dropped, the colours under it used (data.alpha)"
+DROPPED = "transparency ignored, the colours under it are used (data.alpha)"
 KEPT = "transparency kept as the last channel (data.alpha)"
-ON_WHITE = "transparent, laid on white; data.alpha=drop uses the colours under it, keep makes it a channel"
-FILLED = "transparent, values there set to the median of the others; data.alpha=drop takes them as stored"
+ON_WHITE = "transparent: laid on white; data.alpha=drop uses the colours under it, keep adds it as a channel"
+FILLED = "transparent: values there replaced by the median of the others; data.alpha=drop uses them as stored"
 ALONE = (
-    "of one colour, the shape is in the transparency alone: laid on white, bright ones on black; "
+    "of one colour, with the shape in the transparency only: laid on white, or on black if bright; "
     "data.alpha=drop would make them blank"
 )
 VOID = "transparent everywhere: the transparency is ignored; data.alpha=mask makes them white"
-FIRST_FRAME = "animations, of which the first frame is used; save other frames as files of their own"
+FIRST_FRAME = "animations: only the first frame is used; save other frames as separate files"
 SMALLER = (
-    "TIFFs with pages of a half, a third or a quarter of the size, taken for overviews and left out; save "
-    "them as files of their own if they are images"
+    "TIFFs with pages of a half, a third or a quarter of the size, which are left out as overviews; save "
+    "them as separate files if they are images"
 )
-NO_END = "JPEG without an end mark, all rows are there and used; write them again to mend them"
+NO_END = "JPEG without an end mark: all rows are there and used; save them again to repair them"
 
 _ONE_COLOUR = 8  # of 255: colours that differ by less, with the noise of a compression, are one
 

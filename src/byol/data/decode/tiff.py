@@ -39,7 +39,7 @@ _KIND = (256, 257, 259, 262, 274, 277, 339)  # sides, compression, photometric, 
 _PLAIN_TAGS = frozenset((*range(256, 260), *range(269, 285), *range(320, 326)))  # of a single image: the
 _PLAIN_TAGS |= {262, 266, 296, 305, 306, 315, 317, 338, 339, 347, 530, 531, 532}  # usual ones
 _OWN_LAYOUTS = ("SI.", "PerkinElmer-QPI", "Philips DP")  # programs with series of their own
-_NOT_ONE = "save each as a file of its own"
+_NOT_ONE = "save each as a separate file"
 
 
 def read_tiff(stream: Stream, *, layout: Layout, path: Path | None = None) -> Decoded:
@@ -70,7 +70,7 @@ def _read_own(tiff: Any, own: list[int], stream: Stream) -> Decoded:
         return _read(tiff, _OnePage(tiff.pages[own[0]]), None, stream, "chw")
     series, mask = _choose(tiff)
     if len(own) > 1 and len(series.pages) != len(tiff.pages):
-        raise DataError(f"has other pages beside those that its description (OME-XML) names; {_NOT_ONE}")
+        raise DataError(f"has pages that its description (OME-XML) does not name; {_NOT_ONE}")
     return _read(tiff, series, mask, stream, "chw", order=own)
 
 
@@ -176,7 +176,7 @@ def _choose(tiff: Any) -> tuple[Any, Any | None]:
     sizes = [(one.keyframe.imagelength, one.keyframe.imagewidth) for one in masks]
     if sizes and (len(sizes) > 1 or sizes[0] != (chosen.keyframe.imagelength, chosen.keyframe.imagewidth)):
         raise DataError(
-            "has a mask that is not of the image's size; save it without the mask, or with an alpha"
+            "has a mask of another size than the image; save it without the mask, or with an alpha channel"
         )
     return chosen, masks[0] if masks else None
 
@@ -193,12 +193,12 @@ def _check_complete(tiff: Any, series: Any) -> None:
     if series.kind == "ome" and any(page is None for page in series.pages):
         raise DataError(
             "has fewer pages than its description (OME-XML) names; export it again, or save each image as a "
-            "file of its own"
+            "separate file"
         )
     if series.kind not in ("uniform", "generic") or len(series.pages) < 2:
         return
     if series.keyframe.photometric == PALETTE:
-        raise DataError(f"has {len(series.pages)} pages of colours with a palette; {_NOT_ONE}")
+        raise DataError(f"has {len(series.pages)} pages with colour palettes; {_NOT_ONE}")
     if len({_describe_page(tiff, page.offset) for page in series.pages}) > 1:
         raise DataError(f"has pages of different sizes or kinds; {_NOT_ONE}")
 
@@ -231,8 +231,8 @@ def _find_channel_axis(series: Any) -> int | None:
     if len(axes) > 1 or series.axes.find("Y") > series.axes.find("X"):
         words = " x ".join(f"{axis} {size}" for axis, size in zip(series.axes, series.shape, strict=True))
         raise DataError(
-            f"has the axes {words}; only one besides height and width can be the channels; save each "
-            "image as a file of its own"
+            f"has the axes {words}, but byol reads only one axis besides height and width, as channels; save "
+            "each image as a separate file"
         )
     return axes[0] if axes else None
 
@@ -256,8 +256,8 @@ def _is_channels_last(series: Any, layout: Layout) -> bool:
         return False
     pages, height, width = series.shape
     raise DataError(
-        f"has {pages} pages of {height} x {width}: an array whose channels were last? Set data.layout=hwc if "
-        "it was, data.layout=chw if the pages are the channels"
+        f"has {pages} pages of {height} x {width}, which may be an array with channels last; set "
+        "data.layout=hwc if it is, data.layout=chw if the pages are the channels"
     )
 
 
@@ -268,7 +268,7 @@ def _load(series: Any, page: Any) -> RawArray:
         name, text = getattr(page.compression, "name", str(page.compression)), str(error)
         if "imagecodecs" in text or "not supported" in text or "COMPRESSION" in text:
             raise DataError(
-                f"is compressed in a way that is not read here ({name}); pip install -U imagecodecs, or save "
+                f"has a compression that cannot be read here ({name}); pip install -U imagecodecs, or save "
                 "it with LZW, Deflate, or without compression"
             ) from None
         raise

@@ -13,7 +13,7 @@ from typing import Any
 from byol.base.errors import DataError
 
 _AXES = "CZT"
-_NOT_ONE = "save each as a file of its own"
+_NOT_ONE = "save each as a separate file"
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def find_own_pages(tiff: Any, path: Path | None) -> list[int] | None:
         found = _read_companion(path, name)
         if found is None:
             raise DataError(
-                f"is one file of an OME-TIFF set, has {number} pages, and {name or 'the file'} that "
-                f"describes them is not beside it; put it there, or {_NOT_ONE}"
+                f"is one file of an OME-TIFF set and has {number} pages, but {name or 'the file'}, which "
+                f"describes them, is not beside it; put it there, or {_NOT_ONE}"
             )
         root = found
     owners = {_owner(block) for block in root.iter() if _is(block, "TiffData")}
@@ -62,7 +62,7 @@ def _order(planes: list[_Plane], number: int, root: Any) -> list[int]:
     if not planes:
         if number == 1:
             return [0]
-        raise DataError(f"{what}, and has {number} pages that the set does not name; {_NOT_ONE}")
+        raise DataError(f"{what} and has {number} pages that the set does not name; {_NOT_ONE}")
     if len({plane.image for plane in planes}) > 1:
         raise DataError(f"{what}, with pages of several images; {_NOT_ONE}")
     axes = [axis for at, axis in enumerate(_AXES) if len({plane.place[at] for plane in planes}) > 1]
@@ -70,8 +70,7 @@ def _order(planes: list[_Plane], number: int, root: Any) -> list[int]:
         raise DataError(f"{what}, with pages along {' and '.join(axes)}; {_NOT_ONE}")
     if max(plane.page for plane in planes) >= number:
         raise DataError(
-            f"{what}, and has fewer pages than its description (OME-XML) names; export it again, or "
-            f"{_NOT_ONE}"
+            f"{what} and has fewer pages than its description (OME-XML) names; export it again, or {_NOT_ONE}"
         )
     return [plane.page for plane in sorted(planes, key=lambda plane: plane.place)]
 

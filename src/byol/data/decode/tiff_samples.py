@@ -57,7 +57,7 @@ def check_colours(page: Any) -> None:
         advice = (
             "develop it and save it as TIFF" if photometric in (32803, 34892) else "save it as grey or RGB"
         )
-        raise DataError(f"holds values of the kind {name}, which are not read; {advice}")
+        raise DataError(f"has the colour space {name}, which byol does not read; {advice}")
     if photometric == _CMYK and page.tags.valueof(_INK_SET, default=_CMYK_INKS) != _CMYK_INKS:
         raise DataError(f"holds inks other than CMYK; {_AS_RGB}")
     if photometric == _YCBCR and page.compression not in _JPEGS:
@@ -68,7 +68,7 @@ def check_colours(page: Any) -> None:
             or found not in (None, _FULL_RANGE)
             or page.bitspersample != 8
         ):
-            raise DataError(f"holds YCbCr with chroma at a lower resolution or another range; {_AS_RGB}")
+            raise DataError(f"holds YCbCr with chroma of a lower resolution or another range; {_AS_RGB}")
 
 
 def _pairs(values: Any) -> Iterator[tuple[float, float]]:
@@ -106,7 +106,7 @@ def invert(values: RawArray, bits: int) -> RawArray:
 def _by_palette(values: RawArray, page: Any) -> RawArray:
     """The colours of the palette, 8 bits each: its 16 bits repeat them, or hold them as they are."""
     if page.colormap is None or values.shape[2] != 1:
-        raise DataError(f"has a palette that is missing or has several indices a pixel; {_AS_RGB}")
+        raise DataError(f"has no palette, or several palette indices per pixel; {_AS_RGB}")
     palette = np.asarray(page.colormap).T
     palette = palette >> 8 if palette.max() > 255 else palette
     colours: RawArray = palette.astype(np.uint8)[values[..., 0]]

@@ -15,26 +15,26 @@ from byol.data.labels.spelling import cut, make_plain, stem_of
 from byol.data.labels.text_files import decode_legacy, remove_unseen
 
 ROUNDED = (  # follows the name
-    "a number that a spreadsheet has rounded: make the column text there, fill in the names and save it again"
+    "a number that a spreadsheet rounded: set that column to text, enter the names and save it again"
 )
 _ROUNDED = re.compile(r"\d+(?:[.,]\d+)?[eE][+-]?\d+")  # 1.2E+05
 _NUMBER = re.compile(r"[1-9]\d*")
 _NUM_NEAR = 5000  # images that a name is compared with
-_WRITE = "write the names of the images"
+_WRITE = "use the names of the images"
 # Encodings of tables that are neither UTF-8 nor Windows-1252: of old Macs, DOS and other Windows.
 _LEGACY = ("mac_roman", "cp850", "cp437", "cp1250", "cp1251", "shift_jis", "gbk")
 # Differences that are not matched, because they could be meant: what they are called, and how to undo them.
 _KINDS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("", lambda name: name),
     ("the form of a web address", lambda name: unquote(re.split("[?#]", name)[0])),
-    ("signs in HTML's spelling", html.unescape),
+    ("HTML entities", html.unescape),
     ("a second suffix", cut),
-    ("separators of thousands", lambda name: re.sub(r"(?<=\d)[,.'](?=\d{3}(?!\d))", "", name)),
-    ("zeros in front of numbers", lambda name: re.sub(r"(?<![\d.,])0+(?=\d)", "", name)),
+    ("thousands separators", lambda name: re.sub(r"(?<=\d)[,.'](?=\d{3}(?!\d))", "", name)),
+    ("leading zeros of numbers", lambda name: re.sub(r"(?<![\d.,])0+(?=\d)", "", name)),
     ("spaces, underscores or hyphens", lambda name: re.sub(r"[\s_-]+", "", name)),
     ("brackets, quotes or equals signs", lambda name: re.sub(r"[][(){}<>='\"`]", "", name)),
     ("the width of its characters", lambda name: unicodedata.normalize("NFKC", name)),
-    ("characters that are not seen", remove_unseen),
+    ("invisible characters", remove_unseen),
 )
 
 
@@ -71,15 +71,15 @@ def _compare(written: str, file: str, near: Sequence[str], *, is_legacy: bool) -
         if (image := _find_alike(file, near, undo)) is not None:
             is_in_folder = _are_tails(cut(undo(file)), cut(undo(image)))
             if kind:
-                return f"which is {image} but for {kind}{'' if is_in_folder else ' and the folder'}: {_WRITE}"
-            if is_in_folder:
                 return (
-                    f"but another row names the image {image} more exactly: remove the wrong one of the two"
+                    f"which is {image} except for {kind}{'' if is_in_folder else ' and the folder'}: {_WRITE}"
                 )
-            return f"and the nearest image, {image}, is in another folder: name the same folders"
+            if is_in_folder:
+                return f"but another row names the image {image} more exactly: remove the wrong row"
+            return f"and the nearest image, {image}, is in another folder: use the same folders"
     for encoding, read in _read_otherwise(written, file, is_legacy=is_legacy):
         if (image := _find_alike(read, near, lambda name: name)) is not None:
-            return f"which is {image} in a wrong encoding{encoding}: save it as UTF-8 once more"
+            return f"which is {image} in a wrong encoding{encoding}: save it again as UTF-8"
     stem, stems = stem_of(file).lower(), dict[str, list[str]]()
     for image in near:
         stems.setdefault(stem_of(image).lower(), []).append(image)
@@ -129,5 +129,5 @@ def _describe_edit(file: str, image: str) -> str:
     kind, start, end, image_start, image_end = next(edit for edit in edits if edit[0] != "equal")
     theirs, ours = quote(file[start:end]), quote(image[image_start:image_end])
     if kind == "insert":
-        return f"{ours} is missing from it"
-    return f"it has {theirs} too much" if kind == "delete" else f"it has {theirs} where the image has {ours}"
+        return f"the list lacks {ours}"
+    return f"the list adds {theirs}" if kind == "delete" else f"it has {theirs} where the image has {ours}"

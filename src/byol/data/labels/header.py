@@ -66,14 +66,14 @@ class Header:
             if at is None and want == "label":
                 others = ", ".join(name for name in rest if name) or "the files"
                 raise DataError(
-                    f"{self.path}: no label is given, there is no column `label`, only {others}; rename the "
-                    "column of the classes to label"
+                    f"{self.path}: has no labels, because it has no column `label`, only {others}; rename "
+                    "the column of the classes to label"
                 )
             return {} if at is None else {"label": at}
         places = [place for place, name in enumerate(self.names) if name and place != file_at]
         if not places:
             raise DataError(
-                f"{self.path}: has no column beside `{self.names[file_at]}`; add one, such as file,plate"
+                f"{self.path}: has no column besides `{self.names[file_at]}`; add one, such as file,plate"
             )
         names = [self.names[place] for place in places]
         if "label" not in names:
@@ -104,7 +104,7 @@ class Header:
             several = " and ".join(names[place] for place in found)
             raise DataError(
                 f"{self.path}: line {self.line} has {several}, and each may be the column `{purpose}`; "
-                f"rename the right one to {purpose}, the other to something else"
+                f"rename the right one to {purpose}, and the other to something else"
             )
         return found[0] if found else None
 
@@ -156,13 +156,13 @@ def _refuse_header(header: Header) -> DataError:
     shown = ", ".join(name[:80] or "(none)" for name in names[:8]) + (", ..." if len(names) > 8 else "")
     if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
         return DataError(
-            f"{header.path}: {place} is already an image ({shown}); write the names of the columns above it, "
-            "such as file,label"
+            f"{header.path}: {place} already names an image ({shown}); write the names of the columns above "
+            "it, such as file,label"
         )
     one = " (commas, semicolons, tabs and bars separate columns)" if len(names) == 1 else ""
     return DataError(
-        f"{header.path}: {place} names the columns {shown}{one}; a column `file` is needed: rename the one "
-        f"of the file names to file, or write file,label above {place} if that is an image already"
+        f"{header.path}: {place} names the columns {shown}{one}, but no column `file`: rename the column of "
+        f"file names to file, or write file,label above {place} if that line already names an image"
     )
 
 

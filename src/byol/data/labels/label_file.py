@@ -48,7 +48,7 @@ class LabelFile:
         _check_contradictions(self._table, self._columns, self._first)
         says_something = np.unique(self._first[(stacked >= 0).any(axis=0)])
         if want == "label" and len(says_something) == 0:
-            raise DataError(f"{path}: no label is given, its column is empty; fill it in")
+            raise DataError(f"{path}: has no labels, because their column is empty; fill it in")
         self._given = says_something
         self._is_used = np.zeros(len(self._first), dtype=np.bool_)
         self._rules: Counter[str] = Counter()
@@ -86,7 +86,7 @@ class LabelFile:
             for name, (numbers, words) in self._columns.items()
         }
         if self._is_strict and (labels["label"][0] < 0).all():
-            raise DataError(f"{self.path}: its files that are among the images have no label; fill them in")
+            raise DataError(f"{self.path}: has no label for any of the images; fill them in")
         return labels
 
     def check(self, *, max_unmatched: float) -> None:
@@ -96,12 +96,12 @@ class LabelFile:
             DataError: more than the share `max_unmatched` of what it says is of no image, or, unless that
                 is 1, all that it says of a class; or it says two things of an image in two spellings.
         """
-        lost, go_on = self._lost, "evaluation.max_unmatched=1 goes on without them"
+        lost, go_on = self._lost, "evaluation.max_unmatched=1 continues without them"
         if max_unmatched < 1 and len(lost):
-            self._check_spellings("evaluation.max_unmatched=1 takes the one that is nearer to the image")
+            self._check_spellings("evaluation.max_unmatched=1 uses the one that is nearer to the image")
         if len(lost) > max_unmatched * len(self._given):
             raise DataError(
-                f"{self.path}: {len(lost)} of its {len(self._given)} files are no image here; "
+                f"{self.path}: {len(lost)} of its {len(self._given)} files match no image; "
                 f"{self._explain()} ({go_on})"
             )
         if self._is_strict and max_unmatched < 1 and len(lost):
@@ -111,7 +111,7 @@ class LabelFile:
             if len(gone):
                 row = int(lost[np.isin(numbers[lost], gone)][0])
                 raise DataError(
-                    f"{self.path}: none of the files of the class {words[int(gone[0])]} is an image here"
+                    f"{self.path}: no file of the class {words[int(gone[0])]} matches an image"
                     f"{_count_others(len(gone))}; {self._explain(row)} ({go_on})"
                 )
 
@@ -122,7 +122,7 @@ class LabelFile:
         what = "labels" if self._is_strict else "rows"
         if len(self._lost):
             num = f"{len(self._lost)} of the {len(self._given)} {what}"
-            yield f"left out, of no image here: {num} in {self.path}; {self._explain()}"
+            yield f"left out, because no image matches: {num} in {self.path}; {self._explain()}"
 
     @property
     def _lost(self) -> Int64[np.ndarray, " lost"]:
@@ -145,8 +145,8 @@ class LabelFile:
             return
         one, two = (_show(table, row) for row in pair)
         raise DataError(
-            f"{self.path}: {one} and {two} are spellings of one image, but say different things of it; keep "
-            f"the right one ({go_on})"
+            f"{self.path}: {one} and {two} are spellings of one image, but their rows differ; keep the right "
+            f"one ({go_on})"
         )
 
 
@@ -234,7 +234,7 @@ def _check_contradictions(table: Table, columns: dict[str, Labels], first: Numbe
             one, two = (words[number] if number >= 0 else "none" for number in numbers[[first[row], row]])
             file = _show(table, row)
             why = f", {ROUNDED}" if is_rounded(file) else "; keep one"
-            raise DataError(f"{table.path}: {file} has two {name}s, {one} and {two}{why}")
+            raise DataError(f"{table.path}: {file} has two values of {name}, {one} and {two}{why}")
 
 
 def _show(table: Table, row: int) -> str:

@@ -78,7 +78,7 @@ def match_files(
         for row, image in speller.find(rest):
             match[image], is_used[row] = row, True
             file, name = files[row], images[image]
-            rule = f"but for {' and '.join(name_differences(file, name, is_legacy=is_legacy))}"
+            rule = f"except for {' and '.join(name_differences(file, name, is_legacy=is_legacy))}"
             rules[rule] += 1
             if rule not in examples:
                 examples[rule] = _show_pair(file, name, is_legacy=is_legacy)
@@ -193,8 +193,8 @@ def _check_same(
         image = images[int(places[contested][0])]
         one, two = [name for name in dict.fromkeys(files.names) if name.endswith(f"/{image}")][:2]
         raise DataError(
-            f"{path}: two of its files could be the image {image}, {one} and {two}; name the files as in the "
-            "folder of the images, or leave the others out"
+            f"{path}: two of its files could be the image {image}: {one} and {two}; name the files as in the "
+            "image folder, or leave the others out"
         )
 
 

@@ -99,7 +99,7 @@ def hash_all(names: Iterable[str]) -> Numbers:
 
 
 def refuse_many(path: Path, file: str, one: str, two: str) -> DataError:
-    return DataError(f"{path}: {file} fits several images, {one} and {two}; write more of its path")
+    return DataError(f"{path}: {file} matches several images, {one} and {two}; write more of its path")
 
 
 def _trim(name: str) -> str:
@@ -218,8 +218,8 @@ class Speller:
             return refuse_many(self._path, file, near[0], near[1])
         others = [name for name in self._read(rows) if are_related(cut(name))]
         return DataError(
-            f"{self._path}: two of its files could be the image {near[0]}, {others[0]} and {others[1]}; "
-            "spell the right one as the image, or remove the other"
+            f"{self._path}: two of its files could be the image {near[0]}: {others[0]} and {others[1]}; "
+            "spell the right one like the image, or remove the other"
         )
 
 

@@ -95,7 +95,7 @@ def read_table(path: Path, *, want: Want) -> Table:
                     builders[name].append(strip_blank(row[place]))
     names = files.build()
     if len(names) == 0:
-        raise DataError(f"{path}: the list names no file; write one a line, below the names of the columns")
+        raise DataError(f"{path}: the list names no file; write one per line, below the names of the columns")
     is_legacy = encoding == LEGACY
     columns = {name: builder.build(is_legacy=is_legacy) for name, builder in builders.items()}
     notes = [*header.describe(places, want=want), *_describe_values(path, builders, columns)]
@@ -117,7 +117,7 @@ def read_lines(path: Path) -> Table:
             if line.strip():
                 files.append(line.rstrip("\r\n"))
     if len(files) == 0:
-        raise DataError(f"{path}: the list names no file; write one a line")
+        raise DataError(f"{path}: the list names no file; write one per line")
     names = files.build()
     notes = (_describe_legacy(path, map(decode_legacy, names)),) if encoding == LEGACY else ()
     return Table(path, names, {}, encoding == LEGACY, notes)
@@ -141,8 +141,8 @@ def _read_rows(stream: TextIO, header: Header, *, least: int) -> Iterator[list[s
                 continue
             if len(row) < least:
                 raise DataError(
-                    f"{path}: line {start} has {len(row)} fields, not {num_columns}; fill in the others, or "
-                    "remove the line"
+                    f"{path}: line {start} has {len(row)} fields, not {num_columns}; add the missing fields, "
+                    "or remove the line"
                 )
             if any(row[num_columns:]):
                 raise DataError(
@@ -155,8 +155,8 @@ def _read_rows(stream: TextIO, header: Header, *, least: int) -> Iterator[list[s
             yield row
     except csv.Error as error:
         raise DataError(
-            f"{path}: what begins in line {line} cannot be read as a table ({error}); look there for a quote "
-            "that is not closed"
+            f"{path}: cannot be read as a table from line {line} on ({error}); look there for a quote that "
+            "is not closed"
         ) from None
 
 
@@ -203,8 +203,8 @@ def _describe_values(
         what = "no class" if name == "label" else "not known"
         if num := builder.missing.total():
             yield (
-                f"{path}: {num} cells of `{name}` hold {' or '.join(builder.missing)}, a word for a missing "
-                f"value: {what}; write another word if it is one"
+                f"{path}: {num} cells of `{name}` hold {' or '.join(builder.missing)}, which is read as a "
+                f"missing value: {what}; if it is a value, write another word"
             )
         if name == "label" and builder.num_empty:
             yield f"{path}: {builder.num_empty} cells of `{name}` are empty: {what}"
@@ -221,8 +221,8 @@ def _describe_alike(path: Path, words: Iterable[str]) -> Iterator[str]:
         one, two = map(quote, pairs[0])
         more = f" (and {len(pairs) - 1} more)" if len(pairs) > 1 else ""
         yield (
-            f"{path}: the classes {one} and {two}{more} differ by spelling alone and count as two; give them "
-            "one spelling if they are one"
+            f"{path}: the classes {one} and {two}{more} differ only in spelling and count as two; if they "
+            "are one class, use one spelling"
         )
 
 

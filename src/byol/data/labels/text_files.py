@@ -54,7 +54,7 @@ def remove_unseen(text: str) -> str:
 
 
 def refuse_empty(path: Path) -> DataError:
-    return DataError(f"{path}: is empty; write file,label on its first line, then a line an image")
+    return DataError(f"{path}: is empty; write file,label on its first line, then one line per image")
 
 
 def find_encoding(path: Path) -> str:
@@ -81,8 +81,8 @@ def find_encoding(path: Path) -> str:
         while head:
             if (at := head.find(b"\0")) >= 0:
                 raise DataError(
-                    f"{path}: byte {done + at} is NUL, which no text holds; the file is damaged or no text: "
-                    "export it again as CSV (UTF-8)"
+                    f"{path}: byte {done + at} is NUL, so the file is damaged or not text; export it again "
+                    "as CSV (UTF-8)"
                 )
             done += len(head)
             if is_unicode:

@@ -91,7 +91,7 @@ def pack(
     with locked(folder, while_waiting=_Waiting(folder, partial, progress=progress, say=say), say=say):
         packed, note = _find(folder, recipe)
         if packed is not None and packed.num_bad and (num := _count_back(packed, source)):
-            packed, note = None, f"packed again: {num} images that could not be read before can be now"
+            packed, note = None, f"packed again: {num} images that could not be read before can be read now"
         if packed is None:
             _write(
                 source, recipe, partial=partial, max_bad=max_bad, num_workers=num_workers, progress=progress
@@ -199,7 +199,7 @@ def _check_bad(folder: Path, source: Source, *, num_bad: int, max_bad: float) ->
         allow = f", or allow them with data.max_bad={round_up(num_bad / len(source)):g}"
         raise DataError(
             f"{source.name}: {num_bad} of {len(source)} images cannot be read (data.max_bad is {max_bad:g}), "
-            f"{describe_bad(read_bad(folder))}; {folder / BAD_FILES} lists all, mend or remove them"
+            f"{describe_bad(read_bad(folder))}; {folder / BAD_FILES} lists them: repair or remove them"
             f"{allow if num_bad < len(source) else ''}"
         )
 

@@ -70,7 +70,7 @@ def check_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise DataError(
-            f"{folder}: the packed images need {num_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            f"{folder}: the packed images need {num_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; "
             f"{_ELSEWHERE}"
         )
 
@@ -99,8 +99,8 @@ def _rename_used(folder: Path, old: Path) -> None:
         if os.name != "nt":
             raise
         raise DataError(
-            f"{folder}: cannot be packed again while another program reads it; end that one (a training run, "
-            "byol explore), or choose another place with data.packs=FOLDER"
+            f"{folder}: cannot be packed again while another program reads it; end that program (a training "
+            "run, byol explore), or choose another place with data.packs=FOLDER"
         ) from None
 
 

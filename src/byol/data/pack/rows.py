@@ -131,5 +131,5 @@ class RowFile:
             )
         except DiskError as failure:
             raise DataError(
-                f"{self.path}: cannot be read, {failure}; look at the disk, then give the same command again"
+                f"{self.path}: cannot be read, {failure}; check the disk, then repeat the command"
             ) from None

@@ -35,8 +35,8 @@ def check_bits(found: Bits, trained: Bits) -> None:
     """
     if found != trained:
         raise DataError(
-            f"holds {_IN_WORDS[found]}, the encoder was trained on {_IN_WORDS[trained]}; give values as the "
-            "training's files held them, scaling is done here"
+            f"holds {_IN_WORDS[found]}, but the encoder was trained on {_IN_WORDS[trained]}; give values as "
+            "the training files hold them, because the encoder scales them itself"
         )
 
 
@@ -75,14 +75,14 @@ def describe_outside(square: ImageArray, pixels: Pixels, filled: Missing | None 
         if pixels.smallest and (smallest[channel] < known[0] - reach or largest[channel] > known[1] + reach):
             what = "the values"
         elif max((values < low).mean(), (values > high).mean()) > MOST_CLIPPED:
-            what = "most values are clipped, they"
+            what = "most values are clipped; they"
         elif is_scaled:
-            what = "the values are already scaled, it seems: they"
+            what = "the values seem to be scaled already; they"
         else:
             continue
         return (
-            f"channel {channel}: {what} lie in {smallest[channel]:g} .. {largest[channel]:g}, those of the "
-            f"training in {known[0]:g} .. {known[1]:g}; was it recorded or scaled in another way?"
+            f"channel {channel}: {what} lie in {smallest[channel]:g} .. {largest[channel]:g}, but those of "
+            f"the training in {known[0]:g} .. {known[1]:g}; check how the image was recorded and scaled"
         )
     return None
 

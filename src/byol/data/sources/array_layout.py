@@ -32,7 +32,7 @@ _READERS, _CHUNK = 8, 128  # threads, since a network disk answers late; files o
 _MOST_KEPT = 8  # sets whose layout is remembered
 _IN_WORDS: dict[Layout, str] = {"hwc": "channels last", "chw": "channels first"}
 _CHOICE = "data.layout=hwc (channels last) or data.layout=chw (channels first)"
-_UNCLEAR = "has the shape {}, which does not tell the channels from height and width"
+_UNCLEAR = "has the shape {}, whose channel axis is ambiguous"
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ def _judge(names: dict[Shape, str]) -> Layout:
     )
     if last and first:
         raise DataError(
-            f"{names[last[0]]} has the shape {last[0]}, which looks like channels last, "
+            f"{names[last[0]]} has the shape {last[0]}, which looks like channels last, but "
             f"{names[first[0]]} has {first[0]}, which looks like channels first; set {_CHOICE} if all files "
-            "are alike, else convert those of one kind"
+            "are alike, otherwise convert those of one kind"
         )
     if last or first:
         return _follow("hwc" if last else "chw", last or first, unclear, names)
@@ -126,8 +126,8 @@ def _follow(layout: Layout, clear: list[Shape], unclear: list[Shape], names: dic
     for shape in unclear:
         if _count(shape, layout) not in numbers:
             raise DataError(
-                f"{names[shape]}: {_UNCLEAR.format(shape)}, and as {_IN_WORDS[layout]}, which "
-                f"{names[clear[0]]} looks like ({clear[0]}), it would have other channels; set {_CHOICE}"
+                f"{names[shape]}: {_UNCLEAR.format(shape)}; with {_IN_WORDS[layout]}, as in "
+                f"{names[clear[0]]} ({clear[0]}), it would have another number of channels; set {_CHOICE}"
             )
     other: Layout = "chw" if layout == "hwc" else "hwc"
     if (
@@ -137,8 +137,8 @@ def _follow(layout: Layout, clear: list[Shape], unclear: list[Shape], names: dic
     ):
         a, b = clear[0], next(shape for shape in clear if _count(shape, layout) != _count(clear[0], layout))
         raise DataError(
-            f"{names[a]} has the shape {a}, {names[b]} has {b}: these look like {_IN_WORDS[layout]}, but "
-            f"then their channels differ, and with {_IN_WORDS[other]} all have {_count(a, other)}; set "
+            f"{names[a]} has the shape {a}, {names[b]} has {b}: these look like {_IN_WORDS[layout]} with "
+            f"different numbers of channels, but with {_IN_WORDS[other]} all have {_count(a, other)}; set "
             f"{_CHOICE}"
         )
     return layout

@@ -44,7 +44,7 @@ def in_memory(
     try:
         return InMemoryImages(items, resolve_layout(images.shapes(), trained), pages="auto")
     except DataError as error:
-        raise DataError(f"{error}; in Python, give tensors, whose channels are first") from None
+        raise DataError(f"{error}; in Python, give tensors, which have channels first") from None
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class InMemoryImages:
             case Tensor() as tensor:
                 if tensor.ndim != 3:
                     raise DataError(
-                        f"has the shape {tuple(tensor.shape)}; (channel, height, width) is wanted"
+                        f"has the shape {tuple(tensor.shape)}; give tensors of (channel, height, width)"
                     )
                 tensor = tensor.detach().cpu()
                 tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has none

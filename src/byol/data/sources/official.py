@@ -94,7 +94,7 @@ def _load_cifar(dataset: Any, name: str, split: str, root: Path, *, download: bo
             loaded = dataset(root, train=split == "train")
     except RuntimeError:
         raise DataError(
-            f"{root / dataset.base_folder}: files are missing or not the official ones; "
+            f"{root / dataset.base_folder}: files are missing or are not the official ones; "
             f"{_advice(f'{name}, 0.2 GB', dataset.base_folder)}"
         ) from None
     labels = np.array(loaded.targets, dtype=np.int64)
@@ -105,7 +105,7 @@ def _map_stl10_images(path: Path) -> UInt8[np.ndarray, "n 96 96 3"]:
     size_bytes = path.stat().st_size
     if size_bytes == 0 or size_bytes % (3 * _STL10_PX * _STL10_PX):
         raise DataError(
-            f"{path}: its {size_bytes} bytes are not whole images of 96 x 96; fetch the file again"
+            f"{path}: its {size_bytes} bytes are not complete images of 96 x 96; download the file again"
         )
     try:
         values: UInt8[np.ndarray, " bytes"] = np.memmap(path, dtype=np.uint8, mode="r")
@@ -121,7 +121,7 @@ def _read_stl10_labels(folder: Path, part: str, *, num_images: int) -> Int64[np.
     path = folder / f"{part}_y.bin"
     labels = np.fromfile(path, dtype=np.uint8).astype(np.int64)
     if len(labels) != num_images or labels.min() < 1 or labels.max() > len(_STL10_CLASSES):
-        raise DataError(f"{path}: should hold {num_images} labels from 1 to 10; fetch the file again")
+        raise DataError(f"{path}: should hold {num_images} labels from 1 to 10; download the file again")
     return labels - 1
 
 
@@ -131,9 +131,9 @@ def _fetch(download: Callable[[], object], *, name: str, root: Path) -> None:
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{name} could not be fetched into {root} ({reason}); fetch it by hand and set data.root"
+            f"{name} could not be downloaded to {root} ({reason}); download it yourself and set data.root"
         ) from None
 
 
 def _advice(what: str, folder: str) -> str:
-    return f"set data.root to the folder that holds {folder}, or data.download=true to fetch it ({what})"
+    return f"set data.root to the folder that holds {folder}, or data.download=true to download it ({what})"

@@ -63,7 +63,7 @@ def open_source(
         opened = _open_set(source, split or _SPLITS[source][0], data=data)
     elif split is not None:
         raise DataError(
-            f"{source}: has no split {split}; name the folder or list of that part as the source instead"
+            f"{source}: has no split {split}; give the folder or list of that split as the source instead"
         )
     else:
         opened = _open_path(source, data.layout, skip_unreadable=data.skip_unreadable, trained=trained)
@@ -316,7 +316,7 @@ def _find_missing(
     notes = list(describe_rules(path, match.rules, match.examples))
     if len(lost := np.flatnonzero(~match.is_used)):
         example = explain(sought[int(lost[0])], images, is_legacy=is_legacy)
-        notes.append(f"{path}: {len(lost)} of its {len(files)} files are not there; {example}")
+        notes.append(f"{path}: {len(lost)} of its {len(files)} files do not exist; {example}")
     return mended, notes
 
 
@@ -334,7 +334,7 @@ def _open_array(path: Path, layout: Layout, trained: TrainedLayout | None) -> Ar
     if images.ndim not in (3, 4) or images.dtype.kind not in "buif" or images.size == 0:
         raise DataError(
             f"{path}: holds {images.dtype} of shape {images.shape}; "
-            "numbers of shape (N, height, width) or (N, height, width, channels) are read"
+            "byol reads numbers of shape (N, height, width) or (N, height, width, channels)"
         )
     found: Layout = "hwc"
     if images.ndim == 4:
@@ -350,9 +350,7 @@ def _open_array(path: Path, layout: Layout, trained: TrainedLayout | None) -> Ar
     if labels_path.exists():
         loaded = _load_map(labels_path, left_out)
         if loaded.shape != (len(images),) or loaded.dtype.kind not in "iu" or loaded.min() < -1:
-            raise DataError(
-                f"{labels_path}: one whole number from -1 an image is needed, {len(images)} in all"
-            )
+            raise DataError(f"{labels_path}: must hold one integer from -1 per image, {len(images)} in total")
         labels = loaded.astype(np.int64)
         class_names = tuple(str(number) for number in range(labels.max() + 1))
     return ArraySource(

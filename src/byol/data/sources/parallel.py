@@ -148,7 +148,7 @@ class _Child:
             return found
         except (OSError, EOFError, pickle.UnpicklingError):
             raise DataError(
-                f"a process that reads images has ended (exit code {self._process.wait()}) at {paths[0]} or "
+                f"a process that reads images ended (exit code {self._process.wait()}) at {paths[0]} or "
                 f"the {len(paths) - 1} after it; if memory is short, set trainer.num_workers=1"
             ) from None
 

@@ -30,7 +30,7 @@ def open_piped(
     """
     names = _read_names(read)
     if len(names) == 0:
-        raise DataError("-: standard input names no file; write one a line, as `find` does")
+        raise DataError("-: standard input names no file; write one per line, as `find` does")
     stamps = array("q")
     for index in range(len(names)):
         stamps.extend(stamp(names.raw(index)))

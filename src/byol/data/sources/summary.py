@@ -21,25 +21,25 @@ def describe_passed_by(left_out: LeftOut) -> Iterator[str]:
     if left_out.suffixes:
         total = sum(few.count for few in left_out.suffixes.values())
         yield (
-            f"passed by, {_files(total)} of kinds that are not read: {_list_suffixes(left_out)}; those that "
-            "are images are read if a list (.txt) names them"
+            f"skipped {_files(total)} of kinds that byol does not read: {_list_suffixes(left_out)}; if some "
+            "are images, name them in a list (.txt)"
         )
     for few, what, way in (
         (
             left_out.hidden,
-            "passed by, hidden files and folders or the system's",
-            "rename what should be used",
+            "skipped hidden files and folders, and those of the system",
+            "rename those that byol should read",
         ),
-        (left_out.special, "passed by, pipes, sockets and devices", "give files"),
+        (left_out.special, "skipped pipes, sockets and devices", "give files"),
         (
             left_out.unreadable,
-            "left out, folders that cannot be read",
-            "data.skip_unreadable=false stops there",
+            "left out folders that cannot be read",
+            "data.skip_unreadable=false stops with an error",
         ),
         (
             left_out.by_content,
-            "read by their content, without an image's suffix",
-            "remove those that should not",
+            "read files without an image suffix, because their content is an image",
+            "remove those that byol should not read",
         ),
     ):
         if few.count:
@@ -88,8 +88,8 @@ def describe_larger(num_larger: int, *, num_images: int, stored_px: int) -> Iter
     """How many are stored at fewer pixels than they have, if any."""
     if num_larger:
         yield (
-            f"{num_larger:,} of {num_images:,} images are larger than the {stored_px} px they are stored at, "
-            "and shrunk; data.stored_px=N keeps more"
+            f"{num_larger:,} of {num_images:,} images are larger than {stored_px} px and are shrunk to that; "
+            "data.stored_px=N keeps more pixels"
         )
 
 
@@ -98,8 +98,8 @@ def describe_clipped(share: float) -> Iterator[str]:
     if share > 0.0:
         percent = f"{100 * share:.2g}%" if share >= _LEAST_SAID else "a few"
         yield (
-            f"{percent} of all values lie beyond the range of the training and are clipped to black "
-            "or white; training with data.clip=0 clips none of its images"
+            f"{percent} of all values lie outside the training range and are clipped to black or white; "
+            "training with data.clip=0 clips no value of the training images"
         )
 
 

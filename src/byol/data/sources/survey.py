@@ -65,7 +65,7 @@ def survey(
         assert first_bad is not None
         name, reason = first_bad
         raise DataError(
-            f"{source.name}: none of {len(indices)} images looked at can be used, "
+            f"{source.name}: none of the {len(indices)} images that byol looked at can be used; "
             f"the first is {quote(name)}: {reason}"
         )
     return _summarise(looks, num_images=len(source), num_bad=len(indices) - len(looks))
@@ -177,8 +177,8 @@ def describe_missing(missing: float, with_missing: float) -> str | None:
     if with_missing == 0.0:
         return None
     return (
-        f"{100 * missing:.2g}% of all values, in {with_missing:.0%} of the images, are no measurement (NaN, "
-        "fill values, padding or masked); each is filled with the median of its channel in its image"
+        f"{100 * missing:.2g}% of all values, in {with_missing:.0%} of the images, are missing (NaN, fill "
+        "values, padding or masked); byol replaces each by the median of its channel in its image"
     )
 
 
@@ -228,12 +228,12 @@ def describe_mixture(source: Source, *, all_channels: bool, num_workers: int, al
             f"{count} of " + " ".join(filter(None, (channels, f"{bits} bit" if len(depths) > 1 else "")))
         )
     if len(depths) > 1:
-        advice = "convert the files of one kind, or write those of the other in a list (.txt)"
+        advice = "convert the files of one kind, or name those of the other in a list (.txt)"
     elif numbers <= {1, 3}:
         advice = "set data.channels=rgb (grey three times) or data.channels=grey"
     else:
-        advice = "choose some with data.channels=[0], or write the files of one kind in a list (.txt)"
+        advice = "choose some with data.channels=[0], or name the files of one kind in a list (.txt)"
     name = source.names(first[rarest])
     if len(numbers) > 1 and name.lower().endswith((".npy", ".npz")):
-        advice = f"say where the arrays' channels are with data.layout=hwc or data.layout=chw; or {advice}"
-    return f"the images differ: {', '.join(kinds)}, of these the first is {quote(name)}; {advice}"
+        advice = f"set the channel axis of the arrays with data.layout=hwc or data.layout=chw; or {advice}"
+    return f"the images differ: {', '.join(kinds)} (the first of these is {quote(name)}); {advice}"

@@ -31,26 +31,26 @@
 
   const map = createMap(document.getElementById("map"), {
     count: about.count, name: (row) => names[row], columns, layouts, thumb, near: (row) => json(`near/${row}`),
-    hint: "Click a point to see it and the images most like it.",
+    hint: "Click a point to see the image and the most similar ones.",
   });
   window.byolMap = map;
 
   async function wait() {  // for maps that are still being made
     const now = await json("map.json");
     for (const title of now.layouts) if (!layouts.has(title)) map.addLayout(title, await layout(title));
-    status.textContent = now.waiting.length ? `${now.waiting.join(", ")}: being made …` : "";
+    status.textContent = now.waiting.length ? `${now.waiting.join(", ")}: computing …` : "";
     if (now.waiting.length) setTimeout(wait, POLL_MS);
   }
   wait();
 
   async function search(file) {
-    status.textContent = `looking for images like ${file.name} …`;
+    status.textContent = `searching for images similar to ${file.name} …`;
     const suffix = (file.name.match(/\.[A-Za-z0-9]{1,8}$/) || [""])[0];
     try {
       const near = await json("search", { method: "POST", body: file, headers: { "X-Suffix": suffix } });
       found.replaceChildren(...near.map(map.tile));
       map.choose(near.map((one) => one.row), false);
-      status.textContent = `${near.length} images most like ${file.name}, the first by ${near[0].similarity.toFixed(2)}`;
+      status.textContent = `${near.length} images most similar to ${file.name}; highest similarity ${near[0].similarity.toFixed(2)}`;
     } catch (error) { found.replaceChildren(); status.textContent = error.message; }
   }
 

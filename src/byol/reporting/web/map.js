@@ -246,9 +246,9 @@ function createMap(root, data) {
     state.pinned = row;
     draw();
     if (row < 0) { panel.replaceChildren(make("p", { class: "quiet" }, data.hint)); return; }
-    const near = make("div", { class: "near", "aria-label": "most alike" });
+    const near = make("div", { class: "near", "aria-label": "most similar" });
     panel.replaceChildren(make("h3", {}, label(row)), data.thumb(row, 160), ...columnLines(row),
-      make("h3", { style: "margin-top:.8rem" }, "Most alike"), near);
+      make("h3", { style: "margin-top:.8rem" }, "Most similar"), near);
     const found = await data.near(row);
     if (state.pinned === row) near.replaceChildren(...found.map(tile));
   }

@@ -39,6 +39,6 @@
     thumb,
     near: async (row) => Array.from({ length: given.perRow }, (_, at) => row * given.perRow + at)
       .map((at) => ({ row: near[at], similarity: likeness[at] / 100 })).filter((one) => one.row !== row).slice(0, 8),
-    hint: "Click a point to see it and the images most like it.",
+    hint: "Click a point to see the image and the most similar ones.",
   });
 })();
