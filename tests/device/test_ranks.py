@@ -10,7 +10,7 @@ import torch.multiprocessing
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from byol.base.errors import ConfigError
+from byol.base.errors import ConfigError, RankLostError
 from byol.config import load_config
 from byol.device import ranks as distributed
 from byol.device.ranks import Ranks, connect
@@ -147,6 +147,29 @@ def test_a_world_size_that_no_launcher_set(monkeypatch: pytest.MonkeyPatch) -> N
     )
     with pytest.raises(ConfigError, match=message), connect(trainer):
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection reset by peer"), "has ended"),
+        (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting"), "within 10 minutes"),
+        (RuntimeError("Application timeout caused pair closure"), "within 10 minutes"),
+        (dist.DistBackendError("NCCL error: remote process exited or a network error"), "has ended"),
+    ],
+)
+def test_a_lost_rank_is_one_line(error: RuntimeError, said: str) -> None:
+    with (
+        pytest.raises(RankLostError, match=f"^rank 1 of 2: another rank .*{said}.*same command again"),
+        distributed.naming_lost_ranks(1, 2),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize("text", ["shapes cannot be multiplied", "timed out while compiling"])
+def test_other_errors_stay_as_they_are(text: str) -> None:
+    with pytest.raises(RuntimeError, match=text), distributed.naming_lost_ranks(1, 2):
+        raise RuntimeError(text)
 
 
 def read_fp32_precision() -> tuple[str, str]:

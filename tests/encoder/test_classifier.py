@@ -1,7 +1,6 @@
 """A classifier's files: what comes back is what was saved, and what is damaged is one line."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from byol.encoder.encoder import Encoder, load
 from byol.encoder.spec import EncoderSpec
 from byol.method.networks import build_encoder
 from byol.method.views import Pixels
+from edits import edit_json
 
 PX, NUM_FEATURES = 16, 96
 
@@ -142,8 +142,7 @@ def test_missing_files(folder: Path, copy: Path) -> None:
     ],
 )
 def test_json_that_does_not_fit(copy: Path, changes: dict[str, object], message: str) -> None:
-    content = json.loads((copy / "classifier.json").read_text())
-    (copy / "classifier.json").write_text(json.dumps({**content, **changes}))
+    edit_json(copy / "classifier.json", **changes)
     with pytest.raises(CheckpointError, match=message) as caught:
         load_classifier(copy)
     assert "\n" not in str(caught.value)

@@ -29,6 +29,7 @@ from byol.encoder.encoder import Encoder, load, save_encoder
 from byol.encoder.spec import EncoderSpec, choose_whole_px
 from byol.method.networks import build_encoder, count_features
 from byol.method.views import Pixels, whole_view
+from edits import edit_json
 
 STORED_PX, VIEW_PX = 28, 24
 
@@ -108,7 +109,7 @@ def test_json_says_how_to_use_the_weights(saved: Path, encoder: Encoder) -> None
         "view_px": VIEW_PX,
         "done": 7,
     }
-    assert content.keys() == {"format", *asdict(encoder.spec)}
+    assert content.keys() == {"format", "sha256", *asdict(encoder.spec)}
     assert sorted(path.name for path in saved.iterdir()) == ["encoder.json", "encoder.safetensors"]
 
 
@@ -566,19 +567,15 @@ def test_damaged_json(saved: Path, content: str, message: str) -> None:
     ],
 )
 def test_json_with_a_wrong_value(saved: Path, key: str, value: object, message: str) -> None:
-    content = json.loads((saved / "encoder.json").read_text())
-    (saved / "encoder.json").write_text(json.dumps(content | {key: value}))
+    edit_json(saved / "encoder.json", **{key: value})
     check_refused(saved, message)
 
 
 @pytest.mark.parametrize(("low", "high", "bits"), [(0.0, 255.0, 8), (483.0, 9000.0, 16)])
 def test_encoders_of_the_first_format(saved: Path, low: float, high: float, bits: int) -> None:
     """Neither depth nor geometry was written, nor the extremes of the values: there was no choice of them."""
-    content = json.loads((saved / "encoder.json").read_text())
-    for key in ("bits", "geometry"):
-        del content[key]
     pixels = {"low": [low] * 3, "high": [high] * 3, "mean": [0.4] * 3, "std": [0.2] * 3}
-    (saved / "encoder.json").write_text(json.dumps(content | {"format": 1, "pixels": pixels}))
+    edit_json(saved / "encoder.json", remove=("bits", "geometry"), format=1, pixels=pixels)
     spec = load(saved, device="cpu").spec
     assert (spec.bits, spec.geometry, spec.pixels.largest) == (bits, "square", ())
 

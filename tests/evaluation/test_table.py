@@ -80,6 +80,7 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
         and content["split"] == "images: every fifth image of each class held out for testing"
     )
     assert content.keys() == {
+        "sha256",
         "format", "split", "protocol", "settings", "num_train", "num_test", "num_classes", "class_names",
         "num_unlabelled", "done", "seconds", "rows", "low_shot", "confusion", "seen",
     }  # fmt: skip

@@ -38,6 +38,7 @@ def test_a_whole_description(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert said == [] and heard == [(31, 31)]
     content = json.loads((run_dir / "measures.json").read_text())
     assert content.keys() == {
+        "sha256",
         "format", "num_images", "num_copies", "num_measured", "done", "seconds", "encoders", "verdict",
         "neighbours", "prototypes", "outliers", "metadata",
     }  # fmt: skip

@@ -53,7 +53,7 @@ def take_fingerprint(run_dir: Path) -> dict[str, str]:
         "best/encoder.safetensors", "best.json", "start.json", "config.yaml",
     ):  # fmt: skip
         path = run_dir / name
-        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+        found[name] = hashlib.sha256(path.read_bytes().rstrip()).hexdigest() if path.exists() else "missing"
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     kept = [{key: value for key, value in line.items() if key not in _TIMES} for line in lines]
     found["metrics"] = json.dumps(kept)

@@ -14,13 +14,19 @@ from pathlib import Path
 import torch
 
 from byol.cli.main import main as byol
-from faults import disk, kills, results
+from faults import damage, disk, folders, kills, machine, results
 from faults.children import in_parallel
 from faults.results import Job, Result
 from faults.scene import IMAGES, RUN, train_command, write_images
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
-GROUPS: dict[str, Callable[..., Iterator[Job]]] = {"kills": kills.list_jobs, "disk": disk.list_jobs}
+GROUPS: dict[str, Callable[..., Iterator[Job]]] = {
+    "kills": kills.list_jobs,
+    "disk": disk.list_jobs,
+    "damage": damage.list_jobs,
+    "folders": folders.list_jobs,
+    "machine": machine.list_jobs,
+}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -53,7 +53,8 @@ def test_finetune_then_predict(place: Path, capsys: Capture, tmp_path: Path) -> 
         "finetune.jsonl", ".lock",
     }  # fmt: skip
     content = json.loads((output / "finetune.json").read_text())
-    assert content.keys() == {"format", "split", "num_test", "num_classes", "rows"} and content["format"] == 1
+    assert content.keys() == {"format", "split", "num_test", "num_classes", "rows", "sha256"}
+    assert content["format"] == 1
     assert [row["start"] for row in content["rows"]] == ["byol online", "scratch", "byol online, frozen"]
     row = content["rows"][0]
     assert row.keys() == {

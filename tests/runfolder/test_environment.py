@@ -12,6 +12,7 @@ import byol
 from byol.base.errors import CheckpointError
 from byol.device.ranks import Ranks
 from byol.runfolder import environment
+from edits import edit_json
 
 RANKS = Ranks(0, 1, torch.device("cpu"), torch.float32)
 
@@ -59,20 +60,16 @@ def test_a_start_on_another_kind_of_cpu_is_told(tmp_path: Path, monkeypatch: pyt
 
 def test_a_record_of_an_earlier_version_tells_no_change(tmp_path: Path) -> None:
     environment.write(tmp_path, begin(tmp_path, first_step=0), done=5)
-    path = tmp_path / "environment.json"
-    fields = json.loads(path.read_text())
-    del fields["starts"][0]["instructions"]
-    path.write_text(json.dumps(fields))
+    edit_json(tmp_path / "environment.json", lambda fields: fields["starts"][0].pop("instructions"))
     assert environment.explain_change(begin(tmp_path, first_step=5)) == []
 
 
 def test_time_is_that_of_all_starts(tmp_path: Path) -> None:
     environment.write(tmp_path, begin(tmp_path, first_step=0), done=1)
     path = tmp_path / "environment.json"
-    fields = json.loads(path.read_text())
-    one = fields["starts"][0] | {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T01:00:00+00:00"}
-    fields["starts"] = [one, one | {"ended": "2026-01-01T00:30:00+00:00"}]
-    path.write_text(json.dumps(fields))
+    one = json.loads(path.read_text())["starts"][0]
+    one |= {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T01:00:00+00:00"}
+    edit_json(path, starts=[one, one | {"ended": "2026-01-01T00:30:00+00:00"}])
     known = environment.read(tmp_path)
     assert known is not None and known.seconds == 5400.0
 

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from byol.base.errors import CheckpointError
 from byol.config import load_config
+from byol.encoder.encoder import save_encoder
+from byol.method.networks import build_encoder
 from byol.method.schedule import Plan
 from byol.metrics.health import Health, Measures
 from byol.training import best
 from byol.training.best import Best, Marked, Marker, score
+from runs import make_spec
 
 WELL = Health(0.25, 12.0, "healthy")
 
@@ -56,6 +60,23 @@ def test_the_best_after_warm_up_is_kept(tmp_path: Path) -> None:
     assert saved == [10, 20, 40]  # of equal ones the later
     assert best.read(tmp_path) == Marked(40, best.MEASURE, 2.0)
     assert json.loads((tmp_path / "best.json").read_text())["format"] == 1
+
+
+def test_a_damaged_best_json_is_written_anew_and_a_lost_encoder_is_replaced(tmp_path: Path) -> None:
+    first, _ = make_marker(tmp_path, make_plan())
+    follow(first, {20: 2.0})
+    with torch.random.fork_rng():
+        encoder = build_encoder("test_resnet", channels=3, view_px=16, stem="standard")
+    save_encoder(tmp_path / "best", encoder, make_spec())
+    (tmp_path / "best.json").write_text("{")
+    marker, saved = make_marker(tmp_path, make_plan(), before=first)
+    assert marker.mend() == [] and marker.best == first.best
+    assert best.read(tmp_path) == Marked(20, best.MEASURE, 2.0)
+    (tmp_path / "best" / "encoder.safetensors").write_bytes(b"cut")
+    (line,) = marker.mend()
+    assert "the encoder of step 20" in line and "is damaged" in line and best.read(tmp_path) is None
+    follow(marker, {40: 1.0})
+    assert saved == [40] and best.read(tmp_path) == Marked(40, best.MEASURE, 1.0)
 
 
 def test_a_run_that_is_all_warm_up_has_one_too(tmp_path: Path) -> None:

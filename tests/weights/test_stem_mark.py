@@ -16,6 +16,7 @@ from byol.method.networks import build_encoder, count_features, stem_of
 from byol.weights.files import read_weights
 from byol.weights.pretrained import fit_weights
 from byol.weights.stem_mark import mark_stem, unmark_stem
+from edits import edit_json
 from runs import make_spec
 
 STEMS = ("small", "strided")
@@ -109,8 +110,7 @@ def test_weights_of_another_stem_are_refused_with_the_setting(prefix: str, tmp_p
 
 def test_a_mark_and_an_encoder_json_that_disagree(tmp_path: Path) -> None:
     path = save(tmp_path, "resnet10t", "strided")
-    spec = path.with_name("encoder.json")
-    spec.write_text(spec.read_text().replace('"strided"', '"small"'))
+    edit_json(path.with_name("encoder.json"), stem="small")
     with pytest.raises(CheckpointError, match=r"'strided'.*'small'"):
         load(tmp_path, device="cpu")
 

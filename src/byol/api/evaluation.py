@@ -20,11 +20,15 @@ _TRUST = "With labels, trust the table of accuracies below more than these measu
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """The result of `byol.evaluate`; also in `measures.json` and `eval.json` in the run folder."""
+    """The result of `byol.evaluate`; also in `measures.json` and `eval.json` in the run folder.
+
+    If the run folder cannot be written, only this object holds the result; then `unsaved` says why.
+    """
 
     folder: Path
     measures: "Description"  # label-free results: measures of the features, neighbours, outliers
     table: "Table | None"  # None: there are no labels
+    unsaved: tuple[str, ...] = ()  # why files are not in the run folder, one line each
 
     def __repr__(self) -> str:
         if self.table is None:
@@ -105,6 +109,7 @@ def evaluate(
     console = open_console(progress)
     say = make_say(console)
     has_labels = check_labels(folder, overrides=chosen)
+    unsaved: list[str] = []
     with show_bar(console, "computing features") as count:
         measures = describe(
             folder,
@@ -112,17 +117,18 @@ def evaluate(
             metadata=None if metadata is None else Path(metadata),
             say=say,
             progress=count,
+            unsaved=unsaved,
         )
     trust = [_TRUST] if has_labels else []
     for line in "\n".join([measures.render(), *trust, ""]).split("\n"):
         say(line)
     try:
         with show_bar(console, "computing features") as count:
-            table = make_table(folder, overrides=chosen, say=say, progress=count)
+            table = make_table(folder, overrides=chosen, say=say, progress=count, unsaved=unsaved)
     except NoLabelsError as error:
         say(f"no accuracy: {error}")
-        return Evaluation(folder, measures, None)
-    return Evaluation(folder, measures, table)
+        return Evaluation(folder, measures, None, tuple(unsaved))
+    return Evaluation(folder, measures, table, tuple(unsaved))
 
 
 def folder_of(run: Run | AnyPath) -> Path:

@@ -8,6 +8,7 @@ ByolError                   exit code 1
 │   ├── RunMismatchError    the run folder belongs to another configuration or other data
 │   └── RunInUseError       another process writes into the run folder
 ├── OutputError             standard output cannot be written
+├── RankLostError           another rank of a distributed run has ended or does not answer
 ├── DivergedError           the loss stopped being a finite number
 └── CollapsedError          every image gets (nearly) the same projection
 
@@ -82,6 +83,10 @@ class RunInUseError(CheckpointError):
 
 class OutputError(ByolError):
     """Standard output cannot be written, for example because the disk is full."""
+
+
+class RankLostError(ByolError):
+    """Another rank of a distributed run has ended or does not answer."""
 
 
 class DivergedError(ByolError):

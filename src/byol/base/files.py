@@ -4,13 +4,14 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from errno import EISDIR
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from byol.base.errors import CheckpointError
+from byol.base.records import add_checksum, take_checksum
 
 T = TypeVar("T")
 
@@ -44,6 +45,17 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             raise
     except OSError as error:
         raise _make_refusal(path, error) from None
+
+
+@contextmanager
+def collecting(unsaved: list[str] | None) -> Iterator[None]:
+    """Append to `unsaved` why a file cannot be written, and go on behind the block; None: that is raised."""
+    try:
+        yield
+    except CheckpointError as error:
+        if unsaved is None:
+            raise
+        unsaved.append(str(error))
 
 
 def is_temporary(name: str, *, of: Sequence[str] | None = None) -> bool:
@@ -85,6 +97,15 @@ def reason_of(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def write_fields(path: Path, content: Mapping[str, Any], *, indent: int = 1) -> None:
+    """Write a JSON file with its checksum, for `read_fields`.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    write_atomically(path, json.dumps(add_checksum(content), indent=indent).encode() + b"\n")
+
+
 def read_fields(
     path: Path, *, versions: Sequence[int], make: Callable[[dict[str, Any]], T], advice: str
 ) -> T | None:
@@ -99,6 +120,7 @@ def read_fields(
         return None
     try:
         fields = json.loads(path.read_bytes())
+        take_checksum(fields)
         found = fields.pop("format")
         if found not in versions:
             raise ValueError(f"format is {found}, not {' or '.join(map(str, versions))}")

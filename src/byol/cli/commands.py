@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import byol
 from byol.api.arguments import choose_folder, make_partial_config
 from byol.base.console import complain, is_watched, make_console, say, say_block, show_bar
-from byol.base.errors import ConfigError, Interrupted, printable
+from byol.base.errors import CheckpointError, ConfigError, Interrupted, printable
 from byol.base.signals import show_signal
 from byol.config import PartialConfig, json_schema, load_partial, write_override
 
@@ -153,6 +153,10 @@ def _is_main_rank() -> bool:
 
 def _report_evaluation(evaluation: "Evaluation") -> int:
     """Print the table if there are labels, and where the results are."""
+    if evaluation.unsaved:
+        say_block("" if evaluation.table is None else f"\n{evaluation.table.render()}")
+        complain(f"results not saved: {evaluation.unsaved[0]}")
+        return CheckpointError.exit_code
     saved = f"saved in {printable(str(evaluation.folder))}:"
     if evaluation.table is None:
         say_block(f"\n{saved} measures.json, neighbours.png, prototypes.csv")

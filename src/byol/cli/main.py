@@ -42,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "saved"
             )
         return EXIT_INTERRUPTED[name]
+    except MemoryError:
+        complain(
+            "out of memory; end other programs, or set a smaller trainer.batch_size, and run the same "
+            "command again"
+        )
+        return ByolError.exit_code
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # `byol config | head`: it has seen enough
             return EXIT_INTERRUPTED["SIGPIPE"]

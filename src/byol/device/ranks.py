@@ -6,6 +6,7 @@ global batch, also on CPUs. So a run does not depend on the number of ranks, exc
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from byol.base.errors import ConfigError
+from byol.base.errors import ConfigError, RankLostError
 from byol.config import TrainerConfig
 from byol.device.devices import choose_backend, choose_device, choose_dtype, exact_fp32
 
@@ -109,6 +110,7 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
     Raises:
         ConfigError: the device does not exist or cannot be used by several ranks, the batch cannot be divided
             evenly among ranks, or WORLD_SIZE is set without the other variables of torchrun.
+        RankLostError: another rank ended or did not answer within `_TIMEOUT`.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
@@ -132,9 +134,34 @@ def connect(trainer: TrainerConfig) -> Iterator[Ranks]:
         )
         try:
             patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
-            yield Ranks(rank, world_size, device, dtype, patient)
+            with naming_lost_ranks(rank, world_size):
+                yield Ranks(rank, world_size, device, dtype, patient)
         finally:
             dist.destroy_process_group()
+
+
+@contextmanager
+def naming_lost_ranks(rank: int, world_size: int) -> Iterator[None]:
+    """What gloo and NCCL raise when another rank has ended or hangs becomes one line; other errors stay.
+
+    Raises:
+        RankLostError: another rank has ended or did not answer within `_TIMEOUT`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason, text = None, str(error)
+        is_of_ranks = isinstance(error, dist.DistError) or "gloo" in text or "pair closure" in text
+        if is_of_ranks and re.search(r"timed out|timeout", text, re.IGNORECASE):
+            reason = f"another rank did not answer within {_TIMEOUT.total_seconds() / 60:g} minutes"
+        elif is_of_ranks and re.search(r"connection|socket|broken pipe|remote process", text, re.IGNORECASE):
+            reason = "another rank has ended, or the connection to it broke"
+        if reason is None:
+            raise
+        raise RankLostError(
+            f"rank {rank} of {world_size}: {reason}; look at what the other ranks say, then run the same "
+            "command again, which resumes from the last checkpoint"
+        ) from None
 
 
 def check_share(batch_size: int, *, world_size: int, num_microbatches: int) -> None:

@@ -20,11 +20,13 @@ from jaxtyping import Float32, Int64
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save
 from torch import nn
 
 from byol.base.errors import CheckpointError, ConfigError, DataError
 from byol.base.files import check_writable, write_atomically
+from byol.base.records import add_checksum, check_tensors, seal_tensors, take_checksum
 from byol.data.decode.image import Square
 from byol.data.sources.in_memory import Images
 from byol.encoder.encoder import Encoder, ManyImages, gather, load, save_encoder
@@ -217,8 +219,9 @@ def save_classifier(
     save_encoder(folder, module, encoder_spec)
     # safetensors ignores the strides of an array, and would save a transposed array in the wrong order.
     arrays = {"weight": np.ascontiguousarray(linear.weight), "bias": np.ascontiguousarray(linear.bias)}
-    write_atomically(folder / WEIGHTS_NAME, save(arrays))
-    write_atomically(folder / SPEC_NAME, to_json({"format": FORMAT, **asdict(spec)}, indent=2) + b"\n")
+    write_atomically(folder / WEIGHTS_NAME, seal_tensors(save(arrays)))
+    content = from_json(to_json({"format": FORMAT, **asdict(spec)}))
+    write_atomically(folder / SPEC_NAME, to_json(add_checksum(content), indent=2) + b"\n")
 
 
 def load_classifier(folder: str | Path, *, device: str = "auto") -> Classifier:
@@ -255,6 +258,8 @@ def load_classifier(folder: str | Path, *, device: str = "auto") -> Classifier:
 def _read_spec(path: Path) -> ClassifierSpec:
     try:
         content = from_json(path.read_bytes())
+        if isinstance(content, dict):
+            take_checksum(content)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
     found = content.get("format") if isinstance(content, dict) else None
@@ -272,7 +277,9 @@ def _read_spec(path: Path) -> ClassifierSpec:
 
 def _read_linear(path: Path) -> Linear:
     try:
-        tensors = load_file(path)
+        content = path.read_bytes()
+        check_tensors(content)
+        tensors = load_tensors(content)
         return Linear(tensors["weight"], tensors["bias"])
-    except (SafetensorError, OSError, KeyError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: is damaged or cut short ({error}); {_AGAIN}") from None

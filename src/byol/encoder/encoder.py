@@ -14,22 +14,22 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, Real
 from PIL import Image
-from pydantic_core import to_json
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from byol.base.console import Count
 from byol.base.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.base.files import write_atomically
+from byol.base.records import check_tensors, seal_tensors
 from byol.config import load_config
 from byol.data.decode.fitting import fit
 from byol.data.decode.formats import ImageArray, bits_of_dtype
@@ -39,7 +39,7 @@ from byol.data.pack.value_range import check_bits, describe_outside
 from byol.data.sources.in_memory import Images, OneImage, in_memory
 from byol.data.sources.opening import open_source
 from byol.device.devices import choose_device, exact_fp32, send_stored
-from byol.encoder.spec import AGAIN, FORMAT, SPEC_NAME, EncoderSpec, read_spec
+from byol.encoder.spec import AGAIN, SPEC_NAME, EncoderSpec, dump_spec, read_spec
 from byol.kernels.convolution import accelerate
 from byol.kernels.winograd import constant_weights
 from byol.method.networks import build_encoder
@@ -277,8 +277,8 @@ def save_encoder(folder: Path, encoder: nn.Module, spec: EncoderSpec) -> None:
         CheckpointError: the folder cannot be written.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    write_atomically(folder / WEIGHTS_NAME, to_safetensors(mark_stem(state, spec.stem)))
-    write_atomically(folder / SPEC_NAME, to_json({"format": FORMAT, **asdict(spec)}, indent=2) + b"\n")
+    write_atomically(folder / WEIGHTS_NAME, seal_tensors(to_safetensors(mark_stem(state, spec.stem))))
+    write_atomically(folder / SPEC_NAME, dump_spec(spec))
 
 
 def load(run: str | Path, *, device: str = "auto") -> Encoder:
@@ -323,8 +323,10 @@ def _find(folder: Path, name: str) -> Path:
 def _fill(module: nn.Module, path: Path, *, spec: EncoderSpec) -> None:
     """Load the weights into the module; every key and shape must match."""
     try:
-        given, stem = unmark_stem(load_file(path))
-    except (SafetensorError, OSError) as error:
+        content = path.read_bytes()
+        check_tensors(content)
+        given, stem = unmark_stem(load_tensors(content))
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: is damaged or cut short ({error}); {AGAIN}") from None
     if stem not in (None, spec.stem):
         raise CheckpointError(

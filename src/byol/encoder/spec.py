@@ -4,7 +4,7 @@ Nothing here reads pickles.
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from byol.base.errors import CheckpointError, ConfigError
+from byol.base.records import add_checksum, take_checksum
 from byol.config import Config
 from byol.data.decode.formats import Bits, Geometry, Layout
 from byol.data.decode.reading import Alpha
@@ -129,6 +130,12 @@ def _takes(name: str, *, channels: int, view_px: int, stem: str, whole_px: int) 
     return True
 
 
+def dump_spec(spec: EncoderSpec) -> bytes:
+    """The content of `encoder.json`, with its checksum."""
+    content = from_json(to_json({"format": FORMAT, **asdict(spec)}))
+    return to_json(add_checksum(content), indent=2) + b"\n"
+
+
 def read_spec(path: Path) -> EncoderSpec:
     """Read an `encoder.json`.
 
@@ -137,6 +144,8 @@ def read_spec(path: Path) -> EncoderSpec:
     """
     try:
         content = from_json(path.read_bytes())
+        if isinstance(content, dict):
+            take_checksum(content)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {AGAIN}") from None
     found = content.get("format") if isinstance(content, dict) else None

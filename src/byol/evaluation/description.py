@@ -3,12 +3,11 @@
 docs/files.md describes the file format.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from byol.base.errors import printable
-from byol.base.files import write_atomically
+from byol.base.files import write_fields
 from byol.base.text_table import percent, percent_range, render_columns, wrap
 from byol.evaluation.metadata import ColumnScore
 
@@ -93,8 +92,7 @@ class Description:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        content = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
-        write_atomically(path, content.encode() + b"\n")
+        write_fields(path, {"format": FORMAT, **asdict(self)})
 
     def render(self) -> str:
         """Return plain text for a terminal: the measures, the verdict, metadata scores and outliers.

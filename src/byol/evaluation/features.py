@@ -17,8 +17,8 @@ from sklearn.decomposition import PCA
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from byol.base.cache import load_or_make_array
 from byol.base.console import Count
-from byol.base.files import write_atomically
 from byol.config import Config, DataTransforms
 from byol.data.pack.packed import Packed
 from byol.encoder.encoder import Encoder
@@ -227,18 +227,8 @@ def _estimate_norms(module: nn.Module, images: Packed, *, rows: Rows, spec: Enco
 
 
 def load_or_save(path: Path, make: Callable[[], Features]) -> Features:
-    """Load the array from the file, or make it and save it there.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
-    try:
-        cached: Features = np.load(path, allow_pickle=False)
-        return cached
-    except (OSError, ValueError, EOFError):  # missing or damaged: compute again
-        features = make()
-    write_atomically(path, lambda file: np.save(file, features))
-    return features
+    """Load the array from the file, or make it and save it there."""
+    return np.asarray(load_or_make_array(path, make), dtype=np.float32)
 
 
 def identify(images: Packed, rows: Rows) -> str:

@@ -141,6 +141,7 @@ def _open(
         stored_px=spec.stored_px,
         alpha=spec.alpha,
         trained=spec.trained_layout,
+        fingerprint=spec.data_fingerprint,
     )
     check_fit(images, spec, name=name_source(source))
     return images

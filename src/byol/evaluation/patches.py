@@ -89,7 +89,7 @@ class Dictionary:
         distances = torch.cdist(whitened, self.centroids)
         activations = F.relu(distances.mean(dim=2, keepdim=True) - distances)
         num_places = _count_places(self.px)
-        maps = activations.unflatten(1, (num_places, num_places))
+        maps = activations.reshape(len(views), num_places, num_places, -1)
         halves = slice(0, -(-num_places // 2)), slice(num_places // 2, num_places)
         quadrants = [maps[:, rows, columns].mean(dim=(1, 2)) for rows in halves for columns in halves]
         return torch.cat(quadrants, dim=1)
@@ -176,7 +176,7 @@ def count_encoder_work(spec: EncoderSpec) -> int:
         image = torch.empty(1, spec.channels, spec.seen_px, spec.seen_px)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(image)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def choose_px(spec: EncoderSpec) -> int:

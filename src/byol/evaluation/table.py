@@ -15,7 +15,8 @@ import numpy as np
 
 from byol.base.console import Count, Say, silent
 from byol.base.errors import NoLabelsError, quote
-from byol.base.files import write_atomically
+from byol.base.files import collecting, write_atomically
+from byol.base.records import add_checksum
 from byol.base.text_table import percent, percent_range, render_columns, wrap
 from byol.config import Config
 from byol.device.ranks import keep_freed_memory
@@ -99,7 +100,7 @@ class Table:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        content = {"format": FORMAT, **asdict(self)}
+        content = add_checksum({"format": FORMAT, **asdict(self)})
         lines = ",\n".join(f"  {json.dumps(key)}: {_dump(value)}" for key, value in content.items())
         write_atomically(path, f"{{\n{lines}\n}}\n".encode())
 
@@ -135,6 +136,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     say: Say = silent,
     progress: Count | None = None,
+    unsaved: list[str] | None = None,
 ) -> Table:
     """Evaluate the encoders of a run on labelled images, and save the table in the run folder.
 
@@ -144,9 +146,10 @@ def evaluate(
         overrides: changes to settings under `evaluation.` and to where the images are (`data.`).
         say: receives a line for each kind of features.
         progress: receives the number of images done.
+        unsaved: receives why the result cannot be saved. None: that is raised.
 
     Raises:
-        CheckpointError: the folder holds no run, or no encoder yet.
+        CheckpointError: the folder holds no run, or no encoder yet, or cannot be written.
         ConfigError: an override is not valid, or would change how the run was trained.
         DataError: the labelled images cannot be read, or have too few labels or none.
     """
@@ -191,7 +194,8 @@ def evaluate(
         confusion=confusions[0],
         seen=splits.seen,
     )
-    table.save(run_dir / FILE_NAME)
+    with collecting(unsaved):
+        table.save(run_dir / FILE_NAME)
     return table
 
 

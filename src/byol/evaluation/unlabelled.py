@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 from byol.base.cache import Arrays, cache_key, load_or_make
 from byol.base.console import Count, Say, silent
 from byol.base.errors import DataError
-from byol.base.files import write_atomically
+from byol.base.files import collecting, write_atomically
 from byol.config import Config
 from byol.data.labels.label_file import Labels, match_columns, match_labels
 from byol.data.pack.images import open_images
@@ -80,6 +80,7 @@ def describe(
     metadata: Path | None = None,
     say: Say = silent,
     progress: Count | None = None,
+    unsaved: list[str] | None = None,
 ) -> Description:
     """Evaluate a run on its training images without labels, and save the results in the run folder.
 
@@ -92,9 +93,10 @@ def describe(
             always tests the folder, if there are several.
         say: receives notes on columns that are left out.
         progress: receives the number of images done.
+        unsaved: as for `table.evaluate`.
 
     Raises:
-        CheckpointError: the folder holds no run, or no encoder yet.
+        CheckpointError: the folder holds no run, or no encoder yet, or cannot be written.
         ConfigError: an override is not valid, or would change how the run was trained.
         DataError: the images or `metadata` cannot be read, or features are not finite or all the same.
     """
@@ -103,8 +105,15 @@ def describe(
     config = read_config(run_dir, overrides)
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")
     images = open_images(
-        config, run_dir, console=None, alpha=online.spec.alpha, trained=online.spec.trained_layout
+        config,
+        run_dir,
+        console=None,
+        alpha=online.spec.alpha,
+        trained=online.spec.trained_layout,
+        fingerprint=online.spec.data_fingerprint,
     )
+    if images.is_source_gone:
+        say(images.note)
     check_fit(images, online.spec, name=Path(config.data.source).name or config.data.source)
     rows = spread(np.arange(len(images)), min(len(images), MOST_IMAGES))
     columns = _find_columns(images, rows, metadata=metadata, config=config, say=say)
@@ -138,7 +147,8 @@ def describe(
             )
         ),
     )
-    _save(description, images, run_dir=run_dir)
+    with collecting(unsaved):
+        _save(description, images, run_dir=run_dir)
     return description
 
 

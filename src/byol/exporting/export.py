@@ -11,17 +11,15 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
-
-from pydantic_core import to_json
 
 from byol.base.console import silent
 from byol.base.errors import CheckpointError, ConfigError
 from byol.base.files import check_writable, reason_of, write_atomically
 from byol.encoder.encoder import WEIGHTS_NAME, Encoder, load
-from byol.encoder.spec import FORMAT, SPEC_NAME, EncoderSpec
+from byol.encoder.spec import SPEC_NAME, EncoderSpec, dump_spec
 from byol.exporting import onnx_file, timm_folder, torch_file
 from byol.exporting.network import make_plain
 from byol.exporting.parity import check_parity, check_views_parity
@@ -144,7 +142,7 @@ def _write(place: Path, encoder: Encoder, *, format: Format) -> float:
     if format == "timm":
         timm_folder.write_timm(place, network, spec)
         return check_views_parity(timm_folder.open_timm(place), encoder, what="timm")
-    text = to_json({"format": FORMAT, **asdict(spec)}).decode()
+    text = dump_spec(spec).decode()
     program = torch_file.trace(WholeEncoder(spec, network), spec)
     if format == "torch":
         torch_file.write_torch(place, program, spec_text=text)

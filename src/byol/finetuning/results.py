@@ -3,11 +3,10 @@
 byol writes them as `finetune.json`; docs/files.md describes the format.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from byol.base.files import write_atomically
+from byol.base.files import write_fields
 from byol.base.text_table import percent, percent_range, render_columns
 
 FORMAT = 1
@@ -53,8 +52,7 @@ class FinetuneResult:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        content = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
-        write_atomically(path, content.encode() + b"\n")
+        write_fields(path, {"format": FORMAT, **asdict(self)}, indent=2)
 
     def verdict(self) -> str:
         """Compare the first row with each other row, a sentence each."""

@@ -21,9 +21,10 @@ from jaxtyping import Float32, Int64, UInt16
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from byol.base.cache import read_arrays, write_arrays
 from byol.base.console import Count, Say
 from byol.base.errors import CheckpointError, DataError
-from byol.base.files import check_writable, write_atomically
+from byol.base.files import check_writable
 from byol.config import Config
 from byol.data.labels.label_file import LabelFile, Labels, match_columns
 from byol.data.pack.images import open_images
@@ -137,11 +138,13 @@ def _open_labelled(
         stored_px=stored_px,
         alpha=spec.alpha,
         trained=spec.trained_layout,
+        fingerprint=spec.data_fingerprint,
     )
+    notes = [images.note] if images.is_source_gone else []
     if labels is None:
-        return images, []
+        return images, notes
     labels.check(max_unmatched=evaluation.max_unmatched)
-    return images, list(labels.notes())
+    return images, [*notes, *labels.notes()]
 
 
 @contextmanager
@@ -217,16 +220,16 @@ def place_slowly(
     """
     path = run_dir / FILE_NAME
     key = f"{name} {seed} {hashlib.sha256(np.ascontiguousarray(directions).tobytes()).hexdigest()[:32]}"
-    cached = _read_cached(path)
+    cached = read_arrays(path) or {}
     if key in cached:
-        return cached[key]
+        return np.asarray(cached[key], dtype=np.float32)
     say(f"computing {name} of {len(directions):,} images")
     reduced = _reduce(directions, dimensions=_DIMENSIONS, seed=seed)
     places = (_place_by_tsne if name == "t-SNE" else _place_by_umap)(reduced, seed=seed)
     # Drop cached maps of other weights or images.
     same = {other: cached[other] for other in cached if other.split()[1:] == key.split()[1:]}
     try:
-        write_atomically(path, partial(_save, arrays=same | {key: places}))
+        write_arrays(path, same | {key: places})
     except CheckpointError as error:
         say(f"the map is not cached: {error}")
     return places
@@ -261,18 +264,6 @@ def _place_by_umap(reduced: Float32[np.ndarray, "image component"], *, seed: int
         warnings.simplefilter("ignore")
         model = umap.UMAP(n_neighbors=min(15, len(reduced) - 1), random_state=seed)
         return np.asarray(model.fit_transform(reduced), dtype=np.float32)
-
-
-def _read_cached(path: Path) -> dict[str, Places]:
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return dict(kept)
-    except (OSError, ValueError, EOFError, KeyError):  # missing or damaged: byol computes the maps again
-        return {}
-
-
-def _save(file: object, *, arrays: dict[str, Places]) -> None:
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 # ---- Columns

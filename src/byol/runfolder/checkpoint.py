@@ -50,6 +50,7 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
     """Write `config.yaml` into a new run folder, or check that the run there has the same configuration.
 
     A run without a checkpoint may start again with another configuration, because nothing would be lost.
+    `data.source` may differ, if the images are the same: `restore` compares them.
 
     Raises:
         CheckpointError: the folder cannot be written, or holds something that is not a run.
@@ -58,7 +59,7 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
     path = run_dir / "config.yaml"
     if has_begun(run_dir):
         changes = diff_configs(load_config(path, [], preset=None), config)
-        if changes:
+        if any(not change.startswith("data.source:") for change in changes):
             raise RunMismatchError(
                 f"{run_dir} holds a run with another configuration ({'; '.join(changes)}); "
                 "use its values, or choose another folder with -o"

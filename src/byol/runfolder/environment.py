@@ -1,6 +1,5 @@
 """Record when and where a run was trained, in `environment.json`. Training does not depend on the file."""
 
-import json
 import platform
 import uuid
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from byol.base.files import read_fields, write_atomically
+from byol.base.files import read_fields, write_fields
 from byol.base.version import __version__
 from byol.device.devices import name_gpu
 from byol.device.host import count_cores, name_cpu
@@ -114,7 +113,7 @@ def write(run_dir: Path, environment: Environment, *, done: int) -> None:
     *earlier, latest = environment.starts
     starts = (*earlier, replace(latest, ended=_now(), done=done))
     content = {"format": FORMAT, **asdict(replace(environment, starts=starts))}
-    write_atomically(run_dir / FILE_NAME, json.dumps(content, indent=1).encode() + b"\n")
+    write_fields(run_dir / FILE_NAME, content)
 
 
 def read(run_dir: Path) -> Environment | None:

@@ -4,14 +4,15 @@ Labels are not used, because choosing by labels would make later accuracies on t
 docs/decisions.md says how the measure was chosen.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from byol.base.files import read_fields, write_atomically
+from byol.base.errors import CheckpointError
+from byol.base.files import read_fields, write_fields
 from byol.base.text_table import whole_percent
+from byol.encoder.encoder import load
 from byol.method.schedule import Plan
 from byol.metrics.health import Health, Measures
 
@@ -90,6 +91,35 @@ class Marker:
         if saved is None and save is not None:  # of a start that was killed before its first checkpoint
             (run_dir / FILE_NAME).unlink(missing_ok=True)
 
+    def mend(self) -> list[str]:
+        """Put in order what a continued run finds of `best/` and `best.json`; a line if the encoder is lost.
+
+        A lost encoder cannot be made again: the next check of a well run then keeps another.
+
+        Raises:
+            CheckpointError: `best.json` cannot be written.
+        """
+        if self._save is None or self.best.done == 0:
+            return []
+        folder = self._run_dir / FOLDER
+        try:
+            load(folder, device="cpu")
+        except CheckpointError:
+            step = self.best.done
+            self.best = replace(self.best, done=0, value=-float("inf"))
+            (self._run_dir / FILE_NAME).unlink(missing_ok=True)
+            return [
+                f"warning: the encoder of step {step} in {folder} is damaged, so the best of the steps from "
+                "now on takes its place"
+            ]
+        try:
+            is_there = read(self._run_dir) is not None
+        except CheckpointError:
+            is_there = False
+        if not is_there:
+            write(self._run_dir, self.best)
+        return []
+
     def note(
         self, health: Health, measures: Measures, *, done: int, position: float, last: bool
     ) -> str | None:
@@ -136,7 +166,7 @@ def write(run_dir: Path, best: Best) -> None:
         CheckpointError: it cannot be written.
     """
     content = {"format": FORMAT, **asdict(Marked(best.done, MEASURE, best.value))}
-    write_atomically(run_dir / FILE_NAME, json.dumps(content, indent=1).encode() + b"\n")
+    write_fields(run_dir / FILE_NAME, content)
 
 
 def read(run_dir: Path) -> Marked | None:

@@ -5,7 +5,6 @@ the heads: the encoder's learning rate is 0 and its BatchNorm statistics do not 
 rises over as many steps. This depends only on the step and on `start.json`, which is written at step 0.
 """
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from byol.base.errors import CheckpointError
-from byol.base.files import read_fields, write_atomically
+from byol.base.files import read_fields, write_fields
 from byol.config import Config, NetworkConfig
 from byol.encoder import encoder as encoder_files
 from byol.encoder.spec import SPEC_NAME, read_spec
@@ -169,8 +168,7 @@ def write(run_dir: Path, start: InitialWeights) -> None:
     Raises:
         CheckpointError: it cannot be written.
     """
-    content = json.dumps({"format": FORMAT, **asdict(start)}, indent=1)
-    write_atomically(run_dir / FILE_NAME, content.encode() + b"\n")
+    write_fields(run_dir / FILE_NAME, {"format": FORMAT, **asdict(start)})
 
 
 @dataclass

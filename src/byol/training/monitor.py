@@ -100,6 +100,8 @@ class Monitor:
             warm_steps=setup.begun.warm_steps,
             save=self._saver.save_online if ranks.is_main else None,
         )
+        for line in self._marker.mend() if self._has_steps else ():
+            self._log.say(line)
         self._throughput = ThroughputMeter(done)
 
     def _print_setup(self) -> None:

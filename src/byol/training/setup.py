@@ -16,13 +16,14 @@ from byol.data.pack.batches import Batches
 from byol.data.pack.images import open_images
 from byol.data.pack.packed import Packed
 from byol.device.ranks import Ranks, check_share, keep_freed_memory
-from byol.encoder.spec import SPEC_NAME, read_spec
+from byol.encoder.spec import SPEC_NAME, EncoderSpec, read_spec
 from byol.method.networks import Byol, check_name
 from byol.method.optimizers import build_optimizer
 from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
 from byol.training import initial_weights
 from byol.training.loggers import check_loggers
+from byol.training.moved_images import find_earlier_source, note_new_source
 from byol.training.step_benchmark import benchmark_step
 from byol.training.time_budget import TimeBudget
 
@@ -94,6 +95,7 @@ def prepare(
         ConfigError, DataError, CheckpointError, RunMismatchError: the run cannot start.
     """
     keep_freed_memory()
+    earlier_source = find_earlier_source(config, run_dir) if ranks.is_main else None
     images = open_run_images(config, run_dir, ranks=ranks, console=console)
     config = as_begun(config, run_dir)
     state, notes = checkpoint.read_latest(run_dir)
@@ -108,6 +110,8 @@ def prepare(
         done = checkpoint.restore(
             run_dir, state, byol=byol, optimizer=optimizer, data_fingerprint=images.fingerprint
         )
+    if earlier_source is not None:
+        notes.append(note_new_source(config, run_dir, before=earlier_source))
     return Setup(
         config=config,
         run_dir=run_dir,
@@ -134,11 +138,11 @@ def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Con
     """Claim the run folder and pack the images on the first rank; then open the pack on all ranks."""
     if ranks.is_main:
         checkpoint.claim_run_folder(run_dir, config)
-        images = open_images(as_begun(config, run_dir), run_dir, console=console)
+        images = _open_images(config, run_dir, console=console)
         ranks.wait()
     else:
         ranks.wait()
-        images = open_images(as_begun(config, run_dir), run_dir, console=None)
+        images = _open_images(config, run_dir, console=None)
     stated = config.channels
     if stated is not None and stated != images.channels:
         raise DataError(
@@ -150,14 +154,27 @@ def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Con
 
 def as_begun(config: Config, run_dir: Path) -> Config:
     """Keep the `data.alpha` of a resumed run: early versions ignored transparency but did not record it."""
+    spec = _read_begun_spec(run_dir)
+    if spec is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"alpha": spec.alpha})})
+
+
+def _open_images(config: Config, run_dir: Path, *, console: Console | None) -> Packed:
+    """Open the images of the run, from their pack if the files are gone."""
+    spec = _read_begun_spec(run_dir)
+    fingerprint = None if spec is None else spec.data_fingerprint
+    return open_images(as_begun(config, run_dir), run_dir, console=console, fingerprint=fingerprint)
+
+
+def _read_begun_spec(run_dir: Path) -> EncoderSpec | None:
     path = run_dir / SPEC_NAME
     if not checkpoint.list_checkpoints(run_dir) or not path.exists():
-        return config
+        return None
     try:
-        alpha = read_spec(path).alpha
+        return read_spec(path)
     except CheckpointError:  # damaged; byol will write it again
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"alpha": alpha})})
+        return None
 
 
 def make_plan(

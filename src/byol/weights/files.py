@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from byol.base.errors import CheckpointError
+from byol.base.records import TENSORS_KEY, check_tensors
 from byol.weights.inert_pickle import Held, Inert, UnreadableError, read_inert
 
 State = dict[str, Tensor]
@@ -85,12 +86,24 @@ class _NotWeightsError(Exception):
     """The file holds no weights; the message says what it is and what to do."""
 
 
+def _check_own(path: Path) -> None:
+    """Compare a safetensors file of byol with its checksum; those of others have none."""
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    if TENSORS_KEY.encode() in header:
+        try:
+            check_tensors(path.read_bytes())
+        except ValueError as error:
+            raise _NotWeightsError(f"damaged ({error}); copy it again") from None
+
+
 def _read_file(path: Path) -> State:
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
         raise _NotWeightsError("empty; copy or download it again")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
+        _check_own(path)
         return load_file(path)
     start = head.lstrip()
     for signature, what, advice in _NO_TENSORS:

@@ -36,6 +36,7 @@ from byol.data.pack.packed import FILES, Packed, digest_file, open_pack
 from byol.data.pack.packing import pack
 from byol.data.pack.statistics import count_values, summarise
 from byol.data.sources.opening import _open_folder, left_out_of, open_source
+from edits import edit_json
 
 RNG = np.random.default_rng(0)
 
@@ -439,10 +440,7 @@ def test_a_pack_of_the_decoder_before_is_kept_where_it_read_alike(
 ) -> None:
     images = [image.astype(dtype) for image in draw(*[(8, 8, channels)] * 4)]
     pack_into(tmp_path / "p", Images(images))
-    path = tmp_path / "p" / "pack.json"
-    content = json.loads(path.read_text())
-    content["recipe"]["decoder"] = DECODER - 1
-    path.write_text(json.dumps(content))
+    edit_json(tmp_path / "p" / "pack.json", lambda content: content["recipe"].update(decoder=DECODER - 1))
     assert pack_into(tmp_path / "p", Images(images)).note.startswith(note)
 
 
@@ -460,9 +458,8 @@ def test_a_pack_that_does_not_fit_is_made_again(tmp_path: Path, change: str) -> 
             note + "data.stored_px, data.channels, data.geometry, data.alpha or data.clip differ",
         )
     elif change == "decoder":
-        content = json.loads((tmp_path / "p" / "pack.json").read_text())
-        del content["recipe"]["decoder"]  # as packs were written at first
-        (tmp_path / "p" / "pack.json").write_text(json.dumps(content))
+        # as packs were written at first
+        edit_json(tmp_path / "p" / "pack.json", lambda content: content["recipe"].pop("decoder"))
         note += "an earlier version of byol decoded the images in another way"
     elif change == "channels":
         channels, note = (
@@ -677,10 +674,9 @@ def test_a_pack_of_an_earlier_version_that_lacks_images_for_the_disk(tmp_path: P
 
 def rewrite_bad(folder: Path, content: bytes) -> None:
     (folder / "bad_files.csv").write_bytes(content)
-    found = json.loads((folder / "pack.json").read_text())
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    found["files"]["bad_files.csv"] = {"bytes": len(content), "blake2b": digest}
-    (folder / "pack.json").write_text(json.dumps(found))
+    entry = {"bytes": len(content), "blake2b": digest}
+    edit_json(folder / "pack.json", lambda found: found["files"].update({"bad_files.csv": entry}))
 
 
 def test_changes_are_counted_also_when_packing_is_continued(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Rows of an array file: the same as its map's, from several threads; one line when the file is damaged."""
 
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,3 +44,18 @@ def test_a_file_that_is_replaced_keeps_its_rows_and_one_that_is_cut_says_so(tmp_
     assert (file.read(np.arange(3)) == 7).all()
     with pytest.raises(DataError, match=r"x\.npy: is cut short at image 3; delete its folder to pack again"):
         file.read(np.arange(6))
+
+
+def test_a_damaged_row_is_found_when_it_is_first_read(tmp_path: Path) -> None:
+    images = RNG.integers(0, 250, (6, 4, 4, 1)).astype(np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    checksums = np.array([zlib.crc32(image.tobytes()) for image in images], dtype=np.uint32)
+    with (tmp_path / "x.npy").open("r+b") as stream:
+        stream.seek(128 + 3 * 16 + 5)
+        stream.write(b"\xff")
+    file = RowFile(tmp_path / "x.npy", checksums=checksums)
+    np.testing.assert_array_equal(file.read(np.array([5, 2])), images[[5, 2]])
+    with pytest.raises(DataError, match=r"x\.npy: is damaged at image 3 .*delete .* to pack again"):
+        file.read(np.arange(6))
+    with pytest.raises(ValueError, match="6 rows, 5 checksums"):
+        RowFile(tmp_path / "x.npy", checksums=checksums[:5])

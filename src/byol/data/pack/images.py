@@ -12,6 +12,7 @@ from byol.data.labels.label_file import LabelFile
 from byol.data.pack.packed import Packed
 from byol.data.pack.packing import pack
 from byol.data.pack.statistics import CLIP
+from byol.data.pack.without_source import is_gone, open_without_source
 from byol.data.sources.array_layout import TrainedLayout
 from byol.data.sources.opening import left_out_of, open_source
 from byol.data.sources.summary import describe_passed_by
@@ -28,20 +29,28 @@ def open_images(
     stored_px: int | None = None,
     alpha: Alpha | None = None,
     trained: TrainedLayout | None = None,
+    fingerprint: str | None = None,
 ) -> Packed:
     """Return the packed copy of `source` (default: `data.source`); make it if there is none yet.
 
     It lies in the folder `data.packs` (default: `packs` beside the run folder), so that runs can share it.
 
     `stored_px` and `alpha` replace the values of the configuration; `trained` is as in `open_source`. The
-    console prints which files were skipped.
+    console prints which files were skipped. `fingerprint` is that of the images of the run: if `data.source`
+    is gone, the pack with this fingerprint replaces it.
 
     Raises:
         DataError: the source cannot be opened or has too many unreadable images.
     """
     data, view_px = config.data, config.view_px
-    opened = open_source(data, source=source, split=split, labels=labels, trained=trained)
     packs = Path(data.packs) if data.packs is not None else run_dir.parent / "packs"
+    if fingerprint and source in (None, data.source) and is_gone(data.source):
+        packed = open_without_source(
+            packs, source=data.source, fingerprint=fingerprint, labels=labels, stored_px=stored_px
+        )
+        if packed is not None:
+            return packed
+    opened = open_source(data, source=source, split=split, labels=labels, trained=trained)
     slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40]
     px = stored_px if stored_px is not None else data.stored_px
     if data.channels is not None:  # runs with different channels must not replace each other's copy

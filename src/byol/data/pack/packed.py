@@ -4,6 +4,7 @@
     sizes.npy         (N, 2) int32: height and width before packing, px; P and P for canvases (data.geometry)
     kept.npy          (N,) int64: index of the image in the source
     labels.npy        (N,) int64: index into the class names, -1 if not known
+    row_checksums.npy (N,) uint32: the CRC-32 of each image's bytes, compared when it is first read
     names.npy, name_offsets.npy      the names as one block of UTF-8, and the offset of each
     bad_files.csv     file, reason: the images that could not be read and are left out
     pack.json         format, counts, recipe, statistics, checksums
@@ -22,6 +23,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, Real
 
 from byol.base.errors import DataError
+from byol.base.records import take_checksum
 from byol.data.decode.disk import DiskError, is_of_the_disk, try_again
 from byol.data.decode.formats import Bits, Layout, bits_of_dtype
 from byol.data.decode.index import Names
@@ -37,7 +39,8 @@ from byol.method.views import Pixels
 FORMAT = 1
 
 ARRAYS = ("sizes.npy", "kept.npy", "labels.npy", "names.npy", "name_offsets.npy")
-FILES = ("pack.json", "images.npy", *ARRAYS, BAD_FILES)
+CHECKSUMS = "row_checksums.npy"  # packs of before have none
+FILES = ("pack.json", "images.npy", *ARRAYS, CHECKSUMS, BAD_FILES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,7 @@ class Packed:
     changed: dict[str, Few] = field(default_factory=dict)  # changes to images, see `reading.py`
     unmapped: str | None = None  # why its files cannot be memory-mapped; None: they can
     array_layout: Layout = "auto"  # of the arrays with three axes in the source, if there are any
+    is_source_gone: bool = False
 
     def __len__(self) -> int:
         return len(self.file)
@@ -105,14 +109,23 @@ def read_pack(folder: Path) -> Packed:
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
             raise DataError(f"{path}: is missing or cut short; delete {folder} to pack again")
-        if name in ARRAYS and digest_file(path) != entry["blake2b"]:
+        if name in (*ARRAYS, CHECKSUMS) and digest_file(path) != entry["blake2b"]:
             raise DataError(f"{path}: is damaged (its checksum differs); delete {folder} to pack again")
     # Memory maps: these are 60 MB for a million images, of which hardly anything is read.
     loaded = [load_array(folder / name) for name in ARRAYS]
     sizes, _, labels, blob, offsets = (np.asarray(array) for array, _ in loaded)
+    checksums = np.load(folder / CHECKSUMS) if CHECKSUMS in content["files"] else None
+    try:
+        images = RowFile(folder / "images.npy", checksums=checksums)
+        if images.shape[0] != content["num_images"]:
+            raise ValueError(f"{images.shape[0]} images, pack.json says {content['num_images']}")
+    except (ValueError, SyntaxError, MemoryError, OverflowError) as error:
+        raise DataError(
+            f"{folder / 'images.npy'}: is damaged ({type(error).__name__}); delete {folder} to pack again"
+        ) from None
     return Packed(
         folder=folder,
-        file=RowFile(folder / "images.npy"),
+        file=images,
         sizes=sizes,
         names=Names(blob, offsets),
         labels=labels,
@@ -133,10 +146,11 @@ def read_json(folder: Path) -> dict[str, Any]:
     path = folder / "pack.json"
     try:
         content = json.loads(path.read_bytes())
+        take_checksum(content)
         version = content["format"]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {folder} is not a pack") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, OSError) and is_of_the_disk(error):
             raise
         raise DataError(

@@ -12,13 +12,24 @@ from byol.base.console import Count, Say, silent
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.base.locks import Holder
+from byol.base.records import add_checksum
 from byol.data.decode.disk import DiskError, is_of_the_system, is_worth_a_try, try_again
 from byol.data.decode.formats import Channels, Geometry, path_of
 from byol.data.decode.image import DECODER, Square, peek, read_square
 from byol.data.decode.index import Names, Source, array_layout_of, skips_unreadable
 from byol.data.decode.mapped import load_array
 from byol.data.decode.reading import Alpha
-from byol.data.pack.packed import ARRAYS, FILES, FORMAT, Packed, digest_file, open_pack, read_json, read_pack
+from byol.data.pack.packed import (
+    ARRAYS,
+    CHECKSUMS,
+    FILES,
+    FORMAT,
+    Packed,
+    digest_file,
+    open_pack,
+    read_json,
+    read_pack,
+)
 from byol.data.pack.partial import (
     BAD_FILES,
     MARK_FILES,
@@ -315,7 +326,8 @@ def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, running: R
     for name, array in zip(ARRAYS, arrays, strict=True):
         write_atomically(partial / name, partial_function(np.save, arr=array))
     statistics, clipped, images_digest = running.finish()
-    digests = {name: digest_file(partial / name) for name in (*ARRAYS, BAD_FILES)} | {
+    write_atomically(partial / CHECKSUMS, partial_function(np.save, arr=running.checksums))
+    digests = {name: digest_file(partial / name) for name in (*ARRAYS, CHECKSUMS, BAD_FILES)} | {
         "images.npy": images_digest
     }
     content = {
@@ -334,4 +346,4 @@ def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, running: R
             for name, digest in digests.items()
         },
     }
-    write_atomically(partial / "pack.json", json.dumps(content, indent=1).encode())
+    write_atomically(partial / "pack.json", json.dumps(add_checksum(content), indent=1).encode())

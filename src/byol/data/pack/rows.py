@@ -1,13 +1,14 @@
 """Read rows of an array file without keeping them in memory."""
 
 import os
+import zlib
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Real
+from jaxtyping import Int64, Real, UInt32
 
 from byol.base.errors import DataError
 from byol.data.decode.disk import DiskError, describe, is_of_the_disk, try_again
@@ -22,12 +23,15 @@ class RowFile:
     6.18). Rows that `read` returns do not, and the system caches the file in both cases. A row takes 2 us.
     The map is made only when it is first used, because some file systems do not support maps.
 
+    `checksums` has the CRC-32 of each row. A row is compared with it when it is first read.
+
     Raises:
         OSError, ValueError: the file cannot be read or holds no array.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, checksums: UInt32[np.ndarray, " n"] | None = None) -> None:
         self.path = path
+        self._checksums = checksums
         self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         with open(os.dup(self._handle), "rb") as stream:
             version = np.lib.format.read_magic(stream)
@@ -37,6 +41,9 @@ class RowFile:
             self.dtype: np.dtype[Any] = header[2]
             self._offset = stream.tell()
         self._row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
+        self._is_checked = np.zeros(self.shape[0], dtype=np.bool_)
+        if checksums is not None and len(checksums) != len(self):
+            raise ValueError(f"{len(self)} rows, {len(checksums)} checksums")
         if not READS_AT:  # Windows: read from the map, and close the file so that it can be deleted
             self.map  # noqa: B018
             os.close(self._handle)
@@ -61,7 +68,7 @@ class RowFile:
             with open(os.dup(self._handle), "rb") as stream:
                 return np.memmap(stream, self.dtype, mode="r", offset=self._offset, shape=self.shape)
         except OSError:
-            return self._read_with_pread(np.arange(len(self)), out=self._empty(len(self)))
+            return self.read(np.arange(len(self)))
 
     def read(
         self,
@@ -72,14 +79,31 @@ class RowFile:
         """Return copies of these rows, in `out` if it is given.
 
         Raises:
-            DataError: the file has become shorter, or cannot be read any more.
+            DataError: the file has become shorter, is damaged, or cannot be read any more.
         """
         assert len(rows) == 0 or 0 <= rows.min() <= rows.max() < len(self)
         out = self._empty(len(rows)) if out is None else out
         if not READS_AT:
             np.take(self.map, rows, axis=0, out=out)
-            return out
-        return self._read_with_pread(rows, out=out)
+        else:
+            self._read_with_pread(rows, out=out)
+        self._check(rows, out)
+        return out
+
+    def _check(
+        self, rows: Int64[np.ndarray, " batch"], images: Real[np.ndarray, "batch px px channels"]
+    ) -> None:
+        """Raises DataError for the first image whose bytes are not those that were packed."""
+        if self._checksums is None:
+            return
+        for place in np.flatnonzero(~self._is_checked[rows]):
+            row = rows[place]
+            if zlib.crc32(images[place].data) != self._checksums[row]:
+                raise DataError(
+                    f"{self.path}: is damaged at image {row} (its checksum differs); delete "
+                    f"{self.path.parent} to pack again"
+                )
+            self._is_checked[row] = True
 
     def _empty(self, num: int) -> Real[np.ndarray, "{num} px px channels"]:
         return np.empty((num, *self.shape[1:]), dtype=self.dtype)

@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import zlib
+from array import array
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 import numpy as np
-from jaxtyping import Bool, Real
+from jaxtyping import Bool, Real, UInt32
 
 from byol.data.pack.partial import PartialPack
 from byol.data.pack.statistics import (
@@ -56,6 +58,7 @@ class RunningStatistics:
             self._guess = writer.head(writer.mark.num_images - writer.num_bad)
             self._file.seek(len(self._guess))
             self._digest = hashlib.blake2b(self._guess, digest_size=16)
+            self._checksums = array("I")
             self._counts = no_counts(writer.channels, writer.dtype)
             self._extremes = np.outer([np.inf, -np.inf], np.ones(writer.channels))
             self._last.set_result(None)
@@ -64,6 +67,11 @@ class RunningStatistics:
             self._look, self._last, range(self._num_given, writer.num_rows), writer.num_filled
         )
         self._num_given = writer.num_rows
+
+    @property
+    def checksums(self) -> UInt32[np.ndarray, " n"]:
+        """The CRC-32 of each row; after `finish`."""
+        return np.array(self._checksums, dtype=np.uint32)
 
     def finish(self) -> tuple[Pixels, float, str]:
         """Return the statistics of the channels, the fraction of clipped values and the checksum of the file.
@@ -92,7 +100,7 @@ class RunningStatistics:
         for first in range(new.start, new.stop, most):
             count = min(most, new.stop - first)
             rows = np.fromfile(self._file, dtype, count=count * int(np.prod(shape))).reshape(count, *shape)
-            hashed = self._hasher.submit(self._digest.update, rows.data)
+            hashed = self._hasher.submit(self._hash, rows)
             filled = self._take_filled(first + count, num_filled)
             whole = np.delete(rows, [row - first for row in filled], axis=0) if filled else rows
             if len(whole):
@@ -103,6 +111,10 @@ class RunningStatistics:
                 count_measured(*some, out=self._counts)
                 self._widen(*some)
             hashed.result()
+
+    def _hash(self, rows: Real[np.ndarray, "n px px channels"]) -> None:
+        self._digest.update(rows.data)
+        self._checksums.extend(zlib.crc32(row.data) for row in rows)
 
     def _take_filled(self, end: int, number: int) -> dict[int, Bool[np.ndarray, "px px channels"]]:
         """Return which values are filled in the rows before `end`; `number` records have been written."""
