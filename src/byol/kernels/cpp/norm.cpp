@@ -1,8 +1,8 @@
-// BatchNorm, addition and ReLU in as few passes over the images as there can be.
+// BatchNorm, addition and ReLU with the smallest possible number of passes over the images.
 //
 //     y = relu((x - mean) * scale + bias + residual),   scale = weight / sqrt(variance + eps)
 //
-// Images are rows of `channels` values. Sums are in float over 32 rows and in double over these, by blocks of
+// Images are rows of `channels` values. Sums over 32 rows are in float, sums of these in double, over blocks of
 // rows that do not depend on the number of threads.
 
 #include <cmath>
@@ -13,7 +13,7 @@
 constexpr int64_t kRows = 32;
 constexpr int64_t kBlocks = 64;
 
-// For each channel the sums over rows of two values, which add(row, channel, first, second) adds to vectors.
+// For each channel, sums two values over the rows; add(row, channel, first, second) adds those of a row.
 template <class Add>
 std::vector<double> sum_rows(int64_t rows, int64_t channels, int threads, Add add) {
   constexpr int wide = kGroup / kLanes;
@@ -43,13 +43,13 @@ std::vector<double> sum_rows(int64_t rows, int64_t channels, int threads, Add ad
   return partial;
 }
 
-// Mean and 1 / sqrt(variance + eps) of each channel; returns scale, and moves the running statistics (of the
-// unbiased variance).
+// Computes mean and 1 / sqrt(variance + eps) of each channel; returns scale, and updates the running statistics
+// (with the unbiased variance).
 template <class T>
 std::vector<float> measure(const T* x, const float* weight, float* mean, float* inverse_std,
                            float* running_mean, float* running_var, int64_t rows, int64_t channels, double eps,
                            double momentum, int threads) {
-  std::vector<float> shift(channels), scale(channels);  // squares are of x - shift: few digits cancel
+  std::vector<float> shift(channels), scale(channels);  // sums squares of x - shift, to lose few digits
   for (int64_t channel = 0; channel < channels; channel += kLanes) store(&shift[channel], load(x + channel));
   const float* shifts = shift.data();
   const std::vector<double> sums =
@@ -70,7 +70,7 @@ std::vector<float> measure(const T* x, const float* weight, float* mean, float* 
   return scale;
 }
 
-// No residual: null.
+// `residual` may be null.
 template <class T>
 void forward(const T* x, const T* residual, const float* weight, const float* bias, T* y, float* mean,
              float* inverse_std, float* running_mean, float* running_var, int64_t rows, int64_t channels,
@@ -89,14 +89,14 @@ void forward(const T* x, const T* residual, const float* weight, const float* bi
   }
 }
 
-// The gradient that passes the ReLU whose output was y; all of it where y is null.
+// The gradient after the ReLU with output y; unchanged if y is null.
 template <class T>
 inline Floats passed(const T* gradient, const T* y, int64_t at) {
   const Floats values = load(gradient + at);
   return y ? (load(y + at) <= 0.f ? Floats{} : values) : values;
 }
 
-// dx = scale * (g - mean(g) - x' * mean(g * x')), where x' is the normalised x and g the gradient of y before
+// dx = scale * (g - mean(g) - x' * mean(g * x')), where x' is the normalised x and g the gradient of the input of
 // the ReLU; from the sums of g and g * (x - mean), which also give the gradients of weight and bias.
 struct Slopes {
   std::vector<float> scale, slope, offset;
@@ -117,7 +117,7 @@ struct Slopes {
   }
 };
 
-// The residual's gradient is g (null: not wanted).
+// The gradient of the residual is g (null: not needed).
 template <class T>
 void backward(const T* gradient, const T* y, const T* x, const float* weight, const float* mean,
               const float* inverse_std, T* dx, T* residual_gradient, float* weight_gradient,
@@ -143,7 +143,7 @@ void backward(const T* gradient, const T* y, const T* x, const float* weight, co
 
 // ---- The start of a ResNet: y = maxpool(relu((x - mean) * scale + bias)), 3x3, stride 2, padding 1
 //
-// The map between, the largest of a network, is never written: `winner` says which of the 9 pixels was taken.
+// The map in between, the largest of a network, is never written: `winner` says which of the 9 pixels is largest.
 
 struct Pool {
   int64_t batch, height, width, channels, out_height, out_width;
@@ -169,7 +169,7 @@ void pool_forward(const T* x, const float* weight, const float* bias, T* y, uint
       for (int64_t channel = 0; channel < channels; channel += kLanes) {
         const Floats centre = load(mean + channel), factor = load(scale + channel);
         const Floats offset = load(bias + channel);
-        Floats best = {};  // the ReLU: nothing below 0 wins
+        Floats best = {};  // starts at 0, which is the ReLU
         Words taken = Words{} + 9u;
         for (int tap = 0; tap < 9; tap++) {
           const int64_t row = top + tap / 3, place = left + tap % 3;
@@ -199,7 +199,7 @@ void pool_backward(const T* gradient, const uint8_t* winner, const T* x, const f
                    float* bias_gradient, int64_t batch, int64_t height, int64_t width, int64_t channels,
                    int threads) {
   const Pool pool(batch, height, width, channels);
-  // First dx is the gradient that reaches each pixel: that of the (at most 4) outputs whose winner it is.
+  // First, dx is the gradient of each pixel: the sum over the (at most 4) outputs for which it is the winner.
 #pragma omp parallel for num_threads(threads)
   for (int64_t line = 0; line < batch * height; line++) {
     const int64_t image = line / height, row = line % height;

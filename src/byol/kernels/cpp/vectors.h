@@ -1,8 +1,8 @@
-// Values of images as vectors, for the loops that are compiled on the user's machine (see kernels.py).
+// Values of images as vectors, for the loops that are compiled on the user's machine (see kernels/build.py).
 //
 // Images are channels_last: (batch, height, width, channel), channel a multiple of 32. Values are float or
-// bfloat16 in memory and float in registers; each output value is rounded once, and a NaN stays a NaN.
-// Vectors are GCC's and Clang's own, so that the same source serves every kind of CPU.
+// bfloat16 in memory and float in registers; each output value is rounded once, and NaN stays NaN.
+// The vector types are those of GCC and Clang, so that the same source serves every kind of CPU.
 
 #pragma once
 
@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-// As wide as the registers of the CPU, and how many of these there are: wider vectors would be split and spilled.
+// The width and the number of the registers of the CPU: wider vectors would be split and spilled to memory.
 #if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
 constexpr int kRegisters = 32;
@@ -34,7 +34,7 @@ using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
 using Halves = uint16_t __attribute__((vector_size(2 * kLanes)));
 using Bytes = uint8_t __attribute__((vector_size(kLanes)));
 
-constexpr int64_t kGroup = 32;  // channels of an image are a multiple of it
+constexpr int64_t kGroup = 32;  // the number of channels is a multiple of this
 
 struct bfloat16 {
   uint16_t bits;

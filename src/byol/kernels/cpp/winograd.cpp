@@ -1,11 +1,11 @@
-// Convolution 3x3 of stride 1 by Winograd's algorithm, in tiles of m x m output pixels.
+// 3x3 convolution of stride 1 with the Winograd algorithm, in tiles of m x m output pixels.
 //
 // With d a tile of (m + 2)^2 input pixels and g a kernel,
 //
 //     V = B^T d B,   U = G g G^T,   M = sum over input channels of V * U,   output = A^T M A
 //
-// where * is a product at each of the (m + 2)^2 places (Lavin and Gray, arXiv 1509.09308, eq. 8; matrices by
-// Toom and Cook's method). A block of tiles stays in the cache from its pixels to its output, with M in float.
+// where * is a product at each of the (m + 2)^2 places (Lavin and Gray, arXiv 1509.09308, eq. 8; matrices by the
+// Toom-Cook method). A block of tiles stays in the cache from its pixels to its output; M is float.
 
 #include <vector>
 
@@ -24,7 +24,7 @@ struct Tile<2> {  // points 0, 1, -1
 };
 
 template <>
-struct Tile<3> {  // points 0, 1/2, -1, 2: the least error of those tried
+struct Tile<3> {  // points 0, 1/2, -1, 2: the smallest error of those that were tried
   static constexpr float A[5][3] = {{1, 0, 0}, {1, .5f, .25f}, {1, -1, 1}, {1, 2, 4}, {0, 0, 1}};
   static constexpr float G[5][3] = {{1, 0, 0},
                                     {-8 / 9.f, -4 / 9.f, -2 / 9.f},
@@ -69,7 +69,7 @@ struct Transposed {
   static constexpr float at(int r, int c) { return L::at(c, r); }
 };
 
-// sum over j of L(r, j) * value(j); the compiler knows L, and leaves out products with 0, 1 and -1.
+// sum over j of L(r, j) * value(j); the compiler knows L, and omits products with 0, 1 and -1.
 template <class L, int r, int n, class Value>
 inline __attribute__((always_inline)) Floats combine(Value value) {
   Floats sum = {};
@@ -82,7 +82,7 @@ inline __attribute__((always_inline)) Floats combine(Value value) {
   return sum;
 }
 
-// to = L from L^T, where `from` is a square of in x in vectors.
+// to = L from L^T, where `from` is a square of `in` x `in` vectors.
 template <class L, int out, int in>
 inline __attribute__((always_inline)) void sandwich(const Floats (&from)[in * in], Floats (&to)[out * out]) {
   Floats half[out * in];
@@ -107,7 +107,7 @@ struct Map {  // a map of output pixels, and its tiles
   int64_t count() const { return rows * columns; }
 };
 
-// V of the tile whose first input pixel is (top, left), outside the image zeros; places are `stride` apart.
+// V of the tile whose first input pixel is (top, left), with zeros outside the image; places are `stride` apart.
 template <int m, class T>
 inline void transform_input(const T* image, T* V, int64_t stride, int64_t top, int64_t left, int64_t height,
                             int64_t width, int64_t channels) {
@@ -127,7 +127,7 @@ inline void transform_input(const T* image, T* V, int64_t stride, int64_t top, i
   }
 }
 
-// `channels` channels of the output of the tile whose first pixel is (top, left), cut to the map.
+// `channels` channels of the output of the tile whose first pixel is (top, left), cropped to the map.
 template <int m, class T>
 inline void transform_output(const float* M, int64_t stride, int64_t channels, T* image, int64_t top,
                              int64_t left, const Map& map, int64_t out) {
@@ -163,7 +163,7 @@ inline uint32_t* unit_at(T* U, int64_t place, int64_t unit, int64_t output, int6
   return reinterpret_cast<uint32_t*>(U) + (block * units + unit) * kOutputs + output % kOutputs;
 }
 
-constexpr int64_t kLine = 16;  // units of a cache line: written whole, for the other half would be read first
+constexpr int64_t kLine = 16;  // units of a cache line: written completely, so that it need not be read first
 static_assert(kOutputs % kLine == 0);
 
 // U of a weight (out, 3, 3, channel).
@@ -191,7 +191,7 @@ void pack(const float* weight, T* U, int64_t out, int64_t channels, int threads)
   }
 }
 
-// U of the convolution that carries gradients back: the weight turned by 180 degrees, its channels exchanged.
+// U of the convolution for the input gradient: the weight rotated by 180 degrees, its channels exchanged.
 template <int m, class T>
 void pack_back(const float* weight, T* U, int64_t out, int64_t channels, int threads) {
   constexpr int n = m + 2;
@@ -262,8 +262,8 @@ void convolution(const T* images, const T* U, T* output, int64_t batch, int64_t 
   const Map map(height + 2 * padding - 2, width + 2 * padding - 2, m);
   const int64_t tiles = batch * map.count();
   const int64_t block = kTiles * (channels * sizeof(T) > 512 ? 4 : 8);  // so that V stays in the cache
-  const int64_t span = out % kSpan == 0 ? kSpan : kOutputs;  // outputs that a tile of V meets while it is at hand
-  // A place is a little larger than needed: at distances of a power of two they would share cache lines.
+  const int64_t span = out % kSpan == 0 ? kSpan : kOutputs;  // outputs computed while a tile of V is in the cache
+  // A place is a little larger than needed: at distances of a power of two, places would share cache lines.
   const int64_t v_size = block * channels + kGroup, m_size = block * span + kLanes;
 #pragma omp parallel num_threads(threads)
   {
@@ -298,7 +298,7 @@ void convolution(const T* images, const T* U, T* output, int64_t batch, int64_t 
   }
 }
 
-// ---- The parts of the weight's gradient: dU = dM^T V is a matrix product for each place
+// ---- The parts of the weight gradient: dU = dM^T V is a matrix product for each place
 
 // V[place, tile, channel]
 template <int m, class T>
@@ -359,7 +359,7 @@ void weight_gradient(const T* U, float* weight, int64_t out, int64_t channels, i
   }
 }
 
-// ---- What Python calls
+// ---- Functions that Python calls
 
 extern "C" int64_t winograd_outputs() { return kOutputs; }
 
