@@ -82,10 +82,11 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
     assert said.startswith("without labels, on 20 images that BYOL was trained on")
     assert "\nJudged without labels, " in said and "\nmost unusual images (" in said
     assert max(map(len, said.splitlines())) <= 130
-    assert len(json.loads(Path("runs/a/eval.json").read_text())["rows"]) == 10
+    assert "\npatches left out: " in said  # this network computes less than they would
+    assert len(json.loads(Path("runs/a/eval.json").read_text())["rows"]) == 8
     assert "logistic regression with few labels: top-1, mean ± std over 5 random draws" in said
     again = succeed(capsys, "eval", "runs/a")
-    assert "10 of 10 rows come from the cache in runs/a/features" in again
+    assert "8 of 8 rows come from the cache in runs/a/features" in again
     tables = [text[text.index("'images': every fifth") :] for text in (said, again)]
     assert tables[0] == tables[1]
     assert said.partition("\npixels: ")[0] == again.partition("\npixels: ")[0]

@@ -85,7 +85,7 @@ def test_finetune_then_predict(place: Path, capsys: Capture, tmp_path: Path) -> 
     (tmp_path / "new" / "broken.png").write_bytes(b"")
     assert main(["predict", str(output), str(tmp_path / "new"), "-o", str(tmp_path / "p.csv")]) == 0
     said = capsys.readouterr()
-    assert "36 images" in said.out and str(tmp_path / "p.csv") in said.out and "1 left out" in said.out
+    assert "wrote 36 rows" in said.out and str(tmp_path / "p.csv") in said.out and "1 left out" in said.out
     assert "unreadable and left out: 1 of 37 images" in said.err and "1 (broken.png): the file is" in said.err
     with (tmp_path / "p.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -85,12 +85,12 @@ def test_other_weights_change_no_verdict_and_are_named_where_they_are_better() -
 def test_patches_are_a_baseline_like_the_others() -> None:
     rows = [Row("pixels", 0.2), Row("untrained", 0.3), Row("byol online", 0.6)]
     assert judge_one(*rows, Row("patches", 0.5)).sentence == (
-        "BYOL helps: kNN 60.0 % against untrained 30.0 %, pixels 20.0 % and patches 50.0 %; "
+        "BYOL helps: with kNN 60.0 % against untrained 30.0 %, pixels 20.0 % and patches 50.0 %; "
         "the intervals do not overlap."
     )
     verdict = judge_one(*rows, Row("patches", 0.7))
     assert (verdict.kind, verdict.baseline.features) == ("bad", "patches")
-    assert verdict.sentence.endswith("its interval lies below that of patches.")
+    assert verdict.sentence.endswith("; the interval of BYOL lies below that of patches.")
 
 
 def test_each_classifier_that_has_judged_both_sides_has_a_verdict() -> None:
