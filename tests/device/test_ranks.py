@@ -142,7 +142,9 @@ def test_a_world_size_that_no_launcher_set(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     trainer = load_config(None, ["trainer.device=cpu"], preset="demo").trainer
-    message = r"WORLD_SIZE=2 is .*, RANK and MASTER_ADDR and MASTER_PORT not: .*torchrun.* unset WORLD_SIZE"
+    message = (
+        r"WORLD_SIZE=2 is set, but RANK and MASTER_ADDR and MASTER_PORT not: .*torchrun.* unset WORLD"
+    )
     with pytest.raises(ConfigError, match=message), connect(trainer):
         pass
 
