@@ -4,6 +4,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from errno import EISDIR
@@ -12,6 +13,11 @@ from typing import Any, BinaryIO, TypeVar
 
 from byol.base.errors import CheckpointError
 from byol.base.records import add_checksum, take_checksum
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -30,15 +36,16 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(handle, "w+b") as file:  # "+" because HDF5 reads its own data while writing
-                if isinstance(content, bytes):
-                    file.write(content)
-                else:
-                    content(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            with _locked(handle):
+                with os.fdopen(handle, "w+b") as file:  # "+": HDF5 reads its data while writing
+                    if isinstance(content, bytes):
+                        file.write(content)
+                    else:
+                        content(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):  # the first error is the one to report
                 os.unlink(temporary)
@@ -62,6 +69,45 @@ def is_temporary(name: str, *, of: Sequence[str] | None = None) -> bool:
     """Return whether a killed `write_atomically` may have left a file of this name, for a file in `of`."""
     found = _TEMPORARY.fullmatch(name)
     return found is not None and (of is None or found[1] in of)
+
+
+def remove_leftovers(folder: Path, *, of: Callable[[str], bool]) -> None:
+    """Delete temporary files in `folder` that killed processes left of files whose names `of` accepts.
+
+    A file that a living process is writing stays, because that process holds a lock on it. Where a file
+    system or Windows has no such locks, nothing is deleted.
+    """
+    if fcntl is None:
+        return
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            found = _TEMPORARY.fullmatch(path.name)
+            if found is not None and of(found[1]):
+                _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    with suppress(OSError), path.open("r+b") as file:
+        status = os.fstat(file.fileno())
+        is_new = status.st_size == 0 and abs(time.time() - status.st_mtime) < 2.0  # not locked yet
+        if not is_new:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+@contextmanager
+def _locked(handle: int) -> Iterator[None]:
+    """Show `remove_leftovers` that this process lives, also after `handle` has been closed."""
+    if fcntl is None:
+        yield
+        return
+    held = os.dup(handle)
+    try:
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(held)
 
 
 def check_writable(path: Path) -> None:

@@ -57,6 +57,7 @@ from byol.metrics.neighbours import (
     find_prototypes,
 )
 from byol.pictures.sheets import Sample, draw_contact
+from byol.runfolder.leftovers import tidy
 from byol.runfolder.settings import read_config
 
 MOST_IMAGES = 100_000  # of a larger set, byol describes evenly spaced images
@@ -101,6 +102,7 @@ def describe(
         DataError: the images or `metadata` cannot be read, or features are not finite or all the same.
     """
     start, cache_folder = time.perf_counter(), run_dir / "features"
+    tidy(run_dir)
     keep_freed_memory()
     config = read_config(run_dir, overrides)
     online = load(run_dir, device="cpu" if config.trainer.device == "cpu" else "auto")

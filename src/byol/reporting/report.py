@@ -45,6 +45,7 @@ from byol.reporting.embedding_map import (
     to_uint16,
 )
 from byol.reporting.run_summary import Json, RunSummary, read_summary
+from byol.runfolder.leftovers import tidy
 from byol.training.runlog import format_time
 
 FILE_NAME = "report.html"
@@ -84,6 +85,7 @@ def write_report(
         )
     chosen = [] if labels is None else [write_override("evaluation.labels", str(labels))]
     run = read_summary(run_dir, [*overrides, *chosen])
+    tidy(run_dir)
     embedded, missing = _open_images(run, metadata=metadata, say=say, progress=progress)
     shown = None if embedded is None else _Shown(run, embedded)
     places = None
