@@ -130,6 +130,7 @@ def check_labels(run_dir: Path, *, overrides: Sequence[str] = ()) -> bool:
     return False
 
 
+# Longer than 60 lines, because it describes its arguments and fills the fields of the result.
 def evaluate(
     run_dir: Path,
     *,

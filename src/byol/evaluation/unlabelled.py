@@ -74,6 +74,7 @@ Rows = Int64[np.ndarray, " image"]
 Values = Int64[np.ndarray, " image"]
 
 
+# Longer than 60 lines, because it describes its arguments and fills the fields of the result.
 def describe(
     run_dir: Path,
     *,

@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from byol.base.console import make_say, show_bar
-from byol.config import Config
+from byol.config import Config, DataConfig
+from byol.data.decode.index import Source
 from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile
 from byol.data.pack.packed import Packed
@@ -51,19 +52,9 @@ def open_images(
         if packed is not None:
             return packed
     opened = open_source(data, source=source, split=split, labels=labels, trained=trained)
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40]
     px = stored_px if stored_px is not None else data.stored_px
-    if data.channels is not None:  # runs with different channels must not replace each other's copy
-        numbers = data.channels if isinstance(data.channels, list) else [data.channels]
-        slug += "-" + "-".join(map(str, numbers))
-    if data.geometry != "square":
-        slug += f"-{data.geometry}"
     alpha = data.alpha if alpha is None else alpha
-    if alpha != "auto":
-        slug += f"-alpha-{alpha}"
-    if data.clip != CLIP:
-        slug += f"-clip-{data.clip:g}"
-    folder = packs / f"{slug}-{px or 'auto'}-{view_px}px-{opened.fingerprint()[:8]}"
+    folder = packs / _name_pack(opened, data, px=px, view_px=view_px, alpha=alpha)
     say = make_say(console)
     for line in describe_passed_by(left_out_of(opened)):
         say(line)
@@ -82,6 +73,21 @@ def open_images(
             progress=count,
             say=say,
         )
+
+
+def _name_pack(source: Source, data: DataConfig, *, px: int | None, view_px: int, alpha: Alpha) -> str:
+    """Return the name of the folder of a pack: runs with different settings must not replace each other's."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", source.name).strip("-").lower()[:40]
+    if data.channels is not None:
+        numbers = data.channels if isinstance(data.channels, list) else [data.channels]
+        slug += "-" + "-".join(map(str, numbers))
+    if data.geometry != "square":
+        slug += f"-{data.geometry}"
+    if alpha != "auto":
+        slug += f"-alpha-{alpha}"
+    if data.clip != CLIP:
+        slug += f"-clip-{data.clip:g}"
+    return f"{slug}-{px or 'auto'}-{view_px}px-{source.fingerprint()[:8]}"
 
 
 def _show_name(name: str) -> str:
