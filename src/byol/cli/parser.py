@@ -12,7 +12,7 @@ from byol.cli import commands, features
 from byol.config.schema import DeviceSetting
 
 _PRESET = (
-    "values to start from: default (byol chooses from the images), classic (those of PyTorch-BYOL), paper "
+    "a set of settings: default (byol chooses from the images), classic (those of PyTorch-BYOL), paper "
     "(those of the BYOL paper) or demo (a small network)"
 )
 _HOURS = "training time in hours, such as 2 or 0.5; replaces the number of epochs"
@@ -33,7 +33,7 @@ _EPILOG = """examples:
   byol demo                                  try it on generated images (about 4 minutes)
   byol check IMAGES/                         check the images; write a report with pictures
   byol train IMAGES/ -n                      show the settings byol would choose
-  byol train IMAGES/ -o runs/cells           train; run it again to continue
+  byol train IMAGES/ -o runs/cells           train; if interrupted, run it again
   byol train IMAGES/ --hours 2               train for two hours
   byol train IMAGES/ --init runs/cells       start from the weights of an earlier run
   byol train config.yaml trainer.max_epochs=40
@@ -42,7 +42,7 @@ _EPILOG = """examples:
   byol card runs/cells                       write a description: method, results, limits
   byol report runs/cells                     write one HTML page with all results
   byol explore runs/cells                    browse images: map, search by picture, lists of files
-  byol embed runs/cells NEW/ -o f.parquet    compute features; run it again to continue
+  byol embed runs/cells NEW/ -o f.parquet    compute features; if interrupted, run it again
   byol export runs/cells --format onnx       write the encoder for other programs
   byol finetune runs/cells --labels cells.csv    train a classifier
   byol predict runs/cells-finetuned NEW/ -o classes.csv   classify new images
@@ -206,7 +206,8 @@ def _eval(add: _Add) -> None:
     add("--labels", help=_LABELS)
     add(
         "--train",
-        help="folder or list of labelled images to train the classifiers on (default: the images of the run)",
+        help="labelled images (folder or list) to train only the classifiers on (default: the images of the "
+        "run)",
     )
     add("--test", help=_TEST)
     add(
