@@ -299,7 +299,7 @@ def _measure_opening(num_rows: int, options: argparse.Namespace, processes: _Pro
             "file,label\n"
             + "".join(f"plate/image_{row:07d}.png,class {row % 9}\n" for row in range(num_rows))
         )
-        measure = functools.partial(_open_list, work / "list.csv")
+        measure = functools.partial(open_list, work / "list.csv")
         listed = [processes.run(1, measure, fresh=True) for _ in range(min(3, options.alternations))]
         return {"rows": num_rows, "pack": _spreads(opened), "list": _spreads(listed)}
     finally:
@@ -347,7 +347,7 @@ def _open(folder: Path) -> dict[str, float]:
     }
 
 
-def _open_list(path: Path) -> dict[str, float]:
+def open_list(path: Path) -> dict[str, float]:
     data = load_config(None, [], preset="default").data
     before, start = read_own_memory(), time.perf_counter()
     source = open_source(data, source=str(path))

@@ -23,9 +23,9 @@ from byol.data.pack.packed import Packed, digest_file, open_pack
 from byol.data.pack.packing import pack
 from byol.data.pack.place import move_into_place
 from byol.data.sources import parallel
-from byol.data.sources.opening import _open_folder
+from byol.data.sources.opening import open_folder
 from byol.device import memory
-from byol.training.step_benchmark import _name_signal, benchmark_step
+from byol.training.step_benchmark import benchmark_step, name_signal
 
 LACKING = """
 import os, signal, socket, sys, time
@@ -90,7 +90,7 @@ def test_memory_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel32()
     kernel.GetCurrentProcess = type("Function", (), {"__call__": lambda self: -1})()
     monkeypatch.setattr(memory.ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
-    monkeypatch.setattr(memory, "_read_fields", lambda path: {})
+    monkeypatch.setattr(memory, "read_fields", lambda path: {})
     monkeypatch.setattr(memory, "os", SimpleNamespace(name="nt"))
     assert memory.available_bytes() == 5 * 10**9
     assert memory.peak_bytes() == 2 * 10**9
@@ -102,7 +102,7 @@ def test_memory_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     [(-9, "SIGKILL"), (-signal.SIGINT, "SIGINT"), (0xC000013A, "SIGINT"), (0xC0000409, "SIGABRT"), (3, "")],
 )
 def test_what_ended_a_process(returncode: int, expected: str) -> None:
-    assert _name_signal(returncode) == expected
+    assert name_signal(returncode) == expected
 
 
 # ---- Files of Windows
@@ -143,7 +143,7 @@ def make_folder(folder: Path, *, px: int, num: int) -> Path:
 
 
 def pack_folder(folder: Path, into: Path) -> Packed:
-    source = _open_folder(folder)
+    source = open_folder(folder)
     return pack(
         source, folder=into, stored_px=12, view_px=10, channels=None, max_bad=0.0, num_workers=2
     )  # fmt: skip
@@ -186,7 +186,7 @@ def run_spawned(target: Any, *arguments: object) -> None:
 @pytest.mark.parametrize(("px", "num_children"), [(8, 2), (90, 0)], ids=["small files", "large files"])
 def test_packing_in_a_spawned_process(tmp_path: Path, px: int, num_children: int) -> None:
     folder = make_folder(tmp_path / "images", px=px, num=70)
-    assert (_open_folder(folder).file_bytes < 2 * 4096) == (num_children > 0)
+    assert (open_folder(folder).file_bytes < 2 * 4096) == (num_children > 0)
     run_spawned(pack_with_children, folder, tmp_path / "spawned", num_children)
     found = open_pack(tmp_path / "spawned")
     assert digest_file(found.folder / "images.npy") == found.fingerprint
@@ -205,9 +205,9 @@ def test_a_program_without_a_main_guard_packs(tmp_path: Path) -> None:
     program.write_text(
         f"print('started')\nfrom pathlib import Path\nimport sys\nsys.path[:0] = {sys.path!r}\n"
         "from byol.data.sources import parallel\nfrom byol.data.pack.packing import pack\n"
-        "from byol.data.sources.opening import _open_folder\n"
+        "from byol.data.sources.opening import open_folder\n"
         "parallel.PROCESS_MIN_IMAGES, parallel.count_cores = 1, lambda: 2\n"
-        f"pack(_open_folder(Path({str(folder)!r})), folder=Path({str(tmp_path / 'pack')!r}), stored_px=8, "
+        f"pack(open_folder(Path({str(folder)!r})), folder=Path({str(tmp_path / 'pack')!r}), stored_px=8, "
         "view_px=8, channels=None, max_bad=0.0, num_workers=2)\n",
         encoding="utf-8",
     )

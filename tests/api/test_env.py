@@ -163,16 +163,16 @@ def test_a_checkout_names_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(tmp_path)]
     (tmp_path / "pyproject.toml").write_text("")
     monkeypatch.setattr(environment, "SOURCE", tmp_path / "src")
-    assert environment._describe_byol()["checkout"] is False
+    assert environment.describe_byol()["checkout"] is False
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a"]):
         subprocess.run([*git, *arguments], check=True)
-    described = environment._describe_byol()
+    described = environment.describe_byol()
     assert described["checkout"] is True and described["changed"] is False
     assert len(described["commit"]) == 12
     (tmp_path / "pyproject.toml").write_text("changed")
-    assert environment._describe_byol()["changed"] is True
+    assert environment.describe_byol()["changed"] is True
     monkeypatch.setenv("PATH", "")
-    assert environment._describe_byol() | {"version": ""} == {
+    assert environment.describe_byol() | {"version": ""} == {
         "version": "", "checkout": True, "commit": None, "changed": None
     }  # fmt: skip
 

@@ -69,7 +69,7 @@ def test_close_hashes_are_those_of_all_pairs() -> None:
             for bit in rng.choice(64, bits, replace=False):
                 flipped[row] ^= np.uint64(1) << np.uint64(bit)
     both = np.concatenate([hashes, flipped])
-    earlier, later, is_complete = duplicates._find_close(both)
+    earlier, later, is_complete = duplicates.find_close(both)
     distances = np.bitwise_count(both[:, None] ^ both)
     expected = np.argwhere(np.triu(distances <= 3, k=1))
     assert is_complete and np.array_equal(np.stack([earlier, later], axis=1), expected)
@@ -79,7 +79,7 @@ def test_close_hashes_are_those_of_all_pairs() -> None:
 def test_many_that_share_a_group_are_not_all_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "MOST_COMPARED", 10)
     hashes = np.random.default_rng(0).integers(0, 2**20, 100, dtype=np.uint64)  # the upper bits are equal
-    _, _, is_complete = duplicates._find_close(hashes)
+    _, _, is_complete = duplicates.find_close(hashes)
     assert not is_complete
 
 

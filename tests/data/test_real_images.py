@@ -11,7 +11,7 @@ import tifffile
 from byol.data.decode.image import decode
 from byol.data.pack.packed import Packed
 from byol.data.pack.packing import pack
-from byol.data.sources.opening import _open_folder
+from byol.data.sources.opening import open_folder
 
 
 def unpack(archive: Path, folder: Path, *, num_images: int) -> Path:
@@ -25,7 +25,7 @@ def unpack(archive: Path, folder: Path, *, num_images: int) -> Path:
 
 def pack_folder(folder: Path, *, view_px: int) -> Packed:
     return pack(
-        _open_folder(folder),
+        open_folder(folder),
         folder=folder.with_name("pack"),
         stored_px=None,
         view_px=view_px,

@@ -88,7 +88,7 @@ def test_features_are_those_of_the_definition(px: int, channels: int) -> None:
 def test_whitened_patches_have_no_correlation() -> None:
     views, _ = draw_stripes(60, px=16, channels=2)
     dictionary = Dictionary.fit(views, num_centroids=2, seed=0)
-    values = patches._cut(views, 6).flatten(0, 1)
+    values = patches.cut_patches(views, 6).flatten(0, 1)
     whitened = ((values - dictionary.mean) @ dictionary.whitening).numpy()
     assert whitened.shape[1] == 64 < values.shape[1]
     correlations = np.corrcoef(whitened[:, -20:].T)

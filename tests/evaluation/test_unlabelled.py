@@ -120,7 +120,7 @@ def test_both_encoders_see_the_same_images_and_views(
     # The trained one is first asked for the features of all, among which those of the measured ones are.
     assert [len(views) for views in trained] == [30, 12, 12]
     assert [len(views) for views in untrained] == [12, 12, 12]
-    measured = unlabelled_file._choose_measured(np.arange(30), seed=0)
+    measured = unlabelled_file.choose_measured(np.arange(30), seed=0)
     for one, other in zip(untrained, [*trained[1:], trained[0][measured]], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 

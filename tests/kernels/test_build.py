@@ -19,9 +19,9 @@ needs_compiler = pytest.mark.skipif(
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Each test compiles, or fails to, on its own and in its own cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build._load.cache_clear()
+    build.load_for.cache_clear()
     yield
-    build._load.cache_clear()
+    build.load_for.cache_clear()
 
 
 def script(path: Path, text: str) -> Path:
@@ -36,12 +36,12 @@ def test_compiles_once_and_keeps_nothing_else(tmp_path: Path, monkeypatch: pytes
     compiler = shutil.which("g++") or shutil.which("clang++")
     counting = script(tmp_path / "c++", f'echo "$@" >> {tmp_path}/calls; exec {compiler} "$@"')
     monkeypatch.setenv("CXX", str(counting))
-    assert build._load(instruction_set())[1] == f"compiled kernels ({instruction_set()})"
+    assert build.load_for(instruction_set())[1] == f"compiled kernels ({instruction_set()})"
     kept = list((tmp_path / "byol").iterdir())
     assert [path.suffix for path in kept] == [".so"]
     assert (tmp_path / "calls").read_text().count(" -c ") == 2
-    build._load.cache_clear()
-    assert build._load(instruction_set())[0] is not None
+    build.load_for.cache_clear()
+    assert build.load_for(instruction_set())[0] is not None
     assert list((tmp_path / "byol").iterdir()) == kept
     assert (tmp_path / "calls").read_text().count(" -c ") == 2
 
@@ -49,7 +49,7 @@ def test_compiles_once_and_keeps_nothing_else(tmp_path: Path, monkeypatch: pytes
 def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
-    assert build._load(instruction_set()) == (
+    assert build.load_for(instruction_set()) == (
         None,
         "PyTorch's kernels, because there is no C++ compiler (g++)",
     )
@@ -62,13 +62,13 @@ def test_a_compiler_that_fails_is_named_with_its_reason(
         tmp_path / "c++", '[ "$1" = --version ] && echo 1 || { echo "no such flag" >&2; exit 1; }'
     )
     monkeypatch.setenv("CXX", str(failing))
-    assert build._load(instruction_set()) == (
+    assert build.load_for(instruction_set()) == (
         None,
         f"PyTorch's kernels, because {failing} failed (no such flag)",
     )
     monkeypatch.setenv("CXX", str(tmp_path / "missing"))
-    build._load.cache_clear()
-    found, why = build._load(instruction_set())
+    build.load_for.cache_clear()
+    found, why = build.load_for(instruction_set())
     assert found is None and "missing" in why
 
 
@@ -77,7 +77,7 @@ def test_a_compiler_that_fails_is_named_with_its_reason(
 def test_an_unwritable_cache_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert build._load(instruction_set())[0] is not None
+    assert build.load_for(instruction_set())[0] is not None
 
 
 @needs_compiler
@@ -90,11 +90,11 @@ def test_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cpu_without_avx2_and_an_unknown_system_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, why = build._load("baseline")
+    found, why = build.load_for("baseline")
     assert found is None and "AVX2" in why and "PyTorch's" in why
-    build._load.cache_clear()
+    build.load_for.cache_clear()
     monkeypatch.setattr(platform, "system", lambda: "Windows")
-    found, why = build._load(instruction_set())
+    found, why = build.load_for(instruction_set())
     assert found is None and "Windows" in why
 
 

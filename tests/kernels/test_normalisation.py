@@ -38,7 +38,7 @@ def test_the_operation_equals_its_three_parts(dtype: torch.dtype, limit: float, 
     x, residual, norm = draw(dtype)
     double = copy.deepcopy(norm).double()
     doubles = [tensor.detach().double().requires_grad_() for tensor in (x, residual)]
-    got = normalisation._norm_relu(x, norm, residual=residual if with_residual else None)
+    got = normalisation.norm_relu(x, norm, residual=residual if with_residual else None)
     expected = (double(doubles[0]) + (doubles[1] if with_residual else 0.0)).relu()
     assert got.dtype == dtype and error(got, expected) < limit
     for name, buffer in norm.named_buffers():
@@ -63,7 +63,7 @@ def test_the_start_of_a_resnet_equals_its_three_parts(
     x = x.detach()[:, :, : size[0], : size[1]].contiguous(memory_format=torch.channels_last).requires_grad_()
     double = copy.deepcopy(norm).double()
     same = x.detach().double().requires_grad_()
-    got = normalisation._norm_relu_pool(x, norm)
+    got = normalisation.norm_relu_pool(x, norm)
     expected = F.max_pool2d(double(same).relu(), 3, 2, 1)
     assert got.dtype == dtype and got.is_contiguous(memory_format=torch.channels_last)
     assert error(got, expected) < limit
@@ -80,17 +80,17 @@ def test_statistics_do_not_suffer_from_a_large_mean() -> None:
     x, _, norm = draw(torch.float32)
     shifted = (x.detach() + 1000.0).contiguous(memory_format=torch.channels_last)
     plain = copy.deepcopy(norm).double()
-    assert error(normalisation._norm_relu(shifted, norm), plain(shifted.double()).relu()) < 1e-4
+    assert error(normalisation.norm_relu(shifted, norm), plain(shifted.double()).relu()) < 1e-4
     assert error(norm.running_var, plain.running_var) < 1e-5
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
     x, residual, norm = draw(torch.float32)
-    expected = normalisation._norm_relu(x, norm, residual=residual)
+    expected = normalisation.norm_relu(x, norm, residual=residual)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert torch.equal(normalisation._norm_relu(x, norm, residual=residual), expected)
+        assert torch.equal(normalisation.norm_relu(x, norm, residual=residual), expected)
     finally:
         torch.set_num_threads(threads)
 
@@ -99,7 +99,7 @@ def test_nan_is_not_hidden() -> None:
     x, _, norm = draw(torch.float32)
     with torch.no_grad():
         x[0, 3] = float("nan")
-        output = normalisation._norm_relu(x, norm)
+        output = normalisation.norm_relu(x, norm)
     assert output[:, 3].isnan().all() and output[:, 4:].isfinite().all()
 
 

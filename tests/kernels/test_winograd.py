@@ -146,7 +146,7 @@ def test_kernels_of_a_cpu_without_avx512_give_the_same(monkeypatch: pytest.Monke
     """Compiled for AVX2, which any CPU with AVX-512 can run."""
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("this CPU has no AVX2")
-    found, why = build._load("avx2")
+    found, why = build.load_for("avx2")
     if found is None:
         pytest.skip(why)
     for module in (winograd, build):

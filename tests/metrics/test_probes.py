@@ -193,8 +193,8 @@ def test_sgd_agrees_with_logistic_regression(spread: float) -> None:
 
 def test_sgd_rates_trained_side_by_side_are_those_trained_alone() -> None:
     train, labels = make_features(300, seed=0)
-    several = sgd_file._train(train, labels, lrs=(0.01, 0.1), num_classes=5, seed=3)
-    alone = sgd_file._train(train, labels, lrs=(0.1,), num_classes=5, seed=3)
+    several = sgd_file.train_classifiers(train, labels, lrs=(0.01, 0.1), num_classes=5, seed=3)
+    alone = sgd_file.train_classifiers(train, labels, lrs=(0.1,), num_classes=5, seed=3)
     for one, other in zip(several, alone, strict=True):
         np.testing.assert_allclose(one[1:], other, rtol=1e-4, atol=1e-5)
 
@@ -209,7 +209,7 @@ def test_sgd_choice_is_the_best_on_the_validation_part_of_a_bounded_number(
     part = Validation.of(labels300, seed=0)
     right = {}
     for lr in sgd_file.LEARNING_RATES:
-        weights, biases = sgd_file._train(
+        weights, biases = sgd_file.train_classifiers(
             train300[part.fit], labels300[part.fit], lrs=(lr,), num_classes=5, seed=0
         )
         scores = train300[part.held_out] @ weights[0].numpy().T + biases[0].numpy()

@@ -21,7 +21,7 @@ from byol.finetuning.supervised import SYMMETRIES, mild
 )
 def test_first_layers_learn_slower_than_the_last(encoder: nn.Module) -> None:
     classifier = nn.Linear(8, 3)
-    groups = list(supervised._make_groups(encoder, classifier, 0.5))
+    groups = list(supervised.make_parameter_groups(encoder, classifier, 0.5))
     scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
     parameters = [*encoder.parameters(), *classifier.parameters()]
     assert scale.keys() == {id(p) for p in parameters} and sum(len(g["params"]) for g in groups) == len(scale)
@@ -29,7 +29,9 @@ def test_first_layers_learn_slower_than_the_last(encoder: nn.Module) -> None:
     assert by_depth == sorted(by_depth) and by_depth[0] <= 0.25
     assert scale[id(classifier.weight)] == scale[id(classifier.bias)] == 1.0
     assert all(group["weight_decay"] == 0.0 for group in groups if group["params"][0].ndim == 1)
-    assert {group["lr_scale"] for group in supervised._make_groups(encoder, classifier, 1.0)} == {1.0}
+    assert {group["lr_scale"] for group in supervised.make_parameter_groups(encoder, classifier, 1.0)} == {
+        1.0
+    }
 
 
 def test_views_keep_the_symmetries_alone() -> None:

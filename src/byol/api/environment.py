@@ -89,7 +89,7 @@ def environment() -> Environment:
 # ---- Facts
 
 
-def _describe_byol() -> dict[str, Any]:
+def describe_byol() -> dict[str, Any]:
     root = SOURCE.parent
     is_checkout = (root / ".git").exists() and (root / "pyproject.toml").exists()
     commit, changed = _ask_git(root) if is_checkout else (None, None)
@@ -158,7 +158,7 @@ def _read_variables() -> dict[str, str]:
 
 
 _SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
-    "byol": _describe_byol,
+    "byol": describe_byol,
     "system": _describe_system,
     "cpu": _describe_cpu,
     "memory": _describe_memory,

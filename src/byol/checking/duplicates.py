@@ -77,7 +77,7 @@ def find_alike(
     original = first[inverse]  # the first image with equal values
     is_exact = original < np.arange(len(digests))
     candidates = np.flatnonzero(~is_exact & may_be_near)
-    earlier, later, is_complete = _find_close(hashes[candidates])
+    earlier, later, is_complete = find_close(hashes[candidates])
     earlier, later = candidates[earlier], candidates[later]
     is_near = _compare(earlier, later, thumbnails=thumbnails, aspects=aspects)
     near = np.full(len(digests), len(digests))
@@ -99,7 +99,7 @@ def find_leaks(alike: Alike, num_train: int) -> Alike:
     return Alike(same_as[num_train:], is_exact[num_train:], alike.is_complete)
 
 
-def _find_close(hashes: UInt64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, bool]:
+def find_close(hashes: UInt64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, bool]:
     """Return pairs (earlier, later) of hashes that differ in at most MOST_BITS; and if all were compared."""
     pairs, is_complete = [np.zeros((2, 0), dtype=np.int64)], True
     shared_bits = np.uint64(64 - _GROUP_BITS)

@@ -39,7 +39,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def available_bytes() -> int:
     """Return the host memory (bytes) that is available without swapping, within the container's limit."""
     try:
-        available = _read_fields(Path("/proc/meminfo"))["MemAvailable"]
+        available = read_fields(Path("/proc/meminfo"))["MemAvailable"]
     except (OSError, KeyError):  # not Linux
         if os.name == "nt":
             return _ask_windows().available
@@ -52,7 +52,7 @@ def available_bytes() -> int:
 def total_bytes() -> tuple[int, int | None]:
     """Return the machine's memory and the container's limit in bytes (None: there is no limit)."""
     try:
-        total = _read_fields(Path("/proc/meminfo"))["MemTotal"]
+        total = read_fields(Path("/proc/meminfo"))["MemTotal"]
     except (OSError, KeyError):  # not Linux
         if os.name == "nt":
             return _ask_windows().total, None
@@ -64,7 +64,7 @@ def total_bytes() -> tuple[int, int | None]:
 def peak_bytes() -> int:
     """Return the peak resident memory of this process in bytes, including libraries."""
     try:
-        return _read_fields(Path("/proc/self/status"))["VmHWM"]
+        return read_fields(Path("/proc/self/status"))["VmHWM"]
     except (OSError, KeyError):
         if os.name == "nt":
             return _ask_windows().peak
@@ -148,7 +148,7 @@ def _read_cgroup(folder: Path) -> tuple[int | None, int]:
     return None, 0
 
 
-def _read_fields(path: Path) -> dict[str, int]:
+def read_fields(path: Path) -> dict[str, int]:
     """Read the lines "Name: NUMBER kB" of a file in /proc; return bytes."""
     lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
     return {

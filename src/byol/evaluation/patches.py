@@ -65,7 +65,7 @@ class Dictionary:
         generator = torch.Generator().manual_seed(seed)
         blocks = []
         for some in torch.split(views, _BATCH):
-            patches = _cut(some, patch_px)
+            patches = cut_patches(some, patch_px)
             # A place that is drawn twice counts twice.
             places = torch.randint(patches.shape[1], (len(some), _PATCHES_PER_IMAGE), generator=generator)
             blocks.append(patches[torch.arange(len(some))[:, None], places].flatten(0, 1))
@@ -85,7 +85,7 @@ class Dictionary:
     @torch.inference_mode()
     def encode(self, views: Views) -> Float[Tensor, "image feature"]:
         """Return the mean activation of each centroid over each quadrant: 4 x centroids features."""
-        whitened = (_cut(views, self.patch_px) - self.mean) @ self.whitening
+        whitened = (cut_patches(views, self.patch_px) - self.mean) @ self.whitening
         distances = torch.cdist(whitened, self.centroids)
         activations = F.relu(distances.mean(dim=2, keepdim=True) - distances)
         num_places = _count_places(self.px)
@@ -193,7 +193,7 @@ def _count_places(px: int) -> int:
     return px - choose_patch_px(px) + 1
 
 
-def _cut(views: Views, patch_px: int) -> Patches:
+def cut_patches(views: Views, patch_px: int) -> Patches:
     """Return all patches, each with mean 0 and variance about 1; a blank patch stays 0."""
     patches = F.unfold(views, patch_px).transpose(1, 2)
     centred = patches - patches.mean(dim=2, keepdim=True)

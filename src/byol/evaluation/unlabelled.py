@@ -124,7 +124,7 @@ def describe(
         images, rows, encoder=trained(online), cache_folder=cache_folder, progress=progress
     )
     found = _find(features, seed=config.evaluation.seed, cache_folder=cache_folder)
-    measured = _choose_measured(rows, seed=config.trainer.seed)
+    measured = choose_measured(rows, seed=config.trainer.seed)
     frozen = untrained(config, online.spec, images=images, rows=rows, device=str(online.device))
     measure = partial(_measure, images=images, rows=measured, config=config, cache_folder=cache_folder)
     before = measure(frozen, whole=None)
@@ -158,7 +158,7 @@ def describe(
 # ---- Measures and neighbours
 
 
-def _choose_measured(rows: Rows, *, seed: int) -> Int64[np.ndarray, " measured"]:
+def choose_measured(rows: Rows, *, seed: int) -> Int64[np.ndarray, " measured"]:
     """Draw at most 2,048 images at random, because nearby files in a folder are often very similar."""
     if len(rows) <= NUM_MEASURED:
         return rows

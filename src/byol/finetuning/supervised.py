@@ -94,7 +94,9 @@ class Course:
             self._classifier.bias.copy_(torch.from_numpy(linear.bias))
         self.encoder.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._classifier.to(setting.device)
-        groups = list(_make_groups(self.encoder.requires_grad_(True), self._classifier, rates.layer_decay))
+        groups = list(
+            make_parameter_groups(self.encoder.requires_grad_(True), self._classifier, rates.layer_decay)
+        )
         self._optimizer = torch.optim.AdamW(groups, lr=rates.lr)
         self._data, self._tick = data, tick
         self._num_batches = math.ceil(len(data.rows) / BATCH_SIZE)
@@ -172,7 +174,9 @@ class _Grouped(nn.Module):
         self.encoder, self.classifier = encoder, classifier
 
 
-def _make_groups(encoder: nn.Module, classifier: nn.Linear, layer_decay: float) -> Iterator[dict[str, Any]]:
+def make_parameter_groups(
+    encoder: nn.Module, classifier: nn.Linear, layer_decay: float
+) -> Iterator[dict[str, Any]]:
     """Yield parameter groups, each with a fraction `lr_scale` of the learning rate: a group per timm block.
 
     Models without named blocks (torchvision) are divided into groups of 12 successive parameters.

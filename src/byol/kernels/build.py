@@ -69,14 +69,14 @@ class Kernels:
 
 def load_kernels() -> Kernels | None:
     """Return the kernels, or None; `explain_kernels` says why."""
-    kernels = _load(instruction_set())[0]
+    kernels = load_for(instruction_set())[0]
     # The operations of PyTorch on several threads are faster than kernels on one thread.
     return kernels if kernels is None or kernels.has_openmp or torch.get_num_threads() == 1 else None
 
 
 def explain_kernels() -> str:
     """Describe whether there are kernels, and why not."""
-    kernels, words = _load(instruction_set())
+    kernels, words = load_for(instruction_set())
     if kernels is not None and load_kernels() is None:
         return "PyTorch's kernels, because the compiler has no OpenMP and there are several threads"
     return words
@@ -100,7 +100,7 @@ def run_kernel(name: str, *arguments: Tensor | int | float | None, dtype: torch.
 
 
 @cache
-def _load(kind: InstructionSet) -> tuple[Kernels | None, str]:
+def load_for(kind: InstructionSet) -> tuple[Kernels | None, str]:
     """Return the kernels for an instruction set, and a description of whether there are any."""
     if platform.system() not in _SYSTEMS:
         return None, f"PyTorch's kernels, because byol compiles none on {platform.system()}"

@@ -43,8 +43,8 @@ class _FusedBasicBlock(BasicBlock):
         block: Any = self
         if not _is_plain(block, x, norms=(block.bn1, block.bn2), relus=(block.act1, block.act2)):
             return super().forward(x)
-        inner = _norm_relu(block.conv1(x), block.bn1)
-        return _norm_relu(block.conv2(inner), block.bn2, residual=_shortcut(block, x))
+        inner = norm_relu(block.conv1(x), block.bn1)
+        return norm_relu(block.conv2(inner), block.bn2, residual=_shortcut(block, x))
 
 
 class _FusedBottleneck(Bottleneck):
@@ -53,21 +53,21 @@ class _FusedBottleneck(Bottleneck):
         norms, relus = (block.bn1, block.bn2, block.bn3), (block.act1, block.act2, block.act3)
         if not _is_plain(block, x, norms=norms, relus=relus):
             return super().forward(x)
-        inner = _norm_relu(block.conv1(x), block.bn1)
-        inner = _norm_relu(block.conv2(inner), block.bn2)
-        return _norm_relu(block.conv3(inner), block.bn3, residual=_shortcut(block, x))
+        inner = norm_relu(block.conv1(x), block.bn1)
+        inner = norm_relu(block.conv2(inner), block.bn2)
+        return norm_relu(block.conv3(inner), block.bn3, residual=_shortcut(block, x))
 
 
 class _FusedResNet(ResNet):
     def forward_features(self, x: Tensor) -> Tensor:
         network: Any = self
-        if network.grad_checkpointing or not _can_fuse(x, norms=(network.bn1,), relus=(network.act1,)):
+        if network.grad_checkpointing or not can_fuse(x, norms=(network.bn1,), relus=(network.act1,)):
             return super().forward_features(x)
         x = network.conv1(x)
         if _is_plain_pool(network.maxpool):
-            x = _norm_relu_pool(x, network.bn1)
+            x = norm_relu_pool(x, network.bn1)
         else:
-            x = network.maxpool(_norm_relu(x, network.bn1))
+            x = network.maxpool(norm_relu(x, network.bn1))
         return cast(Tensor, network.layer4(network.layer3(network.layer2(network.layer1(x)))))
 
 
@@ -78,10 +78,11 @@ def _shortcut(block: Any, x: Tensor) -> Tensor:
 def _is_plain(block: Any, x: Tensor, *, norms: tuple[nn.Module, ...], relus: tuple[nn.Module, ...]) -> bool:
     nothing_between = block.se is None and block.drop_path is None
     nothing_between &= type(block.drop_block) is nn.Identity and type(block.aa) is nn.Identity
-    return nothing_between and _can_fuse(x, norms=norms, relus=relus)
+    return nothing_between and can_fuse(x, norms=norms, relus=relus)
 
 
-def _can_fuse(x: Tensor, *, norms: tuple[nn.Module, ...], relus: tuple[nn.Module, ...]) -> bool:
+def can_fuse(x: Tensor, *, norms: tuple[nn.Module, ...], relus: tuple[nn.Module, ...]) -> bool:
+    """Return whether the compiled loops can compute these layers: types, sizes and modes are theirs."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return (
         runs_eagerly(x)
@@ -127,7 +128,7 @@ def _has_hooks(layer: nn.Module) -> bool:
 def _try_fused() -> None:
     """Run a norm forward and backward, for `wins`; `_try_library` does the same with PyTorch operations."""
     maps, norm = _draw_maps()
-    torch.autograd.grad(_norm_relu(maps, norm, residual=maps).sum(), maps)
+    torch.autograd.grad(norm_relu(maps, norm, residual=maps).sum(), maps)
 
 
 def _try_library() -> None:
@@ -144,7 +145,7 @@ def _draw_maps() -> tuple[Tensor, nn.BatchNorm2d]:
 # ---- The operations
 
 
-def _norm_relu(x: Images, norm: nn.BatchNorm2d, *, residual: Images | None = None) -> Images:
+def norm_relu(x: Images, norm: nn.BatchNorm2d, *, residual: Images | None = None) -> Images:
     """Return relu(norm(x) + residual); update the running statistics of `norm` as `nn.BatchNorm2d` does."""
     if not _fits(x, norm, residual):
         normed = norm(x)
@@ -152,7 +153,7 @@ def _norm_relu(x: Images, norm: nn.BatchNorm2d, *, residual: Images | None = Non
     return cast(Tensor, _NormRelu.apply(x, residual, *_count(x, norm)))
 
 
-def _norm_relu_pool(x: Images, norm: nn.BatchNorm2d) -> Float[Tensor, "batch channel height_out width_out"]:
+def norm_relu_pool(x: Images, norm: nn.BatchNorm2d) -> Float[Tensor, "batch channel height_out width_out"]:
     """Return maxpool(relu(norm(x))), 3x3 with stride 2 and padding 1, and update the running statistics."""
     if not _fits(x, norm):
         return F.max_pool2d(torch.relu(norm(x)), 3, 2, 1)

@@ -37,7 +37,7 @@ def sgd(
     train, test = scale(train, test)
     lr = choose_sgd(train, labels, seed=seed, groups=groups)
     classes, index = np.unique(labels, return_inverse=True)
-    weights, biases = _train(train, index, lrs=(lr,), num_classes=len(classes), seed=seed)
+    weights, biases = train_classifiers(train, index, lrs=(lr,), num_classes=len(classes), seed=seed)
     blocks = (test[first : first + _BLOCK] for first in range(0, len(test), _BLOCK))
     ranked = [rank(_score(block, weights, biases)[0].numpy(), classes) for block in blocks]
     return Prediction(np.concatenate(ranked), {"lr": lr})
@@ -55,7 +55,9 @@ def choose_sgd(train: Train, labels: Labels, *, seed: int, groups: Labels | None
         groups = None if groups is None else groups[drawn]
     part = Validation.of(labels, seed=seed, groups=groups)
     classes, index = np.unique(labels, return_inverse=True)
-    heads = _train(train[part.fit], index[part.fit], lrs=LEARNING_RATES, num_classes=len(classes), seed=seed)
+    heads = train_classifiers(
+        train[part.fit], index[part.fit], lrs=LEARNING_RATES, num_classes=len(classes), seed=seed
+    )
     num_right = np.zeros(len(LEARNING_RATES), dtype=np.int64)
     for first in range(0, len(part.held_out), _BLOCK):
         rows = part.held_out[first : first + _BLOCK]
@@ -64,7 +66,7 @@ def choose_sgd(train: Train, labels: Labels, *, seed: int, groups: Labels | None
     return LEARNING_RATES[int(num_right.argmax())]
 
 
-def _train(
+def train_classifiers(
     train: Train, index: Labels, *, lrs: Sequence[float], num_classes: int, seed: int
 ) -> tuple[Float[Tensor, "rate klass feature"], Float[Tensor, "rate 1 klass"]]:
     """Train one classifier per learning rate, starting from zeros; return their weights and biases."""

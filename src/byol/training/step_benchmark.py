@@ -185,7 +185,7 @@ def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
             raise ConfigError(answer["refused"])
         return None if answer.get("failed") == _OUT_OF_MEMORY else answer
     # Killed by the system, or aborted by a library that got no memory.
-    ended_by = _name_signal(child.returncode)
+    ended_by = name_signal(child.returncode)
     if ended_by == "SIGKILL" or (ended_by == "SIGABRT" and "alloc" in errors):
         return None
     if ended_by == "SIGINT":  # Ctrl-C reaches parent and child
@@ -193,7 +193,7 @@ def _ask_child(job: dict[str, Any]) -> dict[str, Any] | None:
     raise RuntimeError(f"the benchmark failed with code {child.returncode}:\n{errors}")
 
 
-def _name_signal(returncode: int) -> str:
+def name_signal(returncode: int) -> str:
     """Return the signal that ended a process, or "". Windows has its own codes for Ctrl-C and abort."""
     if returncode in _WINDOWS_CODES:
         return _WINDOWS_CODES[returncode]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from byol.base.errors import DataError
 from byol.data.labels.label_file import match_columns, match_labels
-from byol.data.sources.opening import _open_list
+from byol.data.sources.opening import open_list
 
 NAMES = ["sub/img.png", "sub/deep/other.png", "top.png"]
 posix_only = pytest.mark.skipif(os.sep == "\\", reason="a backslash always separates on Windows")
@@ -57,13 +57,13 @@ def test_lists_from_windows_find_their_files(tmp_path: Path) -> None:
         make_image(tmp_path / name)
     text = write(tmp_path / "list.txt", *map(as_windows, NAMES))
     table = write(tmp_path / "list.csv", "file,label", *(f"{as_windows(name)},{name[:1]}" for name in NAMES))
-    for source in (_open_list(text, skip_unreadable=False), _open_list(table, skip_unreadable=False)):
+    for source in (open_list(text, skip_unreadable=False), open_list(table, skip_unreadable=False)):
         assert [source.names(index) for index in range(3)] == NAMES
         assert (source.stamps[:, 0] > 0).all() and all(os.path.isfile(source.item(at)) for at in range(3))
 
 
 def test_a_drive_that_is_not_here_stays_a_missing_file(tmp_path: Path) -> None:
-    source = _open_list(write(tmp_path / "list.txt", "Q:\\data\\img.png"), skip_unreadable=False)
+    source = open_list(write(tmp_path / "list.txt", "Q:\\data\\img.png"), skip_unreadable=False)
     assert source.names(0) in ("Q:/data/img.png", "Q:\\data\\img.png") and source.stamps[0, 0] == -1
 
 
@@ -71,7 +71,7 @@ def test_a_drive_that_is_not_here_stays_a_missing_file(tmp_path: Path) -> None:
 def test_elsewhere_a_backslash_may_be_part_of_a_name(tmp_path: Path) -> None:
     for name in ("a\\b.png", "a/b.png"):
         make_image(tmp_path / name)
-    source = _open_list(write(tmp_path / "list.txt", "a\\b.png", "a/b.png"), skip_unreadable=False)
+    source = open_list(write(tmp_path / "list.txt", "a\\b.png", "a/b.png"), skip_unreadable=False)
     assert [source.names(0), source.names(1)] == ["a\\b.png", "a/b.png"]
     table = write(tmp_path / "labels.csv", "file,label", "a\\b.png,one", "a/b.png,two")
     with pytest.raises(

@@ -35,7 +35,7 @@ from byol.data.pack.images import open_images
 from byol.data.pack.packed import FILES, Packed, digest_file, open_pack
 from byol.data.pack.packing import pack
 from byol.data.pack.statistics import count_values, summarise
-from byol.data.sources.opening import _open_folder, left_out_of, open_source
+from byol.data.sources.opening import left_out_of, open_folder, open_source
 from edits import edit_json
 
 RNG = np.random.default_rng(0)
@@ -629,7 +629,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def test_a_disk_that_fails_stops_the_packing_which_then_goes_on(tmp_path: Path, failing: set[str]) -> None:
     write_files(tmp_path / "set")
-    source = _open_folder(tmp_path / "set")
+    source = open_folder(tmp_path / "set")
     failing.add("4.png")
     with pytest.raises(DataError, match=r"set/4\.png: .*Input/output error, errno 5") as caught:
         pack_into(tmp_path / "p", source)
@@ -641,7 +641,7 @@ def test_a_disk_that_fails_stops_the_packing_which_then_goes_on(tmp_path: Path, 
 
 def test_what_was_left_out_for_the_disk_is_tried_again(tmp_path: Path, failing: set[str]) -> None:
     write_files(tmp_path / "set")
-    source = _open_folder(tmp_path / "set", skip_unreadable=True)
+    source = open_folder(tmp_path / "set", skip_unreadable=True)
     failing.update({"1.png", "4.png"})
     packed = pack_into(tmp_path / "p", source, max_bad=0.0)  # allowed by the other key
     assert len(packed) == 4 and packed.num_bad == 2
@@ -650,7 +650,7 @@ def test_what_was_left_out_for_the_disk_is_tried_again(tmp_path: Path, failing: 
     assert len(packed) == 5 and packed.note.startswith("packed again: 1 images that could not be read")
     assert pack_into(tmp_path / "p", source, max_bad=0.0).note == "found"  # the disk still fails: kept
     with pytest.raises(DataError, match=r"4\.png: .*errno 5"):
-        pack_into(tmp_path / "p", _open_folder(tmp_path / "set"))
+        pack_into(tmp_path / "p", open_folder(tmp_path / "set"))
 
 
 @pytest.mark.parametrize(
@@ -662,7 +662,7 @@ def test_a_pack_of_an_earlier_version_that_lacks_images_for_the_disk(tmp_path: P
     image = paths[2].read_bytes()
     paths[2].write_bytes(b"broken".ljust(len(image)))
     os.utime(paths[2], (1, 1))
-    source = _open_folder(tmp_path / "set")
+    source = open_folder(tmp_path / "set")
     assert pack_into(tmp_path / "p", source).num_bad == 1
     paths[2].write_bytes(image)
     os.utime(paths[2], (1, 1))
@@ -684,7 +684,7 @@ def test_changes_are_counted_also_when_packing_is_continued(tmp_path: Path) -> N
     for path in write_files(folder, 5)[1:4]:
         pixels = np.asarray(Image.open(path))
         Image.fromarray(np.dstack([pixels, np.eye(9, dtype=np.uint8) * 255])).save(path)
-    source = _open_folder(folder)
+    source = open_folder(folder)
 
     def stop(done: int, total: int) -> None:
         if done == 3:

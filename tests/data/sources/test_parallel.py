@@ -16,7 +16,7 @@ from byol.base.errors import DataError
 from byol.data.decode.formats import ImageArray, Kind
 from byol.data.decode.image import Square, peek, read_square
 from byol.data.sources import parallel as module
-from byol.data.sources.opening import ArraySource, FileSource, Part, _open_folder
+from byol.data.sources.opening import ArraySource, FileSource, Part, open_folder
 from byol.data.sources.parallel import read_ahead
 
 RNG = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> FileSource:
         Image.fromarray(RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(tmp_path / f"{number:03d}.png")
     (tmp_path / "100b.png").write_bytes(b"not an image")
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes((tmp_path / "000.png").read_bytes())
-    return _open_folder(tmp_path)
+    return open_folder(tmp_path)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_processes_do_not_load_torch() -> None:
 
 def test_tasks_are_several_small_images_or_one_large(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    look_at = module._look_at
+    look_at = module.look_at_each
 
     def note(
         look: Callable[[int], ImageArray], indices: range, *, stop: bool
@@ -144,7 +144,7 @@ def test_tasks_are_several_small_images_or_one_large(monkeypatch: pytest.MonkeyP
         sizes.append(len(indices))
         return look_at(look, indices, stop=stop)
 
-    monkeypatch.setattr(module, "_look_at", note)
+    monkeypatch.setattr(module, "look_at_each", note)
     for result_bytes, expected in ((0, 64), (2**18 // 10, 10), (2**20, 1)):
         sizes.clear()
         found = read_ahead(LOOK, make_arrays(130), range(130), num_workers=2, result_bytes=result_bytes)

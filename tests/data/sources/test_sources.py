@@ -140,8 +140,8 @@ def test_many_files_are_indexed_in_flat_memory(tmp_path: Path) -> None:
         os.close(os.open(tmp_path / f"{number:05d}.png", os.O_CREAT))
     program = (
         "import sys, tracemalloc; from pathlib import Path\n"
-        "from byol.data.sources.opening import _open_folder\n"
-        "tracemalloc.start(); source = _open_folder(Path(sys.argv[1]))\n"
+        "from byol.data.sources.opening import open_folder\n"
+        "tracemalloc.start(); source = open_folder(Path(sys.argv[1]))\n"
         "arrays = (source.files.blob, source.files.offsets, source.stamps, source.labels)\n"
         "print(len(source), source.names(len(source) - 1), tracemalloc.get_traced_memory()[1], "
         "sum(array.nbytes for array in arrays))"

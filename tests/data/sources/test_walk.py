@@ -11,7 +11,7 @@ from PIL import Image
 
 from byol.base.errors import DataError
 from byol.data.decode import disk
-from byol.data.sources.opening import FileSource, _open_folder
+from byol.data.sources.opening import FileSource, open_folder
 from byol.data.sources.summary import describe_passed_by
 
 
@@ -40,7 +40,7 @@ def test_other_kinds_are_counted_with_three_names(tmp_path: Path) -> None:
         (tmp_path / f"IMG_{number}.MOV").write_bytes(b"x")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "notes.txt").write_text("x")
-    text = said(_open_folder(tmp_path))
+    text = said(open_folder(tmp_path))
     assert "6 files of kinds that byol does not read" in text and "list (.txt)" in text
     assert "5 .mov (IMG_0.MOV, IMG_1.MOV, IMG_2.MOV, ...), 1 .txt (sub/notes.txt)" in text
 
@@ -49,7 +49,7 @@ def test_an_unknown_suffix_that_hides_images_is_told(tmp_path: Path) -> None:
     write(tmp_path / "a.png")
     for number in range(4):
         write(tmp_path / f"{number}.svs", "tiff")
-    source = _open_folder(tmp_path)
+    source = open_folder(tmp_path)
     assert names(source) == ["a.png"] and "they hold TIFF: rename them" in said(source)
 
 
@@ -58,7 +58,7 @@ def test_hidden_and_system_files(tmp_path: Path) -> None:
     for name in (".DS_Store", "._a.png", "Thumbs.db", "@eaDir/a.png/b.jpg", "__MACOSX/a.png", "DICOMDIR"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    source = _open_folder(tmp_path)
+    source = open_folder(tmp_path)
     assert names(source) == ["a.png"] and source.left_out.hidden.count == 6
     assert not source.left_out.suffixes and ".DS_Store" in said(source)
 
@@ -70,7 +70,7 @@ def test_images_without_a_suffix_are_read_by_content(tmp_path: Path) -> None:
     (tmp_path / "S1" / "IM000002").write_bytes(bytes(128) + b"DICM" + bytes(64))
     (tmp_path / "S1" / "IM000003").write_bytes(b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100")
     (tmp_path / "README").write_text("not an image")
-    source = _open_folder(tmp_path)
+    source = open_folder(tmp_path)
     assert names(source) == ["1.2.840.17", "IM000001", "S1/IM000002", "S1/IM000003"]
     assert "because their content is an image: 4" in said(source)
     assert "1 without suffix (README)" in said(source)
@@ -82,7 +82,7 @@ def test_pipes_are_not_waited_for_and_links_that_lead_nowhere_are_told_when_read
     (tmp_path / "c.png").symlink_to("gone.png")
     (tmp_path / "d.png").symlink_to("d.png")
     (tmp_path / "up").symlink_to(tmp_path)
-    source = _open_folder(tmp_path)
+    source = open_folder(tmp_path)
     assert names(source) == ["a.png", "c.png", "d.png"]
     assert "pipes, sockets and devices: 1 (b.png)" in said(source)
 
@@ -111,9 +111,9 @@ def test_a_disk_that_fails_once_loses_nothing(
 ) -> None:
     write(tmp_path / "a.png")
     write(tmp_path / "sub" / "b.png")
-    expected = _open_folder(tmp_path).fingerprint()
+    expected = open_folder(tmp_path).fingerprint()
     tries = fail(monkeypatch, function, part, times=2, number=errno.EIO)
-    source = _open_folder(tmp_path)
+    source = open_folder(tmp_path)
     assert names(source) == ["a.png", "sub/b.png"] and tries["count"] == 3
     assert source.fingerprint() == expected
 
@@ -127,7 +127,7 @@ def test_a_disk_that_fails_every_time_stops_the_walk(
     write(tmp_path / "sub" / "b.png")
     fail(monkeypatch, function, part, times=99, number=number)
     with pytest.raises(DataError) as caught:
-        _open_folder(tmp_path)
+        open_folder(tmp_path)
     text = str(caught.value)
     assert part in text and os.strerror(number) in text and "data.skip_unreadable=true" in text
 
@@ -141,10 +141,10 @@ def test_folders_that_may_not_be_read_are_all_named_or_left_out(
     write(tmp_path / "z" / "c.png")
     fail(monkeypatch, "scandir", "/locked", times=99, number=errno.EACCES)
     with pytest.raises(DataError) as caught:
-        _open_folder(tmp_path)
+        open_folder(tmp_path)
     text = str(caught.value)
     assert "s1/locked" in text and "s2/locked" in text and "Permission denied" in text
     assert "data.skip_unreadable=true" in text and "\n" not in text
-    source = _open_folder(tmp_path, skip_unreadable=True)
+    source = open_folder(tmp_path, skip_unreadable=True)
     assert names(source) == ["a.png", "z/c.png"]
     assert "folders that cannot be read: 2" in said(source)

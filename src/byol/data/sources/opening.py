@@ -210,14 +210,14 @@ def _open_path(
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_dir():
-        return _open_folder(path, layout, skip_unreadable=skip_unreadable)
+        return open_folder(path, layout, skip_unreadable=skip_unreadable)
     if not path.exists():
         raise DataError(
             f"{source}: no such file or folder; a source is a folder, a .txt or .csv list, an .npy array, "
             f"or one of {', '.join(_SPLITS)}"
         )
     if suffix in (".txt", ".csv", ".tsv"):
-        return _open_list(path, layout, skip_unreadable=skip_unreadable)
+        return open_list(path, layout, skip_unreadable=skip_unreadable)
     if suffix == ".npy" and (opened := _open_array(path, layout, trained)) is not None:
         return opened
     if is_image_suffix(suffix) or _is_image(path):
@@ -239,7 +239,8 @@ def _is_image(path: Path) -> bool:
         raise DataError(f"{path}: cannot be read ({describe(error)})") from None
 
 
-def _open_folder(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False) -> FileSource:
+def open_folder(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False) -> FileSource:
+    """Open a folder and those in it: images sorted by path. It raises DataError where there is none."""
     scan = Walk(skip_unreadable=skip_unreadable)
     files = Names.of(scan.names(os.fsencode(path)))
     if len(files) == 0:
@@ -261,7 +262,7 @@ def _open_folder(path: Path, layout: Layout = "auto", *, skip_unreadable: bool =
     )
 
 
-def _open_list(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False) -> FileSource:
+def open_list(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False) -> FileSource:
     """Open a list; its relative paths are relative to its own folder.
 
     Files that do not exist are searched in this folder, by the matching rules for labels.

@@ -83,7 +83,7 @@ def _open_lookers(
     stop = not skips_unreadable(source)
     small = 0 < source.file_bytes < _PROCESS_FILE_BYTES * num_processes
     if not (small and num_processes > 1 and num_images >= PROCESS_MIN_IMAGES and sys.executable):
-        yield lambda indices: _look_at(lambda index: look(source.item(index)), indices, stop=stop)
+        yield lambda indices: look_at_each(lambda index: look(source.item(index)), indices, stop=stop)
         return
     idle: SimpleQueue[_Child] = SimpleQueue()
     children = [_Child(look, stop=stop) for _ in range(num_processes)]
@@ -104,7 +104,7 @@ def _open_lookers(
             child.end()
 
 
-def _look_at(look: Callable[[T], R], items: Iterable[T], *, stop: bool) -> list[R | DataError]:
+def look_at_each(look: Callable[[T], R], items: Iterable[T], *, stop: bool) -> list[R | DataError]:
     """Return the result or the error of each item; if `stop`, up to the first disk error."""
     found: list[R | DataError] = []
     with quiet:
@@ -168,5 +168,5 @@ def serve() -> None:
         look, stop = pickle.load(questions)
         while True:
             paths = pickle.load(questions)
-            pickle.dump(_look_at(look, paths, stop=stop), answers, protocol=pickle.HIGHEST_PROTOCOL)
+            pickle.dump(look_at_each(look, paths, stop=stop), answers, protocol=pickle.HIGHEST_PROTOCOL)
             answers.flush()
