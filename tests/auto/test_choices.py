@@ -280,3 +280,23 @@ def test_the_rules_are_numbers_at_the_top(monkeypatch: pytest.MonkeyPatch) -> No
     chosen = decide()
     assert (chosen.config.batch_size, chosen.config.view_px) == (16, 96)
     assert chosen.config.data_transforms.view1.rotation == 180.0
+
+
+# ---- Threads
+
+
+def test_fewer_threads_are_a_choice_where_they_are_faster() -> None:
+    measured = StepBenchmark(64, 1, 0.4, 10**9, 4 * 10**9, num_threads=1, all_threads_s=2.9)
+
+    chosen = choose(
+        load_partial(None, [], preset="default"),
+        PHOTOS,
+        machine=CPU,
+        is_dicom=False,
+        measure=lambda config, accumulates: measured,
+    )
+    assert chosen.config.trainer.num_threads == 1
+    assert any(
+        line.startswith("1 thread of the CPU (0.4 s per step, but 2.9 s with") for line in lines(chosen)
+    )
+    assert decide(step_s=0.4).config.trainer.num_threads is None

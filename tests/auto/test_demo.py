@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from byol.auto import demo, resolve
@@ -185,6 +186,35 @@ def test_the_preview_of_a_stopped_demo_says_what_is_left(
     demo.preview(partial_config, tmp_path / "run", elapsed=lambda: 10.0, say=said.append)
     assert "continue it after step 4 of about " in said[0]
     assert said[-2] == "training takes 0:04 (min:s) more: what is left of its time budget"
+
+
+def test_a_run_keeps_the_threads_that_were_fastest(
+    images: Path, tmp_path: Path, step_takes: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_takes(0.25)
+    measured = StepBenchmark(16, 1, 0.25, 1, 2, num_threads=1, all_threads_s=1.5)
+    monkeypatch.setattr(demo, "benchmark_step", lambda *_, **__: measured)
+    partial_config = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
+    given, step_s, said = fit(partial_config, tmp_path / "run")
+    assert "1 thread of the CPU (0.25 s per step, but 1.5 s with all threads" in said
+    assert given.config.trainer.num_threads == 1
+    make_views, seen = loop.make_views, set()
+
+    def make(*arguments: object, **others: object) -> object:
+        seen.add(torch.get_num_threads())
+        return make_views(*arguments, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "make_views", make)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(given, tmp_path / "run", step_s=step_s)
+        assert seen == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert fit(partial_config, tmp_path / "run")[0] == given
+    other = load_partial(None, [f"data.source={images}", *TINY, "trainer.num_threads=2"], preset="demo")
+    assert fit(other, tmp_path / "run")[0].config.trainer.num_threads == 2
 
 
 def test_a_given_length_is_kept_to(images: Path, tmp_path: Path, step_takes: Callable[[float], None]) -> None:

@@ -64,7 +64,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return LOOK
 
     def benchmark(
-        config: Config, *, channels: int, stored_px: int, bits: int, wanted: int = 0
+        config: Config, *, channels: int, stored_px: int, bits: int, wanted: int = 0, **threads: bool
     ) -> StepBenchmark:
         seen.append(f"{'batch' if wanted else 'step'} {channels} {stored_px} {bits}")
         return StepBenchmark(config.batch_size, 2 if wanted else 1, 0.5, 10**9, 2 * 10**9)

@@ -42,7 +42,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """
     seen: list[Config] = []
 
-    def answer(config: Config, **images: int) -> StepBenchmark | None:
+    def answer(config: Config, *, may_use_fewer_threads: bool, **images: int) -> StepBenchmark | None:
         assert images == IMAGES
         seen.append(config)
         trainer = config.trainer
@@ -64,6 +64,26 @@ def test_real_steps_in_a_child() -> None:
     assert 0.0 < measured.step_s < 60.0
     # Python and PyTorch alone take more than 100 MB.
     assert 10**8 < measured.peak_bytes < measured.limit_bytes and measured.fits
+
+
+@pytest.mark.parametrize(
+    ("most", "seconds", "chosen", "all_threads_s"),
+    [
+        (1, {1: 1.0}, 1, None),
+        (2, {2: 1.0, 1: 1.8}, 2, None),
+        (2, {2: 1.0, 1: 0.9}, 2, None),  # no more than noise
+        (2, {2: 2.9, 1: 0.4}, 1, 2.9),  # a core is shared with another program
+        (8, {8: 3.0, 4: 2.0, 2: 1.0, 1: 1.9}, 2, 3.0),
+        (8, {8: 3.0, 4: 4.0}, 8, None),
+        (2, {2: 5.0}, 2, None),  # trying would take too long
+    ],
+)
+def test_fewer_threads_are_taken_if_they_are_faster(
+    most: int, seconds: dict[int, float], chosen: int, all_threads_s: float | None
+) -> None:
+    """A number that is not to be tried raises KeyError."""
+    found = step_benchmark.measure_threads(seconds.__getitem__, most)
+    assert found == {"step_s": seconds[chosen], "num_threads": chosen, "all_threads_s": all_threads_s}
 
 
 def test_parts_are_halved_until_they_fit(tried: list[Config]) -> None:
@@ -117,6 +137,7 @@ def test_what_the_networks_refuse_comes_back(
 ) -> None:
     config = configure("network.name=mobilenetv3_small_100", "network.stem=small")
     job = {"config": config.model_dump_json(), "images": IMAGES, "threads": 1, "may_allocate": 10**9}
+    job["may_use_fewer_threads"] = True
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(job)))
     monkeypatch.setattr(step_benchmark, "limit_memory", lambda num_bytes: None)
     step_benchmark._main()

@@ -109,6 +109,7 @@ def choose(
         trial = resolved.resolve({"trainer": {"accumulation_steps": 1, "max_epochs": 1}}).config
         benchmark = measure(trial, "trainer.accumulation_steps" in resolved.unset)
     choices += _choose_num_microbatches(resolved, benchmark)
+    choices += choose_threads(benchmark)
     choices += _choose_length(resolved, benchmark, num_images=num_images, device=machine.device)
     return Chosen(partial_config.resolve(_values_of(choices)).config, tuple(choices), benchmark)
 
@@ -249,6 +250,22 @@ def _choose_num_microbatches(partial_config: PartialConfig, benchmark: StepBench
     words = f"{parts} micro-batches per step, each fits" if parts > 1 else "the whole batch fits"
     words += " into memory"
     return [Choice("trainer.accumulation_steps", parts, words, reason)]
+
+
+def choose_threads(benchmark: StepBenchmark | None) -> list[Choice]:
+    """Return the number of threads if fewer than all were faster in the benchmark, otherwise nothing."""
+    if benchmark is None or benchmark.all_threads_s is None:
+        return []
+    num = benchmark.num_threads
+    return [
+        Choice(
+            "trainer.num_threads",
+            num,
+            f"{num} thread{'s' if num != 1 else ''} of the CPU",
+            f"{benchmark.step_s:.3g} s per step, but {benchmark.all_threads_s:.3g} s with all threads, "
+            "as is common while other programs use the CPU; trainer.num_threads sets the number",
+        )
+    ]
 
 
 def _choose_length(

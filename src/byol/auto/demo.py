@@ -5,14 +5,14 @@ instead, so that the schedules end in time at any speed. A length that the user 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from byol.auto import resolve
-from byol.auto.choices import count_usable
+from byol.auto.choices import choose_threads, count_usable
 from byol.base.console import Say, print_line
 from byol.config import Config, PartialConfig, load_config
 from byol.data.pack.images import open_images
@@ -70,9 +70,7 @@ def choose_length(config: Config, *, num_images: int, step_s: float, elapsed_s: 
     training_s = steps * whole_step_s
     if training_s > left_s:
         hours = round(left_s / 3600.0, 5)
-        config = config.model_copy(
-            update={"trainer": trainer.model_copy(update={"max_epochs": None, "max_hours": hours})}
-        )
+        config = _with_trainer(config, {"max_epochs": None, "max_hours": hours})
         steps, training_s = max(1, int(left_s / whole_step_s)), left_s
     planned_step_s = min(step_s, training_s / (_LEAST_EPOCHS * steps_per_epoch))
     return Length(config, steps, planned_step_s, training_s, evaluation_s, elapsed_s)
@@ -92,16 +90,23 @@ def fit_to_time(
     if not _is_free(partial_config):
         return partial_config, None
     if checkpoint.has_begun(run_dir):
-        return PartialConfig(_take_length(partial_config.config, run_dir), partial_config.layers), None
+        return PartialConfig(_as_begun(partial_config.config, run_dir), partial_config.layers), None
     config = partial_config.config
     check_settings(config, run_dir)
     checkpoint.check_run_folder(run_dir)
     images = open_images(config, run_dir, console=console)
     print_line(console, "timing a few training steps")
-    step_s = benchmark_step(
-        config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
-    ).step_s
-    length = choose_length(config, num_images=len(images), step_s=step_s, elapsed_s=elapsed())
+    benchmark = benchmark_step(
+        config,
+        channels=images.channels,
+        stored_px=images.stored_px,
+        bits=images.bits,
+        may_use_fewer_threads=True,
+    )
+    for choice in choose_threads(benchmark):
+        config = _with_trainer(config, {"num_threads": choice.value})
+        print_line(console, str(choice))
+    length = choose_length(config, num_images=len(images), step_s=benchmark.step_s, elapsed_s=elapsed())
     print_line(console, length.describe())
     return PartialConfig(length.config, partial_config.layers), length.step_s
 
@@ -114,30 +119,34 @@ def preview(partial_config: PartialConfig, run_dir: Path, *, elapsed: Callable[[
     """
     if not _is_free(partial_config) or checkpoint.has_begun(run_dir):
         kept = (
-            _take_length(partial_config.config, run_dir)
-            if _is_free(partial_config)
-            else partial_config.config
+            _as_begun(partial_config.config, run_dir) if _is_free(partial_config) else partial_config.config
         )
         resolve.preview(PartialConfig(kept, partial_config.layers), run_dir, say=say)
         return
     checkpoint.check_run_folder(run_dir)
     look = resolve.look_at_some(partial_config)
-    found, num_images = resolve.forecast(partial_config, look), count_usable(look)
+    found, num_images = resolve.forecast(partial_config, look, chooses_threads=True), count_usable(look)
     length = choose_length(
         found.config, num_images=num_images, step_s=found.benchmark.step_s, elapsed_s=elapsed()
     )
     expected = max(1, round(length.training_s / length.step_s))
     plan = Plan.of(length.config, num_images=num_images, expected_steps=expected)
-    for line in (length.describe(), *plan.explain()):
+    threads = map(str, choose_threads(found.benchmark))
+    for line in (*threads, length.describe(), *plan.explain()):
         say(line)
     say("byol wrote nothing; to train, run the same command without -n")
 
 
-def _take_length(config: Config, run_dir: Path) -> Config:
-    """Return the configuration with the length of the run in the folder."""
+def _as_begun(config: Config, run_dir: Path) -> Config:
+    """Return the configuration with the length and the threads of the run in the folder."""
     begun = load_config(run_dir / "config.yaml", [], preset=None).trainer
-    kept = {"max_epochs": begun.max_epochs, "max_hours": begun.max_hours}
-    return config.model_copy(update={"trainer": config.trainer.model_copy(update=kept)})
+    num_threads = config.trainer.num_threads or begun.num_threads
+    kept = {"max_epochs": begun.max_epochs, "max_hours": begun.max_hours, "num_threads": num_threads}
+    return _with_trainer(config, kept)
+
+
+def _with_trainer(config: Config, values: Mapping[str, object]) -> Config:
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update=values)})
 
 
 def _is_free(partial_config: PartialConfig) -> bool:

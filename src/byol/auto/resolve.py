@@ -161,8 +161,13 @@ class Forecast:
         )
 
 
-def forecast(partial_config: PartialConfig, look: Survey, *, say: Say = silent) -> Forecast:
+def forecast(
+    partial_config: PartialConfig, look: Survey, *, chooses_threads: bool = False, say: Say = silent
+) -> Forecast:
     """Choose what `resolve` would choose on one device, and time a step; `say` is told before that.
+
+    `chooses_threads`: whether the run would take the number of threads that is fastest even if no setting is
+    open.
 
     Raises:
         ConfigError, DataError: as training would.
@@ -172,7 +177,7 @@ def forecast(partial_config: PartialConfig, look: Survey, *, say: Say = silent) 
     config = chosen.config
     if (benchmark := chosen.benchmark) is None:
         say(_TIMING)
-        benchmark = _measure(config, False, look=look)
+        benchmark = _measure(config, False, look=look, chooses_threads=chooses_threads)
     hours = config.trainer.max_hours
     expected = None if hours is None else max(1, round(3600.0 * hours / benchmark.step_s))
     plan = Plan.of(config, num_images=count_usable(look), expected_steps=expected)
@@ -208,7 +213,7 @@ def _look_at(config: Config) -> Survey:
 def _choose(partial_config: PartialConfig, look: Survey, *, world_size: int, say: Say) -> Chosen:
     def measure(config: Config, accumulates: bool) -> StepBenchmark:
         say(_TIMING)
-        return _measure(config, accumulates, look=look)
+        return _measure(config, accumulates, look=look, chooses_threads=True)
 
     trainer, source = partial_config.config.trainer, open_source(partial_config.config.data)
     device = choose_device(trainer.device)
@@ -233,15 +238,22 @@ def _is_dicom(source: Source) -> bool:
         return False
 
 
-def _measure(config: Config, accumulates: bool, *, look: Survey) -> StepBenchmark:
-    """Time a step of a run; if `accumulates`, in as many micro-batches as memory requires."""
+def _measure(
+    config: Config, accumulates: bool, *, look: Survey, chooses_threads: bool = False
+) -> StepBenchmark:
+    """Time a step of a run; if `accumulates`, in as many micro-batches as memory requires.
+
+    `chooses_threads`: whether the run will take the number of threads that was fastest.
+    """
     channels = count_channels(config, look)
     stored_px = _find_stored_px(config, look)
     if accumulates:
         return choose_batch(
             config, wanted=config.batch_size, channels=channels, stored_px=stored_px, bits=look.bits
         )
-    return benchmark_step(config, channels=channels, stored_px=stored_px, bits=look.bits)
+    return benchmark_step(
+        config, channels=channels, stored_px=stored_px, bits=look.bits, may_use_fewer_threads=chooses_threads
+    )
 
 
 def count_channels(config: Config, look: Survey) -> int:

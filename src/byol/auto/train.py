@@ -12,6 +12,7 @@ from byol.base.signals import interrupting
 from byol.config import PartialConfig
 from byol.device.devices import choose_dtype
 from byol.device.ranks import connect
+from byol.device.threads import limited_threads
 from byol.runfolder import checkpoint
 from byol.runfolder.lock import only_writer
 from byol.training import loop
@@ -46,4 +47,5 @@ def train(
                 checkpoint.remove_temporaries(run_dir)
             config, measured_s = resolve(partial_config, run_dir, ranks=ranks, say=say)
             ranks = replace(ranks, dtype=choose_dtype(config.trainer.precision, device=ranks.device))
-            return loop.train(config, run_dir, console=console, step_s=step_s or measured_s, ranks=ranks)
+            with limited_threads(config.trainer.num_threads):
+                return loop.train(config, run_dir, console=console, step_s=step_s or measured_s, ranks=ranks)

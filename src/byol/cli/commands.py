@@ -136,6 +136,7 @@ def _report_training(run: "Run", source: str = "") -> int:
 def _train_and_evaluate(partial_config: PartialConfig, run_dir: Path, *, step_s: float | None = None) -> int:
     from byol.api.run import Run
     from byol.auto.train import train
+    from byol.device.threads import limited_threads
 
     outcome = train(partial_config, run_dir, console=make_console(goes_on=True), step_s=step_s)
     code = _report_training(Run(run_dir, outcome.done, outcome.total_steps, outcome.stopped_by))
@@ -144,7 +145,8 @@ def _train_and_evaluate(partial_config: PartialConfig, run_dir: Path, *, step_s:
     # The run's own file keeps what its first start said; how to evaluate is for this start to say.
     chosen = partial_config.config.evaluation.model_dump().items()
     overrides = [write_override(f"evaluation.{key}", value) for key, value in chosen]
-    return _report_evaluation(byol.evaluate(run_dir, overrides=overrides, progress=True))
+    with limited_threads(partial_config.config.trainer.num_threads):
+        return _report_evaluation(byol.evaluate(run_dir, overrides=overrides, progress=True))
 
 
 def _is_main_rank() -> bool:

@@ -33,6 +33,7 @@ _PRESET, _DOMAIN, _CHOSEN, _FILE, _OVERRIDE = range(5)
 _ALSO_RESOLVABLE: dict[str, str | None] = {
     "network.stem": "auto",
     "trainer.precision": "auto",
+    "trainer.num_threads": None,
     "data.channels": None,
 }
 # Settings that may differ between two starts of one run, because they do not change the training.
@@ -47,6 +48,7 @@ _NO_PART_OF_A_RUN = (
     "data.max_bad",
     "data.skip_unreadable",
     "trainer.num_workers",
+    "trainer.num_threads",
     "trainer.device",
     "trainer.accumulation_steps",
     "trainer.checkpoint_interval",

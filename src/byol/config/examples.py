@@ -62,6 +62,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "trainer.max_hours": ("hours", "2"),
     "trainer.checkpoint_interval": ("steps", "500"),
     "trainer.num_workers": ("threads", "8"),
+    "trainer.num_threads": ("threads", "4"),
     "trainer.log_interval": ("steps", "50"),
     "trainer.health_interval": ("steps", "100"),
     "trainer.loggers": ("", "[tensorboard,wandb]"),

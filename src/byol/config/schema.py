@@ -243,6 +243,10 @@ class TrainerConfig(Section):
         ge=1, description="Steps between checkpoints; the last step always saves one."
     )
     num_workers: int = Field(ge=1, le=1024, description="Threads that decode images for packing.")
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        description="CPU threads of PyTorch in each process. null: one per core, or fewer where byol times "
+        "steps to choose settings and fewer threads are faster, as is common while other programs run."
+    )
     log_interval: int = Field(ge=1, description="Steps between log lines.")
     health_interval: int = Field(ge=1, description="Steps between checks for collapse.")
     loggers: Annotated[list[LoggerName], AfterValidator(check_once)] = Field(

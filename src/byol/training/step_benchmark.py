@@ -47,6 +47,9 @@ _GPU_SHARE = 0.56
 _ENOUGH_STEPS, _ENOUGH_S = 5, 5.0  # measure until this number of steps or seconds is reached
 _MEASURED_MICROBATCHES = 2  # if a batch has more micro-batches, measure these and scale their time
 _WINDOWS_CODES = {0xC000013A: "SIGINT", 0xC0000409: "SIGABRT"}  # STATUS_CONTROL_C_EXIT, _STACK_BUFFER_OVERRUN
+# Fewer threads are tried if that takes about this long at most, and taken if they are this much faster.
+# The threads of a step wait for each other: one that shares its core with another program delays all of them.
+_FEWER_S, _FEWER_GAIN = 20.0, 1.15
 _OUT_OF_MEMORY = "out of memory"  # the child's answer
 
 
@@ -59,6 +62,8 @@ class StepBenchmark:
     step_s: float  # seconds per step: median over the measured steps, without the first
     peak_bytes: int  # peak of device memory or, on a CPU, of the process
     limit_bytes: int  # largest allowed peak: a fraction of the memory that was free before
+    num_threads: int | None = None  # of the measured step; None: not on a CPU
+    all_threads_s: float | None = None  # seconds per step with all threads, if fewer are faster
 
     @property
     def fits(self) -> bool:
@@ -66,8 +71,13 @@ class StepBenchmark:
         return self.peak_bytes <= self.limit_bytes
 
 
-def benchmark_step(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark:
+def benchmark_step(
+    config: Config, *, channels: int, stored_px: int, bits: int, may_use_fewer_threads: bool = False
+) -> StepBenchmark:
     """Measure time and peak memory of a step on random stored images with these channels, pixels and bits.
+
+    `may_use_fewer_threads`: on a CPU, also time it with fewer threads, and return the fastest, unless
+    `trainer.num_threads` is set.
 
     This takes a few seconds, longer if two micro-batches take longer. Under torchrun it measures one rank
     with its share of the batch while the other ranks are idle.
@@ -75,7 +85,13 @@ def benchmark_step(config: Config, *, channels: int, stored_px: int, bits: int) 
     Raises:
         ConfigError: the networks cannot be built, or there is not enough memory for one step.
     """
-    benchmark = try_step(config, channels=channels, stored_px=stored_px, bits=bits)
+    benchmark = try_step(
+        config,
+        channels=channels,
+        stored_px=stored_px,
+        bits=bits,
+        may_use_fewer_threads=may_use_fewer_threads,
+    )
     if benchmark is None:
         raise ConfigError(
             f"trainer.batch_size: a step of {config.batch_size} images in {config.accumulation_steps} "
@@ -89,6 +105,7 @@ def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, 
     """Measure a step of `wanted` images with the fewest micro-batches that fit into memory.
 
     It doubles the configured number until the step fits; micro-batches have at least MIN_MICROBATCH images.
+    On a CPU it may use fewer threads, see `benchmark_step`.
 
     Raises:
         ConfigError: the smallest micro-batch does not fit, or the networks cannot be built.
@@ -99,7 +116,9 @@ def choose_batch(config: Config, *, wanted: int, channels: int, stored_px: int, 
             update={"batch_size": wanted, "accumulation_steps": num_microbatches}
         )
         tried = config.model_copy(update={"trainer": trainer})
-        benchmark = try_step(tried, channels=channels, stored_px=stored_px, bits=bits)
+        benchmark = try_step(
+            tried, channels=channels, stored_px=stored_px, bits=bits, may_use_fewer_threads=True
+        )
         if benchmark is not None and benchmark.fits:
             return benchmark
         if not can_halve(wanted, num_microbatches=num_microbatches, world_size=_world_size()):
@@ -125,7 +144,9 @@ def _world_size() -> int:
 # ---- One attempt; None means that memory ran out
 
 
-def try_step(config: Config, *, channels: int, stored_px: int, bits: int) -> StepBenchmark | None:
+def try_step(
+    config: Config, *, channels: int, stored_px: int, bits: int, may_use_fewer_threads: bool
+) -> StepBenchmark | None:
     images = RandomImages(channels, stored_px, bits)
     device = choose_device(config.trainer.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     if device.type != "cpu":
@@ -134,7 +155,8 @@ def try_step(config: Config, *, channels: int, stored_px: int, bits: int) -> Ste
     job = {
         "config": config.model_dump_json(),
         "images": asdict(images),
-        "threads": torch.get_num_threads(),
+        "threads": config.trainer.num_threads or torch.get_num_threads(),
+        "may_use_fewer_threads": may_use_fewer_threads and config.trainer.num_threads is None,
         "may_allocate": limit,
     }
     answer = _ask_child(job)
@@ -283,17 +305,39 @@ def make_step(
     return step
 
 
+def measure_threads(measure: Callable[[int], float], most: int) -> dict[str, Any]:
+    """Halve the number of threads for as long as steps become faster; return what StepBenchmark has of it.
+
+    `measure` returns the seconds per step with a number of threads; `most` is the first number.
+    """
+    num, step_s, all_threads_s = most, measure(most), None
+    while num > 1 and 4.0 * step_s < _FEWER_S:  # two steps of twice the time, if the threads are worth it
+        fewer_s = measure(num // 2)
+        if fewer_s * _FEWER_GAIN > step_s:
+            break
+        num, step_s, all_threads_s = num // 2, fewer_s, all_threads_s or step_s
+    return {"step_s": step_s, "num_threads": num, "all_threads_s": all_threads_s}
+
+
 def _main() -> None:
     """Run in the child: read a job from stdin, and print the answer as the last line on stdout."""
     job = json.load(sys.stdin)
-    torch.set_num_threads(job["threads"])
     limit_memory(job["may_allocate"])
     keep_freed_memory()
     answer: dict[str, Any]
     try:
         config = Config.model_validate_json(job["config"])
-        step_s = _measure(config, RandomImages(**job["images"]), device=torch.device("cpu"))
-        answer = {"step_s": step_s, "peak_bytes": peak_bytes()}
+        images = RandomImages(**job["images"])
+
+        def measure(num_threads: int) -> float:
+            torch.set_num_threads(num_threads)
+            return _measure(config, images, device=torch.device("cpu"))
+
+        if job["may_use_fewer_threads"]:
+            answer = measure_threads(measure, job["threads"])
+        else:
+            answer = {"step_s": measure(job["threads"]), "num_threads": job["threads"]}
+        answer["peak_bytes"] = peak_bytes()
     except (ConfigError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             answer = {"failed": _OUT_OF_MEMORY}
