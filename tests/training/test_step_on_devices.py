@@ -25,6 +25,7 @@ from byol.method.optimizers import build_optimizer, set_lr
 from byol.method.schedule import Plan
 from byol.method.views import Pixels, make_views
 from byol.training.step import compute_within_memory
+from byol.training.update import apply_step, measure
 from pretend import HostWaitsError, MixedDevicesError, NoKernelError, NoSuchTypeError, Trace, pretending
 
 BATCH, STORED_PX = 16, 40
@@ -105,9 +106,9 @@ def trace_steps(
         )
         assert computed.loss.device == device and computed.num_microbatches == 2
         set_lr(optimizer, plan.lr(step))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        byol.update_target(plan.tau(step))
+        finite = torch.isfinite(measure(computed.loss, optimizer, ranks=ranks)).all()
+        statistics = computed.statistics
+        apply_step(byol, optimizer, tau=plan.tau(step), finite=finite, statistics=statistics)
     assert {parameter.device for parameter in byol.parameters()} == {device}
 
 

@@ -9,7 +9,7 @@ ByolError                   exit code 1
 │   └── RunInUseError       another process writes into the run folder
 ├── OutputError             standard output cannot be written
 ├── RankLostError           another rank of a distributed run has ended or does not answer
-├── DivergedError           the loss stopped being a finite number
+├── DivergedError           loss or gradient stopped being finite
 └── CollapsedError          every image gets (nearly) the same projection
 
 ValueRangeWarning           not an error: an image unlike the training images
@@ -90,7 +90,7 @@ class RankLostError(ByolError):
 
 
 class DivergedError(ByolError):
-    """The loss is not finite; the step was not applied."""
+    """Loss or gradient is not finite, step after step; these steps were not applied."""
 
 
 class CollapsedError(ByolError):

@@ -75,13 +75,17 @@ class Ranks:
             return nullcontext()
         return network.no_sync()
 
-    def mean(self, value: Tensor) -> float:
-        """Return the mean of a scalar over ranks. The host waits here."""
+    def average(self, value: Tensor) -> Tensor:
+        """Return the mean of a scalar over ranks, on the device."""
         value = value.detach().clone()
         if self.world_size > 1:
             dist.all_reduce(value)
             value /= self.world_size
-        return float(value)
+        return value
+
+    def mean(self, value: Tensor) -> float:
+        """Return the mean of a scalar over ranks. The host waits here."""
+        return float(self.average(value))
 
     def from_main(self, value: float) -> float:
         """Return the value of the first rank on every rank. All ranks wait here."""

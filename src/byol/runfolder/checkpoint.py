@@ -33,6 +33,7 @@ _BEFORE_A_CHECKPOINT = (
     "best",
     "best.json",
     "checkpoints",
+    "skipped",
 )
 # Files that training writes under a temporary name first, which a killed process may leave behind.
 _WRITTEN = (
@@ -41,6 +42,7 @@ _WRITTEN = (
     "environment.json",
     "metrics.jsonl",
     "best.json",
+    "rollback.json",
     "encoder.json",
     "encoder.safetensors",
 )
@@ -96,7 +98,7 @@ def _list_names(run_dir: Path) -> set[str]:
 
 def remove_temporaries(run_dir: Path) -> None:
     """Delete temporary files of killed processes. The caller must hold the lock of the run folder."""
-    for folder in (run_dir, run_dir / "target", run_dir / "best", run_dir / "checkpoints"):
+    for folder in (run_dir, *(run_dir / name for name in ("target", "best", "checkpoints", "skipped"))):
         for path in folder.iterdir() if folder.is_dir() else ():
             if is_temporary(path.name, of=_WRITTEN) or path.name.startswith(".step-"):
                 path.unlink(missing_ok=True)

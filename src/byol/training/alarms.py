@@ -1,11 +1,9 @@
 """Detect problems of a run before and during training; name the likeliest cause and a setting to change."""
 
-import math
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from byol.base.errors import CollapsedError, DataError, DivergedError
 from byol.base.text_table import whole_percent
@@ -147,31 +145,6 @@ class Watch:
         return self._ill >= PATIENCE
 
 
-def check_finite(
-    loss: float,
-    optimizer: torch.optim.Optimizer,
-    *,
-    config: Config,
-    plan: Plan,
-    step: int,
-    lr: float,
-    gradients_too: bool,
-) -> None:
-    """Refuse a step whose loss or, with `gradients_too`, gradient is not finite. The latter waits for a GPU.
-
-    Raises:
-        DivergedError: the loss or the gradient is not finite.
-    """
-    finite = math.isfinite(loss)
-    if finite and gradients_too:
-        gradients = [
-            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        finite = math.isfinite(float(nn.utils.get_total_norm(gradients)))
-    if not finite:
-        raise explain_divergence(config, plan, step=step, lr=lr)
-
-
 def explain_collapse(
     config: Config, plan: Plan, *, health: Health, done: int, saved: str, views: list[str]
 ) -> CollapsedError:
@@ -188,11 +161,21 @@ def explain_collapse(
     )
 
 
-def explain_divergence(config: Config, plan: Plan, *, step: int, lr: float) -> DivergedError:
-    """Return the error for a step whose loss or gradient is not finite."""
+def explain_divergence(
+    config: Config, plan: Plan, *, steps: tuple[int, int], lr: float, again: bool
+) -> DivergedError:
+    """Return the error for successive steps, from the first to the last, that are not finite.
+
+    `again`: the run had already gone back to a checkpoint; otherwise there is none to go back to.
+    """
+    before = (
+        "the run has already gone back once with half the learning rate; byol kept the last checkpoint"
+        if again
+        else "there is no checkpoint to go back to"
+    )
     return DivergedError(
-        f"loss or gradient is not finite at step {step} (lr {lr:.3g}); byol did not apply the step and kept "
-        f"the last checkpoint; {_blame_rate(config, plan)}"
+        f"loss or gradient is not finite at steps {steps[0]} to {steps[1]} (lr {lr:.3g}); byol did not apply "
+        f"these steps; {before}; {_blame_rate(config, plan)}"
     )
 
 

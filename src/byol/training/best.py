@@ -12,7 +12,8 @@ from typing import Any
 from byol.base.errors import CheckpointError
 from byol.base.files import read_fields, write_fields
 from byol.base.text_table import whole_percent
-from byol.encoder.encoder import load
+from byol.encoder.encoder import WEIGHTS_NAME, load
+from byol.encoder.spec import SPEC_NAME
 from byol.method.schedule import Plan
 from byol.metrics.health import Health, Measures
 
@@ -148,6 +149,18 @@ def score(measures: Measures) -> float:
     """Return the measure; higher is better."""
     assert measures.alignment is not None and measures.uniformity is not None
     return -(measures.alignment + measures.uniformity)
+
+
+def forget(run_dir: Path, *, after: int) -> None:
+    """Delete the best encoder if it is of a later step, because the run goes back to step `after`."""
+    try:
+        marked = read(run_dir)
+    except CheckpointError:
+        marked = None
+    if marked is not None and marked.done > after:
+        (run_dir / FILE_NAME).unlink(missing_ok=True)
+        for name in (SPEC_NAME, WEIGHTS_NAME):
+            (run_dir / FOLDER / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

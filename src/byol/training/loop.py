@@ -12,6 +12,7 @@ from byol.config import Config
 from byol.device.ranks import Ranks, connect
 from byol.method.optimizers import set_lr
 from byol.method.views import make_views
+from byol.training.guard import Guard, roll_back
 from byol.training.monitor import Due, Monitor
 from byol.training.saving import Saver
 from byol.training.setup import Setup, check_settings, prepare
@@ -27,7 +28,6 @@ class TrainingOutcome:
     stopped_by: str | None  # name of the signal
 
 
-# Longer than 60 lines, so that the whole method can be read on one screen.
 def train(
     config: Config,
     run_dir: Path,
@@ -43,61 +43,73 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError, RunMismatchError: see `prepare`.
-        DivergedError: loss or gradient is not finite; the step was not applied.
+        DivergedError: loss or gradient is not finite in several steps in a row, also after the run went back
+            to its last checkpoint with half the learning rate. These steps were not applied.
         CollapsedError: the projections of the fixed images have become nearly equal.
     """
     check_settings(config, run_dir)
     with connect(config.trainer) if ranks is None else nullcontext(ranks) as ranks:
-        run = prepare(config, run_dir, ranks=ranks, step_s=step_s, console=console)
-        plan, budget, saver = run.plan, run.budget, Saver(run)
-        done, num_microbatches = run.done, run.num_microbatches
-        with StopSignal().listen() as stop, Monitor(run, saver) as monitor, run.open_batches() as batches:
-            budget.start()
-            while not budget.is_last(done):
-                step, batch, position = done, next(batches), budget.position(done)
-                run.statistics.hold(step < run.begun.warm_steps)
-                # Two views of each image, loss and gradients; in micro-batches if memory is short.
-                make = partial(make_views, sizes=batch.sizes, key=plan.key("views", step), **run.view_options)
-                computed = compute_within_memory(
-                    run.network,
-                    batch.images,
-                    make=make,
-                    show=monitor.show_views if step == 0 else None,
-                    num_microbatches=num_microbatches,
-                    ranks=ranks,
-                    seed=plan.key("network", step) + ranks.rank,
-                    say=monitor.say,
-                )
-                done, num_microbatches = step + 1, computed.num_microbatches
+        outcome: TrainingOutcome | None = None
+        while outcome is None:
+            outcome = _train(prepare(config, run_dir, ranks=ranks, step_s=step_s, console=console))
+        return outcome
 
-                # Refuse a loss that is not finite. Reading it is free on a CPU, but a GPU would have to wait.
-                due = _find_due(run, stop, done)
-                if due.host_waits or ranks.device.type == "cpu":
-                    monitor.check_finite(computed.loss, step=step, gradients_too=due.host_waits)
 
-                # Online network: one gradient step. Target network: moving average of the online one.
-                set_lr(run.optimizer, plan.lr(position), encoder_share=run.begun.encoder_share(step))
-                run.optimizer.step()
-                run.optimizer.zero_grad(set_to_none=True)
-                run.byol.update_target(plan.tau(position))
+# Longer than 60 lines, so that the whole method can be read on one screen.
+def _train(run: Setup) -> TrainingOutcome | None:
+    """Train until all steps are done or a signal stops the run. None: it goes on from its last checkpoint."""
+    plan, budget, ranks, saver = run.plan, run.budget, run.ranks, Saver(run)
+    done, num_microbatches = run.done, run.num_microbatches
+    with StopSignal().listen() as stop, Monitor(run, saver) as monitor, run.open_batches() as batches:
+        guard = Guard(run, say=monitor.say)
+        budget.start()
+        while not budget.is_last(done):
+            step, batch = done, next(batches)
+            run.statistics.hold(step < run.begun.warm_steps)
+            # Two views of each image, loss and gradients; in micro-batches if memory is short.
+            make = partial(make_views, sizes=batch.sizes, key=plan.key("views", step), **run.view_options)
+            computed = compute_within_memory(
+                run.network,
+                batch.images,
+                make=make,
+                show=monitor.show_views if step == 0 else None,
+                num_microbatches=num_microbatches,
+                ranks=ranks,
+                seed=plan.key("network", step) + ranks.rank,
+                say=monitor.say,
+            )
+            done, num_microbatches = step + 1, computed.num_microbatches
 
-                # Periodic work. The host waits for the device here.
-                if due.check:
-                    monitor.check(done)
-                if due.log:
-                    monitor.log(done, computed.projection, wait_s=batches.wait_s)
-                monitor.refuse_collapse(done)
-                budget.follow(done)
-                if due.save:
-                    saver.save(
-                        done, num_microbatches=num_microbatches, best=monitor.best, watch=monitor.state
-                    )
-                if due.stop:
-                    break
-            monitor.finish(done)
-        ranks.wait()
-        # The signal may have reached another rank only.
-        return TrainingOutcome(done, budget.end, None if budget.is_last(done) else stop.name or "SIGTERM")
+            # Online network: one gradient step. Target network: moving average of the online one.
+            # Neither changes if loss or gradient is not finite.
+            set_lr(run.optimizer, run.lr(step), encoder_share=run.begun.encoder_share(step))
+            guard.apply(computed, step=step, tau=plan.tau(budget.position(step)))
+
+            # Periodic work. The host waits for the device here.
+            due = _find_due(run, stop, done)
+            if due.host_waits:
+                guard.look()
+            if guard.failed_at is not None:
+                back_to = roll_back(run, failed_at=guard.failed_at, say=monitor.say)
+                if not ranks.any(stop.name is not None):
+                    return None
+                return TrainingOutcome(back_to, budget.end, stop.name or "SIGTERM")
+            if due.check:
+                monitor.check(done)
+            if due.log and not guard.in_a_row:
+                monitor.log(done, computed, wait_s=batches.wait_s)
+            monitor.refuse_collapse(done)
+            budget.follow(done)
+            # A run must not go back to a state from which steps are not finite.
+            if due.save and (not guard.in_a_row or due.stop or budget.is_last(done)):
+                watch = {**monitor.state, **guard.state}
+                saver.save(done, num_microbatches=num_microbatches, best=monitor.best, watch=watch)
+            if due.stop:
+                break
+        monitor.finish(done)
+    ranks.wait()
+    # The signal may have reached another rank only.
+    return TrainingOutcome(done, budget.end, None if budget.is_last(done) else stop.name or "SIGTERM")
 
 
 def _find_due(run: Setup, stop: StopSignal, done: int) -> Due:

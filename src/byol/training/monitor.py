@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor
 
 from byol.config import keys
@@ -18,6 +17,7 @@ from byol.training.loggers import Logger, Run, open_loggers
 from byol.training.runlog import Metrics, RunLog
 from byol.training.saving import Saver
 from byol.training.setup import Setup
+from byol.training.step import Computed
 from byol.training.summary import describe_setup
 from byol.training.time_budget import ThroughputMeter
 
@@ -150,26 +150,7 @@ class Monitor:
         for line in filter(None, (warning, flat)):
             self._log.say(line)
 
-    def check_finite(self, loss: Float[Tensor, ""], *, step: int, gradients_too: bool) -> None:
-        """Record the loss of a step that is not applied yet.
-
-        Raises:
-            DivergedError: the loss or, with `gradients_too`, the gradient is not finite.
-        """
-        setup = self._setup
-        self._loss = setup.ranks.mean(loss)
-        lr = setup.plan.lr(setup.budget.position(step))
-        alarms.check_finite(
-            self._loss,
-            setup.optimizer,
-            config=setup.config,
-            plan=setup.plan,
-            step=step,
-            lr=lr,
-            gradients_too=gradients_too,
-        )
-
-    def log(self, done: int, projection: Float[Tensor, "part dim"], *, wait_s: float) -> None:
+    def log(self, done: int, computed: Computed, *, wait_s: float) -> None:
         """Write the metrics after `done` steps. `wait_s`: total seconds spent waiting for images."""
         plan, budget, ranks = self._setup.plan, self._setup.budget, self._setup.ranks
         position = budget.position(done - 1)
@@ -178,10 +159,10 @@ class Monitor:
             Metrics(
                 done=done,
                 epoch=done / plan.steps_per_epoch,
-                loss=self._loss,
-                lr=plan.lr(position),
+                loss=ranks.mean(computed.loss),
+                lr=self._setup.lr(done - 1),
                 tau=plan.tau(position),
-                feature_std=ranks.mean(health.measure_feature_std(projection)),
+                feature_std=ranks.mean(health.measure_feature_std(computed.projection)),
                 images_per_s=images_per_s,
                 data_wait=data_wait,
                 verdict=self._health.verdict,

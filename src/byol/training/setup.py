@@ -21,9 +21,10 @@ from byol.method.networks import Byol, check_name
 from byol.method.optimizers import build_optimizer
 from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
-from byol.training import initial_weights
+from byol.training import initial_weights, rollback
 from byol.training.loggers import check_loggers
 from byol.training.moved_images import find_earlier_source, note_new_source
+from byol.training.rollback import Rollback
 from byol.training.step_benchmark import benchmark_step
 from byol.training.time_budget import TimeBudget
 
@@ -48,6 +49,7 @@ class Setup:
     watch: dict[str, Any] | None  # its state of the health checks; None: new run, or an early version
     notes: list[str]  # lines to print about the checkpoints
     origin: list[str]  # lines to print about the weights that the run starts from
+    rollback: Rollback | None  # the run has gone back to a checkpoint
     step_s: float | None  # expected seconds per step, if known
     console: Console | None  # None: nothing is printed
     statistics: initial_weights.Statistics = field(init=False)
@@ -60,6 +62,11 @@ class Setup:
     def view_options(self) -> dict[str, Any]:
         """The arguments of `make_views` that are equal at every step."""
         return {"transforms": self.config.data_transforms, "pixels": self.images.pixels}
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a step, which is lower after the run has gone back to a checkpoint."""
+        share = 1.0 if self.rollback is None else self.rollback.lr_share_at(step)
+        return share * self.plan.lr(self.budget.position(step))
 
     def open_batches(self) -> Batches:
         """Return this rank's batches from the next step on. Use it in a `with` block."""
@@ -112,6 +119,9 @@ def prepare(
         )
     if earlier_source is not None:
         notes.append(note_new_source(config, run_dir, before=earlier_source))
+    rolled_back = None if state is None else rollback.read(run_dir)
+    if rolled_back is not None:
+        notes.append(rolled_back.explain())
     return Setup(
         config=config,
         run_dir=run_dir,
@@ -129,6 +139,7 @@ def prepare(
         watch=None if state is None else state.get("watch"),
         notes=notes,
         origin=origin,
+        rollback=rolled_back,
         step_s=step_s,
         console=console,
     )

@@ -17,6 +17,7 @@ from byol.device.devices import empty_cache
 from byol.device.memory import is_out_of_memory
 from byol.device.ranks import Ranks
 from byol.kernels.winograd import constant_weights
+from byol.training.snapshot import Snapshot
 
 MIN_MICROBATCH = 8  # images; BatchNorm statistics of fewer images are too noisy
 
@@ -31,6 +32,7 @@ class Computed:
     loss: Float[Tensor, ""]  # mean over the images of this rank
     projection: Float[Tensor, "microbatch dim"]  # of the last micro-batch's second view, without gradient
     num_microbatches: int  # number of micro-batches that were used
+    statistics: Snapshot  # the BatchNorm statistics before the step
 
 
 def can_halve(batch_size: int, *, num_microbatches: int, world_size: int) -> bool:
@@ -58,18 +60,21 @@ def compute_within_memory(
         ConfigError: the smallest micro-batch does not fit; or one of several ranks runs out of memory,
             because the other ranks wait for it and cannot be informed.
     """
-    undo = _Undo(network, ranks.device)
+    statistics = Snapshot(network.buffers())
     while True:
         torch.manual_seed(seed)
         try:
-            return compute_gradients(
+            loss, projection = compute_gradients(
                 network, images, make=make, show=show, num_microbatches=num_microbatches, ranks=ranks
             )
+            return Computed(loss, projection, num_microbatches, statistics)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Not in the except block, because the error keeps the memory of the attempt alive.
-        undo()
+        statistics.restore()
+        network.zero_grad(set_to_none=True)
+        empty_cache(ranks.device)
         microbatch = images.shape[0] // num_microbatches
         if ranks.world_size > 1:
             raise ConfigError(
@@ -89,26 +94,6 @@ def compute_within_memory(
         )
 
 
-class _Undo:
-    """Restores what an attempt changes: BatchNorm buffers, and gradients (which were None)."""
-
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self._network, self._device = network, device
-        # Grouped by type, because PyTorch copies a list of tensors at once only if they have one type.
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in network.buffers():
-            by_type.setdefault(buffer.dtype, []).append(buffer)
-        self._pairs = [(buffers, [torch.empty_like(b) for b in buffers]) for buffers in by_type.values()]
-        for buffers, copies in self._pairs:
-            torch._foreach_copy_(copies, buffers)
-
-    def __call__(self) -> None:
-        for buffers, copies in self._pairs:
-            torch._foreach_copy_(buffers, copies)
-        self._network.zero_grad(set_to_none=True)
-        empty_cache(self._device)
-
-
 def compute_gradients(
     network: nn.Module,
     images: Num[Tensor, "batch channel stored stored"],
@@ -117,10 +102,11 @@ def compute_gradients(
     show: ShowViews | None,
     num_microbatches: int,
     ranks: Ranks,
-) -> Computed:
+) -> tuple[Float[Tensor, ""], Float[Tensor, "microbatch dim"]]:
     """Compute the loss of this rank's images; add its gradient, averaged over ranks, to `.grad`.
 
-    BatchNorm sees one micro-batch at a time. `show` receives the views of the first micro-batch.
+    BatchNorm sees one micro-batch at a time. `show` receives the views of the first micro-batch. Returns loss
+    and projection as in `Computed`.
     """
     microbatches = _split(images, ranks, num_microbatches=num_microbatches)
     loss = torch.zeros((), device=ranks.device)
@@ -136,7 +122,7 @@ def compute_gradients(
                         microbatch_loss, projection = network(view, other, symmetric=False)
                     (microbatch_loss / num_microbatches).backward()
                 loss += microbatch_loss.detach() / num_microbatches
-    return Computed(loss, projection, num_microbatches)
+    return loss, projection
 
 
 def _split(images: Tensor, ranks: Ranks, *, num_microbatches: int) -> list[tuple[Tensor, slice]]:

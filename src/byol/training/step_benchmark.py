@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,9 @@ from byol.method.networks import Byol
 from byol.method.optimizers import build_optimizer, set_lr
 from byol.method.schedule import Plan
 from byol.method.views import Pixels, make_views
+from byol.training.snapshot import Snapshot
 from byol.training.step import can_halve, compute_gradients
+from byol.training.update import apply_step, measure
 
 _SHARE = 0.8  # fraction of the free memory that a step may use
 # The same on a GPU, where `data.memory=auto` may use 30 % of the free memory for images.
@@ -292,14 +294,14 @@ def make_step(
 
     def step() -> tuple[float, float]:
         start = wait()
-        compute_gradients(
+        statistics = Snapshot(networks.buffers())
+        loss, _ = compute_gradients(
             networks, batch, make=make, show=None, num_microbatches=num_microbatches, ranks=ranks
         )
         middle = wait()
         set_lr(optimizer, plan.lr(0))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        networks.update_target(plan.tau(0))
+        finite = torch.isfinite(measure(loss, optimizer, ranks=replace(ranks, world_size=1))).all()
+        apply_step(networks, optimizer, tau=plan.tau(0), finite=finite, statistics=statistics)
         return middle - start, wait() - middle
 
     return step
