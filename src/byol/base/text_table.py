@@ -1,5 +1,6 @@
 """Format tables, sentences and percentages as plain text, for a terminal."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -35,7 +36,9 @@ def describe_duration(seconds: float) -> str:
 
 def wrap(*sentences: str) -> list[str]:
     """Wrap sentences into lines; each sentence starts a new line."""
-    return [line for sentence in sentences for line in textwrap.wrap(sentence, _WIDTH)]
+    # A number and its unit stay on one line. NUL stands for the space between them.
+    kept = (re.sub(r"(?<=\d) %", "\0%", sentence) for sentence in sentences)
+    return [line.replace("\0", " ") for sentence in kept for line in textwrap.wrap(sentence, _WIDTH)]
 
 
 def render_columns(cells: Sequence[Sequence[str]], *, left: Sequence[bool]) -> list[str]:
