@@ -249,6 +249,26 @@ def test_hooks(encoder: Encoder, expected: Tensor) -> None:
     assert seen == ["before", "after", "backward"]
 
 
+def test_encoding_sees_hooks_and_changes(encoder: Encoder) -> None:
+    """`encode_views` does not call the module as long as it need not."""
+    views, seen = draw(), list[str]()
+    before = encoder.encode_views(views)
+    layer = encoder.module.get_submodule("layer4.0.conv1")
+    handle = layer.register_forward_hook(lambda module, args, output: seen.append("after"))
+    check(encoder.encode_views(views), before)
+    assert seen == ["after"]
+    handle.remove()
+    assert torch.equal(encoder.encode_views(views), before) and seen == ["after"]
+    with torch.no_grad():
+        layer.get_parameter("weight").mul_(1.5)
+    changed = encoder.encode_views(views)
+    assert not torch.allclose(changed, before, rtol=1e-3)
+    check(changed, encoder.module(views))
+    encoder.module = make_module().eval()
+    check(encoder.encode_views(views), encoder.module(views).detach())
+    check(copy.deepcopy(encoder).encode_views(views), encoder.encode_views(views))
+
+
 def test_train_and_eval(encoder: Encoder, expected: Tensor) -> None:
     net = encoder.module
     assert not net.training

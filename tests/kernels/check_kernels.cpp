@@ -10,8 +10,8 @@ extern "C" {
 #define WINOGRAD(m)                                                                                      \
   void winograd_pack_##m##_float32(const float*, float*, int64_t, int64_t, int);                         \
   void winograd_pack_back_##m##_float32(const float*, float*, int64_t, int64_t, int);                    \
-  void winograd_convolution_##m##_float32(const float*, const float*, float*, int64_t, int64_t, int64_t, \
-                                          int64_t, int64_t, int64_t, int);
+  void winograd_convolution_##m##_float32(const float*, const float*, float*, const float*, const float*, \
+                                          int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 WINOGRAD(2)
 WINOGRAD(3)
 WINOGRAD(4)
@@ -63,8 +63,13 @@ static void check(const char* name, int m, int64_t from, int64_t to, bool back, 
   const std::vector<float> x = draw(batch * height * width * from, 1), weight = draw(out * 9 * channels, 2);
   std::vector<float> U((m + 2) * (m + 2) * out * channels), y(batch * height * width * to);
   pack(weight.data(), U.data(), out, channels, 1);
-  run(x.data(), U.data(), y.data(), batch, height, width, from, to, 1, 1);
-  std::printf("%s_%d %g\n", name, m, error(y, convolve(x, weight, from, to, back)));
+  std::vector<double> expected = convolve(x, weight, from, to, back);
+  const std::vector<float> bias = draw(to, 3), residual = draw(y.size(), 4);
+  if (!back)
+    for (size_t i = 0; i < y.size(); i++) expected[i] = std::fmax(expected[i] + bias[i % to] + residual[i], 0.);
+  run(x.data(), U.data(), y.data(), back ? nullptr : bias.data(), back ? nullptr : residual.data(), !back, batch,
+      height, width, from, to, 1, 1);
+  std::printf("%s_%d %g\n", name, m, error(y, expected));
 }
 
 int main() {

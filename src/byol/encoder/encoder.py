@@ -41,6 +41,7 @@ from byol.data.sources.opening import open_source
 from byol.device.devices import choose_device, exact_fp32, send_stored
 from byol.encoder.spec import AGAIN, SPEC_NAME, EncoderSpec, dump_spec, read_spec
 from byol.kernels.convolution import accelerate
+from byol.kernels.frozen import FrozenNetwork
 from byol.kernels.winograd import constant_weights
 from byol.method.networks import build_encoder
 from byol.method.views import whole_view
@@ -71,6 +72,7 @@ class Encoder:
         self.device = torch.device(device)
         module = accelerate(module.eval().requires_grad_(False))
         self.module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._frozen = FrozenNetwork(self.module)
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -202,6 +204,10 @@ class Encoder:
     def encode_views(self, views: Float[Tensor, "image channel view view"]) -> Float[Tensor, "image feature"]:
         """Compute the features y of views that `make_views` returns, in the same way as `encode`."""
         views = views.to(self.device)
+        if self._frozen.module is not self.module:
+            self._frozen = FrozenNetwork(self.module)
+        if (features := self._frozen(views)) is not None:
+            return features
         parts = torch.split(views, CPU_IMAGES if self.device.type == "cpu" else max(1, len(views)))
         with torch.autocast(self.device.type, enabled=False), exact_fp32(self.device), constant_weights():
             return torch.cat([self.module(part) for part in parts]).float()

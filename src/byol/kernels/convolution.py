@@ -83,8 +83,8 @@ class _CpuConv2d(nn.Conv2d):
         rows, columns = self._sides(images)
         is_3x3 = self.kernel_size == (3, 3) and self.stride == (1, 1) and rows.padding == columns.padding <= 2
         if is_3x3 and weight.dtype == torch.float32:
-            size = {"height": rows.out, "width": columns.out}
-            m = choose_tile(self.in_channels, self.out_channels, **size, dtype=dtype)
+            out, channels = self.out_channels, self.in_channels
+            m = choose_tile(channels, out, height=rows.out, width=columns.out, dtype=dtype)
             if m is not None:
                 return convolve(images.to(dtype), weight, padding=rows.padding, m=m)
         ways = choose_ways(rows, columns, dtype)
@@ -92,12 +92,12 @@ class _CpuConv2d(nn.Conv2d):
             return None
         return cast(Tensor, _Convolution.apply(images.to(dtype), weight, rows, columns, ways))
 
-    def _sides(self, images: Tensor) -> tuple["_Side", "_Side"]:
+    def _sides(self, images: Tensor) -> tuple["Side", "Side"]:
         height, width = images.shape[2:]
         padding = cast(tuple[int, int], self.padding)
         return (
-            _Side.of(height, self.kernel_size[0], self.stride[0], padding[0]),
-            _Side.of(width, self.kernel_size[1], self.stride[1], padding[1]),
+            Side.of(height, self.kernel_size[0], self.stride[0], padding[0]),
+            Side.of(width, self.kernel_size[1], self.stride[1], padding[1]),
         )
 
 
@@ -105,7 +105,7 @@ class _CpuConv2d(nn.Conv2d):
 
 
 @dataclass(frozen=True)
-class _Side:
+class Side:
     """The sizes of a convolution along the height, or the width, of a map; all in pixels."""
 
     stride: int
@@ -117,7 +117,7 @@ class _Side:
 
     @classmethod
     @cache
-    def of(cls, size: int, kernel: int, stride: int, padding: int) -> "_Side":
+    def of(cls, size: int, kernel: int, stride: int, padding: int) -> "Side":
         out = max((size + 2 * padding - kernel) // stride + 1, 0)
         used = [
             tap for tap in range(kernel) if any(0 <= y * stride + tap - padding < size for y in range(out))
@@ -145,7 +145,7 @@ _LIBRARY = Ways(forward=False, weight_gradient=False, input_gradient=False)
 
 
 @cache
-def choose_ways(rows: _Side, columns: _Side, dtype: torch.dtype) -> Ways:
+def choose_ways(rows: Side, columns: Side, dtype: torch.dtype) -> Ways:
     """Choose matrix products for narrow output maps; the limits were measured on each instruction set.
 
     Ratios: medians over five layers, timed alternately on one core of an AMD EPYC (Zen 4), torch 2.14.
@@ -190,7 +190,7 @@ class _Convolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, rows: _Side, columns: _Side, ways: Ways) -> Tensor:
+    def forward(ctx: Any, images: Tensor, weight: Tensor, rows: Side, columns: Side, ways: Ways) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.rows, ctx.columns, ctx.ways = rows, columns, ways
         if ways.forward:
@@ -235,7 +235,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _unfold(
-    images: Float[Tensor, "batch channel height width"], rows: _Side, columns: _Side
+    images: Float[Tensor, "batch channel height width"], rows: Side, columns: Side
 ) -> Float[Tensor, "pixel tap_channel"]:
     """Return the columns of the images, by tap, then channel; a copy up to kernel-size times as large."""
     channels_last = images.permute(0, 2, 3, 1)
@@ -247,8 +247,8 @@ def _unfold(
 def _fold(
     matrix: Float[Tensor, "pixel tap_channel"],
     images: Float[Tensor, "batch channel height width"],
-    rows: _Side,
-    columns: _Side,
+    rows: Side,
+    columns: Side,
 ) -> Float[Tensor, "batch channel height width"]:
     """Apply the transpose of `_unfold`: add each column entry to the pixel that it came from."""
     batch, channel, height, width = images.shape
@@ -262,7 +262,7 @@ def _fold(
 
 
 def _kernel_matrix(
-    weight: Float[Tensor, "out channel kernel_height kernel_width"], rows: _Side, columns: _Side
+    weight: Float[Tensor, "out channel kernel_height kernel_width"], rows: Side, columns: Side
 ) -> Float[Tensor, "out tap_channel"]:
     """Return the kernel taps in the order of `_unfold`; a view of a channels_last kernel if all are used."""
     used = weight[:, :, rows.first_tap : rows.end_tap, columns.first_tap : columns.end_tap]
@@ -272,8 +272,8 @@ def _kernel_matrix(
 def _to_kernel(
     matrix: Float[Tensor, "out tap_channel"],
     weight: Float[Tensor, "out channel kernel_height kernel_width"],
-    rows: _Side,
-    columns: _Side,
+    rows: Side,
+    columns: Side,
 ) -> Float[Tensor, "out channel kernel_height kernel_width"]:
     """Apply the inverse of `_kernel_matrix`; unused taps get 0."""
     out, channel, kernel_height, kernel_width = weight.shape
@@ -285,7 +285,7 @@ def _to_kernel(
 
 
 def _from_matrix(
-    matrix: Float[Tensor, "pixel out"], rows: _Side, columns: _Side
+    matrix: Float[Tensor, "pixel out"], rows: Side, columns: Side
 ) -> Float[Tensor, "batch out height width"]:
     """Return the rows of the matrix as maps, channels_last in memory."""
     return matrix.view(-1, rows.out, columns.out, matrix.shape[1]).permute(0, 3, 1, 2)

@@ -28,7 +28,7 @@ def avoid_faults(module: ModuleT) -> ModuleT:
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and can_meet_fault(layer):
-            layer.register_forward_pre_hook(_TakePixels(*layer.stride))
+            layer.register_forward_pre_hook(TakePixels(*layer.stride))
             layer.stride = (1, 1)
     return module
 
@@ -46,7 +46,7 @@ def can_meet_fault(layer: nn.Conv2d) -> bool:
 
 
 @dataclass(frozen=True)
-class _TakePixels:
+class TakePixels:
     """A forward pre-hook that selects each `rows`-th row and `columns`-th column of the images."""
 
     rows: int

@@ -37,12 +37,18 @@ def multiplies_by_amx(dtype: torch.dtype) -> bool:
 
 
 def choose_tile(
-    in_channels: int, out_channels: int, *, height: int, width: int, dtype: torch.dtype
+    in_channels: int,
+    out_channels: int,
+    *,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    with_gradients: bool = True,
 ) -> int | None:
     """Return the side m of a tile for `height` x `width` output pixels; None: do not use this algorithm.
 
-    Depends only on shape, dtype and kind of CPU. With AMX, products are so fast that the transforms would
-    take most of the time.
+    Depends only on these arguments and the kind of CPU. With AMX, products are so fast that the transforms
+    would take most of the time.
     """
     kernels = load_kernels()
     if kernels is None or not kernels.has("winograd_convolution_2", dtype) or min(height, width) < 2:
@@ -50,7 +56,7 @@ def choose_tile(
     if multiplies_by_amx(dtype) or not wins("winograd", ours=_try_winograd, library=_try_library):
         return None
     multiple = max(CHANNEL_GROUP, kernels.compiled.winograd_outputs())
-    if in_channels % multiple or out_channels % multiple:
+    if in_channels % (multiple if with_gradients else CHANNEL_GROUP) or out_channels % multiple:
         return None
     if dtype == torch.bfloat16:
         return 3 if height == width == 3 else 2
@@ -84,6 +90,29 @@ def convolve(
 ) -> Float[Tensor, "batch out height_out width_out"]:
     """Convolve with zero padding; the result is channels_last, in the dtype of the images."""
     return cast(Tensor, _Winograd.apply(images, weight, padding, m))
+
+
+def pack(weight: Float32[Tensor, "out channel 3 3"], *, m: int) -> Float32[Tensor, " value"]:
+    """Return the kernels of a weight for `convolve_packed`, which is called with the same m."""
+    return _transform(weight, "pack", m=m, dtype=weight.dtype)
+
+
+def convolve_packed(
+    images: Float32[Tensor, "batch channel height width"],
+    kernels: Float32[Tensor, " value"],
+    bias: Float32[Tensor, " out"],
+    residual: Float32[Tensor, "batch out height_out width_out"] | None,
+    padding: int,
+    m: int,
+    relu: bool,
+) -> Float32[Tensor, "batch out height_out width_out"]:
+    """Convolve with kernels of `pack`, add the bias and the residual, apply ReLU if wanted; no gradients."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last)
+    return _convolve(
+        images, kernels, len(bias), padding=padding, m=m, bias=bias, residual=residual, relu=relu
+    )
 
 
 class _Packed(threading.local):
@@ -171,11 +200,22 @@ def _transform(weight: Tensor, name: str, *, m: int, dtype: torch.dtype) -> Tens
     return U
 
 
-def _convolve(images: Tensor, U: Tensor, out: int, *, padding: int, m: int) -> Tensor:
+def _convolve(
+    images: Tensor,
+    U: Tensor,
+    out: int,
+    *,
+    padding: int,
+    m: int,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
     batch, channels, height, width = images.shape
     output = images.new_empty(batch, height + 2 * padding - 2, width + 2 * padding - 2, out)
     size = (batch, height, width, channels, out, padding)
-    run_kernel(f"winograd_convolution_{m}", images, U, output, *size, dtype=images.dtype)
+    end = (bias, residual, int(relu))
+    run_kernel(f"winograd_convolution_{m}", images, U, output, *end, *size, dtype=images.dtype)
     return output.permute(0, 3, 1, 2)
 
 

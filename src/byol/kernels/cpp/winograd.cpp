@@ -9,94 +9,8 @@
 
 #include <vector>
 
+#include "tiles.h"
 #include "vectors.h"
-
-// ---- The matrices
-
-template <int m>
-struct Tile;
-
-template <>
-struct Tile<2> {  // points 0, 1, -1
-  static constexpr float A[4][2] = {{1, 0}, {1, 1}, {1, -1}, {0, 1}};
-  static constexpr float G[4][3] = {{-1, 0, 0}, {.5f, .5f, .5f}, {.5f, -.5f, .5f}, {0, 0, 1}};
-  static constexpr float B[4][4] = {{-1, 0, 1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, -1, 0, 1}};
-};
-
-template <>
-struct Tile<3> {  // points 0, 1/2, -1, 2: the smallest error of those that were tried
-  static constexpr float A[5][3] = {{1, 0, 0}, {1, .5f, .25f}, {1, -1, 1}, {1, 2, 4}, {0, 0, 1}};
-  static constexpr float G[5][3] = {{1, 0, 0},
-                                    {-8 / 9.f, -4 / 9.f, -2 / 9.f},
-                                    {-2 / 9.f, 2 / 9.f, -2 / 9.f},
-                                    {1 / 9.f, 2 / 9.f, 4 / 9.f},
-                                    {0, 0, 1}};
-  static constexpr float B[5][5] = {{1, -1.5f, -1.5f, 1, 0},
-                                    {0, -2, -1, 1, 0},
-                                    {0, 1, -2.5f, 1, 0},
-                                    {0, -.5f, .5f, 1, 0},
-                                    {0, 1, -1.5f, -1.5f, 1}};
-};
-
-template <>
-struct Tile<4> {  // points 0, 1, -1, 2, -2
-  static constexpr float A[6][4] = {{1, 0, 0, 0}, {1, 1, 1, 1},   {1, -1, 1, -1},
-                                    {1, 2, 4, 8}, {1, -2, 4, -8}, {0, 0, 0, 1}};
-  static constexpr float G[6][3] = {{.25f, 0, 0},
-                                    {-1 / 6.f, -1 / 6.f, -1 / 6.f},
-                                    {-1 / 6.f, 1 / 6.f, -1 / 6.f},
-                                    {1 / 24.f, 1 / 12.f, 1 / 6.f},
-                                    {1 / 24.f, -1 / 12.f, 1 / 6.f},
-                                    {0, 0, 1}};
-  static constexpr float B[6][6] = {{4, 0, -5, 0, 1, 0},  {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0},
-                                    {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {0, 4, 0, -5, 0, 1}};
-};
-
-template <int m>
-struct A {
-  static constexpr float at(int r, int c) { return Tile<m>::A[r][c]; }
-};
-template <int m>
-struct G {
-  static constexpr float at(int r, int c) { return Tile<m>::G[r][c]; }
-};
-template <int m>
-struct B {  // the table holds B^T
-  static constexpr float at(int r, int c) { return Tile<m>::B[r][c]; }
-};
-template <class L>
-struct Transposed {
-  static constexpr float at(int r, int c) { return L::at(c, r); }
-};
-
-// sum over j of L(r, j) * value(j); the compiler knows L, and omits products with 0, 1 and -1.
-template <class L, int r, int n, class Value>
-inline __attribute__((always_inline)) Floats combine(Value value) {
-  Floats sum = {};
-  unroll<n>([&](auto j) {
-    constexpr float factor = L::at(r, decltype(j)::value);
-    if constexpr (factor == 1.f) sum += value(j);
-    else if constexpr (factor == -1.f) sum -= value(j);
-    else if constexpr (factor != 0.f) sum += factor * value(j);
-  });
-  return sum;
-}
-
-// to = L from L^T, where `from` is a square of `in` x `in` vectors.
-template <class L, int out, int in>
-inline __attribute__((always_inline)) void sandwich(const Floats (&from)[in * in], Floats (&to)[out * out]) {
-  Floats half[out * in];
-  unroll<out>([&](auto r) {
-    unroll<in>([&](auto c) {
-      half[r * in + c] = combine<L, decltype(r)::value, in>([&](int j) { return from[j * in + c]; });
-    });
-  });
-  unroll<out>([&](auto r) {
-    unroll<out>([&](auto c) {
-      to[r * out + c] = combine<L, decltype(c)::value, in>([&](int j) { return half[r * in + j]; });
-    });
-  });
-}
 
 // ---- One tile
 
@@ -127,19 +41,31 @@ inline void transform_input(const T* image, T* V, int64_t stride, int64_t top, i
   }
 }
 
-// `channels` channels of the output of the tile whose first pixel is (top, left), cropped to the map.
+template <class T>
+struct End {  // output = relu(convolution + bias + residual), each only if wanted; null is not wanted
+  const float* bias;
+  const T* residual;  // as large as the output
+  int64_t relu;
+};
+
+// `channels` channels of the output of the tile whose first pixel is (top, left), cropped to the map. They begin
+// at channel `from` of the `out` channels.
 template <int m, class T>
-inline void transform_output(const float* M, int64_t stride, int64_t channels, T* image, int64_t top,
-                             int64_t left, const Map& map, int64_t out) {
+inline void transform_output(const float* M, int64_t stride, int64_t channels, T* output, int64_t image,
+                             int64_t top, int64_t left, const Map& map, int64_t out, int64_t from, End<T> end) {
   constexpr int n = m + 2;
   for (int64_t channel = 0; channel < channels; channel += kLanes) {
     Floats products[n * n], pixels[m * m];
     unroll<n * n>([&](auto k) { products[k] = load(M + k * stride + channel); });
     sandwich<Transposed<A<m>>, m, n>(products, pixels);
+    const Floats bias = end.bias ? load(end.bias + from + channel) : Floats{};
     unroll<m>([&](auto i) {
       unroll<m>([&](auto j) {
-        if (top + i < map.height && left + j < map.width)
-          store(image + ((top + i) * map.width + left + j) * out + channel, pixels[i * m + j]);
+        if (top + i >= map.height || left + j >= map.width) return;
+        const int64_t place = ((image * map.height + top + i) * map.width + left + j) * out + from + channel;
+        Floats y = pixels[i * m + j] + bias;
+        if (end.residual) y += load(end.residual + place);
+        store(output + place, end.relu ? (y < 0.f ? Floats{} : y) : y);
       });
     });
   }
@@ -257,7 +183,7 @@ inline void multiply(const T* V, const uint32_t* U, float* M, int64_t channels, 
 
 template <int m, class T>
 void convolution(const T* images, const T* U, T* output, int64_t batch, int64_t height, int64_t width,
-                 int64_t channels, int64_t out, int64_t padding, int threads) {
+                 int64_t channels, int64_t out, int64_t padding, End<T> end, int threads) {
   constexpr int n = m + 2;
   const Map map(height + 2 * padding - 2, width + 2 * padding - 2, m);
   const int64_t tiles = batch * map.count();
@@ -289,9 +215,8 @@ void convolution(const T* images, const T* U, T* output, int64_t batch, int64_t 
         }
         for (int64_t t = 0; t < count; t++) {
           const int64_t image = (first + t) / map.count(), tile = (first + t) % map.count();
-          transform_output<m>(M.data() + t * span, m_size, span,
-                              output + image * map.height * map.width * out + from, tile / map.columns * m,
-                              tile % map.columns * m, map, out);
+          transform_output<m>(M.data() + t * span, m_size, span, output, image, tile / map.columns * m,
+                              tile % map.columns * m, map, out, from, end);
         }
       }
     }
@@ -370,10 +295,10 @@ extern "C" int64_t winograd_outputs() { return kOutputs; }
   extern "C" void winograd_pack_back_##m##_##name(const float* w, T* U, int64_t o, int64_t c, int threads) {  \
     pack_back<m>(w, U, o, c, threads);                                                                        \
   }                                                                                                           \
-  extern "C" void winograd_convolution_##m##_##name(const T* x, const T* U, T* y, int64_t n, int64_t h,       \
-                                                    int64_t w, int64_t c, int64_t o, int64_t p,               \
-                                                    int threads) {                                            \
-    convolution<m>(x, U, y, n, h, w, c, o, p, threads);                                                       \
+  extern "C" void winograd_convolution_##m##_##name(const T* x, const T* U, T* y, const float* b, const T* r, \
+                                                    int64_t relu, int64_t n, int64_t h, int64_t w, int64_t c, \
+                                                    int64_t o, int64_t p, int threads) {                      \
+    convolution<m>(x, U, y, n, h, w, c, o, p, End<T>{b, r, relu}, threads);                                   \
   }                                                                                                           \
   extern "C" void winograd_input_##m##_##name(const T* x, T* V, int64_t n, int64_t h, int64_t w, int64_t c,   \
                                               int64_t p, int threads) {                                       \

@@ -1,0 +1,142 @@
+// Convolution with any kernel, as a matrix product over the pixels under the kernel, and what follows it:
+//
+//     y[p, o] = relu(sum over taps k and channels c of x[pixel under tap k of p, c] * weight[o, k, c] + bias + residual)
+//
+// A block of output pixels and a part of the taps and channels ("depth") stay in the cache for all outputs.
+
+#include <algorithm>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int kVectors = kRegisters == 32 ? 4 : 2;
+constexpr int64_t kOutputs = kVectors * kLanes;  // of a block
+constexpr int kRows = 6;                         // pixels at a time: 6 x kVectors sums, as in winograd.cpp
+constexpr int64_t kDepth = 160;                  // of a part at most: its weights take 40 KB
+constexpr int64_t kPixels = 16 * kRows;          // of a block
+
+struct Shape {
+  int64_t batch, height, width, channels, out, kernel_y, kernel_x, stride_y, stride_x, padding_y, padding_x;
+  int64_t rows() const { return (height + 2 * padding_y - kernel_y) / stride_y + 1; }
+  int64_t columns() const { return (width + 2 * padding_x - kernel_x) / stride_x + 1; }
+  int64_t depth() const { return kernel_y * kernel_x * channels; }
+  bool is_product() const {
+    return kernel_y * kernel_x == 1 && stride_y * stride_x == 1 && padding_y + padding_x == 0;
+  }
+};
+
+// to[row, k, c] = pixel of x under tap k of output pixel first + row, or 0 outside the image.
+void unfold(const float* x, float* to, const Shape& s, int64_t first, int64_t count) {
+  for (int64_t row = 0; row < count; row++) {
+    const int64_t column = (first + row) % s.columns(), line = (first + row) / s.columns() % s.rows();
+    const float* image = x + (first + row) / s.columns() / s.rows() * s.height * s.width * s.channels;
+    const int64_t left = column * s.stride_x - s.padding_x;
+    const int64_t from = std::clamp<int64_t>(-left, 0, s.kernel_x);
+    const int64_t end = std::clamp<int64_t>(s.width - left, from, s.kernel_x);
+    for (int64_t i = 0; i < s.kernel_y; i++, to += s.kernel_x * s.channels) {
+      const int64_t top = line * s.stride_y - s.padding_y + i;
+      const bool inside = top >= 0 && top < s.height;
+      const int64_t a = inside ? from : s.kernel_x, b = inside ? end : s.kernel_x;
+      if (a > 0) std::fill(to, to + a * s.channels, 0.f);
+      std::copy_n(image + (top * s.width + left + a) * s.channels, (b - a) * s.channels, to + a * s.channels);
+      if (b < s.kernel_x) std::fill(to + b * s.channels, to + s.kernel_x * s.channels, 0.f);
+    }
+  }
+}
+
+// M (+)= V U for some pixels; rows of V are `v_stride` apart, those of M kOutputs.
+template <int rows, int vectors>
+void multiply(const float* V, int64_t v_stride, const float* U, float* M, int64_t depth, bool add) {
+  Floats sums[rows][vectors] = {};
+  if (add)
+    unroll<rows>([&](auto t) { unroll<vectors>([&](auto v) { sums[t][v] = load(M + t * kOutputs + v * kLanes); }); });
+  for (int64_t k = 0; k < depth; k++) {
+    unroll<rows>([&](auto t) {
+      const float value = V[t * v_stride + k];
+      unroll<vectors>([&](auto v) { sums[t][v] += value * load(U + k * kOutputs + v * kLanes); });
+    });
+  }
+  unroll<rows>([&](auto t) { unroll<vectors>([&](auto v) { store(M + t * kOutputs + v * kLanes, sums[t][v]); }); });
+}
+
+using Multiply = void (*)(const float*, int64_t, const float*, float*, int64_t, bool);
+
+template <int rows>
+Multiply choose(int64_t vectors) {
+  if constexpr (kVectors == 4) {
+    if (vectors == 4) return multiply<rows, 4>;
+    if (vectors == 3) return multiply<rows, 3>;
+  }
+  return vectors == 2 ? multiply<rows, 2> : multiply<rows, 1>;
+}
+
+// y = relu(M + bias + residual) of one pixel
+inline void finish(const float* M, const float* bias, const float* residual, bool relu, float* y, int64_t count) {
+  int64_t o = 0;
+  for (; o + kLanes <= count; o += kLanes) {
+    Floats value = load(M + o) + load(bias + o);
+    if (residual) value += load(residual + o);
+    store(y + o, relu ? (value < 0.f ? Floats{} : value) : value);
+  }
+  for (; o < count; o++) {
+    const float value = M[o] + bias[o] + (residual ? residual[o] : 0.f);
+    y[o] = relu && value < 0.f ? 0.f : value;
+  }
+}
+
+void convolution(const float* x, const float* U, const float* bias, const float* residual, float* y, bool relu,
+                 const Shape& s, int threads) {
+  const int64_t pixels = s.batch * s.rows() * s.columns(), depth = s.depth(), out = s.out;
+  const int64_t share = (pixels + threads - 1) / threads;
+  const int64_t block = std::min(kPixels, (share + kRows - 1) / kRows * kRows);
+  const int64_t parts = (depth + kDepth - 1) / kDepth, part = (depth + parts - 1) / parts;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> copied(block * depth), M(block * kOutputs);
+#pragma omp for
+    for (int64_t first = 0; first < pixels; first += block) {
+      const int64_t count = std::min(block, pixels - first);
+      const float* V = x + first * depth;
+      if (!s.is_product()) unfold(x, copied.data(), s, first, count), V = copied.data();
+      for (int64_t from = 0; from < out; from += kOutputs) {
+        const int64_t outputs = std::min(kOutputs, out - from), vectors = (outputs + kLanes - 1) / kLanes;
+        const Multiply six = choose<kRows>(vectors), three = choose<3>(vectors), one = choose<1>(vectors);
+        for (int64_t k = 0; k < depth; k += part) {
+          const float* kernels = U + from * depth + k * kOutputs;
+          for (int64_t t = 0; t < count;) {
+            const int64_t rows = count - t >= kRows ? kRows : count - t >= 3 ? 3 : 1;
+            const Multiply run = rows == kRows ? six : rows == 3 ? three : one;
+            run(V + t * depth + k, depth, kernels, M.data() + t * kOutputs, std::min(part, depth - k), k > 0);
+            t += rows;
+          }
+        }
+        for (int64_t t = 0; t < count; t++) {
+          const int64_t place = (first + t) * out + from;
+          finish(M.data() + t * kOutputs, bias + from, residual ? residual + place : nullptr, relu, y + place, outputs);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" int64_t direct_outputs_float32() { return kOutputs; }
+
+// U[block of outputs, depth, output] from weight (out, depth); outputs beyond the last are 0.
+extern "C" void direct_pack_float32(const float* weight, float* U, int64_t out, int64_t depth, int threads) {
+#pragma omp parallel for num_threads(threads)
+  for (int64_t from = 0; from < out; from += kOutputs)
+    for (int64_t k = 0; k < depth; k++)
+      for (int64_t o = 0; o < kOutputs; o++)
+        U[from * depth + k * kOutputs + o] = from + o < out ? weight[(from + o) * depth + k] : 0.f;
+}
+
+extern "C" void direct_convolution_float32(const float* x, const float* U, const float* bias, const float* residual,
+                                           float* y, int64_t relu, int64_t n, int64_t h, int64_t w, int64_t c,
+                                           int64_t o, int64_t ky, int64_t kx, int64_t sy, int64_t sx, int64_t py,
+                                           int64_t px, int threads) {
+  convolution(x, U, bias, residual, y, relu, Shape{n, h, w, c, o, ky, kx, sy, sx, py, px}, threads);
+}
