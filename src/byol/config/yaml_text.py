@@ -12,6 +12,10 @@ from typing import Any, cast
 import yaml
 
 MAX_TEXT = 60  # most characters of a value in a message
+_MAX_VALUES = 10_000  # in a file; a few lines of anchors and aliases can mean billions
+_TAGS = frozenset(
+    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ def read_mapping(text: str, *, name: str) -> yaml.MappingNode:
     """
     try:
         root = yaml.compose(text, Loader=_Loader)
+        problem = None if root is None else _find_problem(root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -45,6 +50,8 @@ def read_mapping(text: str, *, name: str) -> yaml.MappingNode:
         raise UnreadableError(f"{name}:{number}: not valid YAML: an unprintable character") from None
     except RecursionError:
         raise UnreadableError(f"{name}: not valid YAML: nested too deeply") from None
+    if problem is not None:
+        raise UnreadableError(f"{name}:{problem[0]}: {problem[1]}")
     if root is None or (isinstance(root, yaml.ScalarNode) and root.value == ""):
         raise UnreadableError(f"{name}: is empty; expected sections such as 'trainer:'")
     if not isinstance(root, yaml.MappingNode):
@@ -60,9 +67,40 @@ def read_value(text: str) -> yaml.Node:
         UnreadableError: not YAML; the message has no place.
     """
     try:
-        return yaml.compose(text, Loader=_Loader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
+        node = yaml.compose(text, Loader=_Loader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
+        problem = _find_problem(node)
     except (yaml.YAMLError, RecursionError):
         raise UnreadableError(f"{shorten(text)!r} is not valid YAML; put it in quotes") from None
+    if problem is not None:
+        raise UnreadableError(f"{shorten(text)!r}: {problem[1]}")
+    return node
+
+
+def _find_problem(root: yaml.Node) -> tuple[int, str] | None:
+    """Return the line and a description if a node has a tag, contains itself or has too many values."""
+    sizes: dict[int, int] = {}  # values below a node, by its id; 0: it is being counted
+    problems: list[tuple[int, str]] = []
+
+    def count(node: yaml.Node) -> int:
+        line = node.start_mark.line + 1 if node.start_mark else 1
+        if id(node) in sizes:
+            if sizes[id(node)] == 0:
+                problems.append(
+                    (line, "a value contains itself; write it without anchors (&) and aliases (*)")
+                )
+            return sizes[id(node)]
+        sizes[id(node)] = 0
+        if node.tag not in _TAGS:
+            tag = shorten(node.tag.replace("tag:yaml.org,2002:", "!!"))
+            problems.append((line, f"the tag {tag} is not allowed; write a plain value without '!'"))
+        below = [] if isinstance(node, yaml.ScalarNode) else node.value
+        items = (item for pair in below for item in (pair if isinstance(pair, tuple) else (pair,)))
+        sizes[id(node)] = min(1 + sum(map(count, items)), _MAX_VALUES + 1)
+        return sizes[id(node)]
+
+    if count(root) > _MAX_VALUES:
+        problems.append((1, f"means more than {_MAX_VALUES:,} values; write fewer"))
+    return problems[0] if problems else None
 
 
 def walk(

@@ -8,9 +8,9 @@ measures, successive bad verdicts). Everything else that a run needs is a functi
 
 import hashlib
 import io
-import pickle
+import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -179,11 +179,16 @@ def read(path: Path) -> dict[str, Any]:
     if hashlib.sha256(data).hexdigest() != wanted:
         raise CheckpointError(f"{path}: is damaged (its checksum differs)")
     try:
-        state = cast(dict[str, Any], torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other kinds of files
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # content that byol did not write can raise any error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path}: is not a checkpoint of tensors and plain values ({str(error).splitlines()[0]})"
+            f"{path}: is not a checkpoint of tensors and plain values ({reason[:200]})"
         ) from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: is not a checkpoint of byol, but a {type(state).__name__}")
     if state.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: has format {state.get('format')}; this version of byol reads {FORMAT}"

@@ -177,7 +177,10 @@ def read_metrics(run_dir: Path) -> list[Metrics]:
     path = run_dir / FILE_NAME
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: is not UTF-8 text (byte {error.start}); delete it") from None
     metrics = []
     for number, line in enumerate(lines[:-1], 1):
         try:

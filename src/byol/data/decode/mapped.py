@@ -18,17 +18,24 @@ def load_array(path: Path) -> tuple[NDArray[Any], str | None]:
         DataError: the file cannot be mapped and does not fit into memory.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False), None
+        return _only_array(np.load(path, mmap_mode="r", allow_pickle=False)), None
     except OSError as refusal:  # of the map, or of the file itself; then reading fails too
         return _read(path, refusal), f"this file system has no memory maps ({describe(refusal)})"
 
 
 def _read(path: Path, refusal: OSError) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
+        return _only_array(np.load(path, allow_pickle=False))
     except MemoryError:
         raise DataError(
             f"{path}: cannot be memory-mapped ({describe(refusal)}) and does not fit into memory; "
             "copy it to a local disk"
         ) from None
-    return array
+
+
+def _only_array(loaded: Any) -> NDArray[Any]:
+    """NumPy also opens zip files (.npz), by their content."""
+    if not isinstance(loaded, np.ndarray):
+        loaded.close()
+        raise ValueError("it holds an archive, not an array")
+    return loaded

@@ -41,6 +41,17 @@ FORMAT = 1
 ARRAYS = ("sizes.npy", "kept.npy", "labels.npy", "names.npy", "name_offsets.npy")
 CHECKSUMS = "row_checksums.npy"  # packs of before have none
 FILES = ("pack.json", "images.npy", *ARRAYS, CHECKSUMS, BAD_FILES)
+# Errors that the content of a pack can raise if byol did not write it. Those of the disk are others.
+_UNFIT = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,40 +116,71 @@ def open_pack(folder: Path) -> Packed:
 def read_pack(folder: Path) -> Packed:
     """Same as `open_pack`, but if the disk fails, raise a `DiskError` that does not name the folder."""
     content = read_json(folder)
+    try:
+        return _read(folder, content)
+    except _UNFIT as error:
+        raise DataError(
+            f"{folder / 'pack.json'}: does not fit to the files beside it ({type(error).__name__}); delete "
+            f"{folder} to pack again"
+        ) from None
+
+
+def _read(folder: Path, content: dict[str, Any]) -> Packed:
     for name, entry in content["files"].items():
         path = folder / name
+        if name not in FILES:
+            raise ValueError(f"{name} is no file of a pack")
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
             raise DataError(f"{path}: is missing or cut short; delete {folder} to pack again")
         if name in (*ARRAYS, CHECKSUMS) and digest_file(path) != entry["blake2b"]:
             raise DataError(f"{path}: is damaged (its checksum differs); delete {folder} to pack again")
     # Memory maps: these are 60 MB for a million images, of which hardly anything is read.
     loaded = [load_array(folder / name) for name in ARRAYS]
-    sizes, _, labels, blob, offsets = (np.asarray(array) for array, _ in loaded)
-    checksums = np.load(folder / CHECKSUMS) if CHECKSUMS in content["files"] else None
+    sizes, kept, labels, blob, offsets = (np.asarray(array) for array, _ in loaded)
+    has_checksums = CHECKSUMS in content["files"]
+    checksums = np.load(folder / CHECKSUMS, allow_pickle=False) if has_checksums else None
     try:
         images = RowFile(folder / "images.npy", checksums=checksums)
         if images.shape[0] != content["num_images"]:
             raise ValueError(f"{images.shape[0]} images, pack.json says {content['num_images']}")
-    except (ValueError, SyntaxError, MemoryError, OverflowError) as error:
+    except _UNFIT as error:
         raise DataError(
             f"{folder / 'images.npy'}: is damaged ({type(error).__name__}); delete {folder} to pack again"
         ) from None
+    pixels = Pixels(**{key: tuple(map(float, values)) for key, values in content["pixels"].items()})
+    class_names = tuple(map(str, content["class_names"]))
+    _check_arrays(len(images), sizes, kept, labels, blob, offsets)
+    if any(len(values) not in (0, images.shape[3]) for values in vars(pixels).values()):
+        raise ValueError("the scaling is of other channels")
+    if labels.size and not -1 <= labels.min() <= labels.max() < len(class_names):
+        raise ValueError("there are labels without a class")
     return Packed(
         folder=folder,
         file=images,
         sizes=sizes,
         names=Names(blob, offsets),
         labels=labels,
-        class_names=tuple(content["class_names"]),
-        pixels=Pixels(**{key: tuple(values) for key, values in content["pixels"].items()}),
-        fingerprint=content["files"]["images.npy"]["blake2b"],
-        num_bad=content["num_bad"],
-        num_shrunk=content.get("num_shrunk", 0),  # early versions did not write it
+        class_names=class_names,
+        pixels=pixels,
+        fingerprint=str(content["files"]["images.npy"]["blake2b"]),
+        num_bad=int(content["num_bad"]),
+        num_shrunk=int(content.get("num_shrunk", 0)),  # early versions did not write it
         note="found",
         changed=read_notes(content.get("notes", {})),
         unmapped=loaded[0][1],
-        clipped=content.get("clipped", 0.0),  # early versions did not write it
+        clipped=float(content.get("clipped", 0.0)),  # early versions did not write it
     )
+
+
+def _check_arrays(num: int, *arrays: np.ndarray) -> None:
+    """Refuse arrays of other types and lengths, as a pack that byol did not write may have."""
+    blob, offsets = arrays[3:]
+    wanted = ((num, 2), np.int32), ((num,), np.int64), ((num,), np.int64), (blob.shape[:1], np.uint8)
+    for array, (shape, dtype) in zip(arrays, (*wanted, ((num + 1,), np.int64)), strict=True):
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(f"an array is {array.dtype} of shape {array.shape}")
+    if offsets[0] != 0 or offsets[-1] != len(blob) or bool((np.diff(offsets) < 0).any()):
+        raise ValueError("the names are not one after the other")
 
 
 def read_json(folder: Path) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class RowFile:
             self.shape: tuple[int, ...] = header[0]
             self.dtype: np.dtype[Any] = header[2]
             self._offset = stream.tell()
+        if self.dtype.kind not in "uf" or self.dtype.itemsize > 4 or len(self.shape) != 4 or header[1]:
+            raise ValueError(f"it holds {self.dtype} of shape {self.shape}, not images")
         self._row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
         self._is_checked = np.zeros(self.shape[0], dtype=np.bool_)
         if checksums is not None and len(checksums) != len(self):
