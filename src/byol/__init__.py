@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from byol.api.evaluation import Evaluation as Evaluation
     from byol.api.evaluation import evaluate as evaluate
     from byol.api.exporting import export as export
+    from byol.api.features import Written as Written
+    from byol.api.features import embed as embed
+    from byol.api.features import predict as predict
     from byol.api.reports import check as check
     from byol.api.reports import report as report
     from byol.api.run import Run as Run
@@ -41,6 +44,7 @@ _PUBLIC = {
     "byol.api.environment": ("Environment", "environment"),
     "byol.api.evaluation": ("Evaluation", "evaluate"),
     "byol.api.exporting": ("export",),
+    "byol.api.features": ("Written", "embed", "predict"),
     "byol.api.reports": ("check", "report"),
     "byol.api.run": ("Run", "open_run", "train"),
     "byol.checking.check": ("CheckResult",),

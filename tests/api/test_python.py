@@ -105,3 +105,30 @@ def test_errors_are_those_that_are_exported(images: Path, tmp_path: Path) -> Non
         byol.nope  # noqa: B018
     assert set(byol.__all__) <= set(dir(byol))
     assert [name for name in byol.__all__ if not hasattr(byol, name)] == []
+
+
+def test_features_and_classes_of_a_folder_go_to_a_file(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `byol embed`: an image that cannot be read is left out, which `Encoder.embed` refuses."""
+    run = byol.train(images, output=tmp_path / "run", overrides=TINY, progress=False)
+    (images / "red" / "broken.png").write_text("text")
+    with pytest.raises(byol.DataError, match=r"broken\.png"):
+        run.embed(str(images))
+    written = byol.embed(run, images, output=tmp_path / "f.npz", prototypes=3, progress=False)
+    assert written == byol.Written(tmp_path / "f.npz", 48, 1, 0)
+    with np.load(written.path) as content:
+        features = content["features"]
+        assert [str(name) for name in content["names"]][:2] == ["blue/00.png", "blue/02.png"]
+    (images / "red" / "broken.png").unlink()
+    np.testing.assert_allclose(features, run.embed(str(images)), rtol=1e-5, atol=1e-6)
+    assert "red/broken.png" in (tmp_path / "f.left_out.csv").read_text()
+    assert len((tmp_path / "f.prototypes.csv").read_text().splitlines()) == 4
+    assert capsys.readouterr() == ("", "")
+    byol.embed(run, images, output=tmp_path / "f.csv", progress=True)
+    assert "wrote 48 rows (images) with" in capsys.readouterr().out
+    finetuned = byol.finetune(run, output=tmp_path / "classifier", epochs=1, progress=False)
+    classes = byol.predict(finetuned.folder, images, output=tmp_path / "c.csv", progress=False)
+    assert classes.num_images == 48 and len(classes.path.read_text().splitlines()) == 49
+    with pytest.raises(byol.ConfigError, match=r"trainer\.m=1.*takes no settings"):
+        byol.embed(run, images, output=tmp_path / "g.csv", overrides={"trainer.m": 1})

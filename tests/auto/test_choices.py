@@ -57,22 +57,21 @@ def lines(chosen: Chosen) -> list[str]:
 @pytest.mark.parametrize(
     ("facts", "domain", "line"),
     [
-        ({}, "photo", "random changes (views) as for photos (the images have 8 bit and 3 channels)"),
+        ({}, "photo", "random changes (views) as for photos (the images have 8 bits and 3 channels)"),
         (
             {"is_grey": True, "channels": 1},
             "grey",
-            "random changes (views) as for grey photos (the images have 8 bit and 1 channel)",
+            "random changes (views) as for grey photos (the images have 8 bits and 1 channel)",
         ),
         (
             {"is_grey": True},
             "grey",
-            "random changes (views) as for grey photos (the images have 8 bit and 3 channels that "
-            "are all equal)",
+            "random changes (views) as for grey photos (the images have 8 bits and 3 equal channels)",
         ),
         (
             {"bits": 16},
             "microscopy",
-            "random changes (views) as for microscopy (the images have 16 bit and 3 channels)",
+            "random changes (views) as for microscopy (the images have 16 bits and 3 channels)",
         ),
         (
             {"bits": 32, "channels": 1},
@@ -82,12 +81,12 @@ def lines(chosen: Chosen) -> list[str]:
         (
             {"channels": 2},
             "microscopy",
-            "random changes (views) as for microscopy (the images have 8 bit and 2 channels)",
+            "random changes (views) as for microscopy (the images have 8 bits and 2 channels)",
         ),
         (
             {"bits": 16, "channels": 13},
             "satellite",
-            "random changes (views) as for satellite images (the images have 16 bit and 13 channels, more "
+            "random changes (views) as for satellite images (the images have 16 bits and 13 channels, more "
             "than microscopes have)",
         ),
         (

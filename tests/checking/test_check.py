@@ -90,7 +90,7 @@ def test_images_that_are_fit(capsys: Capture, place: Path) -> None:
         "exact copies 0, nearly equal images 0, blank images 0",
     ]
     assert lines[1].startswith("3 channels, 8 bit, values ")
-    assert lines[4] == "random changes (views) as for photos (the images have 8 bit and 3 channels)"
+    assert lines[4] == "random changes (views) as for photos (the images have 8 bits and 3 channels)"
     assert lines[-3].endswith("1.0 GB of memory, and 1 MB of disk for packed images")
     assert lines[-2] == "report: check/images/report.html (images, views, histograms)"
     assert {path.name for path in Path("check/images").iterdir()} == LISTS | PICTURES | {"report.html"}
@@ -107,7 +107,7 @@ def test_overrides_count_as_in_training(capsys: Capture) -> None:
         capsys, "images", "data.channels=[0,2]", "data_transforms.view.crop_area=[0.5,1]", "-o", "out"
     )
     assert lines[1].startswith("2 channels, 8 bit")
-    assert lines[4] == "random changes (views) as for microscopy (the images have 8 bit and 2 channels)"
+    assert lines[4] == "random changes (views) as for microscopy (the images have 8 bits and 2 channels)"
     text = check_page("out/report.html")
     assert "crop_area0.5 .. 10.5 .. 1" in text and "side by side in reading order" in text
 

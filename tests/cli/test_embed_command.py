@@ -55,7 +55,7 @@ def test_files_that_cannot_be_read(
     assert out == "wrote 20 rows (images) with 96 features each to f.csv, 1 left out\n"
     told, grouped, *_ = err.splitlines()
     assert told == "unreadable and left out: 1 of 21 images, listed in f.left_out.csv"
-    assert grouped.startswith(f"  1 ({name}): {reason}")
+    assert grouped.startswith(f"  1 file ({name}): {reason}")
     with open("f.left_out.csv", newline="") as file:
         assert [row[0] for row in csv.reader(file)] == ["file", name]
     Path("images/dark").rename("dark")
@@ -85,9 +85,9 @@ def test_deep_images_and_others_that_are_embedded_by_their_encoder(capsys: Captu
     assert lines[0].startswith("byol: celsius.npy: channel 0: the values lie in ")
     assert lines[1] == "unreadable and left out: 2 of 15 images, listed in f.left_out.csv"
     assert lines[2].startswith(
-        "  1 (counts.npy): holds 16-bit values, but the encoder was trained on floating"
+        "  1 file (counts.npy): holds 16-bit values, but the encoder was trained on floating"
     )
-    assert lines[3].startswith("  1 (gaps.npy): has no measured value") and "leave it out" in lines[3]
+    assert lines[3].startswith("  1 file (gaps.npy): has no measured value") and "leave it out" in lines[3]
     assert "data.clip=0" in lines[4] and len(lines) == 5
 
 
@@ -133,7 +133,7 @@ def test_of_many_images_that_are_left_out_some_are_named_and_all_are_listed(
     said = capsys.readouterr()
     assert said.out == "wrote 1 rows (images) with 96 features each to f.csv, 25 left out\n"
     assert "unreadable and left out: 25 of 26 images, listed in f.left_out.csv" in said.err
-    assert "  25 (00.png, 01.png, 02.png, ...): " in said.err
+    assert "  25 files (00.png, 01.png, 02.png, ...): " in said.err
     with open("f.left_out.csv", newline="") as file:
         assert [row[0] for row in csv.reader(file)] == ["file", *(f"{index:02d}.png" for index in range(25))]
 

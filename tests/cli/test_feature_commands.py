@@ -38,7 +38,7 @@ def test_a_list_on_standard_input(capsys: Capture, monkeypatch: pytest.MonkeyPat
     embed("-", "-o", "f.parquet")
     said = capsys.readouterr()
     assert said.out == "wrote 2 rows (images) with 96 features each to f.parquet, 1 left out\n"
-    assert "1 (gone.png): no such file" in said.err
+    assert "1 file (gone.png): no such file" in said.err
     table = pyarrow.parquet.read_table("f.parquet")
     assert table["file"].to_pylist() == names[:2]
     read = np.stack([table[name].to_numpy() for name in table.column_names[1:]], axis=1)

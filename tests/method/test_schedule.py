@@ -104,7 +104,7 @@ def test_open_values_are_derived_and_given_ones_kept() -> None:
     plan = make_plan("trainer.m=0.5", "optimizer.warmup_epochs=1")
     assert plan.base_tau == 0.5 and plan.warmup_steps == plan.steps_per_epoch
     lines = plan.explain()
-    assert len(lines) == 4 and "per 64 images of a batch" in lines[0]
+    assert len(lines) == 4 and "x batch size / 64" in lines[0]
     assert lines[3] == (
         "target network keeps 0.5 of its weights per step at the start, trainer.m (from the preset or your "
         "settings)"

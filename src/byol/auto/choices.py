@@ -34,7 +34,7 @@ PASSES = {"cpu": 400_000} | dict.fromkeys(GPUS, 4_000_000)  # least number of im
 PASSES_PER_IMAGE = {"cpu": 40} | dict.fromkeys(GPUS, 200)
 DEFAULT_HOURS = {"cpu": 0.85} | dict.fromkeys(GPUS, 8.0)  # longest training, at the measured speed
 
-_STEM_WORDS = {"strided": "first layers for small images", "standard": "the usual first layers"}
+_STEM_WORDS = {"strided": "stem (first layers) for small images", "standard": "the usual stem (first layers)"}
 _TURN_WORDS = {"vertical_flip": "flips", "rotation": "rotation", "turn": "quarter turns"}
 _DOMAIN_WORDS = {
     "photo": "photos",
@@ -137,7 +137,7 @@ def _choose_views(partial_config: PartialConfig, survey: Survey, *, is_dicom: bo
 
 def _find_domain(survey: Survey, *, is_dicom: bool) -> tuple[str, str]:
     channels = "1 channel" if survey.channels == 1 else f"{survey.channels} channels"
-    kind = f"the images have {survey.bits} bit and {channels}"
+    kind = f"the images have {survey.bits} bits and {channels}"
     if is_dicom:
         return "medical", "the images are DICOM files"
     if survey.channels >= MANY_CHANNELS:
@@ -145,7 +145,12 @@ def _find_domain(survey: Survey, *, is_dicom: bool) -> tuple[str, str]:
     if survey.bits > 8 or survey.channels not in (1, 3):
         return "microscopy", kind
     if survey.is_grey:
-        return "grey", kind if survey.channels == 1 else f"{kind} that are all equal"
+        return (
+            "grey",
+            kind
+            if survey.channels == 1
+            else f"the images have {survey.bits} bits and {survey.channels} equal channels",
+        )
     return "photo", kind
 
 
@@ -156,8 +161,8 @@ def _choose_turns(partial_config: PartialConfig, domain: str, survey: Survey) ->
         return []
     can = survey.upright >= UPRIGHT_FROM
     orientation = f"orientation {'matters' if can else 'does not matter'}"
-    told = f"a test told upright from turned images in {whole_percent(survey.upright)} of cases"
-    reason = f"{orientation}: {told}{'' if can else ', chance is 50 %'}"
+    told = f"a test recognised turned images in {whole_percent(survey.upright)} of cases"
+    reason = f"{orientation}: {told}{'' if can else '; chance is 50 %'}"
     view = partial_config.resolve({"data_transforms.domain": domain}).config.data_transforms.view1
     values = {name: getattr(view, name) if can else TURNED[name] for name in free}
     done = [words for name, words in _TURN_WORDS.items() if values.get(name, getattr(view, name))]

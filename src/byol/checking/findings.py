@@ -89,8 +89,8 @@ def describe_duplicates(found: Examined, alike: Alike) -> str:
     at_least = "" if alike.is_complete else "at least "
     near, blank = alike.num_near, int(found.is_blank.sum())
     parts = [
-        f"exact copies {alike.num_exact:,}",
-        f"nearly equal images {at_least}{near:,}{_share(near, found)}",
+        f"exact duplicates {alike.num_exact:,}",
+        f"near duplicates {at_least}{near:,}{_share(near, found)}",
         f"blank images {blank:,}{_share(blank, found)}",
     ]
     return ", ".join(parts)

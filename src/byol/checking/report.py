@@ -89,7 +89,7 @@ class Report:
 
     def lines(self, folder: Path) -> Iterator[str]:
         """Iterate over the lines for the terminal, which fit on one screen."""
-        yield from self._facts()
+        yield from self._facts(folder)
         if self.ahead is not None:
             yield from self._describe_training(self.ahead)
         yield from map(str, self.problems)
@@ -100,7 +100,7 @@ class Report:
         else:
             yield "ready: training may start"
 
-    def _facts(self) -> Iterator[str]:
+    def _facts(self, folder: Path) -> Iterator[str]:
         found = self.found
         yield describe_files(found)
         if len(found):
@@ -109,7 +109,7 @@ class Report:
             yield describe_duplicates(found, self.alike)
             if (filled := describe_filled(found)) is not None:
                 yield filled
-        yield from self._left_out()
+        yield from self._left_out(folder)
         if self.leaks is not None:
             alike, total = self.leaks.alike, len(self.leaks.test)
             yield (
@@ -117,7 +117,7 @@ class Report:
                 f"{alike.num_near:,} near duplicates"
             )
 
-    def _left_out(self) -> Iterator[str]:
+    def _left_out(self, folder: Path) -> Iterator[str]:
         """Describe what was left out, in the words of training and embedding."""
         found = self.found
         yield from describe_source(found.source)
@@ -125,7 +125,7 @@ class Report:
             found.bad,
             found.changed,
             num_images=len(found.source),
-            listed=BAD_FILES,
+            listed=str(folder / BAD_FILES),
         )
         if self.ahead is not None:
             px = self.ahead.stored_px
@@ -148,7 +148,8 @@ class Report:
         channels, itemsize = self._stored_kind()
         disk = len(self.found) * px * px * channels * itemsize
         return (
-            f"it needs {_bytes(benchmark.peak_bytes)} of memory, and {_bytes(disk)} of disk for packed images"
+            f"it needs {_bytes(benchmark.peak_bytes)} of memory, and {_bytes(disk)} of disk for the pack "
+            "(a copy of the images)"
         )
 
     def _stored_kind(self) -> tuple[int, int]:
@@ -191,7 +192,7 @@ class Report:
                 (kind, [str(problem) for problem in self.problems if problem.is_fatal == is_fatal])
                 for kind, is_fatal in (("bad", True), ("warn", False))
             ],
-            "facts": list(self._facts()),
+            "facts": list(self._facts(Path())),
             "sample": self.sample,
             "pictures": {name: page.to_address(png, "png") for name, png in pictures.items()},
             "num_views": NUM_VIEWS,

@@ -7,6 +7,7 @@ import argparse
 import inspect
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,9 +34,11 @@ EXIT_INTERRUPTED = {
     "SIGTERM": 143,
 }  # 128 + number of the signal, as shells on Linux have it
 
-_THE_ENCODER = """The encoder is in {run}. Use it in Python:
+_THE_ENCODER = """The encoder is in {run}. To compute features, one row per image:
+    byol embed {words} -o features.csv
+or in Python:
     import byol
-    features = byol.load("{run}").embed({images})    # one row per image, float32
+    features = byol.load({quoted}).embed("NEW/")    # a float32 array
 """
 
 
@@ -128,8 +131,10 @@ def _report_training(run: "Run", source: str = "") -> int:
             )
         return EXIT_INTERRUPTED[run.stopped_by]
     if _is_main_rank():
-        images = json.dumps(printable(source) if os.path.isdir(source) else "IMAGES/", ensure_ascii=False)
-        say_block(_THE_ENCODER.format(run=printable(str(run.folder)), images=images))
+        folder, images = printable(str(run.folder)), printable(source) if os.path.isdir(source) else "NEW/"
+        words = f"{shlex.quote(folder)} {shlex.quote(images)}"
+        quoted = json.dumps(folder, ensure_ascii=False)
+        say_block(_THE_ENCODER.format(run=folder, quoted=quoted, words=words))
     return 0
 
 
@@ -211,6 +216,16 @@ def explore_command(options: argparse.Namespace) -> int:
             say=say,
             progress=count,
         )
+    return 0
+
+
+def embed_command(options: argparse.Namespace) -> int:
+    _call(byol.embed, options, progress=True)
+    return 0
+
+
+def predict_command(options: argparse.Namespace) -> int:
+    _call(byol.predict, options, progress=True)
     return 0
 
 

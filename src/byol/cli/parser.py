@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeAlias, get_args
 
+from byol.api.features import COLUMNS, FORMATS
 from byol.base.errors import printable
 from byol.base.version import __version__
-from byol.cli import commands, features
+from byol.cli import commands
 from byol.config.schema import DeviceSetting
 
 _PRESET = (
@@ -16,11 +17,12 @@ _PRESET = (
     "(those of the BYOL paper) or demo (a small network)"
 )
 _HOURS = "training time in hours, such as 2 or 0.5; replaces the number of epochs"
+_RUN = "folder that `byol train` wrote, such as runs/cells"
 _LABELS = "CSV file with the columns file,label; images without a label are left out"
 _COLOURS = "CSV file with the columns file,label that colours the map"
 _METADATA_COLOURS = "CSV file with a column file and more columns that can colour the map"
 _TEST = (
-    "labelled images to test on (default: the test part of the data set, or a fifth of the labelled images)"
+    "labelled images to test on (default: the test split of the data set, or a fifth of the labelled images)"
 )
 _FOLDER = "folder for the results (default: runs/ and the name of the image folder)"
 _SETTINGS = "a setting, such as trainer.max_epochs=40; `byol config` lists them"
@@ -42,7 +44,7 @@ _EPILOG = """examples:
   byol card runs/cells                       write a description: method, results, limits
   byol report runs/cells                     write one HTML page with all results
   byol explore runs/cells                    browse images: map, search by picture, lists of files
-  byol embed runs/cells NEW/ -o f.parquet    compute features; if interrupted, run it again
+  byol embed runs/cells NEW/ -o new.csv      compute features; if interrupted, run it again
   byol export runs/cells --format onnx       write the encoder for other programs
   byol finetune runs/cells --labels cells.csv    train a classifier
   byol predict runs/cells-finetuned NEW/ -o classes.csv   classify new images
@@ -202,12 +204,12 @@ def _run(add: _Add) -> None:
     takes_settings=True,
 )
 def _eval(add: _Add) -> None:
-    add("run", type=Path, help="run folder")
+    add("run", type=Path, help=_RUN)
     add("--labels", help=_LABELS)
     add(
         "--train",
-        help="labelled images (folder or list) to train only the classifiers on (default: the images of the "
-        "run)",
+        help="labelled images (folder or list) to train the classifiers on, not the encoder (default: the "
+        "images of the run)",
     )
     add("--test", help=_TEST)
     add(
@@ -246,7 +248,7 @@ def _compare(add: _Add) -> None:
     "byol card runs/cells",
 )
 def _card(add: _Add) -> None:
-    add("run", type=Path, help="run folder; byol writes the card into it")
+    add("run", type=Path, help=f"{_RUN}; byol writes the card into it")
 
 
 @_command(
@@ -256,7 +258,7 @@ def _card(add: _Add) -> None:
     takes_settings=True,
 )
 def _report(add: _Add) -> None:
-    add("run", type=Path, help="run folder")
+    add("run", type=Path, help=_RUN)
     add("--labels", type=Path, help=_COLOURS)
     add("--metadata", type=Path, help=_METADATA_COLOURS)
     add(
@@ -275,7 +277,7 @@ def _report(add: _Add) -> None:
     takes_settings=True,
 )
 def _explore(add: _Add) -> None:
-    add("run", type=Path, help="run folder")
+    add("run", type=Path, help=_RUN)
     add("--images", help="images to show instead of the run's own: a folder, list or array")
     add("--labels", type=Path, help=_COLOURS)
     add("--metadata", type=Path, help=_METADATA_COLOURS)
@@ -284,18 +286,18 @@ def _explore(add: _Add) -> None:
 
 
 @_command(
-    features.embed_command,
+    commands.embed_command,
     "compute the features of images and write them with their file names",
     "byol embed runs/cells NEW/ -o features.csv",
 )
 def _embed(add: _Add) -> None:
-    add("run", type=Path, help="run folder")
+    add("run", type=Path, help=_RUN)
     add("images", help=_IMAGES)
     add("-o", "--output", type=Path, required=True, help="output file: .parquet, .csv, .npz or .h5ad")
-    add("--format", choices=features.FORMATS, help="file format (default: by the suffix)")
+    add("--format", choices=FORMATS, help="file format (default: by the suffix)")
     add(
         "--columns",
-        choices=features.COLUMNS,
+        choices=COLUMNS,
         default="wide",
         help="wide: a column for each feature; vector (.parquet only): one list column, with file paths, as "
         "FiftyOne and embedding-atlas read it (default: %(default)s)",
@@ -358,7 +360,7 @@ def _finetune(add: _Add) -> None:
 
 
 @_command(
-    features.predict_command,
+    commands.predict_command,
     "classify images with a classifier from `byol finetune`",
     "byol predict runs/cells-finetuned NEW/ -o classes.csv",
 )

@@ -1,10 +1,10 @@
-"""Print what `byol embed` and `byol predict` find in new images: unlike the training images, or left out."""
+"""Tell what `byol embed` and `byol predict` find in new images: unlike the training images, or left out."""
 
 import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from byol.base.console import complain, remark
+from byol.base.console import Say
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.data.decode.disk import DiskError
@@ -30,8 +30,9 @@ class Remarks:
     It continues the counts of an earlier process, which `rows` has kept.
     """
 
-    def __init__(self, skip_unreadable: bool, pixels: Pixels, rows: PartialRows) -> None:
+    def __init__(self, skip_unreadable: bool, pixels: Pixels, rows: PartialRows, tell: Say) -> None:
         self._skip_unreadable, self._pixels, self._rows = skip_unreadable, pixels, rows
+        self._tell = tell
         self.seen = rows.mark.seen.copy()
 
     def leave_out(self, name: str, error: DataError) -> None:
@@ -49,14 +50,14 @@ class Remarks:
     def warn(self, name: str, found: str) -> None:
         self.seen.num_outside += 1
         if self.seen.num_outside <= _MOST_COMPLAINTS:
-            complain(f"{name}: {found}")
+            self._tell(f"byol: {name}: {found}")
 
     def say_all(self, output: Path) -> None:
-        """Print what was left out or changed, and write a list of the left-out images beside the output."""
+        """Tell what was left out or changed, and write a list of the left-out images beside the output."""
         seen, mark = self.seen, self._rows.mark
         others = seen.num_outside - _MOST_COMPLAINTS
         if others > 0:
-            complain(f"and {others:,} more images are unlike the training images")
+            self._tell(f"byol: and {others:,} more images are unlike the training images")
         listed = output.with_suffix(".left_out.csv")
         if mark.num_bad:
             write_atomically(listed, self._write_bad)
@@ -70,7 +71,7 @@ class Remarks:
         )
         clipped = describe_clipped(seen.num_clipped / max(1, seen.num_values))
         for line in (*lines, *clipped):
-            remark(line)
+            self._tell(line)
 
     def _write_bad(self, file: BinaryIO) -> None:
         file.write(csv_line("file", "reason"))
@@ -78,8 +79,8 @@ class Remarks:
             file.write(csv_line(*row))
 
 
-def gather_and_say(images: str, spec: EncoderSpec, *, skip_unreadable: bool) -> Source:
-    """Open new images for an encoder; print what was skipped in a folder, or how a list was interpreted.
+def gather_and_say(images: str, spec: EncoderSpec, *, skip_unreadable: bool, tell: Say) -> Source:
+    """Open new images for an encoder; tell what was skipped in a folder, or how a list was interpreted.
 
     `images` is a path, the name of a known data set, or `-` for a list of files on standard input.
 
@@ -91,5 +92,5 @@ def gather_and_say(images: str, spec: EncoderSpec, *, skip_unreadable: bool) -> 
     found = gather(images, spec, skip_unreadable=skip_unreadable)
     assert isinstance(found, Source)
     for line in describe_source(found):
-        remark(line)
+        tell(line)
     return found

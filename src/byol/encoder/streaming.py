@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 from pydantic_core import to_json
 
-from byol.base.console import Count, remark
+from byol.base.console import Count, Say, remark
 from byol.base.errors import DataError
 from byol.data.decode.index import Source
 from byol.encoder.encoder import Encoder
@@ -34,6 +34,7 @@ class Streamed:
     names: PickedNames
     values: StoredRows
     num_bad: int  # images that could not be used
+    num_outside: int  # images whose values lie outside the range of the training images
 
 
 @contextmanager
@@ -47,13 +48,14 @@ def stream_rows(
     make_rows: Callable[[Features], Rows] = lambda features: features,
     recipe: Sequence[str] = (),
     progress: Count | None = None,
+    tell: Say = remark,
 ) -> Iterator[Streamed]:
     """Compute rows of `width` values, which `make_rows` makes from the features of all images.
 
     They are stored in the folder `OUTPUT.partial`, which is deleted when the caller has written `output`.
-    `recipe` is what else the rows depend on. `progress` is called with (images done, images in total). Images
-    that are left out, changed or unlike the training images are reported; a list of those left out is
-    written.
+    `recipe` is what else the rows depend on. `progress` is called with (images done, images in total). `tell`
+    receives lines about images that are left out, changed or unlike the training images; a list of those left
+    out is written.
 
     Raises:
         DataError: no image can be used, the disk fails, or the features are not finite.
@@ -62,10 +64,10 @@ def stream_rows(
     folder = output.with_name(f"{output.name}.partial")
     with PartialRows(folder, recipe=_fingerprint(encoder, images, recipe), width=width) as rows:
         if rows.is_other:
-            remark(f"{folder}: holds rows of other images or of another encoder; starting again")
+            tell(f"{folder}: holds rows of other images or of another encoder; starting again")
         elif rows.num_before:
-            remark(f"continuing from {folder}, after {rows.num_before:,} of {len(images):,} images")
-        told = Remarks(skip_unreadable, encoder.spec.pixels, rows)
+            tell(f"continuing from {folder}, after {rows.num_before:,} of {len(images):,} images")
+        told = Remarks(skip_unreadable, encoder.spec.pixels, rows, tell)
         blocks = encoder.embed_source(
             images,
             first=rows.mark.done,
@@ -87,7 +89,7 @@ def stream_rows(
         told.say_all(output)
         num_bad = rows.mark.num_bad
         if rows.mark.num_rows:
-            yield Streamed(rows.names(images), rows.values(), num_bad)
+            yield Streamed(rows.names(images), rows.values(), num_bad, told.seen.num_outside)
     rows.remove()
     if rows.mark.num_rows == 0:
         raise DataError(f"{images.name}: byol cannot use any of the {num_bad} images")

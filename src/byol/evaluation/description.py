@@ -100,8 +100,8 @@ class Description:
         The text fits on one screen.
         """
         duplicates = f" ({self.num_copies:,} exact duplicates)" if self.num_copies else ""
-        about = f"without labels, on {self.num_images:,} images that BYOL was trained on{duplicates}"
-        lines = [f"{about}; encoders compared on {self.num_measured:,}", "", *self._render_encoders(), ""]
+        about = f"without labels, on the {self.num_images:,} training images{duplicates}"
+        lines = [f"{about}; this table: {self.num_measured:,} of them", "", *self._render_encoders(), ""]
         lines += wrap(self.verdict)
         if self.metadata:
             lines += ["", *self._render_metadata()]

@@ -250,11 +250,11 @@ def _show_split(split: str) -> str:
 def _explain_rows(rows: Sequence[Row]) -> list[str]:
     """Say once what the names of rows and columns mean."""
     names = {row.features for row in rows}
-    target = "; byol target: its moving average, which training compared it with"
+    target = "; byol target: its moving average, the target network"
     return wrap(
-        f"{ONLINE}: the encoder of this run{target if 'byol target' in names else ''}.",
-        "dims: number of features; top-1: share of test images whose class is right; balanced: its mean over "
-        "the classes.",
+        f"{ONLINE}: the trained encoder (BYOL below){target if 'byol target' in names else ''}.",
+        "dims: number of features; top-1: share of test images that are classified correctly; balanced: mean "
+        "of this share over the classes; C, k, temperature: settings of the classifiers.",
     )
 
 

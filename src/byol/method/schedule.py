@@ -208,8 +208,8 @@ def _choose(config: Config, *, total_steps: int, epochs: float) -> _Chosen:
         d if g is None else g for g, d in zip(configured, derived.values, strict=True)
     ]
     start = " at the start" if config.trainer.m_schedule == "cosine" else ""
-    names = ("learning rate", "learning-rate warm-up", "weight decay", "target network keeps")
-    units = ("", " epochs", "", f" of its weights per step{start}, trainer.m")
+    names = ("learning rate", "learning-rate warm-up", "weight decay", "EMA decay of the target network")
+    units = ("", " epochs", "", f"{start}, trainer.m")
     reasons = [
         f"{name} {value:.4g}{unit} ({reason if g is None else 'from the preset or your settings'})"
         for name, value, unit, g, reason in zip(
@@ -243,9 +243,9 @@ def _derive_default(config: Config, *, total_steps: int, epochs: float) -> _Deri
     return _Derived(
         (lr, warmup, _WEIGHT_DECAY, 1.0 - gap),
         (
-            f"{_LR_PER_IMAGE * 64:g} per 64 images of a batch, at most {_LR_MAX:g}",
+            f"{_LR_PER_IMAGE * 64:g} x batch size / 64, at most {_LR_MAX:g}",
             f"{100 * _WARMUP_SHARE:g} % of the run, at most {_WARMUP_MAX_EPOCHS:g} epochs",
             "the same for every run",
-            f"more above {_TAU_STEPS / _TAU_MAX_GAP**2:,.0f} steps",
+            f"higher in runs of more than {_TAU_STEPS / _TAU_MAX_GAP**2:,.0f} steps",
         ),
     )

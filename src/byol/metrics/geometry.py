@@ -18,7 +18,10 @@ _NUM_BOOTSTRAP = 2000
 _LEAST_GAIN = 0.1  # of alignment + uniformity; samples of 256 images differ by 0.03 (docs/decisions.md)
 _LOST_RANK = 0.25  # fraction of the untrained encoder's rank below which there is no positive verdict
 
-_ADVICE = "After few training steps this is common: train longer. Otherwise look at the views (byol check)."
+_ADVICE = (
+    "This is common after a short training: train longer. If the training was long, look at the views (byol "
+    "check)."
+)
 
 Features = Float32[np.ndarray, "image feature"]
 
@@ -73,17 +76,17 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
         f"effective rank {trained.rank:.0f} (untrained {untrained.rank:.0f})"
     )
     gain = _loss(untrained) - _loss(trained)
-    start, rule = "Judged without labels, the trained encoder is", "alignment + uniformity, which decides,"
+    start, rule = (
+        "Judged without labels, the trained encoder is",
+        "alignment + uniformity, the deciding measure,",
+    )
     if trained.retrieval_high95 < untrained.retrieval_low95:
         return (
             f"{start} WORSE than the untrained one, because its view-retrieval accuracy is lower and the "
             f"intervals do not overlap: {figures}. {_ADVICE}"
         )
     if gain < -_LEAST_GAIN:
-        return (
-            f"{start} WORSE than the untrained one, because {rule} is higher by {-gain:.2f}: {figures}. "
-            f"{_ADVICE}"
-        )
+        return f"{start} WORSE than the untrained one, because {rule} is higher: {figures}. {_ADVICE}"
     if gain <= _LEAST_GAIN:
         return (
             f"{start} not better than the untrained one, because {rule} is not lower by more than "
@@ -94,7 +97,7 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
             "Measures without labels cannot tell whether the trained encoder is better than the untrained "
             f"one, because it lost more than three quarters of its effective rank: {figures}."
         )
-    return f"{start} better than the untrained one, because {rule} is lower by {gain:.2f}: {figures}."
+    return f"{start} better than the untrained one, because {rule} is lower: {figures}."
 
 
 def _loss(geometry: Geometry) -> float:

@@ -67,7 +67,7 @@ def _judge(rows: Sequence[Judged]) -> Verdict | None:
         end = f"; the intervals of BYOL and {best.features} overlap"
     elif overlapping:
         kind, start = "warn", "BYOL is ahead, but the difference is not certain"
-        end = f"; the intervals of BYOL and {overlapping[0]} overlap"
+        end = f"; the intervals of BYOL and {join_words(overlapping)} overlap"
     else:
         kind, start, end = "good", "BYOL helps", "; the intervals do not overlap"
     against = join_words([f"{row.features} {percent(row.top1)}" for row in baselines])

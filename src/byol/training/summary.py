@@ -112,8 +112,8 @@ def _describe_length(plan: Plan, step_s: float | None) -> str:
         epochs = f"{steps / plan.steps_per_epoch:.3g} epochs"
         speed = f"{plan.budget_s / steps:.3g} s per step"
         return (
-            f"as many steps as fit into {format_time(plan.budget_s)}, about {steps:,} ({epochs}) "
-            f"at {speed} at first"
+            f"about {steps:,} steps ({epochs}) fit into {format_time(plan.budget_s)} (min:s) at {speed}; "
+            "byol updates this number as it trains"
         )
     if step_s is None:
         return f"{steps:,} steps in total"

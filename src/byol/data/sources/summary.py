@@ -76,7 +76,10 @@ def describe_images(
     if groups:
         number = sum(group.few.count for group in groups)
         yield f"unreadable and left out: {number:,} of {num_images:,} images, listed in {listed}"
-        lines = [f"{group.few.count:,} ({group.few}): {group.reason}" for group in groups]
+        lines = [
+            f"{group.few.count:,} file{'s' if group.few.count > 1 else ''} ({group.few}): {group.reason}"
+            for group in groups
+        ]
         yield from (f"  {line}" for line in _fold(lines, _MOST_REASONS))
     most = sorted(changed.items(), key=lambda item: -item[1].count)
     yield from _fold(
