@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from byol.kernels import frozen, fusing
+from byol.kernels import direct, frozen, fusing
+from byol.kernels.build import load_kernels
 from byol.kernels.convolution import accelerate
+from byol.kernels.flat import FlatProgram
 from byol.kernels.frozen import FrozenNetwork
 from byol.method.networks import build_encoder
 
@@ -125,6 +127,34 @@ def test_layers_of_every_kind() -> None:
     net = Net().eval().requires_grad_(False)
     nn.init.uniform_(net.norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
     compare(net, draw(px=17))
+
+
+@pytest.mark.parametrize("out", [3, 16, 40, 69])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(1, 1, 0), (3, 2, 1), ((5, 2), (1, 3), (3, 0)), (9, 1, 4)]
+)
+@pytest.mark.parametrize("end", [nn.Identity(), nn.ReLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU()])
+def test_convolutions(out: int, kernel: Any, stride: Any, padding: Any, end: nn.Module) -> None:
+    """In a program of compiled code if there are kernels; more pixels than a block, and maps of one pixel."""
+    torch.manual_seed(0)
+    deep = [nn.Conv2d(out, out, 7, padding=3, groups=out), end] if out >= direct.NARROWEST else []
+    pool = nn.MaxPool2d(3, 2, 1) if out != 40 else nn.AvgPool2d(2, ceil_mode=True)
+    layers = (nn.Conv2d(20, out, kernel, stride, padding), end, pool, *deep, nn.AdaptiveAvgPool2d(1))
+    net = nn.Sequential(*layers, nn.Flatten()).eval().requires_grad_(False)
+    network = FrozenNetwork(net)
+    for batch, px in ((3, 19), (1, 5)):
+        run(network, draw(batch, 20, px))
+    is_flat = [isinstance(each, FlatProgram) for each in network._current().programs.values()]  # type: ignore[union-attr]
+    can_be_flat = load_kernels() is not None and str(end) not in ("GELU(approximate='tanh')", "SiLU()")
+    assert all(each == can_be_flat for each in is_flat)
+
+
+def test_not_a_number_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = draw()
+    images[1, 0, 3, 3] = torch.nan
+    features = FrozenNetwork(make())(images)
+    assert features is not None
+    assert features.isnan().any(dim=1).tolist() == [False, True, False]
 
 
 # ---- Weights and layers that change

@@ -10,6 +10,9 @@ from torch import Tensor
 from byol.kernels.build import load_kernels, run_kernel
 
 Pair = list[int]
+# Activations that the kernels apply, as oneDNN names them; the values are those in cpp/ends.h.
+ACTIVATIONS = {("none", ""): 0, ("relu", ""): 1, ("gelu", "none"): 2}
+NARROWEST = 16  # channels for `convolve_depthwise`: a vector at least
 
 
 def pack_direct(weight: Float32[Tensor, "out channel kernel_y kernel_x"]) -> Float32[Tensor, " value"]:
@@ -32,9 +35,9 @@ def convolve_direct(
     kernel: Pair,
     stride: Pair,
     padding: Pair,
-    relu: bool,
+    activation: int,
 ) -> Float32[Tensor, "batch out height_out width_out"]:
-    """Convolve with kernels of `pack_direct`, add the bias and the residual, apply ReLU if wanted.
+    """Convolve with kernels of `pack_direct`, add the bias and the residual, apply one of `ACTIVATIONS`.
 
     Pairs are height and width. The result is channels_last.
     """
@@ -42,10 +45,31 @@ def convolve_direct(
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     batch, channels, *size = images.shape
-    rows, columns = (
-        (n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, padding, kernel, stride, strict=True)
-    )
+    rows, columns = _size(size, kernel, stride, padding)
     output = images.new_empty(batch, rows, columns, len(bias))
-    numbers = (int(relu), batch, *size, channels, len(bias), *kernel, *stride, *padding)
+    numbers = (activation, batch, *size, channels, len(bias), *kernel, *stride, *padding)
     run_kernel("direct_convolution", images, kernels, bias, residual, output, *numbers, dtype=torch.float32)
     return output.permute(0, 3, 1, 2)
+
+
+def convolve_depthwise(
+    images: Float32[Tensor, "batch channel height width"],
+    weight: Float32[Tensor, "tap channel"],
+    bias: Float32[Tensor, " channel"],
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    activation: int,
+) -> Float32[Tensor, "batch channel height_out width_out"]:
+    """Convolve each channel with its own kernel, else as `convolve_direct`."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    batch, channels, *size = images.shape
+    rows, columns = _size(size, kernel, stride, padding)
+    output = images.new_empty(batch, rows, columns, channels)
+    numbers = (activation, batch, *size, channels, *kernel, *stride, *padding)
+    run_kernel("depthwise_convolution", images, weight, bias, output, *numbers, dtype=torch.float32)
+    return output.permute(0, 3, 1, 2)
+
+
+def _size(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
+    return [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True)]

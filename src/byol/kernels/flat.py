@@ -5,6 +5,7 @@ The maps of all steps lie in one piece of memory; a map takes the place of those
 """
 
 import math
+import struct
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,11 +14,16 @@ from jaxtyping import Float32, Int64
 from torch import Tensor, fx
 
 from byol.kernels.build import load_kernels, run_kernel
-from byol.kernels.direct import convolve_direct
+from byol.kernels.direct import NARROWEST, convolve_depthwise, convolve_direct
 from byol.kernels.recording import Recording, arguments_of, aten, pair
 from byol.kernels.winograd import convolve_packed
 
-_DIRECT, _MAXIMUM, _MEAN = 0, 1, 5  # kinds of steps; 2, 3 and 4: Winograd's algorithm with these tiles
+# Kinds of steps; 2, 3 and 4: Winograd's algorithm with these tiles.
+_DIRECT, _MAXIMUM, _MEAN, _DEPTHWISE, _NORM = 0, 1, 5, 6, 7
+_TO_LAST, _FROM_LAST = (
+    [0, 2, 3, 1],
+    [0, 3, 1, 2],
+)  # permutations of axes: all maps are channels_last in memory
 _IMAGES, _FEATURES, _NONE = -1, -2, -3  # places that are not in the memory
 _LINE = 16  # values of a cache line, at which maps begin
 
@@ -47,14 +53,25 @@ def flatten(recording: Recording) -> FlatProgram | None:
         return None
     nodes = [node for node in recording.graph.nodes if node.op != "get_attr"]
     source = {node: node for node in nodes}  # the node whose memory a node has
+    last = set[fx.Node]()  # nodes whose last axis is that of the channels
     steps: dict[fx.Node, list[Any]] = {}
     for node in nodes:
-        if node.op == "call_function" and _is_same_memory(node):
-            source[node] = source[node.args[0]]
-        elif node.op == "call_function":
-            if (step := _step(node, recording)) is None:
-                return None
+        if node.op != "call_function":
+            continue
+        given = node.args[0]
+        if node.target is aten.layer_norm.default and given in last:
+            last.add(node)
+        if node.target is aten.permute.default and node.args[1] == (
+            _FROM_LAST if given in last else _TO_LAST
+        ):
+            source[node] = source[given]
+            last |= set() if given in last else {node}
+        elif _is_same_memory(node):
+            source[node] = source[given]
+        elif (step := _step(node, last)) is not None:
             steps[node] = step
+        else:
+            return None
     result = source[nodes[-1].args[0]]
     features = nodes[-1].args[0].meta["shape"]
     if result not in steps or len(features) != 2:
@@ -63,7 +80,7 @@ def flatten(recording: Recording) -> FlatProgram | None:
     places, memory = _place(list(steps), read, result)
     placed = {**places, next(node for node in nodes if node.op == "placeholder"): _IMAGES, result: _FEATURES}
     rows, held = [], []
-    for node, (kind, images, residual, kernels, bias, *numbers) in steps.items():
+    for node, (kind, images, residual, kernels, bias, *numbers, epsilon) in steps.items():
         if residual is not None and placed[source[residual]] == _IMAGES:
             return None
         tensors = [
@@ -72,7 +89,8 @@ def flatten(recording: Recording) -> FlatProgram | None:
         held += [tensor for tensor in tensors if tensor is not None]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         where = [_NONE if residual is None else placed[source[residual]], *addresses]
-        rows.append([kind, placed[source[images]], placed[node], *where, *numbers])
+        (as_integer,) = struct.unpack("q", struct.pack("d", epsilon))
+        rows.append([kind, placed[source[images]], placed[node], *where, *numbers, as_integer])
     return FlatProgram(torch.tensor(rows), memory, features[1], held)
 
 
@@ -83,27 +101,62 @@ def _is_same_memory(node: fx.Node) -> bool:
     return is_reshaped and len(shape) == 2 and given.meta["shape"][:2] == shape
 
 
-def _step(node: fx.Node, recording: Recording) -> list[Any] | None:
-    """Return kind, images, residual, kernels, bias, and the numbers of a `Step`; None: it cannot be one."""
+def _step(node: fx.Node, last: set[fx.Node]) -> list[Any] | None:
+    """Return kind, images, residual, kernels, bias, and the numbers of a `Step`; None: it cannot be one.
+
+    `last`: the nodes whose last axis is that of the channels.
+    """
     images, arguments = cast(Any, node.args[0]), cast(Any, node.args)
-    if not isinstance(images, fx.Node) or images.op == "get_attr" or len(images.meta["shape"]) != 4:
+    if not isinstance(images, fx.Node) or images.op == "get_attr":
         return None
-    batch, channels, height, width = images.meta["shape"]
-    out = node.meta["shape"][1]
+    batch, *size = images.meta["shape"]
+    channels, height, width = (*size[2:], *size[:2]) if images in last else (*size, 1, 1)[:3]
+    size, out = [batch, height, width, channels], node.meta["shape"][1]
     if node.target is convolve_direct:
-        _, kernels, bias, residual, kernel, stride, padding, relu = arguments
-        size = [int(relu), batch, height, width, channels, out, *kernel, *stride, *padding, 0, 0]
-        return [_DIRECT, images, residual, kernels, bias, *size]
+        _, kernels, bias, residual, kernel, stride, padding, activation = arguments
+        numbers = [activation, *size, out, *kernel, *stride, *padding, 0, 0, 0.0]
+        return [_DIRECT, images, residual, kernels, bias, *numbers]
     if node.target is convolve_packed:
         _, kernels, bias, residual, padding, m, relu = arguments
-        size = [int(relu), batch, height, width, channels, out, 3, 3, 1, 1, padding, padding, 0, 0]
-        return [m, images, residual, kernels, bias, *size]
-    if (window := _window(node, height, width)) is None:
+        numbers = [int(relu), *size, out, 3, 3, 1, 1, padding, padding, 0, 0, 0.0]
+        return [m, images, residual, kernels, bias, *numbers]
+    if node.target is convolve_depthwise:
+        _, weight, bias, kernel, stride, padding, activation = arguments
+        numbers = [activation, *size, channels, *kernel, *stride, *padding, 0, 0, 0.0]
+        return [_DEPTHWISE, images, None, weight, bias, *numbers]
+    if node.target is aten.layer_norm.default:
+        given = arguments_of(node)
+        is_of_pixels = images in last or images.meta["shape"][1:] == (channels,)
+        is_scaled = given["weight"] is not None and given["bias"] is not None
+        if (
+            not is_of_pixels
+            or not is_scaled
+            or given["normalized_shape"] != [channels]
+            or channels < NARROWEST
+        ):
+            return None
+        numbers = [0, *size, channels, *[0] * 8, given["eps"]]
+        return [_NORM, images, None, given["weight"], given["bias"], *numbers]
+    if images in last or (window := _window(node, height, width)) is None:
         return None
     kind, kernel, stride, padding = window
     rows, columns = node.meta["shape"][2:] or (1, 1)
-    size = [0, batch, height, width, channels, channels, *kernel, *stride, *padding, rows, columns]
-    return [kind, images, None, None, None, *size]
+    return [
+        kind,
+        images,
+        None,
+        None,
+        None,
+        0,
+        *size,
+        channels,
+        *kernel,
+        *stride,
+        *padding,
+        rows,
+        columns,
+        0.0,
+    ]
 
 
 def _window(node: fx.Node, height: int, width: int) -> tuple[int, list[int], list[int], list[int]] | None:

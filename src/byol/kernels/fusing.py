@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from byol.kernels.build import load_kernels
 from byol.kernels.convolution import Side
-from byol.kernels.direct import convolve_direct, pack_direct
+from byol.kernels.direct import ACTIVATIONS, NARROWEST, convolve_depthwise, convolve_direct, pack_direct
 from byol.kernels.recording import Recording, arguments_of, aten, pair
 from byol.kernels.winograd import choose_tile, convolve_packed, pack
 
@@ -138,6 +138,21 @@ class _Layer:
             self.last = next(iter(self.last.users))
         return found
 
+    def activation_kind(self) -> int | None:
+        """Return the number in `ACTIVATIONS` of what follows, also if that is none; None: it is another."""
+        name, _, algorithm = self.activation()
+        return ACTIVATIONS.get((name, algorithm))
+
+    def take_activation_kind(self) -> int:
+        """Return the number of the activation that follows, which is taken up; 0: none that has a number."""
+        kind = self.activation_kind()
+        if kind:
+            self.take_activation()
+        return kind or 0
+
+    def filled_bias(self) -> Float32[Tensor, " out"]:
+        return self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+
     def take_relu(self) -> bool:
         """Return whether a ReLU follows, which is taken up then."""
         return self.activation() == _RELU and bool(self.take_activation())
@@ -191,6 +206,12 @@ def _replace_convolution(layer: _Layer, index: int, packs: Packs) -> None:
     kernel = list(layer.weight.shape[2:])
     stride, padding, dilation = (pair(arguments[name]) for name in ("stride", "padding", "dilation"))
     rows, columns = map(Side.of, size, kernel, stride, padding)
+    has_kernel = load_kernels() is not None and layer.activation_kind() is not None and dilation == [1, 1]
+    if has_kernel and arguments["groups"] == len(layer.weight) == images.meta["shape"][1] >= NARROWEST:
+        weight = layer.weight.flatten(1).T.contiguous()
+        how = (kernel, stride, padding, layer.take_activation_kind())
+        layer.replace(convolve_depthwise, images, weight, layer.filled_bias(), *how)
+        return
     if arguments["groups"] != 1 or dilation != [1, 1]:
         _replace_by_onednn(layer, packs, index, padding, stride, dilation)
         return
@@ -199,7 +220,7 @@ def _replace_convolution(layer: _Layer, index: int, packs: Packs) -> None:
         m = _choose_tile(layer.weight, (images.meta["shape"][0], rows.out, columns.out))
     if m is None:
         layer.weight, padding = _leave_out_taps(layer.weight, size, rows, columns)
-    if m is not None or (load_kernels() is not None and layer.activation() in (_NO_ACTIVATION, _RELU)):
+    if m is not None or has_kernel:
         _replace_by_kernel(layer, packs, index, stride, padding, m)
     elif rows.out == columns.out == 1 and padding == [0, 0] and list(layer.weight.shape[2:]) == size:
         matrix = layer.weight.permute(0, 2, 3, 1).flatten(1).contiguous()
@@ -231,15 +252,15 @@ def _replace_by_kernel(
     key = (index, m, *layer.weight.shape)
     if key not in packs:
         packs[key] = pack_direct(layer.weight) if m is None else pack(layer.weight, m=m)
-    bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-    images, kernel = layer.arguments["input"], list(layer.weight.shape[2:])
-    relu, other = layer.take_relu(), None
-    if not relu and (other := layer.take_addition()) is not None:
-        relu = layer.take_relu()
+    given = [layer.arguments["input"], packs[key], layer.filled_bias()]
+    kernel, other = list(layer.weight.shape[2:]), None
+    if layer.activation() == _NO_ACTIVATION:
+        other = layer.take_addition()
     if m is None:
-        layer.replace(convolve_direct, images, packs[key], bias, other, kernel, stride, padding, relu)
+        kind = layer.take_activation_kind()
+        layer.replace(convolve_direct, *given, other, kernel, stride, padding, kind)
     else:
-        layer.replace(convolve_packed, images, packs[key], bias, other, padding[0], m, relu)
+        layer.replace(convolve_packed, *given, other, padding[0], m, layer.take_relu())
 
 
 def _replace_by_onednn(

@@ -1,13 +1,13 @@
 // Convolution with any kernel, as a matrix product over the pixels under the kernel, and what follows it:
 //
-//     y[p, o] = relu(sum over taps k and channels c of x[pixel under tap k of p, c] * weight[o, k, c] + bias + residual)
+//     y[p, o] = activation(sum over taps k and channels c of x[pixel under tap k of p, c] * weight[o, k, c] + bias + residual)
 //
 // A block of output pixels and a part of the taps and channels ("depth") stay in the cache for all outputs.
 
 #include <algorithm>
 #include <vector>
 
-#include "vectors.h"
+#include "ends.h"
 
 namespace {
 
@@ -72,21 +72,24 @@ Multiply choose(int64_t vectors) {
   return vectors == 2 ? multiply<rows, 2> : multiply<rows, 1>;
 }
 
-// y = relu(M + bias + residual) of one pixel
-inline void finish(const float* M, const float* bias, const float* residual, bool relu, float* y, int64_t count) {
-  int64_t o = 0;
-  for (; o + kLanes <= count; o += kLanes) {
-    Floats value = load(M + o) + load(bias + o);
-    if (residual) value += load(residual + o);
-    store(y + o, relu ? (value < 0.f ? Floats{} : value) : value);
+// y = activation(M + bias + residual) of one pixel
+inline void finish(const float* M, const float* bias, const float* residual, int64_t activation, float* y,
+                   int64_t count) {
+  if (count < kLanes) {
+    float some[2][kLanes] = {};
+    std::copy_n(bias, count, some[0]);
+    if (residual) std::copy_n(residual, count, some[1]);
+    store(some[0], activate(load(M) + load(some[0]) + load(some[1]), activation));
+    std::copy_n(some[0], count, y);
+    return;
   }
-  for (; o < count; o++) {
-    const float value = M[o] + bias[o] + (residual ? residual[o] : 0.f);
-    y[o] = relu && value < 0.f ? 0.f : value;
-  }
+  for_vectors(count, [&](int64_t o) {
+    const Floats sum = load(M + o) + load(bias + o);
+    store(y + o, activate(residual ? sum + load(residual + o) : sum, activation));
+  });
 }
 
-void convolution(const float* x, const float* U, const float* bias, const float* residual, float* y, bool relu,
+void convolution(const float* x, const float* U, const float* bias, const float* residual, float* y, int64_t activation,
                  const Shape& s, int threads) {
   const int64_t pixels = s.batch * s.rows() * s.columns(), depth = s.depth(), out = s.out;
   const int64_t share = (pixels + threads - 1) / threads;
@@ -114,7 +117,7 @@ void convolution(const float* x, const float* U, const float* bias, const float*
         }
         for (int64_t t = 0; t < count; t++) {
           const int64_t place = (first + t) * out + from;
-          finish(M.data() + t * kOutputs, bias + from, residual ? residual + place : nullptr, relu, y + place, outputs);
+          finish(M.data() + t * kOutputs, bias + from, residual ? residual + place : nullptr, activation, y + place, outputs);
         }
       }
     }
@@ -135,8 +138,8 @@ extern "C" void direct_pack_float32(const float* weight, float* U, int64_t out, 
 }
 
 extern "C" void direct_convolution_float32(const float* x, const float* U, const float* bias, const float* residual,
-                                           float* y, int64_t relu, int64_t n, int64_t h, int64_t w, int64_t c,
+                                           float* y, int64_t activation, int64_t n, int64_t h, int64_t w, int64_t c,
                                            int64_t o, int64_t ky, int64_t kx, int64_t sy, int64_t sx, int64_t py,
                                            int64_t px, int threads) {
-  convolution(x, U, bias, residual, y, relu, Shape{n, h, w, c, o, ky, kx, sy, sx, py, px}, threads);
+  convolution(x, U, bias, residual, y, activation, Shape{n, h, w, c, o, ky, kx, sy, sx, py, px}, threads);
 }

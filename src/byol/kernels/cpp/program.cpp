@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "ends.h"
 
 extern "C" {
 #define WINOGRAD(m)                                                                                              \
@@ -14,6 +14,9 @@ WINOGRAD(4)
 void direct_convolution_float32(const float*, const float*, const float*, const float*, float*, int64_t, int64_t,
                                 int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                                 int64_t, int);
+void depthwise_convolution_float32(const float*, const float*, const float*, float*, int64_t, int64_t, int64_t, int64_t,
+                                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
+void layer_norm_float32(const float*, const float*, const float*, float*, int64_t, int64_t, double, int);
 }
 
 namespace {
@@ -23,11 +26,12 @@ namespace {
 struct Step {
   int64_t kind, input, output, residual;
   const float *kernels, *bias;
-  int64_t relu, batch, height, width, channels, out, kernel_y, kernel_x, stride_y, stride_x, padding_y, padding_x;
+  int64_t activation, batch, height, width, channels, out, kernel_y, kernel_x, stride_y, stride_x, padding_y, padding_x;
   int64_t rows, columns;  // of the output
+  double epsilon;
 };
 
-enum Kind { kDirect = 0, kMaximum = 1, kMean = 5 };  // 2, 3 and 4: Winograd's algorithm with these tiles
+enum Kind { kDirect = 0, kMaximum = 1, kMean = 5, kDepthwise = 6, kNorm = 7 };  // 2, 3 and 4: Winograd's algorithm with these tiles
 
 // The maximum or mean of the pixels of the image in each window.
 void pool(const float* x, float* y, const Step& s, int threads) {
@@ -53,10 +57,11 @@ void pool(const float* x, float* y, const Step& s, int threads) {
       }
       return is_mean ? result * factor : result;
     };
-    int64_t c = 0;
-    for (; c + kLanes <= s.channels; c += kLanes)
+    const auto all = [&](int64_t c) {
       store(to + c, over(c, Floats{}, [](const float* from) { return load(from); }));
-    for (; c < s.channels; c++) to[c] = over(c, 0.f, [](const float* from) { return *from; });
+    };
+    if (s.channels >= kLanes) for_vectors(s.channels, all);
+    else for (int64_t c = 0; c < s.channels; c++) to[c] = over(c, 0.f, [](const float* from) { return *from; });
   }
 }
 
@@ -72,13 +77,19 @@ extern "C" void program_run_float32(const Step* steps, int64_t count, const floa
                           : s->kind == 3 ? winograd_convolution_3_float32
                                          : winograd_convolution_4_float32;
     if (s->kind == kDirect)
-      direct_convolution_float32(x, s->kernels, s->bias, residual, y, s->relu, s->batch, s->height, s->width,
+      direct_convolution_float32(x, s->kernels, s->bias, residual, y, s->activation, s->batch, s->height, s->width,
                                  s->channels, s->out, s->kernel_y, s->kernel_x, s->stride_y, s->stride_x,
                                  s->padding_y, s->padding_x, threads);
     else if (s->kind == kMaximum || s->kind == kMean)
       pool(x, y, *s, threads);
+    else if (s->kind == kDepthwise)
+      depthwise_convolution_float32(x, s->kernels, s->bias, y, s->activation, s->batch, s->height, s->width, s->channels,
+                                    s->kernel_y, s->kernel_x, s->stride_y, s->stride_x, s->padding_y, s->padding_x,
+                                    threads);
+    else if (s->kind == kNorm)
+      layer_norm_float32(x, s->kernels, s->bias, y, s->batch * s->height * s->width, s->channels, s->epsilon, threads);
     else
-      winograd(x, s->kernels, y, s->bias, residual, s->relu, s->batch, s->height, s->width, s->channels, s->out,
+      winograd(x, s->kernels, y, s->bias, residual, s->activation, s->batch, s->height, s->width, s->channels, s->out,
                s->padding_y, threads);
   }
 }
