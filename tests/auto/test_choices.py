@@ -76,7 +76,7 @@ def lines(chosen: Chosen) -> list[str]:
         (
             {"bits": 32, "channels": 1},
             "microscopy",
-            "random changes (views) as for microscopy (the images have 32 bit and 1 channel)",
+            "random changes (views) as for microscopy (the images have 32 bits and 1 channel)",
         ),
         (
             {"channels": 2},
@@ -111,23 +111,23 @@ def test_domain(facts: dict[str, Any], domain: str, line: str) -> None:
         (
             {"upright": 0.83},
             False,
-            "no up-down flips (orientation matters: a test told upright from turned images in 83 % of cases)",
+            "no up-down flips (orientation matters: a test recognised turned images in 83 % of cases)",
         ),
         (
             {"upright": 0.51},
             True,
-            "flips and rotation (orientation does not matter: a test told upright from turned images in 51 % "
+            "flips and rotation (orientation does not matter: a test recognised turned images in 51 % "
             "of cases, chance is 50 %)",
         ),
         (
             {"upright": 0.7},
             False,
-            "no up-down flips (orientation matters: a test told upright from turned images in 70 % of cases)",
+            "no up-down flips (orientation matters: a test recognised turned images in 70 % of cases)",
         ),
         (
             {"upright": 0.7, "bits": 16},
             True,
-            "flips and rotation (orientation matters: a test told upright from turned images in 70 % of "
+            "flips and rotation (orientation matters: a test recognised turned images in 70 % of "
             "cases; byol still turns microscopy images)",
         ),
     ],
@@ -193,7 +193,10 @@ def test_network_by_device() -> None:
     assert (large.config.network.name, large.config.network.stem) == ("resnet10t", "standard")
     assert (gpu.config.network.name, gpu.config.network.stem) == ("resnet18", "auto")
     assert "network resnet10t (on a CPU)" in lines(small)
-    assert "first layers for small images, network.stem=strided (for views of 48 px on a CPU)" in lines(small)
+    assert (
+        "stem (first layers) for small images, network.stem=strided (for views of 48 px on a CPU)"
+        in lines(small)
+    )
     assert (small.config.trainer.precision, gpu.config.trainer.precision) == ("fp32", "bf16")
     given = decide("network.name=resnet50", "trainer.precision=bf16")
     assert (given.config.network.name, given.config.network.stem) == ("resnet50", "auto")

@@ -87,7 +87,7 @@ def test_images_that_are_fit(capsys: Capture, place: Path) -> None:
         "20 .png files; byol can read all of them",
         lines[1],
         "size 40 x 40 px",
-        "exact copies 0, nearly equal images 0, blank images 0",
+        "exact duplicates 0, near duplicates 0, blank images 0",
     ]
     assert lines[1].startswith("3 channels, 8 bit, values ")
     assert lines[4] == "random changes (views) as for photos (the images have 8 bits and 3 channels)"
@@ -128,7 +128,7 @@ def test_names_duplicates_blanks_and_what_cannot_be_read(capsys: Capture) -> Non
     (Path("images") / os.fsdecode(b"\xff.png")).write_text("not an image")
     lines = check(capsys, "images", "data.max_bad=0.1")
     assert lines[0].endswith("; byol cannot read 1 of them")
-    assert lines[3] == "exact copies 1, nearly equal images 1 (4.3 %), blank images 1 (4.3 %)"
+    assert lines[3] == "exact duplicates 1, near duplicates 1 (4.3 %), blank images 1 (4.3 %)"
     head, (name, reason) = rows("check/images/bad_files.csv")
     assert head == ["file", "reason"] and name == os.fsdecode(b"\xff.png")
     assert reason.startswith("is text, not an image of a known format")

@@ -55,7 +55,7 @@ def test_kinds_folders_and_sizes(tmp_path: Path) -> None:
     assert describe_sizes(found) == "longest side 20..50 px, median 20, 95 % up to 46"
     assert (
         describe_duplicates(found, find_duplicates(found))
-        == "exact copies 0, nearly equal images 0, blank images 0"
+        == "exact duplicates 0, near duplicates 0, blank images 0"
     )
     assert judge(found) == []
 
@@ -149,6 +149,6 @@ def test_duplicates_are_counted(tmp_path: Path) -> None:
     alike = find_duplicates(found)
     assert alike.same_as.tolist() == [-1] * 5 + [0, 1]
     assert (
-        describe_duplicates(found, alike) == "exact copies 1, nearly equal images 1 (14.3 %), blank images 0"
+        describe_duplicates(found, alike) == "exact duplicates 1, near duplicates 1 (14.3 %), blank images 0"
     )
     assert judge(found)[0][0].startswith("29 % of the images are duplicates")

@@ -19,7 +19,7 @@ def test_labels(capsys: Capture, finished: Path) -> None:
     write_images(Path("images"), classes=("dark",))
     succeed(capsys, "train", "images", "-o", "runs/a", *TINY, "trainer.max_epochs=1")
     said = succeed(capsys, "eval", "runs/a")
-    assert said.startswith("without labels, on 10 images that BYOL was trained on")
+    assert said.startswith("without labels, on the 10 training images")
     assert said.endswith(
         "\n\nno accuracy: no image has a label; give --labels FILE.csv with the columns file,label\n\n"
         "saved in runs/a: measures.json, neighbours.png, prototypes.csv\n"

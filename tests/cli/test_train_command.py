@@ -79,7 +79,7 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
         "and tested on 4; " in said
     )
     assert "\n\n\n" not in said and "saved in runs/a: eval.json, measures.json, neighbours.png, " in said
-    assert said.startswith("without labels, on 20 images that BYOL was trained on")
+    assert said.startswith("without labels, on the 20 training images")
     assert "\nJudged without labels, " in said and "\nmost unusual images (" in said
     assert max(map(len, said.splitlines())) <= 130
     assert "\npatches left out: " in said  # this network computes less than they would

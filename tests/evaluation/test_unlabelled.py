@@ -226,7 +226,7 @@ def make_score(column: str, *, warning: bool = False) -> ColumnScore:
 def test_the_description_in_words(run_dir: Path) -> None:
     found = describe(run_dir)
     lines = found.render().splitlines()
-    assert "on 31 images that BYOL was trained on (1 exact duplicates)" in lines[0]
+    assert "on the 31 training images (1 exact duplicates)" in lines[0]
     assert lines[2].split() == [
         "features", "view-retrieval", "accuracy", "95", "%", "interval", "effective", "rank", "alignment",
         "uniformity",

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -219,43 +220,79 @@ def killed_under_torchrun(*, num: int) -> Result:
 # ---- Numbers that are not finite
 
 
-def _spoil(number: int, value: float, place: str) -> None:
-    """The loss, or one gradient, of the n-th step is this value."""
+def _spoil(numbers: Sequence[int], value: float, place: str) -> None:
+    """The loss, or one gradient, of the steps with these numbers (from 1) is this value, once."""
     real: Callable[..., step.Computed] = loop.compute_within_memory
     calls = [0]
 
     def spoiled(network: torch.nn.Module, *arguments: Any, **others: Any) -> step.Computed:
         computed = real(network, *arguments, **others)
         calls[0] += 1
-        if calls[0] != number:
+        if calls[0] not in numbers:
             return computed
         if place == "gradient":
             given = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
             given[len(given) // 2].view(-1)[0] = value
             return computed
-        return step.Computed(
-            torch.full_like(computed.loss, value), computed.projection, computed.num_microbatches
-        )
+        return replace(computed, loss=torch.full_like(computed.loss, value))
 
     loop.compute_within_memory = spoiled  # type: ignore[assignment]
 
 
+_VALUES = (float("nan"), float("inf"), float("-inf"))
+
+
+def _find_not_finite() -> list[str]:
+    """What of the weights and of the optimizer of the run is not finite."""
+    state, problems = checkpoint.read_latest(Path(RUN))
+    assert state is not None and not problems, problems
+    momentum = {str(key): value["momentum_buffer"] for key, value in state["optimizer"]["state"].items()}
+    return [f"{key} is not finite" for key, value in {**state["byol"], **momentum}.items()
+            if not bool(torch.isfinite(value).all())]  # fmt: skip
+
+
 def not_finite(place: str, *, num: int) -> Result:
     """A loss or gradient of NaN or infinity at one step."""
-    expected, ends, problems = _expect(LONG), Counter[str](), list[str]()
-    values = (float("nan"), float("inf"), float("-inf"))
+    ends, problems = Counter[str](), list[str]()
     for number in range(num):
         start_anew()
-        at = 1 + 31 * number // num
-        ended = run(*train_command(LONG), prepare=partial(_spoil, at, values[number % 3], place))
-        if not (ended.is_clear and f"not finite at step {at - 1}" in ended.err):
-            problems.append(f"step {at - 1}: {explain(ended)}")
-        wrong = finish(train_command(LONG), Path(RUN), expected)
-        ends["stopped in one line, then identical"] += not wrong
+        at = 31 * number // num
+        ended = run(*train_command(LONG), prepare=partial(_spoil, (at + 1,), _VALUES[number % 3], place))
+        wrong = [] if ended.code == 0 else [f"step {at}: {explain(ended)}"]
+        wrong += [] if f"did not apply step {at}," in ended.out else [f"step {at} is not named"]
+        wrong += [] if Path(RUN, "skipped", f"step-{at:08d}.json").exists() else [f"step {at} is not kept"]
+        wrong += _find_not_finite()
+        ends["not applied, named, and the run went on"] += not wrong
         problems += wrong
-    promised = f"the step is not applied, one line names the step and the likeliest cause; {_SAME}"
+    promised = "the step is not applied, a line and a file name it, and the run goes on to its end"
     how = f"NaN, infinity or minus infinity as the {place} of a step"
     return Result(_GROUP, f"A {place} that is not finite", how, promised, num, ends, tuple(problems))
+
+
+def three_not_finite(*, num: int) -> Result:
+    """Three steps in a row, once: the run goes back. At each computation: it stops."""
+    ends, problems = Counter[str](), list[str]()
+    for number in range(num):
+        start_anew()
+        at = 4 + 24 * number // num  # there is a checkpoint before
+        once = tuple(range(at + 1, at + 4))
+        ended = run(*train_command(LONG), prepare=partial(_spoil, once, _VALUES[number % 3], "loss"))
+        wrong = [] if ended.code == 0 and "going back to the checkpoint" in ended.out else [explain(ended)]
+        wrong += _find_not_finite()
+        ends["went back, and on with half the learning rate"] += not wrong
+        problems += wrong
+        start_anew()
+        always = tuple(range(at + 1, 1000))
+        ended = run(*train_command(LONG), prepare=partial(_spoil, always, _VALUES[number % 3], "loss"))
+        wrong = [] if ended.is_clear and "not finite" in ended.err else [explain(ended)]
+        wrong += _find_not_finite()
+        ends["stopped in one line, with the last good checkpoint"] += not wrong
+        problems += wrong
+    promised = (
+        "back to the last checkpoint with half the learning rate; the second time one line with the cause"
+    )
+    how = "NaN or infinity as the loss of three steps in a row, once and from then on always"
+    return Result(_GROUP, "Three steps in a row", how, promised, 2 * num, ends, tuple(problems))
 
 
 # ---- Memory
@@ -300,4 +337,5 @@ def list_jobs(*, short: bool) -> Iterator[Job]:
         yield partial(killed_under_torchrun, num=2)
     for place in ("loss", "gradient"):
         yield partial(not_finite, place, num=2 if short else 12)
+    yield partial(three_not_finite, num=1 if short else 6)
     yield partial(flat_memory, num_steps=2_000 if short else 20_000)

@@ -55,19 +55,19 @@ def make_geometry(
         (
             make_geometry(0.51, alignment=0.1),
             "Judged without labels, the trained encoder is better than the untrained one, because alignment "
-            "+ uniformity, which decides, is lower by 0.20: alignment + uniformity -1.90 (untrained "
+            "+ uniformity, the deciding measure, is lower: alignment + uniformity -1.90 (untrained "
             "-1.70; lower is better), view-retrieval accuracy 51.0 % "
             "(untrained 50.0 %), effective rank 40 (untrained 40).",
         ),
         (
             make_geometry(0.52),
             "Judged without labels, the trained encoder is not better than the untrained one, because "
-            "alignment + uniformity, which decides, is not lower by more than 0.1: ",
+            "alignment + uniformity, the deciding measure, is not lower by more than 0.1: ",
         ),
         (
             make_geometry(0.52, alignment=0.5),
             "Judged without labels, the trained encoder is WORSE than the untrained one, because alignment + "
-            "uniformity, which decides, is higher by 0.20: ",
+            "uniformity, the deciding measure, is higher: ",
         ),
         (
             make_geometry(0.2, alignment=0.1),

@@ -127,7 +127,7 @@ def test_the_speed_is_probed_before_the_start(
     config = configure(images, f"trainer.max_hours={2 / 3600}")
     outcome, said = run(config, tmp_path / "run")
     assert benchmarked == [{"channels": 3, "stored_px": 16, "bits": 8}] and outcome.done == 8
-    assert "as many steps as fit into 0:02, about 8 (2 epochs) at 0.25 s per step at first" in said
+    assert "about 8 steps (2 epochs) fit into 0:02 (min:s) at 0.25 s per step;" in said
     run(config, tmp_path / "run")
     assert len(benchmarked) == 1
 
