@@ -149,7 +149,22 @@ def test_convolutions(out: int, kernel: Any, stride: Any, padding: Any, end: nn.
     assert all(each == can_be_flat for each in is_flat)
 
 
-def test_not_a_number_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [16, 24, 80])
+@pytest.mark.parametrize("options", [{}, {"scale": 0.7}, {"is_causal": True}], ids=str)
+def test_attention(size: int, options: dict[str, Any]) -> None:
+    """With more than a block of keys, and other numbers of queries and keys."""
+
+    class Attends(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            q = x[:, :, 1:3].reshape(len(x), 2, -1, size) * 3
+            k, v = x.reshape(len(x), 2, -1, size), x.reshape(len(x), 2, -1, size).flip(2)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, **options)
+            return y.transpose(1, 2).reshape(len(x), -1)
+
+    compare(Attends().eval(), draw(2, size, 18))
+
+
+def test_not_a_number_stays() -> None:
     images = draw()
     images[1, 0, 3, 3] = torch.nan
     features = FrozenNetwork(make())(images)

@@ -1,6 +1,6 @@
-"""Convolution with bias, addition and ReLU on CPU, for kernels of any size and stride, without gradients.
+"""Convolutions with what follows them, and attention, on CPU in float32, without gradients.
 
-It computes in float32, as one matrix product over the pixels under the kernel (`cpp/direct.cpp`).
+`cpp/direct.cpp`, `cpp/maps.cpp` and `cpp/attention.cpp` hold the kernels.
 """
 
 import torch
@@ -69,6 +69,22 @@ def convolve_depthwise(
     numbers = (activation, batch, *size, channels, *kernel, *stride, *padding)
     run_kernel("depthwise_convolution", images, weight, bias, output, *numbers, dtype=torch.float32)
     return output.permute(0, 3, 1, 2)
+
+
+def attend(
+    q: Float32[Tensor, "image head query size"],
+    k: Float32[Tensor, "image head key size"],
+    v: Float32[Tensor, "image head key size"],
+    scale: float,
+) -> Float32[Tensor, "image head query size"]:
+    """Return softmax(scale * q k^T) v; the size is a multiple of `NARROWEST`."""
+    q, k, v = (each if each.stride(3) == 1 else each.contiguous() for each in (q, k, v))
+    image, head, query, size = q.shape
+    output = q.new_empty(image, query, head, size)
+    numbers = (image, head, query, k.shape[2], size)
+    strides = [stride for each in (q, k, v) for stride in each.stride()[:3]]
+    run_kernel("attention", q, k, v, output, scale, *numbers, *strides, dtype=torch.float32)
+    return output.transpose(1, 2)
 
 
 def _size(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:

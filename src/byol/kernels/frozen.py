@@ -23,7 +23,7 @@ from byol.kernels.onednn_faults import TakePixels
 from byol.kernels.recording import record
 
 TOLERANCE = 1e-4  # of the features of a sample, relative to the largest
-PIXELS = 2**17  # of the images that a thread computes at a time
+PIXELS = 2**18  # of the images that a thread computes at a time
 
 Program = Callable[[Tensor], Tensor]
 _COMMON = vars(nn.Module()).keys()  # attributes of every module

@@ -14,7 +14,14 @@ from torch import Tensor, fx
 
 from byol.kernels.build import load_kernels
 from byol.kernels.convolution import Side
-from byol.kernels.direct import ACTIVATIONS, NARROWEST, convolve_depthwise, convolve_direct, pack_direct
+from byol.kernels.direct import (
+    ACTIVATIONS,
+    NARROWEST,
+    attend,
+    convolve_depthwise,
+    convolve_direct,
+    pack_direct,
+)
 from byol.kernels.recording import Recording, arguments_of, aten, pair
 from byol.kernels.winograd import choose_tile, convolve_packed, pack
 
@@ -38,6 +45,9 @@ Packs = dict[tuple[Any, ...], Tensor]  # packed weights, by layer and way; of pr
 def fuse(recording: Recording, packs: Packs) -> None:
     """Fuse the layers of a recording in place; the weights are packed unless they are in `packs` already."""
     graph = recording.graph
+    for node in graph.nodes:
+        if node.target is aten.scaled_dot_product_attention.default and load_kernels() is not None:
+            _replace_attention(node)
     layers = [node for node in graph.nodes if node.target in (aten.conv2d.default, aten.linear.default)]
     for index, node in enumerate(layers):
         layer = _Layer.of(node, recording)
@@ -188,6 +198,17 @@ def _constant(argument: Any, recording: Recording) -> Tensor | None:
 
 
 # ---- The operations
+
+
+def _replace_attention(node: fx.Node) -> None:
+    given = arguments_of(node)
+    shapes = [given[name].meta["shape"] for name in ("query", "key", "value")]
+    size = shapes[0][-1]
+    is_plain = given["attn_mask"] is None and not given["is_causal"] and not given["dropout_p"]
+    are_alike = all(len(shape) == 4 and shape[:2] == shapes[0][:2] and shape[3] == size for shape in shapes)
+    if is_plain and are_alike and size % NARROWEST == 0:
+        scale = size**-0.5 if given["scale"] is None else given["scale"]
+        node.target, node.args, node.kwargs = attend, (*node.args[:3], scale), {}
 
 
 def _replace_linear(layer: _Layer) -> None:

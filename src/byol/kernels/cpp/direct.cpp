@@ -8,14 +8,12 @@
 #include <vector>
 
 #include "ends.h"
+#include "products.h"
 
 namespace {
 
-constexpr int kVectors = kRegisters == 32 ? 4 : 2;
-constexpr int64_t kOutputs = kVectors * kLanes;  // of a block
-constexpr int kRows = 6;                         // pixels at a time: 6 x kVectors sums, as in winograd.cpp
-constexpr int64_t kDepth = 160;                  // of a part at most: its weights take 40 KB
-constexpr int64_t kPixels = 16 * kRows;          // of a block
+constexpr int64_t kDepth = 160;          // of a part at most: its weights take 40 KB
+constexpr int64_t kPixels = 16 * kRows;  // of a block
 
 struct Shape {
   int64_t batch, height, width, channels, out, kernel_y, kernel_x, stride_y, stride_x, padding_y, padding_x;
@@ -44,32 +42,6 @@ void unfold(const float* x, float* to, const Shape& s, int64_t first, int64_t co
       if (b < s.kernel_x) std::fill(to + b * s.channels, to + s.kernel_x * s.channels, 0.f);
     }
   }
-}
-
-// M (+)= V U for some pixels; rows of V are `v_stride` apart, those of M kOutputs.
-template <int rows, int vectors>
-void multiply(const float* V, int64_t v_stride, const float* U, float* M, int64_t depth, bool add) {
-  Floats sums[rows][vectors] = {};
-  if (add)
-    unroll<rows>([&](auto t) { unroll<vectors>([&](auto v) { sums[t][v] = load(M + t * kOutputs + v * kLanes); }); });
-  for (int64_t k = 0; k < depth; k++) {
-    unroll<rows>([&](auto t) {
-      const float value = V[t * v_stride + k];
-      unroll<vectors>([&](auto v) { sums[t][v] += value * load(U + k * kOutputs + v * kLanes); });
-    });
-  }
-  unroll<rows>([&](auto t) { unroll<vectors>([&](auto v) { store(M + t * kOutputs + v * kLanes, sums[t][v]); }); });
-}
-
-using Multiply = void (*)(const float*, int64_t, const float*, float*, int64_t, bool);
-
-template <int rows>
-Multiply choose(int64_t vectors) {
-  if constexpr (kVectors == 4) {
-    if (vectors == 4) return multiply<rows, 4>;
-    if (vectors == 3) return multiply<rows, 3>;
-  }
-  return vectors == 2 ? multiply<rows, 2> : multiply<rows, 1>;
 }
 
 // y = activation(M + bias + residual) of one pixel
@@ -104,17 +76,10 @@ void convolution(const float* x, const float* U, const float* bias, const float*
       const float* V = x + first * depth;
       if (!s.is_product()) unfold(x, copied.data(), s, first, count), V = copied.data();
       for (int64_t from = 0; from < out; from += kOutputs) {
-        const int64_t outputs = std::min(kOutputs, out - from), vectors = (outputs + kLanes - 1) / kLanes;
-        const Multiply six = choose<kRows>(vectors), three = choose<3>(vectors), one = choose<1>(vectors);
-        for (int64_t k = 0; k < depth; k += part) {
-          const float* kernels = U + from * depth + k * kOutputs;
-          for (int64_t t = 0; t < count;) {
-            const int64_t rows = count - t >= kRows ? kRows : count - t >= 3 ? 3 : 1;
-            const Multiply run = rows == kRows ? six : rows == 3 ? three : one;
-            run(V + t * depth + k, depth, kernels, M.data() + t * kOutputs, std::min(part, depth - k), k > 0);
-            t += rows;
-          }
-        }
+        const int64_t outputs = std::min(kOutputs, out - from);
+        for (int64_t k = 0; k < depth; k += part)
+          product(V + k, depth, U + from * depth + k * kOutputs, kOutputs, M.data(), kOutputs, count,
+                  std::min(part, depth - k), outputs, k > 0);
         for (int64_t t = 0; t < count; t++) {
           const int64_t place = (first + t) * out + from;
           finish(M.data() + t * kOutputs, bias + from, residual ? residual + place : nullptr, activation, y + place, outputs);
