@@ -117,7 +117,7 @@ def test_domain(facts: dict[str, Any], domain: str, line: str) -> None:
             {"upright": 0.51},
             True,
             "flips and rotation (orientation does not matter: a test recognised turned images in 51 % "
-            "of cases, chance is 50 %)",
+            "of cases; chance is 50 %)",
         ),
         (
             {"upright": 0.7},

@@ -91,7 +91,7 @@ def test_images_that_are_fit(capsys: Capture, place: Path) -> None:
     ]
     assert lines[1].startswith("3 channels, 8 bit, values ")
     assert lines[4] == "random changes (views) as for photos (the images have 8 bits and 3 channels)"
-    assert lines[-3].endswith("1.0 GB of memory, and 1 MB of disk for packed images")
+    assert lines[-3].endswith("1.0 GB of memory, and 1 MB of disk for the pack (a copy of the images)")
     assert lines[-2] == "report: check/images/report.html (images, views, histograms)"
     assert {path.name for path in Path("check/images").iterdir()} == LISTS | PICTURES | {"report.html"}
     assert {path.name for path in place.iterdir()} == {"images", "check"} and contents(place / "images")

@@ -65,7 +65,8 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
     assert said.startswith("20 images with 3 channels, stored at 16 px; views of 16 px")
     assert "batch size 8, 2 steps (full batches) per epoch, 4 steps in total" in said and "step 4/4" in said
     assert "learning rate 0.0075 (0.06 x batch size / 64, at most 0.4)" in said
-    assert 'features = byol.load("runs/a").embed("images")' in said
+    assert "    byol embed runs/a images -o features.csv\n" in said
+    assert '    features = byol.load("runs/a").embed("NEW/")' in said
     assert max(map(len, said.splitlines())) <= 110
 
     before = contents(Path("runs/a/checkpoints"))

@@ -177,7 +177,7 @@ def test_the_rule_bounds_work_and_memory(spec: EncoderSpec, monkeypatch: pytest.
     work = count_work(spec, num_centroids=400)
     monkeypatch.setattr(patches, "count_encoder_work", lambda _: work)
     assert find_obstacle(spec, num_images=1000, num_centroids=400) is None
-    assert "401 centroids needs " in str(find_obstacle(spec, num_images=1000, num_centroids=401))
+    assert "k-means needs " in str(find_obstacle(spec, num_images=1000, num_centroids=401))
     most = 2**28 // 1600
     assert find_obstacle(spec, num_images=most, num_centroids=400) is None
     assert find_obstacle(spec, num_images=most + 1, num_centroids=400) == (
@@ -192,8 +192,8 @@ def test_a_row_that_costs_too_much_is_left_out_with_a_line(
     said: list[str] = []
     table = evaluate(run_dir, overrides=["evaluation.num_centroids=1000"], say=said.append)
     (line,) = (line for line in said if line.startswith("patches"))
-    assert line.startswith("patches left out: k-means with 1000 centroids needs ")
-    assert line.endswith("per image, the encoder 2 (evaluation.num_centroids sets it)")
+    assert line.startswith("patches left out: k-means needs ")
+    assert line.endswith("million (fewer: evaluation.num_centroids)")
     assert "patches" not in {row.features for row in table.rows} and "patches" not in table.verdict()
 
 

@@ -266,7 +266,7 @@ def test_the_table_in_words() -> None:
     )
     assert lines[-1].startswith("BYOL helps: with kNN 84.4 %")
     assert lines[11].startswith("byol online: the trained encoder (BYOL below).")
-    assert lines[14:19] == [
+    assert lines[15:20] == [
         "logistic regression with few labels: top-1, mean ± std over 5 random draws",
         "",
         "training images per class             1            10",

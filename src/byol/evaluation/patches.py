@@ -153,8 +153,8 @@ def find_obstacle(spec: EncoderSpec, *, num_images: int, num_centroids: int) -> 
     work, limit = count_work(spec, num_centroids=num_centroids), count_encoder_work(spec)
     if work > limit:
         return (
-            f"k-means with {num_centroids} centroids needs {work / 1e6:.3g} million multiplications per "
-            f"image, the encoder only {limit / 1e6:.3g} million"
+            f"k-means needs {work / 1e6:.3g} million multiplications per image, the encoder "
+            f"{limit / 1e6:.3g} million"
         )
     if (num_values := NUM_QUADRANTS * num_centroids * num_images) > MOST_VALUES:
         return f"their features would take {4 * num_values / 2**30:.1f} GB, more than 1 GB"

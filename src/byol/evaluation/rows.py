@@ -149,7 +149,7 @@ def _make_patches(
     num_images = sum(len(part.rows) for part in parts)
     obstacle = find_obstacle(spec, num_images=num_images, num_centroids=num_centroids)
     if obstacle is not None:
-        say(f"patches left out: {obstacle} (evaluation.num_centroids sets the number)")
+        say(f"patches left out: {obstacle} (fewer: evaluation.num_centroids)")
         return None
     encoder = patch_encoder(
         train.images, train.rows, spec=spec, num_centroids=num_centroids, seed=config.evaluation.seed
