@@ -19,10 +19,13 @@ the same command is then given once more, without the fault. "Identical" means: 
 state, the metrics, the encoders and the packed images are bit for bit those of a run that nothing happened
 to, and `metrics.jsonl` has each step once.
 
-`scripts/faults` writes this page. It takes {minutes:.0f} minutes on {cores} cores; `scripts/faults --short`
+`scripts/faults` writes this page up to "Hostile input". It takes {minutes:.0f} minutes on {cores} cores; `scripts/faults --short`
 tries fewer moments. The code is in `tests/faults/`; its `shim.py` puts errors and signals below Python's
 open, write, rename, fsync, read and mmap.
 """
+
+
+_KEPT = "## Hostile input"
 
 
 @dataclass(frozen=True)
@@ -89,5 +92,7 @@ def render(rows: Sequence[Result], *, seconds: float) -> str:
 
 
 def write(path: Path, rows: Sequence[Result], *, seconds: float) -> None:
-    """Write the page."""
-    path.write_text(render(rows, seconds=seconds), encoding="utf-8")
+    """Write the page; what stands in it from `_KEPT` on is written by hand and stays."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    kept = before[before.index(_KEPT) :] if _KEPT in before else ""
+    path.write_text(f"{render(rows, seconds=seconds)}\n{kept}".rstrip() + "\n", encoding="utf-8")
