@@ -215,6 +215,28 @@ def test_packs(name: str, marker: Path, run_dir: Path, tmp_path: Path) -> None:
     check_refused(marker, lambda: open_pack(folder), DataError)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": []},
+        {"pixels": {"low": [0.0], "high": [255.0], "mean": [0.5], "std": [0.2]}},
+        {"pixels": {"low": [0.0] * 3}},
+        {"pixels": None},
+        {"num_images": 11},
+        {"num_bad": "many"},
+        {"files": []},
+        {"files": {"../../secret": {"bytes": 1}}},
+        {"notes": {"a": 1}},
+    ],
+)
+def test_what_a_pack_says_of_itself(change: dict[str, object], run_dir: Path, tmp_path: Path) -> None:
+    config = configure(run_dir.parent / "images", f"data.packs={tmp_path / 'packs'}")
+    folder = open_images(config, tmp_path / "run", console=None).folder
+    edit_json(folder / "pack.json", **change)
+    with pytest.raises(DataError, match=r"delete .* to pack again"):
+        open_pack(folder)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_label_files_and_lists(form: str, marker: Path, tmp_path: Path) -> None:
     names = ["dark/000.png", "light/000.png"]

@@ -1,5 +1,6 @@
 """Checkpoints: exact, whole or absent, checked; a damaged one is passed over; other runs are refused."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,6 @@ def test_an_unknown_format_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path) -> None:
     """Only plain types are read: a pickled object is refused, not executed."""
-    import hashlib
     import pickle
 
     class Evil:
@@ -181,3 +181,34 @@ def test_a_path_through_a_file_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_atomically(tmp_path / "file" / "below", b"x")
+
+
+def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
+    """As when another version of timm names the layers in another way."""
+    network, optimizer = make_network()
+    train_step(network, optimizer)
+    save(tmp_path, 7, network, optimizer)
+    other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with pytest.raises(CheckpointError, match="step 7 does not fit the networks of its configuration"):
+        restore(tmp_path, other, optimizer)
+    with pytest.raises(CheckpointError, match="does not fit the networks"):
+        restore(tmp_path, network, torch.optim.SGD([{"params": [p]} for p in network.parameters()], lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"done": "7"}, r"is damaged \(done is a str\)"),
+        ({"byol": None}, r"is damaged \(byol is a NoneType\)"),
+        ({"best": 3}, r"is damaged \(best is a int\)"),
+        ({"format": "x" * 100}, "has format x{20};"),
+    ],
+)
+def test_values_of_other_types_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    network, optimizer = make_network()
+    path = save(tmp_path, 7, network, optimizer)
+    torch.save(checkpoint.read(path) | change, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_name(path.name + ".sha256").write_text(digest)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read(path)

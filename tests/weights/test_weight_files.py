@@ -235,3 +235,10 @@ def test_a_prefix_behind_a_file(tmp_path: Path) -> None:
     assert split_source(str(file)) == (file, None)
     assert split_source(f"{file}:teacher.backbone") == (file, "teacher.backbone")
     assert split_source(f"{tmp_path}/no.pth:x") == (Path(f"{tmp_path}/no.pth:x"), None)
+
+
+@pytest.mark.parametrize("index", [[], {}, {"weight_map": 0.5}, {"weight_map": ["a"]}])
+def test_an_index_that_lists_no_files(tmp_path: Path, index: object) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="lists no files"):
+        read_weights(tmp_path)

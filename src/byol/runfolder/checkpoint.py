@@ -23,6 +23,17 @@ from byol.runfolder.lock import LOCK_FILES
 FORMAT = 1
 KEEP = 2  # number of checkpoints to keep: the newest, and one more in case the newest is damaged
 _PATTERN = "step-*.pt"
+# What each value of a checkpoint must be. Early versions did not write the last four.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "done": (int,),
+    "byol": (dict,),
+    "optimizer": (dict,),
+    "data_fingerprint": (str,),
+    "num_parts": (int, type(None)),
+    "pace": (dict, type(None)),
+    "best": (dict, type(None)),
+    "watch": (dict, type(None)),
+}
 # Files that a run folder may hold before its first checkpoint.
 _BEFORE_A_CHECKPOINT = (
     "start.json",
@@ -191,8 +202,11 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is not a checkpoint of byol, but a {type(state).__name__}")
     if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: has format {state.get('format')}; this version of byol reads {FORMAT}"
+            f"{path}: has format {str(state.get('format'))[:20]}; this version of byol reads {FORMAT}"
         )
+    for key, kinds in _KINDS.items():
+        if not isinstance(state.get(key), kinds):
+            raise CheckpointError(f"{path}: is damaged ({key} is a {type(state.get(key)).__name__})")
     return state
 
 
@@ -235,8 +249,15 @@ def restore(
             f"{run_dir}: its images have changed since it started; restore them, or choose another folder "
             f"with -o (network.fine_tune_from={run_dir} starts from the networks of this run)"
         )
-    byol.load_state_dict(state["byol"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        byol.load_state_dict(state["byol"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(
+            f"{run_dir}: its checkpoint of step {state['done']} does not fit the networks of its "
+            f"configuration ({reason}); start again in another folder with -o"
+        ) from None
     return int(state["done"])
 
 

@@ -154,7 +154,9 @@ def _read_folder(folder: Path) -> State:
     if not file.name.endswith(_INDEX):
         return _read_file(file)
     index = json.loads(file.read_bytes())
-    parts = index.get("weight_map", {}) if isinstance(index, dict) else {}
+    parts = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(parts, dict):
+        raise _NotWeightsError(f"a folder whose {file.name} lists no files; copy or download it again")
     names = sorted({Path(str(name)).name for name in parts.values()})
     return {name: value for part in names for name, value in _read_file(folder / part).items()}
 

@@ -10,9 +10,11 @@ import zlib
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from byol.base.errors import DataError
+from byol.data.decode import formats, jpeg_xr
 from byol.data.decode.image import decode, decode_all, kind_of, peek, read_square
 from byol.data.decode.reading import FIRST_FRAME, noting
 
@@ -161,6 +163,57 @@ def test_jpeg_xr_is_read_and_not_when_it_is_cut() -> None:
     np.testing.assert_array_equal(decode(file), imagecodecs.jpegxr_decode(file), strict=True)
     with pytest.raises(DataError, match="damaged or cut short"):
         decode(file[:-50])
+
+
+def test_jpeg_xr_of_another_size_than_its_container_is_refused() -> None:
+    """jxrlib reserves memory for the container, and writes beyond it."""
+    file = bytearray(imagecodecs.jpegxr_encode(values("u1", 1)[..., 0], level=1.0))
+    start = file.index(b"WMPHOTO\0")
+    for size in (0x20, 0x5000):
+        file[start + 12 : start + 14] = size.to_bytes(2, "big")
+        with pytest.raises(DataError, match="not that of its container"):
+            decode(bytes(file))
+
+
+def test_jpeg_xr_that_ends_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is decoded in another process; the next image gets a new one. Also in TIFF files."""
+    array = values("u1", 3)
+    file = bytes(imagecodecs.jpegxr_encode(array, level=1.0))
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, array, photometric="rgb", compression="jpegxr", compressionargs={"level": 1.0})
+    monkeypatch.setattr(
+        imagecodecs, "jpegxr_decode", lambda *arguments, **options: pytest.fail("in this process")
+    )
+    for content in (file, stream.getvalue()):
+        with monkeypatch.context() as patched:
+            if jpeg_xr.workers:
+                jpeg_xr.workers[0].end()
+            patched.setattr(jpeg_xr, "SERVE", "import os; os.read(0, 8); os.kill(os.getpid(), 11)")
+            jpeg_xr.workers.clear()
+            with pytest.raises(DataError, match="its decoder, jxrlib, failed"):
+                decode(content)
+        assert decode(content).shape == array.shape
+
+
+@pytest.mark.parametrize(("mode", "lossless"), [("RGB", False), ("RGB", True), ("RGBA", False)])
+def test_webp_is_refused_before_memory_is_reserved(
+    mode: str, lossless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The three kinds of headers: lossy, lossless, extended."""
+    stream = io.BytesIO()
+    image = Image.new("RGBA", (47, 33), (1, 2, 3, 100)).convert(mode)
+    image.save(stream, "WEBP", lossless=lossless)
+    assert decode(stream.getvalue()).shape == (33, 47, 3)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 33 * 47 - 1)
+    monkeypatch.setattr(Image, "open", lambda *arguments, **options: pytest.fail("Pillow was asked"))
+    with pytest.raises(DataError, match="has 33 x 47 pixels"):
+        decode(stream.getvalue())
+
+
+def test_a_box_that_says_it_is_huge_takes_no_time() -> None:
+    """An `ftyp` box of 486 MB: its brands were looked for beyond the file, for 12 s."""
+    with pytest.raises(DataError, match="not an image of a known format"):
+        decode(b"\x1d\0\0\x20ftypavif" + b"\0" * 100)
 
 
 @pytest.mark.parametrize("largest", [255, 1023, 4095, 65535])

@@ -214,6 +214,21 @@ def test_ycbcr_is_rgb_or_refused() -> None:
 # ---- Damage
 
 
+def test_an_assertion_of_tifffile_is_damage() -> None:
+    """Three pages, of which the first has 77 bits per value."""
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.zeros((3, 3, 4), np.uint8), photometric="minisblack")
+    stream.seek(0)
+    with tifffile.TiffFile(stream) as tiff:
+        offset = tiff.pages[0].tags["BitsPerSample"].valueoffset
+        file = bytearray(stream.getvalue())
+    file[offset : offset + 2] = (77).to_bytes(2, "little")
+    with tifffile.TiffFile(io.BytesIO(file)) as tiff, pytest.raises(AssertionError):
+        _ = tiff.series
+    with pytest.raises(DataError, match="damaged or cut short"):
+        decode(bytes(file))
+
+
 @pytest.mark.parametrize("codec", [None, "lzw", "deflate", "zstd", "jpeg", "jpegxr", "packbits"])
 def test_a_file_that_is_cut_is_refused(codec: str | None) -> None:
     file = tiff(RGB, photometric="rgb", compression=codec, rowsperstrip=8)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from byol.base.errors import DataError
 from byol.config import DataConfig
+from byol.data.decode.arrays import find_shape
 from byol.data.decode.image import decode
 from byol.data.decode.index import Source
 from byol.data.labels.label_file import LabelFile
@@ -453,3 +454,24 @@ def test_the_generated_set(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(source.class_names) == 10
     assert splits_of("motifs") == ("train", "test") and splits_of("stl10")[0] == "train+unlabeled"
     assert splits_of("./motifs") == ()
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr'{'descr': '|u1'", "}", "{'shape': (1,", "{'descr': '|O'}", "\0" * 9]
+)
+def test_an_array_with_a_damaged_header_is_refused(tmp_path: Path, header: str) -> None:
+    """NumPy parses headers as Python, and raises SyntaxError, TokenError and others."""
+    path = tmp_path / "images.npy"
+    text = header.ljust(117).encode() + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text + b"\0" * 500)
+    with pytest.raises(DataError, match="cannot be read as a NumPy array"):
+        open_source(config(path))
+    assert find_shape(path) is None
+
+
+def test_an_archive_named_npy_is_refused(tmp_path: Path) -> None:
+    """NumPy opens it by its content, as something that is no array."""
+    np.savez(tmp_path / "images.npz", np.zeros((2, 4, 4, 3), np.uint8))
+    (tmp_path / "images.npz").rename(tmp_path / "images.npy")
+    with pytest.raises(DataError, match="an archive, not an array"):
+        open_source(config(tmp_path / "images.npy"))

@@ -10,6 +10,7 @@ from PIL import Image
 from byol.base.errors import DataError
 from byol.data.decode import content
 from byol.data.decode.formats import Alpha, Bits, Decoded, RawArray, Stream, as_image, check_header
+from byol.data.decode.jpeg_xr import decode_jpeg_xr
 from byol.data.decode.reading import FIRST_FRAME, note
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "WEBP")  # formats that Pillow reads without loss
@@ -19,7 +20,6 @@ CHANNELS_OF_MODE = dict.fromkeys(("1", "L", "LA", "La", *DEEP_MODES), 1) | dict.
 )
 
 _ORIENTATION = 0x0112  # number of this tag in EXIF and TIFF
-_JXR_OFFSET, _JXR_COUNT = 0xBCC0, 0xBCC1  # tags of JPEG XR: offset and number of bytes of the image
 
 
 # ---- With Pillow
@@ -130,17 +130,7 @@ def read_jpeg_xl(stream: Stream) -> Decoded:
 
 def read_jpeg_xr(stream: Stream) -> Decoded:
     """Read JPEG XR, HD Photo, or the tiles of Zeiss files."""
-    file = stream.read()
-    at = int.from_bytes(file[4:8], "little")
-    tags = dict[int, int]()
-    for entry in range(at + 2, at + 2 + 12 * int.from_bytes(file[at : at + 2], "little"), 12):
-        tags[int.from_bytes(file[entry : entry + 2], "little")] = int.from_bytes(
-            file[entry + 8 : entry + 12], "little"
-        )
-    first = tags.get(_JXR_OFFSET, 0)
-    if len(file) < first + max(1, tags.get(_JXR_COUNT, 0)):
-        raise DataError("is damaged or cut short (the image ends beyond the file)")  # else the rest is grey
-    return by_imagecodecs("jpegxr", file, "unspecified")
+    return _as_decoded(decode_jpeg_xr(stream.read()), "unspecified")
 
 
 def read_avif(stream: Stream) -> Decoded:
@@ -221,7 +211,10 @@ def by_imagecodecs(name: str, file: bytes, alpha: Alpha, **options: Any) -> Deco
     """Decode with imagecodecs. With 2 or 4 channels, the last is `alpha` ("unspecified": an extra sample)."""
     import imagecodecs  # 20 ms
 
-    values: RawArray = getattr(imagecodecs, f"{name}_decode")(file, **options)
+    return _as_decoded(getattr(imagecodecs, f"{name}_decode")(file, **options), alpha)
+
+
+def _as_decoded(values: RawArray, alpha: Alpha) -> Decoded:
     if values.ndim == 4:  # an animation
         values = values[0]
     if values.ndim not in (2, 3):
@@ -238,6 +231,21 @@ def _check_by_pillow(stream: Stream, format: str) -> None:
     with_header = Image.open(stream, formats=(format,))
     check_header(with_header.height, with_header.width, np.dtype(np.uint8))
     stream.seek(0)
+
+
+def check_webp_header(head: bytes) -> None:
+    """Check the size of a WebP. Pillow reserves 8 bytes per pixel for it before it looks at its own limit."""
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
+        return
+    match head[12:16]:
+        case b"VP8X":
+            width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+        case b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case _:
+            width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    check_header(height, width, np.dtype(np.uint8))
 
 
 # ---- Portable maps with more than 8 bits, which Pillow scales or truncates

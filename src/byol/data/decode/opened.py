@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from io import BytesIO
@@ -93,8 +94,16 @@ class reasons:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         quiet.__exit__()
-        if isinstance(error, Exception) and not isinstance(error, DataError | AssertionError):
+        if isinstance(error, Exception) and not isinstance(error, DataError) and not _is_ours(error):
             _raise_plainly(error)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Return whether an assertion of byol failed, which is a bug; those of libraries show damage."""
+    if not isinstance(error, AssertionError) or error.__traceback__ is None:
+        return isinstance(error, AssertionError)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] not in ("tifffile", "PIL", "pydicom")
 
 
 def _raise_plainly(error: Exception) -> NoReturn:

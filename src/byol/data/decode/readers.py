@@ -72,7 +72,8 @@ def _find_codec(head: bytes) -> Callable[[Stream], Decoded] | None:
     if head[:3] == b"II\xbc":
         return codecs.read_jpeg_xr
     if head[4:8] == b"ftyp":
-        brands = {head[at : at + 4] for at in range(8, int.from_bytes(head[:4], "big"), 4)}
+        end = min(int.from_bytes(head[:4], "big"), len(head))
+        brands = {head[at : at + 4] for at in range(8, end, 4)}
         if brands & {b"avif", b"avis"}:
             return codecs.read_avif
         return codecs.read_heic if brands & _HEIC_BRANDS else None  # otherwise a video
@@ -94,6 +95,7 @@ def by_pillow(
     kind = image_kind(head)
     if kind is None and (reason := foreign.refuse(head) or find_refusal(head[:HEAD_BYTES])) is not None:
         raise DataError(reason)
+    codecs.check_webp_header(head)
     try:
         image = Image.open(stream, formats=_PILLOW_OF.get(kind, codecs.FORMATS))
         if codecs.is_animation(image):

@@ -18,6 +18,7 @@ from byol.base.errors import DataError
 from byol.data.decode.arrays import find_layout
 from byol.data.decode.codecs import read_pillow
 from byol.data.decode.formats import Decoded, Layout, Missing, RawArray, Stream, as_image, check_header
+from byol.data.decode.jpeg_xr import isolate_in_tiff
 from byol.data.decode.missing import declared
 from byol.data.decode.reading import SMALLER, note
 from byol.data.decode.tiff_ome import find_own_pages
@@ -50,6 +51,7 @@ def read_tiff(stream: Stream, *, layout: Layout, path: Path | None = None) -> De
     """
     from tifffile import TiffFile  # 75 ms
 
+    isolate_in_tiff()
     if stream.read(10)[8:] == b"CR":
         raise DataError("is a camera raw file; develop it and save it as TIFF")
     stream.seek(0)

@@ -15,6 +15,9 @@ continues it: see `packing.py`.
 
 import hashlib
 import json
+import struct
+import tokenize
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,9 +51,13 @@ _UNFIT = (
     EOFError,
     LookupError,
     MemoryError,
+    RuntimeError,
     SyntaxError,
     TypeError,
     ValueError,
+    struct.error,
+    tokenize.TokenError,  # of a header that NumPy parses
+    zipfile.BadZipFile,
 )
 
 

@@ -1,0 +1,1 @@
+"""Random damage to everything that byol reads: `scripts/fuzz`."""
