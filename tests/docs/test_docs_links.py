@@ -157,3 +157,11 @@ def test_decisions_are_indexed() -> None:
     assert not re.search(r"^# ", below, re.MULTILINE)
     for section in re.split(r"^## ", below, flags=re.MULTILINE):  # every decision has a heading
         assert section.partition("\n")[2].lstrip().startswith("### "), section[:80]
+
+
+def test_tests_that_are_named_exist() -> None:
+    """Each promise names its tests."""
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`", (DOCS / "reliability.md").read_text())
+    assert len(named) > 15
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / path).read_text() if test else (ROOT / path).is_file(), (path, test)

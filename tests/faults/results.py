@@ -19,8 +19,8 @@ the same command is then given once more, without the fault. "Identical" means: 
 state, the metrics, the encoders and the packed images are bit for bit those of a run that nothing happened
 to, and `metrics.jsonl` has each step once.
 
-`scripts/faults` writes this page up to "Hostile input". It takes {minutes:.0f} minutes on {cores} cores; `scripts/faults --short`
-tries fewer moments. The code is in `tests/faults/`; its `shim.py` puts errors and signals below Python's
+`scripts/faults` writes this page up to "Hostile input". It takes {minutes:.0f} minutes on {cores} cores;
+`scripts/faults --short` tries fewer moments. The code is in `tests/faults/`; its `shim.py` puts errors and signals below Python's
 open, write, rename, fsync, read and mmap.
 """
 
