@@ -15,7 +15,8 @@ extern "C" void attention_float32(const float* q, const float* k, const float* v
   const int64_t blocks = (keys + kOutputs - 1) / kOutputs, width = blocks * kOutputs;
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> turned(width * size), P(kRows * width);  // k^T in blocks of keys; rows of the softmax
+    // k^T in blocks of keys, with zeros after the last; rows of the softmax
+    std::vector<float> turned(width * size), P(kRows * width);
 #pragma omp for
     for (int64_t head = 0; head < n * heads; head++) {
       const float* Q = q + head / heads * qn + head % heads * qh;

@@ -5,7 +5,7 @@
 // A block of output pixels and a part of the taps and channels ("depth") stay in the cache for all outputs.
 
 #include <algorithm>
-#include <vector>
+#include <memory>
 
 #include "ends.h"
 #include "products.h"
@@ -13,7 +13,8 @@
 namespace {
 
 constexpr int64_t kDepth = 160;          // of a part at most: its weights take 40 KB
-constexpr int64_t kPixels = 16 * kRows;  // of a block
+constexpr int64_t kPixels = 16 * kRows;  // of a block at most,
+constexpr int64_t kValues = 1 << 18;     // and the values under their kernels
 
 struct Shape {
   int64_t batch, height, width, channels, out, kernel_y, kernel_x, stride_y, stride_x, padding_y, padding_x;
@@ -65,24 +66,26 @@ void convolution(const float* x, const float* U, const float* bias, const float*
                  const Shape& s, int threads) {
   const int64_t pixels = s.batch * s.rows() * s.columns(), depth = s.depth(), out = s.out;
   const int64_t share = (pixels + threads - 1) / threads;
-  const int64_t block = std::min(kPixels, (share + kRows - 1) / kRows * kRows);
+  const int64_t most = std::clamp<int64_t>(kValues / depth, kRows, kPixels) / kRows * kRows;
+  const int64_t block = std::min(most, (share + kRows - 1) / kRows * kRows);
   const int64_t parts = (depth + kDepth - 1) / kDepth, part = (depth + parts - 1) / parts;
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> copied(block * depth), M(block * kOutputs);
+    const auto copied = std::make_unique_for_overwrite<float[]>(s.is_product() ? 1 : block * depth);
+    const auto M = std::make_unique_for_overwrite<float[]>(block * kOutputs);
 #pragma omp for
     for (int64_t first = 0; first < pixels; first += block) {
       const int64_t count = std::min(block, pixels - first);
       const float* V = x + first * depth;
-      if (!s.is_product()) unfold(x, copied.data(), s, first, count), V = copied.data();
+      if (!s.is_product()) unfold(x, copied.get(), s, first, count), V = copied.get();
       for (int64_t from = 0; from < out; from += kOutputs) {
         const int64_t outputs = std::min(kOutputs, out - from);
         for (int64_t k = 0; k < depth; k += part)
-          product(V + k, depth, U + from * depth + k * kOutputs, kOutputs, M.data(), kOutputs, count,
+          product(V + k, depth, U + from * depth + k * kOutputs, kOutputs, M.get(), kOutputs, count,
                   std::min(part, depth - k), outputs, k > 0);
         for (int64_t t = 0; t < count; t++) {
           const int64_t place = (first + t) * out + from;
-          finish(M.data() + t * kOutputs, bias + from, residual ? residual + place : nullptr, activation, y + place, outputs);
+          finish(M.get() + t * kOutputs, bias + from, residual ? residual + place : nullptr, activation, y + place, outputs);
         }
       }
     }
