@@ -20,8 +20,8 @@ state, the metrics, the encoders and the packed images are bit for bit those of 
 to, and `metrics.jsonl` has each step once.
 
 `scripts/faults` writes this page up to "Hostile input". It takes {minutes:.0f} minutes on {cores} cores;
-`scripts/faults --short` tries fewer moments. The code is in `tests/faults/`; its `shim.py` puts errors and signals below Python's
-open, write, rename, fsync, read and mmap.
+`scripts/faults --short` tries fewer moments. The code is in `tests/faults/`; its `shim.py` puts errors and
+signals below Python's open, write, rename, fsync, read and mmap.
 """
 
 
