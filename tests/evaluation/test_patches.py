@@ -174,13 +174,19 @@ def test_work_is_counted_as_pytorch_counts_it(spec: EncoderSpec) -> None:
 
 
 def test_the_rule_bounds_work_and_memory(spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = count_work(spec, num_centroids=400)
+    def find(*, num_images: int, num_centroids: int, num_classes: int = 3) -> str | None:
+        return find_obstacle(
+            spec, num_images=num_images, num_classes=num_classes, num_centroids=num_centroids
+        )
+
+    work = count_work(spec, num_centroids=400) + 3 * 1500 * (1600 - spec.num_features)
     monkeypatch.setattr(patches, "count_encoder_work", lambda _: work)
-    assert find_obstacle(spec, num_images=1000, num_centroids=400) is None
-    assert "k-means needs " in str(find_obstacle(spec, num_images=1000, num_centroids=401))
+    assert find(num_images=1000, num_centroids=400) is None
+    assert "k-means needs " in str(find(num_images=1000, num_centroids=401))
+    assert "k-means needs " in str(find(num_images=1000, num_centroids=400, num_classes=4))
     most = 2**28 // 1600
-    assert find_obstacle(spec, num_images=most, num_centroids=400) is None
-    assert find_obstacle(spec, num_images=most + 1, num_centroids=400) == (
+    assert find(num_images=most, num_centroids=400) is None
+    assert find(num_images=most + 1, num_centroids=400) == (
         "their features would take 1.0 GB, more than 1 GB"
     )
 
@@ -195,6 +201,17 @@ def test_a_row_that_costs_too_much_is_left_out_with_a_line(
     assert line.startswith("patches left out: k-means needs ")
     assert line.endswith("million (fewer: evaluation.num_centroids)")
     assert "patches" not in {row.features for row in table.rows} and "patches" not in table.verdict()
+
+
+def test_half_the_centroids_are_taken_if_all_cost_too_much(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patches, "count_encoder_work", lambda spec: count_work(spec, num_centroids=20))
+    monkeypatch.setattr(patches, "FITS", 0)
+    said: list[str] = []
+    table = evaluate(run_dir, overrides=["evaluation.num_centroids=40"], say=said.append)
+    assert "patches: 20 centroids instead of 40, to take no longer than the encoder" in said
+    assert {row.dimensions for row in table.rows if row.features == "patches"} == {80}
 
 
 def test_the_key_sets_the_number_and_switches_the_row_off(run_dir: Path) -> None:

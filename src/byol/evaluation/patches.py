@@ -30,6 +30,8 @@ NUM_QUADRANTS = 4
 MOST_PX = 32  # larger images are shrunk to this side, which bounds the time and gives the patches more to see
 NUM_FITTED = 1000  # images that whitening and centroids are learned from
 MOST_VALUES = 2**28  # of all features together, train and test: 1 GB
+# Multiplications of float32 per image, value and class: logistic regression, the choice of C, and few labels.
+FITS = 1500
 
 _PATCH_PX = 6
 _MOST_COMPONENTS = 64  # of a whitened patch; bounds the time with many channels
@@ -145,12 +147,15 @@ def _read(images: Packed, rows: Rows, *, px: int, pixels: Pixels) -> Iterator[Vi
         yield whole_view(read_squares(images, rows[first : first + _BATCH]), px, pixels=pixels)
 
 
-def find_obstacle(spec: EncoderSpec, *, num_images: int, num_centroids: int) -> str | None:
+def find_obstacle(spec: EncoderSpec, *, num_images: int, num_classes: int, num_centroids: int) -> str | None:
     """Say why these features would cost more than they are worth; None: they do not.
 
-    The rule: at most as many multiplications per image as the encoder makes, and at most 1 GB of features.
+    The rule: features and classifiers take at most as many multiplications per image as those of the encoder,
+    and the features at most 1 GB.
     """
-    work, limit = count_work(spec, num_centroids=num_centroids), count_encoder_work(spec)
+    per_value = FITS * num_classes
+    work = count_work(spec, num_centroids=num_centroids) + per_value * NUM_QUADRANTS * num_centroids
+    limit = count_encoder_work(spec) + per_value * spec.num_features
     if work > limit:
         return (
             f"k-means needs {work / 1e6:.3g} million multiplications per image, the encoder "

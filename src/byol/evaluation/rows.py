@@ -142,15 +142,19 @@ def _make_patches(
     config: Config, splits: Splits, *, spec: EncoderSpec, cache_folder: Path, say: Say
 ) -> Candidate | None:
     """Return the features without a network; None, and a line that says why, if they would cost too much."""
-    if (num_centroids := config.evaluation.num_centroids) is None:
+    if (wanted := config.evaluation.num_centroids) is None:
         return None
     train, test = splits.train, splits.test
     parts = [train] if test is train else [train, test]
     num_images = sum(len(part.rows) for part in parts)
-    obstacle = find_obstacle(spec, num_images=num_images, num_centroids=num_centroids)
-    if obstacle is not None:
-        say(f"patches left out: {obstacle} (fewer: evaluation.num_centroids)")
-        return None
+    obstacle_of = partial(find_obstacle, spec, num_images=num_images, num_classes=splits.num_classes)
+    num_centroids = wanted
+    if (obstacle := obstacle_of(num_centroids=wanted)) is not None:
+        num_centroids = max(1, wanted // 2)
+        if obstacle_of(num_centroids=num_centroids) is not None:
+            say(f"patches left out: {obstacle} (fewer: evaluation.num_centroids)")
+            return None
+        say(f"patches: {num_centroids} centroids instead of {wanted}, to take no longer than the encoder")
     encoder = patch_encoder(
         train.images, train.rows, spec=spec, num_centroids=num_centroids, seed=config.evaluation.seed
     )
