@@ -179,7 +179,7 @@ def test_the_rule_bounds_work_and_memory(spec: EncoderSpec, monkeypatch: pytest.
             spec, num_images=num_images, num_classes=num_classes, num_centroids=num_centroids
         )
 
-    work = count_work(spec, num_centroids=400) + 3 * 1500 * (1600 - spec.num_features)
+    work = count_work(spec, num_centroids=400) + 3 * 4000 * (1600 - spec.num_features)
     monkeypatch.setattr(patches, "count_encoder_work", lambda _: work)
     assert find(num_images=1000, num_centroids=400) is None
     assert "k-means needs " in str(find(num_images=1000, num_centroids=401))

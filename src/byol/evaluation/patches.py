@@ -30,8 +30,9 @@ NUM_QUADRANTS = 4
 MOST_PX = 32  # larger images are shrunk to this side, which bounds the time and gives the patches more to see
 NUM_FITTED = 1000  # images that whitening and centroids are learned from
 MOST_VALUES = 2**28  # of all features together, train and test: 1 GB
-# Multiplications of float32 per image, value and class: logistic regression, the choice of C, and few labels.
-FITS = 1500
+# Per image, value and class: logistic regression, the choice of C and few labels, as multiplications of an
+# encoder (measured on plankton, docs/decisions.md).
+FITS = 4000
 
 _PATCH_PX = 6
 _MOST_COMPONENTS = 64  # of a whitened patch; bounds the time with many channels
