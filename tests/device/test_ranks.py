@@ -40,11 +40,12 @@ def run_rank(rank: int, folder: str) -> None:
     loss.backward()
     mean_loss, any_flag = ranks.mean(loss), ranks.any(rank == 1)
     from_main = ranks.from_main(1.1 + rank)
+    agree = [ranks.agree("equal"), ranks.agree(f"step {rank}"), ranks.agree("equal")]
     network = wrapped.module
     if rank == 0:
         gradients = {name: p.grad for name, p in network.named_parameters()}
         torch.save({"loss": mean_loss, "any": any_flag, "from_main": from_main, "gradients": gradients,
-                    "state": network.state_dict()}, f"{folder}/result.pt")  # fmt: skip
+                    "agree": agree, "state": network.state_dict()}, f"{folder}/result.pt")  # fmt: skip
     dist.destroy_process_group()
 
 
@@ -57,7 +58,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     loss = loss_of(network, make_batch())
     loss.backward()
     assert result["loss"] == pytest.approx(loss.item(), abs=1e-6) and result["any"] is True
-    assert result["from_main"] == 1.1
+    assert result["from_main"] == 1.1 and result["agree"] == [True, False, True]
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(result["gradients"][name], parameter.grad, atol=1e-6, rtol=1e-4)
@@ -87,7 +88,7 @@ def test_one_rank_is_plain() -> None:
         assert ranks.is_main and ranks.rows(32) == slice(0, 32, 1)
         module = nn.Linear(2, 2)
         assert ranks.wrap(module) is module
-        assert ranks.any(True) and not ranks.any(False)
+        assert ranks.any(True) and not ranks.any(False) and ranks.agree("anything")
         ranks.wait()
 
 

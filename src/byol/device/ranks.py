@@ -5,6 +5,7 @@ global batch, also on CPUs. So a run does not depend on the number of ranks, exc
 """
 
 import ctypes
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -100,6 +101,16 @@ class Ranks:
         if self.world_size == 1:
             return flag
         return self.mean(torch.tensor(float(flag), device=self.device)) > 0.0
+
+    def agree(self, text: str) -> bool:
+        """Return whether all ranks call this with the same text. All ranks wait here."""
+        if self.world_size == 1:
+            return True
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        number = int.from_bytes(digest) >> 1
+        extremes = torch.tensor([number, -number])
+        dist.all_reduce(extremes, dist.ReduceOp.MAX, group=self.patient)
+        return extremes.tolist() == [number, -number]
 
     def wait(self) -> None:
         """Wait for all ranks, for hours if necessary, because the first one may be packing images."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from byol.base.console import print_line
-from byol.base.errors import CheckpointError, DataError
+from byol.base.errors import CheckpointError, DataError, RunMismatchError
 from byol.config import Config
 from byol.data.pack.batches import Batches
 from byol.data.pack.images import open_images
@@ -122,6 +122,7 @@ def prepare(
     rolled_back = None if state is None else rollback.read(run_dir)
     if rolled_back is not None:
         notes.append(rolled_back.explain())
+    _check_agreement(ranks, done=done, images=images, plan=plan, rolled_back=rolled_back)
     return Setup(
         config=config,
         run_dir=run_dir,
@@ -143,6 +144,21 @@ def prepare(
         step_s=step_s,
         console=console,
     )
+
+
+def _check_agreement(
+    ranks: Ranks, *, done: int, images: Packed, plan: Plan, rolled_back: Rollback | None
+) -> None:
+    """Refuse ranks that read other checkpoints or images than the first: they would train differently.
+
+    DistributedDataParallel sends the weights of the first rank to all, which would hide the mistake.
+    """
+    if not ranks.agree(f"{done} {images.fingerprint} {plan} {rolled_back}"):
+        raise RunMismatchError(
+            f"rank {ranks.rank} of {ranks.world_size} would start at step {done} with {len(images):,} images "
+            f"({images.fingerprint[:8]}), but other ranks found another checkpoint, configuration or other "
+            "images; give all ranks the same run folder and images, on a shared file system"
+        )
 
 
 def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Console | None) -> Packed:
