@@ -7,6 +7,7 @@ child that hangs and goes on behind the input that ended it.
 
 import argparse
 import ctypes
+import faulthandler
 import json
 import mmap
 import os
@@ -205,6 +206,7 @@ def _serve(
     warnings.simplefilter("ignore")
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)  # libraries write about damaged files
+    faulthandler.disable()  # that of pytest writes elsewhere
     attempt = prepare(name, folder / "files")
     used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_DATA, (used + _DATA_BYTES, resource.RLIM_INFINITY))
