@@ -31,8 +31,10 @@ def test_embeds_as_before(old_run: Path) -> None:
     assert main(["embed", str(_RUN), "images", "-o", "now.npz", "--device", "cpu"]) == 0
     before, now = np.load("embedding.npz"), np.load("now.npz")
     assert now["names"].tolist() == before["names"].tolist()
-    assert np.abs(before["features"]).max() > 0.1
-    np.testing.assert_allclose(now["features"], before["features"], rtol=1e-5, atol=1e-5)
+    largest = np.abs(before["features"]).max()
+    assert largest > 0.1
+    # Fused operations round otherwise.
+    np.testing.assert_allclose(now["features"], before["features"], rtol=0, atol=3e-5 * largest)
 
 
 def test_continues_with_its_pack(old_run: Path) -> None:

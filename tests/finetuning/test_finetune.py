@@ -86,7 +86,10 @@ def test_finetune_then_predict(place: Path, capsys: Capture, tmp_path: Path) -> 
     assert main(["predict", str(output), str(tmp_path / "new"), "-o", str(tmp_path / "p.csv")]) == 0
     said = capsys.readouterr()
     assert "wrote 36 rows" in said.out and str(tmp_path / "p.csv") in said.out and "1 left out" in said.out
-    assert "unreadable and left out: 1 of 37 images" in said.err and "1 (broken.png): the file is" in said.err
+    assert (
+        "unreadable and left out: 1 of 37 images" in said.err
+        and "1 file (broken.png): the file is" in said.err
+    )
     with (tmp_path / "p.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == predictions.labels
