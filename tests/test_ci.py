@@ -19,7 +19,7 @@ SYSTEMS = {
     "windows-2022": "Windows", "windows-2025": "Windows", "windows-11-arm": "Windows",
     "windows-latest": "Windows",
 }  # fmt: skip
-PROGRAMS = {"pytest", "pip", "ruff", "mypy"}
+PROGRAMS = {"pytest", "pip", "pip_audit", "ruff", "mypy"}
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -218,6 +218,17 @@ def test_embedding_soak(tmp_path: Path) -> None:
     assert all(one["peak_mb"] >= one["last_third_mb"] > 0 for one in result["memory"])
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this is not Linux")
+def test_pack_soak(tmp_path: Path) -> None:
+    result = run("pack_soak", tmp_path)
+    assert [point["images"] for point in result["points"]] == [600, 1200]
+    for point in result["points"]:
+        assert point["pack"]["pack_bytes"] > point["images"] * 16 * 16 * 3
+        assert len(point["open"]) == 2 and point["read"]["images_per_s"]["min"] > 0
+        assert point["train"]["added_peak_bytes"] >= point["train"]["added_early_bytes"] > 0
+        assert point["eval"]["seconds"] > 0 and point["eval"]["peak_bytes"] > 0
+
+
 def test_embedding(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

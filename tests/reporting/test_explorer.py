@@ -5,9 +5,11 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -19,6 +21,7 @@ from PIL import Image
 import byol
 from byol.base.errors import ConfigError, DataError
 from byol.encoder.encoder import load
+from byol.reporting import explorer as explorer_module
 from byol.reporting.embedding_map import NOWHERE, place_by_pca, to_uint16
 from byol.reporting.explorer import Explorer, Server, open_server
 from trained import open_embedded, train_run
@@ -135,6 +138,26 @@ def test_a_search_by_nonsense_is_one_line(server: Server, suffix: str) -> None:
 
 def test_a_picture_that_is_too_large_is_not_read(server: Server) -> None:
     assert ask(server, "/search", body=b"", headers={"Content-Length": str(10**9)})[0] == 404
+
+
+def test_a_client_that_sends_less_than_it_announces_is_disconnected(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explorer_module, "_READ_TIMEOUT_S", 0.2)
+    request = (
+        f"POST /{server.token}/search HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
+        "Content-Length: 1000\r\n\r\nonly this"
+    )
+    before = threading.active_count()
+    for text in (request, request[:30]):  # in its body, and in its first line
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as client:
+            client.sendall(text.encode())
+            assert client.recv(100) == b""  # the server closed the connection
+    end = time.monotonic() + 10.0
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+    assert ask(server, "/map.json")[0] == 200
 
 
 def test_slow_maps_come_later_and_place_some(

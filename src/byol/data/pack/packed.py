@@ -186,7 +186,7 @@ def _check_arrays(num: int, *arrays: np.ndarray) -> None:
     for array, (shape, dtype) in zip(arrays, (*wanted, ((num + 1,), np.int64)), strict=True):
         if array.shape != shape or array.dtype != dtype:
             raise ValueError(f"an array is {array.dtype} of shape {array.shape}")
-    if offsets[0] != 0 or offsets[-1] != len(blob) or bool((np.diff(offsets) < 0).any()):
+    if offsets[0] != 0 or offsets[-1] != len(blob) or bool((offsets[1:] < offsets[:-1]).any()):
         raise ValueError("the names are not one after the other")
 
 
