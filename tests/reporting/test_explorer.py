@@ -21,7 +21,6 @@ from PIL import Image
 import byol
 from byol.base.errors import ConfigError, DataError
 from byol.encoder.encoder import load
-from byol.reporting import explorer as explorer_module
 from byol.reporting.embedding_map import NOWHERE, place_by_pca, to_uint16
 from byol.reporting.explorer import Explorer, Server, open_server
 from trained import open_embedded, train_run
@@ -143,7 +142,7 @@ def test_a_picture_that_is_too_large_is_not_read(server: Server) -> None:
 def test_a_client_that_sends_less_than_it_announces_is_disconnected(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explorer_module, "_READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server.RequestHandlerClass, "timeout", 0.2)
     request = (
         f"POST /{server.token}/search HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
         "Content-Length: 1000\r\n\r\nonly this"

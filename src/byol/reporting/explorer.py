@@ -44,7 +44,6 @@ from byol.reporting.run_summary import Json, read_summary
 
 NUM_NEAR = 24  # images in the result of a search
 THUMB_PX = 128
-_READ_TIMEOUT_S = 30.0  # a client that sends nothing for so long is disconnected
 _MOST_BYTES = 64 * 2**20  # largest picture to search by
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 _PAGE_POLICY = (
@@ -235,11 +234,7 @@ class Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     server_version, sys_version = "byol", ""
-
-    def setup(self) -> None:
-        """Limit each wait for the client, so that one that stops sending does not keep a thread."""
-        self.timeout = _READ_TIMEOUT_S
-        super().setup()
+    timeout = 30.0  # a client that sends nothing for so many seconds is disconnected, which frees its thread
 
     def do_GET(self) -> None:
         self._answer(self._get)
