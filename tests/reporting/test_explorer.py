@@ -143,7 +143,7 @@ def test_a_picture_that_is_too_large_is_not_read(server: Server) -> None:
 def test_a_client_that_sends_less_than_it_announces_is_disconnected(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explorer_module, "_READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(explorer_module._Handler, "timeout", 0.2)
     request = (
         f"POST /{server.token}/search HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
         "Content-Length: 1000\r\n\r\nonly this"

@@ -235,11 +235,7 @@ class Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     server_version, sys_version = "byol", ""
-
-    def setup(self) -> None:
-        """Limit each wait for the client, so that one that stops sending does not keep a thread."""
-        self.timeout = _READ_TIMEOUT_S
-        super().setup()
+    timeout = _READ_TIMEOUT_S  # without it, a client that stops sending keeps a thread
 
     def do_GET(self) -> None:
         self._answer(self._get)
