@@ -6,7 +6,8 @@
 For each number of images, the script makes an array of noise at 16 px, and then starts one process after
 another: one packs, one opens the pack, one reads batches without a network, one trains 200 steps (the real
 loop, ended by SIGTERM), and one is `byol eval` without labels. The network is small, so that reading shows.
-Memory is resident memory; "added" is beyond that of a process that has loaded the package.
+Memory is what a process has beyond one that has loaded the package: its own, and pages of mapped files, which
+the system may take back.
 """
 
 import argparse
@@ -27,13 +28,13 @@ import numpy as np
 import torch
 from command import new_parser, save_result
 from measure import (
+    Memory,
     describe_command,
     describe_machine,
     limit_cores,
     machine_lines,
     read_memory,
     read_own_memory,
-    read_own_peak_bytes,
     show_range,
     spread,
 )
@@ -132,34 +133,69 @@ def _configure(work: Path) -> Config:
     return load_config(None, overrides, preset="demo")
 
 
-def _memory() -> int:
-    memory = read_own_memory()
-    return memory.all_bytes if memory else 0
+def _added(before: Memory | None, after: Memory | None) -> dict[str, int]:
+    if before is None or after is None:
+        return {"own_bytes": 0, "file_bytes": 0}
+    return {
+        "own_bytes": after.own_bytes - before.own_bytes,
+        "file_bytes": after.mapped_bytes - before.mapped_bytes,
+    }
+
+
+class _Watch:
+    """The highest memory of this process in a `with` block, looked at every 50 ms."""
+
+    def __init__(self) -> None:
+        self._before, self._over = read_own_memory(), threading.Event()
+        self._own, self._files = 0, 0
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "_Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def highest(self) -> dict[str, int]:
+        """Each kind at its own highest."""
+        before = self._before or Memory(self._own, self._files)
+        return _added(before, Memory(self._own, self._files))
+
+    def _watch(self) -> None:
+        while True:
+            now = read_own_memory() or Memory(0, 0)
+            self._own, self._files = max(self._own, now.own_bytes), max(self._files, now.mapped_bytes)
+            if self._over.wait(0.05):
+                return
 
 
 # ---- What each process does
 
 
-def _pack(work: Path) -> dict[str, float]:
-    before, start = _memory(), time.perf_counter()
-    packed = open_images(_configure(work), work / "run", console=None)
-    seconds, peak = time.perf_counter() - start, read_own_peak_bytes() or 0
+def _pack(work: Path) -> dict[str, Any]:
+    start = time.perf_counter()
+    with _Watch() as memory:
+        packed = open_images(_configure(work), work / "run", console=None)
+    seconds = time.perf_counter() - start
     assert packed.note == "packed"
     size = sum(path.stat().st_size for path in packed.folder.iterdir())
-    return {"seconds": seconds, "added_peak_bytes": peak - before, "pack_bytes": size}
+    return {"seconds": seconds, "peak": memory.highest(), "pack_bytes": size}
 
 
-def _open(work: Path) -> dict[str, float]:
+def _open(work: Path) -> dict[str, Any]:
     """As a continued run does it: find the pack of the source, check it, make the first batch's order."""
     config = _configure(work)
-    before, start = _memory(), time.perf_counter()
+    before, start = read_own_memory(), time.perf_counter()
     packed = open_images(config, work / "run", console=None)
     opened = time.perf_counter()
     plan = Plan.of(config, num_images=len(packed))
     plan.indices(0)
     end = time.perf_counter()
     assert packed.note == "found"
-    return {"seconds": opened - start, "order_seconds": end - opened, "added_bytes": _memory() - before}
+    added = _added(before, read_own_memory())
+    return {"seconds": opened - start, "order_seconds": end - opened, "added": added}
 
 
 def _read(work: Path, seconds: float) -> dict[str, Any]:
@@ -179,33 +215,36 @@ def _read(work: Path, seconds: float) -> dict[str, Any]:
     return {"images_per_s": spread(rates)}
 
 
-def _train(work: Path, steps: int) -> dict[str, float]:
+def _train(work: Path, steps: int) -> dict[str, Any]:
     """The real loop; after so many steps it gets the signal of a batch system."""
     torch.set_num_threads(1)
     keep_freed_memory()
     config, set_lr, done = _configure(work), loop.set_lr, 0
-    marks: list[tuple[float, int]] = []
+    marks: list[tuple[float, float, Memory | None]] = []
 
     def set_lr_and_count(*arguments: Any, **others: Any) -> None:
         nonlocal done
         done += 1
         if done in (max(1, steps // 10), steps):
-            marks.append((time.perf_counter(), _memory()))
+            marks.append((time.perf_counter(), time.process_time(), read_own_memory()))
         if done == steps:
             os.kill(os.getpid(), signal.SIGTERM)
         set_lr(*arguments, **others)
 
     loop.set_lr = set_lr_and_count
-    before, start = _memory(), time.perf_counter()
-    outcome = loop.train(config, work / "run")
+    before, start = read_own_memory(), time.perf_counter()
+    with _Watch() as memory:
+        outcome = loop.train(config, work / "run")
     assert outcome.done == steps
-    (early_s, early), (late_s, late) = marks[0], marks[-1]
+    (early_s, early_cpu_s, early), (late_s, late_cpu_s, late) = marks[0], marks[-1]
+    num = _BATCH * (steps - max(1, steps // 10))
     return {
         "first_steps_s": early_s - start,
-        "images_per_s": _BATCH * (steps - max(1, steps // 10)) / (late_s - early_s),
-        "added_early_bytes": early - before,
-        "added_bytes": late - before,
-        "added_peak_bytes": (read_own_peak_bytes() or 0) - before,
+        "images_per_s": num / (late_s - early_s),
+        "images_per_cpu_s": num / (late_cpu_s - early_cpu_s),
+        "early": _added(before, early),
+        "late": _added(before, late),
+        "peak": memory.highest(),
     }
 
 
@@ -255,7 +294,8 @@ def render(result: dict[str, Any]) -> str:
         *(f"| {name} | {' | '.join(map(show, points))} |" for name, show in _ROWS),
         "",
         f"Images of {_PX} x {_PX} x 3 bytes, batches of {_BATCH}. Ranges are over {_CHUNKS} measurements. "
-        "Files are in the system's cache. Added memory is beyond a process that has loaded the package.",
+        "Files are in the system's cache. Memory is beyond a process that has loaded the package: its own, "
+        "and pages of mapped files, each at its highest where that is asked.",
     ]
     if result["tiny"]:
         lines.append("A smoke test: the figures mean nothing.")
@@ -266,6 +306,10 @@ def _megabytes(count: float) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
+def _both(memory: dict[str, int]) -> str:
+    return f"{_megabytes(memory['own_bytes'])} + {_megabytes(memory['file_bytes'])} of files"
+
+
 def _over_openings(point: dict[str, Any], key: str) -> dict[str, float]:
     return spread([opening[key] for opening in point["open"]])
 
@@ -273,16 +317,17 @@ def _over_openings(point: dict[str, Any], key: str) -> dict[str, float]:
 _ROWS = (
     ("pack on disk", lambda point: _megabytes(point["pack"]["pack_bytes"])),
     ("packing", lambda point: f"{point['pack']['seconds']:.1f} s"),
-    ("packing, highest added memory", lambda point: _megabytes(point["pack"]["added_peak_bytes"])),
+    ("packing, highest memory", lambda point: _both(point["pack"]["peak"])),
     ("opening the pack, s", lambda point: show_range(_over_openings(point, "seconds"))),
     ("order of an epoch, s", lambda point: show_range(_over_openings(point, "order_seconds"))),
-    ("memory added by both", lambda point: _megabytes(_over_openings(point, "added_bytes")["median"])),
+    ("memory of both", lambda point: _both(point["open"][-1]["added"])),
     ("loader alone, images/s", lambda point: show_range(point["read"]["images_per_s"])),
     ("training, images/s", lambda point: f"{point['train']['images_per_s']:,.0f}"),
+    ("training, images per CPU second", lambda point: f"{point['train']['images_per_cpu_s']:,.0f}"),
     ("start to a tenth of the steps", lambda point: f"{point['train']['first_steps_s']:.1f} s"),
-    ("memory added after a tenth", lambda point: _megabytes(point["train"]["added_early_bytes"])),
-    ("memory added after all steps", lambda point: _megabytes(point["train"]["added_bytes"])),
-    ("highest added memory", lambda point: _megabytes(point["train"]["added_peak_bytes"])),
+    ("memory after a tenth", lambda point: _both(point["train"]["early"])),
+    ("memory after all steps", lambda point: _both(point["train"]["late"])),
+    ("highest memory", lambda point: _both(point["train"]["peak"])),
     ("`byol eval` without labels", lambda point: f"{point['eval']['seconds']:.0f} s"),
     ("`byol eval`, highest memory", lambda point: _megabytes(point["eval"]["peak_bytes"])),
 )

@@ -225,8 +225,15 @@ def test_pack_soak(tmp_path: Path) -> None:
     for point in result["points"]:
         assert point["pack"]["pack_bytes"] > point["images"] * 16 * 16 * 3
         assert len(point["open"]) == 2 and point["read"]["images_per_s"]["min"] > 0
-        assert point["train"]["added_peak_bytes"] >= point["train"]["added_early_bytes"] > 0
+        assert point["train"]["peak"]["own_bytes"] > 0 and point["train"]["images_per_cpu_s"] > 0
         assert point["eval"]["seconds"] > 0 and point["eval"]["peak_bytes"] > 0
+
+
+def test_exchange(tmp_path: Path) -> None:
+    result = run("exchange", tmp_path)
+    (one,), (order,) = result["networks"], result["orders"]
+    assert one["gradient_bytes"] > 4 * 4_000_000 and one["norm_exchanges"] > 50
+    assert order["bytes"] == 8 * order["images"]
 
 
 def test_embedding(tmp_path: Path) -> None:
