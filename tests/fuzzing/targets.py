@@ -195,7 +195,10 @@ def checkpoints(folder: Path) -> Try:
     """The container with a right checksum beside it, and its content."""
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    network(torch.ones(4, 3)).sum().backward()
+    for (
+        parameter
+    ) in network.parameters():  # no backward pass, which a forked process cannot have after another
+        parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     path = checkpoint.save(
         folder, 1, byol=network, optimizer=optimizer, data_fingerprint="a", num_microbatches=1,

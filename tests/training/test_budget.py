@@ -90,7 +90,7 @@ def test_stopped_twice_is_never_stopped(
     config = configure(images, f"trainer.max_hours={6 / 3600}")
     outcome, said = run(config, tmp_path / "whole", step_s=1.0)
     assert outcome == TrainingOutcome(24, 24, None)
-    assert "fit into 0:06, about 6 (1.5 epochs) at 1 s per step at first" in said and "0:00 left" in said
+    assert "about 6 steps (1.5 epochs) fit into 0:06 (min:s) at 1 s per step" in said and "0:00 left" in said
     whole = read_metrics(tmp_path / "whole")
     assert [line.done for line in whole] == list(range(1, 25))
     # From the highest rate to nearly 0, and tau to nearly 1: the schedules are complete.
