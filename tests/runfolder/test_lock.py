@@ -80,7 +80,12 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_locks_and_what_a_kill_left_do_not_make_a_folder_somebody_elses(tmp_path: Path) -> None:
-    for name in (*lock.LOCK_FILES, ".config.yaml.abcd_123", ".environment.json.01234567"):
+    for name in (
+        *lock.LOCK_FILES,
+        ".config.yaml.abcd_123",
+        ".environment.json.01234567",
+        "..lock.json.01234567",
+    ):
         (tmp_path / name).touch()
     checkpoint.check_run_folder(tmp_path)
     checkpoint.remove_temporaries(tmp_path)

@@ -48,6 +48,7 @@ _BEFORE_A_CHECKPOINT = (
 )
 # Files that training writes under a temporary name first, which a killed process may leave behind.
 _WRITTEN = (
+    *LOCK_FILES,
     "config.yaml",
     "start.json",
     "environment.json",
