@@ -66,7 +66,7 @@ def _judge_stop(ended: Ended, number: int, ends: Counter[str]) -> list[str]:
         return []
     if ended.code != 128 + number or "Traceback" in ended.err:
         return [f"signal {number}: {explain(ended)}"]
-    said = re.search(r"after step ([\d,]+) of", ended.out)
+    said = re.search(r"stopped by \S+.* after step ([\d,]+) of", ended.out)
     if said is None:
         ends["interrupted before the first step, what is packed stays"] += 1
         return []

@@ -19,8 +19,8 @@ the same command is then given once more, without the fault. "Identical" means: 
 state, the metrics, the encoders and the packed images are bit for bit those of a run that nothing happened
 to, and `metrics.jsonl` has each step once.
 
-`scripts/faults` writes this page up to "Hostile input". It takes {minutes:.0f} minutes on {cores} cores;
-`scripts/faults --short` tries fewer moments. The code is in `tests/faults/`; its `shim.py` puts errors and
+`{command}` has written this page up to "Hostile input", in {minutes:.0f} minutes on {cores} cores;
+`--short` tries fewer moments of each fault. The code is in `tests/faults/`; its `shim.py` puts errors and
 signals below Python's open, write, rename, fsync, read and mmap.
 """
 
@@ -68,10 +68,10 @@ def merge(results: Sequence[Result]) -> list[Result]:
     return list(rows.values())
 
 
-def render(rows: Sequence[Result], *, seconds: float) -> str:
+def render(rows: Sequence[Result], *, seconds: float, command: str) -> str:
     """The page, as Markdown."""
     tried, broken = sum(row.tried for row in rows), sum(len(row.problems) for row in rows)
-    lines = [_INTRODUCTION.format(minutes=max(1, round(seconds / 60)), cores=os.cpu_count())]
+    lines = [_INTRODUCTION.format(command=command, minutes=max(1, round(seconds / 60)), cores=os.cpu_count())]
     lines.append(
         f"Last run: {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {platform.system()}, CPU. {tried:,} faults tried, "
@@ -91,8 +91,10 @@ def render(rows: Sequence[Result], *, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, rows: Sequence[Result], *, seconds: float) -> None:
+def write(path: Path, rows: Sequence[Result], *, seconds: float, command: str) -> None:
     """Write the page; what stands in it from `_KEPT` on is written by hand and stays."""
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     kept = before[before.index(_KEPT) :] if _KEPT in before else ""
-    path.write_text(f"{render(rows, seconds=seconds)}\n{kept}".rstrip() + "\n", encoding="utf-8")
+    path.write_text(
+        f"{render(rows, seconds=seconds, command=command)}\n{kept}".rstrip() + "\n", encoding="utf-8"
+    )

@@ -61,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     seconds = time.monotonic() - start_s
     print(f"{sum(row.tried for row in rows)} faults in {seconds:.0f} s")
     if output is not None:
-        results.write(output, rows, seconds=seconds)
+        command = f"scripts/faults{' --short' if options.short else ''}"
+        results.write(output, rows, seconds=seconds, command=command)
     return 1 if any(row.problems for row in rows) else 0
 
 
