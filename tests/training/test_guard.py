@@ -198,3 +198,17 @@ def test_the_best_encoder_of_the_abandoned_steps_goes(tmp_path: Path, images: Pa
     best.forget(tmp_path / "run", after=marked.done - 1)
     assert best.read(tmp_path / "run") is None
     assert not any((tmp_path / "run" / best.FOLDER).iterdir())
+
+
+def test_a_tensorboard_that_cannot_be_written_is_a_warning(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are opened before the first step; a disk may be full just then."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", fail)
+    outcome, said = run(configure(images, "trainer.loggers=[tensorboard]"), tmp_path / "run")
+    assert outcome.done == TOTAL_STEPS
+    assert "warning: tensorboard does not start" in said and "curves are in metrics.jsonl" in said

@@ -65,17 +65,16 @@ class Monitor:
             self._blank = alarms.check_views(self._fixed)
         self._has_steps = not budget.is_last(done)
         writes = self._has_steps and ranks.is_main
-        self._log = stack.enter_context(
-            RunLog(
-                setup.run_dir,
-                self._setup.console,
-                first_step=done,
-                end=budget.end,
-                steps_per_epoch=plan.steps_per_epoch,
-                active=ranks.is_main,
-                open_loggers=self._open_loggers if writes else tuple,
-            )
+        self._log = RunLog(
+            setup.run_dir,
+            self._setup.console,
+            first_step=done,
+            end=budget.end,
+            steps_per_epoch=plan.steps_per_epoch,
+            active=ranks.is_main,
+            open_loggers=self._open_loggers if writes else tuple,
         )
+        stack.enter_context(self._log)  # here loggers that do not start say so, in the log
         self._print_setup()
         before = budget.now()
         self._health, self._measures = self._fixed.look(setup.byol, ranks=ranks)
