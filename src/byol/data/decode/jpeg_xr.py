@@ -7,7 +7,6 @@ process starts at the first such image, takes 50 MB, and ends with byol.
 import atexit
 import json
 import os
-import subprocess
 import sys
 import threading
 from contextlib import suppress
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from byol.base.errors import DataError
+from byol.data.decode.child import Child
 from byol.data.decode.formats import check_header
 
 # Tags: width and height; offset and number of bytes of the image; offset of its alpha.
@@ -79,19 +79,10 @@ def _check(file: bytes) -> None:
         check_header(height, width, np.dtype(np.uint8))
 
 
-class _Worker:
+class _Worker(Child):
     def __init__(self) -> None:
+        super().__init__(SERVE, quiet=True)
         self.owner = os.getpid()
-        # -P: modules in the current folder must not replace those of libraries.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", SERVE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
-        )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._input, self._output = self._process.stdin, self._process.stdout
 
     def ask(self, file: bytes) -> tuple[dict[str, Any], bytes]:
         """Return what the process says of a file, and the values.
@@ -101,13 +92,6 @@ class _Worker:
         """
         _write(self._input, file)
         return json.loads(_read(self._output)), _read(self._output)
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._input, self._output):
-            with suppress(OSError):  # buffered data can no longer be written
-                stream.close()
 
 
 _lock = threading.Lock()

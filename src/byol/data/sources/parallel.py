@@ -6,10 +6,8 @@ files are read by child processes. These are new processes (not forks of this pr
 and a GPU); they receive paths, return results, and exit at the end of their input.
 """
 
-import os
 import pickle
 import signal
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -19,6 +17,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from byol.base.errors import DataError
+from byol.data.decode.child import Child
 from byol.data.decode.disk import DiskError
 from byol.data.decode.formats import ImageArray, LaidFile, path_of
 from byol.data.decode.index import Source, skips_unreadable
@@ -121,17 +120,9 @@ def look_at_each(look: Callable[[T], R], items: Iterable[T], *, stop: bool) -> l
 # ---- Child processes: the side of the parent, then that of the child
 
 
-class _Child:
+class _Child(Child):
     def __init__(self, look: Look[Any], *, stop: bool) -> None:
-        # -P: modules in the current folder must not replace those of libraries.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
-        )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._input, self._output = self._process.stdin, self._process.stdout
+        super().__init__(f"from {__name__} import serve; serve()")
         self._first: tuple[Look[Any], bool] | None = (
             look,
             stop,
@@ -151,13 +142,6 @@ class _Child:
                 f"a process that reads images ended (exit code {self._process.wait()}) at {paths[0]} or "
                 f"the {len(paths) - 1} after it; if memory is short, set trainer.num_workers=1"
             ) from None
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._input, self._output):
-            with suppress(OSError):  # buffered data can no longer be written
-                stream.close()
 
 
 def serve() -> None:

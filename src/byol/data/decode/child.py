@@ -1,0 +1,31 @@
+"""A process of Python that answers requests over its standard input and output."""
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+
+
+class Child:
+    """The process, which runs a program; subclasses say what is asked and answered."""
+
+    def __init__(self, program: str, *, quiet: bool = False) -> None:
+        """`quiet`: whether its standard error is dropped."""
+        # -P: modules in the current folder must not replace those of libraries.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if quiet else None,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+
+    def end(self) -> None:
+        """Kill it, if it has not ended."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._input, self._output):
+            with suppress(OSError):  # buffered data can no longer be written
+                stream.close()
