@@ -94,8 +94,8 @@ def embed(
     encoder = load(folder_of(run), device=device)
     source = _open_images(images, encoder, data, tell=printing.tell)
     known: list[Known] = []
-    if metadata is not None or chosen == "h5ad" or columns == "vector":
-        has_labels = chosen == "h5ad" or columns == "vector"
+    has_labels = chosen == "h5ad" or columns == "vector"
+    if has_labels or metadata is not None:
         known = _find_known(images, source, encoder, metadata, has_labels=has_labels, tell=printing.tell)
     with (
         printing.count("images") as count,

@@ -145,12 +145,7 @@ def _find_domain(survey: Survey, *, is_dicom: bool) -> tuple[str, str]:
     if survey.bits > 8 or survey.channels not in (1, 3):
         return "microscopy", kind
     if survey.is_grey:
-        return (
-            "grey",
-            kind
-            if survey.channels == 1
-            else f"the images have {survey.bits} bits and {survey.channels} equal channels",
-        )
+        return "grey", kind.replace(" channels", " equal channels")
     return "photo", kind
 
 
