@@ -50,7 +50,7 @@ SWITCHES: dict[str, Switch] = {
         convolution, "choose_ways", lambda *_: convolution._LIBRARY
     ),
     "norm, addition and ReLU in one": lambda system: patch.object(normalisation, "can_fuse", _never),
-    "norm, ReLU and pooling in one": lambda system: patch.object(normalisation, "_is_plain_pool", _never),
+    "norm, ReLU and pooling in one": lambda system: patch.object(normalisation, "is_plain_pool", _never),
 }
 
 

@@ -136,7 +136,7 @@ def _trial(options: argparse.Namespace) -> None:
     def benchmark_step(config: Any, *, channels: int, stored_px: int, bits: int) -> Any:
         """In this process: the product's own measures wall-clock time in another one."""
         images = step_benchmark.RandomImages(channels, stored_px, bits)
-        step_s = step_benchmark._measure(config, images, device=torch.device("cpu"))
+        step_s = step_benchmark.measure_step(config, images, device=torch.device("cpu"))
         return step_benchmark.StepBenchmark(config.batch_size, 1, step_s, 0, 0)
 
     setup.benchmark_step = benchmark_step

@@ -154,12 +154,12 @@ def pack_with_children(folder: Path, into: Path, num_children: int) -> None:
     parallel.PROCESS_MIN_IMAGES, parallel.count_cores = 1, lambda: 2
     started = []
 
-    class Noted(parallel._Child):
+    class Noted(parallel.Reader):
         def __init__(self, look: Any, *, stop: bool) -> None:
             super().__init__(look, stop=stop)
             started.append(self)
 
-    parallel._Child = Noted  # type: ignore[misc]
+    parallel.Reader = Noted  # type: ignore[misc]
     pack_folder(folder, into)
     assert len(started) == num_children, len(started)
 

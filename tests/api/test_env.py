@@ -122,7 +122,7 @@ def test_a_library_that_ends_the_process(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_library_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_module(tmp_path, "torch", "import time\ntime.sleep(600)")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(probe, "_TIME_LIMIT_S", 1)
+    monkeypatch.setattr(probe, "TIME_LIMIT_S", 1)
     choose_probes(monkeypatch, "torch")
     found, problems = probe.run_probes()
     assert found == {} and len(problems) == 1
@@ -136,11 +136,11 @@ def test_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("nothing works")
 
     monkeypatch.setattr(environment, "run_probes", lambda: ({}, ["torch: broken"]))
-    monkeypatch.setattr(environment, "_SECTIONS", dict.fromkeys(environment._SECTIONS, fail))
+    monkeypatch.setattr(environment, "SECTIONS", dict.fromkeys(environment.SECTIONS, fail))
     here = byol.environment()
     assert here.facts["byol"]["version"] == byol.__version__
     assert here.problems[0] == "torch: broken"
-    assert {problem.partition(":")[0] for problem in here.problems[1:]} == set(environment._SECTIONS)
+    assert {problem.partition(":")[0] for problem in here.problems[1:]} == set(environment.SECTIONS)
     names = {line.split()[0] for line in here.render().splitlines()}
     assert {"byol", "cpu", "memory", "gpu", "kernels", "threads", "disk", "packages", "problem"} <= names
 

@@ -127,7 +127,7 @@ def test_ablation_switches_off_what_it_says() -> None:
         "kernels packed once a pass": lambda: systems.ours.constant_weights,
         "products for narrow maps": lambda: convolution.choose_ways,
         "norm, addition and ReLU in one": lambda: normalisation.can_fuse,
-        "norm, ReLU and pooling in one": lambda: normalisation._is_plain_pool,
+        "norm, ReLU and pooling in one": lambda: normalisation.is_plain_pool,
     }
     for name, look in looked_at.items():
         before = look()

@@ -256,7 +256,7 @@ def test_16_bits_without_uint16_are_the_same(channels: int, monkeypatch: pytest.
     every = torch.arange(2**16, dtype=torch.int32).repeat(channels).to(torch.uint16)
     images = every.view(2, -1, 16, channels).permute(0, 3, 1, 2)
     expected = to_float32(images)
-    monkeypatch.setattr(devices, "_UNMEASURED", {"cpu": "CPUs played as Apple GPUs"})
+    monkeypatch.setattr(devices, "UNMEASURED", {"cpu": "CPUs played as Apple GPUs"})
     sent = send_stored(images, CPU)
     assert sent.dtype == torch.uint16 and sent.stride() == images.stride()
     found = to_float32(sent)

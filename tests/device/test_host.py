@@ -25,7 +25,7 @@ def test_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str | None, features: list[str]
 ) -> None:
     (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(host, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(host, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(host.platform, "processor", lambda: "")
     monkeypatch.setattr(host.platform, "machine", lambda: "aarch64")
     assert host.name_cpu() == (name or "aarch64")
@@ -33,7 +33,7 @@ def test_the_cpu(
 
 
 def test_a_system_without_such_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_CPU_INFO", tmp_path / "missing")
+    monkeypatch.setattr(host, "CPU_INFO", tmp_path / "missing")
     monkeypatch.setattr(host.platform, "processor", lambda: "arm")
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert (host.name_cpu(), host.list_cpu_features()) == ("arm", [])

@@ -70,7 +70,7 @@ def test_sync_batchnorm_in_eval_mode_is_the_librarys(monkeypatch: pytest.MonkeyP
     network = make_network()
     loss_of(network, make_batch())
     synchronised = copy.deepcopy(network)
-    distributed._synchronise_on_cpu(synchronised)
+    distributed.synchronise_on_cpu(synchronised)
     assert list(synchronised.state_dict()) == list(network.state_dict())
     torch.testing.assert_close(synchronised.eval()(make_batch()), network.eval()(make_batch()))
 
@@ -80,7 +80,7 @@ def test_foreign_batchnorm_is_refused() -> None:
         pass
 
     with pytest.raises(ConfigError, match=r"network\.name: its OwnBatchNorm layers cannot"):
-        distributed._synchronise_on_cpu(nn.Sequential(OwnBatchNorm(3)))
+        distributed.synchronise_on_cpu(nn.Sequential(OwnBatchNorm(3)))
 
 
 def test_one_rank_is_plain() -> None:

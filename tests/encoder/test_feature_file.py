@@ -82,7 +82,7 @@ def test_no_rows(tmp_path: Path) -> None:
 def test_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many rows are written in several groups, whichever format; each is told."""
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(feature_file, "_GROUP_VALUES", 30)
+    monkeypatch.setattr(feature_file, "GROUP_VALUES", 30)
     names = [f"{index:03d}.png" for index in range(25)]
     features = np.random.default_rng(0).normal(size=(25, 3)).astype(np.float32)
     for suffix in ("parquet", "csv", "npz"):

@@ -72,10 +72,10 @@ def check(got: Tensor, expected: Tensor) -> None:
 def test_it_takes_the_fast_ways(encoder: Encoder, expected: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without which the tests below could not fail."""
     calls = []
-    whole = convolution._CpuConv2d._convolve_faster
+    whole = convolution.CpuConv2d.convolve_faster
     monkeypatch.setattr(
-        convolution._CpuConv2d,
-        "_convolve_faster",
+        convolution.CpuConv2d,
+        "convolve_faster",
         lambda self, *args: (calls.append(out := whole(self, *args)), out)[1],
     )
     check(encoder.module(draw()), expected)
@@ -96,7 +96,7 @@ def test_torchscript(make: Callable[[nn.Module], nn.Module], encoder: Encoder, e
     torch.jit.save(make(encoder.module), file)
     file.seek(0)
     check(torch.jit.load(file)(draw()), expected)
-    assert type(encoder.module.get_submodule("layer1.0.conv1")) is convolution._CpuConv2d
+    assert type(encoder.module.get_submodule("layer1.0.conv1")) is convolution.CpuConv2d
 
 
 @pytest.mark.filterwarnings("ignore:While compiling:UserWarning")  # of what checks types in tests

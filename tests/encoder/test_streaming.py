@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import byol
@@ -272,13 +273,14 @@ def test_memory_does_not_grow_with_the_number_of_images(
 ) -> None:
     """The features of all images would take 12 MB."""
     monkeypatch.setattr("byol.encoder.streaming.BATCH", 64)
-    monkeypatch.setattr(Encoder, "_embed_squares", lambda self, squares: np.ones((len(squares), 5000), "f4"))
+    wide = torch.ones(1, 5000)
+    monkeypatch.setattr(Encoder, "encode", lambda self, squares: wide.expand(len(squares), -1))
     np.save(tmp_path / "images.npy", np.zeros((600, 4, 4, 3), dtype=np.uint8))
     source = gather(tmp_path / "images.npy", make_spec())
     tracemalloc.start()
     try:
         with stream_rows(encoder, source, tmp_path / "f.npz", skip_unreadable=False, width=5000) as found:
-            monkeypatch.setattr("byol.encoder.feature_file._GROUP_VALUES", 2**17)
+            monkeypatch.setattr("byol.encoder.feature_file.GROUP_VALUES", 2**17)
             write_features(tmp_path / "f.npz", found.names, features=found.values)
         peak = tracemalloc.get_traced_memory()[1]
     finally:

@@ -126,7 +126,7 @@ def test_features_are_made_once_for_the_same_images_and_settings(
         )
         return patch_features(images, np.array(rows), encoder=encoder, cache_folder=tmp_path)
 
-    monkeypatch.setattr(patches, "_BATCH", 2)
+    monkeypatch.setattr(patches, "BATCH", 2)
     made = compute([5, 0, 3])
     assert made.shape == (3, 20) and made.dtype == np.float32
     np.testing.assert_allclose(compute([3]), made[2:], atol=1e-5)

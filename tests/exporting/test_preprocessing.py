@@ -41,7 +41,7 @@ def make(bits: int, channels: int, geometry: str) -> EncoderSpec:
 def test_it_is_that_of_embed(bits: int, channels: int, geometry: str) -> None:
     spec = make(bits, channels, geometry)
     preprocess = Preprocessing(spec)
-    place = preprocess._squash if geometry == "square" else preprocess._place
+    place = preprocess.squash if geometry == "square" else preprocess.place
     for height, width in SIZES:
         images = draw_images(spec, 2, height, width)
         rows = images.permute(0, 2, 3, 1).numpy()

@@ -126,7 +126,7 @@ def dead_reader(*, num: int) -> Result:
     for number in range(num):
         start_anew()
         error = errors[number % len(errors)]
-        prepare = partial(_break, batches._HostStore, "prepare", 1 + 31 * number // num, error)
+        prepare = partial(_break, batches.HostStore, "prepare", 1 + 31 * number // num, error)
         ended = run(*train_command(LONG), prepare=prepare)
         if not ended.is_clear or ended.seconds > 60:
             problems.append(f"{type(error).__name__}: {explain(ended)}")

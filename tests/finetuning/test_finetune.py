@@ -224,7 +224,7 @@ def test_what_has_learned_from_labels_is_named_so(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In its own spec, as a start, and among the rows of a table."""
-    monkeypatch.setattr(tuning._Candidate, "exceeds", lambda one, other: False)  # so the encoder changes
+    monkeypatch.setattr(tuning.Candidate, "exceeds", lambda one, other: False)  # so the encoder changes
     first, said = tmp_path / "first", list[str]()
     finetune(place / "runs" / "one", first, epochs=1, say=said.append)
     assert byol.load(first, device="cpu").spec.which == "finetuned"

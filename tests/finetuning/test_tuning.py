@@ -104,8 +104,8 @@ def test_training_is_repeatable_and_leaves_the_start_alone(
 
 
 def test_what_is_tried_first_stays_unless_another_exceeds() -> None:
-    def candidate(*right: bool) -> tuning._Candidate:
-        return tuning._Candidate(1e-3, "trained", np.array(right))
+    def candidate(*right: bool) -> tuning.Candidate:
+        return tuning.Candidate(1e-3, "trained", np.array(right))
 
     first = candidate(False, False, False, True)
     assert candidate(True, True, True, True).exceeds(first)  # 3 more, standard error 1.7

@@ -18,7 +18,7 @@ from byol.kernels.frozen import FrozenNetwork
 from byol.method.networks import build_encoder
 
 pytestmark = pytest.mark.skipif(
-    not frozen._can_run(torch.zeros(1, 1, 1, 1)), reason="this PyTorch or CPU has no fused operations"
+    not frozen.can_run(torch.zeros(1, 1, 1, 1)), reason="this PyTorch or CPU has no fused operations"
 )
 TINY = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_nfnet", "test_byobnet")
 PX = 32
@@ -287,13 +287,13 @@ def test_what_cannot_be_repeated(net: nn.Module) -> None:
 
 
 def test_wrong_fusions_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole: Any = fusing._Layer.fold
+    whole: Any = fusing.Layer.fold
 
     def fold(layer: Any) -> None:
         whole(layer)
         layer.weight = layer.weight * 1.001
 
-    monkeypatch.setattr(fusing._Layer, "fold", fold)
+    monkeypatch.setattr(fusing.Layer, "fold", fold)
     assert FrozenNetwork(make())(draw()) is None
 
 

@@ -172,8 +172,8 @@ def test_a_full_disk_is_one_line_also_when_the_files_are_closed(tmp_path: Path) 
         pytest.raises(CheckpointError, match=r"metrics\.jsonl: .*No space left on device"),
         log,
     ):
-        log._file.close()
-        log._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
+        log.file.close()
+        log.file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
         write(log, 10)
 
 

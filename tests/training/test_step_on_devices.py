@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from byol.config import Config, load_config
-from byol.data.pack.batches import _DeviceStore, _HostStore
+from byol.data.pack.batches import DeviceStore, HostStore
 from byol.data.pack.packed import Packed
 from byol.device.ranks import Ranks
 from byol.method import networks, views
@@ -89,7 +89,7 @@ def trace_steps(
         group["foreach"] = True
     dtype = {8: np.uint8, 16: np.uint16, 32: np.float32}[bits]
     stored = np.zeros((BATCH, STORED_PX, STORED_PX, channels), dtype=dtype)
-    store = _DeviceStore(Stored(stored), device) if on_gpu else _HostStore(stored, device)
+    store = DeviceStore(Stored(stored), device) if on_gpu else HostStore(stored, device)
     top = 1.0 if bits == 32 else 2.0**bits - 1.0
     pixels = Pixels(*((value,) * channels for value in (0.0, top, 0.5, 0.25)))
     for step in range(2):

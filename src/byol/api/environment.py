@@ -69,7 +69,7 @@ def environment() -> Environment:
     """
     found, problems = run_probes()
     facts: dict[str, Any] = {"format": FORMAT}
-    for section, collect in _SECTIONS.items():
+    for section, collect in SECTIONS.items():
         try:
             facts[section] = collect()
         except Exception as error:  # an unusual system: report the other sections anyway
@@ -157,7 +157,7 @@ def _read_variables() -> dict[str, str]:
     return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
-_SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "byol": describe_byol,
     "system": _describe_system,
     "cpu": _describe_cpu,

@@ -16,7 +16,7 @@ from typing import Any
 
 from byol.base.packages import REQUIRED
 
-_TIME_LIMIT_S = 300
+TIME_LIMIT_S = 300
 
 Problems = list[str]
 
@@ -46,11 +46,11 @@ def _ask_child(names: list[str]) -> tuple[list[list[Any]], str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
-            command, capture_output=True, env=environment, timeout=_TIME_LIMIT_S, check=False
+            command, capture_output=True, env=environment, timeout=TIME_LIMIT_S, check=False
         )
         said, ending = done.stdout, _explain_end(done.returncode)
     except subprocess.TimeoutExpired as error:
-        said, ending = error.stdout or b"", f"no answer within {_TIME_LIMIT_S} s"
+        said, ending = error.stdout or b"", f"no answer within {TIME_LIMIT_S} s"
     return [json.loads(line) for line in said.splitlines()], ending
 
 

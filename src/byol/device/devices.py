@@ -15,7 +15,7 @@ from byol.kernels.cpu import computes_bf16
 
 DeviceName = Literal["cpu", "cuda", "xpu", "mps"]
 GPUS: tuple[DeviceName, ...] = ("cuda", "xpu", "mps")  # "auto" chooses the first that exists
-_UNMEASURED = {"xpu": "Intel GPUs", "mps": "Apple GPUs"}
+UNMEASURED = {"xpu": "Intel GPUs", "mps": "Apple GPUs"}
 _PINS = ("cuda", "xpu")  # devices to which copies from pinned memory are asynchronous
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 
@@ -86,10 +86,10 @@ def kind_of(device: torch.device) -> DeviceName:
 
 def explain_device(device: torch.device) -> str | None:
     """Return a line to print before a run on a device that byol supports but was not measured on."""
-    if device.type not in _UNMEASURED:
+    if device.type not in UNMEASURED:
         return None
     return (
-        f"{_UNMEASURED[device.type]}: byol supports them, but they are not yet measured; compare the "
+        f"{UNMEASURED[device.type]}: byol supports them, but they are not yet measured; compare the "
         "first losses with those of trainer.device=cpu, and see docs/devices.md"
     )
 
@@ -248,12 +248,12 @@ def measured_on(tensor: Tensor) -> Tensor:
 
     There it copies the tensor (a few hundred vectors) to the host, which waits for the result anyway.
     """
-    return tensor.cpu() if tensor.device.type in _UNMEASURED else tensor
+    return tensor.cpu() if tensor.device.type in UNMEASURED else tensor
 
 
 def send_stored(images: Tensor, device: torch.device, *, non_blocking: bool = False) -> Tensor:
     """Copy stored images to the device in their own type; uint16 as bits of int16 on Intel and Apple GPUs."""
-    if images.dtype == torch.uint16 and device.type in _UNMEASURED:
+    if images.dtype == torch.uint16 and device.type in UNMEASURED:
         return images.view(torch.int16).to(device, non_blocking=non_blocking).view(torch.uint16)
     return images.to(device, non_blocking=non_blocking)
 
@@ -263,6 +263,6 @@ def to_float32(images: Tensor) -> Tensor:
 
     uint16 is converted directly on CPU and CUDA, and via the bits of int16 elsewhere.
     """
-    if images.dtype == torch.uint16 and images.device.type in _UNMEASURED:
+    if images.dtype == torch.uint16 and images.device.type in UNMEASURED:
         return images.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32)
     return images.to(torch.float32, copy=True)

@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
-_CPU_INFO = Path("/proc/cpuinfo")
+CPU_INFO = Path("/proc/cpuinfo")
 # Instruction sets that affect the speed of networks, with their names in Linux.
 _FEATURES = (
     "sse4_2", "avx", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
@@ -75,7 +75,7 @@ def _read_quota(folder: Path) -> float | None:
 def _read_cpu_info(name: str) -> list[str]:
     """Return the value of `name` for each core; []: the system has no such file or line."""
     try:
-        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     return [value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == name]

@@ -64,7 +64,7 @@ class Ranks:
         if self.device.type != "cpu":
             module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
             return nn.parallel.DistributedDataParallel(module, [self.device])
-        _synchronise_on_cpu(module)
+        synchronise_on_cpu(module)
         return nn.parallel.DistributedDataParallel(module)
 
     def exchange(self, network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
@@ -229,7 +229,7 @@ def keep_freed_memory() -> None:
 # ---- Synchronised BatchNorm on CPUs, which torch.nn.SyncBatchNorm does not support
 
 
-def _synchronise_on_cpu(module: nn.Module) -> None:
+def synchronise_on_cpu(module: nn.Module) -> None:
     """Make every BatchNorm in `module` use the statistics of all ranks, without changing parameters and keys.
 
     Raises:

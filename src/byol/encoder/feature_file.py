@@ -26,7 +26,7 @@ Columns = Literal["wide", "vector"]
 
 FORMATS: tuple[Format, ...] = ("parquet", "npz", "csv", "h5ad")
 
-_GROUP_VALUES = 2**23  # values per row group of a Parquet file: 32 MB
+GROUP_VALUES = 2**23  # values per row group of a Parquet file: 32 MB
 _MOST_GROUP_ROWS = 122_880  # as in the row groups of DuckDB, each of which is read by one thread
 _LIBRARIES = {"parquet": ("pyarrow.parquet", "pyarrow"), "h5ad": ("anndata", "anndata")}
 
@@ -148,7 +148,7 @@ class _Table:
     @property
     def group_rows(self) -> int:
         """Number of rows that are read and written at once."""
-        return max(1, min(_MOST_GROUP_ROWS, _GROUP_VALUES // max(1, self.features.shape[1])))
+        return max(1, min(_MOST_GROUP_ROWS, GROUP_VALUES // max(1, self.features.shape[1])))
 
     def groups(self) -> Iterator[tuple[slice, Features]]:
         for first in range(0, len(self.names), self.group_rows):

@@ -39,7 +39,7 @@ _MOST_COMPONENTS = 64  # of a whitened patch; bounds the time with many channels
 _PATCHES_PER_IMAGE = 40
 _LEAST_VARIANCE = 0.1  # added to the variance of a patch; the variance of all pixels is 1
 _REGULARISER = 0.1  # added to each variance in whitening, in units of their mean
-_BATCH = 32  # images at once: their distances fit in the cache of a CPU
+BATCH = 32  # images at once: their distances fit in the cache of a CPU
 
 Rows = Int64[np.ndarray, " image"]
 Features = Float32[np.ndarray, "image feature"]
@@ -67,7 +67,7 @@ class Dictionary:
         patch_px = choose_patch_px(px)
         generator = torch.Generator().manual_seed(seed)
         blocks = []
-        for some in torch.split(views, _BATCH):
+        for some in torch.split(views, BATCH):
             patches = cut_patches(some, patch_px)
             # A place that is drawn twice counts twice.
             places = torch.randint(patches.shape[1], (len(some), _PATCHES_PER_IMAGE), generator=generator)
@@ -144,8 +144,8 @@ def patch_features(images: Packed, rows: Rows, *, encoder: PatchEncoder, cache_f
 
 def _read(images: Packed, rows: Rows, *, px: int, pixels: Pixels) -> Iterator[Views]:
     """Yield whole views in blocks."""
-    for first in range(0, len(rows), _BATCH):
-        yield whole_view(read_squares(images, rows[first : first + _BATCH]), px, pixels=pixels)
+    for first in range(0, len(rows), BATCH):
+        yield whole_view(read_squares(images, rows[first : first + BATCH]), px, pixels=pixels)
 
 
 def find_obstacle(spec: EncoderSpec, *, num_images: int, num_classes: int, num_centroids: int) -> str | None:

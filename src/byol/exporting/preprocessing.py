@@ -62,21 +62,21 @@ class Preprocessing(nn.Module):
         self, images: Real[Tensor, "batch channel height width"]
     ) -> Float[Tensor, "batch channel view view"]:
         """Return normalised views as in training."""
-        square = self._place(images) if self.on_canvas else self._squash(images)
+        square = self.place(images) if self.on_canvas else self.squash(images)
         x = (square.float() - self.low) / self.span
         x = x.clamp(0.0, 1.0) if self.clips else x
         if self.resizes_again:
             x = (self.to_view @ x) @ self.to_view.mT
         return (x - self.mean) / self.std
 
-    def _squash(self, images: Tensor) -> Float64[Tensor, "batch channel stored stored"]:
+    def squash(self, images: Tensor) -> Float64[Tensor, "batch channel stored stored"]:
         """Do the same as `fit`: Hamming weights if both sides shrink, triangles otherwise."""
         rows, columns = Side.of(images[0, 0, :, 0]), Side.of(images[0, 0, 0, :])
         shrinks = (rows.length >= self.px) & (columns.length >= self.px)
         weights = (side.squash(self.px, shrinks=shrinks) for side in (rows, columns))
         return resize(images, *weights, bits=self.bits, order=self.order)
 
-    def _place(self, images: Tensor) -> Float64[Tensor, "batch channel stored stored"]:
+    def place(self, images: Tensor) -> Float64[Tensor, "batch channel stored stored"]:
         """Do the same as `place_on_canvas`: shrink if too large, centre, fill with the border median."""
         rows, columns = Side.of(images[0, 0, :, 0]), Side.of(images[0, 0, 0, :])
         longest = torch.maximum(rows.length, columns.length)

@@ -132,14 +132,14 @@ def train_classifier(
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class Candidate:
     """A setting that can be chosen, and which images of the validation split it classifies correctly."""
 
     rate: float | None  # learning rate; None: the encoder is not changed
     kind: Kind
     right: Bool[np.ndarray, " image"]
 
-    def exceeds(self, other: "_Candidate") -> bool:
+    def exceeds(self, other: "Candidate") -> bool:
         """Return whether it beats `other` by more than one standard error of their paired difference."""
         gain = int(self.right.sum()) - int(other.right.sum())
         return gain > math.sqrt((self.right != other.right).sum())
@@ -154,14 +154,14 @@ def _choose(
     setting: Setting,
     note: Callable[[Look], None],
     tick: Callable[[], None],
-) -> _Candidate:
+) -> Candidate:
     """Choose the first rate with logistic regression, unless another candidate exceeds it in validation.
 
     Images of one group, and duplicates, are never on both sides of the split.
     """
     part = Validation.of(data.labels, seed=setting.seed, groups=data.units)
     fit, held_out = data.take(part.fit), data.take(part.held_out)
-    candidates: list[_Candidate] = []
+    candidates: list[Candidate] = []
     for rate in recipe.rates:
         rates = Rates(rate, recipe.epochs, recipe.layer_decay)
         course = Course(start, frozen, fit, rates=rates, setting=setting, tick=tick)
@@ -172,7 +172,7 @@ def _choose(
             logistic, _ = _fit_logistic(course.encoder, fit, setting=setting)
             features = _embed(course.encoder, held_out, setting=setting)
             pair = [
-                _Candidate(rate, kind, linear.logits(features).argmax(axis=1) == held_out.labels)
+                Candidate(rate, kind, linear.logits(features).argmax(axis=1) == held_out.labels)
                 for kind, linear in ((_LOGISTIC, logistic), (_TRAINED, course.linear()))
             ]
             note(Look("choose", rate, recipe.epochs, loss, *(float(one.right.mean()) for one in pair)))
@@ -181,7 +181,7 @@ def _choose(
     features = _embed(start, held_out, setting=setting)
     right = logistic.logits(features).argmax(axis=1) == held_out.labels
     note(Look("choose", 0.0, 0, None, float(right.mean())))
-    candidates.append(_Candidate(None, _LOGISTIC, right))
+    candidates.append(Candidate(None, _LOGISTIC, right))
     best = candidates[0]
     for candidate in candidates[1:]:
         best = candidate if candidate.exceeds(best) else best

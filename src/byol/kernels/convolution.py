@@ -41,7 +41,7 @@ def accelerate(module: ModuleT) -> ModuleT:
     for layer in avoid_faults(module).modules():
         # Only the class changes: deepcopy, hooks and DistributedDataParallel work as with a plain Conv2d.
         if type(layer) is nn.Conv2d and _is_plain(layer):
-            layer.__class__ = _CpuConv2d
+            layer.__class__ = CpuConv2d
     return module
 
 
@@ -51,7 +51,7 @@ def _is_plain(layer: nn.Conv2d) -> bool:
     return are_numbers and layer.padding_mode == "zeros" and layer.groups == 1 and layer.dilation == (1, 1)
 
 
-class _CpuConv2d(nn.Conv2d):
+class CpuConv2d(nn.Conv2d):
     """A plain `nn.Conv2d` that uses the methods of `choose_ways` on CPU."""
 
     @no_type_check  # torch.fx and TorchScript pass proxies of tensors
@@ -68,7 +68,7 @@ class _CpuConv2d(nn.Conv2d):
             autocast = torch.is_autocast_enabled("cpu")
             dtype = torch.get_autocast_dtype("cpu") if autocast else input.dtype
             if autocast or weight.dtype == dtype:
-                output = self._convolve_faster(input, weight, dtype)
+                output = self.convolve_faster(input, weight, dtype)
                 if output is not None:
                     return output if bias is None else output + bias.to(dtype)[:, None, None]
         return cast(Tensor, super()._conv_forward(input, weight, bias))
@@ -78,7 +78,7 @@ class _CpuConv2d(nn.Conv2d):
         shape = (self.out_channels, self.in_channels, *self.kernel_size)
         return weight.shape == shape and input.ndim == 4 and input.shape[1] == shape[1] and _is_plain(self)
 
-    def _convolve_faster(self, images: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def convolve_faster(self, images: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Convolve in `dtype`, without bias; None: the convolution of PyTorch is the fastest."""
         rows, columns = self._sides(images)
         is_3x3 = self.kernel_size == (3, 3) and self.stride == (1, 1) and rows.padding == columns.padding <= 2

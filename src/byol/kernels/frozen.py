@@ -56,7 +56,7 @@ class FrozenNetwork:
         if torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return self(images)
-        if not _can_run(images) or (state := self._current()) is None:
+        if not can_run(images) or (state := self._current()) is None:
             return None
         at_once = max(1, PIXELS // (images.shape[2] * images.shape[3]) * torch.get_num_threads())
         images = images.contiguous(memory_format=torch.channels_last)
@@ -94,7 +94,7 @@ def _split(count: int, largest: int) -> list[int]:
     return sizes
 
 
-def _can_run(images: Tensor) -> bool:
+def can_run(images: Tensor) -> bool:
     return (
         runs_eagerly(images)
         and images.dtype == torch.float32

@@ -50,7 +50,7 @@ def fuse(recording: Recording, packs: Packs) -> None:
             _replace_attention(node)
     layers = [node for node in graph.nodes if node.target in (aten.conv2d.default, aten.linear.default)]
     for index, node in enumerate(layers):
-        layer = _Layer.of(node, recording)
+        layer = Layer.of(node, recording)
         if layer is None:
             continue
         layer.fold()
@@ -61,7 +61,7 @@ def fuse(recording: Recording, packs: Packs) -> None:
 
 
 @dataclass
-class _Layer:
+class Layer:
     """A layer with constant weights, and the operations up to `last` that it computes as well."""
 
     recording: Recording
@@ -72,7 +72,7 @@ class _Layer:
     last: fx.Node
 
     @classmethod
-    def of(cls, node: fx.Node, recording: Recording) -> "_Layer | None":
+    def of(cls, node: fx.Node, recording: Recording) -> "Layer | None":
         arguments = arguments_of(node)
         weight = _constant(arguments["weight"], recording)
         bias = _constant(arguments["bias"], recording)
@@ -211,7 +211,7 @@ def _replace_attention(node: fx.Node) -> None:
         node.target, node.args, node.kwargs = attend, (*node.args[:3], scale), {}
 
 
-def _replace_linear(layer: _Layer) -> None:
+def _replace_linear(layer: Layer) -> None:
     activation = layer.take_activation()
     other = layer.take_addition() if activation == _NO_ACTIVATION else None
     x, weight, bias = layer.arguments["input"], layer.weight, layer.bias
@@ -221,7 +221,7 @@ def _replace_linear(layer: _Layer) -> None:
         layer.replace(torch.ops.mkldnn._linear_pointwise.default, x, weight, bias, *activation)
 
 
-def _replace_convolution(layer: _Layer, index: int, packs: Packs) -> None:
+def _replace_convolution(layer: Layer, index: int, packs: Packs) -> None:
     arguments, images = layer.arguments, layer.arguments["input"]
     size = list(images.meta["shape"][2:])
     kernel = list(layer.weight.shape[2:])
@@ -267,7 +267,7 @@ def _choose_tile(weight: Tensor, maps: tuple[int, int, int]) -> int | None:
 
 
 def _replace_by_kernel(
-    layer: _Layer, packs: Packs, index: int, stride: list[int], padding: list[int], m: int | None
+    layer: Layer, packs: Packs, index: int, stride: list[int], padding: list[int], m: int | None
 ) -> None:
     """Use the kernels of byol: Winograd's algorithm with tiles of m, or (None) direct products."""
     key = (index, m, *layer.weight.shape)
@@ -285,7 +285,7 @@ def _replace_by_kernel(
 
 
 def _replace_by_onednn(
-    layer: _Layer, packs: Packs, index: int, padding: list[int], stride: list[int], dilation: list[int]
+    layer: Layer, packs: Packs, index: int, padding: list[int], stride: list[int], dilation: list[int]
 ) -> None:
     images = layer.arguments["input"]
     how = (padding, stride, dilation, layer.arguments["groups"])
@@ -334,7 +334,7 @@ def _leave_out_taps(
     return weight, padding
 
 
-def _is_free(node: fx.Node, layer: _Layer) -> bool:
+def _is_free(node: fx.Node, layer: Layer) -> bool:
     """Return whether the memory of a map may be overwritten by the last operation of a layer."""
     order = {each: place for place, each in enumerate(layer.recording.graph.nodes)}
     is_last = all(order[user] <= order[layer.last] for user in node.users)

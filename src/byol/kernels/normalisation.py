@@ -64,7 +64,7 @@ class _FusedResNet(ResNet):
         if network.grad_checkpointing or not can_fuse(x, norms=(network.bn1,), relus=(network.act1,)):
             return super().forward_features(x)
         x = network.conv1(x)
-        if _is_plain_pool(network.maxpool):
+        if is_plain_pool(network.maxpool):
             x = norm_relu_pool(x, network.bn1)
         else:
             x = network.maxpool(norm_relu(x, network.bn1))
@@ -114,7 +114,7 @@ def _is_plain_norm(layer: nn.Module) -> bool:
     )
 
 
-def _is_plain_pool(layer: nn.Module) -> bool:
+def is_plain_pool(layer: nn.Module) -> bool:
     if type(layer) is not nn.MaxPool2d or _has_hooks(layer):
         return False
     sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode)

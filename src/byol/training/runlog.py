@@ -85,11 +85,11 @@ class RunLog:
             return self
         kept = [metrics for metrics in read_metrics(self._path.parent) if metrics.done <= self._first_step]
         write_atomically(self._path, "".join(map(_to_line, kept)).encode())
-        self._file = self._path.open("a", encoding="utf-8")
+        self.file = self._path.open("a", encoding="utf-8")
         try:
             self._loggers = self._open_loggers()
         except BaseException:
-            self._file.close()
+            self.file.close()
             raise
         if draws_bars(self._console):
             self._progress = _make_progress(self._console)
@@ -106,7 +106,7 @@ class RunLog:
             with suppress(OSError):  # the terminal may be gone
                 self._progress.refresh()  # in a notebook, `stop` does not redraw the bar
                 self._progress.stop()
-        closes: list[Callable[[], None]] = [self._file.close]
+        closes: list[Callable[[], None]] = [self.file.close]
         closes += [partial(logger.end, self._embedding) for logger in self._loggers]
         for close in closes:  # closing writes buffered data
             try:
@@ -126,8 +126,8 @@ class RunLog:
         if not self._active:
             return
         try:
-            self._file.write(_to_line(metrics))
-            self._file.flush()
+            self.file.write(_to_line(metrics))
+            self.file.flush()
             for logger in self._loggers:
                 logger.add_scalars(_to_scalars(metrics), step=metrics.done)
         except OSError as error:

@@ -174,7 +174,7 @@ def _try_on_gpu(config: Config, images: "RandomImages", *, device: torch.device)
     free = free_bytes(device)
     step_s = None
     try:
-        step_s = _measure(config, images, device=device)
+        step_s = measure_step(config, images, device=device)
     except (ConfigError, RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -251,7 +251,7 @@ class RandomImages:
         return Pixels(*((value,) * self.channels for value in (0.0, largest, 0.5, 0.25)))
 
 
-def _measure(config: Config, images: RandomImages, *, device: torch.device) -> float:
+def measure_step(config: Config, images: RandomImages, *, device: torch.device) -> float:
     """Return the median seconds per step, without the first step."""
     trainer = config.trainer
     # One rank's share of the batch, without communication.
@@ -321,7 +321,7 @@ def measure_threads(measure: Callable[[int], float], most: int) -> dict[str, Any
     return {"step_s": step_s, "num_threads": num, "all_threads_s": all_threads_s}
 
 
-def _main() -> None:
+def main() -> None:
     """Run in the child: read a job from stdin, and print the answer as the last line on stdout."""
     job = json.load(sys.stdin)
     limit_memory(job["may_allocate"])
@@ -333,7 +333,7 @@ def _main() -> None:
 
         def measure(num_threads: int) -> float:
             torch.set_num_threads(num_threads)
-            return _measure(config, images, device=torch.device("cpu"))
+            return measure_step(config, images, device=torch.device("cpu"))
 
         if job["may_use_fewer_threads"]:
             answer = measure_threads(measure, job["threads"])
@@ -351,4 +351,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    main()

@@ -97,14 +97,14 @@ def test_what_goes_wrong_in_a_thread_is_raised_where_the_batch_is_due(
 ) -> None:
     packed, plan = make(tmp_path / "p", num_images=18)
     bad = plan.indices(1).tolist()
-    prepare = module._HostStore.prepare
+    prepare = module.HostStore.prepare
 
-    def fail(store: module._HostStore, indices: torch.Tensor) -> torch.Tensor:
+    def fail(store: module.HostStore, indices: torch.Tensor) -> torch.Tensor:
         if indices.tolist() == bad:
             raise OSError("the disk is gone")
         return prepare(store, indices)
 
-    monkeypatch.setattr(module._HostStore, "prepare", fail)
+    monkeypatch.setattr(module.HostStore, "prepare", fail)
     with Batches(packed, plan, rows=slice(0, 4), device=CPU, first_step=0, memory="map") as source:
         next(source)
         with pytest.raises(OSError, match="the disk is gone"):
@@ -116,20 +116,20 @@ def test_waiting_is_measured_and_reading_is_two_ahead(
 ) -> None:
     """By a clock that moves by half a second, while the first batch is waited for, and then stands still."""
     packed, plan = make(tmp_path / "p", num_images=18)
-    prepare, begun, asked, now = module._HostStore.prepare, Semaphore(0), Event(), [0.0]
+    prepare, begun, asked, now = module.HostStore.prepare, Semaphore(0), Event(), [0.0]
 
     def read_clock() -> float:
         value = now[0]
         asked.set()
         return value
 
-    def prepare_slowly(store: module._HostStore, indices: torch.Tensor) -> torch.Tensor:
+    def prepare_slowly(store: module.HostStore, indices: torch.Tensor) -> torch.Tensor:
         begun.release()
         assert asked.wait(timeout=60)
         now[0] = 0.5
         return prepare(store, indices)
 
-    monkeypatch.setattr(module._HostStore, "prepare", prepare_slowly)
+    monkeypatch.setattr(module.HostStore, "prepare", prepare_slowly)
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=read_clock))
     with Batches(packed, plan, rows=slice(0, 4), device=CPU, first_step=0, memory="map") as source:
         assert source.wait_s == 0.0

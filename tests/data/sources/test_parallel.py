@@ -39,16 +39,16 @@ def folder(tmp_path: Path) -> FileSource:
 
 
 @pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[module._Child]:
+def children(monkeypatch: pytest.MonkeyPatch) -> list[module.Reader]:
     """Small files are read by two processes, which are noted here, however few the files are."""
-    started: list[module._Child] = []
+    started: list[module.Reader] = []
 
-    class Noted(module._Child):
+    class Noted(module.Reader):
         def __init__(self, look: Callable[[object], object], *, stop: bool) -> None:
             super().__init__(look, stop=stop)
             started.append(self)
 
-    monkeypatch.setattr(module, "_Child", Noted)
+    monkeypatch.setattr(module, "Reader", Noted)
     monkeypatch.setattr(module, "PROCESS_MIN_IMAGES", 1)
     monkeypatch.setattr(module, "count_cores", lambda: 2)
     return started
@@ -59,11 +59,11 @@ def told(found: object) -> object:
 
 
 def test_processes_find_what_threads_find(
-    folder: FileSource, children: list[module._Child], monkeypatch: pytest.MonkeyPatch
+    folder: FileSource, children: list[module.Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     indices = range(3, 149, 2)
     by_processes = list(read_ahead(LOOK, folder, indices, num_workers=4))
-    assert len(children) == 2 and all(child._process.returncode is not None for child in children)
+    assert len(children) == 2 and all(child.process.returncode is not None for child in children)
     monkeypatch.setattr(module, "PROCESS_MIN_IMAGES", 1000)
     by_threads = list(read_ahead(LOOK, folder, indices, num_workers=4))
     assert len(children) == 2
@@ -73,7 +73,7 @@ def test_processes_find_what_threads_find(
     assert len(reasons) == 1 and reasons[0].startswith("is text, not an image of a known format")
 
 
-def test_headers_are_looked_at_by_processes_too(folder: FileSource, children: list[module._Child]) -> None:
+def test_headers_are_looked_at_by_processes_too(folder: FileSource, children: list[module.Reader]) -> None:
     found = dict(read_ahead(peek, folder, range(len(folder)), num_workers=2))
     assert found[0] == Kind(9, 3, 8) and len(children) == 2
 
@@ -83,7 +83,7 @@ def test_headers_are_looked_at_by_processes_too(folder: FileSource, children: li
     [(1, 8, 100, 0), (4, 1, 100, 0), (2, 8, 8191, 2), (2, 8, 8192, 0), (9, 3, 100, 3)],
 )
 def test_when_there_are_processes(
-    children: list[module._Child],
+    children: list[module.Reader],
     monkeypatch: pytest.MonkeyPatch,
     folder: FileSource,
     num_workers: int,
@@ -98,7 +98,7 @@ def test_when_there_are_processes(
 
 
 def test_arrays_and_few_files_are_left_to_threads(
-    folder: FileSource, children: list[module._Child], monkeypatch: pytest.MonkeyPatch
+    folder: FileSource, children: list[module.Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list(read_ahead(LOOK, make_arrays(20), range(20), num_workers=2))
     monkeypatch.setattr(module, "PROCESS_MIN_IMAGES", len(folder) + 1)
@@ -106,21 +106,21 @@ def test_arrays_and_few_files_are_left_to_threads(
     assert children == []
 
 
-def test_processes_end_with_an_early_stop(folder: FileSource, children: list[module._Child]) -> None:
+def test_processes_end_with_an_early_stop(folder: FileSource, children: list[module.Reader]) -> None:
     with closing(read_ahead(LOOK, folder, range(len(folder)), num_workers=2)) as images:
         assert isinstance(next(images)[1], Square)
-    assert len(children) == 2 and all(child._process.returncode is not None for child in children)
+    assert len(children) == 2 and all(child.process.returncode is not None for child in children)
 
 
 def test_a_process_ends_by_itself_when_nobody_asks_any_more() -> None:
-    child = module._Child(peek, stop=True)
-    child._input.close()
-    assert child._process.wait(20) == 0
+    child = module.Reader(peek, stop=True)
+    child.input.close()
+    assert child.process.wait(20) == 0
     child.end()
 
 
 def test_a_process_that_has_ended_is_one_line(
-    folder: FileSource, children: list[module._Child], capfd: pytest.CaptureFixture[str]
+    folder: FileSource, children: list[module.Reader], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(
         DataError, match=r"a process .* ended \(exit code 1\) at .*000\.png or the 63 after it"

@@ -36,7 +36,7 @@ def test_names(content: bytes, names: list[str]) -> None:
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     content = "".join(f"folder {index}/é{index}.png\n" for index in range(50)).encode()
     names = names_of(content)
-    monkeypatch.setattr(piped, "_BLOCK_BYTES", 7)
+    monkeypatch.setattr(piped, "BLOCK_BYTES", 7)
     assert names_of(content) == names and len(names) == 50
     assert names_of(content.replace(b"\n", b"\0")) == names
 

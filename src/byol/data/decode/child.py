@@ -12,20 +12,20 @@ class Child:
     def __init__(self, program: str, *, quiet: bool = False) -> None:
         """`quiet`: whether its standard error is dropped."""
         # -P: modules in the current folder must not replace those of libraries.
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if quiet else None,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._input, self._output = self._process.stdin, self._process.stdout
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.input, self.output = self.process.stdin, self.process.stdout
 
     def end(self) -> None:
         """Kill it, if it has not ended."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._input, self._output):
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.input, self.output):
             with suppress(OSError):  # buffered data can no longer be written
                 stream.close()

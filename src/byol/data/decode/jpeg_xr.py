@@ -90,8 +90,8 @@ class _Worker(Child):
         Raises:
             OSError, EOFError: it has ended.
         """
-        _write(self._input, file)
-        return json.loads(_read(self._output)), _read(self._output)
+        _write(self.input, file)
+        return json.loads(_read(self.output)), _read(self.output)
 
 
 _lock = threading.Lock()

@@ -61,9 +61,9 @@ class Batches:
         self.where = _describe(packed, place)
         self.wait_s = 0.0  # total time that the consumer has waited for images
         if place == "device":
-            self._store: _DeviceStore | _HostStore = _DeviceStore(packed, device)
+            self._store: DeviceStore | HostStore = DeviceStore(packed, device)
         else:
-            self._store = _HostStore(
+            self._store = HostStore(
                 packed.read(np.arange(len(packed))) if place == "ram" else packed.file, device
             )
         self._sizes = packed.sizes
@@ -98,7 +98,7 @@ class Batches:
         return Batch(self._store.deliver(prepared).permute(0, 3, 1, 2), sizes)
 
 
-class _HostStore:
+class HostStore:
     """Images in RAM or in a file: threads copy the rows, the consumer sends them to the device."""
 
     def __init__(self, images: Real[np.ndarray, "n px px channels"] | RowFile, device: torch.device) -> None:
@@ -119,7 +119,7 @@ class _HostStore:
         return send_stored(prepared, self._device, non_blocking=pins(self._device))
 
 
-class _DeviceStore:
+class DeviceStore:
     """All images on the GPU: each step sends only indices."""
 
     def __init__(self, packed: Packed, device: torch.device) -> None:

@@ -84,8 +84,8 @@ def _open_lookers(
     if not (small and num_processes > 1 and num_images >= PROCESS_MIN_IMAGES and sys.executable):
         yield lambda indices: look_at_each(lambda index: look(source.item(index)), indices, stop=stop)
         return
-    idle: SimpleQueue[_Child] = SimpleQueue()
-    children = [_Child(look, stop=stop) for _ in range(num_processes)]
+    idle: SimpleQueue[Reader] = SimpleQueue()
+    children = [Reader(look, stop=stop) for _ in range(num_processes)]
     for child in children:
         idle.put(child)
 
@@ -120,7 +120,7 @@ def look_at_each(look: Callable[[T], R], items: Iterable[T], *, stop: bool) -> l
 # ---- Child processes: the side of the parent, then that of the child
 
 
-class _Child(Child):
+class Reader(Child):
     def __init__(self, look: Look[Any], *, stop: bool) -> None:
         super().__init__(f"from {__name__} import serve; serve()")
         self._first: tuple[Look[Any], bool] | None = (
@@ -131,15 +131,15 @@ class _Child(Child):
     def ask(self, paths: Sequence[str | LaidFile | ImageArray]) -> list[Any]:
         try:
             if self._first is not None:
-                pickle.dump(self._first, self._input)
+                pickle.dump(self._first, self.input)
                 self._first = None
-            pickle.dump(paths, self._input)
-            self._input.flush()
-            found: list[Any] = pickle.load(self._output)
+            pickle.dump(paths, self.input)
+            self.input.flush()
+            found: list[Any] = pickle.load(self.output)
             return found
         except (OSError, EOFError, pickle.UnpicklingError):
             raise DataError(
-                f"a process that reads images ended (exit code {self._process.wait()}) at {paths[0]} or "
+                f"a process that reads images ended (exit code {self.process.wait()}) at {paths[0]} or "
                 f"the {len(paths) - 1} after it; if memory is short, set trainer.num_workers=1"
             ) from None
 

@@ -14,7 +14,7 @@ from byol.data.sources.walk import pairs, stamp
 
 PIPED = "-"  # this source means standard input
 
-_BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**20
 
 
 def open_piped(
@@ -59,7 +59,7 @@ def _read_names(read: Callable[[int], bytes]) -> Names:
 
 
 def _blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    while block := read(_BLOCK_BYTES):
+    while block := read(BLOCK_BYTES):
         yield block
 
 
