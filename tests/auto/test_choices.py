@@ -194,7 +194,7 @@ def test_network_by_device() -> None:
     assert (gpu.config.network.name, gpu.config.network.stem) == ("resnet18", "auto")
     assert "network resnet10t (on a CPU)" in lines(small)
     assert (
-        "stem (first layers) for small images, network.stem=strided (for views of 48 px on a CPU)"
+        "first layers (stem) for small images, network.stem=strided (for views of 48 px on a CPU)"
         in lines(small)
     )
     assert (small.config.trainer.precision, gpu.config.trainer.precision) == ("fp32", "bf16")

@@ -49,7 +49,8 @@ def test_kinds_folders_and_sizes(tmp_path: Path) -> None:
     Image.fromarray(noise(8, 20, 20, 3)).save(tmp_path / "y" / "z.JPG")
     found = look(tmp_path)
     assert describe_files(found) == (
-        "7 files: 6 .png, 1 .jpg in 2 folders (not used as labels); byol can read all of them"
+        "7 files: 6 .png, 1 .jpg in 2 folders (training does not use them as labels); byol can read all of "
+        "them"
     )
     assert describe_kinds(found) == "3 channels, 8 bit, values 0..255"
     assert describe_sizes(found) == "longest side 20..50 px, median 20, 95 % up to 46"

@@ -198,7 +198,7 @@ def test_a_row_that_costs_too_much_is_left_out_with_a_line(
     said: list[str] = []
     table = evaluate(run_dir, overrides=["evaluation.num_centroids=1000"], say=said.append)
     (line,) = (line for line in said if line.startswith("patches"))
-    assert line.startswith("patches left out: k-means needs ")
+    assert line.startswith("patches left out: too slow, ")
     assert line.endswith("million (fewer: evaluation.num_centroids)")
     assert "patches" not in {row.features for row in table.rows} and "patches" not in table.verdict()
 

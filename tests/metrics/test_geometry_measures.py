@@ -57,7 +57,7 @@ def make_geometry(
             "Judged without labels, the trained encoder is better than the untrained one, because alignment "
             "+ uniformity, the deciding measure, is lower: alignment + uniformity -1.90 (untrained "
             "-1.70; lower is better), view-retrieval accuracy 51.0 % "
-            "(untrained 50.0 %), effective rank 40 (untrained 40).",
+            "(untrained 50.0 %; higher is better).",
         ),
         (
             make_geometry(0.52),
@@ -77,7 +77,7 @@ def make_geometry(
         (
             make_geometry(0.8, alignment=0.1, rank=9.0),
             "Measures without labels cannot tell whether the trained encoder is better than the untrained "
-            "one, because it lost more than three quarters of its effective rank: ",
+            "one, because it lost more than three quarters of its effective rank: 9 (untrained 40), ",
         ),
     ],
     ids=["better", "not better", "worse", "views lost", "rank lost"],

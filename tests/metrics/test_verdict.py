@@ -51,13 +51,15 @@ def judge_one(*rows: Row) -> Verdict:
         (
             (0.63, 0.5, 0.6),
             "bad",
-            "BYOL does not help measurably: with kNN 60.0 % against untrained 50.0 % and pixels 63.0 %; "
+            "BYOL is not better than the best baseline: with kNN 60.0 % "
+            "against untrained 50.0 % and pixels 63.0 %; "
             "the intervals of BYOL and pixels overlap.",
         ),
         (
             (0.5, 0.6, 0.6),
             "bad",
-            "BYOL does not help measurably: with kNN 60.0 % against untrained 60.0 % and pixels 50.0 %; "
+            "BYOL is not better than the best baseline: with kNN 60.0 % "
+            "against untrained 60.0 % and pixels 50.0 %; "
             "the intervals of BYOL and untrained overlap.",
         ),
     ],

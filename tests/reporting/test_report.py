@@ -113,7 +113,7 @@ def test_names_of_others_are_text(run_dir: Path, tmp_path: Path) -> None:
     [
         (0.9, "BYOL helps:", "good"),
         (0.53, "BYOL is ahead, but the difference is not certain:", "warn"),
-        (0.5, "BYOL does not help measurably:", "bad"),
+        (0.5, "BYOL is not better than the best baseline:", "bad"),
         (0.3, "BYOL does not help here:", "bad"),
     ],
 )

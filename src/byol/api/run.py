@@ -89,7 +89,7 @@ def train(
         images: a folder, a .txt or .csv list, a .npy array, the name of a known data set, or a configuration
             file (.yaml).
         output: the run folder; by default `runs/NAME`.
-        hours: training time in hours; replaces the number of epochs.
+        hours: training time in hours; training then ends after this time.
         init: weights to start from: the folder of an earlier run, a file, or "timm:MODEL".
         preset: "default", "classic", "paper" or "demo".
         overrides: other settings, such as {"trainer.max_epochs": 3}.

@@ -34,7 +34,7 @@ PASSES = {"cpu": 400_000} | dict.fromkeys(GPUS, 4_000_000)  # least number of im
 PASSES_PER_IMAGE = {"cpu": 40} | dict.fromkeys(GPUS, 200)
 DEFAULT_HOURS = {"cpu": 0.85} | dict.fromkeys(GPUS, 8.0)  # longest training, at the measured speed
 
-_STEM_WORDS = {"strided": "stem (first layers) for small images", "standard": "the usual stem (first layers)"}
+_STEM_WORDS = {"strided": "first layers (stem) for small images", "standard": "the usual first layers (stem)"}
 _TURN_WORDS = {"vertical_flip": "flips", "rotation": "rotation", "turn": "quarter turns"}
 _DOMAIN_WORDS = {
     "photo": "photos",
@@ -209,9 +209,9 @@ def _choose_network(partial_config: PartialConfig, *, view_px: int, machine: Mac
                 )
             )
     if "trainer.precision" in partial_config.resolvable:
-        reason, words = "the hardware does not support bf16", "computes with 32-bit numbers, fp32"
+        reason, words = "the hardware does not support bf16", "the network computes in fp32, 32-bit numbers"
         if machine.precision == "bf16":
-            reason, words = "the hardware supports it", "computes with 16-bit numbers, bf16"
+            reason, words = "the hardware supports it", "the network computes in bf16, fast 16-bit numbers"
         choices.append(Choice("trainer.precision", machine.precision, words, reason))
     return choices
 

@@ -38,7 +38,7 @@ def describe_files(found: Examined) -> str:
     kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(4))
     kinds += ", ..." if len(suffixes) > 4 else ""
     folders = found.count_folders()
-    where = f" in {folders} folders (not used as labels)" if folders > 1 else ""
+    where = f" in {folders} folders (training does not use them as labels)" if folders > 1 else ""
     files = f"{total:,} files: {kinds}"
     if len(suffixes) == 1:
         files = f"{total:,} {next(iter(suffixes)) or 'files without suffix'}"

@@ -13,19 +13,22 @@ from byol.cli import commands
 from byol.config.schema import DeviceSetting
 
 _PRESET = (
-    "a set of settings: default (byol chooses from the images), classic (those of PyTorch-BYOL), paper "
-    "(those of the BYOL paper) or demo (a small network)"
+    "a set of settings: default (byol chooses from the images), classic (those of an older project, "
+    "PyTorch-BYOL), paper (those of the BYOL paper) or demo (a small network)"
 )
-_HOURS = "training time in hours, such as 2 or 0.5; replaces the number of epochs"
+_HOURS = "training time in hours, such as 2 or 0.5; training then ends after this time"
 _RUN = "folder that `byol train` wrote, such as runs/cells"
-_LABELS = "CSV file with the columns file,label; images without a label are left out"
+_LABELS = (
+    "CSV file with the columns file,label; images without a label are left out (default: folders named after "
+    "classes, if there are any)"
+)
 _COLOURS = "CSV file with the columns file,label that colours the map"
 _METADATA_COLOURS = "CSV file with a column file and more columns that can colour the map"
 _TEST = (
     "labelled images to test on (default: the test split of the data set, or a fifth of the labelled images)"
 )
 _FOLDER = "folder for the results (default: runs/ and the name of the image folder)"
-_SETTINGS = "a setting, such as trainer.max_epochs=40; `byol config` lists them"
+_SETTINGS = "a setting, such as {example}; `byol config` lists all"
 _DEVICE = "device to compute on (default: a GPU if there is one)"
 _IMAGES = (
     "a folder, an image, a .txt or .csv file with image paths, a .npy array, or - to read paths from "
@@ -39,7 +42,7 @@ _EPILOG = """examples:
   byol train IMAGES/ --hours 2               train for two hours
   byol train IMAGES/ --init runs/cells       start from the weights of an earlier run
   byol train config.yaml trainer.max_epochs=40
-  byol eval runs/cells --labels cells.csv    compare with pixels and an untrained encoder
+  byol eval runs/cells --labels cells.csv    compare with simple methods
   byol compare runs/a runs/b                 compare results and settings
   byol card runs/cells                       write a description: method, results, limits
   byol report runs/cells                     write one HTML page with all results
@@ -88,9 +91,12 @@ def _command(
     summary: str,
     example: str | None = None,
     *,
-    takes_settings: bool = False,
+    setting: str | None = None,
 ) -> Callable[[Callable[[_Add], None]], None]:
-    """Register a command: the decorated function has its name and adds its arguments."""
+    """Register a command: the decorated function has its name and adds its arguments.
+
+    `setting` is an example of the settings that the command takes, if it takes any.
+    """
 
     def register(fill: Callable[[_Add], None]) -> None:
         name = fill.__name__.removeprefix("_")
@@ -105,9 +111,16 @@ def _command(
                 allow_abbrev=False,
             )
             parser.set_defaults(command=run)
-            fill(parser.add_argument)
-            if takes_settings:  # for the help: `main` takes the settings out before argparse reads the rest
-                parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=_SETTINGS)
+            add_argument = parser.add_argument
+            fill(add_argument)
+            if setting is not None:  # for the help: `main` takes them out before argparse reads the rest
+                add_argument(
+                    "settings",
+                    nargs="*",
+                    default=[],
+                    metavar="KEY=VALUE",
+                    help=_SETTINGS.format(example=setting),
+                )
 
         _COMMANDS.append(add)
 
@@ -122,7 +135,7 @@ def _read_number(text: str) -> int | str:
 @_command(
     commands.demo_command,
     "try byol on generated images: train, evaluate, print a table of accuracies",
-    takes_settings=True,
+    setting="trainer.max_epochs=40",
 )
 def _demo(add: _Add) -> None:
     add(
@@ -139,7 +152,7 @@ def _demo(add: _Add) -> None:
     commands.check_command,
     "check all images for problems and show what training would do",
     "byol check IMAGES/ --test TEST/",
-    takes_settings=True,
+    setting="trainer.max_epochs=40",
 )
 def _check(add: _Add) -> None:
     add("source", help="images or a configuration file, as for `byol train`")
@@ -151,14 +164,14 @@ def _check(add: _Add) -> None:
         help="folder for the report (default: check/ and the name of the image folder)",
     )
     add("--preset", help=_PRESET)
-    add("--hours", help=_HOURS)
+    add("--hours", help="training time to plan for, in hours, such as 2 or 0.5")
 
 
 @_command(
     commands.train_command,
     "train an encoder, or continue a run",
     "byol train IMAGES/ -o runs/cells",
-    takes_settings=True,
+    setting="trainer.max_epochs=40",
 )
 def _train(add: _Add) -> None:
     add(
@@ -186,9 +199,9 @@ def _train(add: _Add) -> None:
 
 @_command(
     commands.run_command,
-    "train and evaluate in one command (the same as `python run.py`)",
+    "train and evaluate in one command",
     "byol run config.yaml",
-    takes_settings=True,
+    setting="trainer.max_epochs=40",
 )
 def _run(add: _Add) -> None:
     add("source", nargs="?", default="config.yaml", help="configuration file (default: %(default)s)")
@@ -201,7 +214,7 @@ def _run(add: _Add) -> None:
     commands.eval_command,
     "measure how good the encoder of a run is",
     "byol eval runs/cells --labels cells.csv",
-    takes_settings=True,
+    setting="evaluation.folds=5",
 )
 def _eval(add: _Add) -> None:
     add("run", type=Path, help=_RUN)
@@ -221,8 +234,8 @@ def _eval(add: _Add) -> None:
     add(
         "--groups",
         metavar="COLUMN",
-        help="keep all images with the same value in this column of the labels (such as plate) on one side "
-        "of every split; COLUMN 'folder' groups by folder. Uses 5-fold cross-validation unless "
+        help="keep all images with the same value in this column of the labels (such as plate) in one "
+        "part, training or test; COLUMN 'folder' groups by folder. Uses 5-fold cross-validation unless "
         "--folds says otherwise",
     )
     add(
@@ -255,7 +268,7 @@ def _card(add: _Add) -> None:
     commands.report_command,
     "write one HTML page with the results of a run",
     "byol report runs/cells",
-    takes_settings=True,
+    setting="trainer.device=cpu",
 )
 def _report(add: _Add) -> None:
     add("run", type=Path, help=_RUN)
@@ -274,7 +287,7 @@ def _report(add: _Add) -> None:
     commands.explore_command,
     "browse the images of a run in your web browser, on this computer only",
     "byol explore runs/cells --open",
-    takes_settings=True,
+    setting="trainer.device=cpu",
 )
 def _explore(add: _Add) -> None:
     add("run", type=Path, help=_RUN)
@@ -299,8 +312,8 @@ def _embed(add: _Add) -> None:
         "--columns",
         choices=COLUMNS,
         default="wide",
-        help="wide: a column for each feature; vector (.parquet only): one list column, with file paths, as "
-        "FiftyOne and embedding-atlas read it (default: %(default)s)",
+        help="wide: a column for each feature; vector (.parquet only): all features as a list in one "
+        "column, as FiftyOne and embedding-atlas read it (default: %(default)s)",
     )
     add(
         "--metadata",
@@ -337,7 +350,7 @@ def _export(add: _Add) -> None:
     commands.finetune_command,
     "train a classifier that starts from the encoder of a run",
     "byol finetune runs/cells --labels cells.csv --fraction 0.1",
-    takes_settings=True,
+    setting="trainer.device=cpu",
 )
 def _finetune(add: _Add) -> None:
     add("source", type=Path, help="run folder, or a folder that holds an encoder")
@@ -381,7 +394,7 @@ def _predict(add: _Add) -> None:
     commands.config_command,
     "print the complete configuration",
     "byol config config.yaml trainer.max_epochs=10 > mine.yaml",
-    takes_settings=True,
+    setting="trainer.max_epochs=40",
 )
 def _config(add: _Add) -> None:
     add("file", nargs="?", type=Path, help="configuration file")

@@ -133,14 +133,15 @@ class Description:
     def _render_metadata(self) -> list[str]:
         """List columns with warnings first. A single warning text keeps the output on one screen."""
         columns = sorted(self.metadata, key=lambda one: not one.warning)
-        cells = [
-            ["column predicted from features", "values", "balanced accuracy", "95 % interval", "chance", ""]
-        ]
+        about = (
+            "can the value of a column be predicted from the features? Yes, if accuracy is far above chance"
+        )
+        cells = [["column", "values", "balanced accuracy", "95 % interval", "chance", ""]]
         for one in columns[:_MOST_COLUMNS]:
             interval = percent_range(one.low95, one.high95)
             numbers = str(one.num_values), percent(one.accuracy), interval, percent(one.chance)
             cells.append([one.column, *numbers, "batch effect?" if one.warning else ""])
-        lines = render_columns(cells, left=[True, False, False, False, False, True])
+        lines = [about, "", *render_columns(cells, left=[True, False, False, False, False, True])]
         if len(columns) > _MOST_COLUMNS:
             lines.append(f"and {len(columns) - _MOST_COLUMNS} more columns in {FILE_NAME}")
         if columns[0].warning:

@@ -159,7 +159,7 @@ def find_obstacle(spec: EncoderSpec, *, num_images: int, num_classes: int, num_c
     limit = count_encoder_work(spec) + per_value * spec.num_features
     if work > limit:
         return (
-            f"k-means needs {work / 1e6:.3g} million multiplications per image, the encoder "
+            f"too slow, {work / 1e6:.3g} million multiplications per image, the encoder "
             f"{limit / 1e6:.3g} million"
         )
     if (num_values := NUM_QUADRANTS * num_centroids * num_images) > MOST_VALUES:

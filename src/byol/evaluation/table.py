@@ -178,7 +178,7 @@ def evaluate(
             )
         say(_describe_judged(candidate, judged))
     if num_reused:
-        say(f"{num_reused} of {len(rows)} rows come from the cache in {cache_folder}")
+        say(f"{num_reused} of {len(rows)} rows were computed before; read from {cache_folder}")
     table = Table(
         split=splits.description,
         protocol=splits.protocol,
@@ -253,8 +253,9 @@ def _explain_rows(rows: Sequence[Row]) -> list[str]:
     target = "; byol target: its moving average, the target network"
     return wrap(
         f"{ONLINE}: the trained encoder (BYOL below){target if 'byol target' in names else ''}.",
-        "dims: number of features; top-1: share of test images that are classified correctly; balanced: mean "
-        "of this share over the classes; C, k, temperature: settings of the classifiers.",
+        "pca-N: pixels reduced to N numbers; dims: number of features; top-1: share of test images that are "
+        "classified correctly; balanced: mean of this share over the classes; C, k, temperature: settings of "
+        "the classifiers.",
     )
 
 

@@ -72,8 +72,8 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
     """
     figures = (
         f"alignment + uniformity {_loss(trained):.2f} (untrained {_loss(untrained):.2f}; lower is better), "
-        f"view-retrieval accuracy {percent(trained.retrieval)} (untrained {percent(untrained.retrieval)}), "
-        f"effective rank {trained.rank:.0f} (untrained {untrained.rank:.0f})"
+        f"view-retrieval accuracy {percent(trained.retrieval)} (untrained {percent(untrained.retrieval)}; "
+        "higher is better)"
     )
     gain = _loss(untrained) - _loss(trained)
     start, rule = (
@@ -95,7 +95,8 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
     if trained.rank < _LOST_RANK * untrained.rank:
         return (
             "Measures without labels cannot tell whether the trained encoder is better than the untrained "
-            f"one, because it lost more than three quarters of its effective rank: {figures}."
+            f"one, because it lost more than three quarters of its effective rank: {trained.rank:.0f} "
+            f"(untrained {untrained.rank:.0f}), {figures}."
         )
     return f"{start} better than the untrained one, because {rule} is lower: {figures}."
 

@@ -63,7 +63,7 @@ def _judge(rows: Sequence[Judged]) -> Verdict | None:
         kind, start = "bad", "BYOL does not help here"
         end = f"; the interval of BYOL lies below that of {best.features}"
     elif byol.top1 <= best.top1:
-        kind, start = "bad", "BYOL does not help measurably"
+        kind, start = "bad", "BYOL is not better than the best baseline"
         end = f"; the intervals of BYOL and {best.features} overlap"
     elif overlapping:
         kind, start = "warn", "BYOL is ahead, but the difference is not certain"

@@ -101,8 +101,8 @@ def describe_clipped(share: float) -> Iterator[str]:
     if share > 0.0:
         percent = f"{100 * share:.2g} %" if share >= _LEAST_SAID else "a few"
         yield (
-            f"{percent} of all values lie outside the training range and are clipped to black or white; "
-            "training with data.clip=0 clips no value of the training images"
+            f"{percent} of all values are very low or very high; training clips them (to black or white), "
+            "and with data.clip=0 it clips none"
         )
 
 
