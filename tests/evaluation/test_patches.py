@@ -182,8 +182,8 @@ def test_the_rule_bounds_work_and_memory(spec: EncoderSpec, monkeypatch: pytest.
     work = count_work(spec, num_centroids=400) + 3 * 4000 * (1600 - spec.num_features)
     monkeypatch.setattr(patches, "count_encoder_work", lambda _: work)
     assert find(num_images=1000, num_centroids=400) is None
-    assert "k-means needs " in str(find(num_images=1000, num_centroids=401))
-    assert "k-means needs " in str(find(num_images=1000, num_centroids=400, num_classes=4))
+    assert "too slow, " in str(find(num_images=1000, num_centroids=401))
+    assert "too slow, " in str(find(num_images=1000, num_centroids=400, num_classes=4))
     most = 2**28 // 1600
     assert find(num_images=most, num_centroids=400) is None
     assert find(num_images=most + 1, num_centroids=400) == (

@@ -130,8 +130,8 @@ def compare(now: Measures, before: Measures) -> tuple[str, str]:
     if before.knn is not None and now.knn is not None:
         parts.append(f"kNN {percent(before.knn)} -> {percent(now.knn)}")
     return (
-        f"from the start to the end of the training, on at most {NUM_IMAGES} training images (higher is "
-        "better; `byol eval` judges the encoder, on more images and other views, so its values differ):",
+        f"on at most {NUM_IMAGES} training images, start -> end (more is better; byol eval takes more "
+        "images and other views):",
         ", ".join(parts),
     )
 
