@@ -29,7 +29,7 @@ from byol.data.pack.packed import ARRAYS, CHECKSUMS, digest_file, open_pack
 from byol.encoder.classifier import load_classifier
 from byol.encoder.encoder import load
 from byol.runfolder import checkpoint
-from byol.training import best, initial_weights, rollback
+from byol.training import best, initial_weights, rollback, skipped
 from byol.training.runlog import read_metrics
 from byol.weights.files import read_weights
 from edits import edit_json
@@ -277,6 +277,20 @@ def test_records_of_a_run(form: str, marker: Path, tmp_path: Path) -> None:
     for name, read in readers.items():
         (tmp_path / name).write_bytes(content)
         check_refused(marker, lambda read=read: read(tmp_path), CheckpointError, ConfigError)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_steps_that_were_not_applied(form: str, marker: Path, tmp_path: Path) -> None:
+    """`byol replay` reads a record and weights; the name of the file has the right checksum."""
+    content = FORMS[form](marker)
+    folder = tmp_path / skipped.FOLDER
+    folder.mkdir()
+    (folder / "step-00000003.json").write_bytes(content)
+    check_refused(marker, lambda: skipped.read(tmp_path, 3), CheckpointError)
+    name = f"step-00000003-{hashlib.sha256(content).hexdigest()[:12]}.safetensors"
+    (folder / name).write_bytes(content)
+    record = skipped.Skipped(3, "nan", "nan", 0.1, 0, 1, 1, 1, 1, [0], ["a.png"], weights=name)
+    check_refused(marker, lambda: skipped.read_weights(tmp_path, record), CheckpointError)
 
 
 @pytest.mark.parametrize("name", ["eval.json", "measures.json", "start.json", "best.json", "environment.json",

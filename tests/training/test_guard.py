@@ -16,7 +16,7 @@ from byol.config import Config, load_config
 from byol.method.networks import Byol
 from byol.method.schedule import Plan
 from byol.runfolder import checkpoint
-from byol.training import guard, loop, rollback
+from byol.training import loop, rollback, skipped
 from byol.training.loop import train
 from byol.training.runlog import read_metrics
 
@@ -107,13 +107,14 @@ def test_a_step_is_left_out_and_recorded(
     assert outcome == loop.TrainingOutcome(TOTAL_STEPS, TOTAL_STEPS, None)
     lines = [line for line in printed.splitlines() if "byol did not apply" in line]
     assert len(lines) == 3 and "step 9, which is not finite (loss nan, gradient norm nan)" in lines[0]
+    assert f"`byol replay {tmp_path / 'run'} 9` finds where it begins" in lines[0]
     assert [m.done for m in read_metrics(tmp_path / "run")] == [
         done for done in range(1, TOTAL_STEPS + 1) if done not in (10, 14, 15)
     ]
     # A checkpoint in the middle of a series waits until a step is finite.
     names = [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")]
     assert names == ["step-00000024.pt", "step-00000021.pt"]
-    record = json.loads((tmp_path / "run" / guard.FOLDER / "step-00000009.json").read_text())
+    record = json.loads((tmp_path / "run" / skipped.FOLDER / "step-00000009.json").read_text())
     plan = Plan.of(configure(images), num_images=67)
     assert record["rows"] == plan.indices(9).tolist()
     assert record["images"] == [f"{row:06d}" for row in record["rows"]]

@@ -195,6 +195,17 @@ def refuse_overrides(options: argparse.Namespace, what: str) -> None:
         raise ConfigError(f"override '{options.overrides[0]}': {what} takes no settings; leave it out")
 
 
+def replay_command(options: argparse.Namespace) -> int:
+    if not isinstance(options.step, int | None):
+        raise ConfigError(f"step: '{options.step}' is not a number; give that of a step, such as 1234")
+    from byol.training.replay import replay
+
+    found = replay(options.run, options.step, overrides=options.overrides, console=make_console())
+    for line in found.explain():
+        say(line)
+    return 0
+
+
 def report_command(options: argparse.Namespace) -> int:
     path = _call(byol.report, options, progress=True)
     say(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, opens without network)")

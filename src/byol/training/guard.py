@@ -3,42 +3,23 @@
 After LIMIT such steps in a row the run goes back to its last checkpoint, once, with half the learning rate.
 """
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from byol.base.console import Say
-from byol.base.files import write_fields
+from byol.base.errors import CheckpointError
 from byol.runfolder import checkpoint
-from byol.training import alarms, best, rollback
+from byol.training import alarms, best, rollback, skipped
 from byol.training.rollback import Rollback
 from byol.training.setup import Setup
+from byol.training.skipped import Skipped
 from byol.training.step import Computed
 from byol.training.update import apply_step, measure
 
 LIMIT = 3  # successive steps that are not applied, after which the run has failed
-FORMAT = 1
-FOLDER = "skipped"
 _MAX_FILES = 20  # a run that skips one step after the other must not fill the disk
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """The content of `skipped/step-*.json`: all that a step depends on, except the weights."""
-
-    step: int
-    loss: str  # as text, because JSON has no NaN
-    gradient_norm: str
-    lr: float
-    seed: int  # `trainer.seed`
-    views_key: int  # seed of the views
-    network_key: int  # seed of PyTorch's generators on the first rank; that of rank r is larger by r
-    num_ranks: int
-    accumulation_steps: int
-    rows: list[int]  # of the images in the pack, in the order of the batch
-    images: list[str]  # their names
 
 
 class Guard:
@@ -51,6 +32,7 @@ class Guard:
         self.in_a_row = 0 if setup.watch is None else int(setup.watch.get("skipped", 0))
         self.failed_at: int | None = None  # the last of LIMIT successive steps that were not applied
         self._num_files = 0
+        self._weights: str | None = None  # the file with the weights of the current series of such steps
 
     @property
     def state(self) -> dict[str, Any]:
@@ -69,7 +51,7 @@ class Guard:
             statistics=computed.statistics,
         )
         if applied is not None:
-            self._count(step, None if applied else measured.tolist(), computed.num_microbatches)
+            self._count(step, None if applied else measured.tolist(), computed.num_microbatches, since=0)
         else:
             self._unread.append((step, measured, computed.num_microbatches))
 
@@ -78,29 +60,33 @@ class Guard:
         if self._unread:
             found = torch.stack([measured for _, measured, _ in self._unread])
             is_finite = torch.isfinite(found).all(dim=1).tolist()
-            for (step, _, number), good, values in zip(self._unread, is_finite, found.tolist(), strict=True):
-                self._count(step, None if good else values, number)
+            for place, (step, _, number) in enumerate(self._unread):
+                values = None if is_finite[place] else found[place].tolist()
+                self._count(step, values, number, since=sum(is_finite[place:]))
             self._unread.clear()
 
-    def _count(self, step: int, bad: list[float] | None, num_microbatches: int) -> None:
-        """Count a step; `bad`: loss and gradient norm of one that was not applied."""
+    def _count(self, step: int, bad: list[float] | None, num_microbatches: int, *, since: int) -> None:
+        """Count a step; `bad`: loss and gradient norm of one that was not applied.
+
+        `since`: steps after it that have been applied already, because the host looks late.
+        """
         if self.failed_at is not None:
             return
         self.in_a_row = 0 if bad is None else self.in_a_row + 1
         if bad is None:
+            self._weights = None
             return
-        self._record(step, bad, num_microbatches)
+        self._record(step, bad, num_microbatches, since=since)
         if self.in_a_row == LIMIT:
             self.failed_at = step
 
-    def _record(self, step: int, values: list[float], num_microbatches: int) -> None:
+    def _record(self, step: int, values: list[float], num_microbatches: int, *, since: int) -> None:
         setup, plan = self._setup, self._setup.plan
         rows: list[int] = plan.indices(step).tolist()
         found = f"loss {values[0]:.3g}, gradient norm {values[1]:.3g}"
         where = ""
         if self._num_files < _MAX_FILES and setup.ranks.is_main:
-            path = setup.run_dir / FOLDER / f"step-{step:08d}.json"
-            skipped = Skipped(
+            record = Skipped(
                 step=step,
                 loss=f"{values[0]:.9g}",
                 gradient_norm=f"{values[1]:.9g}",
@@ -112,11 +98,28 @@ class Guard:
                 accumulation_steps=num_microbatches,
                 rows=rows,
                 images=[setup.images.names[row] for row in rows],
+                weights=self._save_weights(step),
+                steps_between=since,
+                data_fingerprint=setup.images.fingerprint,
+                device=setup.ranks.device.type,
+                dtype=str(setup.ranks.dtype).removeprefix("torch."),
+                num_threads=torch.get_num_threads(),
             )
-            write_fields(path, {"format": FORMAT, **asdict(skipped)})
+            path = skipped.write(setup.run_dir, record)
             self._num_files += 1
             where = f"; {path.relative_to(setup.run_dir)} names its images"
+            if record.weights is not None:
+                where += f", and `byol replay {setup.run_dir} {step}` finds where it begins"
         self._say(f"warning: byol did not apply step {step}, which is not finite ({found}){where}")
+
+    def _save_weights(self, step: int) -> str | None:
+        """Return the file with the weights, which all steps of a series share; None: the disk refuses it."""
+        if self._weights is None:
+            try:
+                self._weights = skipped.write_weights(self._setup.run_dir, self._setup.byol, step=step)
+            except CheckpointError as error:
+                self._say(f"warning: {error}; without this file, `byol replay` cannot repeat step {step}")
+        return self._weights
 
 
 def roll_back(setup: Setup, *, failed_at: int, say: Say) -> int:
