@@ -4,17 +4,22 @@ import io
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from rich.console import Console
 
 from byol.base.errors import DivergedError
 from byol.config import Config, load_config
 from byol.method.networks import Byol
 from byol.method.schedule import Plan
+from byol.reporting.card import make_card
+from byol.reporting.report import write_report
+from byol.reporting.run_summary import read_summary
 from byol.runfolder import checkpoint
 from byol.training import loop, rollback, skipped
 from byol.training.loop import train
@@ -144,12 +149,48 @@ def test_the_run_goes_back_with_half_the_rate(
     assert outcome.done == TOTAL_STEPS
     assert "steps 10 to 12 are not finite; going back to the checkpoint of step 7 with half" in printed
     assert rollback.read(run_dir) == rollback.Rollback(failed_at=12, back_to=7, lr_share=0.5)
+    summary = read_summary(run_dir)
+    assert summary.incidents == (
+        "3 steps were not applied, because loss or gradient was not finite (10, 11, 12).",
+        "After step 12 the training went back to its checkpoint of step 7 and continued with 0.5 times the "
+        "learning rate.",
+    )
+    assert all(sentence in make_card(summary) for sentence in summary.incidents)
+    assert "The training was unstable" in make_card(summary)
+    page = write_report(run_dir, most_images=20).read_text()
+    assert all(escape(sentence) in page for sentence in summary.incidents)
     plan = Plan.of(configure(images), num_images=67)
     metrics = read_metrics(run_dir)
     assert [line.done for line in metrics] == list(range(1, TOTAL_STEPS + 1))
     assert [line.lr for line in metrics] == [
         plan.lr(step) * (1.0 if step < 7 else 0.5) for step in range(TOTAL_STEPS)
     ]
+
+
+@pytest.mark.slow
+def test_the_time_of_abandoned_steps_counts(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow failure takes most of the time, so few steps are left."""
+    run_dir = tmp_path / "run"
+    poison = Poison(monkeypatch, 10, 11, 12, times=1)
+    forward = poison.forward
+
+    def slow(byol: Byol, *views: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        if poison._step in (10, 11, 12) and poison._seen[poison._step] == 1:
+            time.sleep(1.0)
+        return forward(byol, *views, symmetric=symmetric)
+
+    monkeypatch.setattr(poison, "forward", slow)
+    config = configure(images, "trainer.max_epochs=null", f"trainer.max_hours={8 / 3600}")
+    poison._keys |= {
+        Plan.of(config, num_images=67, expected_steps=30).key("views", n): n for n in range(9999)
+    }
+    train(config, run_dir, step_s=8 / 30)
+    record = rollback.read(run_dir)
+    assert record is not None and record.abandoned_s >= 6.0
+    state, _ = checkpoint.read_latest(run_dir)
+    assert state is not None and 6.0 <= state["pace"]["elapsed_s"] <= 20.0
 
 
 @pytest.mark.slow

@@ -48,6 +48,29 @@ def run(
         clock.now_s += 12345.0  # time between two starts is nobody's
 
 
+def test_abandoned_time_counts_as_used_but_not_as_speed() -> None:
+    """A run of 180 s at 0.5 s a step fails after 100 s and goes back to its checkpoint at 60 s."""
+    plan, clock = make_plan(expected_steps=360), Clock()
+    budget = TimeBudget(plan, saved=None, now=clock)
+    budget.start()
+    for done in range(1, 121):
+        clock.now_s += 0.5
+        budget.follow(done)
+    saved = budget.state()
+    assert saved is not None and saved["elapsed_s"] == 60.0
+    budget = TimeBudget(plan, saved=saved, abandoned_s=40.0, now=clock)
+    budget.start()
+    done, positions = 120, []
+    while not budget.is_last(done):
+        positions.append(budget.position(done))
+        clock.now_s += 0.5
+        done += 1
+        budget.follow(done)
+    assert budget.elapsed_s == pytest.approx(180.0, abs=1.0)
+    assert done == pytest.approx(120 + 160, abs=2)  # 80 s are left at 0.5 s a step
+    assert positions == sorted(positions) and budget.position(done) == pytest.approx(plan.total_steps)
+
+
 SPEEDS: dict[str, Callable[[int], float]] = {
     "as expected": lambda step: 0.5,
     "five times faster": lambda step: 0.1,

@@ -159,6 +159,7 @@ def _describe_optimisation(run: RunSummary) -> list[str]:
         f"after {plan.warmup_steps} steps of linear warm-up{fall}; the target network is a moving average "
         f"with tau {tau}.",
         f"{run.done:,} steps ({epochs:.4g} epochs), seed {config.trainer.seed}.",
+        *run.incidents,
     ]
 
 
@@ -279,6 +280,11 @@ def _list_limitations(run: RunSummary) -> list[str]:
     verdict = run.metrics[-1].verdict if run.metrics else "healthy"
     if verdict != "healthy":
         lines.append(f"At the last check the training was *{verdict}*: its projections are too similar.")
+    if run.rollback is not None:
+        lines.append(
+            "The training was unstable: its learning rate was too high for these images, and byol lowered it "
+            "on the way (see Method)."
+        )
     lines += _list_warnings_of_metadata(run)
     if run.config.trainer.max_epochs is not None and run.num_images is not None:
         total = Plan.of(run.config, num_images=run.num_images, expected_steps=run.done).total_steps

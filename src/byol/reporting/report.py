@@ -253,7 +253,7 @@ def _describe(run: RunSummary, shown: _Shown | None, places: Json | None, *, mis
         "run": shlex.quote(str(run.run_dir)),
         "today": date.today().isoformat(),
         "verdict": parts.summarise(run),
-        "health": parts.describe_health(run.metrics),
+        "health": " ".join([parts.describe_health(run.metrics), *run.incidents]).strip(),
         "key_facts": _list_key_figures(run, shown),
         "evaluation": evaluation,
         "seen": SEEN,

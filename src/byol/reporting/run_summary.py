@@ -13,13 +13,15 @@ from byol.evaluation.splits import TEST_PART
 from byol.metrics import verdict
 from byol.runfolder import environment
 from byol.runfolder.settings import read_config
-from byol.training import best
+from byol.training import best, rollback
 from byol.training import initial_weights as start
 from byol.training.runlog import Metrics, count_seconds, read_metrics
+from byol.training.skipped import MAX_RECORDS, list_steps
 
 Json = dict[str, Any]
 
 _OPTIONS = ("labels", "train", "test", "weights", "folds", "groups")  # options of `byol eval`
+_MOST_STEPS = 5  # that are listed
 _OF_TABLE = ("split", "num_train", "num_test", "num_classes", "rows")
 _OF_MEASURES = ("verdict", "encoders", "neighbours", "prototypes", "outliers", "metadata")
 
@@ -88,6 +90,8 @@ class RunSummary:
     measures: Json | None  # measures.json, as docs/files.md describes it
     best: best.Marked | None
     environment: environment.Environment | None
+    rollback: rollback.Rollback | None
+    skipped: tuple[int, ...]  # steps with a record in `skipped/`, which were not applied
 
     @property
     def name(self) -> str:
@@ -110,6 +114,27 @@ class RunSummary:
         if not self.metrics:
             return None
         return count_seconds(self.metrics, batch_size=self.config.batch_size) / 3600.0
+
+    @property
+    def incidents(self) -> tuple[str, ...]:
+        """Sentences about steps that were not applied, and about going back to a checkpoint; (): none."""
+        found = []
+        if self.skipped:
+            number = len(self.skipped)
+            least = "At least " if number >= MAX_RECORDS else ""
+            several = "steps were" if number > 1 else "step was"
+            listed = ", ".join(f"{step:,}" for step in self.skipped[:_MOST_STEPS])
+            more = ", ..." if number > _MOST_STEPS else ""
+            found.append(
+                f"{least}{number:,} {several} not applied, because loss or gradient was not finite ({listed}"
+                f"{more})."
+            )
+        if (back := self.rollback) is not None:
+            found.append(
+                f"After step {back.failed_at:,} the training went back to its checkpoint of step "
+                f"{back.back_to:,} and continued with {back.lr_share:g} times the learning rate."
+            )
+        return tuple(found)
 
     @property
     def num_images(self) -> int | None:
@@ -175,6 +200,8 @@ def read_summary(run_dir: Path, overrides: Sequence[str] = ()) -> RunSummary:
         ),
         best=best.read(run_dir),
         environment=environment.read(run_dir),
+        rollback=rollback.read(run_dir),
+        skipped=tuple(list_steps(run_dir)),
     )
 
 

@@ -19,7 +19,6 @@ from byol.training.step import Computed
 from byol.training.update import apply_step, measure
 
 LIMIT = 3  # successive steps that are not applied, after which the run has failed
-_MAX_FILES = 20  # a run that skips one step after the other must not fill the disk
 
 
 class Guard:
@@ -85,7 +84,7 @@ class Guard:
         rows: list[int] = plan.indices(step).tolist()
         found = f"loss {values[0]:.3g}, gradient norm {values[1]:.3g}"
         where = ""
-        if self._num_files < _MAX_FILES and setup.ranks.is_main:
+        if self._num_files < skipped.MAX_RECORDS and setup.ranks.is_main:
             record = Skipped(
                 step=step,
                 loss=f"{values[0]:.9g}",
@@ -141,7 +140,9 @@ def roll_back(setup: Setup, *, failed_at: int, say: Say) -> int:
             again=setup.rollback is not None,
         )
     setup.ranks.wait()  # until all have read
-    record = Rollback(failed_at, back_to=int(state["done"]))
+    saved_s = 0.0 if state["pace"] is None else float(state["pace"]["elapsed_s"])
+    abandoned_s = 0.0 if setup.plan.budget_s is None else max(0.0, setup.budget.elapsed_s - saved_s)
+    record = Rollback(failed_at, back_to=int(state["done"]), abandoned_s=abandoned_s)
     if setup.ranks.is_main:
         best.forget(setup.run_dir, after=record.back_to)
         rollback.write(setup.run_dir, record)

@@ -20,10 +20,15 @@ class Rollback:
     failed_at: int  # the last of the successive steps that were not finite
     back_to: int  # finished steps of the checkpoint
     lr_share: float = _LR_SHARE  # learning rate from there on, as a fraction of the configured one
+    abandoned_s: float = 0.0  # seconds of training between checkpoint and failure; early versions lack it
 
     def lr_share_at(self, step: int) -> float:
         """Return the learning rate at a step, as a fraction of the configured one."""
         return self.lr_share if step >= self.back_to else 1.0
+
+    def abandoned_s_at(self, done: int) -> float:
+        """Return the seconds that a checkpoint of `done` steps does not know of."""
+        return self.abandoned_s if done <= self.back_to else 0.0
 
     def explain(self) -> str:
         """Return a line for the start of a run."""

@@ -132,7 +132,12 @@ def prepare(
         byol=byol,
         network=ranks.wrap(byol),
         optimizer=optimizer,
-        budget=TimeBudget(plan, saved=None if state is None else state.get("pace"), agree=ranks.from_main),
+        budget=TimeBudget(
+            plan,
+            saved=None if state is None else state.get("pace"),
+            abandoned_s=0.0 if rolled_back is None else rolled_back.abandoned_s_at(done),
+            agree=ranks.from_main,
+        ),
         begun=begun,
         num_microbatches=choose_num_microbatches(config, state, ranks=ranks),
         done=done,

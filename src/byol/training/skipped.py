@@ -21,6 +21,7 @@ from byol.base.files import read_fields, write_atomically, write_fields
 
 FORMAT = 1
 FOLDER = "skipped"
+MAX_RECORDS = 20  # of each start: a run that skips one step after the other must not fill the disk
 KEEP_WEIGHTS = 2  # files of weights in a run folder, each about two thirds of a checkpoint
 _RECORD = re.compile(r"step-([0-9]{8,12})\.json")
 _WEIGHTS = re.compile(r"step-[0-9]{8,12}-[0-9a-f]{12}\.safetensors")

@@ -7,7 +7,7 @@ runs out at the measured speed. byol fits the line again from time to time; posi
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from byol.method.schedule import Plan
@@ -37,11 +37,13 @@ class TimeBudget:
         plan: Plan,
         *,
         saved: dict[str, Any] | None,
+        abandoned_s: float = 0.0,
         agree: Callable[[float], float] = lambda seconds: seconds,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`saved`: `state()` in a checkpoint; None: a new run.
 
+        `abandoned_s`: seconds that the run trained after this state and then gave up, which count as used.
         `agree` receives a rank's seconds and returns the first rank's; all ranks call it at the same steps.
         """
         self._plan, self._agree, self.now = plan, agree, now
@@ -50,7 +52,10 @@ class TimeBudget:
         self._start_s: float | None = None
         self._fit: Fit | None = None
         if saved is not None:
-            self._fit = Fit(**saved["fit"])
+            self._fit = fit = Fit(**saved["fit"])
+            if abandoned_s > 0.0:  # they tell nothing about the speed, but less time is left: fit soon
+                self._elapsed_s += abandoned_s
+                self._fit = replace(fit, elapsed_s=fit.elapsed_s + abandoned_s, due=fit.step + 1)
         elif plan.budget_s is not None:
             step_s = plan.budget_s / plan.total_steps
             due = self._next_fit(0, step_s=step_s, end=plan.total_steps)
