@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import re
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from byol.data.decode.image import decode
 from byol.data.labels.label_file import match_labels
 from byol.data.pack.images import open_images
 from byol.data.pack.packed import ARRAYS, CHECKSUMS, digest_file, open_pack
+from byol.data.sources.opening import open_source
 from byol.encoder.classifier import load_classifier
 from byol.encoder.encoder import load
 from byol.runfolder import checkpoint
@@ -277,6 +279,24 @@ def test_records_of_a_run(form: str, marker: Path, tmp_path: Path) -> None:
     for name, read in readers.items():
         (tmp_path / name).write_bytes(content)
         check_refused(marker, lambda read=read: read(tmp_path), CheckpointError, ConfigError)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tar_files(form: str, marker: Path, tmp_path: Path) -> None:
+    """As the tar file itself, and as an image, an array and labels in one."""
+    content, path = FORMS[form](marker), tmp_path / "a.tar"
+    config = load_config(None, [f"data.source={path}"], preset="default")
+    path.write_bytes(content)
+    check_refused(marker, lambda: open_source(config.data), DataError)
+    with tarfile.open(path, "w") as tar:
+        for name in ("0.png", "1.npy", "2.npz", "0.cls", "1.json", "3"):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    source = open_source(config.data)
+    for index in range(len(source)):
+        check_refused(marker, lambda index=index: decode(source.item(index)), DataError)
+    assert len(source) >= 3 and not marker.exists()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -110,3 +110,17 @@ def mend_png(data: bytes) -> bytes:
         mended[end : end + 4] = zlib.crc32(data[at + 4 : end]).to_bytes(4, "big")
         at = end + 4
     return bytes(mended)
+
+
+def mend_tar(data: bytes) -> bytes:
+    """Correct the checksums of a tar file's headers, as far as their sizes lead from one to the next."""
+    mended, at = bytearray(data), 0
+    while at + 512 <= len(data):
+        header = mended[at : at + 512]
+        if any(header):
+            total = sum(header[:148]) + 8 * 32 + sum(header[156:])
+            mended[at + 148 : at + 156] = b"%06o\0 " % (total % 8**6)
+        digits = bytes(header[124:136]).strip(b" \0")
+        size = int(digits, 8) if digits and not set(digits) - set(b"01234567") else 0
+        at += 512 + -(-size // 512) * 512
+    return bytes(mended)

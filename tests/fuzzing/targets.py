@@ -34,7 +34,7 @@ from byol.reporting.embedding_map import place_by_pca, to_uint16
 from byol.reporting.explorer import Explorer, open_server
 from byol.runfolder import checkpoint
 from byol.weights.files import read_weights
-from fuzzing import seeds
+from fuzzing import containers, seeds
 from fuzzing.mutate import mend_png, mutate, mutate_value
 from runs import configure, make_run, make_spec, write_images
 from trained import open_embedded
@@ -379,6 +379,8 @@ TARGETS: dict[str, Callable[[Path], Try]] = {
     "checkpoints": checkpoints,
     "weights": weights,
     "encoders": encoders,
+    "tars": containers.tars,
+    "skipped steps": containers.skipped_steps,
     **{f"image {kind}": partial(images, kind=kind) for kind in seeds.IMAGES},
     "explorer": explorer,
 }

@@ -65,7 +65,7 @@ def embed(
 
     Args:
         run: a `Run`, a run folder, or a folder with an encoder (`RUN/target`, `RUN/best`).
-        images: a folder, an image, a .txt or .csv file with image paths, or a .npy array.
+        images: a folder, an image, a .txt or .csv file with image paths, a .npy array, or a .tar file.
         output: the file to write: .parquet, .csv, .npz or .h5ad.
         format: "parquet", "csv", "npz" or "h5ad"; by default by the suffix of `output`.
         columns: "wide": a column for each feature; "vector" (Parquet): one list column, with file paths.

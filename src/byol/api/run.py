@@ -86,8 +86,8 @@ def train(
     """Train an encoder, or continue the run in `output`: the same call continues where it stopped.
 
     Args:
-        images: a folder, a .txt or .csv list, a .npy array, the name of a known data set, or a configuration
-            file (.yaml).
+        images: a folder, a .txt or .csv list, a .npy array, a .tar file, the name of a known data set, or a
+            configuration file (.yaml).
         output: the run folder; by default `runs/NAME`.
         hours: training time in hours; training then ends after this time.
         init: weights to start from: the folder of an earlier run, a file, or "timm:MODEL".

@@ -7,10 +7,11 @@ import torch
 
 from byol.auto.choices import Choice, Chosen, Machine, choose, count_usable
 from byol.base.console import Say, silent
+from byol.base.errors import DataError
 from byol.base.text_table import describe_duration
 from byol.config import Config, PartialConfig, load_config
 from byol.data.decode.content import HEAD_BYTES, image_kind
-from byol.data.decode.formats import path_of
+from byol.data.decode.formats import Member, path_of
 from byol.data.decode.index import Source
 from byol.data.pack.packing import find_limit_px
 from byol.data.sources.opening import open_source
@@ -229,12 +230,15 @@ def _choose(partial_config: PartialConfig, look: Survey, *, world_size: int, say
 
 def _is_dicom(source: Source) -> bool:
     """Return whether the first file is DICOM, by its content."""
-    if (path := path_of(source.item(0))) is None:
-        return False
+    item = source.item(0)
     try:
+        if isinstance(item, Member):
+            return image_kind(item.read(HEAD_BYTES)) == "DICOM"
+        if (path := path_of(item)) is None:
+            return False
         with open(path, "rb") as file:
             return image_kind(file.read(HEAD_BYTES)) == "DICOM"
-    except OSError:
+    except (DataError, OSError):
         return False
 
 

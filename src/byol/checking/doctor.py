@@ -19,7 +19,7 @@ from byol.base.console import Count
 from byol.checking.duplicates import THUMBNAIL_PX, Alike, find_alike, hash_thumbnail, quantise
 from byol.data.decode.content import suffix_of
 from byol.data.decode.fitting import fit, select_channels
-from byol.data.decode.formats import Channels, ImageArray, LaidFile, path_of
+from byol.data.decode.formats import Channels, ImageArray, LaidFile, Member, path_of
 from byol.data.decode.image import load
 from byol.data.decode.index import Source
 from byol.data.decode.jpeg import find_damage_in
@@ -49,7 +49,7 @@ def look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Alp
     """
     with noting(alpha) as reading:
         loaded = load(item)
-        image, path = select_channels(loaded.pixels, channels), path_of(item)
+        image, path = select_channels(loaded.pixels, channels), _on_disk(item)
         if path is not None and NO_END not in reading.notes and (damage := find_damage_in(path)):
             note(damage)
     measured = take_measured(image, loaded.filled, channels=channels)
@@ -63,6 +63,10 @@ def look_at(item: str | LaidFile | ImageArray, *, channels: Channels, alpha: Alp
         thumbnail=quantise(thumbnail),
         notes=tuple(reading.notes),
     )
+
+
+def _on_disk(item: str | LaidFile | ImageArray) -> str | Member | None:
+    return item if isinstance(item, Member) else path_of(item)
 
 
 def _as_grey(image: ImageArray) -> Float32[np.ndarray, "side side"]:

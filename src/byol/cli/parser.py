@@ -130,8 +130,8 @@ def _check(add: _Add) -> None:
 def _train(add: _Add) -> None:
     add(
         "source",
-        help="a folder of images, a .txt or .csv file with image paths, a .npy array, a data set (stl10, "
-        "cifar10, cifar100 or `motifs`, generated images), or a configuration file (.yaml)",
+        help="a folder of images or .tar files, a .txt or .csv file with their paths, a .npy array, a data "
+        "set (stl10, cifar10, cifar100 or `motifs`, generated images), or a configuration file (.yaml)",
     )
     add("-o", "--output", type=Path, help=texts.FOLDER)
     add("--preset", help=texts.PRESET)

@@ -19,8 +19,8 @@ FOLDER = "folder for the results (default: runs/ and the name of the image folde
 SETTINGS = "a setting, such as {example}; `byol config` lists all"
 DEVICE = "device to compute on (default: a GPU if there is one)"
 IMAGES = (
-    "a folder, an image, a .txt or .csv file with image paths, a .npy array, or - to read paths from "
-    "standard input"
+    "a folder, an image, a .txt or .csv file with image paths, a .npy array, a .tar file, or - to read "
+    "paths from standard input"
 )
 EPILOG = """examples:
   byol demo                                  try it on generated images (about 4 minutes)

@@ -170,7 +170,7 @@ class DataConfig(Section):
 
     source: Text = Field(
         description="stl10, cifar10, cifar100, motifs (generated), or a path: folder, .txt or .csv list, "
-        ".npy array."
+        ".npy array, .tar file (a folder or list may hold .tar files instead of images)."
     )
     root: Text = Field(description="Folder with the official files of stl10, cifar10 and cifar100.")
     split: Text | None = Field(

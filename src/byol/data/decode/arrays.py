@@ -20,7 +20,16 @@ import numpy as np
 from jaxtyping import Shaped
 
 from byol.base.errors import DataError
-from byol.data.decode.formats import Decoded, ImageArray, Layout, RawArray, Stream, as_image, check_header
+from byol.data.decode.formats import (
+    Decoded,
+    ImageArray,
+    Layout,
+    Member,
+    RawArray,
+    Stream,
+    as_image,
+    check_header,
+)
 
 COLOURS = (1, 3, 4)  # grey, RGB, RGBA
 _CLEARLY_LAST, _CLEARLY_FIRST = 2, 4  # smallest ratio of rows and columns to channels
@@ -56,13 +65,13 @@ def find_layout(shape: tuple[int, ...], layout: Layout = "auto") -> Layout:
     )
 
 
-def find_shape(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
+def find_shape(path: str | os.PathLike[str] | Member) -> tuple[int, ...] | None:
     """Read the shape of the one numeric array in an `.npy` or `.npz` file from its header.
 
     None: the file cannot be read, or holds something else.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with _open_shortly(path) as file:
             head = file.read(_HEAD_BYTES)
             if head.startswith(_NPY):
                 first = 10 if head[6:7] == b"\x01" else 12  # after the length of the header
@@ -76,6 +85,14 @@ def find_shape(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
     except Exception:  # NumPy and zipfile raise anything for a damaged header
         pass
     return None
+
+
+def _open_shortly(path: str | os.PathLike[str] | Member) -> Stream:
+    """Open a file to read its first bytes; of a file in a tar file, only the header of an .npy is read."""
+    if not isinstance(path, Member):
+        return open(path, "rb", buffering=0)
+    head = path.read(_HEAD_BYTES)
+    return io.BytesIO(head if head.startswith(_NPY) else path.read())
 
 
 @lru_cache(maxsize=256)  # parsing takes as long as opening the file, and a set has few different headers

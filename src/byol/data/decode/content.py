@@ -94,6 +94,8 @@ def suffix_of(name: str) -> str:
 
 def advise_suffix(suffix: str) -> str | None:
     """Return how to make byol read files with this suffix; None: it cannot."""
+    if suffix == ".tar":
+        return "name one of them, or a folder or list with nothing else"
     package = _BY_PACKAGE.get(suffix)
     return None if package is None else install_command("pillow-heif")
 

@@ -17,6 +17,8 @@ else:
 
 MAX_PIXELS = 178_956_970  # height x width; a larger image is probably a mistake or an attack (as in Pillow)
 
+MAX_MEMBER_BYTES = 2**30  # of a file in a tar file, which byol reads into memory
+
 # uint8, uint16 or float32; the leading _ makes jaxtyping accept any size
 ImageArray = UInt[np.ndarray, "_height _width _channels"] | Float32[np.ndarray, "_height _width _channels"]
 RawArray = Shaped[np.ndarray, "_height _width *_channels"]
@@ -46,11 +48,46 @@ class LaidFile:
     pages: Layout | None = None  # of arrays that were written as TIFF pages; None: equal to `layout`
 
 
+@dataclass(frozen=True)
+class Member(LaidFile):
+    """A file inside a tar file, whose path is `path`."""
+
+    name: str = ""  # in the tar file
+    start: int = 0  # of its bytes in the tar file
+    size: int = 0  # bytes
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.name}"
+
+    def read(self, most: int | None = None) -> bytes:
+        """Return its bytes, or the first `most` of them.
+
+        Raises:
+            DataError: the tar file has become shorter, or this file is very large.
+            OSError: the disk fails, or the tar file is gone.
+        """
+        wanted = self.size if most is None else min(most, self.size)
+        if wanted > MAX_MEMBER_BYTES:
+            raise DataError(
+                f"has {wanted / 1e9:.1f} GB, which byol reads only outside of a tar file; unpack it"
+            )
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.start)
+            content = bytearray()
+            while len(content) < wanted and (part := file.read(wanted - len(content))):
+                content += part
+        if len(content) < wanted:
+            raise DataError("is cut short, because the tar file has become shorter")
+        return bytes(content)
+
+
 File = str | Path | LaidFile | bytes | bytearray | memoryview | Stream  # the first three are paths
 
 
 def path_of(item: str | LaidFile | ImageArray) -> str | None:
-    """Return the path of an image; None: it is in an array."""
+    """Return the path of an image; None: it is in an array or in a tar file."""
+    if isinstance(item, Member):
+        return None
     if isinstance(item, LaidFile):
         return item.path
     return item if isinstance(item, str) else None

@@ -12,7 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+from byol.base.errors import DataError
 from byol.data.decode.content import open_package
+from byol.data.decode.formats import Member
 
 _END = b"\xff\xd9"
 _TAIL = 24  # last bytes of the image data, whose loss must change the image
@@ -87,15 +89,15 @@ def _is_cmyk(data: bytes) -> bool:
         return image.mode == "CMYK"
 
 
-def find_damage_in(path: str) -> str | None:
+def find_damage_in(file: str | Member) -> str | None:
     """Find damage in a file and describe it for a report; None: no damage, or not a JPEG."""
     try:
-        with open(path, "rb") as file:
-            if file.read(3) != b"\xff\xd8\xff":
+        with BytesIO(file.read()) if isinstance(file, Member) else open(file, "rb") as stream:
+            if stream.read(3) != b"\xff\xd8\xff":
                 return None
-            file.seek(0)
-            found = find_damage(file.read())
-    except OSError:  # errors are reported where images are read
+            stream.seek(0)
+            found = find_damage(stream.read())
+    except (DataError, OSError):  # errors are reported where images are read
         return None
     return (
         None

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from byol.base.errors import DataError
 from byol.data.decode.content import HEAD_BYTES, find_false_suffix, image_kind
 from byol.data.decode.disk import is_of_the_disk, try_again
-from byol.data.decode.formats import MAX_PIXELS, UNKNOWN, File, LaidFile, Stream
+from byol.data.decode.formats import MAX_PIXELS, UNKNOWN, File, LaidFile, Member, Stream
 from byol.data.decode.reading import note
 
 SMALL_BYTES, _CHUNK_BYTES, LARGE_BYTES = 2**20, 2**22, 2**28
@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 def read_file(file: File, read: Callable[[Stream], T]) -> T:
     """Return `read` of a file. If it is on disk, retry after disk errors."""
+    if isinstance(file, Member):
+        member = file
+        return try_again(lambda: _read_member(member, read))
     file = file.path if isinstance(file, LaidFile) else file
     if isinstance(file, str | Path):
         return try_again(lambda: _read_path(file, read))
@@ -43,10 +46,8 @@ def _read_path(path: str | Path, read: Callable[[Stream], T]) -> T:
             raise
         raise DataError(f"cannot be opened ({error.strerror})") from None
     with stream:
-        kind = image_kind(stream.read(HEAD_BYTES))
+        _note_false_suffix(stream.read(HEAD_BYTES), str(path))
         stream.seek(0)
-        if kind is not None and (suffix := find_false_suffix(kind, str(path))) is not None:
-            note(f"named {suffix}, but read as {kind}, which their content is")
         try:
             with reasons():
                 return read(stream)
@@ -55,6 +56,22 @@ def _read_path(path: str | Path, read: Callable[[Stream], T]) -> T:
                 raise
             failure = error
     return _read_again(path, read, failure)
+
+
+def _read_member(member: Member, read: Callable[[Stream], T]) -> T:
+    try:
+        content = member.read()
+    except FileNotFoundError:
+        raise DataError("no such file: its tar file is gone") from None
+    _note_false_suffix(content[:HEAD_BYTES], member.name)
+    with reasons():
+        return read(BytesIO(content))
+
+
+def _note_false_suffix(head: bytes, name: str) -> None:
+    kind = image_kind(head)
+    if kind is not None and (suffix := find_false_suffix(kind, name)) is not None:
+        note(f"named {suffix}, but read as {kind}, which their content is")
 
 
 def _read_again(path: str | Path, read: Callable[[Stream], T], failure: DataError) -> T:

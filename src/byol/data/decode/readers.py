@@ -12,7 +12,7 @@ from byol.data.decode import codecs, foreign, png
 from byol.data.decode.arrays import read_npy, read_npz
 from byol.data.decode.content import HEAD_BYTES, find_refusal, image_kind
 from byol.data.decode.dicom import is_dicom, read_dicom
-from byol.data.decode.formats import DAMAGED, Decoded, File, LaidFile, Layout, Stream
+from byol.data.decode.formats import DAMAGED, Decoded, File, LaidFile, Layout, Member, Stream
 from byol.data.decode.jpeg import has_all_rows
 from byol.data.decode.reading import FIRST_FRAME, NO_END, note
 from byol.data.decode.tiff import MAGIC, read_tiff
@@ -55,6 +55,8 @@ def _open_stripped(stream: Stream) -> Image.Image | None:
 
 
 def _path_of(file: File) -> Path | None:
+    if isinstance(file, Member):
+        return None
     file = file.path if isinstance(file, LaidFile) else file
     return Path(file) if isinstance(file, str | Path) else None
 

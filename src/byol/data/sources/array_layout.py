@@ -14,7 +14,7 @@ training, unless only the other layout gives them the number of channels of the 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from byol.base.errors import DataError
 from byol.data.decode.arrays import COLOURS, find_shape, look_of
-from byol.data.decode.formats import Layout
+from byol.data.decode.formats import Layout, Member
 from byol.data.decode.index import Names
 
 Shape = tuple[int, ...]
@@ -52,12 +52,17 @@ _resolved: dict[_Key, Layout] = {}  # by folder and fingerprint: a command opens
 
 
 def resolve_layout_of_files(
-    folder: Path, files: Names, *, fingerprint: str, trained: TrainedLayout | None = None
+    folder: Path,
+    files: Names,
+    *,
+    fingerprint: str,
+    trained: TrainedLayout | None = None,
+    item: Callable[[int], Member] | None = None,
 ) -> Layout:
     """Return the layout of the arrays among these files; auto: none has three axes. Reads only the headers.
 
-    `fingerprint` changes when the files change. Files that cannot be read are ignored here: reading the
-    images reports them.
+    `fingerprint` changes when the files change; `item` gives files that are in tar files.
+    Files that cannot be read are ignored here: reading the images reports them.
 
     Raises:
         DataError: same as `resolve_layout`.
@@ -66,15 +71,17 @@ def resolve_layout_of_files(
         return "auto"
     key = os.fspath(folder), fingerprint, trained
     if key not in _resolved:
-        found = resolve_layout(_read_shapes(folder, files), trained)
+        places = (place for place, name in enumerate(files) if name.lower().endswith(ARRAY_SUFFIXES))
+        paths: Iterator[str | Member]
+        paths = (os.path.join(folder, files[place]) if item is None else item(place) for place in places)
+        found = resolve_layout(_read_shapes(paths), trained)
         while len(_resolved) >= _MOST_KEPT:
             del _resolved[next(iter(_resolved))]
         _resolved[key] = found
     return _resolved[key]
 
 
-def _read_shapes(folder: Path, files: Names) -> Iterator[tuple[str, Shape]]:
-    paths = (os.path.join(folder, name) for name in files if name.lower().endswith(ARRAY_SUFFIXES))
+def _read_shapes(paths: Iterator[str | Member]) -> Iterator[tuple[str, Shape]]:
     with ThreadPoolExecutor(_READERS) as pool:
         while block := list(islice(paths, _READERS * _CHUNK)):  # a million paths at once would take 100 MB
             chunks = [block[first : first + _CHUNK] for first in range(0, len(block), _CHUNK)]
@@ -82,8 +89,8 @@ def _read_shapes(folder: Path, files: Names) -> Iterator[tuple[str, Shape]]:
                 yield from found
 
 
-def _find_shapes(paths: list[str]) -> list[tuple[str, Shape]]:
-    return [(path, shape) for path in paths if (shape := find_shape(path)) is not None]
+def _find_shapes(paths: list[str | Member]) -> list[tuple[str, Shape]]:
+    return [(str(path), shape) for path in paths if (shape := find_shape(path)) is not None]
 
 
 def resolve_layout(shapes: Iterable[tuple[str, Shape]], trained: TrainedLayout | None = None) -> Layout:

@@ -5,7 +5,6 @@ import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,14 @@ from byol.data.decode.disk import DiskError, describe, try_again
 from byol.data.decode.formats import ImageArray, LaidFile, Layout
 from byol.data.decode.index import Names, Source
 from byol.data.decode.mapped import load_array
-from byol.data.labels.explaining import explain
 from byol.data.labels.label_file import LabelFile, encode_labels, read_list
-from byol.data.labels.matching import describe_rules, match_files
-from byol.data.labels.spelling import Spelled
 from byol.data.sources.array_layout import TrainedLayout, resolve_layout, resolve_layout_of_files
 from byol.data.sources.left_out import LeftOut
+from byol.data.sources.misspelled import find_missing
 from byol.data.sources.motifs import CLASS_NAMES, load_motifs
 from byol.data.sources.official import Part, load_cifar10, load_cifar100, load_stl10
 from byol.data.sources.summary import describe_passed_by
+from byol.data.sources.tars import TarSource, find_tars, is_tar, open_tars, refuse_compressed, tars_of_list
 from byol.data.sources.walk import Walk, pairs, stamp
 
 _SPLITS: dict[str, tuple[str, ...]] = {  # the first is the default for training
@@ -36,7 +34,6 @@ _SPLITS: dict[str, tuple[str, ...]] = {  # the first is the default for training
     "cifar100": ("train", "test"),
     "motifs": ("train", "test"),
 }
-_MOST_SEARCHED = 300_000  # images in the folder of a list, to find misspelled names; takes 3 s
 
 
 def open_source(
@@ -58,7 +55,7 @@ def open_source(
     """
     if source is None:
         source, split = data.source, split or data.split
-    opened: FileSource | ArraySource
+    opened: FileSource | ArraySource | TarSource
     if source in _SPLITS:
         opened = _open_set(source, split or _SPLITS[source][0], data=data)
     elif split is not None:
@@ -69,9 +66,11 @@ def open_source(
         opened = _open_path(source, data.layout, skip_unreadable=data.skip_unreadable, trained=trained)
         if isinstance(opened, FileSource):
             opened = replace(opened, array_layout=_resolve_layout(opened, trained))
+        elif isinstance(opened, TarSource):
+            opened = opened.with_layout(trained)
     if labels is not None:
         names = (opened.names(index) for index in range(len(opened)))
-        folder = opened.folder if isinstance(opened, FileSource) else None
+        folder = None if isinstance(opened, ArraySource) else opened.folder
         numbers, class_names = labels.match(names, folder=folder)["label"]
         opened = replace(opened, labels=numbers, class_names=class_names)
     return opened
@@ -187,7 +186,7 @@ class ArraySource:
 
 def left_out_of(source: Source) -> LeftOut:
     """Return what was skipped when a source was opened; empty if the source does not record it."""
-    return source.left_out if isinstance(source, FileSource | ArraySource) else LeftOut()
+    return source.left_out if isinstance(source, FileSource | ArraySource | TarSource) else LeftOut()
 
 
 def describe_source(source: Source) -> Iterator[str]:
@@ -206,7 +205,7 @@ def _resolve_layout(source: FileSource, trained: TrainedLayout | None) -> Layout
 
 def _open_path(
     source: str, layout: Layout, *, skip_unreadable: bool, trained: TrainedLayout | None
-) -> FileSource | ArraySource:
+) -> FileSource | ArraySource | TarSource:
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -214,10 +213,13 @@ def _open_path(
     if not path.exists():
         raise DataError(
             f"{source}: no such file or folder; a source is a folder, a .txt or .csv list, an .npy array, "
-            f"or one of {', '.join(_SPLITS)}"
+            f"a .tar file, or one of {', '.join(_SPLITS)}"
         )
     if suffix in (".txt", ".csv", ".tsv"):
         return open_list(path, layout, skip_unreadable=skip_unreadable)
+    if is_tar(source):
+        return open_tars(f"tar {path}", path.parent, [path.name], layout, skip_unreadable=skip_unreadable)
+    refuse_compressed(source)
     if suffix == ".npy" and (opened := _open_array(path, layout, trained)) is not None:
         return opened
     if is_image_suffix(suffix) or _is_image(path):
@@ -225,7 +227,9 @@ def _open_path(
         return FileSource(
             f"image {path}", path.parent, Names.of([path.name]), stamps, np.array([-1]), (), layout
         )
-    raise DataError(f"{source}: neither a folder, a list (.txt, .csv, .tsv), an array (.npy) nor an image")
+    raise DataError(
+        f"{source}: neither a folder, a list (.txt, .csv, .tsv), an array (.npy), a .tar nor an image"
+    )
 
 
 def _is_image(path: Path) -> bool:
@@ -239,10 +243,18 @@ def _is_image(path: Path) -> bool:
         raise DataError(f"{path}: cannot be read ({describe(error)})") from None
 
 
-def open_folder(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False) -> FileSource:
-    """Open a folder and those in it: images sorted by path. It raises DataError where there is none."""
+def open_folder(
+    path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False
+) -> FileSource | TarSource:
+    """Open a folder and those in it: images sorted by path, or tar files if there are no others.
+
+    Raises:
+        DataError: there are no images, or the disk fails.
+    """
     scan = Walk(skip_unreadable=skip_unreadable)
     files = Names.of(scan.names(os.fsencode(path)))
+    if len(files) == 0 and (tars := find_tars(path)):
+        return open_tars(f"folder {path}/", path, tars, layout, skip_unreadable=skip_unreadable)
     if len(files) == 0:
         seen = scan.left_out.describe_suffixes()
         raise DataError(
@@ -262,16 +274,20 @@ def open_folder(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = 
     )
 
 
-def open_list(path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False) -> FileSource:
-    """Open a list; its relative paths are relative to its own folder.
+def open_list(
+    path: Path, layout: Layout = "auto", *, skip_unreadable: bool = False
+) -> FileSource | TarSource:
+    """Open a list of images or of tar files; its relative paths are relative to its own folder.
 
     Files that do not exist are searched in this folder, by the matching rules for labels.
     """
     listed = read_list(path)
     files, notes = listed.files, [*listed.notes]
+    if (tars := tars_of_list(path, files)) is not None:
+        return open_tars(f"list {path}", path.parent, tars, layout, skip_unreadable=skip_unreadable)
     stamps = _stamp_all(path.parent, files)
     if (missing := np.flatnonzero(stamps[:, 0] < 0)).size:
-        files, found = _find_missing(path, files, missing, is_legacy=listed.is_legacy)
+        files, found = find_missing(path, files, missing, is_legacy=listed.is_legacy)
         notes += found
         stamps = _stamp_all(path.parent, files)
     return FileSource(
@@ -292,33 +308,6 @@ def _stamp_all(folder: Path, files: Names) -> Int64[np.ndarray, "n 2"]:
     for file in files:
         stamps.extend(stamp(os.path.join(folder, file)))
     return pairs(stamps)
-
-
-def _find_missing(
-    path: Path, files: Names, missing: Int64[np.ndarray, " m"], *, is_legacy: bool
-) -> tuple[Names, list[str]]:
-    """Return the list with the missing names replaced by those of matching files, and notes about it."""
-    images = Names.of(islice(Walk(skip_unreadable=True).names(os.fsencode(path.parent)), _MOST_SEARCHED + 1))
-    if len(images) > _MOST_SEARCHED:
-        return files, []
-    sought = Names.of(files.raw(place) for place in missing.tolist())
-    match = match_files(
-        path,
-        sought,
-        images,
-        plain=Spelled.plain(sought),
-        codes=np.arange(len(sought)),
-        is_legacy=is_legacy,
-    )
-    meant = {
-        int(missing[row]): images.raw(image) for image, row in enumerate(match.rows.tolist()) if row >= 0
-    }
-    mended = Names.of(meant.get(place) or files.raw(place) for place in range(len(files)))
-    notes = list(describe_rules(path, match.rules, match.examples))
-    if len(lost := np.flatnonzero(~match.is_used)):
-        example = explain(sought[int(lost[0])], images, is_legacy=is_legacy)
-        notes.append(f"{path}: {len(lost)} of its {len(files)} files do not exist; {example}")
-    return mended, notes
 
 
 def _open_array(path: Path, layout: Layout, trained: TrainedLayout | None) -> ArraySource | None:

@@ -160,6 +160,11 @@ class Walk:
             left_out.disguised.setdefault(suffix, kind)
 
 
+def is_hidden(name: bytes) -> bool:
+    """Return whether a name is hidden, or one that systems, cameras and viewers use."""
+    return name.startswith(b".") or name.lower() in _SYSTEM
+
+
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
