@@ -10,7 +10,17 @@ from pathlib import Path
 
 from faults.children import Ended, run
 from faults.results import Job, Result
-from faults.scene import IMAGES, RUN, explain, find_losses, start_anew, take_fingerprint, train_command
+from faults.scene import (
+    IMAGES,
+    RUN,
+    TAR,
+    explain,
+    find_losses,
+    start_anew,
+    take_fingerprint,
+    train_command,
+    write_tar,
+)
 from faults.shim import Fault
 
 _GROUP = "Damaged files"
@@ -125,6 +135,26 @@ def _read(files: Sequence[str]) -> Outcome:
     }
 
 
+def damage_tar(*, num: int, seed: int) -> Result:
+    """A tar file of images is damaged before the training."""
+    write_tar(Path(TAR), Path(IMAGES))
+    whole, command = Path(TAR).read_bytes(), train_command(images=TAR)
+    start_anew()
+    assert (done := run(*command)).code == 0, explain(done)
+    ends, problems, tried = Counter[str](), list[str](), 0
+    # The name of a pack follows from the length of the tar file; its values are in encoder.json as a hash.
+    expected = {key: value for key, value in take_fingerprint(Path(RUN)).items() if key[:5] != "pack "}
+    for how, content in _damages(whole, num=num, chosen=random.Random(seed)):
+        start_anew()
+        Path(TAR).write_bytes(content)
+        ended = run(*command)
+        tried += 1
+        wrong = _judge(ended, lambda: find_losses(Path(RUN), expected), ends, name=TAR)
+        problems += [f"{TAR}, {how}: {text}" for text in wrong]
+    promised = "found, in one clear line; or harmless, and the run ends identical"
+    return Result(_GROUP, "A tar file of images", _HOW, promised, tried, ends, tuple(problems))
+
+
 def _compare(before: Outcome, files: Sequence[str]) -> list[str]:
     return [f"{name} differs" for name, content in _read(files).items() if content != before[name]]
 
@@ -155,5 +185,6 @@ def list_jobs(*, short: bool) -> Iterator[Job]:
         ("The packed images (byol eval)", "packs/*/images.npy", [["eval", RUN]],
          ["runs/a/eval.json"], ["runs/a/eval.json", "runs/a/features"]),
     )  # fmt: skip
+    yield partial(damage_tar, num=num, seed=0)
     for seed, (title, pattern, commands, files, remove) in enumerate(jobs):
         yield partial(damage_artefacts, title, pattern, commands, files, num=num, seed=seed, remove=remove)

@@ -17,12 +17,14 @@ from faults.scene import (
     IMAGES,
     OUTPUT,
     RUN,
+    TAR,
     explain,
     find_losses,
     finish,
     start_anew,
     take_fingerprint,
     train_command,
+    write_tar,
 )
 from faults.shim import READS, WRITES, Fault
 
@@ -33,9 +35,9 @@ _CLEAR = (
 )
 
 
-def _expect() -> dict[str, str]:
+def _expect(images: str = IMAGES) -> dict[str, str]:
     start_anew()
-    assert (done := run(*train_command())).code == 0, explain(done)
+    assert (done := run(*train_command(images=images))).code == 0, explain(done)
     return take_fingerprint(Path(RUN))
 
 
@@ -151,31 +153,34 @@ def _no_pauses() -> None:
     reading.PAUSES_S = (0.0, 0.0, 0.0)
 
 
-def read_errors(number: int, *, lasting: bool, stride: int) -> Result:
+def read_errors(number: int, *, lasting: bool, stride: int, images: str = IMAGES) -> Result:
     """Reading an image fails while it is packed, once or always."""
-    expected = _expect()
+    if images == TAR:
+        write_tar(Path(TAR), Path(IMAGES))
+    command, expected = train_command(images=images), _expect(images)
     start_anew()
-    pattern = rf"/{IMAGES}/.*\.png$"
-    counted = run(*train_command(), fault=Fault(pattern=pattern, operations=READS), prepare=_no_pauses)
+    pattern = rf"/{IMAGES}/.*\.png$" if images == IMAGES else rf"/{TAR}$"
+    counted = run(*command, fault=Fault(pattern=pattern, operations=READS), prepare=_no_pauses)
     ends, problems, tried = Counter[str](), list[str](), 0
     for place in range(1, counted.count + 1, stride):
         start_anew()
         fault = Fault(place, operations=READS, pattern=pattern, error=number, lasting=lasting)
-        ended = run(*train_command(), fault=fault, prepare=_no_pauses)
+        ended = run(*command, fault=fault, prepare=_no_pauses)
         tried += 1
         if lasting:
-            named = f"{os.sep}{IMAGES}{os.sep}" in ended.err or f"{IMAGES}{os.sep}" in ended.err
+            named = images + ("" if images == TAR else os.sep) in ended.err
             if not (ended.is_clear and named):
                 problems.append(f"read {place}: {explain(ended)}")
                 continue
-            problems += [f"read {place}: {text}" for text in finish(train_command(), Path(RUN), expected)]
+            problems += [f"read {place}: {text}" for text in finish(command, Path(RUN), expected)]
             ends["one line with the image's path, then identical"] += 1
         else:
             problems += [f"read {place}: {explain(ended)}"] if ended.code else []
             problems += [f"read {place}: {text}" for text in find_losses(Path(RUN), expected)]
             ends["tried again, identical"] += ended.code == 0
-    name = f"{errno.errorcode[number]} {'always' if lasting else 'once'} from reading an image"
-    how = f"from the n-th open or read of an image{' on' if lasting else ''}, while packing"
+    what = "an image" if images == IMAGES else "a tar file"
+    name = f"{errno.errorcode[number]} {'always' if lasting else 'once'} from reading {what}"
+    how = f"from the n-th open or read of {what}{' on' if lasting else ''}, while packing"
     promised = (
         "packing stops with the path and names the disk; no image is booked as damaged; later it continues"
         if lasting
@@ -264,6 +269,8 @@ def list_jobs(*, short: bool) -> Iterator[Job]:
     for number in (errno.EIO, errno.ESTALE):
         yield partial(read_errors, number, lasting=False, stride=30 if short else 5)
         yield partial(read_errors, number, lasting=True, stride=30 if short else 9)
+    yield partial(read_errors, errno.EIO, lasting=False, stride=40 if short else 9, images=TAR)
+    yield partial(read_errors, errno.EIO, lasting=True, stride=40 if short else 9, images=TAR)
     yield partial(read_errors_of_the_run, errno.EIO, stride=30 if short else 1)
     yield no_maps
     yield few_handles

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from byol.runfolder import checkpoint
 from faults.children import Ended, run
 from runs import TINY
 
-IMAGES, RUN = "images", "runs/a"
+IMAGES, TAR, RUN = "images", "images.tar", "runs/a"
 OUTPUT = r"/(runs|packs|check)(/|$)"  # what the shim looks at: all that byol writes
 _CLASSES = {"dark": (40, 40, 40), "red": (200, 40, 40), "blue": (40, 40, 200)}
 _TINY = (*TINY, "trainer.device=cpu", "trainer.log_interval=1", "evaluation.num_bootstrap=50")
@@ -30,6 +31,16 @@ def write_images(folder: Path, *, num: int = 11, px: int = 16) -> None:
         for index in range(num):
             image = np.array(colour) + rng.normal(0.0, 25.0, size=(px, px, 3))
             Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / name / f"{index:03d}.png")
+
+
+def write_tar(path: Path, folder: Path) -> None:
+    """A tar file of the images in a folder, in a fixed order and with fixed times."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for file in sorted(folder.rglob("*.png")):
+            info = tarfile.TarInfo(file.relative_to(folder).as_posix())
+            info.size = file.stat().st_size
+            with file.open("rb") as content:
+                tar.addfile(info, content)
 
 
 def train_command(length: tuple[str, ...] = SHORT, *, images: str = IMAGES, output: str = RUN) -> list[str]:

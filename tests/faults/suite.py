@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from byol.cli.main import main as byol
-from faults import damage, disk, folders, kills, machine, results
+from faults import damage, disk, folders, kills, machine, results, smoke
 from faults.children import in_parallel
 from faults.results import Job, Result
 from faults.scene import IMAGES, RUN, train_command, write_images
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run the suite; the exit code."""
     parser = argparse.ArgumentParser(description="Put faults into small runs, and see what came of it.")
     parser.add_argument("--short", action="store_true", help="try fewer moments of each fault")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a few of each kind, in about a minute of one core"
+    )
     parser.add_argument("--only", choices=GROUPS, action="append", help="one group; may be repeated")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
     parser.add_argument(
@@ -41,10 +44,15 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     start_s = time.monotonic()
     output = options.output
-    if output is None and not options.short and not options.only:
+    if output is None and not (options.short or options.smoke or options.only):
         output = PAGE
     output = None if output is None else output.absolute()
-    jobs = [job for name in options.only or GROUPS for job in GROUPS[name](short=options.short)]
+    chosen = options.only or list(GROUPS)
+    jobs = [
+        job
+        for name in chosen
+        for job in (smoke.GROUPS[name]() if options.smoke else GROUPS[name](short=options.short))
+    ]
     with tempfile.TemporaryDirectory(prefix="byol-faults-") as folder:
         os.chdir(folder)
         _warm_up()
@@ -61,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     seconds = time.monotonic() - start_s
     print(f"{sum(row.tried for row in rows)} faults in {seconds:.0f} s")
     if output is not None:
-        command = f"scripts/faults{' --short' if options.short else ''}"
+        amount = " --smoke" if options.smoke else " --short" if options.short else ""
+        command = f"scripts/faults{amount}"
         results.write(output, rows, seconds=seconds, command=command)
     return 1 if any(row.problems for row in rows) else 0
 
