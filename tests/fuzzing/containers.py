@@ -21,7 +21,7 @@ from fuzzing import seeds
 from fuzzing.mutate import mend_tar, mutate, mutate_value
 
 Try = Callable[[Random], object]
-_WORDS = (
+WORDS = (
     b"ustar\0", b"ustar  \0", b"00", b"././@LongLink", b"GNU.sparse.map=0,1", b"20 path=../../a.png\n",
     b"17 size=99999999\n", b"path=", b"../", b"/", b"\0" * 512, b"L", b"x", b"g", b"S", b"1", b"2", b"5",
     b"\x80\0\0\0\0\0\0\1", b"\xff" * 12, b"77777777777\0", b".cls", b".json", b"{\"label\": 1}",
@@ -41,7 +41,7 @@ def tars(folder: Path) -> Try:
     ]
 
     def attempt(random: Random) -> object:
-        content = mutate(random.choice(known), known, random, words=_WORDS)
+        content = mutate(random.choice(known), known, random, words=WORDS)
         path.write_bytes(mend_tar(content) if random.random() < 0.8 else content)
         source = open_source(random.choice(datas))
         for index in range(len(source)):
@@ -52,6 +52,14 @@ def tars(folder: Path) -> Try:
         return source.labels
 
     return attempt
+
+
+def list_tars() -> list[bytes]:
+    """A tar file of each format."""
+    picture = seeds.by_pillow("PNG", seeds.GREY)
+    return [
+        _make_tar(form, picture) for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+    ]
 
 
 def _make_tar(form: int, picture: bytes) -> bytes:

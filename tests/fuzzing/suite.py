@@ -27,6 +27,7 @@ from random import Random
 import torch
 
 from byol.base.errors import ByolError
+from fuzzing import guided
 from fuzzing.targets import TARGETS, Try, prepare
 
 LIMIT_S = 5.0  # for one input
@@ -74,7 +75,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--count", type=int, help="inputs of each target")
     parser.add_argument("--minutes", type=float, help="in total (default: 1, without --count)")
+    parser.add_argument("--guided", action="store_true", help="coverage-guided, by the package atheris")
     options = parser.parse_args(arguments)
+    if options.guided:
+        return guided.run_all(
+            options.target or (), seconds=60.0 * (options.minutes or 1.0), seed=options.seed
+        )
     wanted = options.target or [""]
     names = [name for name in TARGETS if name.startswith(tuple(wanted))]
     if not names:

@@ -45,7 +45,7 @@ MAX_PIXELS = 2**20  # instead of byol's limit, so that a reader that ignores the
 
 # ---- Configurations
 
-_CONFIGS = (
+CONFIGS = (
     "trainer:\n  max_epochs: 3\n  seed: 0\n  precision: fp32\n",
     "preset: default\ndata:\n  source: images/\n  channels: [0, 2]\n  alpha: keep\n",
     "data_transforms:\n  input_shape: [16, 16, 3]\n"
@@ -54,16 +54,13 @@ _CONFIGS = (
     "network:\n  name: 'resnet18'\n  projection_head:\n    mlp_hidden_size: 32\n  fine_tune_from: ~\n",
     'evaluation:\n  labels: "a b.csv"\n  folds: 5\n  test: |\n    text\n',
 )
-_YAML = tuple(
+YAML_WORDS = tuple(
     word.encode()
     for word in (
         "!!python/name:os.system", "!!binary ", "&a ", "*a", "<<: ", "? ", "- ", ": ", "---\n", "...\n",
-        "%YAML 1.1\n",
-        "[", "]", "{", "}", "'", '"', "|", ">", "null", "~", "true", "1e999", "-.inf", ".nan", "0x1F",
-        "1_000", "\t",
-        "\n", "\\x00", "\ufeff", "\u2028", "99999999999999999999", "trainer", "max_hours", "data",
-        "view", "preset",
-        "paper", "s", "auto", "none", "=", ".", ",", "--",
+        "%YAML 1.1\n", "[", "]", "{", "}", "'", '"', "|", ">", "null", "~", "true", "1e999", "-.inf", ".nan",
+        "0x1F", "1_000", "\t", "\n", "\\x00", "\ufeff", "\u2028", "99999999999999999999", "trainer",
+        "max_hours", "data", "view", "preset", "paper", "s", "auto", "none", "=", ".", ",", "--",
     )
 )  # fmt: skip
 _OVERRIDES = (
@@ -76,12 +73,12 @@ _OVERRIDES = (
 
 def configurations(folder: Path) -> Try:
     whole = dump_config(load_config(None, [], preset="demo")).encode()
-    known = [text.encode() for text in _CONFIGS]
+    known = [text.encode() for text in CONFIGS]
     path = folder / "config.yaml"
 
     def attempt(random: Random) -> object:
         text = whole if random.random() < 0.01 else random.choice(known)  # the whole one takes long to parse
-        path.write_bytes(mutate(text, known, random, words=_YAML))
+        path.write_bytes(mutate(text, known, random, words=YAML_WORDS))
         return load_config(path, [], preset=None)
 
     return attempt
@@ -92,7 +89,8 @@ def overrides(folder: Path) -> Try:
 
     def attempt(random: Random) -> object:
         texts = [
-            mutate(random.choice(known), known, random, words=_YAML) for _ in range(random.choice((1, 1, 2)))
+            mutate(random.choice(known), known, random, words=YAML_WORDS)
+            for _ in range(random.choice((1, 1, 2)))
         ]
         # As the system passes arguments: bytes that are not UTF-8 are surrogates, and there is no NUL.
         given = [text.decode("utf-8", "surrogateescape").replace("\0", "") for text in texts]
@@ -103,8 +101,8 @@ def overrides(folder: Path) -> Try:
 
 # ---- Lists and labels
 
-_NAMES = ["a/0.png", "a/1.png", "b/2.JPG", "größe 3.tif"]
-_TABLES = (
+NAMES = ["a/0.png", "a/1.png", "b/2.JPG", "größe 3.tif"]
+TABLES = (
     "file,label\na/0.png,cat\na/1.png,dog\nb/2.JPG,cat\ngröße 3.tif,dog\n".encode(),
     b'"file";"label"\n"a/0.png";"cat"\n"a/1.png";"do;g"\n',
     b"file\tlabel\tx\na/0.png\t1\t2.5\na/1.png\t2\t\n",
@@ -114,7 +112,7 @@ _TABLES = (
     "file,label\na/0.png,cat\na/1.png,dög\n".encode("utf-16"),
     "file,label\na/0.png,dög\n".encode("latin1"),
 )
-_TABLE_WORDS = (
+TABLE_WORDS = (
     b",", b";", b"\t", b'"', b"'", b"\n", b"\r", b"\r\n", b"\0", b"file", b"label", b"\xef\xbb\xbf",
     b"\xff\xfe",
     b"\xfe\xff", b"\xe9", b"../../", b"/", b"\\", b"a/0.png", b"NaN", b"=cmd()", b"\xed\xa0\x80", b"sep=;\n",
@@ -124,7 +122,7 @@ _TABLE_WORDS = (
 def lists(folder: Path) -> Try:
     def attempt(random: Random) -> object:
         path = folder / random.choice(("list.txt", "list.csv", "list.tsv"))
-        path.write_bytes(mutate(random.choice(_TABLES), _TABLES, random, words=_TABLE_WORDS))
+        path.write_bytes(mutate(random.choice(TABLES), TABLES, random, words=TABLE_WORDS))
         return list(read_list(path).files)
 
     return attempt
@@ -134,8 +132,8 @@ def labels(folder: Path) -> Try:
     path = folder / "labels.csv"
 
     def attempt(random: Random) -> object:
-        path.write_bytes(mutate(random.choice(_TABLES), _TABLES, random, words=_TABLE_WORDS))
-        return match_labels(path, _NAMES)
+        path.write_bytes(mutate(random.choice(TABLES), TABLES, random, words=TABLE_WORDS))
+        return match_labels(path, NAMES)
 
     return attempt
 
@@ -223,7 +221,8 @@ def checkpoints(folder: Path) -> Try:
     return attempt
 
 
-def weights(folder: Path) -> Try:
+def _make_weights() -> dict[str, bytes]:
+    """Files of weights of each kind, by their names."""
     tensors = {"conv.weight": torch.randn(2, 3), "conv.bias": torch.zeros(2, dtype=torch.float16)}
     files: dict[str, bytes] = {}
     for name, is_zip in (("zip.pt", True), ("old.pt", False)):
@@ -238,6 +237,15 @@ def weights(folder: Path) -> Try:
 
     files["tensors.safetensors"] = save(tensors)
     files["pickle.pkl"] = _pickled(tensors)
+    return files
+
+
+def list_weights() -> list[bytes]:
+    return list(_make_weights().values())
+
+
+def weights(folder: Path) -> Try:
+    files = _make_weights()
     hub = folder / "hub"
     hub.mkdir()
     index = {"weight_map": {"a": "part.safetensors", "b": "part.safetensors"}}
@@ -311,8 +319,7 @@ _HTTP = (
     b"GET ", b"POST ", b"HEAD ", b"HTTP/1.1", b"HTTP/9.9", b"\r\n", b"\n", b"\r\n\r\n", b": ", b"Host: ",
     b"Origin: ",
     b"Origin: null\r\n", b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"X-Suffix: ", b"../",
-    b"%2e%2e%2f",
-    b"..%2f..%2fetc/passwd", b"%00", b"%ff", b"/thumb/", b"/near/", b"/column/", b"/layout/PCA", b"//",
+    b"%2e%2e%2f", b"..%2f..%2fetc/passwd", b"%00", b"%ff", b"/thumb/", b"/near/", b"/column/", b"/layout/PCA", b"//",
     b"?a=b",
     b"-1", b"99999999999999999999", b"Expect: 100-continue\r\n", b"Connection: keep-alive\r\n", b"\xe9",
     b"\0",

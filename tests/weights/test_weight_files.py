@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -242,3 +243,17 @@ def test_an_index_that_lists_no_files(tmp_path: Path, index: object) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="lists no files"):
         read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("index", [2**24, 2**31 - 1, 2**32 - 1])
+def test_a_number_in_a_pickle_reserves_no_memory(index: int, tmp_path: Path) -> None:
+    """It says that its first value is to be known as number `index`."""
+    path = tmp_path / "a.pt"
+    path.write_bytes(b"\x80\x02}r" + index.to_bytes(4, "little") + b"\x03")
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableError):
+            read_inert(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()

@@ -7,6 +7,7 @@ whole pickled models can be read without their code.
 """
 
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -48,6 +49,7 @@ _REFUSED = (  # errors that damaged or malicious content can raise
     RuntimeError,
     TypeError,
     ValueError,
+    struct.error,
 )
 
 
@@ -136,7 +138,9 @@ def _unpickle(file: Any, load: Callable[[torch.dtype, str, int], Tensor]) -> Any
     # New functions and classes for each file, so that one file cannot change them for the next.
     known = _make_functions()
 
-    class Reader(pickle.Unpickler):
+    # The reader in Python, because that in C reserves memory for all numbers up to the largest that a pickle
+    # gives to a value: a file of 69 bytes took 3 GB.
+    class Reader(pickle._Unpickler):
         def find_class(self, module: str, name: str) -> Any:
             if module in ("torch", "torch.storage") and name in _STORAGES:
                 return _make_type(dtype=_STORAGES[name])
