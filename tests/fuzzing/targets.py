@@ -319,8 +319,8 @@ _HTTP = (
     b"GET ", b"POST ", b"HEAD ", b"HTTP/1.1", b"HTTP/9.9", b"\r\n", b"\n", b"\r\n\r\n", b": ", b"Host: ",
     b"Origin: ",
     b"Origin: null\r\n", b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"X-Suffix: ", b"../",
-    b"%2e%2e%2f", b"..%2f..%2fetc/passwd", b"%00", b"%ff", b"/thumb/", b"/near/", b"/column/", b"/layout/PCA", b"//",
-    b"?a=b",
+    b"%2e%2e%2f", b"..%2f..%2fetc/passwd", b"%00", b"%ff", b"/thumb/", b"/near/", b"/column/",
+    b"/layout/PCA", b"//", b"?a=b",
     b"-1", b"99999999999999999999", b"Expect: 100-continue\r\n", b"Connection: keep-alive\r\n", b"\xe9",
     b"\0",
 )  # fmt: skip
