@@ -45,6 +45,12 @@ class _Call:
         return self.views[1] if name.startswith("target") else self.views[0]
 
 
+def _name_kind(layer: nn.Module) -> str:
+    """Return the class of a layer; of one that byol computes in its own way, the usual one."""
+    kinds = (kind for kind in type(layer).__mro__ if not kind.__module__.startswith("byol.kernels."))
+    return next(kinds).__name__
+
+
 class FirstBad:
     """Watches the networks in a `with` block; `found` is the first place, or None.
 
@@ -71,7 +77,7 @@ class FirstBad:
         for name, layer in byol.named_modules():
             is_fused = self._fused and ".encoder." in f".{name}." and type(layer) in _FUSED
             if name and not is_fused:
-                shown = f"{name} ({type(layer).__name__.removeprefix('_Fused').removeprefix('_Cpu')})"
+                shown = f"{name} ({_name_kind(layer)})"
                 handles.append(layer.register_forward_pre_hook(self._make_before(name, shown)))
                 handles.append(layer.register_forward_hook(self._make_after(name, shown)))
         return self
