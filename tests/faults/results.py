@@ -20,8 +20,9 @@ state, the metrics, the encoders and the packed images are bit for bit those of 
 to, and `metrics.jsonl` has each step once.
 
 `{command}` has written this page up to "Hostile input", in {minutes:.0f} minutes on {cores} cores;
-`--short` tries fewer moments of each fault. The code is in `tests/faults/`; its `shim.py` puts errors and
-signals below Python's open, write, rename, fsync, read and mmap.
+`--short` tries fewer moments of each fault, and `--smoke` a few of each kind in about a minute, which
+`scripts/check` runs. The code is in `tests/faults/`; its `shim.py` puts errors and signals below Python's
+open, write, rename, fsync, read and mmap.
 """
 
 

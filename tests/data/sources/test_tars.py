@@ -217,7 +217,7 @@ def test_cut_short_at_every_block(form: str, tmp_path: Path) -> None:
             assert "are empty" in str(error)
             continue
         text = said(source)
-        assert any(word in text for word in ("cut short", "incomplete header", "end mark is missing"))
+        assert any(word in text for word in ("cut short", "no end mark"))
         assert [int(decode(source.item(n))[0, 0, 0]) for n in range(len(source))] == list(range(len(source)))
     assert length > 4 * 512
 
@@ -231,16 +231,18 @@ def test_damaged_headers(tmp_path: Path) -> None:
         content[second + at] ^= 0x5A
         path.write_bytes(content)
         with pytest.raises(
-            DataError, match=rf"damaged header at byte {second:,}; copy it again, or read only"
+            DataError, match=rf"damaged header at byte {second:,}; copy it again, or read only what"
         ):
             open_(path)
         source = open_(path, "data.skip_unreadable=true")
-        assert names(source) == ["a.tar/1.png"] and "byol reads the 1 images before that" in said(source)
+        assert names(source) == ["a.tar/1.png"] and "byol reads what comes before that (images: 1)" in said(
+            source
+        )
     path.write_bytes(b"no tar at all" * 100)
     with pytest.raises(DataError, match="does not begin like a tar file"):
         open_(path)
     path.write_bytes(b"")
-    with pytest.raises(DataError, match="its end mark is missing"):
+    with pytest.raises(DataError, match="has no end mark"):
         open_(path)
 
 

@@ -71,7 +71,7 @@ def read_entries(read: Read, length: int) -> Iterator[Entry]:
             extra = _Extra()
         at = start + -(-size // BLOCK) * BLOCK
     if not is_ended:
-        raise TarDamageError("its end mark is missing, as if it were cut short")
+        raise TarDamageError("has no end mark, so it may be cut short")
 
 
 # ---- One header
@@ -85,9 +85,11 @@ def _check(header: bytes, *, at: int, is_ended: bool) -> None:
         if stored.isdigit() and not set(stored) & set(b"89") and total == int(stored, 8):
             return
     if at == 0:
-        raise TarDamageError("it does not begin like a tar file")
+        raise TarDamageError("does not begin like a tar file")
+    if len(header) < BLOCK:
+        raise TarDamageError(f"is cut short at byte {at:,}")
     what = "other data after its end" if is_ended else "a damaged header"
-    raise TarDamageError(f"it has {what if len(header) == BLOCK else 'an incomplete header'} at byte {at:,}")
+    raise TarDamageError(f"has {what} at byte {at:,}")
 
 
 def _read_number(field: bytes, *, at: int) -> int:
@@ -97,16 +99,16 @@ def _read_number(field: bytes, *, at: int) -> int:
     else:
         text = field.strip(b" \0")
         if text and not (text.isdigit() and not set(text) & set(b"89")):
-            raise TarDamageError(f"it has a header with a damaged size at byte {at:,}")
+            raise TarDamageError(f"has a header with a damaged size at byte {at:,}")
         number = int(text or b"0", 8)
     if number >= 2**62:
-        raise TarDamageError(f"it has a header with a damaged size at byte {at:,}")
+        raise TarDamageError(f"has a header with a damaged size at byte {at:,}")
     return number
 
 
 def _limit(size: int, kind: bytes, *, at: int) -> int:
     if size > (_NAME_BYTES if kind == b"L" else _PAX_BYTES):
-        raise TarDamageError(f"it has an extended header of {size:,} bytes at byte {at:,}")
+        raise TarDamageError(f"has an extended header of {size:,} bytes at byte {at:,}")
     return size
 
 
@@ -118,14 +120,14 @@ def _read_extra(data: bytes, kind: bytes, extra: _Extra, *, at: int) -> None:
     while data.strip(b"\0"):
         length, _, _ = data.partition(b" ")
         if not (length.isdigit() and len(length) < 8 and len(length) + 2 < int(length) <= len(data)):
-            raise TarDamageError(f"it has a damaged extended header at byte {at:,}")
+            raise TarDamageError(f"has a damaged extended header at byte {at:,}")
         key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         data = data[int(length) :]
         if key == b"path":
             extra.name = value
         elif key == b"size":
             if not (value.isdigit() and len(value) < 19):
-                raise TarDamageError(f"it has a damaged extended header at byte {at:,}")
+                raise TarDamageError(f"has a damaged extended header at byte {at:,}")
             extra.size = int(value)
         elif key.startswith(b"GNU.sparse."):
             extra.is_sparse = True
@@ -144,7 +146,7 @@ def _pass_over_map(read: Read, header: bytes, start: int) -> int:
 def _check_end(end: int, length: int, *, name: bytes, at: int) -> None:
     if end > length:
         shown = os.fsdecode(name.rstrip(b"\0"))
-        raise TarDamageError(f"it is cut short in {shown}, whose header is at byte {at:,}")
+        raise TarDamageError(f"is cut short in {shown}, whose header is at byte {at:,}")
 
 
 def _find_name(header: bytes) -> bytes:

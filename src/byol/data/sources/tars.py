@@ -229,10 +229,12 @@ class _Index:
             return
         if not self._skip:
             raise DataError(
-                f"{path}: {problem}; copy it again, or read only the {len(samples):,} images before that "
-                f"place with {SKIP_KEY}=true"
+                f"{path}: {problem}; copy it again, or read only what comes before that (images: "
+                f"{len(samples):,}) with {SKIP_KEY}=true"
             )
-        self.left_out.notes.append(f"{path}: {problem}; byol reads the {len(samples):,} images before that")
+        self.left_out.notes.append(
+            f"{path}: {problem}; byol reads what comes before that (images: {len(samples):,})"
+        )
 
     def _take(self, entry: Entry, file: "Steady", tar: str) -> bool:
         """Take an entry of a tar file; return whether it is a new image."""
