@@ -6,8 +6,10 @@ import json
 import os
 import pickle
 import tracemalloc
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +259,20 @@ def test_a_number_in_a_pickle_reserves_no_memory(index: int, tmp_path: Path) -> 
         assert tracemalloc.get_traced_memory()[1] < 2**23
     finally:
         tracemalloc.stop()
+
+
+def test_every_damage_of_an_npz_is_one_line(tmp_path: Path) -> None:
+    """Cut short, with changed bytes, and with other files beside the arrays."""
+    path = tmp_path / "a.npz"
+    np.savez(path, weight=np.ones((2, 3), np.float32), large=np.ones(2, np.longdouble))
+    content = path.read_bytes()
+    for at in range(0, len(content), 3):
+        for changed in (content[:at], content[:at] + bytes([content[at] ^ 0x41]) + content[at + 1 :]):
+            path.write_bytes(changed)
+            with suppress(CheckpointError):
+                read_weights(path)
+    np.savez(path, weight=np.ones((2, 3), np.float32))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("note.txt", "text")
+        archive.writestr("broken.npy", b"\x93NUM")
+    assert set(read_weights(path)) == {"weight"}

@@ -142,9 +142,17 @@ def _load(path: Path) -> Any:
 
 
 def _read_npz(path: Path) -> State:
-    with np.load(path, allow_pickle=False) as arrays:
-        found = {name: arrays[name] for name in arrays.files}
-    return {name: torch.from_numpy(array) for name, array in found.items() if array.dtype.kind in "fiub"}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}  # files of other kinds are bytes
+        numbers = {
+            name: array
+            for name, array in found.items()
+            if isinstance(array, np.ndarray) and array.dtype.kind in "fiub"
+        }
+        return {name: torch.from_numpy(array) for name, array in numbers.items()}
+    except Exception as error:  # NumPy and zipfile raise anything for damaged content
+        raise UnreadableError(str(error) or type(error).__name__) from None
 
 
 def _read_folder(folder: Path) -> State:
