@@ -61,6 +61,24 @@ def resolve(
     return _ask_run(partial_config, run_dir).config, step_s
 
 
+def resolve_for_packing(partial_config: PartialConfig, *, say: Say) -> Config:
+    """Return the complete configuration, with the views and channels of a new run on this machine.
+
+    It times no step, so the settings on which packing does not depend may be others than those of the run.
+
+    Raises:
+        ConfigError, DataError: see `choose`.
+    """
+    if not partial_config.unset:
+        return partial_config.config
+    look = look_at_some(partial_config, say=say)
+    chosen = _choose(partial_config, look, world_size=1, say=say, times_steps=False)
+    for choice in chosen.choices:
+        if choice.key in ("data.channels", "data_transforms.input_shape"):
+            say(str(choice))
+    return chosen.config
+
+
 def check_weights(config: Config, run_dir: Path) -> None:
     """Refuse weights that do not fit the networks of a new run, before it packs its images.
 
@@ -210,7 +228,9 @@ def _look_at(config: Config) -> Survey:
     )
 
 
-def _choose(partial_config: PartialConfig, look: Survey, *, world_size: int, say: Say) -> Chosen:
+def _choose(
+    partial_config: PartialConfig, look: Survey, *, world_size: int, say: Say, times_steps: bool = True
+) -> Chosen:
     def measure(config: Config, accumulates: bool) -> StepBenchmark:
         say(_TIMING)
         return _measure(config, accumulates, look=look, chooses_threads=True)
@@ -223,7 +243,7 @@ def _choose(partial_config: PartialConfig, look: Survey, *, world_size: int, say
         look,
         machine=Machine(kind_of(device), "bf16" if is_bf16 else "fp32", world_size),
         is_dicom=_is_dicom(source),
-        measure=measure,
+        measure=measure if times_steps else None,
     )
 
 

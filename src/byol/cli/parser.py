@@ -9,55 +9,8 @@ from typing import NoReturn, TypeAlias, get_args
 from byol.api.features import COLUMNS, FORMATS
 from byol.base.errors import printable
 from byol.base.version import __version__
-from byol.cli import commands
+from byol.cli import commands, texts
 from byol.config.schema import DeviceSetting
-
-_PRESET = (
-    "a set of settings: default (byol chooses from the images), classic (those of an older project, "
-    "PyTorch-BYOL), paper (those of the BYOL paper) or demo (a small network)"
-)
-_HOURS = "training time in hours, such as 2 or 0.5; training then ends after this time"
-_RUN = "folder that `byol train` wrote, such as runs/cells"
-_LABELS = (
-    "CSV file with the columns file,label; images without a label are left out (default: folders named after "
-    "classes, if there are any)"
-)
-_COLOURS = "CSV file with the columns file,label that colours the map"
-_METADATA_COLOURS = "CSV file with a column file and more columns that can colour the map"
-_TEST = (
-    "labelled images to test on (default: the test split of the data set, or a fifth of the labelled images)"
-)
-_FOLDER = "folder for the results (default: runs/ and the name of the image folder)"
-_SETTINGS = "a setting, such as {example}; `byol config` lists all"
-_DEVICE = "device to compute on (default: a GPU if there is one)"
-_IMAGES = (
-    "a folder, an image, a .txt or .csv file with image paths, a .npy array, or - to read paths from "
-    "standard input"
-)
-_EPILOG = """examples:
-  byol demo                                  try it on generated images (about 4 minutes)
-  byol check IMAGES/                         check the images; write a report with pictures
-  byol train IMAGES/ -n                      show the settings byol would choose
-  byol train IMAGES/ -o runs/cells           train; if interrupted, run it again
-  byol train IMAGES/ --hours 2               train for two hours
-  byol train IMAGES/ --init runs/cells       start from the weights of an earlier run
-  byol train config.yaml trainer.max_epochs=40
-  byol eval runs/cells --labels cells.csv    compare with simple methods
-  byol compare runs/a runs/b                 compare results and settings
-  byol card runs/cells                       write a description: method, results, limits
-  byol report runs/cells                     write one HTML page with all results
-  byol explore runs/cells                    browse images: map, search by picture, lists of files
-  byol embed runs/cells NEW/ -o new.csv      compute features; if interrupted, run it again
-  byol export runs/cells --format onnx       write the encoder for other programs
-  byol finetune runs/cells --labels cells.csv    train a classifier
-  byol predict runs/cells-finetuned NEW/ -o classes.csv   classify new images
-  byol config config.yaml                    print the complete configuration
-  byol env                                   print versions and hardware, for a bug report
-
-Add settings to a command as section.key=value, such as trainer.max_epochs=40.
-`byol config` lists them.
-"""
-
 
 class _Parser(argparse.ArgumentParser):
     """A parser that prints the arguments it refuses on one line."""
@@ -75,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="byol",
         description="Train an image encoder on unlabelled images with BYOL, and measure how good it is.",
-        epilog=_EPILOG,
+        epilog=texts.EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -119,7 +72,7 @@ def _command(
                     nargs="*",
                     default=[],
                     metavar="KEY=VALUE",
-                    help=_SETTINGS.format(example=setting),
+                    help=texts.SETTINGS.format(example=setting),
                 )
 
         _COMMANDS.append(add)
@@ -163,7 +116,7 @@ def _check(add: _Add) -> None:
         type=Path,
         help="folder for the report (default: check/ and the name of the image folder)",
     )
-    add("--preset", help=_PRESET)
+    add("--preset", help=texts.PRESET)
     add("--hours", help="training time to plan for, in hours, such as 2 or 0.5")
 
 
@@ -179,9 +132,9 @@ def _train(add: _Add) -> None:
         help="a folder of images, a .txt or .csv file with image paths, a .npy array, a data set (stl10, "
         "cifar10, cifar100 or `motifs`, generated images), or a configuration file (.yaml)",
     )
-    add("-o", "--output", type=Path, help=_FOLDER)
-    add("--preset", help=_PRESET)
-    add("--hours", help=_HOURS)
+    add("-o", "--output", type=Path, help=texts.FOLDER)
+    add("--preset", help=texts.PRESET)
+    add("--hours", help=texts.HOURS)
     add(
         "--init",
         metavar="WEIGHTS",
@@ -198,6 +151,28 @@ def _train(add: _Add) -> None:
 
 
 @_command(
+    commands.pack_command,
+    "pack images without training, in one go or in parts on several machines",
+    "byol pack IMAGES/ -o packs --part 3/64",
+    setting="data.channels=grey",
+)
+def _pack(add: _Add) -> None:
+    add("source", help="images or a configuration file, as for `byol train`")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        help="folder for packs (default: data.packs, or runs/packs); train with data.packs=FOLDER",
+    )
+    add(
+        "--part",
+        metavar="K/N",
+        help="pack only part K of N; the same command without --part, or a training, joins all N parts",
+    )
+    add("--preset", help=texts.PRESET)
+
+
+@_command(
     commands.run_command,
     "train and evaluate in one command",
     "byol run config.yaml",
@@ -205,9 +180,9 @@ def _train(add: _Add) -> None:
 )
 def _run(add: _Add) -> None:
     add("source", nargs="?", default="config.yaml", help="configuration file (default: %(default)s)")
-    add("-o", "--output", type=Path, help=_FOLDER)
-    add("--preset", help=_PRESET)
-    add("--hours", help=_HOURS)
+    add("-o", "--output", type=Path, help=texts.FOLDER)
+    add("--preset", help=texts.PRESET)
+    add("--hours", help=texts.HOURS)
 
 
 @_command(
@@ -217,14 +192,14 @@ def _run(add: _Add) -> None:
     setting="evaluation.folds=5",
 )
 def _eval(add: _Add) -> None:
-    add("run", type=Path, help=_RUN)
-    add("--labels", help=_LABELS)
+    add("run", type=Path, help=texts.RUN)
+    add("--labels", help=texts.LABELS)
     add(
         "--train",
         help="labelled images (folder or list) to train the classifiers on, not the encoder (default: the "
         "images of the run)",
     )
-    add("--test", help=_TEST)
+    add("--test", help=texts.TEST)
     add(
         "--weights",
         help="also evaluate other weights, in a row of the same table: a run folder, a weights file, or "
@@ -261,7 +236,7 @@ def _compare(add: _Add) -> None:
     "byol card runs/cells",
 )
 def _card(add: _Add) -> None:
-    add("run", type=Path, help=f"{_RUN}; byol writes the card into it")
+    add("run", type=Path, help=f"{texts.RUN}; byol writes the card into it")
 
 
 @_command(
@@ -271,9 +246,9 @@ def _card(add: _Add) -> None:
     setting="trainer.device=cpu",
 )
 def _report(add: _Add) -> None:
-    add("run", type=Path, help=_RUN)
-    add("--labels", type=Path, help=_COLOURS)
-    add("--metadata", type=Path, help=_METADATA_COLOURS)
+    add("run", type=Path, help=texts.RUN)
+    add("--labels", type=Path, help=texts.COLOURS)
+    add("--metadata", type=Path, help=texts.METADATA_COLOURS)
     add(
         "--images",
         type=int,
@@ -290,10 +265,10 @@ def _report(add: _Add) -> None:
     setting="trainer.device=cpu",
 )
 def _explore(add: _Add) -> None:
-    add("run", type=Path, help=_RUN)
+    add("run", type=Path, help=texts.RUN)
     add("--images", help="images to show instead of the run's own: a folder, list or array")
-    add("--labels", type=Path, help=_COLOURS)
-    add("--metadata", type=Path, help=_METADATA_COLOURS)
+    add("--labels", type=Path, help=texts.COLOURS)
+    add("--metadata", type=Path, help=texts.METADATA_COLOURS)
     add("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
     add("--open", action="store_true", help="open the page in the browser")
 
@@ -304,8 +279,8 @@ def _explore(add: _Add) -> None:
     "byol embed runs/cells NEW/ -o features.csv",
 )
 def _embed(add: _Add) -> None:
-    add("run", type=Path, help=_RUN)
-    add("images", help=_IMAGES)
+    add("run", type=Path, help=texts.RUN)
+    add("images", help=texts.IMAGES)
     add("-o", "--output", type=Path, required=True, help="output file: .parquet, .csv, .npz or .h5ad")
     add("--format", choices=FORMATS, help="file format (default: by the suffix)")
     add(
@@ -326,7 +301,7 @@ def _embed(add: _Add) -> None:
         metavar="N",
         help="also write NAME.prototypes.csv: the N most representative images, to be labelled first",
     )
-    add("--device", choices=get_args(DeviceSetting), default="auto", help=_DEVICE)
+    add("--device", choices=get_args(DeviceSetting), default="auto", help=texts.DEVICE)
 
 
 @_command(
@@ -354,9 +329,9 @@ def _export(add: _Add) -> None:
 )
 def _finetune(add: _Add) -> None:
     add("source", type=Path, help="run folder, or a folder that holds an encoder")
-    add("--labels", help=_LABELS)
+    add("--labels", help=texts.LABELS)
     add("--train", help="labelled images to train on (default: the images of the run)")
-    add("--test", help=_TEST)
+    add("--test", help=texts.TEST)
     add(
         "--fraction",
         type=float,
@@ -379,7 +354,7 @@ def _finetune(add: _Add) -> None:
 )
 def _predict(add: _Add) -> None:
     add("classifier", type=Path, help="output folder of `byol finetune`")
-    add("images", help=_IMAGES)
+    add("images", help=texts.IMAGES)
     add(
         "-o",
         "--output",
@@ -387,7 +362,7 @@ def _predict(add: _Add) -> None:
         required=True,
         help="output file: .csv with the columns file,label,probability",
     )
-    add("--device", choices=get_args(DeviceSetting), default="auto", help=_DEVICE)
+    add("--device", choices=get_args(DeviceSetting), default="auto", help=texts.DEVICE)
 
 
 @_command(
@@ -398,7 +373,7 @@ def _predict(add: _Add) -> None:
 )
 def _config(add: _Add) -> None:
     add("file", nargs="?", type=Path, help="configuration file")
-    add("--preset", help=_PRESET)
+    add("--preset", help=texts.PRESET)
     add("--schema", action="store_true", help="print the JSON schema of configuration files, for editors")
 
 

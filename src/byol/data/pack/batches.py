@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64, Real
 from torch import Tensor
 
 from byol.data.pack.packed import Packed
-from byol.data.pack.rows import RowFile
+from byol.data.pack.shards import Rows
 from byol.device.devices import free_bytes, pins, send_stored
 from byol.method.schedule import Plan
 
@@ -101,17 +101,17 @@ class Batches:
 class HostStore:
     """Images in RAM or in a file: threads copy the rows, the consumer sends them to the device."""
 
-    def __init__(self, images: Real[np.ndarray, "n px px channels"] | RowFile, device: torch.device) -> None:
+    def __init__(self, images: Real[np.ndarray, "n px px channels"] | Rows, device: torch.device) -> None:
         self._images, self._device = images, device
         self._row_shape, self._dtype = images.shape[1:], _DTYPES[images.dtype.itemsize]
 
     def prepare(self, indices: Int64[np.ndarray, " batch"]) -> Real[Tensor, "batch px px channels"]:
         shape = (len(indices), *self._row_shape)
         rows = torch.empty(shape, dtype=self._dtype, pin_memory=pins(self._device))
-        if isinstance(self._images, RowFile):
-            self._images.read(indices, out=rows.numpy())
-        else:  # mode="clip" avoids a temporary copy; the indices are always valid
+        if isinstance(self._images, np.ndarray):  # "clip" avoids a temporary copy; all indices are valid
             np.take(self._images, indices, axis=0, out=rows.numpy(), mode="clip")
+        else:
+            self._images.read(indices, out=rows.numpy())
         return rows
 
     def deliver(self, prepared: Real[Tensor, "batch px px channels"]) -> Real[Tensor, "batch px px channels"]:

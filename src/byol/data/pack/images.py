@@ -12,6 +12,7 @@ from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile
 from byol.data.pack.packed import Packed
 from byol.data.pack.packing import pack
+from byol.data.pack.parts import Part, folder_of_parts, shard_name
 from byol.data.pack.statistics import CLIP
 from byol.data.pack.without_source import is_gone, open_without_source
 from byol.data.sources.array_layout import TrainedLayout
@@ -43,7 +44,7 @@ def open_images(
     Raises:
         DataError: the source cannot be opened or has too many unreadable images.
     """
-    data, view_px = config.data, config.view_px
+    data = config.data
     packs = Path(data.packs) if data.packs is not None else run_dir.parent / "packs"
     if fingerprint and source in (None, data.source) and is_gone(data.source):
         packed = open_without_source(
@@ -52,21 +53,47 @@ def open_images(
         if packed is not None:
             return packed
     opened = open_source(data, source=source, split=split, labels=labels, trained=trained)
-    px = stored_px if stored_px is not None else data.stored_px
-    alpha = data.alpha if alpha is None else alpha
-    folder = packs / _name_pack(opened, data, px=px, view_px=view_px, alpha=alpha)
+    if stored_px is not None:
+        data = data.model_copy(update={"stored_px": stored_px})
+    if alpha is not None:
+        data = data.model_copy(update={"alpha": alpha})
+    return _pack(opened, config.model_copy(update={"data": data}), packs, part=None, console=console)
+
+
+def pack_images(
+    config: Config, packs: Path, *, part: tuple[int, int] | None = None, console: Console | None
+) -> Packed:
+    """Pack `data.source` into the folder `packs`, or find its pack. `part`: only part K of N of its images.
+
+    Without `part`, parts that have been packed are joined. A part of a set that is already packed as a whole
+    is that pack.
+
+    Raises:
+        DataError: as `open_images`; or there are fewer images than parts, or some parts are missing.
+    """
+    return _pack(open_source(config.data), config, packs, part=part, console=console)
+
+
+def _pack(
+    source: Source, config: Config, packs: Path, *, part: tuple[int, int] | None, console: Console | None
+) -> Packed:
+    data = config.data
+    folder = packs / _name_pack(source, data, view_px=config.view_px)
     say = make_say(console)
-    for line in describe_passed_by(left_out_of(opened)):
+    for line in describe_passed_by(left_out_of(source)):
         say(line)
-    with show_bar(console, f"preparing the images ({_show_name(opened.name)})") as count:
+    if part is not None and not (folder / "pack.json").is_file():
+        source = Part(source, *part)
+        folder = folder_of_parts(folder, part[1]) / shard_name(part[0])
+    with show_bar(console, f"preparing the images ({_show_name(source.name)})") as count:
         return pack(
-            opened,
+            source,
             folder=folder,
-            stored_px=px,
-            view_px=view_px,
+            stored_px=data.stored_px,
+            view_px=config.view_px,
             channels=data.channels,
             geometry=data.geometry,
-            alpha=alpha,
+            alpha=data.alpha,
             clip=data.clip,
             max_bad=data.max_bad,
             num_workers=config.trainer.num_workers,
@@ -75,7 +102,7 @@ def open_images(
         )
 
 
-def _name_pack(source: Source, data: DataConfig, *, px: int | None, view_px: int, alpha: Alpha) -> str:
+def _name_pack(source: Source, data: DataConfig, *, view_px: int) -> str:
     """Return the name of the folder of a pack: runs with different settings must not replace each other's."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", source.name).strip("-").lower()[:40]
     if data.channels is not None:
@@ -83,11 +110,11 @@ def _name_pack(source: Source, data: DataConfig, *, px: int | None, view_px: int
         slug += "-" + "-".join(map(str, numbers))
     if data.geometry != "square":
         slug += f"-{data.geometry}"
-    if alpha != "auto":
-        slug += f"-alpha-{alpha}"
+    if data.alpha != "auto":
+        slug += f"-alpha-{data.alpha}"
     if data.clip != CLIP:
         slug += f"-clip-{data.clip:g}"
-    return f"{slug}-{px or 'auto'}-{view_px}px-{source.fingerprint()[:8]}"
+    return f"{slug}-{data.stored_px or 'auto'}-{view_px}px-{source.fingerprint()[:8]}"
 
 
 def _show_name(name: str) -> str:

@@ -19,9 +19,11 @@ from byol.data.decode.image import DECODER, Square, peek, read_square
 from byol.data.decode.index import Names, Source, array_layout_of, skips_unreadable
 from byol.data.decode.mapped import load_array
 from byol.data.decode.reading import Alpha
+from byol.data.pack.joining import join_parts
 from byol.data.pack.packed import (
     ARRAYS,
     CHECKSUMS,
+    COUNTS,
     FILES,
     FORMAT,
     Packed,
@@ -39,6 +41,7 @@ from byol.data.pack.partial import (
     read_bad,
     read_mark,
 )
+from byol.data.pack.parts import Part, find_parts
 from byol.data.pack.place import check_space, locked, move_into_place, remove_files, writing
 from byol.data.pack.running_statistics import RunningStatistics
 from byol.data.pack.statistics import CLIP
@@ -80,10 +83,14 @@ def pack(
     `num_workers` threads or processes read images. If another process is packing into the folder, this one
     waits, says so, and reports the progress of the other (images done, number of images).
 
+    A `Part` of a source is packed like a source, with the stored side of the whole source; how many of its
+    images may be left out is only checked when all parts are joined. If all parts of `source` have been
+    packed, they are joined instead of packing it.
+
     Raises:
         DataError: the disk fails and the source does not skip unreadable files; more than a fraction
             `max_bad` of the images, or all, cannot be read; they differ in channels or bit depth; the folder
-            cannot be written, or holds something else.
+            cannot be written, or holds something else; some parts of the source have been packed, others not.
     """
     limit_px = find_limit_px(view_px) if stored_px is None else None
     recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER, alpha, clip)
@@ -91,7 +98,17 @@ def pack(
     with locked(folder, while_waiting=_Waiting(folder, partial, progress=progress, say=say), say=say):
         packed, note = _find(folder, recipe)
         if packed is not None and packed.num_bad and (num := _count_back(packed, source)):
-            packed, note = None, f"packed again: {num} images that could not be read before can be read now"
+            if packed.shards:
+                note = (
+                    f"{num} images that were left out can be read now; delete {folder} to pack them as well"
+                )
+            else:
+                packed, note = None, f"packed again: {num} images that could not be read can be read now"
+        if packed is None and (parts := find_parts(folder)) is not None:
+            join_parts(*parts, source=source, recipe=recipe)
+            _check_bad(parts[0], source, num_bad=open_pack(parts[0]).num_bad, max_bad=max_bad)
+            move_into_place(parts[0], folder, files=FILES)
+            packed, note = open_pack(folder), f"joined the {parts[1]} parts of {source.name}"
         if packed is None:
             _write(
                 source, recipe, partial=partial, max_bad=max_bad, num_workers=num_workers, progress=progress
@@ -190,7 +207,7 @@ class _Waiting:
 
 
 def _check_bad(folder: Path, source: Source, *, num_bad: int, max_bad: float) -> None:
-    if num_bad <= max_bad * len(source) and num_bad < len(source):
+    if isinstance(source, Part) or (num_bad <= max_bad * len(source) and num_bad < len(source)):
         return
     if skips_unreadable(source):  # data.skip_unreadable already allows files that the system refuses
         num_bad -= sum(is_of_the_system(reason) for _, reason in read_bad(folder))
@@ -226,7 +243,13 @@ def _write(
     try:
         write(mark)
     except _LargerImageError:  # reading all sizes first would make packing small images a third slower
-        px = _choose_px(source, recipe, most=len(source), num_workers=num_workers)
+        whole = source.whole if isinstance(source, Part) else source
+        px = _choose_px(whole, recipe, most=len(whole), num_workers=num_workers)
+        if whole is not source:
+            raise DataError(
+                f"{source.name}: an image is larger than those from which byol chose the size of all parts; "
+                f"add data.stored_px={px} to the commands of all parts and of the training"
+            ) from None
         write(replace(mark, px=px, done=0, num_rows=0, num_bad=0, notes={}))
 
 
@@ -297,6 +320,7 @@ def _mixture(source: Source, recipe: Recipe, *, num_workers: int) -> DataError:
 
 def _choose_px(source: Source, recipe: Recipe, *, most: int, num_workers: int) -> int:
     assert recipe.limit_px is not None
+    source = source.whole if isinstance(source, Part) else source  # all parts must have the same size
     largest = find_largest_side(source, limit_px=recipe.limit_px, most=most, num_workers=num_workers)
     return largest or recipe.limit_px
 
@@ -327,7 +351,8 @@ def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, running: R
         write_atomically(partial / name, partial_function(np.save, arr=array))
     statistics, clipped, images_digest = running.finish()
     write_atomically(partial / CHECKSUMS, partial_function(np.save, arr=running.checksums))
-    digests = {name: digest_file(partial / name) for name in (*ARRAYS, CHECKSUMS, BAD_FILES)} | {
+    write_atomically(partial / COUNTS, partial_function(np.save, arr=running.counts))
+    digests = {name: digest_file(partial / name) for name in (*ARRAYS, CHECKSUMS, COUNTS, BAD_FILES)} | {
         "images.npy": images_digest
     }
     content = {
