@@ -1,4 +1,4 @@
-"""Packs of many shards: joined parts are the same as a set packed in one go, whoever packed them, and when."""
+"""Packs of many shards: joined parts are the same as a set packed in one go, whoever packed them."""
 
 import json
 import os

@@ -90,6 +90,7 @@ class Packed:
     unmapped: str | None = None  # why its files cannot be memory-mapped; None: they can
     array_layout: Layout = "auto"  # of the arrays with three axes in the source, if there are any
     is_source_gone: bool = False
+    is_remote: bool = False  # its shards lie in object storage and are fetched when they are needed
 
     def __len__(self) -> int:
         return len(self.file)
