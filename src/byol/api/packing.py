@@ -50,17 +50,17 @@ def pack(
     """
     from byol.auto.resolve import resolve_for_packing
     from byol.base.signals import interrupting
-    from byol.data.pack.images import pack_images
+    from byol.data.pack.images import pack_images, packs_of
 
     chosen_part = None if part is None else _read_part(part)
     partial_config = make_partial_config(images, preset=preset, hours=None, overrides=overrides)
     console = open_console(progress, goes_on=True)
     with interrupting():
-        config = resolve_for_packing(partial_config, say=make_say(console))
-        beside_runs = choose_folder(images, None, place="runs").parent / "packs"
-        packs = Path(output if output is not None else config.data.packs or beside_runs)
+        run_dir = choose_folder(images, None, place="runs")
+        config = resolve_for_packing(partial_config, run_dir, say=make_say(console))
+        packs = packs_of(config, run_dir) if output is None else Path(output)
         packed = pack_images(config, packs, part=chosen_part, console=console)
-    settings = [] if packs == beside_runs else [f"data.packs={packs}"]
+    settings = [] if packs == run_dir.parent / "packs" else [f"data.packs={packs}"]
     if "data_transforms.input_shape" in partial_config.unset:
         settings.append(f"data_transforms.input_shape=[{config.view_px},{config.view_px},null]")
     if config.data.channels != partial_config.config.data.channels:

@@ -1,11 +1,14 @@
 """Open the images that the configuration names, and pack them if there is no packed copy yet."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from byol.base.console import make_say, show_bar
+from byol.base.errors import DataError
+from byol.base.files import is_address
 from byol.config import Config, DataConfig
 from byol.data.decode.index import Source
 from byol.data.decode.reading import Alpha
@@ -13,6 +16,7 @@ from byol.data.labels.label_file import LabelFile
 from byol.data.pack.packed import Packed
 from byol.data.pack.packing import pack
 from byol.data.pack.parts import Part, folder_of_parts, shard_name
+from byol.data.pack.remote import check_settings, open_remote
 from byol.data.pack.statistics import CLIP
 from byol.data.pack.without_source import is_gone, open_without_source
 from byol.data.sources.array_layout import TrainedLayout
@@ -35,7 +39,8 @@ def open_images(
 ) -> Packed:
     """Return the packed copy of `source` (default: `data.source`); make it if there is none yet.
 
-    It lies in the folder `data.packs` (default: `packs` beside the run folder), so that runs can share it.
+    It lies in the folder `data.packs` (default: `packs` beside the run folder), so that runs can share it. If
+    the source is an address, it is that of a pack of shards, which are fetched as they are needed.
 
     `stored_px` and `alpha` replace the values of the configuration; `trained` is as in `open_source`. The
     console prints which files were skipped. `fingerprint` is that of the images of the run: if `data.source`
@@ -43,9 +48,15 @@ def open_images(
 
     Raises:
         DataError: the source cannot be opened or has too many unreadable images.
+        ConfigError: the pack at an address was made with other settings, or `data.cache_gb` is too small.
     """
-    data = config.data
-    packs = Path(data.packs) if data.packs is not None else run_dir.parent / "packs"
+    data, packs = config.data, packs_of(config, run_dir)
+    if is_address(source or data.source):
+        if split is not None:
+            raise DataError(f"{source}: a pack has no split {split}; give the address of that split instead")
+        return _open_address(
+            config, source or data.source, packs, labels=labels, stored_px=stored_px, console=console
+        )
     if fingerprint and source in (None, data.source) and is_gone(data.source):
         packed = open_without_source(
             packs, source=data.source, fingerprint=fingerprint, labels=labels, stored_px=stored_px
@@ -60,6 +71,33 @@ def open_images(
     return _pack(opened, config.model_copy(update={"data": data}), packs, part=None, console=console)
 
 
+def packs_of(config: Config, run_dir: Path) -> Path:
+    """Return the folder of the packs of a run: `data.packs`, or `packs` beside the run folder."""
+    return Path(config.data.packs) if config.data.packs is not None else run_dir.parent / "packs"
+
+
+def _open_address(
+    config: Config,
+    address: str,
+    packs: Path,
+    *,
+    labels: LabelFile | None,
+    stored_px: int | None,
+    console: Console | None,
+) -> Packed:
+    data = config.data.model_copy(update={"source": address})
+    packed = open_remote(address, packs, cache_gb=data.cache_gb)
+    check_settings(packed, data, stored_px=data.stored_px if stored_px is None else stored_px)
+    make_say(console)(
+        f"{len(packed):,} packed images in {len(packed.shards):,} shards at {address}; byol keeps at most "
+        f"{data.cache_gb:g} GB of them in {packs / 'remote'} (data.cache_gb)"
+    )
+    if labels is None:
+        return packed
+    numbers, class_names = labels.match(packed.names)["label"]
+    return replace(packed, labels=numbers, class_names=class_names)
+
+
 def pack_images(
     config: Config, packs: Path, *, part: tuple[int, int] | None = None, console: Console | None
 ) -> Packed:
@@ -71,6 +109,8 @@ def pack_images(
     Raises:
         DataError: as `open_images`; or there are fewer images than parts, or some parts are missing.
     """
+    if is_address(config.data.source):
+        raise DataError(f"{config.data.source}: is packed already; train on it with byol train")
     return _pack(open_source(config.data), config, packs, part=part, console=console)
 
 

@@ -138,7 +138,7 @@ def read_pack(folder: Path) -> Packed:
     """Same as `open_pack`, but if the disk fails, raise a `DiskError` that does not name the folder."""
     content = read_json(folder)
     try:
-        return _read(folder, content)
+        return read_index(folder, content)
     except _UNFIT as error:
         raise DataError(
             f"{folder / 'pack.json'}: does not fit to the files beside it ({type(error).__name__}); delete "
@@ -146,7 +146,20 @@ def read_pack(folder: Path) -> Packed:
         ) from None
 
 
-def _read(folder: Path, content: dict[str, Any]) -> Packed:
+def read_index(
+    folder: Path,
+    content: dict[str, Any],
+    *,
+    open_rows: Callable[[UInt32[np.ndarray, " n"] | None], Rows] | None = None,
+) -> Packed:
+    """Open the pack in a folder whose `pack.json` has this `content`.
+
+    `open_rows` returns the reader of the images, for their checksums; by default they lie in the folder.
+
+    Raises:
+        DataError: a file is missing or damaged.
+        ValueError, KeyError and others: the content is not that of a pack.
+    """
     for name, entry in content["files"].items():
         path = folder / name
         if name not in FILES:
@@ -160,8 +173,12 @@ def _read(folder: Path, content: dict[str, Any]) -> Packed:
     sizes, kept, labels, blob, offsets = (np.asarray(array) for array, _ in loaded)
     has_checksums = CHECKSUMS in content["files"]
     checksums = np.load(folder / CHECKSUMS, allow_pickle=False) if has_checksums else None
-    is_sharded = content["format"] == SHARDED_FORMAT
-    images = _open_shards(folder, content, checksums) if is_sharded else _open_images(folder, checksums)
+    if open_rows is not None:
+        images = open_rows(checksums)
+    elif content["format"] == SHARDED_FORMAT:
+        images = _open_shards(folder, content, checksums)
+    else:
+        images = _open_images(folder, checksums)
     if images.shape[0] != content["num_images"]:
         raise ValueError(f"{images.shape[0]} images, pack.json says {content['num_images']}")
     pixels = Pixels(**{key: tuple(map(float, values)) for key, values in content["pixels"].items()})

@@ -13,12 +13,14 @@ from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.base.locks import Holder
 from byol.base.records import add_checksum
-from byol.data.decode.disk import DiskError, is_of_the_system, is_worth_a_try, try_again
-from byol.data.decode.formats import Channels, Geometry, path_of
-from byol.data.decode.image import DECODER, Square, peek, read_square
+from byol.data.decode.disk import is_of_the_system
+from byol.data.decode.formats import Channels, Geometry
+from byol.data.decode.image import DECODER, Square, read_square
 from byol.data.decode.index import Names, Source, array_layout_of, skips_unreadable
 from byol.data.decode.mapped import load_array
 from byol.data.decode.reading import Alpha
+from byol.data.pack.finding import count_back, find_pack
+from byol.data.pack.growing import grow
 from byol.data.pack.joining import join_parts
 from byol.data.pack.packed import (
     ARRAYS,
@@ -29,8 +31,6 @@ from byol.data.pack.packed import (
     Packed,
     digest_file,
     open_pack,
-    read_json,
-    read_pack,
 )
 from byol.data.pack.partial import (
     BAD_FILES,
@@ -41,7 +41,7 @@ from byol.data.pack.partial import (
     read_bad,
     read_mark,
 )
-from byol.data.pack.parts import Part, find_parts
+from byol.data.pack.parts import Added, Part, find_parts
 from byol.data.pack.place import check_space, locked, move_into_place, remove_files, writing
 from byol.data.pack.running_statistics import RunningStatistics
 from byol.data.pack.statistics import CLIP
@@ -85,7 +85,8 @@ def pack(
 
     A `Part` of a source is packed like a source, with the stored side of the whole source; how many of its
     images may be left out is only checked when all parts are joined. If all parts of `source` have been
-    packed, they are joined instead of packing it.
+    packed, they are joined instead of packing it. If images have been added to a source that is packed
+    beside `folder`, only these are packed, see `growing.py`.
 
     Raises:
         DataError: the disk fails and the source does not skip unreadable files; more than a fraction
@@ -95,9 +96,30 @@ def pack(
     limit_px = find_limit_px(view_px) if stored_px is None else None
     recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER, alpha, clip)
     partial = folder.with_name(f"{folder.name}.partial")
+
+    def pack_added(added: Added, place: Path) -> Packed | None:
+        """Pack the images by which the source has grown; None: one of them is larger than all before."""
+        try:
+            return pack(
+                added,
+                folder=place,
+                stored_px=stored_px,
+                view_px=view_px,
+                channels=channels,
+                max_bad=max_bad,
+                num_workers=num_workers,
+                geometry=geometry,
+                alpha=alpha,
+                clip=clip,
+                progress=progress,
+                say=say,
+            )
+        except _LargerImageError:
+            return None
+
     with locked(folder, while_waiting=_Waiting(folder, partial, progress=progress, say=say), say=say):
-        packed, note = _find(folder, recipe)
-        if packed is not None and packed.num_bad and (num := _count_back(packed, source)):
+        packed, note = find_pack(folder, recipe)
+        if packed is not None and packed.num_bad and (num := count_back(packed, source)):
             if packed.shards:
                 note = (
                     f"{num} images that were left out can be read now; delete {folder} to pack them as well"
@@ -109,6 +131,10 @@ def pack(
             _check_bad(parts[0], source, num_bad=open_pack(parts[0]).num_bad, max_bad=max_bad)
             move_into_place(parts[0], folder, files=FILES)
             packed, note = open_pack(folder), f"joined the {parts[1]} parts of {source.name}"
+        if packed is None and (grown := grow(folder, source=source, recipe=recipe, pack_added=pack_added)):
+            _check_bad(grown[0], source, num_bad=open_pack(grown[0]).num_bad, max_bad=max_bad)
+            move_into_place(grown[0], folder, files=FILES)
+            packed, note = open_pack(folder), grown[1]
         if packed is None:
             _write(
                 source, recipe, partial=partial, max_bad=max_bad, num_workers=num_workers, progress=progress
@@ -126,64 +152,6 @@ def pack(
         source_notes=source.notes,
         array_layout=array_layout_of(source),
     )
-
-
-# ---- Finding a pack
-
-
-def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
-    """Return the pack (None if it is incomplete or of another recipe), and a note on what was found."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return None, "packed"
-    if not (folder / "pack.json").exists():
-        raise DataError(f"{folder}: holds files but no pack; choose another place with data.packs=FOLDER")
-    try:
-        packed = try_again(lambda: read_pack(folder))
-        before = Recipe(**read_json(folder)["recipe"])
-    except DiskError as error:  # the pack may be intact
-        raise error.locate(str(folder)) from None
-    except (DataError, TypeError) as error:
-        return None, f"packed again: {error}"
-    if before.source_fingerprint != recipe.source_fingerprint:
-        return None, "packed again: the source has changed"
-    if not _reads_alike(before, packed):
-        return None, "packed again: an earlier version of byol decoded the images in another way"
-    if replace(before, decoder=recipe.decoder) != recipe:
-        keys = "data.stored_px, data.channels, data.geometry, data.alpha or data.clip"
-        return None, f"packed again: {keys} differ"
-    return packed, "found"
-
-
-def _reads_alike(before: Recipe, packed: Packed) -> bool:
-    """Return whether the decoder that made the pack gives the same values as the current one.
-
-    Decoder 5 differs for 16-bit PNG with one transparent grey value, and for OME-TIFF with unordered pages.
-    """
-    is_usual = packed.bits == 8 and packed.channels in (1, 3)
-    return before.decoder == DECODER or ((before.decoder, DECODER) == (5, 6) and is_usual)
-
-
-def _count_back(packed: Packed, source: Source) -> int:
-    """Count the images that could not be read from the disk when the pack was made, but can be read now.
-
-    Raises:
-        DataError: the disk still fails and the source does not skip unreadable files.
-    """
-    names = {name for name, reason in read_bad(packed.folder) if is_worth_a_try(reason)}
-    found = 0
-    for index in range(len(source)) if names else ():
-        if source.names(index) not in names:
-            continue
-        item = source.item(index)
-        try:
-            peek(item)
-            found += 1
-        except DiskError as error:
-            if not skips_unreadable(source):
-                raise error.locate(path_of(item) or source.names(index)) from None
-        except DataError as error:
-            found += not is_worth_a_try(str(error))  # the disk gives the file now, but its content is bad
-    return found
 
 
 class _Waiting:
@@ -207,7 +175,7 @@ class _Waiting:
 
 
 def _check_bad(folder: Path, source: Source, *, num_bad: int, max_bad: float) -> None:
-    if isinstance(source, Part) or (num_bad <= max_bad * len(source) and num_bad < len(source)):
+    if isinstance(source, Part | Added) or (num_bad <= max_bad * len(source) and num_bad < len(source)):
         return
     if skips_unreadable(source):  # data.skip_unreadable already allows files that the system refuses
         num_bad -= sum(is_of_the_system(reason) for _, reason in read_bad(folder))
@@ -243,6 +211,8 @@ def _write(
     try:
         write(mark)
     except _LargerImageError:  # reading all sizes first would make packing small images a third slower
+        if isinstance(source, Added):
+            raise
         whole = source.whole if isinstance(source, Part) else source
         px = _choose_px(whole, recipe, most=len(whole), num_workers=num_workers)
         if whole is not source:
@@ -320,6 +290,8 @@ def _mixture(source: Source, recipe: Recipe, *, num_workers: int) -> DataError:
 
 def _choose_px(source: Source, recipe: Recipe, *, most: int, num_workers: int) -> int:
     assert recipe.limit_px is not None
+    if isinstance(source, Added):
+        return source.px
     source = source.whole if isinstance(source, Part) else source  # all parts must have the same size
     largest = find_largest_side(source, limit_px=recipe.limit_px, most=most, num_workers=num_workers)
     return largest or recipe.limit_px

@@ -1,4 +1,4 @@
-"""A part of a source, which one of several processes or machines packs; the parts are joined to one pack.
+"""Sources that become shards: a part that one of several processes or machines packs, and added images.
 
 Part K of N holds the images from (K - 1) x n // N up to K x n // N of the n images of the source, in their
 order. So the joined pack has the images in the order of the source.
@@ -80,6 +80,54 @@ class Part:
     def fingerprint(self) -> str:
         text = f"{self.whole.fingerprint()} {self.number}/{self.count}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Added:
+    """The images by which a set has grown since it was packed at `px`, itself a source."""
+
+    images: Source
+    px: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def name(self) -> str:
+        return f"new images of {self.images.name}"
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        return self.images.labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.images.class_names
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.images.notes
+
+    @property
+    def file_bytes(self) -> float:
+        return self.images.file_bytes
+
+    @property
+    def array_layout(self) -> Layout:
+        return array_layout_of(self.images)
+
+    @property
+    def skip_unreadable(self) -> bool:
+        return skips_unreadable(self.images)
+
+    def names(self, index: int) -> str:
+        return self.images.names(index)
+
+    def item(self, index: int) -> str | LaidFile | ImageArray:
+        return self.images.item(index)
+
+    def fingerprint(self) -> str:
+        return self.images.fingerprint()
 
 
 def shard_name(number: int) -> str:

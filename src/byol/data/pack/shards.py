@@ -56,7 +56,7 @@ class ShardedRows:
         assert len(checksums) == shape[0] == sum(shard.num_images for shard in shards)
         self.shards, self.shape, self.dtype = tuple(shards), shape, dtype
         self._starts = np.array([0, *accumulate(shard.num_images for shard in shards)], dtype=np.int64)
-        self._checksums, self._is_checked = checksums, np.zeros(shape[0], dtype=np.bool_)
+        self.checksums, self._is_checked = checksums, np.zeros(shape[0], dtype=np.bool_)
         self._locate, self._most_open = locate, min(most_open, _most_files())
         self._files: OrderedDict[int, RowFile] = OrderedDict()  # the least recently used first
         self._lock = Lock()
@@ -137,7 +137,7 @@ class ShardedRows:
         path = self._locate(shard)
         try:
             file = try_again(
-                lambda: RowFile(path, checksums=self._checksums[rows], is_checked=self._is_checked[rows])
+                lambda: RowFile(path, checksums=self.checksums[rows], is_checked=self._is_checked[rows])
             )
             if file.shape[1:] != self.shape[1:] or file.dtype != self.dtype:
                 raise ValueError(f"it holds {file.dtype} of shape {file.shape}")
