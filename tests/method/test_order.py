@@ -35,9 +35,9 @@ def test_any_step_can_come_first() -> None:
     plan = make_plan(SHARDS)
     expected = [plan.indices(step) for step in range(plan.total_steps)]
     for step in np.random.default_rng(1).permutation(plan.total_steps)[:40].tolist():
-        order._windows.cache_clear()
-        order._permute.cache_clear()
-        order._permute_window.cache_clear()
+        order.list_windows.cache_clear()
+        order.permute.cache_clear()
+        order.permute_window.cache_clear()
         np.testing.assert_array_equal(make_plan(SHARDS).indices(step), expected[step])
 
 

@@ -19,7 +19,7 @@ Key = Callable[[str, int], int]  # a seed for a stream of random numbers and an 
 
 def visit_all(num_images: int, *, key: Key, epoch: int, start: int, stop: int) -> Int64[np.ndarray, " image"]:
     """Return images `start` to `stop` of an epoch that permutes the whole set."""
-    return _permute(num_images, key("order", epoch))[start:stop]
+    return permute(num_images, key("order", epoch))[start:stop]
 
 
 def visit_windows(
@@ -32,11 +32,11 @@ def visit_windows(
     if len(shards) <= WINDOW:
         return visit_all(sum(shards), key=key, epoch=epoch, start=start, stop=stop)
     found = []
-    windows, ends = _windows(shards, key("shards", epoch))
+    windows, ends = list_windows(shards, key("shards", epoch))
     for number, (window, end) in enumerate(zip(windows, ends, strict=True)):
         first = ends[number - 1] if number else 0
         if first < stop and start < end:
-            rows = _permute_window(shards, window, key(f"window {number}", epoch))
+            rows = permute_window(shards, window, key(f"window {number}", epoch))
             found.append(rows[max(start - first, 0) : stop - first])
     return np.concatenate(found)
 
@@ -48,10 +48,10 @@ def shards_ahead(shards: tuple[int, ...], *, key: Key, epoch: int, start: int) -
     """
     if len(shards) <= WINDOW:
         return tuple(range(len(shards)))
-    windows, ends = _windows(shards, key("shards", epoch))
+    windows, ends = list_windows(shards, key("shards", epoch))
     number = next(number for number, end in enumerate(ends) if start < end)
     is_last = number + 1 == len(windows)
-    after = _windows(shards, key("shards", epoch + 1))[0][0] if is_last else windows[number + 1]
+    after = list_windows(shards, key("shards", epoch + 1))[0][0] if is_last else windows[number + 1]
     return tuple(dict.fromkeys((*windows[number], *after)))
 
 
@@ -59,22 +59,21 @@ def first_images(shards: tuple[int, ...], *, key: Key) -> Int64[np.ndarray, " im
     """Return the images of the first window of the first epoch, sorted."""
     starts = [0, *accumulate(shards)]
     is_one = len(shards) <= WINDOW
-    numbers = range(len(shards)) if is_one else sorted(_windows(shards, key("shards", 0))[0][0])
+    numbers = range(len(shards)) if is_one else sorted(list_windows(shards, key("shards", 0))[0][0])
     return np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in numbers])
 
 
 @lru_cache(maxsize=4)
-def _windows(shards: tuple[int, ...], key: int) -> tuple[list[tuple[int, ...]], list[int]]:
+def list_windows(shards: tuple[int, ...], key: int) -> tuple[list[tuple[int, ...]], list[int]]:
     """Return the shards of each window, and how many images an epoch has visited after it."""
-    order = _permute(len(shards), key).tolist()
+    order = permute(len(shards), key).tolist()
     windows = [tuple(order[first : first + WINDOW]) for first in range(0, len(order), WINDOW)]
     return windows, list(accumulate(sum(shards[shard] for shard in window) for window in windows))
 
 
 @lru_cache(maxsize=4)
-def _permute_window(
-    shards: tuple[int, ...], window: tuple[int, ...], key: int
-) -> Int64[np.ndarray, " image"]:
+def permute_window(shards: tuple[int, ...], window: tuple[int, ...], key: int) -> Int64[np.ndarray, " image"]:
+    """Return the images of the shards of a window in random order."""
     starts = [0, *accumulate(shards)]
     rows = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in window])
     order = np.random.default_rng(key).permutation(rows)
@@ -83,7 +82,8 @@ def _permute_window(
 
 
 @lru_cache(maxsize=2)
-def _permute(num: int, key: int) -> Int64[np.ndarray, " item"]:
+def permute(num: int, key: int) -> Int64[np.ndarray, " item"]:
+    """Return the numbers below `num` in random order."""
     order = np.random.default_rng(key).permutation(num)
     order.setflags(write=False)
     return order

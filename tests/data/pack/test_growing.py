@@ -145,7 +145,7 @@ def test_without_links_and_after_an_interruption(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
-    for name in ("_link", "write_index"):
+    for name in ("link_files", "write_index"):
         with monkeypatch.context() as patch:
             patch.setattr(growing, name, fail)
             with pytest.raises(KeyboardInterrupt):

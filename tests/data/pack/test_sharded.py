@@ -179,7 +179,7 @@ def test_a_join_that_is_interrupted_is_repeated(tmp_path: Path, monkeypatch: pyt
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("byol.data.pack.joining._merge_statistics", fail)
+        patch.setattr("byol.data.pack.joining.merge_statistics", fail)
         with pytest.raises(KeyboardInterrupt):
             pack_all(source, tmp_path / "p")
     with monkeypatch.context() as patch:
@@ -230,7 +230,7 @@ def test_rows_of_all_shards_in_any_order(tmp_path: Path) -> None:
 
 
 def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_most_files", lambda: 2)
+    monkeypatch.setattr(shards, "most_files", lambda: 2)
     packed, images = make(tmp_path)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for seed in range(3):

@@ -60,7 +60,7 @@ def grow(
     with writing(place):
         sources = [member.packed.folder / shard.name for shard in member.shards()]
         for origin, shard in zip(sources, shards, strict=True):
-            _link(origin, place / shard.name)
+            link_files(origin, place / shard.name)
         new = open_member(place / last)
         new = replace(new, kept=base.added[new.kept])
         shards.append(replace(new.shards()[0], name=last))
@@ -125,7 +125,7 @@ def _compare(member: Member, source: FileSource) -> _Base | None:
     return _Base(replace(member, kept=places), np.array(added))
 
 
-def _link(origin: Path, target: Path) -> None:
+def link_files(origin: Path, target: Path) -> None:
     """Give the files of a pack a second name in the folder `target`; copy them if there are no links."""
     target.mkdir(exist_ok=True)
     remove_files(target, FILES)

@@ -126,7 +126,7 @@ def write_index(
             )
     _write_arrays(folder, members, source=source)
     _join_lists(folder / BAD_FILES, [member.packed.folder / BAD_FILES for member in members])
-    statistics = _merge_statistics(folder, filled, clip=recipe.clip)
+    statistics = merge_statistics(folder, filled, clip=recipe.clip)
     names = (*ARRAYS, CHECKSUMS, COUNTS, BAD_FILES)
     content = {
         "format": SHARDED_FORMAT,
@@ -191,7 +191,7 @@ def _join_lists(path: Path, parts: Sequence[Path]) -> None:
     write_atomically(path, write)
 
 
-def _merge_statistics(folder: Path, members: Sequence[Member], *, clip: float) -> dict[str, Any]:
+def merge_statistics(folder: Path, members: Sequence[Member], *, clip: float) -> dict[str, Any]:
     """Write the histograms of all values, and return what `pack.json` says of them."""
     if not members:
         write_atomically(folder / COUNTS, partial_function(np.save, arr=no_counts(0, np.dtype(np.uint8))))

@@ -57,7 +57,7 @@ class ShardedRows:
         self.shards, self.shape, self.dtype = tuple(shards), shape, dtype
         self._starts = np.array([0, *accumulate(shard.num_images for shard in shards)], dtype=np.int64)
         self.checksums, self._is_checked = checksums, np.zeros(shape[0], dtype=np.bool_)
-        self._locate, self._most_open = locate, min(most_open, _most_files())
+        self._locate, self._most_open = locate, min(most_open, most_files())
         self._files: OrderedDict[int, RowFile] = OrderedDict()  # the least recently used first
         self._lock = Lock()
 
@@ -156,7 +156,7 @@ class ShardedRows:
 Rows = RowFile | ShardedRows  # the images of a pack
 
 
-def _most_files() -> int:
+def most_files() -> int:
     """Return how many files of shards may be open, so that enough are left for everything else."""
     try:
         import resource
