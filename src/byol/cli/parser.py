@@ -12,6 +12,7 @@ from byol.base.version import __version__
 from byol.cli import commands, texts
 from byol.config.schema import DeviceSetting
 
+
 class _Parser(argparse.ArgumentParser):
     """A parser that prints the arguments it refuses on one line."""
 
