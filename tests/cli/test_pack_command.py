@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from byol.cli.main import main
-from command_line import TINY, Capture, contents, fail, succeed, write_images
+from command_line import TINY, Capture, contents, cut_in_half, fail, succeed, write_images
 
 
 @pytest.fixture
@@ -26,6 +26,18 @@ def test_in_one_go_and_again(capsys: Capture, images: Path) -> None:
     assert contents(Path("packs")) == before
     said = succeed(capsys, "pack", images, *TINY)
     assert "in runs/packs/" in said and said.endswith("to train on them: byol train images\n")
+
+
+def test_a_part_of_a_set_whose_pack_is_stale(capsys: Capture, images: Path) -> None:
+    """It is packed as a part, and not the whole set by each of the tasks."""
+    succeed(capsys, "pack", images, "-o", "packs", *TINY)
+    (pack,) = Path("packs").glob("folder-*")
+    cut_in_half(pack / "names.npy")
+    for number in (1, 2):
+        said = succeed(capsys, "pack", images, "-o", "packs", "--part", f"{number}/2", *TINY)
+        assert f"packed: 10 images at 16 px, in {pack}.2-parts/shard-0000{number}" in said
+    assert "joined the 2 parts" in succeed(capsys, "pack", images, "-o", "packs", *TINY)
+    assert sorted(path.name for path in Path("packs").glob("folder-*")) == [pack.name]
 
 
 @pytest.mark.slow

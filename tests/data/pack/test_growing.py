@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from byol.base.errors import DataError
 from byol.config import load_config
 from byol.data.pack import growing, packing
 from byol.data.pack.images import open_images
@@ -153,6 +154,16 @@ def test_without_links_and_after_an_interruption(
     packed = pack_folder(images, tmp_path / "packs")
     assert packed.note.startswith("added 6 new images")
     assert_like_a_new_pack(packed, images, tmp_path)
+
+
+def test_added_images_with_other_channels_are_named(tmp_path: Path, images: Path) -> None:
+    pack_folder(images, tmp_path / "packs")
+    write(images / "c" / "grey.png", channels=1)
+    with pytest.raises(
+        DataError, match=r"5 of 3 channels, 1 of 1 channel \(the first of these is 'c/grey.png'"
+    ):
+        pack_folder(images, tmp_path / "packs")
+    assert len(pack_folder(images, tmp_path / "packs", "data.channels=grey")) == 6
 
 
 def test_a_list_that_grows(tmp_path: Path, images: Path) -> None:

@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from byol.base.errors import DataError
 from byol.base.locks import hold
-from byol.data.decode.index import Source
 from byol.data.pack import packing, parts, shards
 from byol.data.pack.packed import Packed, open_pack
 from byol.data.pack.partial import read_bad
@@ -213,14 +213,21 @@ def test_a_second_process_on_a_part_waits(tmp_path: Path) -> None:
 # ---- Reading
 
 
-def make(tmp_path: Path, count: int = 5) -> tuple[Packed, np.ndarray]:
-    source: Source = Images(draw(33))
-    joined = pack_in_parts(source, tmp_path / "p", count)
-    return open_pack(joined.folder), np.array(joined.images)
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of 33 images in 5 shards; tests that change it copy it."""
+    return pack_in_parts(Images(draw(33)), tmp_path_factory.mktemp("joined") / "p", 5).folder
 
 
-def test_rows_of_all_shards_in_any_order(tmp_path: Path) -> None:
-    packed, images = make(tmp_path)
+@pytest.fixture
+def made(joined: Path, tmp_path: Path) -> tuple[Packed, np.ndarray]:
+    """A pack of the test's own, and its images."""
+    folder = Path(shutil.copytree(joined, tmp_path / "p"))
+    return open_pack(folder), np.array(open_pack(joined).images)
+
+
+def test_rows_of_all_shards_in_any_order(made: tuple[Packed, np.ndarray]) -> None:
+    packed, images = made
     rng = np.random.default_rng(0)
     for rows in (rng.permutation(33), rng.integers(0, 33, 100), np.array([7, 7]), np.arange(0)):
         np.testing.assert_array_equal(packed.read(rows), images[rows])
@@ -229,9 +236,9 @@ def test_rows_of_all_shards_in_any_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(out, images[[32, 0]])
 
 
-def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_files_are_open_at_once(made: tuple[Packed, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "most_files", lambda: 2)
-    packed, images = make(tmp_path)
+    packed, images = open_pack(made[0].folder), made[1]
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for seed in range(3):
         rows = np.random.default_rng(seed).permutation(33)
@@ -266,16 +273,18 @@ def flip(path: Path, offset: int) -> None:
         (lambda folder: flip(folder / "counts.npy", 200), "counts.npy: is damaged"),
     ],
 )
-def test_damage_is_found(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
-    packed, _ = make(tmp_path)
+def test_damage_is_found(
+    made: tuple[Packed, np.ndarray], damage: Callable[[Path], None], message: str
+) -> None:
+    packed, _ = made
     damage(packed.folder)
     with pytest.raises(DataError, match=message):
         open_pack(packed.folder).read(np.arange(33))
 
 
 @pytest.mark.parametrize("name", ["../shard-00001", "/etc", "", ".", "a/b"])
-def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None:
-    packed, _ = make(tmp_path)
+def test_a_shard_outside_the_folder_is_refused(made: tuple[Packed, np.ndarray], name: str) -> None:
+    packed, _ = made
     shards_of = json.loads((packed.folder / "pack.json").read_bytes())["shards"]
     shards_of[0]["name"] = name
     edit_json(packed.folder / "pack.json", shards=shards_of)
@@ -283,8 +292,51 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, name: str) -> Non
         open_pack(packed.folder)
 
 
-def test_the_row_file_of_a_shard_remembers_what_it_has_compared(tmp_path: Path) -> None:
-    packed, images = make(tmp_path)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("blake2b", "../../../outside"), ("blake2b", ""), ("bytes", 10**12), ("bytes", 0), ("num_images", -1)],
+)
+def test_a_shard_with_impossible_values_is_refused(
+    made: tuple[Packed, np.ndarray], key: str, value: object
+) -> None:
+    packed, _ = made
+    shards_of = json.loads((packed.folder / "pack.json").read_bytes())["shards"]
+    shards_of[0][key] = value
+    edit_json(packed.folder / "pack.json", shards=shards_of)
+    with pytest.raises(
+        DataError, match=r"pack.json: does not fit to the files beside it|is missing or cut short"
+    ):
+        open_pack(packed.folder)
+
+
+def test_a_changed_index_is_refused_or_harmless(made: tuple[Packed, np.ndarray]) -> None:
+    """One value of pack.json is replaced, without its checksum: a line, or the same images."""
+    packed, images = made
+    path = packed.folder / "pack.json"
+    original, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    values = [None, -1, 0, 1.5, 2**70, "", "x", "../x", [], {}, [[]], True, {"a": 1}, "|O", "<u2", [1, 2, 3]]
+    for _ in range(150):
+        content = json.loads(original)
+        content.pop("sha256")
+        place: Any = content
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            key = keys[rng.integers(len(keys))]
+            if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.2:
+                break
+            place = place[key]
+        place[key] = values[rng.integers(len(values))]
+        path.write_text(json.dumps(content))
+        try:
+            np.testing.assert_array_equal(open_pack(packed.folder).read(np.arange(33)), images)
+        except DataError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 50
+
+
+def test_the_row_file_of_a_shard_remembers_what_it_has_compared(made: tuple[Packed, np.ndarray]) -> None:
+    packed, images = made
     packed.read(np.arange(33))
     flip(packed.folder / "shard-00001" / "images.npy", 128)
     assert isinstance(packed.file, shards.ShardedRows)

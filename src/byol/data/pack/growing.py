@@ -36,12 +36,18 @@ class _Base:
 
 
 def grow(
-    folder: Path, *, source: Source, recipe: Recipe, pack_added: Callable[[Added, Path], Packed | None]
+    folder: Path,
+    *,
+    source: Source,
+    recipe: Recipe,
+    pack_added: Callable[[Added, Path], Packed | None],
+    make_error: Callable[[], DataError],
 ) -> tuple[Path, str] | None:
     """Make the pack of `source` from that of an earlier set, beside `folder`; return its folder and a note.
 
     None: there is no pack to which images have been added. `pack_added` packs the new images into a folder;
-    None: they do not fit. The files of the earlier pack are linked, not copied, if the file system can.
+    None: they do not fit. `make_error` describes images that differ in channels or bit depth. The files of
+    the earlier pack are linked, not copied, if the file system can.
 
     Raises:
         DataError: the new images differ from the earlier ones in channels or bit depth, or cannot be packed.
@@ -62,6 +68,8 @@ def grow(
         for origin, shard in zip(sources, shards, strict=True):
             link_files(origin, place / shard.name)
         new = open_member(place / last)
+        if len(new.packed) and new.kind != member.kind:
+            raise make_error()
         new = replace(new, kept=base.added[new.kept])
         shards.append(replace(new.shards()[0], name=last))
         write_index(place, [member, new], shards, source=source, recipe=recipe)

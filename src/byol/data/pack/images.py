@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -13,8 +14,9 @@ from byol.config import Config, DataConfig
 from byol.data.decode.index import Source
 from byol.data.decode.reading import Alpha
 from byol.data.labels.label_file import LabelFile
+from byol.data.pack.finding import find_pack
 from byol.data.pack.packed import Packed
-from byol.data.pack.packing import pack
+from byol.data.pack.packing import make_recipe, pack
 from byol.data.pack.parts import Part, folder_of_parts, shard_name
 from byol.data.pack.remote import check_settings, open_remote
 from byol.data.pack.statistics import CLIP
@@ -122,23 +124,26 @@ def _pack(
     say = make_say(console)
     for line in describe_passed_by(left_out_of(source)):
         say(line)
-    if part is not None and not (folder / "pack.json").is_file():
+    how: dict[str, Any] = {
+        "stored_px": data.stored_px,
+        "view_px": config.view_px,
+        "channels": data.channels,
+        "geometry": data.geometry,
+        "alpha": data.alpha,
+        "clip": data.clip,
+    }
+    if part is not None and find_pack(folder, make_recipe(source, **how))[0] is None:
         source = Part(source, *part)
         folder = folder_of_parts(folder, part[1]) / shard_name(part[0])
     with show_bar(console, f"preparing the images ({_show_name(source.name)})") as count:
         return pack(
             source,
             folder=folder,
-            stored_px=data.stored_px,
-            view_px=config.view_px,
-            channels=data.channels,
-            geometry=data.geometry,
-            alpha=data.alpha,
-            clip=data.clip,
             max_bad=data.max_bad,
             num_workers=config.trainer.num_workers,
             progress=count,
             say=say,
+            **how,
         )
 
 

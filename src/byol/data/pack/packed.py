@@ -25,6 +25,7 @@ import tokenize
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ ARRAYS = ("sizes.npy", "kept.npy", "labels.npy", "names.npy", "name_offsets.npy"
 CHECKSUMS = "row_checksums.npy"  # packs of before have none
 COUNTS = "counts.npy"  # packs of before have none
 FILES = ("pack.json", "images.npy", *ARRAYS, CHECKSUMS, COUNTS, BAD_FILES)
+_MOST_HEADER_BYTES = 4096  # of images.npy
 # Errors that the content of a pack can raise if byol did not write it. Those of the disk are others.
 _UNFIT = (
     ArithmeticError,
@@ -173,6 +175,8 @@ def read_index(
     sizes, kept, labels, blob, offsets = (np.asarray(array) for array, _ in loaded)
     has_checksums = CHECKSUMS in content["files"]
     checksums = np.load(folder / CHECKSUMS, allow_pickle=False) if has_checksums else None
+    if content["format"] != SHARDED_FORMAT and "images.npy" not in content["files"]:
+        raise ValueError("there are no images")
     if open_rows is not None:
         images = open_rows(checksums)
     elif content["format"] == SHARDED_FORMAT:
@@ -233,10 +237,8 @@ def read_shards(content: dict[str, Any]) -> tuple[Shard, ...]:
         for entry in content["shards"]
     )
     for shard in shards:
-        if (
-            not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", shard.name)
-            or min(shard.num_images, shard.bytes) < 0
-        ):
+        is_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", shard.name)
+        if not is_name or not re.fullmatch(r"[0-9a-f]{32}", shard.blake2b) or shard.num_images < 0:
             raise ValueError(f"{shard.name} is no shard")
     return shards
 
@@ -251,8 +253,17 @@ def make_rows(
     shards, dtype = read_shards(content), np.dtype(str(content["dtype"]))
     num = sum(shard.num_images for shard in shards)
     shape = (num, *(int(side) for side in content["shape"]))
-    if dtype.kind not in "uf" or dtype.itemsize > 4 or len(shape) != 4 or min(shape) < 1:
+    if (
+        dtype.kind not in "uf"
+        or dtype.itemsize > 4
+        or len(shape) != 4
+        or min(shape) < 1
+        or shape[1] != shape[2]
+    ):
         raise ValueError(f"the shards hold {dtype} of shape {shape}")
+    row_bytes = prod(shape[1:]) * dtype.itemsize
+    if any(not 0 < one.bytes - one.num_images * row_bytes <= _MOST_HEADER_BYTES for one in shards):
+        raise ValueError("the shards have other sizes than their images")
     if checksums is None or checksums.shape != (num,) or checksums.dtype != np.uint32:
         raise ValueError(f"{num} images, other checksums")
     return ShardedRows(shards, shape=shape, dtype=dtype, checksums=checksums, locate=locate)

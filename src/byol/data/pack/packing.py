@@ -1,6 +1,7 @@
 """Make the packed copy of a source, continue an interrupted packing, or find an existing copy."""
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial as partial_function
@@ -57,6 +58,22 @@ def find_limit_px(view_px: int) -> int:
     return -(-115 * view_px // 100)
 
 
+def make_recipe(
+    source: Source,
+    *,
+    stored_px: int | None,
+    view_px: int,
+    channels: Channels,
+    geometry: Geometry = "square",
+    alpha: Alpha = "auto",
+    clip: float = CLIP,
+) -> Recipe:
+    """Return the recipe by which `pack`, with the same arguments, packs `source`."""
+    limit_px = find_limit_px(view_px) if stored_px is None else None
+    return Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER, alpha, clip)
+
+
+# Longer than 60 lines, because it takes and passes on many arguments.
 def pack(
     source: Source,
     *,
@@ -93,55 +110,47 @@ def pack(
             `max_bad` of the images, or all, cannot be read; they differ in channels or bit depth; the folder
             cannot be written, or holds something else; some parts of the source have been packed, others not.
     """
-    limit_px = find_limit_px(view_px) if stored_px is None else None
-    recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER, alpha, clip)
+    recipe = make_recipe(
+        source,
+        stored_px=stored_px,
+        view_px=view_px,
+        channels=channels,
+        geometry=geometry,
+        alpha=alpha,
+        clip=clip,
+    )
+    pack_into = partial_function(
+        pack,
+        stored_px=stored_px,
+        view_px=view_px,
+        channels=channels,
+        max_bad=max_bad,
+        num_workers=num_workers,
+        geometry=geometry,
+        alpha=alpha,
+        clip=clip,
+        progress=progress,
+        say=say,
+    )
     partial = folder.with_name(f"{folder.name}.partial")
-
-    def pack_added(added: Added, place: Path) -> Packed | None:
-        """Pack the images by which the source has grown; None: one of them is larger than all before."""
-        try:
-            return pack(
-                added,
-                folder=place,
-                stored_px=stored_px,
-                view_px=view_px,
-                channels=channels,
-                max_bad=max_bad,
-                num_workers=num_workers,
-                geometry=geometry,
-                alpha=alpha,
-                clip=clip,
-                progress=progress,
-                say=say,
-            )
-        except _LargerImageError:
-            return None
-
     with locked(folder, while_waiting=_Waiting(folder, partial, progress=progress, say=say), say=say):
         packed, note = find_pack(folder, recipe)
         if packed is not None and packed.num_bad and (num := count_back(packed, source)):
             if packed.shards:
-                note = (
-                    f"{num} images that were left out can be read now; delete {folder} to pack them as well"
-                )
+                note = f"{num} images that were left out can be read now; delete {folder} to pack them too"
             else:
                 packed, note = None, f"packed again: {num} images that could not be read can be read now"
-        if packed is None and (parts := find_parts(folder)) is not None:
-            join_parts(*parts, source=source, recipe=recipe)
-            _check_bad(parts[0], source, num_bad=open_pack(parts[0]).num_bad, max_bad=max_bad)
-            move_into_place(parts[0], folder, files=FILES)
-            packed, note = open_pack(folder), f"joined the {parts[1]} parts of {source.name}"
-        if packed is None and (grown := grow(folder, source=source, recipe=recipe, pack_added=pack_added)):
-            _check_bad(grown[0], source, num_bad=open_pack(grown[0]).num_bad, max_bad=max_bad)
-            move_into_place(grown[0], folder, files=FILES)
-            packed, note = open_pack(folder), grown[1]
         if packed is None:
-            _write(
-                source, recipe, partial=partial, max_bad=max_bad, num_workers=num_workers, progress=progress
+            made = _make(
+                folder,
+                source,
+                recipe,
+                max_bad=max_bad,
+                num_workers=num_workers,
+                progress=progress,
+                pack_into=pack_into,
             )
-            move_into_place(partial, folder, files=FILES)
-            remove_files(folder, MARK_FILES)
-            packed = open_pack(folder)
+            packed, note = open_pack(folder), made or note
         kept, _ = load_array(folder / "kept.npy")
     _check_bad(folder, source, num_bad=packed.num_bad, max_bad=max_bad)
     return replace(
@@ -152,6 +161,47 @@ def pack(
         source_notes=source.notes,
         array_layout=array_layout_of(source),
     )
+
+
+def _make(
+    folder: Path,
+    source: Source,
+    recipe: Recipe,
+    *,
+    max_bad: float,
+    num_workers: int,
+    progress: Count | None,
+    pack_into: Callable[..., Packed],
+) -> str:
+    """Make the pack in `folder`: of its parts, of an earlier pack and added images, or of all images.
+
+    Return a note, which is empty if all images are packed. `pack_into` is `pack` with all arguments but the
+    source and `folder`.
+    """
+
+    def pack_added(added: Added, place: Path) -> Packed | None:
+        try:
+            return pack_into(added, folder=place)
+        except _LargerImageError:
+            return None
+
+    def make_error() -> DataError:
+        return _mixture(source, recipe, num_workers=num_workers)
+
+    if (parts := find_parts(folder)) is not None:
+        join_parts(*parts, source=source, recipe=recipe)
+        ready, note = parts[0], f"joined the {parts[1]} parts of {source.name}"
+    elif grown := grow(folder, source=source, recipe=recipe, pack_added=pack_added, make_error=make_error):
+        ready, note = grown
+    else:
+        partial = folder.with_name(f"{folder.name}.partial")
+        _write(source, recipe, partial=partial, max_bad=max_bad, num_workers=num_workers, progress=progress)
+        move_into_place(partial, folder, files=FILES)
+        remove_files(folder, MARK_FILES)
+        return ""
+    _check_bad(ready, source, num_bad=open_pack(ready).num_bad, max_bad=max_bad)
+    move_into_place(ready, folder, files=FILES)
+    return note
 
 
 class _Waiting:
