@@ -190,7 +190,8 @@ def _make(
 
     if (parts := find_parts(folder)) is not None:
         join_parts(*parts, source=source, recipe=recipe)
-        ready, note = parts[0], f"joined the {parts[1]} parts of {source.name}"
+        plural = "s" if parts[1] > 1 else ""
+        ready, note = parts[0], f"joined the {parts[1]} part{plural} of {source.name}"
     elif grown := grow(folder, source=source, recipe=recipe, pack_added=pack_added, make_error=make_error):
         ready, note = grown
     else:
