@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from byol.api.arguments import list_evaluation, make_partial_config
+from byol.base.files import is_address
 from byol.cli.main import read_arguments
 from byol.config import load_partial
 
@@ -75,6 +76,8 @@ def check_script(words: list[str]) -> None:
     assert path.is_file() and path.stat().st_mode & 0o111, f"{words[0]} is no program of the repository"
     if words[0] == "examples/slurm.sh":
         check_byol(["train", words[1], "-o", words[2], *words[3:]])
+    elif words[0] == "examples/slurm-pack.sh":
+        check_byol(["pack", words[1], "-o", words[2], "--part", "1/64", *words[3:]])
     elif words[0] != "examples/train.sh":
         check_options(words)
 
@@ -118,8 +121,9 @@ def check_byol(words: list[str]) -> None:
         assert error.code == 0, words
         return
     command, overrides = words[0], options.overrides
-    if command in ("check", "train", "run"):
+    if command in ("check", "train", "run", "pack"):
         is_there = not options.source.endswith(".yaml") or Path(options.source).is_file()
+        is_there = is_there and not is_address(options.source)  # nobody answers there in tests
         make_partial_config(
             options.source if is_there else "IMAGES/",
             preset=options.preset,

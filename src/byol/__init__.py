@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from byol.api.features import Written as Written
     from byol.api.features import embed as embed
     from byol.api.features import predict as predict
+    from byol.api.packing import PackedImages as PackedImages
+    from byol.api.packing import pack as pack
     from byol.api.reports import check as check
     from byol.api.reports import report as report
     from byol.api.run import Run as Run
@@ -45,6 +47,7 @@ _PUBLIC = {
     "byol.api.evaluation": ("Evaluation", "evaluate"),
     "byol.api.exporting": ("export",),
     "byol.api.features": ("Written", "embed", "predict"),
+    "byol.api.packing": ("PackedImages", "pack"),
     "byol.api.reports": ("check", "report"),
     "byol.api.run": ("Run", "open_run", "train"),
     "byol.checking.check": ("CheckResult",),

@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 
 from byol.base.errors import ConfigError
+from byol.base.files import is_address
 from byol.config import PartialConfig, keys, load_partial, write_override
 
 Overrides = Mapping[str, object] | Sequence[str] | None
@@ -44,6 +45,7 @@ def make_partial_config(
 
     Raises:
         ConfigError: a setting is unknown or impossible, or the file cannot be read.
+        DataError: `images` is an address with no pack of shards.
     """
     chosen = list_overrides(overrides)
     if init is not None:
@@ -53,6 +55,10 @@ def make_partial_config(
     source = str(images)
     if _is_configuration(source):
         return load_partial(Path(source), chosen, preset=preset)
+    if is_address(source):
+        from byol.data.pack.remote import settings_of
+
+        chosen = [*(write_override(key, value) for key, value in settings_of(source).items()), *chosen]
     return load_partial(None, [write_override("data.source", source), *chosen], preset=preset or "default")
 
 

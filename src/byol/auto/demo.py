@@ -124,7 +124,7 @@ def preview(partial_config: PartialConfig, run_dir: Path, *, elapsed: Callable[[
         resolve.preview(PartialConfig(kept, partial_config.layers), run_dir, say=say)
         return
     checkpoint.check_run_folder(run_dir)
-    look = resolve.look_at_some(partial_config)
+    look = resolve.look_at_some(partial_config, run_dir)
     found, num_images = resolve.forecast(partial_config, look, chooses_threads=True), count_usable(look)
     length = choose_length(
         found.config, num_images=num_images, step_s=found.benchmark.step_s, elapsed_s=elapsed()

@@ -8,11 +8,14 @@ import torch
 from byol.auto.choices import Choice, Chosen, Machine, choose, count_usable
 from byol.base.console import Say, silent
 from byol.base.errors import DataError
+from byol.base.files import is_address
 from byol.base.text_table import describe_duration
 from byol.config import Config, PartialConfig, load_config
 from byol.data.decode.content import HEAD_BYTES, image_kind
 from byol.data.decode.formats import Member, path_of
 from byol.data.decode.index import Source
+from byol.data.pack.images import packs_of
+from byol.data.pack.packed_source import open_any_source
 from byol.data.pack.packing import find_limit_px
 from byol.data.sources.opening import open_source
 from byol.data.sources.survey import Survey, describe_missing, survey
@@ -50,7 +53,7 @@ def resolve(
     step_s = None
     if ranks.is_main and not checkpoint.has_begun(run_dir):
         checkpoint.check_run_folder(run_dir)
-        look = look_at_some(partial_config, say=say)
+        look = look_at_some(partial_config, run_dir, say=say)
         chosen = _choose(partial_config, look, world_size=ranks.world_size, say=say)
         initial_weights.rehearse(chosen.config, channels=count_channels(chosen.config, look))
         for choice in chosen.choices:
@@ -60,6 +63,24 @@ def resolve(
         step_s = None if chosen.benchmark is None else chosen.benchmark.step_s
     ranks.wait()
     return _ask_run(partial_config, run_dir).config, step_s
+
+
+def resolve_for_packing(partial_config: PartialConfig, run_dir: Path, *, say: Say) -> Config:
+    """Return the complete configuration, with the views and channels of a new run on this machine.
+
+    It times no step, so the settings on which packing does not depend may be others than those of the run.
+
+    Raises:
+        ConfigError, DataError: see `choose`.
+    """
+    if not partial_config.unset:
+        return partial_config.config
+    look = look_at_some(partial_config, run_dir, say=say)
+    chosen = _choose(partial_config, look, world_size=1, say=say, times_steps=False)
+    for choice in chosen.choices:
+        if choice.key in ("data.channels", "data_transforms.input_shape"):
+            say(str(choice))
+    return chosen.config
 
 
 def check_weights(config: Config, run_dir: Path) -> None:
@@ -74,7 +95,7 @@ def check_weights(config: Config, run_dir: Path) -> None:
         return
     channels = _stated_channels(config)
     if channels is None:
-        channels = _look_at(config).channels
+        channels = _look_at(config, run_dir).channels
     initial_weights.rehearse(config, channels=channels)
 
 
@@ -89,7 +110,7 @@ def preview(partial_config: PartialConfig, run_dir: Path, *, say: Say) -> None:
     if checkpoint.has_begun(run_dir):
         _preview_begun(partial_config, run_dir, say=say)
         return
-    look = look_at_some(partial_config, say=say)
+    look = look_at_some(partial_config, run_dir, say=say)
     found = forecast(partial_config, look, say=say)
     for choice in found.choices:
         say(str(choice))
@@ -110,7 +131,7 @@ def _preview_begun(partial_config: PartialConfig, run_dir: Path, *, say: Say) ->
     assert state is not None
     expected = None if state["pace"] is None else state["pace"]["total_steps"]
     record = environment.read(run_dir)  # None in early versions
-    num_images = count_usable(look_at_some(partial_config)) if record is None else record.num_images
+    num_images = count_usable(look_at_some(partial_config, run_dir)) if record is None else record.num_images
     plan = Plan.of(config, num_images=num_images, expected_steps=expected)
     budget, done = TimeBudget(plan, saved=state["pace"]), int(state["done"])
     for line in notes:
@@ -130,7 +151,7 @@ def _preview_begun(partial_config: PartialConfig, run_dir: Path, *, say: Say) ->
         left_s = budget.left_s(done, step_s=0.0)
         say(f"training takes {format_time(left_s)} (min:s) more: what is left of its time budget")
     else:
-        look = look_at_some(partial_config, say=say)
+        look = look_at_some(partial_config, run_dir, say=say)
         say(_TIMING)
         left, step_s = budget.end - done, _measure(config, False, look=look).step_s
         say(f"training takes about {describe_duration(left * step_s)} more: {left:,} steps of {step_s:.3g} s")
@@ -194,37 +215,39 @@ def _ask_run(partial_config: PartialConfig, run_dir: Path) -> PartialConfig:
 # ---- Survey of the images and benchmark of the step
 
 
-def look_at_some(partial_config: PartialConfig, *, say: Say = silent) -> Survey:
+def look_at_some(partial_config: PartialConfig, run_dir: Path, *, say: Say = silent) -> Survey:
     """Survey 2,000 images of the source, on which the choices depend; `say` is told before that.
 
     Raises:
         DataError: as `survey`.
     """
     say(f"looking at the images (at most {_LOOK_AT:,} of them)")
-    return _look_at(partial_config.config)
+    return _look_at(partial_config.config, run_dir)
 
 
-def _look_at(config: Config) -> Survey:
+def _look_at(config: Config, run_dir: Path) -> Survey:
     data, workers = config.data, config.trainer.num_workers
-    return survey(
-        open_source(data), most=_LOOK_AT, channels=data.channels, num_workers=workers, alpha=data.alpha
-    )
+    source = open_any_source(data, packs_of(config, run_dir))
+    channels = None if is_address(data.source) else data.channels  # packed images have only these
+    return survey(source, most=_LOOK_AT, channels=channels, num_workers=workers, alpha=data.alpha)
 
 
-def _choose(partial_config: PartialConfig, look: Survey, *, world_size: int, say: Say) -> Chosen:
+def _choose(
+    partial_config: PartialConfig, look: Survey, *, world_size: int, say: Say, times_steps: bool = True
+) -> Chosen:
     def measure(config: Config, accumulates: bool) -> StepBenchmark:
         say(_TIMING)
         return _measure(config, accumulates, look=look, chooses_threads=True)
 
-    trainer, source = partial_config.config.trainer, open_source(partial_config.config.data)
-    device = choose_device(trainer.device)
+    config = partial_config.config
+    device = choose_device(config.trainer.device)
     is_bf16 = choose_dtype("auto", device=device) == torch.bfloat16
     return choose(
         partial_config,
         look,
         machine=Machine(kind_of(device), "bf16" if is_bf16 else "fp32", world_size),
-        is_dicom=_is_dicom(source),
-        measure=measure,
+        is_dicom=not is_address(config.data.source) and _is_dicom(open_source(config.data)),
+        measure=measure if times_steps else None,
     )
 
 

@@ -21,7 +21,14 @@ except ImportError:  # Windows
 
 T = TypeVar("T")
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://.+")
+
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # names of the temporary files of `write_atomically`
+
+
+def is_address(text: str) -> bool:
+    """Return whether a source is an address, such as s3://bucket/folder, not a path or a name."""
+    return _ADDRESS.fullmatch(text) is not None
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:

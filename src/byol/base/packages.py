@@ -23,7 +23,9 @@ REQUIRED = {
     "torchvision": "torchvision",
 }
 OPTIONAL = {
+    "aiohttp": "aiohttp",
     "anndata": "anndata",
+    "fsspec": "fsspec",
     "mlflow": "mlflow",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",

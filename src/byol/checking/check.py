@@ -75,7 +75,7 @@ def check(
         leaks = Leaks(other, find_leaks(find_duplicates(found, other), len(found)))
         problems += find_leaks_problems(leaks.alike, other)
     is_unfit = any(problem.is_fatal for problem in problems)
-    ahead, weights, failure = _forecast(partial_config) if len(found) else (None, [], None)
+    ahead, weights, failure = _forecast(partial_config, folder) if len(found) else (None, [], None)
     if isinstance(failure, ConfigError) or (failure is not None and not is_unfit):
         problems += [Problem(line, is_fatal=True) for line in str(failure).splitlines()]
     sample = _take_sample(found, partial_config, ahead)
@@ -99,12 +99,12 @@ def _check_folder(folder: Path, sources: Sequence[str]) -> None:
 
 
 def _forecast(
-    partial_config: PartialConfig,
+    partial_config: PartialConfig, folder: Path
 ) -> tuple[Forecast | None, list[str], ByolError | None]:
     """Return the forecast of a run, notes on its initial weights, and the error if it is impossible."""
     ahead, weights = None, list[str]()
     try:
-        look = look_at_some(partial_config)
+        look = look_at_some(partial_config, folder)
         ahead = forecast(partial_config, look)
         weights = initial_weights.rehearse(ahead.config, channels=count_channels(ahead.config, look))
     except (ConfigError, DataError, CheckpointError) as error:

@@ -78,6 +78,23 @@ def train_command(options: argparse.Namespace) -> int:
         )
 
 
+def pack_command(options: argparse.Namespace) -> int:
+    found = _call(byol.pack, options, images=options.source, progress=True)
+    if found.note not in ("packed", "found"):
+        say(found.note)
+    left_out = f", {found.num_left_out:,} left out" if found.num_left_out else ""
+    verb = "already packed" if found.note == "found" else "packed"
+    say(f"{verb}: {found.num_images:,} images at {found.px} px{left_out}, in {printable(str(found.folder))}")
+    words = " ".join(shlex.quote(printable(word)) for word in (options.source, *found.settings))
+    if not found.is_part:
+        say(f"to train on them: byol train {words}")
+    else:
+        again = " ".join(shlex.quote(printable(word)) for word in (options.source, *options.overrides))
+        output = "" if options.output is None else f" -o {shlex.quote(printable(str(options.output)))}"
+        say(f"when all parts are packed, join them: byol pack {again}{output}")
+    return 0
+
+
 def run_command(options: argparse.Namespace) -> int:
     partial_config = _call(make_partial_config, options, images=options.source)
     folder = choose_folder(options.source, options.output, place="runs")

@@ -152,6 +152,28 @@ def _train(add: _Add) -> None:
 
 
 @_command(
+    commands.pack_command,
+    "pack images without training, in one go or in parts on several machines",
+    "byol pack IMAGES/ -o packs --part 3/64",
+    setting="data.channels=grey",
+)
+def _pack(add: _Add) -> None:
+    add("source", help="images or a configuration file, as for `byol train`")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        help="folder for packs (default: data.packs, or runs/packs); train with data.packs=FOLDER",
+    )
+    add(
+        "--part",
+        metavar="K/N",
+        help="pack only part K of N; the same command without --part, or a training, joins all N parts",
+    )
+    add("--preset", help=texts.PRESET)
+
+
+@_command(
     commands.run_command,
     "train and evaluate in one command",
     "byol run config.yaml",

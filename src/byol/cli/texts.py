@@ -30,6 +30,7 @@ EPILOG = """examples:
   byol train IMAGES/ --hours 2               train for two hours
   byol train IMAGES/ --init runs/cells       start from the weights of an earlier run
   byol train config.yaml trainer.max_epochs=40
+  byol pack IMAGES/ --part 3/64              pack a part of a large set, one command per machine
   byol eval runs/cells --labels cells.csv    compare with simple methods
   byol compare runs/a runs/b                 compare results and settings
   byol card runs/cells                       write a description: method, results, limits

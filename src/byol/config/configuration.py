@@ -44,6 +44,7 @@ _NO_PART_OF_A_RUN = (
     "data.root",
     "data.download",
     "data.packs",
+    "data.cache_gb",
     "data.memory",
     "data.max_bad",
     "data.skip_unreadable",

@@ -51,6 +51,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "data.geometry": ("", "scale"),
     "data.layout": ("", "chw"),
     "data.packs": ("", "/scratch/packs"),
+    "data.cache_gb": ("GB", "200"),
     "data.memory": ("", "map"),
     "data.max_bad": (_SHARE, "0.05"),
     "data.skip_unreadable": ("", "true"),

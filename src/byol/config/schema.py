@@ -169,8 +169,9 @@ class DataConfig(Section):
     """The images."""
 
     source: Text = Field(
-        description="stl10, cifar10, cifar100, motifs (generated), or a path: folder, .txt or .csv list, "
-        ".npy array, .tar file (a folder or list may hold .tar files instead of images)."
+        description="stl10, cifar10, cifar100, motifs (generated), a path (folder, .txt or .csv list, .npy "
+        "array, .tar file, or a folder or list of .tar files), or the address of a pack of shards (s3://, "
+        "gs://, https://)."
     )
     root: Text = Field(description="Folder with the official files of stl10, cifar10 and cifar100.")
     split: Text | None = Field(
@@ -204,6 +205,12 @@ class DataConfig(Section):
         "auto: byol reads it from the shapes of all arrays of the set and refuses ambiguous sets."
     )
     packs: Text | None = Field(description="Folder for packed images. null: 'packs' beside the run folder.")
+    cache_gb: float = Field(
+        gt=0,
+        le=10**6,
+        description="Largest size of the local copy of packed images in object storage, GB. It lies in the "
+        "folder of data.packs and must hold 16 shards; byol deletes the least recently used shards.",
+    )
     memory: Literal["auto", "ram", "map", "device"] = Field(
         description="Where the packed images are held. ram: in RAM; map: memory-mapped file; device: on the "
         "GPU; auto: chosen by their size."

@@ -1,6 +1,5 @@
 """Everything that depends only on the step: schedules, seeds, image order, when to log, check and save."""
 
-import functools
 import hashlib
 import math
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from jaxtyping import Int64
 
 from byol.base.errors import ConfigError, DataError
 from byol.config import Config, TrainerConfig
+from byol.method import order
 
 # The paper's values by epochs (appendix): learning rate for a batch of 256, weight decay, base tau.
 _PAPER: dict[int, tuple[float, float, float]] = {
@@ -58,12 +58,21 @@ class Plan:
     log_interval: int
     health_interval: int
     reasons: tuple[str, ...]
+    shards: tuple[int, ...] = ()  # images of each shard, if epochs visit windows of shards; see `order.py`
 
     @classmethod
-    def of(cls, config: Config, *, num_images: int, expected_steps: int | None = None) -> "Plan":
+    def of(
+        cls,
+        config: Config,
+        *,
+        num_images: int,
+        expected_steps: int | None = None,
+        shards: tuple[int, ...] = (),
+    ) -> "Plan":
         """Make the plan of a configuration for this number of images; derive values that are null.
 
-        `expected_steps` is needed with a time budget (`trainer.max_hours`), and otherwise not used.
+        `expected_steps` is needed with a time budget (`trainer.max_hours`), and otherwise not used. `shards`
+        has the number of images of each shard if epochs visit windows of shards.
 
         Raises:
             DataError: there are fewer images than a batch has.
@@ -101,6 +110,7 @@ class Plan:
             log_interval=trainer.log_interval,
             health_interval=trainer.health_interval,
             reasons=(chosen.reasons[0] + scaling, *chosen.reasons[1:]),
+            shards=shards,
         )
 
     def lr(self, position: int | float) -> float:
@@ -128,8 +138,20 @@ class Plan:
     def indices(self, step: int) -> Int64[np.ndarray, " batch"]:
         """Return the images of the global batch. Each epoch is a new permutation without a partial batch."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        order = _permute(self.num_images, self.key("order", epoch))
-        return order[number * self.batch_size : (number + 1) * self.batch_size]
+        start, stop = number * self.batch_size, (number + 1) * self.batch_size
+        if self.shards:
+            return order.visit_windows(self.shards, key=self.key, epoch=epoch, start=start, stop=stop)
+        return order.visit_all(self.num_images, key=self.key, epoch=epoch, start=start, stop=stop)
+
+    def first_images(self) -> Int64[np.ndarray, " image"]:
+        """Return all images or, if epochs visit windows of shards, those of the first window; sorted."""
+        return order.first_images(self.shards, key=self.key) if self.shards else np.arange(self.num_images)
+
+    def shards_ahead(self, step: int) -> tuple[int, ...]:
+        """Return the shards of the window of a step and of the next window, in this order; (): no windows."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        start = number * self.batch_size
+        return order.shards_ahead(self.shards, key=self.key, epoch=epoch, start=start)
 
     def log_at(self, done: int, *, last: bool) -> bool:
         """Return whether to log after `done` steps; always after the last step."""
@@ -165,13 +187,6 @@ def reference_lr(config: Config, plan: Plan) -> float:
     else:
         lr = _ADAMW_LR * share
     return lr / share if config.optimizer.scale_lr else lr
-
-
-@functools.lru_cache(maxsize=2)
-def _permute(num_images: int, key: int) -> Int64[np.ndarray, " image"]:
-    order = np.random.default_rng(key).permutation(num_images)
-    order.setflags(write=False)
-    return order
 
 
 # ---- Values that the configuration leaves open

@@ -139,11 +139,13 @@ def save(
     time_budget: dict[str, Any] | None,
     best: dict[str, Any],
     watch: dict[str, Any] | None,
+    visits_windows: bool = False,
 ) -> Path:
     """Write a checkpoint after `done` steps, and delete all but the last KEEP checkpoints. Return its path.
 
     `num_microbatches` is the current number per batch; `time_budget` is `TimeBudget.state()` or None; `best`
-    is the state of `training/best.py`, and `watch` the state of the other health checks.
+    is the state of `training/best.py`, and `watch` the state of the other health checks. `visits_windows`:
+    epochs visit windows of shards.
 
     Raises:
         CheckpointError: it cannot be written; the earlier checkpoints are unchanged.
@@ -154,6 +156,7 @@ def save(
         "byol": byol.state_dict(),
         "optimizer": optimizer.state_dict(),
         "data_fingerprint": data_fingerprint,
+        "windows": visits_windows,
         "num_parts": num_microbatches,
         "pace": time_budget,
         "best": best,

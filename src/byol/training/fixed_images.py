@@ -36,10 +36,15 @@ class FixedImages:
 
     @classmethod
     def of(cls, images: Packed, plan: Plan, *, transforms: DataTransforms, ranks: Ranks) -> "FixedImages":
-        """Draw at most `health.NUM_IMAGES` images; they depend only on the seed."""
+        """Draw at most `health.NUM_IMAGES` images; they depend only on the seed.
+
+        If epochs visit windows of shards, they are of the first window, so that few shards are fetched.
+        """
         generator = torch.Generator().manual_seed(plan.key("health", 0))
         # Not sorted, so that each batch mixes classes: files of one class are often next to each other.
-        chosen = torch.randperm(len(images), generator=generator)[: health.NUM_IMAGES].numpy()
+        candidates = plan.first_images()
+        chosen = torch.randperm(len(candidates), generator=generator)[: health.NUM_IMAGES].numpy()
+        chosen = candidates[chosen]
         stored = torch.from_numpy(images.read(chosen)).permute(0, 3, 1, 2)
         return cls(
             send_stored(stored, ranks.device),

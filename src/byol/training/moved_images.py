@@ -5,7 +5,8 @@ from pathlib import Path
 from byol.base.errors import DataError, RunMismatchError
 from byol.base.files import write_atomically
 from byol.config import Config, dump_config, load_config
-from byol.data.sources.opening import open_source
+from byol.data.pack.images import packs_of
+from byol.data.pack.packed_source import open_any_source
 from byol.runfolder import checkpoint, environment
 
 
@@ -23,7 +24,7 @@ def find_earlier_source(config: Config, run_dir: Path) -> str | None:
         return None
     record = environment.read(run_dir)
     try:
-        num = len(open_source(config.data))
+        num = len(open_any_source(config.data, packs_of(config, run_dir)))
     except DataError:  # said when they are opened
         return before
     if record is not None and num != record.num_images + record.num_bad:

@@ -39,6 +39,7 @@ class Saver:
             byol=setup.byol,
             optimizer=setup.optimizer,
             data_fingerprint=setup.images.fingerprint,
+            visits_windows=bool(setup.plan.shards),
             num_microbatches=num_microbatches,
             time_budget=setup.budget.state(),
             best=best,

@@ -1,6 +1,7 @@
 """Prepare a run: images, plan, networks and optimizer, new or from a checkpoint."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,12 +219,18 @@ def make_plan(
     ranks: Ranks,
     console: Console | None,
 ) -> Plan:
-    """Make the schedules. With a time budget, a step benchmark estimates their length, once for a run."""
+    """Make the schedules. With a time budget, a step benchmark estimates their length, once for a run.
+
+    A run goes on in the order in which it began, also if its images have moved to or from object storage.
+    """
+    visits_windows = images.is_remote if state is None else bool(state.get("windows", False))
+    shards = tuple(shard.num_images for shard in images.shards) if visits_windows else ()
+    plan_of = partial(Plan.of, config, num_images=len(images), shards=shards)
     hours = config.trainer.max_hours
     if hours is None:
-        return Plan.of(config, num_images=len(images))
+        return plan_of()
     if state is not None:
-        return Plan.of(config, num_images=len(images), expected_steps=state["pace"]["total_steps"])
+        return plan_of(expected_steps=state["pace"]["total_steps"])
     if step_s is None and ranks.is_main:
         if console is not None:
             print_line(console, "timing a few training steps")
@@ -231,7 +238,7 @@ def make_plan(
             config, channels=images.channels, stored_px=images.stored_px, bits=images.bits
         ).step_s
     step_s = ranks.from_main(step_s or 0.0)
-    return Plan.of(config, num_images=len(images), expected_steps=max(1, round(3600.0 * hours / step_s)))
+    return plan_of(expected_steps=max(1, round(3600.0 * hours / step_s)))
 
 
 def choose_num_microbatches(config: Config, state: dict[str, Any] | None, *, ranks: Ranks) -> int:

@@ -39,6 +39,7 @@ def config(source: str | Path, *, root: Path | str = "datasets", split: str | No
         geometry="square",
         layout="auto",
         packs=None,
+        cache_gb=50.0,
         memory="auto",
         max_bad=0.01,
         skip_unreadable=False,

@@ -110,6 +110,15 @@ def skips_unreadable(source: "Source") -> bool:
     return bool(getattr(source, "skip_unreadable", False))
 
 
+def sample(source: "Source", most: int) -> Sequence[int]:
+    """Return the indices of at most `most` images of a source: at equal distances, unless it chooses them."""
+    choose = getattr(source, "sample", None)
+    if choose is not None:
+        chosen: Sequence[int] = choose(most)
+        return chosen
+    return range(0, len(source), -(-len(source) // most))
+
+
 @runtime_checkable
 class Source(Protocol):
     """A set of images, each read on request. Several threads may read at once."""

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
@@ -14,7 +15,8 @@ from jaxtyping import Float, Int64, Real
 from torch import Tensor
 
 from byol.data.pack.packed import Packed
-from byol.data.pack.rows import RowFile
+from byol.data.pack.remote import RemoteRows
+from byol.data.pack.shards import Rows
 from byol.device.devices import free_bytes, pins, send_stored
 from byol.method.schedule import Plan
 
@@ -66,6 +68,7 @@ class Batches:
             self._store = HostStore(
                 packed.read(np.arange(len(packed))) if place == "ram" else packed.file, device
             )
+        self._remote = packed.file if isinstance(packed.file, RemoteRows) and place == "map" else None
         self._sizes = packed.sizes
         self._plan, self._rows = plan, rows
         # With a time budget, the consumer decides when to stop.
@@ -79,13 +82,17 @@ class Batches:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        # Threads may wait for a shard of a pack in object storage.
+        with nullcontext() if self._remote is None else self._remote.stopping():
+            self._threads.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> Batch:
         while len(self._ahead) <= _AHEAD and (step := next(self._steps, None)) is not None:
+            if self._remote is not None:
+                self._remote.prefetch(self._plan.shards_ahead(step))
             indices = self._plan.indices(step)
             future = self._threads.submit(self._store.prepare, indices[self._rows])
             self._ahead.append((future, torch.from_numpy(self._sizes[indices].astype(np.float32))))
@@ -101,17 +108,17 @@ class Batches:
 class HostStore:
     """Images in RAM or in a file: threads copy the rows, the consumer sends them to the device."""
 
-    def __init__(self, images: Real[np.ndarray, "n px px channels"] | RowFile, device: torch.device) -> None:
+    def __init__(self, images: Real[np.ndarray, "n px px channels"] | Rows, device: torch.device) -> None:
         self._images, self._device = images, device
         self._row_shape, self._dtype = images.shape[1:], _DTYPES[images.dtype.itemsize]
 
     def prepare(self, indices: Int64[np.ndarray, " batch"]) -> Real[Tensor, "batch px px channels"]:
         shape = (len(indices), *self._row_shape)
         rows = torch.empty(shape, dtype=self._dtype, pin_memory=pins(self._device))
-        if isinstance(self._images, RowFile):
-            self._images.read(indices, out=rows.numpy())
-        else:  # mode="clip" avoids a temporary copy; the indices are always valid
+        if isinstance(self._images, np.ndarray):  # "clip" avoids a temporary copy; all indices are valid
             np.take(self._images, indices, axis=0, out=rows.numpy(), mode="clip")
+        else:
+            self._images.read(indices, out=rows.numpy())
         return rows
 
     def deliver(self, prepared: Real[Tensor, "batch px px channels"]) -> Real[Tensor, "batch px px channels"]:

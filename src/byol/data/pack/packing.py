@@ -1,6 +1,7 @@
 """Make the packed copy of a source, continue an interrupted packing, or find an existing copy."""
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial as partial_function
@@ -13,22 +14,24 @@ from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.base.locks import Holder
 from byol.base.records import add_checksum
-from byol.data.decode.disk import DiskError, is_of_the_system, is_worth_a_try, try_again
-from byol.data.decode.formats import Channels, Geometry, path_of
-from byol.data.decode.image import DECODER, Square, peek, read_square
+from byol.data.decode.disk import is_of_the_system
+from byol.data.decode.formats import Channels, Geometry
+from byol.data.decode.image import DECODER, Square, read_square
 from byol.data.decode.index import Names, Source, array_layout_of, skips_unreadable
 from byol.data.decode.mapped import load_array
 from byol.data.decode.reading import Alpha
+from byol.data.pack.finding import count_back, find_pack
+from byol.data.pack.growing import grow
+from byol.data.pack.joining import join_parts
 from byol.data.pack.packed import (
     ARRAYS,
     CHECKSUMS,
+    COUNTS,
     FILES,
     FORMAT,
     Packed,
     digest_file,
     open_pack,
-    read_json,
-    read_pack,
 )
 from byol.data.pack.partial import (
     BAD_FILES,
@@ -39,6 +42,7 @@ from byol.data.pack.partial import (
     read_bad,
     read_mark,
 )
+from byol.data.pack.parts import Added, Part, find_parts
 from byol.data.pack.place import check_space, locked, move_into_place, remove_files, writing
 from byol.data.pack.running_statistics import RunningStatistics
 from byol.data.pack.statistics import CLIP
@@ -54,6 +58,22 @@ def find_limit_px(view_px: int) -> int:
     return -(-115 * view_px // 100)
 
 
+def make_recipe(
+    source: Source,
+    *,
+    stored_px: int | None,
+    view_px: int,
+    channels: Channels,
+    geometry: Geometry = "square",
+    alpha: Alpha = "auto",
+    clip: float = CLIP,
+) -> Recipe:
+    """Return the recipe by which `pack`, with the same arguments, packs `source`."""
+    limit_px = find_limit_px(view_px) if stored_px is None else None
+    return Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER, alpha, clip)
+
+
+# Longer than 60 lines, because it takes and passes on many arguments.
 def pack(
     source: Source,
     *,
@@ -80,25 +100,57 @@ def pack(
     `num_workers` threads or processes read images. If another process is packing into the folder, this one
     waits, says so, and reports the progress of the other (images done, number of images).
 
+    A `Part` of a source is packed like a source, with the stored side of the whole source; how many of its
+    images may be left out is only checked when all parts are joined. If all parts of `source` have been
+    packed, they are joined instead of packing it. If images have been added to a source that is packed
+    beside `folder`, only these are packed, see `growing.py`.
+
     Raises:
         DataError: the disk fails and the source does not skip unreadable files; more than a fraction
             `max_bad` of the images, or all, cannot be read; they differ in channels or bit depth; the folder
-            cannot be written, or holds something else.
+            cannot be written, or holds something else; some parts of the source have been packed, others not.
     """
-    limit_px = find_limit_px(view_px) if stored_px is None else None
-    recipe = Recipe(source.fingerprint(), stored_px, limit_px, channels, geometry, DECODER, alpha, clip)
+    recipe = make_recipe(
+        source,
+        stored_px=stored_px,
+        view_px=view_px,
+        channels=channels,
+        geometry=geometry,
+        alpha=alpha,
+        clip=clip,
+    )
+    pack_into = partial_function(
+        pack,
+        stored_px=stored_px,
+        view_px=view_px,
+        channels=channels,
+        max_bad=max_bad,
+        num_workers=num_workers,
+        geometry=geometry,
+        alpha=alpha,
+        clip=clip,
+        progress=progress,
+        say=say,
+    )
     partial = folder.with_name(f"{folder.name}.partial")
     with locked(folder, while_waiting=_Waiting(folder, partial, progress=progress, say=say), say=say):
-        packed, note = _find(folder, recipe)
-        if packed is not None and packed.num_bad and (num := _count_back(packed, source)):
-            packed, note = None, f"packed again: {num} images that could not be read before can be read now"
+        packed, note = find_pack(folder, recipe)
+        if packed is not None and packed.num_bad and (num := count_back(packed, source)):
+            if packed.shards:
+                note = f"{num} images that were left out can be read now; delete {folder} to pack them too"
+            else:
+                packed, note = None, f"packed again: {num} images that could not be read can be read now"
         if packed is None:
-            _write(
-                source, recipe, partial=partial, max_bad=max_bad, num_workers=num_workers, progress=progress
+            made = _make(
+                folder,
+                source,
+                recipe,
+                max_bad=max_bad,
+                num_workers=num_workers,
+                progress=progress,
+                pack_into=pack_into,
             )
-            move_into_place(partial, folder, files=FILES)
-            remove_files(folder, MARK_FILES)
-            packed = open_pack(folder)
+            packed, note = open_pack(folder), made or note
         kept, _ = load_array(folder / "kept.npy")
     _check_bad(folder, source, num_bad=packed.num_bad, max_bad=max_bad)
     return replace(
@@ -111,62 +163,46 @@ def pack(
     )
 
 
-# ---- Finding a pack
+def _make(
+    folder: Path,
+    source: Source,
+    recipe: Recipe,
+    *,
+    max_bad: float,
+    num_workers: int,
+    progress: Count | None,
+    pack_into: Callable[..., Packed],
+) -> str:
+    """Make the pack in `folder`: of its parts, of an earlier pack and added images, or of all images.
 
-
-def _find(folder: Path, recipe: Recipe) -> tuple[Packed | None, str]:
-    """Return the pack (None if it is incomplete or of another recipe), and a note on what was found."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return None, "packed"
-    if not (folder / "pack.json").exists():
-        raise DataError(f"{folder}: holds files but no pack; choose another place with data.packs=FOLDER")
-    try:
-        packed = try_again(lambda: read_pack(folder))
-        before = Recipe(**read_json(folder)["recipe"])
-    except DiskError as error:  # the pack may be intact
-        raise error.locate(str(folder)) from None
-    except (DataError, TypeError) as error:
-        return None, f"packed again: {error}"
-    if before.source_fingerprint != recipe.source_fingerprint:
-        return None, "packed again: the source has changed"
-    if not _reads_alike(before, packed):
-        return None, "packed again: an earlier version of byol decoded the images in another way"
-    if replace(before, decoder=recipe.decoder) != recipe:
-        keys = "data.stored_px, data.channels, data.geometry, data.alpha or data.clip"
-        return None, f"packed again: {keys} differ"
-    return packed, "found"
-
-
-def _reads_alike(before: Recipe, packed: Packed) -> bool:
-    """Return whether the decoder that made the pack gives the same values as the current one.
-
-    Decoder 5 differs for 16-bit PNG with one transparent grey value, and for OME-TIFF with unordered pages.
+    Return a note, which is empty if all images are packed. `pack_into` is `pack` with all arguments but the
+    source and `folder`.
     """
-    is_usual = packed.bits == 8 and packed.channels in (1, 3)
-    return before.decoder == DECODER or ((before.decoder, DECODER) == (5, 6) and is_usual)
 
-
-def _count_back(packed: Packed, source: Source) -> int:
-    """Count the images that could not be read from the disk when the pack was made, but can be read now.
-
-    Raises:
-        DataError: the disk still fails and the source does not skip unreadable files.
-    """
-    names = {name for name, reason in read_bad(packed.folder) if is_worth_a_try(reason)}
-    found = 0
-    for index in range(len(source)) if names else ():
-        if source.names(index) not in names:
-            continue
-        item = source.item(index)
+    def pack_added(added: Added, place: Path) -> Packed | None:
         try:
-            peek(item)
-            found += 1
-        except DiskError as error:
-            if not skips_unreadable(source):
-                raise error.locate(path_of(item) or source.names(index)) from None
-        except DataError as error:
-            found += not is_worth_a_try(str(error))  # the disk gives the file now, but its content is bad
-    return found
+            return pack_into(added, folder=place)
+        except _LargerImageError:
+            return None
+
+    def make_error() -> DataError:
+        return _mixture(source, recipe, num_workers=num_workers)
+
+    if (parts := find_parts(folder)) is not None:
+        join_parts(*parts, source=source, recipe=recipe)
+        plural = "s" if parts[1] > 1 else ""
+        ready, note = parts[0], f"joined the {parts[1]} part{plural} of {source.name}"
+    elif grown := grow(folder, source=source, recipe=recipe, pack_added=pack_added, make_error=make_error):
+        ready, note = grown
+    else:
+        partial = folder.with_name(f"{folder.name}.partial")
+        _write(source, recipe, partial=partial, max_bad=max_bad, num_workers=num_workers, progress=progress)
+        move_into_place(partial, folder, files=FILES)
+        remove_files(folder, MARK_FILES)
+        return ""
+    _check_bad(ready, source, num_bad=open_pack(ready).num_bad, max_bad=max_bad)
+    move_into_place(ready, folder, files=FILES)
+    return note
 
 
 class _Waiting:
@@ -190,7 +226,7 @@ class _Waiting:
 
 
 def _check_bad(folder: Path, source: Source, *, num_bad: int, max_bad: float) -> None:
-    if num_bad <= max_bad * len(source) and num_bad < len(source):
+    if isinstance(source, Part | Added) or (num_bad <= max_bad * len(source) and num_bad < len(source)):
         return
     if skips_unreadable(source):  # data.skip_unreadable already allows files that the system refuses
         num_bad -= sum(is_of_the_system(reason) for _, reason in read_bad(folder))
@@ -226,7 +262,15 @@ def _write(
     try:
         write(mark)
     except _LargerImageError:  # reading all sizes first would make packing small images a third slower
-        px = _choose_px(source, recipe, most=len(source), num_workers=num_workers)
+        if isinstance(source, Added):
+            raise
+        whole = source.whole if isinstance(source, Part) else source
+        px = _choose_px(whole, recipe, most=len(whole), num_workers=num_workers)
+        if whole is not source:
+            raise DataError(
+                f"{source.name}: an image is larger than those from which byol chose the size of all parts; "
+                f"add data.stored_px={px} to the commands of all parts and of the training"
+            ) from None
         write(replace(mark, px=px, done=0, num_rows=0, num_bad=0, notes={}))
 
 
@@ -297,6 +341,9 @@ def _mixture(source: Source, recipe: Recipe, *, num_workers: int) -> DataError:
 
 def _choose_px(source: Source, recipe: Recipe, *, most: int, num_workers: int) -> int:
     assert recipe.limit_px is not None
+    if isinstance(source, Added):
+        return source.px
+    source = source.whole if isinstance(source, Part) else source  # all parts must have the same size
     largest = find_largest_side(source, limit_px=recipe.limit_px, most=most, num_workers=num_workers)
     return largest or recipe.limit_px
 
@@ -327,7 +374,8 @@ def _complete(writer: PartialPack, source: Source, recipe: Recipe, *, running: R
         write_atomically(partial / name, partial_function(np.save, arr=array))
     statistics, clipped, images_digest = running.finish()
     write_atomically(partial / CHECKSUMS, partial_function(np.save, arr=running.checksums))
-    digests = {name: digest_file(partial / name) for name in (*ARRAYS, CHECKSUMS, BAD_FILES)} | {
+    write_atomically(partial / COUNTS, partial_function(np.save, arr=running.counts))
+    digests = {name: digest_file(partial / name) for name in (*ARRAYS, CHECKSUMS, COUNTS, BAD_FILES)} | {
         "images.npy": images_digest
     }
     content = {

@@ -163,7 +163,7 @@ class PartialPack:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype({1: np.uint8, 2: np.uint16, 4: np.float32}[self.itemsize])
+        return np.dtype({0: np.uint8, 1: np.uint8, 2: np.uint16, 4: np.float32}[self.itemsize])
 
     def head(self, num_rows: int) -> bytes:
         """Return the header of `images.npy` for `num_rows` rows."""

@@ -76,7 +76,9 @@ def check_space(folder: Path, num_bytes: int) -> None:
 
 
 def move_into_place(partial: Path, folder: Path, *, files: tuple[str, ...]) -> None:
-    """Replace `folder` by `partial` and delete the old `files`; a process that has mapped them keeps them.
+    """Replace `folder` by `partial` and delete the old `files`, also those of its shards.
+
+    A process that has opened the old files keeps them.
 
     Other files in the old folder are kept, under the name `NAME.old`.
 
@@ -113,6 +115,8 @@ def remove_files(folder: Path, names: tuple[str, ...]) -> None:
 
 def _remove(folder: Path, files: tuple[str, ...]) -> None:
     if folder.exists():
+        for shard in folder.glob("shard-*"):
+            _remove(shard, files)
         remove_files(folder, files)
         with suppress(OSError):  # not empty: it holds files of the user
             folder.rmdir()

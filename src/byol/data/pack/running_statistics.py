@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 import numpy as np
-from jaxtyping import Bool, Real, UInt32
+from jaxtyping import Bool, Int64, Real, UInt32
 
 from byol.data.pack.partial import PartialPack
 from byol.data.pack.statistics import (
@@ -81,16 +81,27 @@ class RunningStatistics:
         Raises:
             OSError: the file cannot be read.
         """
+        if self._writer.num_rows == 0:  # of a part whose images are all left out
+            self._counts, self._checksums = no_counts(0, self._writer.dtype), array("I")
+            return Pixels((), (), (), ()), 0.0, self._digest_file()
         self.follow(at_least=1)
         self._last.result()
         digest = self._digest.hexdigest()
         if self._guess != self._writer.head(self._writer.num_rows):  # some images could not be read
-            self._file.seek(0)
-            digest = hashlib.file_digest(self._file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            digest = self._digest_file()
         is_float = self._writer.dtype == np.float32
         clip = self._writer.mark.recipe.clip
         pixels = summarise(self._counts, self._extremes if is_float else None, clip=clip)
         return pixels, find_clipped(self._counts, pixels), digest
+
+    @property
+    def counts(self) -> Int64[np.ndarray, "channels levels"]:
+        """The histogram of each channel; after `finish`."""
+        return self._counts
+
+    def _digest_file(self) -> str:
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
     def _look(self, before: "Future[None]", new: range, num_filled: int) -> None:
         """Process new rows; `num_filled` images have filled pixels, up to the last of these rows."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from byol.base.errors import DataError
 from byol.data.labels.label_file import LabelFile
-from byol.data.pack.packed import Packed, open_pack, read_json
+from byol.data.pack.packed import Packed, fingerprint_of, open_pack, read_json
 from byol.data.sources.opening import splits_of
 
 
@@ -47,6 +47,6 @@ def open_without_source(
 def _fingerprint_of(folder: Path) -> str | None:
     """As `Packed.fingerprint`; None: no pack that can be read."""
     try:
-        return str(read_json(folder)["files"]["images.npy"]["blake2b"])
-    except (DataError, OSError, LookupError, TypeError):
+        return fingerprint_of(read_json(folder))
+    except (DataError, OSError, LookupError, TypeError, ValueError):
         return None

@@ -1,25 +1,26 @@
 """Open a folder, a list, an array or a data set: read names and labels now, each image when it is needed."""
 
-import hashlib
 import os
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
 from byol.base.errors import DataError
+from byol.base.files import is_address
 from byol.config import DataConfig
-from byol.data.decode.arrays import as_given, find_layout
+from byol.data.decode.arrays import find_layout
 from byol.data.decode.content import HEAD_BYTES, IMAGE_SUFFIXES, image_kind, is_image_suffix
 from byol.data.decode.disk import DiskError, describe, try_again
-from byol.data.decode.formats import ImageArray, LaidFile, Layout
+from byol.data.decode.formats import Layout
 from byol.data.decode.index import Names, Source
 from byol.data.decode.mapped import load_array
 from byol.data.labels.label_file import LabelFile, encode_labels, read_list
 from byol.data.sources.array_layout import TrainedLayout, resolve_layout, resolve_layout_of_files
+from byol.data.sources.kinds import ArraySource, FileSource
 from byol.data.sources.left_out import LeftOut
 from byol.data.sources.misspelled import find_missing
 from byol.data.sources.motifs import CLASS_NAMES, load_motifs
@@ -87,100 +88,6 @@ def folder_of(source: str) -> Path | None:
     return path if path.is_dir() else path.parent if path.exists() and not splits_of(source) else None
 
 
-# ---- The two kinds of source
-
-
-@dataclass(frozen=True, eq=False)
-class FileSource:
-    """Image files; relative names are relative to `folder`."""
-
-    name: str
-    folder: Path
-    files: Names
-    stamps: Int64[np.ndarray, "n 2"]  # size in bytes (-1: missing), time of the last change in ns
-    labels: Int64[np.ndarray, " n"]
-    class_names: tuple[str, ...]
-    layout: Layout = "auto"  # data.layout
-    left_out: LeftOut = field(default_factory=LeftOut)
-    skip_unreadable: bool = False  # data.skip_unreadable
-    notes: tuple[str, ...] = ()  # how a list was interpreted, one line each
-    array_layout: Layout = "auto"  # of the arrays among the files, found from all their shapes
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def names(self, index: int) -> str:
-        return self.files[index]
-
-    def item(self, index: int) -> str | LaidFile:
-        path = os.path.join(self.folder, self.files[index])
-        if self.layout == self.array_layout == "auto":
-            return path
-        return LaidFile(path, self.array_layout, self.layout)
-
-    @property
-    def file_bytes(self) -> float:
-        return float(self.stamps[:, 0].clip(min=0).mean())
-
-    def fingerprint(self) -> str:
-        digest = hashlib.blake2b(self.files.blob.data, digest_size=16)
-        digest.update(self.files.offsets.data)
-        digest.update(self.stamps.data)
-        digest.update(b"" if self.layout == "auto" else self.layout.encode())
-        if self.array_layout != self.layout:
-            digest.update(b"arrays " + self.array_layout.encode())
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True, eq=False)
-class ArraySource:
-    """Images of one size, in memory or in memory maps."""
-
-    name: str
-    parts: tuple[Part, ...]
-    labels: Int64[np.ndarray, " n"]
-    class_names: tuple[str, ...]
-    files: tuple[Path, ...] = ()  # that the arrays map into memory
-    stored_layout: Layout = "hwc"  # of the arrays in these files
-    left_out: LeftOut = field(default_factory=LeftOut)
-    notes: tuple[str, ...] = ()
-    array_layout: Layout = "auto"  # as in `FileSource`; auto: there is no channel axis
-
-    def __len__(self) -> int:
-        return sum(len(part.images) for part in self.parts)
-
-    def names(self, index: int) -> str:
-        part, row = self._find(index)
-        return f"{part.prefix}{row:06d}"
-
-    def item(self, index: int) -> ImageArray:
-        part, row = self._find(index)
-        return as_given(part.images[row].reshape(*part.images.shape[1:3], -1), "hwc")
-
-    @property
-    def file_bytes(self) -> float:
-        return 0.0
-
-    def fingerprint(self) -> str:
-        digest = hashlib.blake2b(self.name.encode(errors="surrogateescape"), digest_size=16)
-        if self.files:
-            digest.update(
-                b"".join(os.fsencode(path.name) + np.array(stamp(path)).tobytes() for path in self.files)
-            )
-            digest.update(b"" if self.stored_layout == "hwc" else self.stored_layout.encode())
-        else:
-            for part in self.parts:
-                digest.update(np.ascontiguousarray(part.images).data)
-        return digest.hexdigest()
-
-    def _find(self, index: int) -> tuple[Part, int]:
-        for part in self.parts:
-            if index < len(part.images):
-                return part, index
-            index -= len(part.images)
-        raise IndexError(f"image {index} beyond the end of {self.name}")
-
-
 # ---- Paths: a folder, a list, an array, one image
 
 
@@ -206,6 +113,11 @@ def _resolve_layout(source: FileSource, trained: TrainedLayout | None) -> Layout
 def _open_path(
     source: str, layout: Layout, *, skip_unreadable: bool, trained: TrainedLayout | None
 ) -> FileSource | ArraySource | TarSource:
+    if is_address(source):
+        raise DataError(
+            f"{source}: only byol train, run, eval, report and explore read images at an address, and only "
+            "packed ones; copy the images to a local disk and give their folder"
+        )
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_dir():

@@ -34,7 +34,7 @@ _CHUNK, _CHUNK_BYTES = 64, 2**18  # limits of a task: images; bytes of their fil
 
 
 def read_ahead(
-    look: Look[R], source: Source, indices: range, *, num_workers: int, result_bytes: int = 0
+    look: Look[R], source: Source, indices: Sequence[int], *, num_workers: int, result_bytes: int = 0
 ) -> Generator[tuple[int, R | DataError], None, None]:
     """Iterate over the indices in order, each with the result of `look` or the error for its image.
 
@@ -47,7 +47,7 @@ def read_ahead(
     """
     chunk = max(1, min(_CHUNK, _CHUNK_BYTES // int(max(source.file_bytes, result_bytes, 1))))
     chunks = (indices[first : first + chunk] for first in range(0, len(indices), chunk))
-    waiting: deque[tuple[range, Future[list[R | DataError]]]] = deque()
+    waiting: deque[tuple[Sequence[int], Future[list[R | DataError]]]] = deque()
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(max(1, num_workers)))
         look_at = stack.enter_context(_open_lookers(look, source, len(indices), num_workers=num_workers))
@@ -64,7 +64,7 @@ def read_ahead(
 
 
 def _result(
-    source: Source, part: range, future: Future[list[R | DataError]]
+    source: Source, part: Sequence[int], future: Future[list[R | DataError]]
 ) -> Iterator[tuple[int, R | DataError]]:
     found = future.result()
     if not skips_unreadable(source) and isinstance(found[-1], DiskError):  # the rest was not processed
@@ -76,7 +76,7 @@ def _result(
 @contextmanager
 def _open_lookers(
     look: Look[R], source: Source, num_images: int, *, num_workers: int
-) -> Generator[Callable[[range], list[R | DataError]], None, None]:
+) -> Generator[Callable[[Sequence[int]], list[R | DataError]], None, None]:
     """Yield a function that processes the images of some indices; several threads may call it at once."""
     num_processes = min(num_workers, count_cores())
     stop = not skips_unreadable(source)
@@ -89,7 +89,7 @@ def _open_lookers(
     for child in children:
         idle.put(child)
 
-    def ask(indices: range) -> list[R | DataError]:
+    def ask(indices: Sequence[int]) -> list[R | DataError]:
         child = idle.get()
         try:
             return child.ask([source.item(index) for index in indices])

@@ -9,7 +9,7 @@ import numpy as np
 from byol.base.errors import DataError
 from byol.data.decode.formats import Layout
 from byol.data.decode.index import Names, NamesBuilder
-from byol.data.sources.opening import FileSource
+from byol.data.sources.kinds import FileSource
 from byol.data.sources.walk import pairs, stamp
 
 PIPED = "-"  # this source means standard input

@@ -12,7 +12,7 @@ from byol.base.errors import DataError, quote
 from byol.data.decode.fitting import fit, select_channels, select_missing
 from byol.data.decode.formats import Bits, Channels, ImageArray, Kind, LaidFile, Missing, bits_of_dtype
 from byol.data.decode.image import load, peek
-from byol.data.decode.index import Source
+from byol.data.decode.index import Source, sample
 from byol.data.decode.reading import Alpha, noting
 from byol.data.sources.parallel import read_ahead
 from byol.data.sources.upright import THUMBNAIL_PX, measure_upright
@@ -46,12 +46,12 @@ class Survey:
 def survey(
     source: Source, *, most: int, channels: Channels, num_workers: int, alpha: Alpha = "auto"
 ) -> Survey:
-    """Read the pixels of at most `most` images, at equal distances in the source.
+    """Read the pixels of at most `most` images, see `index.sample`.
 
     Raises:
         DataError: none of them is readable or has the channels that `channels` selects.
     """
-    indices = range(0, len(source), -(-len(source) // most))
+    indices = sample(source, most)
     looks: list[_Look] = []
     first_bad: tuple[str, DataError] | None = None
     look = partial(_look_at, channels=channels, alpha=alpha)
