@@ -222,6 +222,17 @@ def test_batch(
     assert f"batch size {batch} ({reason})" in lines(chosen)
 
 
+def test_vicreg_terms_are_chosen_for_random_weights_only() -> None:
+    chosen = decide()
+    assert chosen.config.trainer.vicreg_weight == 1.0
+    assert any(
+        "trainer.vicreg_weight=1 (they fade out in the first half of the run)" in x for x in lines(chosen)
+    )
+    assert decide("network.fine_tune_from=runs/a").config.trainer.vicreg_weight is None
+    off = decide("trainer.vicreg_weight=0")
+    assert off.config.trainer.vicreg_weight == 0.0 and not any("VICReg" in line for line in lines(off))
+
+
 def test_too_few_images() -> None:
     with pytest.raises(DataError, match=r"^images: 15 images are too few .* at least 16"):
         decide(num_images=15)
@@ -259,6 +270,7 @@ def test_every_choice_can_be_given_and_leaves_nothing_open() -> None:
         "network.name",
         "network.stem",
         "trainer.precision",
+        "trainer.vicreg_weight",
         "trainer.batch_size",
         "trainer.accumulation_steps",
         "trainer.max_epochs",

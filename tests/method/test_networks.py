@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 from byol.base.errors import ConfigError
 from byol.config import load_config
 from byol.kernels.convolution import accelerate
-from byol.method.networks import Byol, build_encoder, byol_loss, count_features, resolve_stem
+from byol.method.networks import (
+    Byol,
+    build_encoder,
+    byol_loss,
+    count_features,
+    resolve_stem,
+    vicreg_penalty,
+)
 
 
 def tiny_encoder() -> nn.Module:
@@ -67,6 +75,42 @@ def test_loss_is_the_squared_distance_of_unit_vectors_also_in_bf16() -> None:
         loss = byol_loss(prediction, target)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+
+
+def test_vicreg_penalty_is_that_of_its_paper() -> None:
+    projection = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.2, 1.5, 6)
+    covariance = np.cov(projection.double().numpy(), rowvar=False)
+    variance_term = np.maximum(0.0, 1.0 - np.sqrt(np.diag(covariance) + 1e-4)).mean()
+    covariance_term = (covariance[~np.eye(6, dtype=bool)] ** 2).sum() / 6
+    with torch.autocast("cpu", torch.bfloat16):
+        found = vicreg_penalty(projection)
+    assert found.item() == pytest.approx(variance_term + 0.04 * covariance_term, rel=1e-5)
+
+
+def test_vicreg_penalty_is_zero_for_projections_that_vary_and_are_not_correlated() -> None:
+    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    assert vicreg_penalty(corners).item() == pytest.approx(0.0, abs=1e-6)
+    assert vicreg_penalty(torch.zeros(4, 2)).item() == pytest.approx(0.99)  # std 0.01, by the epsilon
+
+
+def test_vicreg_terms_change_the_gradients_and_not_the_loss() -> None:
+    """Those of the online branch: the predictor gets none."""
+    gradients, losses = [], []
+    for weight in (0.0, 0.5):
+        learner = tiny_byol()
+        loss, _ = learner(images(0), images(1), vicreg_weight=weight)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({n: p.grad for n, p in learner.named_parameters() if p.grad is not None})
+    learner = tiny_byol()
+    penalty = sum(vicreg_penalty(learner.online(images(seed))) for seed in (0, 1))
+    penalty.backward()
+    assert losses[0] == losses[1]
+    for name, parameter in learner.named_parameters():
+        if name in gradients[0]:
+            added = 0.5 * parameter.grad if parameter.grad is not None else 0.0
+            torch.testing.assert_close(gradients[1][name], gradients[0][name] + added, atol=1e-6, rtol=1e-4)
+            assert name.startswith("predictor.") == (parameter.grad is None)
 
 
 class Constant(nn.Module):

@@ -41,6 +41,17 @@ def test_tau_rises_to_1_as_a_cosine() -> None:
     assert plan.tau(0) == pytest.approx(0.9)
 
 
+def test_the_weight_of_vicreg_terms_falls_to_0_at_half_of_the_run() -> None:
+    plan = make_plan("trainer.max_epochs=4", "trainer.vicreg_weight=2")
+    half = plan.total_steps / 2
+    weights = [plan.vicreg_weight(step) for step in range(plan.total_steps)]
+    assert weights == pytest.approx([2.0 * max(0.0, 1.0 - step / half) for step in range(plan.total_steps)])
+    assert weights[-1] == 0.0
+    # A run of before this setting has no value for it, and continues without the terms.
+    for preset in ("default", "demo", "classic", "paper"):
+        assert make_plan(preset=preset, num_images=10_000).vicreg_weight(0) == 0.0
+
+
 def test_constant_schedules_stay() -> None:
     plan = make_plan(preset="classic")
     assert {plan.lr(step) for step in range(plan.total_steps)} == {0.03}

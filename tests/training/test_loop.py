@@ -232,6 +232,9 @@ def kill_while_training(process: "subprocess.Popen[bytes]", run_dir: Path, *, de
 RANKS = [*TINY, "trainer.batch_size=64", "trainer.max_epochs=20", "data_transforms.input_shape=[32,32,3]"]
 
 
+FP64 = [*RANKS, "data.stored_px=32", "trainer.vicreg_weight=1"]
+
+
 def train_in_fp64(rank: int, world_size: int, port: int, images: Path, run_dir: Path) -> None:
     """One rank of a run whose networks and views are fp64, so that rounding stays below what is compared."""
     torch.set_num_threads(1)
@@ -242,7 +245,7 @@ def train_in_fp64(rank: int, world_size: int, port: int, images: Path, run_dir: 
     loop.make_views = lambda *a, **k: tuple(view.double() for view in make_views(*a, **k))  # type: ignore[assignment]
     fixed_images.make_views = loop.make_views  # type: ignore[assignment]
     fixed_images.whole_view = lambda *a, **k: whole_view(*a, **k).double()  # type: ignore[assignment]
-    config = load_config(None, [f"data.source={images}", *RANKS, "data.stored_px=32"], preset="demo")
+    config = load_config(None, [f"data.source={images}", *FP64], preset="demo")
     run(config, run_dir)
 
 
@@ -250,6 +253,8 @@ def train_in_fp64(rank: int, world_size: int, port: int, images: Path, run_dir: 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_two_ranks_of_32_equal_one_of_64(images: Path, tmp_path: Path) -> None:
     """20 steps at the demo's learning rate: the same losses and BatchNorm statistics to 1e-6.
+
+    VICReg's terms, which are of all images of a batch, are on in the first 10 steps.
 
     In fp32 rounding alone parts the two after a few steps: see the next test.
     """

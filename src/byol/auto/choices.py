@@ -19,6 +19,7 @@ from byol.training.step_benchmark import StepBenchmark
 # Views. If `Survey.upright` is below this, a classifier on brightness cannot recognise upright images.
 UPRIGHT_FROM = 0.6
 TURNED = {"vertical_flip": 0.5, "rotation": 180.0}
+VICREG_WEIGHT = 1.0  # docs/decisions.md has the measurements
 MANY_CHANNELS = 10  # satellites have this many bands; microscopes have fewer channels
 LARGER = 1.1  # largest view side, as a multiple of the median image side
 VIEW_SIDES = (32, 40, 48, 64, 96, 128, 160, 224)  # px
@@ -108,6 +109,7 @@ def choose(
     if resolved.unset and measure is not None:
         trial = resolved.resolve({"trainer": {"accumulation_steps": 1, "max_epochs": 1}}).config
         benchmark = measure(trial, "trainer.accumulation_steps" in resolved.unset)
+    choices += _choose_vicreg(partial_config)
     choices += _choose_num_microbatches(resolved, benchmark)
     choices += choose_threads(benchmark)
     choices += _choose_length(resolved, benchmark, num_images=num_images, device=machine.device)
@@ -250,6 +252,17 @@ def _choose_num_microbatches(partial_config: PartialConfig, benchmark: StepBench
     words = f"{parts} micro-batches per step, each fits" if parts > 1 else "the whole batch fits"
     words += " into memory"
     return [Choice("trainer.accumulation_steps", parts, words, reason)]
+
+
+def _choose_vicreg(partial_config: PartialConfig) -> list[Choice]:
+    if "trainer.vicreg_weight" not in partial_config.resolvable:
+        return []
+    if partial_config.config.network.fine_tune_from is not None:
+        return []  # not measured with trained weights
+    words = f"VICReg's variance and covariance terms help BYOL, trainer.vicreg_weight={VICREG_WEIGHT:g}"
+    return [
+        Choice("trainer.vicreg_weight", VICREG_WEIGHT, words, "they fade out in the first half of the run")
+    ]
 
 
 def choose_threads(benchmark: StepBenchmark | None) -> list[Choice]:

@@ -34,6 +34,7 @@ _ALSO_RESOLVABLE: dict[str, str | None] = {
     "network.stem": "auto",
     "trainer.precision": "auto",
     "trainer.num_threads": None,
+    "trainer.vicreg_weight": None,
     "data.channels": None,
 }
 # Settings that may differ between two starts of one run, because they do not change the training.

@@ -59,6 +59,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "trainer.accumulation_steps": ("micro-batches", "4"),
     "trainer.m": (_SHARE, "0.996"),
     "trainer.m_schedule": ("", "constant"),
+    "trainer.vicreg_weight": ("", "0"),
     "trainer.max_epochs": ("epochs", "100"),
     "trainer.max_hours": ("hours", "2"),
     "trainer.checkpoint_interval": ("steps", "500"),

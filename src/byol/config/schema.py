@@ -238,6 +238,11 @@ class TrainerConfig(Section):
     m_schedule: Literal["constant", "cosine"] = Field(
         description="EMA decay over the run: constant, or a cosine from m to 1 (as in the paper)."
     )
+    vicreg_weight: Annotated[float, Field(ge=0, le=1000)] | None = Field(
+        description="Weight of VICReg's variance and covariance terms (1 to 0.04) on the online projections "
+        "at the start; it falls linearly to 0 at half of the run. 0: BYOL alone. null: byol chooses it "
+        "together with other open settings, otherwise 0."
+    )
     max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
         description="Number of epochs. null: max_hours decides; if that is null too, byol chooses the "
         "number from the number of images, the device and its speed."

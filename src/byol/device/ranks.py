@@ -226,6 +226,35 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+# ---- Rows of all ranks
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Return the rows (first axis) of all ranks, which have equally many; without other ranks, `rows`.
+
+    If every rank computes the same function of the result, the gradients that DistributedDataParallel
+    averages are those of this function on one rank.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    return cast(Tensor, _Gather.apply(rows))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 # ---- Synchronised BatchNorm on CPUs, which torch.nn.SyncBatchNorm does not support
 
 
@@ -281,7 +310,7 @@ class _SyncBatchNorm(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         channels = input.shape[1]
         axes = [0, *range(2, input.ndim)]
-        x = _at_least_fp32(input)
+        x = at_least_fp32(input)
         sums = torch.cat([x.sum(axes), (x * x).sum(axes), x.new_tensor([x.numel() / channels])]).double()
         dist.all_reduce(sums)
         count = sums[-1]
@@ -302,7 +331,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         channels = gradient.shape[1]
         axes = [0, *range(2, gradient.ndim)]
         shape = (1, channels, *[1] * (gradient.ndim - 2))
-        dy = _at_least_fp32(gradient)
+        dy = at_least_fp32(gradient)
         bias_gradient, weight_gradient = dy.sum(axes), (dy * normalised).sum(axes)
         # Gradients of weight and bias are this rank's, because DistributedDataParallel averages them.
         sums = torch.cat([bias_gradient, weight_gradient]).double()
@@ -312,5 +341,5 @@ class _SyncBatchNorm(torch.autograd.Function):
         return dx.to(gradient.dtype), weight_gradient, bias_gradient, None
 
 
-def _at_least_fp32(x: Tensor) -> Tensor:
+def at_least_fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))

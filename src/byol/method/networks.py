@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from byol.base.errors import ConfigError
 from byol.config import Config
+from byol.device.ranks import at_least_fp32, gather
 from byol.kernels.convolution import accelerate
 from byol.kernels.normalisation import fuse_norms
 from byol.kernels.onednn_faults import avoid_faults
@@ -25,6 +26,7 @@ SMALL_VIEW_PX = 64  # largest view with the small stem for "auto"; the standard 
 # timm initialises gamma of the last norm in a ResNet block with 0. After 14,500 CIFAR-10 images, BYOL then
 # had a kNN accuracy of 26.7 %, but 32.8 % with gamma 1 (untrained: 31.3 %).
 ZERO_INIT_LAST = False
+_VARIANCE_EPS, _COVARIANCE_WEIGHT = 1e-4, 0.04  # of VICReg's terms
 _STRIDES = {"small": (1, 1), "strided": (2, 2)}  # stride of the first convolution, by stem
 
 
@@ -36,6 +38,24 @@ def byol_loss(
     It is computed in float32, also under autocast.
     """
     return 2.0 - 2.0 * F.cosine_similarity(prediction.float(), target_projection.float(), dim=-1)
+
+
+def vicreg_penalty(projection: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+    """Return VICReg's variance term plus 0.04 times its covariance term (arXiv 2105.04906, eq. 1 to 4).
+
+    The first is large if projections hardly differ between images, the second if their components say the
+    same. 0.04 is the ratio of the weights there. With several ranks, the images are those of all ranks. It
+    is computed in float32, also under autocast.
+    """
+    with torch.autocast(projection.device.type, enabled=False):
+        centred = gather(at_least_fp32(projection))
+        centred = centred - centred.mean(dim=0)
+        num, dim = centred.shape
+        covariance = centred.T @ centred / (num - 1)
+        variances = covariance.diagonal()
+        variance_term = torch.relu(1.0 - (variances + _VARIANCE_EPS).sqrt()).mean()
+        covariance_term = (covariance.square().sum() - variances.square().sum()) / dim
+    return variance_term + _COVARIANCE_WEIGHT * covariance_term
 
 
 class Branch(nn.Module):
@@ -102,6 +122,7 @@ class Byol(nn.Module):
         view2: Float[Tensor, "batch channel height width"],
         *,
         symmetric: bool = True,
+        vicreg_weight: float = 0.0,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch dim"]]:
         """Return the symmetric loss (eq. 2, both directions; mean over images, 0..8), and z of view1.
 
@@ -109,15 +130,25 @@ class Byol(nn.Module):
         for the other. The sum has the same value and gradients; with a backward pass after each direction,
         memory holds the activations of only one view. Both results are float32; the projection has no
         gradient. Each network processes one view at a time, so BatchNorm sees the views separately.
+
+        `vicreg_weight`: weight of `vicreg_penalty` of each online projection. It adds to the gradients of the
+        loss, and not to its value, so that the loss remains that of BYOL.
         """
         with torch.no_grad():  # before the online network, whose activations stay in memory
             target1 = self.target(view1) if symmetric else None
             target2 = self.target(view2)
         projection1 = self.online(view1)
-        loss = byol_loss(self.predictor(projection1), target2)
+        loss = self._loss(projection1, target2, vicreg_weight)
         if target1 is not None:
-            loss = loss + byol_loss(self.predictor(self.online(view2)), target1)
-        return loss.mean(), projection1.detach().float()
+            loss = loss + self._loss(self.online(view2), target1, vicreg_weight)
+        return loss, projection1.detach().float()
+
+    def _loss(self, projection: Tensor, target: Tensor, vicreg_weight: float) -> Float[Tensor, ""]:
+        loss = byol_loss(self.predictor(projection), target).mean()
+        if vicreg_weight == 0.0:
+            return loss
+        penalty = vicreg_penalty(projection)
+        return loss + vicreg_weight * (penalty - penalty.detach())
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:

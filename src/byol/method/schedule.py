@@ -28,6 +28,7 @@ _WARMUP_SHARE, _WARMUP_MAX_EPOCHS = 0.05, 10.0
 _WEIGHT_DECAY = 5e-4
 _TAU_STEPS = 2.0  # 1 - base tau = min(_TAU_MAX_GAP, sqrt(_TAU_STEPS / steps)): 0.99 up to 20,000 steps
 _TAU_MAX_GAP = 0.01
+_VICREG_SHARE = 0.5  # of the run, after which BYOL trains alone
 _ADAMW_LR = 0.0005  # for a batch of 256, as in DINO (arXiv 2104.14294, section 3.2)
 
 # Most failing runs fail in their first steps, long before the first health interval ends.
@@ -54,6 +55,7 @@ class Plan:
     base_tau: float
     tau_schedule: Literal["constant", "cosine"]
     weight_decay: float
+    base_vicreg_weight: float
     checkpoint_interval: int
     log_interval: int
     health_interval: int
@@ -106,6 +108,7 @@ class Plan:
             base_tau=chosen.tau,
             tau_schedule=trainer.m_schedule,
             weight_decay=chosen.weight_decay,
+            base_vicreg_weight=trainer.vicreg_weight or 0.0,
             checkpoint_interval=trainer.checkpoint_interval,
             log_interval=trainer.log_interval,
             health_interval=trainer.health_interval,
@@ -130,6 +133,10 @@ class Plan:
         if self.tau_schedule == "constant":
             return self.base_tau
         return 1.0 - (1.0 - self.base_tau) * (1.0 + math.cos(math.pi * position / self.total_steps)) / 2.0
+
+    def vicreg_weight(self, position: int | float) -> float:
+        """Return the weight of VICReg's terms: it falls linearly to 0 at half of the run."""
+        return self.base_vicreg_weight * max(0.0, 1.0 - position / (_VICREG_SHARE * self.total_steps))
 
     def key(self, stream: str, index: int) -> int:
         """Return a 63-bit seed for the `index`-th use of a random stream."""

@@ -76,6 +76,7 @@ def _train(run: Setup) -> TrainingOutcome | None:
                 num_microbatches=num_microbatches,
                 ranks=ranks,
                 seed=plan.key("network", step) + ranks.rank,
+                vicreg_weight=plan.vicreg_weight(budget.position(step)),
                 say=monitor.say,
             )
             done, num_microbatches = step + 1, computed.num_microbatches

@@ -51,6 +51,7 @@ def compute_within_memory(
     ranks: Ranks,
     seed: int,
     say: Say,
+    vicreg_weight: float = 0.0,
 ) -> Computed:
     """Call `compute_gradients`; if memory runs out, undo it and repeat it with twice as many micro-batches.
 
@@ -65,7 +66,13 @@ def compute_within_memory(
         torch.manual_seed(seed)
         try:
             loss, projection = compute_gradients(
-                network, images, make=make, show=show, num_microbatches=num_microbatches, ranks=ranks
+                network,
+                images,
+                make=make,
+                show=show,
+                num_microbatches=num_microbatches,
+                ranks=ranks,
+                vicreg_weight=vicreg_weight,
             )
             return Computed(loss, projection, num_microbatches, statistics)
         except (RuntimeError, MemoryError) as error:
@@ -102,11 +109,12 @@ def compute_gradients(
     show: ShowViews | None,
     num_microbatches: int,
     ranks: Ranks,
+    vicreg_weight: float = 0.0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "microbatch dim"]]:
     """Compute the loss of this rank's images; add its gradient, averaged over ranks, to `.grad`.
 
-    BatchNorm sees one micro-batch at a time. `show` receives the views of the first micro-batch. Returns loss
-    and projection as in `Computed`.
+    BatchNorm sees one micro-batch at a time, and so do VICReg's terms with `vicreg_weight`. `show` receives
+    the views of the first micro-batch. Returns loss and projection as in `Computed`.
     """
     microbatches = _split(images, ranks, num_microbatches=num_microbatches)
     loss = torch.zeros((), device=ranks.device)
@@ -119,7 +127,9 @@ def compute_gradients(
             for view, other in ((view1, view2), (view2, view1)):
                 with ranks.exchange(network, last=number == num_microbatches - 1 and view is view2):
                     with ranks.autocast():
-                        microbatch_loss, projection = network(view, other, symmetric=False)
+                        microbatch_loss, projection = network(
+                            view, other, symmetric=False, vicreg_weight=vicreg_weight
+                        )
                     (microbatch_loss / num_microbatches).backward()
                 loss += microbatch_loss.detach() / num_microbatches
     return loss, projection

@@ -296,7 +296,13 @@ def make_step(
         start = wait()
         statistics = Snapshot(networks.buffers())
         loss, _ = compute_gradients(
-            networks, batch, make=make, show=None, num_microbatches=num_microbatches, ranks=ranks
+            networks,
+            batch,
+            make=make,
+            show=None,
+            num_microbatches=num_microbatches,
+            ranks=ranks,
+            vicreg_weight=plan.vicreg_weight(0),
         )
         middle = wait()
         set_lr(optimizer, plan.lr(0))
