@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,8 +98,8 @@ class Poison:
             os.kill(os.getpid(), signal.SIGTERM)
         return MAKE_VIEWS(*arguments, key=key, **others)  # type: ignore[arg-type]
 
-    def forward(self, byol: Byol, *views: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        loss, projection = FORWARD(byol, *views, symmetric=symmetric)
+    def forward(self, byol: Byol, *views: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, projection = FORWARD(byol, *views, **options)
         if self._step in self._steps and self._seen[self._step] <= self._times:
             loss, projection = loss * float("nan"), projection * float("nan")
         return loss, projection
@@ -176,10 +177,10 @@ def test_the_time_of_abandoned_steps_counts(
     poison = Poison(monkeypatch, 10, 11, 12, times=1)
     forward = poison.forward
 
-    def slow(byol: Byol, *views: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def slow(byol: Byol, *views: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if poison._step in (10, 11, 12) and poison._seen[poison._step] == 1:
             time.sleep(1.0)
-        return forward(byol, *views, symmetric=symmetric)
+        return forward(byol, *views, **options)
 
     monkeypatch.setattr(poison, "forward", slow)
     config = configure(images, "trainer.max_epochs=null", f"trainer.max_hours={8 / 3600}")

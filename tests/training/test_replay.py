@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ TINY = (
     "data.stored_px=16",
     "trainer.batch_size=8",
     "trainer.max_epochs=1",
+    "trainer.vicreg_weight=1",
     "trainer.checkpoint_interval=7",
     "trainer.log_interval=1",
     "trainer.health_interval=1000",
@@ -142,8 +144,8 @@ def test_steps_in_a_row_share_their_weights_and_only_the_last_are_kept(
 def test_a_loss_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = Byol.forward
 
-    def spoiled(byol: Byol, *views: Tensor, symmetric: bool = True) -> tuple[Tensor, Tensor]:
-        loss, projection = forward(byol, *views, symmetric=symmetric)
+    def spoiled(byol: Byol, *views: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        loss, projection = forward(byol, *views, **options)
         return loss * float("nan"), projection
 
     monkeypatch.setattr(Byol, "forward", spoiled)

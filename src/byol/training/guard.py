@@ -103,6 +103,7 @@ class Guard:
                 device=setup.ranks.device.type,
                 dtype=str(setup.ranks.dtype).removeprefix("torch."),
                 num_threads=torch.get_num_threads(),
+                vicreg_weight=plan.vicreg_weight(setup.budget.position(step)),
             )
             path = skipped.write(setup.run_dir, record)
             self._num_files += 1

@@ -221,7 +221,13 @@ def _compute(
     try:
         with FirstBad(byol, batch_size=len(rows), num_microbatches=number, fused=is_fused) as watch:
             loss, _ = compute_gradients(
-                byol, batch, make=make, show=None, num_microbatches=number, ranks=ranks
+                byol,
+                batch,
+                make=make,
+                show=None,
+                num_microbatches=number,
+                ranks=ranks,
+                vicreg_weight=record.vicreg_weight,
             )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -49,6 +49,7 @@ class Skipped:
     device: str = ""  # its kind, such as "cpu" or "cuda"
     dtype: str = ""  # in which the networks computed, such as "float32"
     num_threads: int = 0  # of PyTorch on a CPU
+    vicreg_weight: float = 0.0  # of VICReg's terms in this step
 
 
 def write(run_dir: Path, skipped: Skipped) -> Path:
@@ -88,6 +89,8 @@ def _check(fields: dict[str, object]) -> Skipped:
     numbers = (skipped.views_key, skipped.network_key, skipped.num_ranks, skipped.accumulation_steps)
     if not all(type(value) is int and value >= 0 for value in (*numbers, skipped.num_threads)):
         raise ValueError("a number is missing or negative")
+    if not isinstance(skipped.vicreg_weight, float) or not 0.0 <= skipped.vicreg_weight < float("inf"):
+        raise ValueError("vicreg_weight is not a finite number of at least 0")
     if len(skipped.rows) != len(skipped.images) or not skipped.rows or skipped.accumulation_steps < 1:
         raise ValueError("its images do not fit together")
     if skipped.weights is not None and not _WEIGHTS.fullmatch(str(skipped.weights)):
