@@ -147,7 +147,7 @@ def run_all(names: Sequence[str], *, seconds: float, seed: int) -> int:
     with tempfile.TemporaryDirectory(prefix="byol-fuzz-") as place:
         known = list(list_targets(Path(place)))
     chosen = [name for name in known if name.startswith(tuple(names or [""]))]
-    print("| Target | Inputs | Lines reached | Found | Inputs/s |\n|---|---:|---:|---:|---:|")
+    print("| Target | Inputs | Branches reached | Found | Inputs/s |\n|---|---:|---:|---:|---:|")
     texts, total = [], 0
     for name in chosen:
         number, reached, text, took = _run(name, seconds=seconds / len(chosen), seed=seed)
@@ -160,7 +160,7 @@ def run_all(names: Sequence[str], *, seconds: float, seed: int) -> int:
 
 
 def _run(name: str, *, seconds: float, seed: int) -> tuple[int, int, str, float]:
-    """Return the number of inputs, of lines reached, what was found ("": nothing), and the seconds."""
+    """Return the number of inputs, of branches reached, what was found ("": nothing), and the seconds."""
     with tempfile.TemporaryDirectory(prefix="byol-fuzz-") as place:
         command = [sys.executable, __file__, name, place, f"-max_total_time={max(1, round(seconds))}"]
         start_s = time.monotonic()
