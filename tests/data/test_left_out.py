@@ -223,10 +223,10 @@ def test_clipped_values_are_said_alike_by_check_train_and_embed(capsys: Capture)
     tiny += ["data.stored_px=10"]
     for run, clip, number in (("a", [], 1), ("b", ["data.clip=0"], 0)):
         said = [
-            line for line in check(capsys, "images", *tiny[1:2], tiny[-1], *clip, code=0) if "clipped" in line
+            line for line in check(capsys, "images", *tiny[1:2], tiny[-1], *clip, code=0) if "clips" in line
         ]
         assert main(["train", "images", "-o", f"runs/{run}", *tiny, *clip]) == 0
-        said += [line for line in capsys.readouterr().out.splitlines() if "clipped" in line]
+        said += [line for line in capsys.readouterr().out.splitlines() if "clips" in line]
         assert main(["embed", f"runs/{run}", "images", "-o", "f.csv"]) == 0
         said += [line for line in capsys.readouterr().err.splitlines() if "of all values" in line]
         assert len(said) == 3 * number and len(set(said)) == number, said
