@@ -97,6 +97,7 @@ def test_what_is_refused(capsys: Capture, web: Path, server: Server, monkeypatch
     )
 
 
+@pytest.mark.slow
 def test_what_byol_would_choose_for_packed_images(capsys: Capture, server: Server) -> None:
     said = succeed(capsys, "train", f"{server.address}/many", "-n", "-o", "run", "trainer.max_epochs=2")
     assert "looking at the images" in said and "view size 32 px" in said and "batch size 8" in said
