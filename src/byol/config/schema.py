@@ -55,9 +55,7 @@ class ProjectionHead(Section):
 class NetworkConfig(Section):
     """The encoder and its heads."""
 
-    name: Text = Field(
-        description="Name of a timm or torchvision model. auto: byol chooses it for the device."
-    )
+    name: Text = Field(description="Name of a timm or torchvision model. auto: chosen for the device.")
     stem: Literal["auto", "standard", "small", "strided"] = Field(
         description="First layers of a ResNet. standard: the model's own; small: 3x3 convolution with "
         "stride 1, no max-pool; strided: 3x3 convolution with stride 2, no max-pool; auto: small for views "
@@ -205,9 +203,7 @@ class DataConfig(Section):
         "auto: byol reads it from the shapes of all arrays of the set and refuses ambiguous sets."
     )
     packs: Text | None = Field(description="Folder for packed images. null: 'packs' beside the run folder.")
-    cache_gb: float = Field(
-        gt=0,
-        le=10**6,
+    cache_gb: Annotated[float, Field(gt=0, le=10**6)] = Field(
         description="Largest size of the local copy of packed images in object storage, GB. It lies in the "
         "folder of data.packs and must hold 16 shards; byol deletes the least recently used shards.",
     )
@@ -239,9 +235,8 @@ class TrainerConfig(Section):
         description="EMA decay over the run: constant, or a cosine from m to 1 (as in the paper)."
     )
     vicreg_weight: Annotated[float, Field(ge=0, le=1000)] | None = Field(
-        description="Weight of VICReg's variance and covariance terms (1 to 0.04) on the online projections "
-        "at the start; it falls linearly to 0 at half of the run. 0: BYOL alone. null: byol chooses it "
-        "together with other open settings, otherwise 0."
+        description="First weight of VICReg's variance and covariance terms (1 to 0.04); it falls to 0 at "
+        "half of the run. 0: BYOL alone. null: chosen together with other open settings, otherwise 0."
     )
     max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
         description="Number of epochs. null: max_hours decides; if that is null too, byol chooses the "
