@@ -19,7 +19,7 @@ from byol.training.step_benchmark import StepBenchmark
 # Views. If `Survey.upright` is below this, a classifier on brightness cannot recognise upright images.
 UPRIGHT_FROM = 0.6
 TURNED = {"vertical_flip": 0.5, "rotation": 180.0}
-VICREG_WEIGHT = 1.0  # docs/decisions.md has the measurements
+VICREG_WEIGHT, VICREG_DOMAINS = 1.0, ("photo", "grey")  # docs/decisions.md has the measurements
 MANY_CHANNELS = 10  # satellites have this many bands; microscopes have fewer channels
 LARGER = 1.1  # largest view side, as a multiple of the median image side
 VIEW_SIDES = (32, 40, 48, 64, 96, 128, 160, 224)  # px
@@ -109,7 +109,7 @@ def choose(
     if resolved.unset and measure is not None:
         trial = resolved.resolve({"trainer": {"accumulation_steps": 1, "max_epochs": 1}}).config
         benchmark = measure(trial, "trainer.accumulation_steps" in resolved.unset)
-    choices += _choose_vicreg(partial_config)
+    choices += _choose_vicreg(resolved, device=machine.device)
     choices += _choose_num_microbatches(resolved, benchmark)
     choices += choose_threads(benchmark)
     choices += _choose_length(resolved, benchmark, num_images=num_images, device=machine.device)
@@ -254,15 +254,17 @@ def _choose_num_microbatches(partial_config: PartialConfig, benchmark: StepBench
     return [Choice("trainer.accumulation_steps", parts, words, reason)]
 
 
-def _choose_vicreg(partial_config: PartialConfig) -> list[Choice]:
+def _choose_vicreg(partial_config: PartialConfig, *, device: DeviceName) -> list[Choice]:
+    """Choose VICReg's terms where they were measured to help: random weights, a CPU, these domains."""
     if "trainer.vicreg_weight" not in partial_config.resolvable:
         return []
-    if partial_config.config.network.fine_tune_from is not None:
-        return []  # not measured with trained weights
-    words = f"VICReg's variance and covariance terms help BYOL, trainer.vicreg_weight={VICREG_WEIGHT:g}"
-    return [
-        Choice("trainer.vicreg_weight", VICREG_WEIGHT, words, "they fade out in the first half of the run")
-    ]
+    config = partial_config.config
+    domain, is_random = config.data_transforms.domain, config.network.fine_tune_from is None
+    if not is_random or device != "cpu" or domain not in VICREG_DOMAINS:
+        return []
+    words = f"VICReg's variance and covariance terms beside BYOL, trainer.vicreg_weight={VICREG_WEIGHT:g}"
+    reason = f"in the first half of the run; for {_DOMAIN_WORDS[str(domain)]} on a CPU"
+    return [Choice("trainer.vicreg_weight", VICREG_WEIGHT, words, reason)]
 
 
 def choose_threads(benchmark: StepBenchmark | None) -> list[Choice]:

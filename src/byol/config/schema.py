@@ -236,7 +236,7 @@ class TrainerConfig(Section):
     )
     vicreg_weight: Annotated[float, Field(ge=0, le=1000)] | None = Field(
         description="First weight of VICReg's variance and covariance terms (1 to 0.04); it falls to 0 at "
-        "half of the run. 0: BYOL alone. null: chosen together with other open settings, otherwise 0."
+        "half of the run. 0: BYOL alone. null: 1 where it was measured to help, otherwise 0."
     )
     max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
         description="Number of epochs. null: max_hours decides; if that is null too, byol chooses the "
