@@ -226,8 +226,8 @@ def test_vicreg_terms_are_chosen_where_they_were_measured_to_help() -> None:
     chosen = decide()
     assert chosen.config.trainer.vicreg_weight == 1.0
     assert (
-        "VICReg's variance and covariance terms beside BYOL, trainer.vicreg_weight=1 (in the first half of "
-        "the run; for photos on a CPU)" in lines(chosen)
+        "an extra term of the loss, from VICReg, trainer.vicreg_weight=1 (keeps different images apart in "
+        "the first half of the run; for photos on a CPU)" in lines(chosen)
     )
     assert decide(is_grey=True, channels=1).config.trainer.vicreg_weight == 1.0
     for other in (

@@ -128,7 +128,9 @@ def test_what_is_given_is_compared_with_the_run(images: Path, tmp_path: Path, as
         "data_transforms.input_shape=[32,32,null]",
     ]
     assert run(configure(images, *same), run_dir)[0].done == 2
-    with pytest.raises(RunMismatchError, match=r"\(trainer\.batch_size: 16 -> 8\); use its values"):
+    with pytest.raises(
+        RunMismatchError, match=r"\(trainer\.batch_size: 16 -> 8\); to continue it, repeat the command"
+    ):
         run(configure(images, "trainer.batch_size=8"), run_dir)
     with pytest.raises(RunMismatchError, match=r"view1\.blur: 0\.3 -> 0\.0; .*view2\.blur: 0\.3 -> 0\.0\)"):
         run(configure(images, "data_transforms.view.blur=0.0"), run_dir)

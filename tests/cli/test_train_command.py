@@ -83,7 +83,9 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
     assert said.startswith("without labels, on the 20 training images")
     assert "\nJudged without labels, " in said and "\nmost unusual images (" in said
     assert max(map(len, said.splitlines())) <= 130
-    assert "\npatches left out: too slow, " in said  # this network computes less than they would
+    assert (
+        "\npatches left out: more work than the encoder, " in said
+    )  # this network computes less than they would
     assert len(json.loads(Path("runs/a/eval.json").read_text())["rows"]) == 8
     assert "logistic regression with few labels: top-1, mean ± std over 5 random draws" in said
     again = succeed(capsys, "eval", "runs/a")

@@ -61,8 +61,8 @@ def make_geometry(
         ),
         (
             make_geometry(0.52),
-            "Judged without labels, the trained encoder is not better than the untrained one, because "
-            "alignment + uniformity, the deciding measure, is not lower by more than 0.1: ",
+            "Judged without labels, the trained encoder is not better than the untrained one: for that, "
+            "alignment + uniformity, the deciding measure, must be lower by more than 0.1: ",
         ),
         (
             make_geometry(0.52, alignment=0.5),

@@ -262,8 +262,9 @@ def _choose_vicreg(partial_config: PartialConfig, *, device: DeviceName) -> list
     domain, is_random = config.data_transforms.domain, config.network.fine_tune_from is None
     if not is_random or device != "cpu" or domain not in VICREG_DOMAINS:
         return []
-    words = f"VICReg's variance and covariance terms beside BYOL, trainer.vicreg_weight={VICREG_WEIGHT:g}"
-    reason = f"in the first half of the run; for {_DOMAIN_WORDS[str(domain)]} on a CPU"
+    words = f"an extra term of the loss, from VICReg, trainer.vicreg_weight={VICREG_WEIGHT:g}"
+    reason = "keeps different images apart in the first half of the run; "
+    reason += f"for {_DOMAIN_WORDS[str(domain)]} on a CPU"
     return [Choice("trainer.vicreg_weight", VICREG_WEIGHT, words, reason)]
 
 

@@ -242,7 +242,7 @@ def _card(add: _Add) -> None:
 
 @_command(
     commands.replay_command,
-    "repeat a training step that was not finite, and find where that begins",
+    "repeat a training step that gave NaN or infinite values, and find where they begin",
     "byol replay runs/cells 1234",
     setting="data.source=IMAGES/",
 )

@@ -34,7 +34,7 @@ EPILOG = """examples:
   byol eval runs/cells --labels cells.csv    compare with simple methods
   byol compare runs/a runs/b                 compare results and settings
   byol card runs/cells                       write a description: method, results, limits
-  byol replay runs/cells                     find why a step was not finite
+  byol replay runs/cells                     find where NaN or infinite values began
   byol report runs/cells                     write one HTML page with all results
   byol explore runs/cells                    browse images: map, search by picture, lists of files
   byol embed runs/cells NEW/ -o new.csv      compute features; if interrupted, run it again

@@ -100,8 +100,9 @@ class Description:
         The text fits on one screen.
         """
         duplicates = f" ({self.num_copies:,} exact duplicates)" if self.num_copies else ""
-        about = f"without labels, on the {self.num_images:,} training images{duplicates}"
-        lines = [f"{about}; this table: {self.num_measured:,} of them", "", *self._render_encoders(), ""]
+        some = "" if self.num_measured == self.num_images else f"; this table: {self.num_measured:,} of them"
+        about = f"without labels, on the {self.num_images:,} training images{duplicates}{some}"
+        lines = [about, "", *self._render_encoders(), ""]
         lines += wrap(self.verdict)
         if self.metadata:
             lines += ["", *self._render_metadata()]
@@ -134,7 +135,7 @@ class Description:
         """List columns with warnings first. A single warning text keeps the output on one screen."""
         columns = sorted(self.metadata, key=lambda one: not one.warning)
         about = (
-            "can the value of a column be predicted from the features? Yes, if accuracy is far above chance"
+            "can features tell the folder (or plate, ...) of an image? Yes, if accuracy is far above chance"
         )
         cells = [["column", "values", "balanced accuracy", "95 % interval", "chance", ""]]
         for one in columns[:_MOST_COLUMNS]:

@@ -159,8 +159,8 @@ def find_obstacle(spec: EncoderSpec, *, num_images: int, num_classes: int, num_c
     limit = count_encoder_work(spec) + per_value * spec.num_features
     if work > limit:
         return (
-            f"too slow, {work / 1e6:.3g} million multiplications per image, the encoder "
-            f"{limit / 1e6:.3g} million"
+            f"more work than the encoder, {work / 1e6:.3g} against {limit / 1e6:.3g} million "
+            "multiplications an image"
         )
     if (num_values := NUM_QUADRANTS * num_centroids * num_images) > MOST_VALUES:
         return f"their features would take {4 * num_values / 2**30:.1f} GB, more than 1 GB"

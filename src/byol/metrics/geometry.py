@@ -89,7 +89,7 @@ def judge(trained: Geometry, untrained: Geometry) -> str:
         return f"{start} WORSE than the untrained one, because {rule} is higher: {figures}. {_ADVICE}"
     if gain <= _LEAST_GAIN:
         return (
-            f"{start} not better than the untrained one, because {rule} is not lower by more than "
+            f"{start} not better than the untrained one: for that, {rule} must be lower by more than "
             f"{_LEAST_GAIN:g}: {figures}. {_ADVICE}"
         )
     if trained.rank < _LOST_RANK * untrained.rank:

@@ -125,10 +125,10 @@ def compare(now: Measures, before: Measures) -> tuple[str, str]:
     """Return two lines for the end of a run that compare each measure at step 0 with its value now."""
     parts = [
         f"view-retrieval accuracy {percent(before.retrieval)} -> {percent(now.retrieval)}",
-        f"effective rank of the features {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
+        f"effective rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
     ]
     if before.knn is not None and now.knn is not None:
-        parts.append(f"kNN {percent(before.knn)} -> {percent(now.knn)}")
+        parts.append(f"kNN of classes {percent(before.knn)} -> {percent(now.knn)}")
     return (
         f"on at most {NUM_IMAGES} training images, start -> end (more is better; byol eval takes more "
         "images and other views):",

@@ -9,6 +9,7 @@ measures, successive bad verdicts). Everything else that a run needs is a functi
 import hashlib
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,19 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
         changes = diff_configs(load_config(path, [], preset=None), config)
         if any(not change.startswith("data.source:") for change in changes):
             raise RunMismatchError(
-                f"{run_dir} holds a run with another configuration ({'; '.join(changes)}); "
-                "use its values, or choose another folder with -o"
+                f"{run_dir} holds a run with another configuration ({'; '.join(changes)}); to continue it, "
+                f"repeat the command that began it{_with_hours(changes)}, or choose another folder with -o"
             )
         return
     check_run_folder(run_dir)
     write_atomically(path, dump_config(config).encode())
+
+
+def _with_hours(changes: Sequence[str]) -> str:
+    """Name the option of a run that was begun with --hours."""
+    key = "trainer.max_hours: "
+    hours = [each.removeprefix(key).partition(" -> ")[0] for each in changes if each.startswith(key)]
+    return f", with --hours {hours[0]}" if hours and hours[0] != "null" else ""
 
 
 def has_begun(run_dir: Path) -> bool:

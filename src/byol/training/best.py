@@ -63,11 +63,11 @@ class Best:
     def explain(self, run_dir: Path, *, plan: Plan) -> str:
         """Return the line that says so."""
         falling = plan.lr_schedule == "cosine"
-        rest = ". The encoder may still improve while the learning rate falls to 0" if falling else ""
+        rest = ", but the last steps with a small learning rate often help" if falling else ""
         return (
-            f"no progress for {whole_percent(_LONG)} of the run: {MEASURE}, a measure without labels, was "
-            f"best ({self.value:.2f}) after step {self.done}. You can stop; the encoder of that step is in "
-            f"{run_dir / FOLDER}{rest}"
+            f"hardly any progress for {whole_percent(_LONG)} of the run: {MEASURE}, a measure without "
+            f"labels, has grown by less than {_GAIN:g}; its best value is {self.value:.2f}, after step "
+            f"{self.done}. You may stop and use the encoder of that step, in {run_dir / FOLDER}{rest}"
         )
 
 
