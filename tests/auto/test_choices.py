@@ -230,10 +230,11 @@ def test_vicreg_terms_are_chosen_where_they_were_measured_to_help() -> None:
         "the first half of the run; for photos on a CPU)" in lines(chosen)
     )
     assert decide(is_grey=True, channels=1).config.trainer.vicreg_weight == 1.0
+    assert decide(bits=16).config.trainer.vicreg_weight == 1.0
     for other in (
         decide("network.fine_tune_from=runs/a"),
         decide(machine=GPU),
-        decide(bits=16),
+        decide(bits=16, channels=1, is_dicom=True),
         decide("data_transforms.domain=medical"),
     ):
         assert other.config.trainer.vicreg_weight is None

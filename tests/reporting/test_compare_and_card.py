@@ -390,7 +390,7 @@ def test_a_card_names_what_is_more_than_byol(tmp_path: Path) -> None:
     more = "More than BYOL: the variance and covariance terms of VICReg"
     assert more not in write_card(make_run(tmp_path / "a"))
     text = write_card(make_run(tmp_path / "b", "trainer.vicreg_weight=0.5"))
-    assert more in text and "fell from 0.5 to 0 in the first half of the run" in text
+    assert more in text and "falls from 0.5 to 0 in the first half of the run" in text
 
 
 def test_a_card_of_a_run_by_the_clock(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from byol.base.errors import CheckpointError, ConfigError, DataError
+from byol.config import dump_config, load_config
 from byol.evaluation.labelled import SEEN
 from byol.pictures import thumbnails
 from byol.reporting import embedding_map, report
@@ -83,6 +84,14 @@ def test_a_whole_report(run_dir: Path, tmp_path: Path) -> None:
     assert not re.search(r"""(src|href|url\()=?["']?(https?:)?//""", page) and "http" not in re.sub(
         r"<svg.*?</svg>", "", page, flags=re.DOTALL
     ).replace("http-equiv", "")
+
+
+def test_a_term_that_byol_does_not_have_is_named(run_dir: Path, tmp_path: Path) -> None:
+    words = "More than BYOL: the variance and covariance terms of VICReg"
+    assert words not in read(write_report(run_dir, output=tmp_path / "without.html", say=print))
+    config = load_config(run_dir / "config.yaml", ["trainer.vicreg_weight=1"], preset=None)
+    (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert words in read(write_report(run_dir, output=tmp_path / "with.html", say=print))
 
 
 def test_the_card_and_the_report_say_that_test_images_were_seen(run_dir: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from byol.training.step_benchmark import StepBenchmark
 # Views. If `Survey.upright` is below this, a classifier on brightness cannot recognise upright images.
 UPRIGHT_FROM = 0.6
 TURNED = {"vertical_flip": 0.5, "rotation": 180.0}
-VICREG_WEIGHT, VICREG_DOMAINS = 1.0, ("photo", "grey")  # docs/decisions.md has the measurements
+VICREG_WEIGHT, VICREG_DOMAINS = 1.0, ("photo", "grey", "microscopy")  # docs/decisions.md has the measurements
 MANY_CHANNELS = 10  # satellites have this many bands; microscopes have fewer channels
 LARGER = 1.1  # largest view side, as a multiple of the median image side
 VIEW_SIDES = (32, 40, 48, 64, 96, 128, 160, 224)  # px

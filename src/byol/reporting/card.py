@@ -157,20 +157,10 @@ def _describe_optimisation(run: RunSummary) -> list[str]:
         f"{_OPTIMIZERS[optimizer.name]} (momentum {optimizer.params.momentum:g}, weight decay "
         f"{plan.weight_decay:g}) with batches of {plan.batch_size} images, learning rate {plan.base_lr:.4g} "
         f"after {plan.warmup_steps} steps of linear warm-up{fall}; the target network is a moving average "
-        f"with tau {tau}.{_describe_vicreg(plan)}",
+        f"with tau {tau}.{f' {run.added_terms}' if run.added_terms else ''}",
         f"{run.done:,} steps ({epochs:.4g} epochs), seed {config.trainer.seed}.",
         *run.incidents,
     ]
-
-
-def _describe_vicreg(plan: Plan) -> str:
-    if plan.base_vicreg_weight == 0.0:
-        return ""
-    return (
-        " More than BYOL: the variance and covariance terms of VICReg (arXiv 2105.04906) on the online "
-        f"projections, with a weight that fell from {plan.base_vicreg_weight:g} to 0 in the first half of "
-        "the run."
-    )
 
 
 def _find_expected_steps(run: RunSummary) -> int:

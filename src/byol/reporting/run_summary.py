@@ -116,6 +116,16 @@ class RunSummary:
         return count_seconds(self.metrics, batch_size=self.config.batch_size) / 3600.0
 
     @property
+    def added_terms(self) -> str:
+        """A sentence about terms of the loss that BYOL does not have; "" if there are none."""
+        if not (weight := self.config.trainer.vicreg_weight):
+            return ""
+        return (
+            "More than BYOL: the variance and covariance terms of VICReg (arXiv 2105.04906) on the online "
+            f"projections, with a weight that falls from {weight:g} to 0 in the first half of the run."
+        )
+
+    @property
     def incidents(self) -> tuple[str, ...]:
         """Sentences about steps that were not applied, and about going back to a checkpoint; (): none."""
         found = []
