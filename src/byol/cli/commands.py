@@ -38,7 +38,7 @@ _THE_ENCODER = """The encoder is in {run}. To compute features, one row per imag
     byol embed {words} -o features.csv
 or in Python:
     import byol
-    features = byol.load({quoted}).embed("NEW/")    # a float32 array
+    features = byol.load({quoted}).embed({images})    # a float32 array
 """
 
 
@@ -150,8 +150,8 @@ def _report_training(run: "Run", source: str = "") -> int:
     if _is_main_rank():
         folder, images = printable(str(run.folder)), printable(source) if os.path.isdir(source) else "NEW/"
         words = f"{shlex.quote(folder)} {shlex.quote(images)}"
-        quoted = json.dumps(folder, ensure_ascii=False)
-        say_block(_THE_ENCODER.format(run=folder, quoted=quoted, words=words))
+        quoted, source = (json.dumps(text, ensure_ascii=False) for text in (folder, images))
+        say_block(_THE_ENCODER.format(run=folder, quoted=quoted, words=words, images=source))
     return 0
 
 

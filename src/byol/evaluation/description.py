@@ -100,8 +100,9 @@ class Description:
         The text fits on one screen.
         """
         duplicates = f" ({self.num_copies:,} exact duplicates)" if self.num_copies else ""
-        some = "" if self.num_measured == self.num_images else f"; this table: {self.num_measured:,} of them"
-        about = f"without labels, on the {self.num_images:,} training images{duplicates}{some}"
+        about = f"without labels, on the {self.num_images:,} training images{duplicates}"
+        if self.num_measured < self.num_images:
+            about += f"; this table on {self.num_measured:,} of them, unusual images among all"
         lines = [about, "", *self._render_encoders(), ""]
         lines += wrap(self.verdict)
         if self.metadata:

@@ -158,10 +158,7 @@ def find_obstacle(spec: EncoderSpec, *, num_images: int, num_classes: int, num_c
     work = count_work(spec, num_centroids=num_centroids) + per_value * NUM_QUADRANTS * num_centroids
     limit = count_encoder_work(spec) + per_value * spec.num_features
     if work > limit:
-        return (
-            f"more work than the encoder, {work / 1e6:.3g} against {limit / 1e6:.3g} million "
-            "multiplications an image"
-        )
+        return f"{work / limit:.2g} times the work of the encoder"
     if (num_values := NUM_QUADRANTS * num_centroids * num_images) > MOST_VALUES:
         return f"their features would take {4 * num_values / 2**30:.1f} GB, more than 1 GB"
     return None

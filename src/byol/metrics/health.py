@@ -130,8 +130,8 @@ def compare(now: Measures, before: Measures) -> tuple[str, str]:
     if before.knn is not None and now.knn is not None:
         parts.append(f"kNN of classes {percent(before.knn)} -> {percent(now.knn)}")
     return (
-        f"on at most {NUM_IMAGES} training images, start -> end (more is better; byol eval takes more "
-        "images and other views):",
+        f"up to {NUM_IMAGES} images, before -> after (accuracy: higher is better; rank: some fall is normal; "
+        "byol eval decides):",
         ", ".join(parts),
     )
 
