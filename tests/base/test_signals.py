@@ -110,6 +110,7 @@ def test_a_closed_terminal_asks_to_stop_and_nothing_is_printed_into_it() -> None
     heard, tell = os.pipe()
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` ignores it, and so would the child
         os.dup2(tell, 3)
         os.execv(sys.executable, [sys.executable, "-c", CLOSED])
     os.close(tell)

@@ -193,7 +193,7 @@ def test_init_is_short_for_fine_tune_from(capsys: Capture, finished: Path) -> No
     weights = finished / "runs" / "a" / "encoder.safetensors"
     said = succeed(capsys, "train", finished / "images", "-o", "run", *TINY, "--init", weights)
     assert f"starting from the encoder of {weights}, with new heads" in said
-    assert "byol eval decides):\nview-retr" in said
+    assert "run byol eval):\nview-retr" in said
     assert f"fine_tune_from: {weights}" in Path("run/config.yaml").read_text()
     said = fail(capsys, "train", finished / "images", "-o", "b", *TINY, "--init", "timm:test_vit")
     assert "network.fine_tune_from: " in said and "test_vit" in said

@@ -199,7 +199,7 @@ def test_a_row_that_costs_too_much_is_left_out_with_a_line(
     table = evaluate(run_dir, overrides=["evaluation.num_centroids=1000"], say=said.append)
     (line,) = (line for line in said if "patches" in line)
     assert line.startswith("k-means on patches left out: ")
-    assert line.endswith("times the work of the encoder (fewer centroids: evaluation.num_centroids)")
+    assert line.endswith("times the work of the encoder; a smaller evaluation.num_centroids includes it")
     assert "patches" not in {row.features for row in table.rows} and "patches" not in table.verdict()
 
 

@@ -197,8 +197,8 @@ def _eval(add: _Add) -> None:
     add("--labels", help=texts.LABELS)
     add(
         "--train",
-        help="labelled images (folder or list) to train the classifiers on, not the encoder (default: the "
-        "images of the run)",
+        help="labelled images (folder or list) to train the two classifiers on; the encoder is not trained "
+        "again (default: the images of the run)",
     )
     add("--test", help=texts.TEST)
     add(

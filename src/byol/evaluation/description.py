@@ -102,7 +102,7 @@ class Description:
         duplicates = f" ({self.num_copies:,} exact duplicates)" if self.num_copies else ""
         about = f"without labels, on the {self.num_images:,} training images{duplicates}"
         if self.num_measured < self.num_images:
-            about += f"; this table on {self.num_measured:,} of them, unusual images among all"
+            about += f" (the table: on {self.num_measured:,} of them)"
         lines = [about, "", *self._render_encoders(), ""]
         lines += wrap(self.verdict)
         if self.metadata:

@@ -152,7 +152,7 @@ def _make_patches(
     if (obstacle := obstacle_of(num_centroids=wanted)) is not None:
         num_centroids = max(1, wanted // 2)
         if obstacle_of(num_centroids=num_centroids) is not None:
-            say(f"k-means on patches left out: {obstacle} (fewer centroids: evaluation.num_centroids)")
+            say(f"k-means on patches left out: {obstacle}; a smaller evaluation.num_centroids includes it")
             return None
         say(f"patches: {num_centroids} centroids instead of {wanted}, to take no longer than the encoder")
     encoder = patch_encoder(

@@ -130,8 +130,8 @@ def compare(now: Measures, before: Measures) -> tuple[str, str]:
     if before.knn is not None and now.knn is not None:
         parts.append(f"kNN of classes {percent(before.knn)} -> {percent(now.knn)}")
     return (
-        f"up to {NUM_IMAGES} images, before -> after (accuracy: higher is better; rank: some fall is normal; "
-        "byol eval decides):",
+        f"quick check on up to {NUM_IMAGES} images, before -> after training (too few to judge by: run byol "
+        "eval):",
         ", ".join(parts),
     )
 

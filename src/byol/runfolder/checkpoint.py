@@ -77,7 +77,8 @@ def claim_run_folder(run_dir: Path, config: Config) -> None:
         if any(not change.startswith("data.source:") for change in changes):
             raise RunMismatchError(
                 f"{run_dir} holds a run with another configuration ({'; '.join(changes)}); to continue it, "
-                f"repeat the command that began it{_with_hours(changes)}, or choose another folder with -o"
+                f"repeat the command that began it{_with_hours(changes)}; to start a new run, choose another "
+                "folder with -o"
             )
         return
     check_run_folder(run_dir)
