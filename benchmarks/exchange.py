@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from byol.config import load_config
 from byol.method.networks import Byol
-from byol.method.schedule import _permute
+from byol.method.order import permute
 
 _NETWORKS, _TINY_NETWORKS = ("resnet18", "resnet50"), ("resnet10t",)
 _IMAGES, _TINY_IMAGES = (1_000_000, 10_000_000, 100_000_000), (1000,)
@@ -76,7 +76,7 @@ def _time_order(num: int) -> dict[str, Any]:
     seconds = []
     for key in range(_TIMES):
         start = time.process_time()
-        _permute.__wrapped__(num, key)  # not the kept one
+        permute.__wrapped__(num, key)  # not the kept one
         seconds.append(time.process_time() - start)
     return {"images": num, "cpu_s": spread(seconds), "bytes": 8 * num}
 
