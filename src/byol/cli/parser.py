@@ -65,10 +65,9 @@ def _command(
                 allow_abbrev=False,
             )
             parser.set_defaults(command=run)
-            add_argument = parser.add_argument
-            fill(add_argument)
+            fill(parser.add_argument)
             if setting is not None:  # for the help: `main` takes them out before argparse reads the rest
-                add_argument(
+                parser.add_argument(
                     "settings",
                     nargs="*",
                     default=[],

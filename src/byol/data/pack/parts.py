@@ -21,10 +21,36 @@ _MOST_NAMED = 10  # ranges of missing parts in a message
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Part `number` (from 1) of `count` of the source `whole`, itself a source."""
+class _FromSource:
+    """What a source that is made from another one has in common with it."""
 
     whole: Source
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.whole.class_names
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.whole.notes
+
+    @property
+    def file_bytes(self) -> float:
+        return self.whole.file_bytes
+
+    @property
+    def array_layout(self) -> Layout:
+        return array_layout_of(self.whole)
+
+    @property
+    def skip_unreadable(self) -> bool:
+        return skips_unreadable(self.whole)
+
+
+@dataclass(frozen=True, eq=False)
+class Part(_FromSource):
+    """Part `number` (from 1) of `count` of the source `whole`, itself a source."""
+
     number: int
     count: int
 
@@ -51,26 +77,6 @@ class Part:
     def labels(self) -> Int64[np.ndarray, " n"]:
         return self.whole.labels[self.start : self.start + len(self)]
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.whole.class_names
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.whole.notes
-
-    @property
-    def file_bytes(self) -> float:
-        return self.whole.file_bytes
-
-    @property
-    def array_layout(self) -> Layout:
-        return array_layout_of(self.whole)
-
-    @property
-    def skip_unreadable(self) -> bool:
-        return skips_unreadable(self.whole)
-
     def names(self, index: int) -> str:
         return self.whole.names(self.start + index)
 
@@ -83,51 +89,30 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Added:
-    """The images by which a set has grown since it was packed at `px`, itself a source."""
+class Added(_FromSource):
+    """The images `whole` by which a set has grown since it was packed at `px`, itself a source."""
 
-    images: Source
     px: int
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.whole)
 
     @property
     def name(self) -> str:
-        return f"new images of {self.images.name}"
+        return f"new images of {self.whole.name}"
 
     @property
     def labels(self) -> Int64[np.ndarray, " n"]:
-        return self.images.labels
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.images.class_names
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.images.notes
-
-    @property
-    def file_bytes(self) -> float:
-        return self.images.file_bytes
-
-    @property
-    def array_layout(self) -> Layout:
-        return array_layout_of(self.images)
-
-    @property
-    def skip_unreadable(self) -> bool:
-        return skips_unreadable(self.images)
+        return self.whole.labels
 
     def names(self, index: int) -> str:
-        return self.images.names(index)
+        return self.whole.names(index)
 
     def item(self, index: int) -> str | LaidFile | ImageArray:
-        return self.images.item(index)
+        return self.whole.item(index)
 
     def fingerprint(self) -> str:
-        return self.images.fingerprint()
+        return self.whole.fingerprint()
 
 
 def shard_name(number: int) -> str:
