@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import pytest
 import torch
 
 from byol.base.errors import RunMismatchError
+from byol.cli.main import main as byol
 from byol.config import load_config
 from byol.device.ranks import Ranks
 from byol.runfolder import checkpoint, environment
 from byol.training.loop import train
 from byol.training.runlog import read_metrics
+from web_store import serve
 
 BATCH, STEPS_PER_EPOCH, EPOCHS = 16, 4, 3
 TOTAL_STEPS = STEPS_PER_EPOCH * EPOCHS
@@ -79,14 +82,43 @@ def test_other_numbers_of_ranks_continue_the_same_run(tmp_path: Path) -> None:
 
     In fp64, so that rounding (here 1e-12) stays far below what another image would change.
     """
-    source = tmp_path / "images.npy"
-    images = np.random.default_rng(0).integers(0, 256, (BATCH * STEPS_PER_EPOCH, 16, 16, 3), dtype=np.uint8)
-    np.save(source, images)
+    source = save_images(tmp_path)
     overrides = [*OVERRIDES, f"data.source={source}", f"data.packs={tmp_path}/packs"]
-    whole = start(tmp_path / "whole", num_ranks=1, stop_after=None, overrides=overrides)
+    check_starts(tmp_path, STARTS, overrides=overrides)
+    known = environment.read(tmp_path / "run")
+    assert known is not None
+    assert [(each.num_ranks, each.first_step) for each in known.starts] == [(4, 0), (2, 3), (1, 6), (4, 9)]
+
+
+@pytest.mark.slow
+def test_other_numbers_of_ranks_on_a_pack_in_object_storage(tmp_path: Path) -> None:
+    """The ranks share one cache of shards, and visit the windows of shards that one process visits."""
+    pytest.importorskip("aiohttp")
+    source, count = save_images(tmp_path), 20
+    packing = ["pack", str(source), f"--output={tmp_path}/web", *OVERRIDES]
+    for number in range(1, count + 1):
+        assert byol([*packing, f"--part={number}/{count}"]) == 0
+    assert byol(packing) == 0
+    (pack,) = (tmp_path / "web").glob("array-*")
+    with serve(pack) as server:
+        settings = [f"data.source={server.address}", f"data.packs={tmp_path}/packs"]
+        check_starts(tmp_path, ((2, 3), (1, 3), (2, None)), overrides=[*OVERRIDES, *settings])
+        shards = [path for path in server.requests if path.endswith("images.npy")]
+        assert len(shards) == count and all(server.requests[path] == 1 for path in shards)
+
+
+def save_images(folder: Path) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (BATCH * STEPS_PER_EPOCH, 16, 16, 3), dtype=np.uint8)
+    np.save(folder / "images.npy", images)
+    return folder / "images.npy"
+
+
+def check_starts(folder: Path, starts: Sequence[tuple[int, int | None]], *, overrides: list[str]) -> None:
+    """Train once in one process without a stop, and once in `starts`; compare the runs."""
+    whole = start(folder / "whole", num_ranks=1, stop_after=None, overrides=overrides)
     steps, done = [], 0
-    for num_ranks, stop_after in STARTS:
-        one = start(tmp_path / "run", num_ranks=num_ranks, stop_after=stop_after, overrides=overrides)
+    for num_ranks, stop_after in starts:
+        one = start(folder / "run", num_ranks=num_ranks, stop_after=stop_after, overrides=overrides)
         done = TOTAL_STEPS if stop_after is None else done + stop_after
         assert one["done"] == done and one["stopped_by"] == (None if stop_after is None else "SIGTERM")
         steps += one["steps"]
@@ -95,12 +127,9 @@ def test_other_numbers_of_ranks_continue_the_same_run(tmp_path: Path) -> None:
     assert [sorted(step) for step in steps] == [sorted(step) for step in whole["steps"]]
     for epoch in range(EPOCHS):
         in_epoch = list(chain(*steps[epoch * STEPS_PER_EPOCH : (epoch + 1) * STEPS_PER_EPOCH]))
-        assert len(in_epoch) == len(set(in_epoch)) == len(images)
+        assert len(in_epoch) == len(set(in_epoch)) == BATCH * STEPS_PER_EPOCH
 
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
-    known = environment.read(tmp_path / "run")
-    assert known is not None
-    assert [(each.num_ranks, each.first_step) for each in known.starts] == [(4, 0), (2, 3), (1, 6), (4, 9)]
+    assert_same_run(folder / "whole", folder / "run")
 
 
 def test_ranks_with_other_checkpoints_or_images_are_refused(
