@@ -76,7 +76,9 @@ def test_config_yaml_unchanged_for_two_epochs(folder: Path, capsys: pytest.Captu
     said = capsys.readouterr()
     assert said.err == ""
     assert said.out.startswith("90 images") and said.out.partition("\n")[0].count("96 px") == 2
-    assert "learning rate 0.03" in said.out and "EMA decay of the target network 0.996" in said.out
+    assert (
+        "learning rate 0.03" in said.out and "EMA decay of the target network (trainer.m) 0.996" in said.out
+    )
     assert "classifiers trained on 40 images and tested on 20; 4 classes" in said.out
     assert all(row["features"] in said.out for row in table["rows"])
 

@@ -116,7 +116,7 @@ def test_domain(facts: dict[str, Any], domain: str, line: str) -> None:
         (
             {"upright": 0.51},
             True,
-            "flips and rotation (orientation does not matter: a test recognised turned images in 51 % "
+            "flips and rotation (orientation hardly matters: a test recognised turned images in 51 % "
             "of cases; chance is 50 %)",
         ),
         (
@@ -147,7 +147,7 @@ def test_given_numbers_of_views_stay() -> None:
         0.5,
         0.9,
     )
-    assert any(line.startswith("flips (orientation does not matter: a test ") for line in lines(chosen))
+    assert any(line.startswith("flips (orientation hardly matters: a test ") for line in lines(chosen))
     chosen = decide("data_transforms.view={rotation: 0, vertical_flip: 0.1}", upright=0.5)
     assert not any("orientation" in line for line in lines(chosen))
     chosen = decide("data_transforms.domain=medical", upright=0.5)  # a person's word on all numbers
@@ -168,14 +168,14 @@ def test_grey_saved_as_rgb_is_read_as_grey() -> None:
 @pytest.mark.parametrize(
     ("median", "machine", "overrides", "side", "reason"),
     [
-        (56, CPU, (), 48, "median image side 56 px"),
-        (60, CPU, (), 64, "median image side 60 px"),
-        (64, CPU, (), 64, "median image side 64 px"),
-        (320, CPU, (), 64, "median image side 320 px; at most 64 on a CPU"),
-        (320, GPU, (), 128, "median image side 320 px; at most 128 on a GPU"),
-        (100, GPU, (), 96, "median image side 100 px"),
-        (20, CPU, (), 32, "median image side 20 px; at least 32"),
-        (320, CPU, ("data.stored_px=50",), 48, "median image side 320 px; stored at 50 px"),
+        (56, CPU, (), 48, "longest side of a typical image 56 px"),
+        (60, CPU, (), 64, "longest side of a typical image 60 px"),
+        (64, CPU, (), 64, "longest side of a typical image 64 px"),
+        (320, CPU, (), 64, "longest side of a typical image 320 px; at most 64 on a CPU"),
+        (320, GPU, (), 128, "longest side of a typical image 320 px; at most 128 on a GPU"),
+        (100, GPU, (), 96, "longest side of a typical image 100 px"),
+        (20, CPU, (), 32, "longest side of a typical image 20 px; at least 32"),
+        (320, CPU, ("data.stored_px=50",), 48, "longest side of a typical image 320 px; stored at 50 px"),
     ],
 )
 def test_view_size(median: int, machine: Machine, overrides: tuple[str, ...], side: int, reason: str) -> None:
@@ -226,7 +226,7 @@ def test_vicreg_terms_are_chosen_where_they_were_measured_to_help() -> None:
     chosen = decide()
     assert chosen.config.trainer.vicreg_weight == 1.0
     assert (
-        "an extra term of the loss, from VICReg, trainer.vicreg_weight=1 (keeps different images apart in "
+        "an extra training goal, from VICReg, trainer.vicreg_weight=1 (keeps different images apart in "
         "the first half of the run; for photos on a CPU)" in lines(chosen)
     )
     assert decide(is_grey=True, channels=1).config.trainer.vicreg_weight == 1.0

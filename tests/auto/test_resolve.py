@@ -92,9 +92,9 @@ def test_the_same_again_continues_without_a_look(images: Path, tmp_path: Path, a
         "looking at the images (at most 2,000 of them)",
         "timing a few training steps",
         "random changes (views) as for microscopy (the images have 16 bits and 2 channels)",
-        "flips and rotation (orientation does not matter: a test recognised turned images in 50 % of "
+        "flips and rotation (orientation hardly matters: a test recognised turned images in 50 % of "
         "cases; chance is 50 %)",
-        "view size 32 px (median image side 34 px)",
+        "view size 32 px (longest side of a typical image 34 px)",
     ]
     written = load_config(tmp_path / "run" / "config.yaml", [], preset=None)
     assert (written.data_transforms.domain, written.view_px) == ("microscopy", 32)

@@ -37,7 +37,7 @@ def test_a_dry_run_then_the_run(capsys: Capture, place: Path, monkeypatch: pytes
         "random changes (views) as for photos (the images have 8 bits and 3 channels)",
     ]
     for line in (
-        "view size 32 px (median image side 16 px; at least 32)",
+        "view size 32 px (longest side of a typical image 16 px; at least 32)",
         "batch size 8 (at most half of the 20 images)",
     ):
         assert line in lines

@@ -199,7 +199,9 @@ def test_a_row_that_costs_too_much_is_left_out_with_a_line(
     table = evaluate(run_dir, overrides=["evaluation.num_centroids=1000"], say=said.append)
     (line,) = (line for line in said if "patches" in line)
     assert line.startswith("k-means on patches left out: ")
-    assert line.endswith("times the work of the encoder; a smaller evaluation.num_centroids includes it")
+    assert line.endswith(
+        "times the work of the encoder; evaluation.num_centroids=31 (fewer clusters) includes it"
+    )
     assert "patches" not in {row.features for row in table.rows} and "patches" not in table.verdict()
 
 
@@ -210,7 +212,7 @@ def test_half_the_centroids_are_taken_if_all_cost_too_much(
     monkeypatch.setattr(patches, "FITS", 0)
     said: list[str] = []
     table = evaluate(run_dir, overrides=["evaluation.num_centroids=40"], say=said.append)
-    assert "patches: 20 centroids instead of 40, to take no longer than the encoder" in said
+    assert "k-means on patches: 20 clusters instead of 40, to take no longer than the encoder" in said
     assert {row.dimensions for row in table.rows if row.features == "patches"} == {80}
 
 

@@ -117,7 +117,7 @@ def test_open_values_are_derived_and_given_ones_kept() -> None:
     lines = plan.explain()
     assert len(lines) == 4 and "x batch size / 64" in lines[0]
     assert lines[3] == (
-        "EMA decay of the target network 0.5 at the start, trainer.m (from the preset or your settings)"
+        "EMA decay of the target network (trainer.m) 0.5 at the start (from the preset or your settings)"
     )
     assert f"{plan.base_lr:.4g}" in lines[0] and f"{plan.weight_decay:.4g}" in lines[2]
 

@@ -120,6 +120,6 @@ def test_worse_and_better_than_before() -> None:
     assert describe_loss(Measures(0.41, 21.0, 0.0), before) is None  # labels do not count
     assert describe_loss(Measures(0.01, 40.0, None), Measures(0.05, 40.0, None)) is None
     text = "view-retrieval accuracy 50.0 % -> 75.0 %, effective rank 40.0 -> 41.0, "
-    text += "kNN of classes 30.0 % -> 60.0 %"
+    text += "kNN accuracy 30.0 % -> 60.0 %"
     assert compare(Measures(0.75, 41.0, 0.6), before)[1] == text
     assert "kNN" not in compare(Measures(0.75, 41.0, None), before)[1]

@@ -157,7 +157,7 @@ def _choose_turns(partial_config: PartialConfig, domain: str, survey: Survey) ->
     if not free:
         return []
     can = survey.upright >= UPRIGHT_FROM
-    orientation = f"orientation {'matters' if can else 'does not matter'}"
+    orientation = f"orientation {'matters' if can else 'hardly matters'}"
     told = f"a test recognised turned images in {whole_percent(survey.upright)} of cases"
     reason = f"{orientation}: {told}{'' if can else '; chance is 50 %'}"
     view = partial_config.resolve({"data_transforms.domain": domain}).config.data_transforms.view1
@@ -182,7 +182,7 @@ def _choose_side(partial_config: PartialConfig, survey: Survey, *, machine: Mach
     stored = partial_config.config.data.stored_px
     limit = min(int(LARGER * median), most, most if stored is None else stored)
     side = max((side for side in VIEW_SIDES if side <= limit), default=VIEW_SIDES[0])
-    reason = f"median image side {median} px"
+    reason = f"longest side of a typical image {median} px"
     if median > most and limit == most:
         reason += f"; at most {most} on {_DEVICE_NAMES[machine.device]}"
     elif stored is not None and limit == stored:
@@ -262,7 +262,7 @@ def _choose_vicreg(partial_config: PartialConfig, *, device: DeviceName) -> list
     domain, is_random = config.data_transforms.domain, config.network.fine_tune_from is None
     if not is_random or device != "cpu" or domain not in VICREG_DOMAINS:
         return []
-    words = f"an extra term of the loss, from VICReg, trainer.vicreg_weight={VICREG_WEIGHT:g}"
+    words = f"an extra training goal, from VICReg, trainer.vicreg_weight={VICREG_WEIGHT:g}"
     reason = "keeps different images apart in the first half of the run; "
     reason += f"for {_DOMAIN_WORDS[str(domain)]} on a CPU"
     return [Choice("trainer.vicreg_weight", VICREG_WEIGHT, words, reason)]

@@ -138,9 +138,9 @@ def _train(add: _Add) -> None:
     add(
         "--init",
         metavar="WEIGHTS",
-        help="start from these weights: the folder of an earlier run, a weights file (FILE:PREFIX selects "
-        "one of several encoders in it), or timm:MODEL, a network of the package timm whose weights are "
-        "already on this computer",
+        help="start from these weights: the folder of an earlier run, a weights file (FILE:PREFIX takes "
+        "the weights in it whose names start so), or timm:MODEL, a network of the package timm whose weights "
+        "are already on this computer",
     )
     add(
         "-n",

@@ -100,10 +100,18 @@ class Description:
         The text fits on one screen.
         """
         duplicates = f" ({self.num_copies:,} exact duplicates)" if self.num_copies else ""
-        about = f"without labels, on the {self.num_images:,} training images{duplicates}"
+        of_all = f"{self.num_images:,} training images{duplicates}"
+        about = f"without labels, on the {of_all}"
         if self.num_measured < self.num_images:
-            about += f" (the table: on {self.num_measured:,} of them)"
-        lines = [about, "", *self._render_encoders(), ""]
+            about = f"without labels; the first table is of {self.num_measured:,} of the {of_all}"
+        chance = percent(1.0 / self.num_measured)
+        legend = wrap(
+            "view-retrieval accuracy: how often a view is most similar to the other view of its image (by "
+            f"chance {chance}); effective rank: number of independent directions in the features; alignment: "
+            "distance between two views of an image; uniformity: how evenly the images spread; the last two "
+            "are better if lower."
+        )
+        lines = [about, "", *self._render_encoders(), "", *legend, ""]
         lines += wrap(self.verdict)
         if self.metadata:
             lines += ["", *self._render_metadata()]
@@ -136,7 +144,8 @@ class Description:
         """List columns with warnings first. A single warning text keeps the output on one screen."""
         columns = sorted(self.metadata, key=lambda one: not one.warning)
         about = (
-            "can features tell the folder (or plate, ...) of an image? Yes, if accuracy is far above chance"
+            "can features tell the folder (or plate, ...) of an image? They can if accuracy is far above "
+            "chance: good for classes, bad for plates"
         )
         cells = [["column", "values", "balanced accuracy", "95 % interval", "chance", ""]]
         for one in columns[:_MOST_COLUMNS]:

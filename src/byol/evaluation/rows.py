@@ -152,9 +152,15 @@ def _make_patches(
     if (obstacle := obstacle_of(num_centroids=wanted)) is not None:
         num_centroids = max(1, wanted // 2)
         if obstacle_of(num_centroids=num_centroids) is not None:
-            say(f"k-means on patches left out: {obstacle}; a smaller evaluation.num_centroids includes it")
+            fits = (wanted >> halvings for halvings in range(2, wanted.bit_length()))
+            fewer = next((num for num in fits if obstacle_of(num_centroids=num) is None), None)
+            hint = "" if fewer is None else f"; evaluation.num_centroids={fewer} (fewer clusters) includes it"
+            say(f"k-means on patches left out: {obstacle}{hint}")
             return None
-        say(f"patches: {num_centroids} centroids instead of {wanted}, to take no longer than the encoder")
+        say(
+            f"k-means on patches: {num_centroids} clusters instead of {wanted}, to take no longer than the "
+            "encoder"
+        )
     encoder = patch_encoder(
         train.images, train.rows, spec=spec, num_centroids=num_centroids, seed=config.evaluation.seed
     )

@@ -254,8 +254,8 @@ def _explain_rows(rows: Sequence[Row]) -> list[str]:
     return wrap(
         f"{ONLINE}: the trained encoder (BYOL below){target if 'byol target' in names else ''}.",
         "pca-N: pixels reduced to N numbers; dims: number of features; top-1: share of test images that are "
-        "classified correctly; balanced: mean of this share over the classes; C, k, temperature: settings of "
-        "the classifiers.",
+        "classified correctly; top-5: share whose class is among the first 5 guesses; balanced: mean top-1 "
+        "over the classes; C, k, temperature: settings of the classifiers.",
     )
 
 

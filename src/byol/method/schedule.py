@@ -230,8 +230,13 @@ def _choose(config: Config, *, total_steps: int, epochs: float) -> _Chosen:
         d if g is None else g for g, d in zip(configured, derived.values, strict=True)
     ]
     start = " at the start" if config.trainer.m_schedule == "cosine" else ""
-    names = ("learning rate", "learning-rate warm-up", "weight decay", "EMA decay of the target network")
-    units = ("", " epochs", "", f"{start}, trainer.m")
+    names = (
+        "learning rate",
+        "learning-rate warm-up",
+        "weight decay",
+        "EMA decay of the target network (trainer.m)",
+    )
+    units = ("", " epochs", "", start)
     reasons = [
         f"{name} {value:.4g}{unit} ({reason if g is None else 'from the preset or your settings'})"
         for name, value, unit, g, reason in zip(

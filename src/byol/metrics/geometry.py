@@ -19,8 +19,8 @@ _LEAST_GAIN = 0.1  # of alignment + uniformity; samples of 256 images differ by 
 _LOST_RANK = 0.25  # fraction of the untrained encoder's rank below which there is no positive verdict
 
 _ADVICE = (
-    "This is common after a short training: train longer. If the training was long, look at the views (byol "
-    "check)."
+    "This is common after a short training: train longer. If the training was long, look at the views in the "
+    "report of byol check: each view should still show what matters in its image."
 )
 
 Features = Float32[np.ndarray, "image feature"]

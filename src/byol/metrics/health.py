@@ -128,7 +128,7 @@ def compare(now: Measures, before: Measures) -> tuple[str, str]:
         f"effective rank {before.encoder_rank:.1f} -> {now.encoder_rank:.1f}",
     ]
     if before.knn is not None and now.knn is not None:
-        parts.append(f"kNN of classes {percent(before.knn)} -> {percent(now.knn)}")
+        parts.append(f"kNN accuracy {percent(before.knn)} -> {percent(now.knn)}")
     return (
         f"quick check on up to {NUM_IMAGES} images, before -> after training (too few to judge by: run byol "
         "eval):",

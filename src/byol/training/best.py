@@ -65,8 +65,8 @@ class Best:
         falling = plan.lr_schedule == "cosine"
         rest = ", but the last steps with a small learning rate often help" if falling else ""
         return (
-            f"hardly any progress for {whole_percent(_LONG)} of the run: {MEASURE}, a measure without "
-            f"labels, has grown by less than {_GAIN:g}; its best value is {self.value:.2f}, after step "
+            f"hardly any progress for {whole_percent(_LONG)} of the run: alignment + uniformity (lower is "
+            f"better) has fallen by less than {_GAIN:g}; its lowest value is {-self.value:.2f}, after step "
             f"{self.done}. You may stop and use the encoder of that step, in {run_dir / FOLDER}{rest}"
         )
 

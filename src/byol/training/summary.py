@@ -39,7 +39,7 @@ def describe_setup(
     kernels = f"; {explain_kernels()}" if has_choice else ""
     lines = [
         f"{len(images):,} images with {channels}, stored at {images.stored_px} px; views of {config.view_px} "
-        f"px (jitter strength s = {config.data_transforms.s:g})",
+        f"px (strength of brightness and colour changes s = {config.data_transforms.s:g})",
         f"network {config.network.name}{_explain_name(config.network.name)}, {stem} stem, "
         f"{precision} on {ranks.device}{ranks_text}{kernels}",
         f"batch size {plan.batch_size:,}, {plan.steps_per_epoch:,} steps (full batches) per epoch, "
