@@ -253,6 +253,7 @@ class Row:
     labels5: float  # logistic regression with 5 labels a class, mean of NUM_DRAWS draws
     labels50: float
     rank: float  # effective rank of the validation features
+    whitened_knn: float  # kNN on whitened features
 
 
 def evaluate(embed: Any, folder: Path, name: str) -> dict[str, float]:
@@ -288,7 +289,8 @@ def evaluate(embed: Any, folder: Path, name: str) -> dict[str, float]:
             shares.append(percent(ranked[:, 0]))
         found[f"labels{count}"] = round(float(np.mean(shares)), 2)
     some = torch.from_numpy(test[np.linspace(0, len(test) - 1, min(len(test), NUM_RANKED)).astype(int)])
-    return found | {"rank": round(float(health.measure_rank(some)), 1)}
+    whitened = probes.whitened_knn(train, labels, test=test, seed=0).labels
+    return found | {"rank": round(float(health.measure_rank(some)), 1), "whitened_knn": percent(whitened)}
 
 
 def append(row: Row, path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
             ("byol online", "none"),
             ("byol target", "none"),
         )
-        for classifier in ("logistic regression", "knn")
+        for classifier in ("logistic regression", "knn", "whitened knn")
     ]
     assert (table.num_train, table.num_test, table.num_classes, table.done) == (24, 6, 3, 5)
     by_name = {(row.features, row.classifier): row for row in table.rows}
@@ -54,12 +54,12 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert pixels.top1 == 1.0 and pixels.dimensions == 24  # colours are easy; no more components than images
     assert by_name["byol online", "knn"].dimensions == 96
     # This run's target is a copy of online, so that their rows agree.
-    for classifier in ("logistic regression", "knn"):
+    for classifier in ("logistic regression", "knn", "whitened knn"):
         online, target = by_name["byol online", classifier], by_name["byol target", classifier]
         assert replace(online, features="", seconds=0.0) == replace(target, features="", seconds=0.0)
     assert len(said) == 6 and said[0].startswith("pixels: logistic regression 100.0 %, kNN ")
     assert said[1].startswith("patches: logistic regression ")
-    assert said[5].startswith("2 of 10 rows")  # those of target
+    assert said[5].startswith("3 of 15 rows")  # those of target
     assert heard == [(24, 24), (6, 6)] * 2  # untrained and online; target has the weights of online
 
     # The second time no encoder is asked, and the numbers are the same.
@@ -70,7 +70,7 @@ def test_a_whole_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(low_shot_file, "fit_logistic", None)
     del said[:]
     again = evaluate(run_dir, say=said.append)
-    assert said[-1].startswith("10 of 10 rows") and str(run_dir / "features") in said[-1]
+    assert said[-1].startswith("15 of 15 rows") and str(run_dir / "features") in said[-1]
     assert again.rows == table.rows
     assert again.low_shot == table.low_shot and again.confusion == table.confusion
 
@@ -125,8 +125,8 @@ def test_each_protocol_setting_changes_the_table(run_dir: Path, monkeypatch: pyt
     assert sum(map(sum, table.confusion.counts)) == 30
     assert "'images': 2 folds; 30 images, each tested once; 3 classes" in table.render()
     table = evaluate(run_dir, overrides=["evaluation.sgd_above=23", "evaluation.num_draws=null"])
-    assert {row.classifier for row in table.rows} == {"sgd", "knn"} and table.low_shot == ()
-    assert table.confusion.classifier == "sgd" and table.verdict().count("\n") == 1
+    assert {row.classifier for row in table.rows} == {"sgd", "knn", "whitened knn"} and table.low_shot == ()
+    assert table.confusion.classifier == "sgd" and table.verdict().count("\n") == 2
     assert table.rows[0].chosen.keys() == {"lr"} and table.rows[0].top1 == 1.0
 
 
@@ -185,7 +185,7 @@ def test_the_test_labels_change_no_prediction_and_no_choice(
     assert spoilt.rows[0].top1 == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("classifier", ["logistic regression", "sgd", "knn"])
+@pytest.mark.parametrize("classifier", ["logistic regression", "sgd", "knn", "whitened knn"])
 def test_a_fold_knows_nothing_of_the_labels_it_is_tested_on(tmp_path: Path, classifier: str) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
@@ -266,7 +266,7 @@ def test_the_table_in_words() -> None:
     )
     assert lines[-1].startswith("BYOL helps: with kNN 84.4 %")
     assert lines[11].startswith("byol online: the trained encoder (BYOL below).")
-    assert lines[15:20] == [
+    assert lines[16:21] == [
         "logistic regression with few labels: top-1, mean ± std over 5 random draws",
         "",
         "training images per class             1            10",

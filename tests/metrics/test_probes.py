@@ -17,6 +17,8 @@ from byol.metrics.logistic import Problem
 from byol.metrics.probes import Validation
 from byol.metrics.sgd import choose_sgd, sgd
 
+CLASSIFIERS = (probes.knn, probes.whitened_knn, probes.logistic_regression, sgd)
+
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
@@ -223,12 +225,12 @@ def test_sgd_choice_is_the_best_on_the_validation_part_of_a_bounded_number(
 def test_nothing_that_chooses_or_fits_has_a_parameter_for_test_labels() -> None:
     for choose in (probes.choose_knn, probes.choose_logistic, choose_sgd):
         assert list(inspect.signature(choose).parameters) == ["train", "labels", "seed", "groups"]
-    for classify in (probes.knn, probes.logistic_regression, sgd):
+    for classify in CLASSIFIERS:
         parameters = [name for name in inspect.signature(classify).parameters if name != "scale"]
         assert parameters == ["train", "labels", "test", "seed", "groups"]
 
 
-@pytest.mark.parametrize("classify", [probes.knn, probes.logistic_regression, sgd])
+@pytest.mark.parametrize("classify", CLASSIFIERS)
 def test_what_is_chosen_does_not_depend_on_the_test_images(classify: object) -> None:
     assert callable(classify)
     train, labels = make_features(200, seed=0)
@@ -248,7 +250,7 @@ def test_validation_holds_out_a_fifth_of_each_class() -> None:
     assert not np.array_equal(part.held_out, other.held_out)
 
 
-@pytest.mark.parametrize("classify", [probes.knn, probes.logistic_regression, sgd])
+@pytest.mark.parametrize("classify", CLASSIFIERS)
 def test_a_class_with_one_image_is_no_obstacle(classify: object) -> None:
     assert callable(classify)
     train, labels = make_features(40, seed=0, num_classes=3)
@@ -295,6 +297,39 @@ def test_rescale_keeps_the_ratios_of_features() -> None:
     np.testing.assert_allclose(new_train.std(axis=0), std / np.sqrt(np.mean(std**2)), rtol=1e-4)
     np.testing.assert_array_equal(new_test, new_train[:7])
     np.testing.assert_array_equal(probes.rescale(np.ones_like(train), train)[0], np.zeros_like(train))
+
+
+def test_whitened_training_features_are_uncorrelated_with_variance_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    train = (rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6)) + 5.0).astype(np.float32)
+    monkeypatch.setattr(probes, "RIDGE", 0.0)
+    whitened, first = probes.whiten(train, train[:7], seed=0)
+    np.testing.assert_allclose(whitened.mean(axis=0), 0.0, atol=1e-4)
+    np.testing.assert_allclose(np.cov(whitened.T, bias=True), np.eye(6), atol=1e-3)
+    np.testing.assert_allclose(first, whitened[:7], atol=1e-5)
+    monkeypatch.setattr(probes, "WHITENED_DIMENSIONS", 4)
+    assert probes.whiten(train, train[:7], seed=0)[1].shape == (7, 4)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_whitening_keeps_directions_without_variance_small(spread: float) -> None:
+    """Fewer images than features, or images that are all equal: finite, and no larger than the others."""
+    train = (spread * np.random.default_rng(0).normal(size=(5, 20))).astype(np.float32)
+    for part in probes.whiten(train, train + np.float32(1e-4), seed=0):
+        assert np.isfinite(part).all() and np.abs(part).max() < 3.0
+
+
+def test_whitened_knn_sees_classes_that_a_strong_direction_hides() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    features = rng.normal(size=(400, 3)).astype(np.float32) * np.float32([30.0, 30.0, 0.1])
+    features[:, 2] += labels
+    train, test = features[:200], features[200:]
+    plain, whitened = (
+        (classify(train, labels[:200], test=test, seed=0).labels == labels[200:]).mean()
+        for classify in (probes.knn, probes.whitened_knn)
+    )
+    assert plain < 0.7 < 0.9 < whitened
 
 
 def test_pca_keeps_the_variance_of_an_exact_decomposition() -> None:

@@ -196,7 +196,7 @@ def _eval(add: _Add) -> None:
     add("--labels", help=texts.LABELS)
     add(
         "--train",
-        help="labelled images (folder or list) to train the two classifiers on; the encoder is not trained "
+        help="labelled images (folder or list) to train the classifiers on; the encoder is not trained "
         "again (default: the images of the run)",
     )
     add("--test", help=texts.TEST)

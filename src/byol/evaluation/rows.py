@@ -25,7 +25,7 @@ from byol.metrics.folds import Fold
 from byol.metrics.scores import score
 from byol.metrics.sgd import sgd
 
-LINEAR, SGD, KNN = "logistic regression", "sgd", "knn"
+LINEAR, SGD, KNN, WHITENED_KNN = "logistic regression", "sgd", "knn", "whitened knn"
 PCA_DIMENSIONS = 256
 _MOST_REMEMBERED = 2**30  # bytes of cached pixel components: 5 folds of 200,000 images
 
@@ -42,7 +42,7 @@ class Row:
 
     features: str  # "pixels", "patches", "untrained", "byol online", "byol target", "weights NAME"
     transform: str  # "none", "pca-256", "k-means"
-    classifier: str  # "logistic regression" or "sgd", "knn"
+    classifier: str  # "logistic regression" or "sgd", "knn", "whitened knn"
     dimensions: int
     top1: float
     low95: float  # resampled over the test images, or over their groups: `scores.score`
@@ -224,9 +224,12 @@ def _fit(
 ) -> Arrays:
     """Fit on the labelled training images `known`. This function gets test features but never test labels."""
     start = time.perf_counter()
-    classify = probes.knn
-    if classifier != KNN:
-        classify = partial(probes.logistic_regression if classifier == LINEAR else sgd, scale=candidate.scale)
+    classify = {
+        LINEAR: partial(probes.logistic_regression, scale=candidate.scale),
+        SGD: partial(sgd, scale=candidate.scale),
+        KNN: probes.knn,
+        WHITENED_KNN: probes.whitened_knn,
+    }[classifier]
     found = classify(train, known.labels, test=test, seed=seed, groups=known.units)
     seconds = np.array(time.perf_counter() - start)
     return {"ranked": found.ranked, "chosen": np.array(json.dumps(found.chosen)), "seconds": seconds}

@@ -27,6 +27,7 @@ from byol.evaluation.rows import (
     KNN,
     LINEAR,
     SGD,
+    WHITENED_KNN,
     Candidate,
     Predicted,
     Row,
@@ -211,7 +212,8 @@ def _judge_all(
 ) -> Iterator[tuple[Row, Predicted]]:
     """Yield a row for each classifier, the linear one first."""
     seed, num_bootstrap = config.evaluation.seed, config.evaluation.num_bootstrap
-    for name in (SGD if splits.num_train > config.evaluation.sgd_above else LINEAR, KNN):
+    linear = SGD if splits.num_train > config.evaluation.sgd_above else LINEAR
+    for name in (linear, KNN, WHITENED_KNN):
         found = predict(candidate, splits, classifier=name, seed=seed, cache_folder=cache_folder)
         row = make_row(
             candidate, found, splits=splits, classifier=name, num_bootstrap=num_bootstrap, seed=seed
@@ -255,7 +257,8 @@ def _explain_rows(rows: Sequence[Row]) -> list[str]:
         f"{ONLINE}: the trained encoder (BYOL below){target if 'byol target' in names else ''}.",
         "pca-N: pixels reduced to N numbers; dims: number of features; top-1: share of test images that are "
         "classified correctly; top-5: share whose class is among the first 5 guesses; balanced: mean top-1 "
-        "over the classes; C, k, temperature: settings of the classifiers.",
+        "over the classes; C, k, temperature: settings of the classifiers; whitened kNN: kNN on features "
+        "that were made independent of each other and equal in size.",
     )
 
 

@@ -45,7 +45,7 @@ def judge(rows: Sequence[Judged]) -> tuple[Verdict, ...]:
 
 def show_classifier(name: str) -> str:
     """Return the classifier's name as people write it."""
-    return "kNN" if name == "knn" else name
+    return name.replace("knn", "kNN")
 
 
 def _judge(rows: Sequence[Judged]) -> Verdict | None:
