@@ -168,7 +168,7 @@ def _trial(options: argparse.Namespace) -> None:
         result = evaluate(partial(_embed, encoder, run_dir=run_dir), folder, options.set)
         batch = _batch_size(Path(run_dir))
     row = Row(
-        commit=_commit(), change=options.change, set=options.set, seed=options.seed,
+        commit=find_commit(), change=options.change, set=options.set, seed=options.seed,
         passes=outcome.done * batch, minutes=options.minutes, **result,
     )  # fmt: skip
     append(row, options.out)
@@ -229,8 +229,8 @@ def _patches(options: argparse.Namespace) -> None:
 
     result = evaluate(embed, folder, options.set)
     row = Row(
-        commit=_commit(), change=f"patches, {num_centroids} centroids", set=options.set, seed=options.seed,
-        passes=0, minutes=round(minutes, 2), **result,
+        commit=find_commit(), change=f"patches, {num_centroids} centroids", set=options.set,
+        seed=options.seed, passes=0, minutes=round(minutes, 2), **result,
     )  # fmt: skip
     append(row, options.out)
 
@@ -339,7 +339,7 @@ def _draw(options: argparse.Namespace) -> None:
         print(target)
 
 
-def _commit() -> str:
+def find_commit() -> str:
     """Of the working tree that byol is imported from; "+" if it has changes."""
     from byol.base.version import SOURCE
 

@@ -14,7 +14,7 @@ from runs import write_images
 
 ROW = recipe.Row(
     commit="abc", change="default", set="cells", seed=0, passes=640, minutes=5.0, logistic=50.0, knn=40.0,
-    labels5=20.0, labels50=30.0, rank=99.0,
+    labels5=20.0, labels50=30.0, rank=99.0, whitened_knn=45.0,
 )  # fmt: skip
 
 
