@@ -104,12 +104,11 @@ class Description:
         about = f"without labels, on the {of_all}"
         if self.num_measured < self.num_images:
             about = f"without labels; the first table is of {self.num_measured:,} of the {of_all}"
-        chance = percent(1.0 / self.num_measured)
         legend = wrap(
             "view-retrieval accuracy: how often a view is most similar to the other view of its image (by "
-            f"chance {chance}); effective rank: number of independent directions in the features; alignment: "
-            "distance between two views of an image; uniformity: how evenly the images spread; the last two "
-            "are better if lower."
+            f"chance 1 in {self.num_measured:,}); effective rank: number of independent directions in the "
+            "features; alignment: distance between two views of an image; uniformity: how evenly the images "
+            "spread; the last two are better if lower."
         )
         lines = [about, "", *self._render_encoders(), "", *legend, ""]
         lines += wrap(self.verdict)
