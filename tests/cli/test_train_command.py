@@ -83,11 +83,11 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
     assert said.startswith("without labels, on the 20 training images")
     assert "\nJudged without labels, " in said and "\nmost unusual images (" in said
     assert max(map(len, said.splitlines())) <= 130
-    assert "\nk-means on patches left out: " in said  # this network computes less than they would
+    assert "\nk-means on patches left out (" in said  # this network computes less than they would
     assert len(json.loads(Path("runs/a/eval.json").read_text())["rows"]) == 8
     assert "logistic regression with few labels: top-1, mean ± std over 5 random draws" in said
     again = succeed(capsys, "eval", "runs/a")
-    assert "8 of 8 rows were computed before; read from runs/a/features" in again
+    assert "12 of 12 rows below were computed earlier and come from runs/a/features" in again
     tables = [text[text.index("'images': every fifth") :] for text in (said, again)]
     assert tables[0] == tables[1]
     assert said.partition("\npixels: ")[0] == again.partition("\npixels: ")[0]

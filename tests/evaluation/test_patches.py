@@ -198,10 +198,8 @@ def test_a_row_that_costs_too_much_is_left_out_with_a_line(
     said: list[str] = []
     table = evaluate(run_dir, overrides=["evaluation.num_centroids=1000"], say=said.append)
     (line,) = (line for line in said if "patches" in line)
-    assert line.startswith("k-means on patches left out: ")
-    assert line.endswith(
-        "times the work of the encoder; evaluation.num_centroids=31 (fewer clusters) includes it"
-    )
+    assert line.startswith("k-means on patches left out (")
+    assert line.endswith("times the work of the encoder); to include it, add evaluation.num_centroids=31")
     assert "patches" not in {row.features for row in table.rows} and "patches" not in table.verdict()
 
 

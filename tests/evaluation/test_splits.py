@@ -87,7 +87,7 @@ def test_a_set_with_splits_is_tested_on_its_test_split(
     monkeypatch.setattr(motifs, "NUM_TEST", 20)
     splits = open_in(tmp_path, "motifs")
     assert (len(splits.train.rows), len(splits.test.rows)) == (40, 20)
-    assert splits.description == "motifs: its training and test split"
+    assert splits.description == "motifs: its own training and test images"
     assert splits.train.images.stored_px == PX
 
 

@@ -265,7 +265,7 @@ def test_the_table_in_words() -> None:
         " ".join(row.split()[4:]) == "96 84.4 % 82.4 to 86.4 84.4 % 82.4 to 86.4 k = 20, temperature = 0.07"
     )
     assert lines[-1].startswith("BYOL helps: with kNN 84.4 %")
-    assert lines[11].startswith("byol online: the trained encoder (BYOL below).")
+    assert lines[11].startswith("byol online: the trained encoder, BYOL.")
     assert lines[16:21] == [
         "logistic regression with few labels: top-1, mean ± std over 5 random draws",
         "",

@@ -122,7 +122,7 @@ def test_no_gain_for_long_is_said_once(tmp_path: Path) -> None:
     assert follow(marker, {20: 1.0, 30: 1.01, 40: 1.005}) == []
     (line,) = follow(marker, {50: 1.01, 60: 1.0, 70: 1.0})
     assert "for 30 % of the run" in line and "1.01" in line and "after step 50" in line
-    assert "You may stop" in line and line.endswith(str(tmp_path / "best"))
+    assert line.endswith(f"The encoder of that step is in {tmp_path / 'best'}. You may stop and use it")
 
 
 def test_slow_gains_are_gains(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_falling_rate_is_waited_for(tmp_path: Path) -> None:
     marker, _ = make_marker(tmp_path, make_plan("cosine"))
     assert follow(marker, {10: 1.0, 40: 1.0, 49: 1.0}) == []
     (line,) = follow(marker, {50: 1.0})
-    assert line.endswith("but the last steps with a small learning rate often help")
+    assert line.endswith("Better go on: the learning rate falls towards the end, which often helps")
 
 
 def test_at_the_end_it_is_not_worth_saying(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def _train(add: _Add) -> None:
         "--init",
         metavar="WEIGHTS",
         help="start from these weights: the folder of an earlier run, a weights file (FILE:PREFIX takes "
-        "the weights in it whose names start so), or timm:MODEL, a network of the package timm whose weights "
+        "only names that begin with PREFIX), or timm:MODEL, a network of the package timm whose weights "
         "are already on this computer",
     )
     add(
@@ -216,7 +216,7 @@ def _eval(add: _Add) -> None:
     add(
         "--metadata",
         type=Path,
-        help="CSV file with a column file and more columns, such as plate: warn if the features predict "
+        help="CSV file with a column 'file' and others, such as plate: warn if the features predict "
         "these columns (a batch effect)",
     )
 
@@ -309,7 +309,7 @@ def _embed(add: _Add) -> None:
     add(
         "--metadata",
         type=Path,
-        help="CSV file with a column file and more columns: write these beside the features",
+        help="CSV file with a column 'file' and others: write these beside the features",
     )
     add(
         "--prototypes",

@@ -11,7 +11,7 @@ LABELS = (
     "classes, if there are any)"
 )
 COLOURS = "CSV file with the columns file,label that colours the map"
-METADATA_COLOURS = "CSV file with a column file and more columns that can colour the map"
+METADATA_COLOURS = "CSV file with a column 'file' and others that can colour the map"
 TEST = (
     "labelled images to test on (default: the test split of the data set, or a fifth of the labelled images)"
 )

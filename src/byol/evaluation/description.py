@@ -143,8 +143,8 @@ class Description:
         """List columns with warnings first. A single warning text keeps the output on one screen."""
         columns = sorted(self.metadata, key=lambda one: not one.warning)
         about = (
-            "can features tell the folder (or plate, ...) of an image? They can if accuracy is far above "
-            "chance: good for classes, bad for plates"
+            "can features tell the folder (or plate, ...) of an image? Yes, if accuracy is far above chance: "
+            "good for classes, bad for plates"
         )
         cells = [["column", "values", "balanced accuracy", "95 % interval", "chance", ""]]
         for one in columns[:_MOST_COLUMNS]:

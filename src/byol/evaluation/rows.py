@@ -154,8 +154,8 @@ def _make_patches(
         if obstacle_of(num_centroids=num_centroids) is not None:
             fits = (wanted >> halvings for halvings in range(2, wanted.bit_length()))
             fewer = next((num for num in fits if obstacle_of(num_centroids=num) is None), None)
-            hint = "" if fewer is None else f"; evaluation.num_centroids={fewer} (fewer clusters) includes it"
-            say(f"k-means on patches left out: {obstacle}{hint}")
+            hint = "" if fewer is None else f"; to include it, add evaluation.num_centroids={fewer}"
+            say(f"k-means on patches left out ({obstacle}){hint}")
             return None
         say(
             f"k-means on patches: {num_centroids} clusters instead of {wanted}, to take no longer than the "
@@ -224,13 +224,13 @@ def _fit(
 ) -> Arrays:
     """Fit on the labelled training images `known`. This function gets test features but never test labels."""
     start = time.perf_counter()
-    classify = {
+    classifiers: dict[str, Callable[..., probes.Prediction]] = {
         LINEAR: partial(probes.logistic_regression, scale=candidate.scale),
         SGD: partial(sgd, scale=candidate.scale),
         KNN: probes.knn,
         WHITENED_KNN: probes.whitened_knn,
-    }[classifier]
-    found = classify(train, known.labels, test=test, seed=seed, groups=known.units)
+    }
+    found = classifiers[classifier](train, known.labels, test=test, seed=seed, groups=known.units)
     seconds = np.array(time.perf_counter() - start)
     return {"ranked": found.ranked, "chosen": np.array(json.dumps(found.chosen)), "seconds": seconds}
 

@@ -260,7 +260,9 @@ def pair(train: Packed, test: Packed, *, names: tuple[str, str], is_official: bo
         raise DataError(
             f"{names[1]}: no test image has a label; give --labels FILE.csv with the columns file,label"
         )
-    description = f"{names[0]}: its training and test split" if names[0] == names[1] else " / ".join(names)
+    description = (
+        f"{names[0]}: its own training and test images" if names[0] == names[1] else " / ".join(names)
+    )
     num_unlabelled = len(train) - len(train_rows) + len(test) - len(test_rows)
     digests, test_digests = digest_images(train, train_rows), digest_images(test, test_rows)
     is_copy = are_among(test_digests, digests)

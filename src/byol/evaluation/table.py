@@ -179,7 +179,7 @@ def evaluate(
             )
         say(_describe_judged(candidate, judged))
     if num_reused:
-        say(f"{num_reused} of {len(rows)} rows were computed before; read from {cache_folder}")
+        say(f"{num_reused} of {len(rows)} rows below were computed earlier and come from {cache_folder}")
     table = Table(
         split=splits.description,
         protocol=splits.protocol,
@@ -252,9 +252,9 @@ def _show_split(split: str) -> str:
 def _explain_rows(rows: Sequence[Row]) -> list[str]:
     """Say once what the names of rows and columns mean."""
     names = {row.features for row in rows}
-    target = "; byol target: its moving average, the target network"
+    target = "; byol target: the target network"
     return wrap(
-        f"{ONLINE}: the trained encoder (BYOL below){target if 'byol target' in names else ''}.",
+        f"{ONLINE}: the trained encoder, BYOL{target if 'byol target' in names else ''}.",
         "pca-N: pixels reduced to N numbers; dims: number of features; top-1: share of test images that are "
         "classified correctly; top-5: share whose class is among the first 5 guesses; balanced: mean top-1 "
         "over the classes; C, k, temperature: settings of the classifiers; whitened kNN: kNN on features "

@@ -62,12 +62,14 @@ class Best:
 
     def explain(self, run_dir: Path, *, plan: Plan) -> str:
         """Return the line that says so."""
-        falling = plan.lr_schedule == "cosine"
-        rest = ", but the last steps with a small learning rate often help" if falling else ""
+        advice = {
+            "constant": "You may stop and use it",
+            "cosine": "Better go on: the learning rate falls towards the end, which often helps",
+        }[plan.lr_schedule]
         return (
             f"hardly any progress for {whole_percent(_LONG)} of the run: alignment + uniformity (lower is "
             f"better) has fallen by less than {_GAIN:g}; its lowest value is {-self.value:.2f}, after step "
-            f"{self.done}. You may stop and use the encoder of that step, in {run_dir / FOLDER}{rest}"
+            f"{self.done}. The encoder of that step is in {run_dir / FOLDER}. {advice}"
         )
 
 
