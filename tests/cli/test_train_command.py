@@ -84,7 +84,7 @@ def test_train_eval_embed_load(capsys: Capture) -> None:
     assert "\nJudged without labels, " in said and "\nmost unusual images (" in said
     assert max(map(len, said.splitlines())) <= 130
     assert "\nk-means on patches left out (" in said  # this network computes less than they would
-    assert len(json.loads(Path("runs/a/eval.json").read_text())["rows"]) == 8
+    assert len(json.loads(Path("runs/a/eval.json").read_text())["rows"]) == 12
     assert "logistic regression with few labels: top-1, mean ± std over 5 random draws" in said
     again = succeed(capsys, "eval", "runs/a")
     assert "12 of 12 rows below were computed earlier and come from runs/a/features" in again
