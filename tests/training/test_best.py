@@ -136,7 +136,9 @@ def test_a_falling_rate_is_waited_for(tmp_path: Path) -> None:
     marker, _ = make_marker(tmp_path, make_plan("cosine"))
     assert follow(marker, {10: 1.0, 40: 1.0, 49: 1.0}) == []
     (line,) = follow(marker, {50: 1.0})
-    assert line.endswith("Better go on: the learning rate falls towards the end, which often helps")
+    assert line.endswith(
+        "Better let the run end and use its last encoder: a falling learning rate often helps"
+    )
 
 
 def test_at_the_end_it_is_not_worth_saying(tmp_path: Path) -> None:

@@ -139,8 +139,8 @@ def _train(add: _Add) -> None:
         "--init",
         metavar="WEIGHTS",
         help="start from these weights: the folder of an earlier run, a weights file (FILE:PREFIX takes "
-        "only names that begin with PREFIX), or timm:MODEL, a network of the package timm whose weights "
-        "are already on this computer",
+        "only the weights whose names begin with PREFIX), or timm:MODEL, a network of the package timm whose "
+        "weights are already on this computer",
     )
     add(
         "-n",

@@ -65,7 +65,7 @@ class NetworkConfig(Section):
     projection_head: ProjectionHead = Field(description="Sizes of projector and predictor.")
     fine_tune_from: Text | None = Field(
         description="Weights to start from: a run folder, a weights file (FILE:PREFIX takes only "
-        "names that begin with PREFIX), or timm:MODEL if timm has it here. null: random weights."
+        "weights whose names begin with PREFIX), or timm:MODEL if timm has it here. null: random weights."
     )
     warm_heads: Annotated[int, Field(ge=0)] | None = Field(
         description="Number of first steps that train only the heads while the encoder is frozen. null: 5 % "
