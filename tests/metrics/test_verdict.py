@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from byol.metrics.verdict import Verdict, judge
+from byol.metrics.verdict import Verdict, judge, show_classifier
 
 
 @dataclass(frozen=True)
@@ -98,4 +98,9 @@ def test_patches_are_a_baseline_like_the_others() -> None:
 def test_each_classifier_that_has_judged_both_sides_has_a_verdict() -> None:
     rows = [Row(name, 0.5, classifier) for classifier in ("sgd", "knn") for name in ("pixels", "byol online")]
     assert [verdict.classifier for verdict in judge(rows)] == ["sgd", "knn"]
+    assert [show_classifier(name) for name in ("sgd", "knn", "whitened knn")] == [
+        "sgd",
+        "kNN",
+        "whitened kNN",
+    ]
     assert judge(rows[:1]) == judge(rows[1:2]) == judge([]) == ()

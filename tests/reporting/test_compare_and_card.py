@@ -214,7 +214,8 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     assert rows["best baseline"] == ["50.0 % (45.0 to 55.0) untrained"] * 2
     assert rows["all images: rank"] == ["-", "33.3"] and rows["best step, without labels"] == ["-", "30"]
     assert rows["trainer.seed"] == ["1", "0"] and rows["trainer.batch_size"] == ["10", "20"]
-    assert not any("log_interval" in key or "kNN" in key for key in rows)
+    assert "kNN: byol" in rows
+    assert not any("log_interval" in key or "fixed images: kNN" in key for key in rows)
     assert "cannot be compared" not in text and "not been evaluated" not in text
 
 
@@ -291,7 +292,7 @@ def test_a_card_of_an_evaluated_run(tmp_path: Path) -> None:
         "**BYOL helps: with logistic regression 70.0 % "
         "against untrained 50.0 % and pixels 30.0 %; the intervals "
         "do not overlap.** **BYOL helps: with kNN 70.0 %",
-        "| byol online | knn | 70.0 % | 65.0 to 75.0 % | 60.0 % |", "The encoder of step 30",
+        "| byol online | kNN | 70.0 % | 65.0 to 75.0 % | 60.0 % |", "The encoder of step 30",
         "byol train config.yaml -o runs/again && byol eval runs/again", "equal bit for bit",
     ):  # fmt: skip
         assert part in text, part

@@ -107,8 +107,8 @@ class Description:
         legend = wrap(
             "view-retrieval accuracy: how often a view is most similar to the other view of its image (by "
             f"chance 1 in {self.num_measured:,}); effective rank: number of independent directions in the "
-            "features; alignment: distance between two views of an image; uniformity: how evenly the images "
-            "spread; the last two are better if lower."
+            "features; alignment: distance between two views of an image; uniformity: low if images spread "
+            "evenly; the last two are better if lower."
         )
         lines = [about, "", *self._render_encoders(), "", *legend, ""]
         lines += wrap(self.verdict)

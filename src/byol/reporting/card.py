@@ -225,7 +225,7 @@ def _describe_results(run: RunSummary) -> str:
     for row in run.table.rows:
         interval = f"{percent_range(row.low95, row.high95)} %"
         figures = f"{percent(row.top1)} | {interval} | {percent(row.balanced)}"
-        lines.append(f"| {row.features} | {row.classifier} | {figures} |")
+        lines.append(f"| {row.features} | {show_classifier(row.classifier)} | {figures} |")
     about = (
         f"{run.table.fields['split']}; {run.table.images}. The classifiers use frozen features; their "
         "settings were chosen on splits of the training images. The 95 % intervals are over "

@@ -7,7 +7,11 @@ import yaml
 from byol.reporting.run_summary import Accuracy, RunSummary
 
 _TAGS = ("byol", "self-supervised-learning", "image-feature-extraction")
-_CLASSIFIERS = {"knn": "k-nearest neighbours", "sgd": "a linear classifier"}
+_CLASSIFIERS = {
+    "knn": "k-nearest neighbours",
+    "whitened knn": "k-nearest neighbours (whitened)",
+    "sgd": "a linear classifier",
+}
 
 
 def write_metadata(facts: RunSummary | None, *, library: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from byol.base.errors import ConfigError
 from byol.base.text_table import percent, percent_range, render_columns
 from byol.config import diff_configs, keys
-from byol.metrics.verdict import Judged
+from byol.metrics.verdict import Judged, show_classifier
 from byol.reporting.run_summary import RunSummary, read_summary
 
 _NONE = "-"
@@ -112,7 +112,7 @@ def _list_results(runs: Sequence[RunSummary]) -> list[Row]:
             _NONE if one is None else f"{_show_top1(one.baseline)} {one.baseline.features}"
             for one in verdicts
         ]
-        rows += [[f"{classifier}: byol", *online], ["  best baseline", *baseline]]
+        rows += [[f"{show_classifier(classifier)}: byol", *online], ["  best baseline", *baseline]]
     return rows
 
 
