@@ -64,7 +64,7 @@ class Best:
         """Return the line that says so."""
         advice = {
             "constant": "You may stop and use it",
-            "cosine": "Better let the run end and use its last encoder: a falling learning rate often helps",
+            "cosine": "Let it end and use its last encoder: byol lowers the learning rate, which often helps",
         }[plan.lr_schedule]
         return (
             f"hardly any progress for {whole_percent(_LONG)} of the run: alignment + uniformity (lower is "
