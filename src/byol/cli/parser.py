@@ -217,7 +217,7 @@ def _eval(add: _Add) -> None:
         "--metadata",
         type=Path,
         help="CSV file with a column 'file' and others, such as plate: warn if the features predict "
-        "these columns (a batch effect)",
+        "these columns, which they should not (a batch effect)",
     )
 
 
