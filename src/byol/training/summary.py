@@ -38,10 +38,12 @@ def describe_setup(
     has_choice = ranks.device.type == "cpu" and config.trainer.convolution == "fast"
     kernels = f"; {explain_kernels()}" if has_choice else ""
     s = config.data_transforms.s
-    changes = "changed as usual" if s == 1.0 else f"colours changed {s:g} times as strongly as usual"
+    changes = (
+        "" if s == 1.0 else f", with colour changes of {s:g} times the usual strength (data_transforms.s)"
+    )
     lines = [
         f"{len(images):,} images with {channels}, stored at {images.stored_px} px; views of {config.view_px} "
-        f"px, {changes} (data_transforms.s={s:g})",
+        f"px{changes}",
         f"network {config.network.name}{_explain_name(config.network.name)}, {stem} stem, "
         f"{precision} on {ranks.device}{ranks_text}{kernels}",
         f"batch size {plan.batch_size:,}, {plan.steps_per_epoch:,} steps (full batches) per epoch, "
