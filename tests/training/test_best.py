@@ -137,7 +137,7 @@ def test_a_falling_rate_is_waited_for(tmp_path: Path) -> None:
     assert follow(marker, {10: 1.0, 40: 1.0, 49: 1.0}) == []
     (line,) = follow(marker, {50: 1.0})
     assert line.endswith(
-        "Let it end and use its last encoder: byol lowers the learning rate, which often helps"
+        "Let the run end and use its last encoder: its learning rate falls, which often helps"
     )
 
 

@@ -64,7 +64,7 @@ class Best:
         """Return the line that says so."""
         advice = {
             "constant": "You may stop and use it",
-            "cosine": "Let it end and use its last encoder: byol lowers the learning rate, which often helps",
+            "cosine": "Let the run end and use its last encoder: its learning rate falls, which often helps",
         }[plan.lr_schedule]
         return (
             f"hardly any progress for {whole_percent(_LONG)} of the run: alignment + uniformity (lower is "
