@@ -232,7 +232,12 @@ def test_the_description_in_words(run_dir: Path) -> None:
         "uniformity",
     ]  # fmt: skip
     assert lines[4].startswith("untrained ") and lines[5].startswith("byol online ")
-    verdict = lines[7 : lines.index("", 7)]
+    assert lines[7].startswith(
+        "view-retrieval accuracy: how often a view is most similar to the other view of its"
+    )
+    assert "(by chance 1 in 31)" in " ".join(lines[7:10])
+    start = lines.index("", 7) + 1
+    verdict = lines[start : lines.index("", start)]
     assert " ".join(verdict) == found.verdict and max(map(len, lines)) <= 120
     assert "WARNING" not in found.render()
     first = found.outliers[0]
