@@ -143,7 +143,7 @@ class Description:
         """List columns with warnings first. A single warning text keeps the output on one screen."""
         columns = sorted(self.metadata, key=lambda one: not one.warning)
         about = (
-            "can features tell the folder (or plate, ...) of an image? Yes, if accuracy is far above chance: "
+            "can features tell the folder (or plate, ...)? Yes, if accuracy is far above chance: "
             "good for classes, bad for plates"
         )
         cells = [["column", "values", "balanced accuracy", "95 % interval", "chance", ""]]
