@@ -105,10 +105,9 @@ class Description:
         if self.num_measured < self.num_images:
             about = f"without labels; the first table is of {self.num_measured:,} of the {of_all}"
         legend = wrap(
-            "view-retrieval accuracy: how often a view is most similar to the other view of its image (by "
-            f"chance 1 in {self.num_measured:,}); effective rank: number of independent directions in the "
-            "features; alignment: distance between two views of an image; uniformity: low if images spread "
-            "evenly; the last two are better if lower."
+            "view-retrieval accuracy: how often a view finds the other view of its image (by chance 1 in "
+            f"{self.num_measured:,}); alignment: distance between two views of an image; uniformity: low if "
+            "images spread evenly (lower is better for both)."
         )
         lines = [about, "", *self._render_encoders(), "", *legend, ""]
         lines += wrap(self.verdict)
