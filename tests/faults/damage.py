@@ -161,7 +161,7 @@ def _compare(before: Outcome, files: Sequence[str]) -> list[str]:
 
 def list_jobs(*, short: bool) -> Iterator[Job]:
     """All of them, each for a process and a folder of its own."""
-    num = 3 if short else 20
+    num = 3 if short else 10
     for seed, (pattern, title) in enumerate(
         (
             ("a/checkpoints/*.pt", "A checkpoint"),

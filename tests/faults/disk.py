@@ -254,7 +254,7 @@ def list_jobs(*, short: bool) -> Iterator[Job]:
     for part in range(parts):
         yield partial(write_errors, errno.ENOSPC, lasting=True, part=part, parts=parts, stride=stride)
     for number, lasting in ((errno.EDQUOT, True), (errno.EFBIG, True), (errno.EIO, False)):
-        yield partial(write_errors, number, lasting=lasting, part=0, parts=1, stride=120 if short else 7)
+        yield partial(write_errors, number, lasting=lasting, part=0, parts=1, stride=120 if short else 14)
     for title, arguments, clean, step in (
         ("byol eval", ("eval", RUN), ("runs/a/features", "runs/a/eval.json"), 7),
         ("byol report", ("report", RUN), ("runs/a/report.html",), 1),

@@ -1,4 +1,4 @@
-"""Kills and signals, at random moments and in every file operation; then the same command again."""
+"""Kills and signals, at random moments and in the middle of file operations; then the same command again."""
 
 import random
 import re
@@ -117,10 +117,10 @@ def in_every_operation(*, part: int, parts: int, stride: int) -> Result:
         wrong = finish(command, Path(RUN), expected)
         ends["identical"] += not wrong
         problems += [f"operation {number}: {text}" for text in wrong]
-    how = "the shim kills in each open, write (half of it done), fsync, rename, mkdir, unlink and truncate"
+    how = "the shim kills in an open, write (half of it done), fsync, rename, mkdir, unlink and truncate"
     return Result(
         _GROUP,
-        "SIGKILL in the middle of every file operation of a run",
+        "SIGKILL in the middle of file operations of a run",
         how,
         _SAME,
         tried,
@@ -161,7 +161,7 @@ def _results_of(paths: tuple[str, ...]) -> dict[str, object]:
 def kill_command(
     title: str, arguments: tuple[str, ...], files: tuple[str, ...], clean: tuple[str, ...], *, stride: int
 ) -> Result:
-    """kill -9 in every file operation of a command that is given after a training."""
+    """kill -9 in the middle of file operations of a command that is given after a training."""
     start_anew()
     trained = run(*train_command())
     assert trained.code == 0, explain(trained)
@@ -185,7 +185,7 @@ def kill_command(
         ends["identical"] += not wrong
         problems += [f"operation {number}: {path} differs" for path in wrong]
     return Result(
-        _GROUP, f"SIGKILL in the middle of every file operation of {title}", "as for a run",
+        _GROUP, f"SIGKILL in the middle of file operations of {title}", "as for a run",
         "the same command gives the same result; the run is as it was", tried, ends, tuple(problems),
     )  # fmt: skip
 
@@ -200,7 +200,7 @@ def _remove(path: Path) -> None:
 
 def list_jobs(*, short: bool) -> Iterator[Job]:
     """All of them, each for a process and a folder of its own."""
-    num, stride = (3, 40) if short else (12, 1)
+    num, stride = (3, 40) if short else (12, 2)
     parts = 1 if short else 4
     for part in range(parts):
         yield partial(in_every_operation, part=part, parts=parts, stride=stride)
