@@ -66,7 +66,7 @@ def test_config_yaml_unchanged_for_two_epochs(folder: Path, capsys: pytest.Captu
     assert {(row["features"], row["classifier"]) for row in table["rows"]} == {
         (features, classifier)
         for features in ("pixels", "untrained", "byol online", "byol target")
-        for classifier in ("logistic regression", "knn")
+        for classifier in ("logistic regression", "knn", "whitened knn")
     }
     assert all(0.0 <= row["low95"] <= row["top1"] <= row["high95"] <= 1.0 for row in table["rows"])
     timm.create_model("resnet18", num_classes=0).load_state_dict(
