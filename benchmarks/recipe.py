@@ -185,8 +185,7 @@ def _embed(encoder: Any, images: Path, *, run_dir: str) -> tuple[Any, list[str]]
 
     from byol.encoder.encoder import gather
 
-    files = sorted(path for path in images.rglob("*") if path.is_file())
-    files = files[:: -(-len(files) // MOST_LABELLED)]
+    files = list_evaluated(images)
     list_file = Path(run_dir) / "images.txt"
     list_file.write_text("".join(f"{path.resolve()}\n" for path in files), encoding="utf-8")
     blocks = list(encoder.embed_source(gather(list_file, encoder.spec)))
@@ -291,6 +290,17 @@ def evaluate(embed: Any, folder: Path, name: str) -> dict[str, float]:
     some = torch.from_numpy(test[np.linspace(0, len(test) - 1, min(len(test), NUM_RANKED)).astype(int)])
     whitened = probes.whitened_knn(train, labels, test=test, seed=0).labels
     return found | {"rank": round(float(health.measure_rank(some)), 1), "whitened_knn": percent(whitened)}
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return the files of a folder, sorted by path."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def list_evaluated(folder: Path) -> list[Path]:
+    """Return at most MOST_LABELLED files of a folder, evenly spread over the sorted ones."""
+    files = list_files(folder)
+    return files[:: -(-len(files) // MOST_LABELLED)]
 
 
 def append(row: Row, path: Path) -> None:

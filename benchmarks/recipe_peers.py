@@ -111,7 +111,9 @@ def main() -> None:
     torch.manual_seed(options.seed)
     folder = options.sets / options.set
     peer = PEERS[options.peer]()
-    passes = train(peer, _read(_list(folder / "train")), seconds=60.0 * options.minutes, seed=options.seed)
+    passes = train(
+        peer, _read(recipe.list_files(folder / "train")), seconds=60.0 * options.minutes, seed=options.seed
+    )
     result = recipe.evaluate(partial(embed, peer), folder, options.set)
     row = recipe.Row(
         commit=recipe.find_commit(), change=f"lightly's {options.peer}", set=options.set, seed=options.seed,
@@ -138,8 +140,7 @@ def train(peer: Any, images: list[Image.Image], *, seconds: float, seed: int) ->
 
 def embed(peer: Any, folder: Path) -> tuple[Any, list[str]]:
     """Return the backbone's features of the images, and their paths."""
-    files = _list(folder)
-    files = files[:: -(-len(files) // recipe.MOST_LABELLED)]
+    files = recipe.list_evaluated(folder)
     prepare = v2.Compose(
         [
             v2.Resize((PX, PX), antialias=True),
@@ -167,10 +168,6 @@ def _order(num_images: int, *, seed: int) -> Iterator[Any]:
     while True:
         order = generator.permutation(num_images)
         yield from order[: num_images // BATCH * BATCH].reshape(-1, BATCH)
-
-
-def _list(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _read(files: list[Path]) -> list[Image.Image]:
