@@ -172,6 +172,7 @@ def count_work(spec: EncoderSpec, *, num_centroids: int) -> int:
     return _count_places(px) ** 2 * num_components * (num_values + num_centroids)
 
 
+@cache  # asked for each number of centroids that is tried
 def count_encoder_work(spec: EncoderSpec) -> int:
     """Return the multiplications per image of the encoder's convolutions and linear layers."""
     with torch.device("meta"):  # shapes only: nothing is computed
