@@ -231,6 +231,8 @@ def test_vicreg_terms_are_chosen_where_they_were_measured_to_help() -> None:
     )
     assert decide(is_grey=True, channels=1).config.trainer.vicreg_weight == 1.0
     assert decide(bits=16).config.trainer.vicreg_weight == 1.0
+    nothing_else_is_open = decide("trainer.accumulation_steps=1", "trainer.max_hours=1")
+    assert nothing_else_is_open.config.trainer.vicreg_weight == 1.0
     for other in (
         decide("network.fine_tune_from=runs/a"),
         decide(machine=GPU),

@@ -495,6 +495,18 @@ def test_presets_are_valid_and_read_back_equal(tmp_path: Path, preset: str) -> N
     assert leaves(yaml.safe_load(dumped.read_text())).keys() == leaves(config.model_dump()).keys()
 
 
+def test_a_configuration_of_a_run_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    """Otherwise the preset's values would take the place of the lost ones."""
+    text = dump_config(load_config(None, ["evaluation.test=other"], preset="demo"))
+    lines = text.splitlines(keepends=True)
+    cuts = ["".join(lines[:count]) for count in range(2, len(lines))]
+    assert cuts[-1] + "# end\n" == text
+    for cut in [*cuts, text[:-2], text[:-3], text[:200]]:
+        with pytest.raises(ConfigError, match=r"my\.yaml: is cut short, its last line '# end' is missing"):
+            load_config(write(tmp_path, cut), [], preset=None)
+    assert load_config(write(tmp_path, text[:-1]), [], preset=None).evaluation.test == "other"
+
+
 @pytest.mark.parametrize(
     "name", ["None", "1e5", "0x10", "yes", "a: b # c", "émile", "x\ny", " ", "null", "'", "~"]
 )

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from byol.auto import resolve
+from byol.base import disk
 from byol.cli.main import main
 from byol.config import Config
-from byol.data.decode import content, disk
+from byol.data.decode import content
 from byol.training.step_benchmark import StepBenchmark
 from edits import edit_json
 

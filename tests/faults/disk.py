@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from byol.data.decode import disk as reading
+from byol.base import disk as reading
 from byol.runfolder import checkpoint
 from faults import system
 from faults.children import Ended, run
@@ -189,8 +189,8 @@ def read_errors(number: int, *, lasting: bool, stride: int, images: str = IMAGES
     return Result(_GROUP, name, how, promised, tried, ends, tuple(problems))
 
 
-def read_errors_of_the_run(number: int, *, stride: int) -> Result:
-    """Reading the run's or the pack's own files fails when a stopped run continues."""
+def read_errors_of_the_run(number: int, *, lasting: bool, stride: int) -> Result:
+    """Reading the run's or the pack's own files fails when a stopped run continues, once or always."""
     expected = _expect()
     shutil.rmtree("stopped", ignore_errors=True)
     start_anew()
@@ -203,13 +203,14 @@ def read_errors_of_the_run(number: int, *, stride: int) -> Result:
     for place in range(1, reads + 1, stride):
         start_anew("runs")
         shutil.copytree("stopped", "runs")
-        fault = Fault(place, operations=READS, pattern=OUTPUT, error=number)
+        fault = Fault(place, operations=READS, pattern=OUTPUT, error=number, lasting=lasting)
         ended = run(*train_command(), fault=fault, prepare=_no_pauses)
         tried += 1
         problems += _judge(ended, expected, ends, where=f"read {place}")
     promised = "read again, or one clear line and the same command continues, identical"
-    how = "from the n-th open, read or map of a file of the run or the pack, as a stopped run continues"
-    name = f"{errno.errorcode[number]} once from the run's own files"
+    on = " on" if lasting else ""
+    how = f"from the n-th open, read or map{on} of a file of the run or the pack, as a stopped run continues"
+    name = f"{errno.errorcode[number]} {'always' if lasting else 'once'} from the run's own files"
     return Result(_GROUP, name, how, promised, tried, ends, tuple(problems))
 
 
@@ -271,6 +272,7 @@ def list_jobs(*, short: bool) -> Iterator[Job]:
         yield partial(read_errors, number, lasting=True, stride=30 if short else 9)
     yield partial(read_errors, errno.EIO, lasting=False, stride=40 if short else 9, images=TAR)
     yield partial(read_errors, errno.EIO, lasting=True, stride=40 if short else 9, images=TAR)
-    yield partial(read_errors_of_the_run, errno.EIO, stride=30 if short else 1)
+    yield partial(read_errors_of_the_run, errno.EIO, lasting=False, stride=30 if short else 1)
+    yield partial(read_errors_of_the_run, errno.EIO, lasting=True, stride=40 if short else 4)
     yield no_maps
     yield few_handles

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from byol.base.errors import CheckpointError, RunMismatchError
+from byol.base.errors import CheckpointError, DiskReadError, RunMismatchError
 from byol.base.files import write_atomically
 from byol.config import load_config
 from byol.runfolder import checkpoint
+from failing_disk import fail_reading
 
 
 def make_network() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -104,6 +105,22 @@ def test_a_damaged_newest_is_passed_over(tmp_path: Path, damage: str) -> None:
     assert done == 5 and len(notes) == 1 and newest.name in notes[0] and "continuing from" in notes[0]
     for got, wanted in zip(network.state_dict().values(), expected, strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("suffix", ["", ".sha256"])
+def test_a_newest_that_the_disk_does_not_give_is_not_passed_over(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, optimizer = make_network()
+    save(tmp_path, 5, network, optimizer)
+    newest = save(tmp_path, 10, network, optimizer)
+    with monkeypatch.context() as patched:
+        fail_reading(patched, times=99, name=newest.name + suffix)
+        message = r"may be intact: .*, or delete the file to continue from an earlier one"
+        with pytest.raises(DiskReadError, match=message):
+            checkpoint.read_latest(tmp_path)
+    fail_reading(monkeypatch, times=2, name=newest.name + suffix)
+    assert restore(tmp_path, network, optimizer) == (10, [])
 
 
 def test_all_damaged_is_an_error(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from byol.base.errors import CheckpointError
+from byol.base.errors import CheckpointError, DiskReadError
 from byol.config import load_config
 from byol.encoder.encoder import save_encoder
 from byol.method.networks import build_encoder
@@ -15,6 +15,7 @@ from byol.method.schedule import Plan
 from byol.metrics.health import Health, Measures
 from byol.training import best
 from byol.training.best import Best, Marked, Marker, score
+from failing_disk import fail_reading
 from runs import make_spec
 
 WELL = Health(0.25, 12.0, "healthy")
@@ -77,6 +78,31 @@ def test_a_damaged_best_json_is_written_anew_and_a_lost_encoder_is_replaced(tmp_
     assert "the encoder of step 20" in line and "is damaged" in line and best.read(tmp_path) is None
     follow(marker, {40: 1.0})
     assert saved == [40] and best.read(tmp_path) == Marked(40, best.MEASURE, 1.0)
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.json", "best.json"])
+def test_an_encoder_that_the_disk_does_not_give_is_not_lost(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = make_marker(tmp_path, make_plan())
+    follow(first, {20: 2.0})
+    with torch.random.fork_rng():
+        encoder = build_encoder("test_resnet", channels=3, view_px=16, stem="standard")
+    save_encoder(tmp_path / "best", encoder, make_spec())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    marker, _ = make_marker(tmp_path, make_plan(), before=first)
+    with monkeypatch.context() as patched:
+        fail_reading(patched, times=99, name=name)
+        with pytest.raises(DiskReadError, match=f"{name}: .*may be intact"):
+            marker.mend()
+        if name == "best.json":
+            with pytest.raises(DiskReadError, match="may be intact"):
+                best.forget(tmp_path, after=10)
+    assert marker.best == first.best
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with monkeypatch.context() as patched:
+        fail_reading(patched, times=2, name=name)
+        assert marker.mend() == []
 
 
 def test_a_run_that_is_all_warm_up_has_one_too(tmp_path: Path) -> None:

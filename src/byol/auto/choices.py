@@ -109,7 +109,8 @@ def choose(
     if resolved.unset and measure is not None:
         trial = resolved.resolve({"trainer": {"accumulation_steps": 1, "max_epochs": 1}}).config
         benchmark = measure(trial, "trainer.accumulation_steps" in resolved.unset)
-    choices += _choose_vicreg(resolved, device=machine.device)
+    if "trainer.vicreg_weight" in partial_config.resolvable:
+        choices += _choose_vicreg(resolved.config, device=machine.device)
     choices += _choose_num_microbatches(resolved, benchmark)
     choices += choose_threads(benchmark)
     choices += _choose_length(resolved, benchmark, num_images=num_images, device=machine.device)
@@ -254,11 +255,8 @@ def _choose_num_microbatches(partial_config: PartialConfig, benchmark: StepBench
     return [Choice("trainer.accumulation_steps", parts, words, reason)]
 
 
-def _choose_vicreg(partial_config: PartialConfig, *, device: DeviceName) -> list[Choice]:
+def _choose_vicreg(config: Config, *, device: DeviceName) -> list[Choice]:
     """Choose VICReg's terms where they were measured to help: random weights, a CPU, these domains."""
-    if "trainer.vicreg_weight" not in partial_config.resolvable:
-        return []
-    config = partial_config.config
     domain, is_random = config.data_transforms.domain, config.network.fine_tune_from is None
     if not is_random or device != "cpu" or domain not in VICREG_DOMAINS:
         return []

@@ -6,7 +6,8 @@ ByolError                   exit code 1
 │   └── NoLabelsError       no image has a label
 ├── CheckpointError         a run folder, checkpoint or encoder that cannot be read or written
 │   ├── RunMismatchError    the run folder belongs to another configuration or other data
-│   └── RunInUseError       another process writes into the run folder
+│   ├── RunInUseError       another process writes into the run folder
+│   └── DiskReadError       the system could not read a file, which may be intact
 ├── OutputError             standard output cannot be written
 ├── RankLostError           another rank of a distributed run has ended or does not answer
 ├── DivergedError           loss or gradient stopped being finite
@@ -71,6 +72,10 @@ class NoLabelsError(DataError):
 
 class CheckpointError(ByolError):
     """A run folder, checkpoint or encoder file that cannot be read or written."""
+
+
+class DiskReadError(CheckpointError):
+    """The disk or the network did not give a file in several attempts; the file itself may be intact."""
 
 
 class RunMismatchError(CheckpointError):

@@ -11,6 +11,7 @@ from errno import EISDIR
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from byol.base.disk import read_bytes
 from byol.base.errors import CheckpointError
 from byol.base.records import add_checksum, take_checksum
 
@@ -168,11 +169,12 @@ def read_fields(
 
     Raises:
         CheckpointError: the file is damaged, of another format, or refused by `make`; ends with `advice`.
+        DiskReadError: the system could not read it.
     """
     if not path.exists():
         return None
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(read_bytes(path))
         take_checksum(fields)
         found = fields.pop("format")
         if found not in versions:

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 
 from byol.base.console import complain, finish_output, prepare_streams
+from byol.base.disk import describe, is_of_the_disk
 from byol.base.errors import ByolError, ConfigError, Interrupted
 from byol.base.signals import show_signal
 from byol.cli.commands import EXIT_INTERRUPTED
 from byol.cli.parser import make_parser
-from byol.data.decode.disk import describe, is_of_the_disk
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=.*|--[A-Za-z_][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
 _OVERRIDE_FLAG = re.compile(r"--[A-Za-z_][\w-]*(\.[\w-]+)+")

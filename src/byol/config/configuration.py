@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from byol.base.disk import read_bytes
 from byol.base.errors import ConfigError
 from byol.config import keys, yaml_text
 from byol.config.conflicts import find_conflicts
@@ -27,6 +28,7 @@ from byol.config.yaml_text import Entry, UnreadableError
 PRESETS = ("classic", "paper", "default", "demo")
 DOMAINS = ("photo", "grey", "microscopy", "satellite", "medical", "industrial")
 _DOMAIN_KEY = "data_transforms.domain"
+_HEAD, _END = '# The complete configuration of a run of byol; the last line is "# end".', "# end"
 # Layers; later ones override earlier ones. Values that a user has written override those that byol chooses.
 _PRESET, _DOMAIN, _CHOSEN, _FILE, _OVERRIDE = range(5)
 # Settings that are resolved together with unset ones if they have this value; a run does not need that.
@@ -163,8 +165,11 @@ def write_override(key: str, value: object) -> str:
 
 
 def dump_config(config: Config) -> str:
-    """Return the complete configuration as YAML, which `load_config` reads back as an equal one."""
-    return yaml_text.write(config.model_dump())
+    """Return the complete configuration as YAML, which `load_config` reads back as an equal one.
+
+    If its end is lost, `load_config` refuses it: values of the preset would take the place of lost ones.
+    """
+    return f"{_HEAD}\n{yaml_text.write(config.model_dump())}{_END}\n"
 
 
 def diff_configs(old: Config | dict[str, Any], new: Config) -> list[str]:
@@ -208,7 +213,13 @@ def json_schema() -> str:
 
 def _read_file(path: Path, problems: list[str]) -> dict[str, Entry]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
+        if _is_cut(text):
+            problems.append(
+                f"{path}: is cut short, its last line '{_END}' is missing; restore the file, or add the "
+                "missing settings (`byol config` prints all) and that line"
+            )
+            return {}
         return _collect(yaml_text.read_mapping(text, name=str(path)), problems, place=str(path), layer=_FILE)
     except UnicodeDecodeError as error:
         problems.append(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8")
@@ -221,6 +232,11 @@ def _read_file(path: Path, problems: list[str]) -> dict[str, Entry]:
     except UnreadableError as error:
         problems.append(str(error))
     return {}
+
+
+def _is_cut(text: str) -> bool:
+    """Return whether the text of `dump_config` has lost its end. Files that people write never have."""
+    return text.startswith(_HEAD) and _END not in text.splitlines()
 
 
 def _read_override(override: str, problems: list[str]) -> dict[str, Entry]:

@@ -24,6 +24,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save
 from torch import nn
 
+from byol.base.disk import read_bytes
 from byol.base.errors import CheckpointError, ConfigError, DataError
 from byol.base.files import check_writable, write_atomically
 from byol.base.records import add_checksum, check_tensors, seal_tensors, take_checksum
@@ -257,7 +258,7 @@ def load_classifier(folder: str | Path, *, device: str = "auto") -> Classifier:
 
 def _read_spec(path: Path) -> ClassifierSpec:
     try:
-        content = from_json(path.read_bytes())
+        content = from_json(read_bytes(path))
         if isinstance(content, dict):
             take_checksum(content)
     except (OSError, ValueError) as error:
@@ -277,7 +278,7 @@ def _read_spec(path: Path) -> ClassifierSpec:
 
 def _read_linear(path: Path) -> Linear:
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         check_tensors(content)
         tensors = load_tensors(content)
         return Linear(tensors["weight"], tensors["bias"])

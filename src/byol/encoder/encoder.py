@@ -27,6 +27,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from byol.base.console import Count
+from byol.base.disk import read_bytes
 from byol.base.errors import CheckpointError, ConfigError, DataError, ValueRangeWarning
 from byol.base.files import write_atomically
 from byol.base.records import check_tensors, seal_tensors
@@ -329,7 +330,7 @@ def _find(folder: Path, name: str) -> Path:
 def _fill(module: nn.Module, path: Path, *, spec: EncoderSpec) -> None:
     """Load the weights into the module; every key and shape must match."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         check_tensors(content)
         given, stem = unmark_stem(load_tensors(content))
     except (SafetensorError, OSError, ValueError) as error:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from byol.base.console import Say
+from byol.base.disk import DiskError
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
-from byol.data.decode.disk import DiskError
 from byol.data.decode.image import Square
 from byol.data.decode.index import Source
 from byol.data.pack.partial import csv_line

@@ -12,6 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
+from byol.base.disk import read_bytes
 from byol.base.errors import CheckpointError, ConfigError
 from byol.base.records import add_checksum, take_checksum
 from byol.config import Config
@@ -143,7 +144,7 @@ def read_spec(path: Path) -> EncoderSpec:
         CheckpointError: the file is damaged or of an unknown format.
     """
     try:
-        content = from_json(path.read_bytes())
+        content = from_json(read_bytes(path))
         if isinstance(content, dict):
             take_checksum(content)
     except (OSError, ValueError) as error:

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from byol.base.console import Count, Say, silent
+from byol.base.disk import read_bytes
 from byol.base.errors import ConfigError, DataError
 from byol.base.files import write_atomically
 from byol.base.version import __version__
@@ -272,7 +273,7 @@ def _describe(run: RunSummary, shown: _Shown | None, places: Json | None, *, mis
         "pictures": None if shown is None else _describe_pictures(run, shown),
         "map": places,
         "map_total": None if shown is None else len(shown.embedded.images),
-        "config_text": Markup.escape((run.run_dir / "config.yaml").read_text(encoding="utf-8")),
+        "config_text": Markup.escape(read_bytes(run.run_dir / "config.yaml").decode()),
         "added_terms": run.added_terms,
         "data": _find_data(run, shown),
         "versions": _find_versions(),

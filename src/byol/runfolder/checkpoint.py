@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from byol.base.errors import CheckpointError, ConfigError, RunMismatchError
+from byol.base.disk import read_bytes
+from byol.base.errors import CheckpointError, ConfigError, DiskReadError, RunMismatchError
 from byol.base.files import is_temporary, write_atomically
 from byol.config import Config, diff_configs, dump_config, load_config
 from byol.runfolder.lock import LOCK_FILES
@@ -132,7 +133,7 @@ def _is_young_run(run_dir: Path) -> bool:
     if not names <= {path.name, *_BEFORE_A_CHECKPOINT} or not path.is_file():
         return False
     try:
-        return path.read_bytes() == dump_config(load_config(path, [], preset=None)).encode()
+        return read_bytes(path) == dump_config(load_config(path, [], preset=None)).encode()
     except ConfigError:
         return False
 
@@ -196,8 +197,8 @@ def read(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing or damaged, or this version does not know its format.
     """
     try:
-        data = path.read_bytes()
-        wanted = _checksum_path(path).read_text(encoding="utf-8")
+        data = read_bytes(path)
+        wanted = read_bytes(_checksum_path(path)).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     if hashlib.sha256(data).hexdigest() != wanted:
@@ -228,11 +229,14 @@ def read_latest(run_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
     Raises:
         CheckpointError: there are checkpoints, but all of them are damaged.
+        DiskReadError: the system could not read the newest one that may be undamaged.
     """
     problems: list[str] = []
     for path in list_checkpoints(run_dir):
         try:
             state = read(path)
+        except DiskReadError as error:
+            raise DiskReadError(f"{error}, or delete the file to continue from an earlier one") from None
         except CheckpointError as error:
             problems.append(str(error))
             continue

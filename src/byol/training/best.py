@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from byol.base.errors import CheckpointError
+from byol.base.errors import CheckpointError, DiskReadError
 from byol.base.files import read_fields, write_fields
 from byol.base.text_table import whole_percent
 from byol.encoder.encoder import WEIGHTS_NAME, load
@@ -101,12 +101,15 @@ class Marker:
 
         Raises:
             CheckpointError: `best.json` cannot be written.
+            DiskReadError: the system could not read a file.
         """
         if self._save is None or self.best.done == 0:
             return []
         folder = self._run_dir / FOLDER
         try:
             load(folder, device="cpu")
+        except DiskReadError as error:
+            raise DiskReadError(f"{error}, or delete {folder} to go on without this encoder") from None
         except CheckpointError:
             step = self.best.done
             self.best = replace(self.best, done=0, value=-float("inf"))
@@ -117,6 +120,8 @@ class Marker:
             ]
         try:
             is_there = read(self._run_dir) is not None
+        except DiskReadError:
+            raise
         except CheckpointError:
             is_there = False
         if not is_there:
@@ -157,6 +162,8 @@ def forget(run_dir: Path, *, after: int) -> None:
     """Delete the best encoder if it is of a later step, because the run goes back to step `after`."""
     try:
         marked = read(run_dir)
+    except DiskReadError:
+        raise
     except CheckpointError:
         marked = None
     if marked is not None and marked.done > after:

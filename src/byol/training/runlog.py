@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 from byol.base.console import draws_bars, print_line
+from byol.base.disk import read_bytes
 from byol.base.errors import CheckpointError
 from byol.base.files import write_atomically
 from byol.base.text_table import whole_percent
@@ -178,7 +179,7 @@ def read_metrics(run_dir: Path) -> list[Metrics]:
     if not path.exists():
         return []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_bytes(path).decode().split("\n")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: is not UTF-8 text (byte {error.start}); delete it") from None
     metrics = []

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from byol.base.console import print_line
-from byol.base.errors import CheckpointError, DataError, RunMismatchError
+from byol.base.errors import CheckpointError, DataError, DiskReadError, RunMismatchError
 from byol.config import Config
 from byol.data.pack.batches import Batches
 from byol.data.pack.images import open_images
@@ -206,6 +206,8 @@ def _read_begun_spec(run_dir: Path) -> EncoderSpec | None:
         return None
     try:
         return read_spec(path)
+    except DiskReadError:
+        raise
     except CheckpointError:  # damaged; byol will write it again
         return None
 

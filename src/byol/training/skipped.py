@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from byol.base.disk import read_bytes
 from byol.base.errors import CheckpointError
 from byol.base.files import read_fields, write_atomically, write_fields
 
@@ -130,7 +131,7 @@ def read_weights(run_dir: Path, skipped: Skipped) -> dict[str, Tensor]:
         )
     path = run_dir / FOLDER / skipped.weights
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: no such file; byol keeps the weights of the last {KEEP_WEIGHTS} places where steps "

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from byol.base import disk
+from byol.base.disk import DiskError, is_of_the_disk, is_worth_a_try, try_again
 from byol.base.errors import DataError
-from byol.data.decode import disk, opened
-from byol.data.decode.disk import DiskError, is_of_the_disk, is_worth_a_try, try_again
+from byol.data.decode import opened
 from byol.data.decode.image import decode, peek, read_square
 
 pytestmark = pytest.mark.usefixtures("pauses")

@@ -20,11 +20,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from byol.base import locks
+from byol.base import disk, locks
 from byol.base.console import silent
 from byol.base.errors import DataError
 from byol.config import load_config
-from byol.data.decode import disk
 from byol.data.decode.fitting import fit, place_on_canvas
 from byol.data.decode.formats import Geometry, ImageArray
 from byol.data.decode.image import DECODER

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import byol
+from byol.base import disk
 from byol.base.errors import DataError
 from byol.cli.main import main
 from byol.config import load_config
-from byol.data.decode import disk
 from byol.data.decode.image import decode
 from byol.data.pack.images import open_images
 from byol.data.sources import tars

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from byol.base import disk
 from byol.base.errors import DataError
-from byol.data.decode import disk
 from byol.data.sources.opening import FileSource, open_folder
 from byol.data.sources.summary import describe_passed_by
 

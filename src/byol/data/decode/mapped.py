@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from byol.base.disk import describe
 from byol.base.errors import DataError
-from byol.data.decode.disk import describe
 
 
 def load_array(path: Path) -> tuple[NDArray[Any], str | None]:

@@ -13,9 +13,9 @@ from typing import NoReturn, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
+from byol.base.disk import is_of_the_disk, try_again
 from byol.base.errors import DataError
 from byol.data.decode.content import HEAD_BYTES, find_false_suffix, image_kind
-from byol.data.decode.disk import is_of_the_disk, try_again
 from byol.data.decode.formats import MAX_PIXELS, UNKNOWN, File, LaidFile, Member, Stream
 from byol.data.decode.reading import note
 

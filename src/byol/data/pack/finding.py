@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+from byol.base.disk import DiskError, is_worth_a_try, try_again
 from byol.base.errors import DataError
-from byol.data.decode.disk import DiskError, is_worth_a_try, try_again
 from byol.data.decode.formats import path_of
 from byol.data.decode.image import DECODER, peek
 from byol.data.decode.index import Source, skips_unreadable

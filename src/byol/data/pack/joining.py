@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from byol.base.disk import DiskError, try_again
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.base.records import add_checksum
-from byol.data.decode.disk import DiskError, try_again
 from byol.data.decode.index import Names, Source
 from byol.data.decode.mapped import load_array
 from byol.data.pack.packed import (

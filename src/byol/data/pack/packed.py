@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, Real, UInt32
 
+from byol.base.disk import DiskError, is_of_the_disk, try_again
 from byol.base.errors import DataError
 from byol.base.records import take_checksum
-from byol.data.decode.disk import DiskError, is_of_the_disk, try_again
 from byol.data.decode.formats import Bits, Layout, bits_of_dtype
 from byol.data.decode.index import Names
 from byol.data.decode.mapped import load_array

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from byol.base.console import Count, Say, silent
+from byol.base.disk import is_of_the_system
 from byol.base.errors import DataError
 from byol.base.files import write_atomically
 from byol.base.locks import Holder
 from byol.base.records import add_checksum
-from byol.data.decode.disk import is_of_the_system
 from byol.data.decode.formats import Channels, Geometry
 from byol.data.decode.image import DECODER, Square, read_square
 from byol.data.decode.index import Names, Source, array_layout_of, skips_unreadable

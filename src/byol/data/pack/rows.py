@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64, Real, UInt32
 
+from byol.base.disk import DiskError, describe, is_of_the_disk, try_again
 from byol.base.errors import DataError
-from byol.data.decode.disk import DiskError, describe, is_of_the_disk, try_again
 
 READS_AT = hasattr(os, "preadv")
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Real, UInt32
 
+from byol.base.disk import DiskError, is_of_the_disk, try_again
 from byol.base.errors import DataError
-from byol.data.decode.disk import DiskError, is_of_the_disk, try_again
 from byol.data.pack.rows import RowFile
 
 MOST_OPEN = 256  # files; fewer if the system allows few

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from byol.base.disk import DiskError, describe, try_again
 from byol.base.errors import DataError
 from byol.base.files import is_address
 from byol.config import DataConfig
 from byol.data.decode.arrays import find_layout
 from byol.data.decode.content import HEAD_BYTES, IMAGE_SUFFIXES, image_kind, is_image_suffix
-from byol.data.decode.disk import DiskError, describe, try_again
 from byol.data.decode.formats import Layout
 from byol.data.decode.index import Names, Source
 from byol.data.decode.mapped import load_array

@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from byol.base.disk import DiskError
 from byol.base.errors import DataError
 from byol.data.decode.child import Child
-from byol.data.decode.disk import DiskError
 from byol.data.decode.formats import ImageArray, LaidFile, path_of
 from byol.data.decode.index import Source, skips_unreadable
 from byol.data.decode.opened import quiet

@@ -20,9 +20,9 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from byol.base.disk import SKIP_KEY, DiskError, describe, try_again
 from byol.base.errors import DataError
 from byol.data.decode.content import HEAD_BYTES, image_kind, is_image_suffix, suffix_of
-from byol.data.decode.disk import SKIP_KEY, DiskError, describe, try_again
 from byol.data.decode.formats import Layout, Member
 from byol.data.decode.index import Names, NamesBuilder
 from byol.data.labels.label_file import encode_labels

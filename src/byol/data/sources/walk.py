@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int64
 
+from byol.base.disk import DiskError, describe, is_of_the_disk, try_again
 from byol.base.errors import DataError
 from byol.data.decode.content import HEAD_BYTES, image_kind, is_image_suffix, suffix_of
-from byol.data.decode.disk import DiskError, describe, is_of_the_disk, try_again
 from byol.data.decode.index import Names
 from byol.data.sources.left_out import Few, LeftOut
 

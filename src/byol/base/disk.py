@@ -1,7 +1,7 @@
-"""Distinguish disk errors from damaged images, and retry after disk errors.
+"""Distinguish disk errors from damaged files, and retry after disk errors.
 
-If a network file system stalls or there are too many open files, the image itself is intact. So byol retries
-after errors of the operating system, and then stops with an error; it never counts them as damaged images.
+If a network file system stalls or there are too many open files, the file itself is intact. So byol retries
+after errors of the operating system, and then stops with an error; it never counts them as damage.
 """
 
 import errno
@@ -9,9 +9,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
-from byol.base.errors import DataError
+from byol.base.errors import DataError, DiskReadError
 
 PAUSES_S = (0.2, 1.0, 3.0)  # before the second, third and fourth attempt
 SKIP_KEY = "data.skip_unreadable"
@@ -121,3 +122,25 @@ def _call(read: Callable[[], T]) -> T:
         if not is_of_the_disk(error):
             raise
         raise DiskError.of(error) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file that byol wrote. After a disk error, try again as `try_again` does.
+
+    Raises:
+        OSError: there is no such file, or the permissions do not allow reading.
+        DiskReadError: every attempt failed.
+    """
+    for pause in (*PAUSES_S, None):
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            if not is_of_the_disk(error) or error.errno in _FOR_GOOD:
+                raise
+            if pause is None:
+                raise DiskReadError(
+                    f"{path}: {_SYSTEM} ({describe(error)}); the file itself may be intact: check the disk "
+                    "or the network, then repeat the command"
+                ) from None
+        time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
