@@ -25,6 +25,7 @@ class Case:
     view_px: int = 32
     stored_px: int = 32
     whole_px: int | None = None
+    mirrored: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}-{self.stem}-{self.channels}-{self.bits}bit-{self.view_px}px"
@@ -48,6 +49,7 @@ class Case:
             bits=self.bits,
             stored_px=self.stored_px,
             whole_px=self.whole_px,
+            mirrored=self.mirrored,
             num_features=count_features(encoder.eval(), **size),
             pixels=Pixels((low,) * self.channels, (high,) * self.channels, tuple(mean), tuple(std)),
             data_name="cells",

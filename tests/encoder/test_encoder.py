@@ -28,7 +28,7 @@ from byol.encoder import encoder as encoder_file
 from byol.encoder.encoder import Encoder, load, save_encoder
 from byol.encoder.spec import EncoderSpec, choose_whole_px
 from byol.method.networks import build_encoder, count_features
-from byol.method.views import Pixels, whole_view
+from byol.method.views import Pixels, chooses_mirrored, whole_view
 from edits import edit_json
 
 STORED_PX, VIEW_PX = 28, 24
@@ -162,6 +162,41 @@ def test_whole_images_are_seen_at_their_own_size() -> None:
         expected = large.module(views).numpy()
     np.testing.assert_allclose(large.embed(images), expected, atol=1e-5)
     assert np.abs(small.embed(images) - expected).max() > 1e-3
+
+
+def test_features_of_an_image_and_its_mirror_image(tmp_path: Path) -> None:
+    spec = replace(make_spec(), whole_px=40, mirrored=True)
+    encoder = make_encoder(spec)
+    images = draw_images(3)
+    alone = make_encoder(replace(spec, mirrored=False))
+    expected = (alone.embed(images) + alone.embed(images[:, :, ::-1])) / 2.0
+    np.testing.assert_allclose(encoder.embed(images), expected, atol=1e-5)
+    np.testing.assert_allclose(encoder.embed(images[:, :, ::-1]), expected, atol=1e-5)
+    assert np.abs(alone.embed(images) - expected).max() > 1e-3
+    # Views of the training have no mirror image.
+    views = torch.randn(2, 3, VIEW_PX, VIEW_PX)
+    assert torch.equal(encoder.encode_views(views), alone.encode_views(views))
+    save_encoder(tmp_path, encoder.module, spec)
+    assert load(tmp_path).spec.mirrored
+    content = json.loads((tmp_path / "encoder.json").read_bytes())
+    del content["mirrored"], content["sha256"]  # as an earlier version wrote it
+    (tmp_path / "encoder.json").write_text(json.dumps(content))
+    assert not load(tmp_path).spec.mirrored
+
+
+@pytest.mark.parametrize(
+    ("wanted", "flips", "expected"),
+    [
+        ("auto", (0.5, 0.1), True),
+        ("auto", (0.5, 0.0), False),
+        ("true", (0.0, 0.0), True),
+        ("false", (0.5, 0.5), False),
+    ],
+)
+def test_whether_mirror_images_take_part(wanted: str, flips: tuple[float, float], expected: bool) -> None:
+    keys = [f"data_transforms.view{number}.flip={flip}" for number, flip in enumerate(flips, 1)]
+    config = load_config(None, [*keys, f"data_transforms.whole_mirrored={wanted}"], preset="default")
+    assert chooses_mirrored(config.data_transforms) is expected
 
 
 @pytest.mark.parametrize(

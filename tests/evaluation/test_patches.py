@@ -14,6 +14,7 @@ from byol.encoder.spec import EncoderSpec
 from byol.evaluation import patches
 from byol.evaluation.patches import (
     Dictionary,
+    choose_px,
     count_encoder_work,
     count_work,
     find_obstacle,
@@ -140,7 +141,7 @@ def test_features_are_made_once_for_the_same_images_and_settings(
 def test_features_are_those_of_whole_views_of_at_most_32_px(
     images: Packed, spec: EncoderSpec, tmp_path: Path
 ) -> None:
-    larger = replace(spec, view_px=64)
+    larger = replace(spec, view_px=64, mirrored=False)
     rows = np.arange(6)
     encoder = patch_encoder(images, rows, spec=larger, num_centroids=5, seed=0)
     squares = torch.from_numpy(np.array(images.images[:6])).permute(0, 3, 1, 2)
@@ -148,6 +149,20 @@ def test_features_are_those_of_whole_views_of_at_most_32_px(
     expected = Dictionary.fit(views, num_centroids=5, seed=0).encode(views).numpy()
     made = patch_features(images, rows, encoder=encoder, cache_folder=tmp_path)
     np.testing.assert_allclose(made, expected, atol=1e-4)
+
+
+def test_mirror_images_take_part_as_in_the_encoder(images: Packed, spec: EncoderSpec, tmp_path: Path) -> None:
+    rows = np.arange(6)
+    alone, both = (
+        patch_encoder(images, rows, spec=replace(spec, mirrored=mirrored), num_centroids=5, seed=0)
+        for mirrored in (False, True)
+    )
+    squares = torch.from_numpy(np.array(images.images[:6])).permute(0, 3, 1, 2)
+    views = whole_view(squares, choose_px(spec), pixels=spec.pixels)
+    expected = (alone.make().encode(views) + alone.make().encode(views.flip(3))).numpy() / 2.0
+    made = patch_features(images, rows, encoder=both, cache_folder=tmp_path)
+    np.testing.assert_allclose(made, expected, atol=1e-4)
+    assert np.abs(made - patch_features(images, rows, encoder=alone, cache_folder=tmp_path)).max() > 1e-3
 
 
 # ---- The rule

@@ -117,11 +117,14 @@ def test_both_encoders_see_the_same_images_and_views(
     make_run(tmp_path / "run", tmp_path / "images")
     assert describe(tmp_path / "run").num_measured == 12
     untrained, trained = seen[0], seen[5]
-    # The trained one is first asked for the features of all, among which those of the measured ones are.
-    assert [len(views) for views in trained] == [30, 12, 12]
-    assert [len(views) for views in untrained] == [12, 12, 12]
+    # The trained one is first asked for the features of all, those of the measured ones among them. Whole
+    # images are followed by their mirror images.
+    assert [len(views) for views in trained] == [30, 30, 12, 12]
+    assert [len(views) for views in untrained] == [12, 12, 12, 12]
+    assert torch.equal(trained[1], trained[0].flip(3))
     measured = unlabelled_file.choose_measured(np.arange(30), seed=0)
-    for one, other in zip(untrained, [*trained[1:], trained[0][measured]], strict=True):
+    whole = [views[measured] for views in trained[:2]]
+    for one, other in zip(untrained, [*trained[2:], *whole], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 

@@ -24,6 +24,7 @@ from byol.exporting.export import export
 from byol.exporting.network import make_plain
 from byol.exporting.parity import TOLERANCE, draw_images, find_difference
 from byol.exporting.preprocessing import WholeEncoder
+from byol.method.views import whole_view
 from exports import Case
 from runs import make_run, write_images
 
@@ -68,6 +69,19 @@ def test_a_timm_folder(encoder: Path, tmp_path: Path) -> None:
     assert torch.equal(with_head.conv1[0].weight, model.conv1[0].weight)
 
 
+def test_the_card_of_a_timm_folder_says_how_to_mirror(tmp_path: Path) -> None:
+    encoder = Case("test_resnet", view_px=16, stored_px=16, mirrored=True).save(tmp_path)
+    exported = export(encoder, None, format="timm")
+    assert "`(model(views) + model(views.flip(3))) / 2`" in (exported.folder / "README.md").read_text()
+    model = timm.create_model(f"local-dir:{exported.folder}", pretrained=True).eval()
+    own = load(encoder, device="cpu")
+    images = draw_images(own.spec, 3, 16, 16)
+    views = whole_view(images, 16, pixels=own.spec.pixels)
+    with torch.no_grad():
+        found = ((model(views) + model(views.flip(3))) / 2).numpy()
+    assert find_difference(found, own.embed(list(images))) <= TOLERANCE
+
+
 def make_pillow(image: np.ndarray) -> Any:
     from PIL import Image
 
@@ -81,7 +95,8 @@ def test_what_goes_into_files_of_onnx_and_torch(
     stem: str, channels: int, bits: Any, geometry: Any, tmp_path: Path
 ) -> None:
     """The module that both are made of, before anything records it."""
-    case = Case("test_resnet", stem, channels, bits, view_px=16, stored_px=19, whole_px=24)
+    sizes = {"view_px": 16, "stored_px": 19, "whole_px": 24}
+    case = Case("test_resnet", stem, channels, bits, **sizes, mirrored=channels == 3)
     own = load(case.save(tmp_path), device="cpu")
     own.spec = replace(own.spec, geometry=geometry)
     whole = WholeEncoder(own.spec, make_plain(own))
@@ -110,7 +125,9 @@ def test_an_onnx_file_takes_any_number_and_size(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     for name in ("onnxscript", "onnxruntime"):
         pytest.importorskip(name)
-    encoder = Case("test_resnet", "strided", channels=2, bits=16, view_px=16, stored_px=19).save(tmp_path)
+    encoder = Case(
+        "test_resnet", "strided", channels=2, bits=16, view_px=16, stored_px=19, mirrored=True
+    ).save(tmp_path)
     exported = export(encoder, None, format="onnx")
     assert {path.name for path in exported.folder.iterdir()} == {"README.md", "model.onnx"}
     run, own = onnx_file.open_onnx(exported.folder), load(encoder, device="cpu")

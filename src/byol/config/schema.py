@@ -116,9 +116,7 @@ class View(Section):
         description="Sigma of the blur, pixels of a 224 px view (scaled to the actual view size), [low, "
         "high]."
     )
-    solarize: Probability = Field(
-        description="Probability of solarization: values above one half are inverted."
-    )
+    solarize: Probability = Field(description="Probability of solarization: values above 1/2 are inverted.")
     invert: Probability = Field(description="Probability that all values are inverted.")
     gamma: Strength = Field(
         description="Gamma correction x ** exp(u) with u uniform in [-gamma, gamma]; part of the colour "
@@ -150,9 +148,12 @@ class DataTransforms(Section):
         "images have. null: byol chooses the size from the images and the device."
     )
     whole_px: Annotated[int, Field(ge=MIN_VIEW_PX, le=MAX_VIEW_PX)] | Literal["auto"] | None = Field(
-        description="Size to which the trained encoder resizes whole images, pixels. null: the size of a "
-        "view; auto: the size at which objects look as large as in the average crop (for networks that "
-        "accept any size)."
+        description="Size to which the trained encoder resizes whole images, pixels. null: that of a view; "
+        "auto: one at which objects look as large as in the average crop, if the network accepts any size."
+    )
+    whole_mirrored: bool | Literal["auto"] = Field(
+        description="Whether features are the mean of those of an image and of its mirror image, which takes "
+        "twice as long. auto: if training flips both views left-right."
     )
     view1: View = Field(description="Distribution of the first view.")
     view2: View = Field(description="Distribution of the second view.")

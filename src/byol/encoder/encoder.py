@@ -5,7 +5,7 @@ The weights have the plain key names of timm or torchvision; a stem that these d
 way, so the same image always gives the same features:
 
     file, array, Pillow image or tensor -> chosen channels -> square of stored_px -> whole image of seen_px
-    -> features
+    -> features, or the mean of those of the image and its mirror image
 
 Nothing here reads pickles.
 """
@@ -45,7 +45,7 @@ from byol.kernels.convolution import accelerate
 from byol.kernels.frozen import FrozenNetwork
 from byol.kernels.winograd import constant_weights
 from byol.method.networks import build_encoder
-from byol.method.views import whole_view
+from byol.method.views import mirror, whole_view
 from byol.weights.stem_mark import mark_stem, unmark_stem
 
 WEIGHTS_NAME = "encoder.safetensors"
@@ -197,13 +197,16 @@ class Encoder:
     @torch.inference_mode()
     def encode(self, squares: Real[Tensor, "image channel stored stored"]) -> Float[Tensor, "image feature"]:
         """Compute features y of stored squares on the encoder's device, in float32 even under autocast."""
-        return self.encode_views(
-            whole_view(send_stored(squares, self.device), self.spec.seen_px, pixels=self.spec.pixels)
-        )
+        views = whole_view(send_stored(squares, self.device), self.spec.seen_px, pixels=self.spec.pixels)
+        features = self.encode_views(views)
+        return (features + self.encode_views(mirror(views))) / 2.0 if self.spec.mirrored else features
 
     @torch.inference_mode()
     def encode_views(self, views: Float[Tensor, "image channel view view"]) -> Float[Tensor, "image feature"]:
-        """Compute the features y of views that `make_views` returns, in the same way as `encode`."""
+        """Compute the features y of views that `make_views` returns, in the same way as `encode`.
+
+        Mirror images have no part in them.
+        """
         views = views.to(self.device)
         if self._frozen.module is not self.module:
             self._frozen = FrozenNetwork(self.module)

@@ -21,7 +21,7 @@ from byol.data.decode.reading import Alpha
 from byol.data.pack.packed import Packed
 from byol.data.sources.array_layout import TrainedLayout
 from byol.method.networks import build_encoder, count_features, resolve_stem
-from byol.method.views import Pixels, find_whole_px
+from byol.method.views import Pixels, chooses_mirrored, find_whole_px
 
 FORMAT = 2
 SPEC_NAME = "encoder.json"
@@ -51,6 +51,7 @@ class EncoderSpec:
     whole_px: int | None = None  # side of images for the encoder; None: view_px
     alpha: Alpha = "drop"  # data.alpha; this default is for files of early versions, which do not have it
     array_layout: Layout = "auto"  # of the training arrays with three axes, if there were any
+    mirrored: bool = False  # features are the mean over a whole image and its mirror image
 
     @property
     def seen_px(self) -> int:
@@ -94,6 +95,7 @@ class EncoderSpec:
             whole_px=choose_whole_px(config, channels=images.channels, stem=stem),
             alpha=config.data.alpha,
             array_layout=images.array_layout,
+            mirrored=chooses_mirrored(config.data_transforms),
         )
 
 

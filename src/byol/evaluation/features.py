@@ -91,7 +91,8 @@ def features_of(
     """
     spec = encoder.spec
     seen = (spec.seen_px, spec.stored_px, asdict(spec.pixels))
-    key = hash_parts("encoder", encoder.identity, repr(seen), identify(images, rows))
+    kind = "mirrored encoder" if spec.mirrored else "encoder"
+    key = hash_parts(kind, encoder.identity, repr(seen), identify(images, rows))
 
     def make() -> Features:
         features = encoder.make().embed_packed(images, rows=rows, batch_size=BATCH, progress=progress)

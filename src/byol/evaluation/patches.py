@@ -24,7 +24,7 @@ from byol.data.pack.packed import Packed
 from byol.encoder.spec import EncoderSpec
 from byol.evaluation.features import gather_blocks, hash_parts, identify, load_or_save, read_squares, spread
 from byol.method.networks import build_encoder
-from byol.method.views import Pixels, whole_view
+from byol.method.views import Pixels, mirror, whole_view
 
 NUM_QUADRANTS = 4
 MOST_PX = 32  # larger images are shrunk to this side, which bounds the time and gives the patches more to see
@@ -105,6 +105,7 @@ class PatchEncoder:
     identity: str
     px: int  # side of the whole views
     pixels: Pixels
+    mirrored: bool
     make: Callable[[], Dictionary]
 
 
@@ -113,7 +114,7 @@ def patch_encoder(
 ) -> PatchEncoder:
     """Return the encoder whose dictionary is learned from at most 1,000 of these rows, without labels.
 
-    It sees whole views as the run's encoder does, but of at most 32 px.
+    It sees whole views as the run's encoder does, mirror images included, but of at most 32 px.
     """
     px, pixels = choose_px(spec), spec.pixels
     fitted = rows if len(rows) <= NUM_FITTED else spread(rows, NUM_FITTED)
@@ -124,7 +125,9 @@ def patch_encoder(
         return Dictionary.fit(views, num_centroids=num_centroids, seed=seed)
 
     settings = repr((px, asdict(pixels), num_centroids, seed))
-    return PatchEncoder(hash_parts("patches", settings, identify(images, fitted)), px, pixels, make)
+    kind = "mirrored patches" if spec.mirrored else "patches"
+    identity = hash_parts(kind, settings, identify(images, fitted))
+    return PatchEncoder(identity, px, pixels, spec.mirrored, make)
 
 
 def patch_features(images: Packed, rows: Rows, *, encoder: PatchEncoder, cache_folder: Path) -> Features:
@@ -134,9 +137,16 @@ def patch_features(images: Packed, rows: Rows, *, encoder: PatchEncoder, cache_f
         CheckpointError: the cache folder cannot be written.
     """
 
+    def encode(views: Views) -> Features:
+        features = encoder.make().encode(views)
+        if encoder.mirrored:
+            features = (features + encoder.make().encode(mirror(views))) / 2.0
+        return features.numpy()
+
     def make() -> Features:
-        views = _read(images, rows, px=encoder.px, pixels=encoder.pixels)
-        return gather_blocks((encoder.make().encode(some).numpy() for some in views), num=len(rows))
+        return gather_blocks(
+            map(encode, _read(images, rows, px=encoder.px, pixels=encoder.pixels)), num=len(rows)
+        )
 
     key = hash_parts(encoder.identity, identify(images, rows))
     return load_or_save(cache_folder / f"{key}.npy", make)

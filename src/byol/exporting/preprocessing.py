@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from byol.encoder.spec import EncoderSpec
 from byol.exporting.resampling import OnCanvas, Side, find_order, resize
 from byol.method import pixelwise
-from byol.method.views import Pixels
+from byol.method.views import Pixels, mirror
 
 DTYPES = {8: torch.uint8, 16: torch.uint16, 32: torch.float32}  # of images, by bits per value
 
@@ -30,10 +30,17 @@ class WholeEncoder(nn.Module):
         super().__init__()
         self.preprocess = Preprocessing(spec)
         self.network = network
+        self.mirrored = spec.mirrored
 
     def forward(self, images: Real[Tensor, "batch channel height width"]) -> Float[Tensor, "batch feature"]:
         """Compute features of images of dtype `DTYPES[spec.bits]` with the channels of the encoder."""
-        return cast(Tensor, self.network(self.preprocess(images))).float()
+        views = self.preprocess(images)
+        features = cast(Tensor, self.network(views)).float()
+        return (
+            (features + cast(Tensor, self.network(mirror(views))).float()) / 2.0
+            if self.mirrored
+            else features
+        )
 
 
 class Preprocessing(nn.Module):

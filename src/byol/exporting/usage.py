@@ -56,7 +56,7 @@ features = encode(images)  # (1, {num_features})
 def write_usage(spec: EncoderSpec, *, format: Format, difference: float) -> Usage:
     """Describe how to use an export in a format; `difference` is the result of its check."""
     if format == "timm":
-        template, file, paragraphs = _TIMM, "", _describe_preparation(spec)
+        template, file, paragraphs = _TIMM, "", [*_describe_mirror(spec), *_describe_preparation(spec)]
     else:
         template, file = (_ONNX, onnx_file.FILE_NAME) if format == "onnx" else (_TORCH, torch_file.FILE_NAME)
         paragraphs = _describe_contract(spec)
@@ -97,6 +97,16 @@ def _describe_contract(spec: EncoderSpec) -> list[str]:
     if spec.bits != 32:
         return [text]
     return [text, "byol fills NaN and other values that mark missing pixels; this export does not."]
+
+
+def _describe_mirror(spec: EncoderSpec) -> list[str]:
+    """Say how to compute byol's features with a network that sees one view at a time."""
+    if not spec.mirrored:
+        return []
+    return [
+        "byol's own features are the mean over a view and its mirror image, which classifiers like better: "
+        "`(model(views) + model(views.flip(3))) / 2`."
+    ]
 
 
 def _describe_preparation(spec: EncoderSpec) -> list[str]:

@@ -141,6 +141,19 @@ def find_whole_px(transforms: DataTransforms) -> int:
     return max(transforms.view_px, 8 * round(transforms.view_px * enlarged / 8))
 
 
+def mirror(
+    views: Float[Tensor, "batch channel height width"],
+) -> Float[Tensor, "batch channel height width"]:
+    """Return the mirror image, left-right, of each view."""
+    return views.flip(3)
+
+
+def chooses_mirrored(transforms: DataTransforms) -> bool:
+    """Return whether features are the mean over an image and its mirror image. auto: if views are flipped."""
+    wanted = transforms.whole_mirrored
+    return transforms.view1.flip > 0.0 and transforms.view2.flip > 0.0 if wanted == "auto" else wanted
+
+
 # ---- Random numbers, on the host
 
 

@@ -186,11 +186,13 @@ def open_run_images(config: Config, run_dir: Path, *, ranks: Ranks, console: Con
 
 
 def as_begun(config: Config, run_dir: Path) -> Config:
-    """Keep the `data.alpha` of a resumed run: early versions ignored transparency but did not record it."""
+    """Keep what early versions did in a resumed run: they ignored transparency, and mirrored no images."""
     spec = _read_begun_spec(run_dir)
     if spec is None:
         return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"alpha": spec.alpha})})
+    data = config.data.model_copy(update={"alpha": spec.alpha})
+    transforms = config.data_transforms.model_copy(update={"whole_mirrored": spec.mirrored})
+    return config.model_copy(update={"data": data, "data_transforms": transforms})
 
 
 def _open_images(config: Config, run_dir: Path, *, console: Console | None) -> Packed:
