@@ -131,8 +131,9 @@ def test_every_preset(kind: str, preset: str, bf16: bool, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bits", "rotation"), [(8, 0), (8, 45), (16, 0), (32, 45)])
-@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("channels", "bits", "rotation"), [(1, 16, 0), (1, 8, 45), (3, 8, 0), (3, 32, 45), (5, 16, 0), (5, 8, 45)]
+)
 @pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
 def test_every_operation_on_every_kind_of_image(
     kind: str, channels: int, bits: int, rotation: int, monkeypatch: pytest.MonkeyPatch
