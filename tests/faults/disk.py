@@ -261,7 +261,7 @@ def list_jobs(*, short: bool) -> Iterator[Job]:
         ("byol report", ("report", RUN), ("runs/a/report.html",), 1),
         ("byol finetune", ("finetune", RUN, "-o", "runs/f", "--epochs", "1"), ("runs/f",), 3),
         ("byol embed", ("embed", RUN, IMAGES, "-o", "runs/f.npz"), ("runs/f.npz",), 1),
-        ("byol check", ("check", IMAGES, "-o", "runs/check"), ("runs/check",), 2),
+        ("byol check", ("check", IMAGES, "-o", "runs/check"), ("runs/check",), 4),
     ):
         yield partial(write_errors_of, title, arguments, clean, stride=step * (10 if short else 1))
     yield real_limits
@@ -272,7 +272,7 @@ def list_jobs(*, short: bool) -> Iterator[Job]:
         yield partial(read_errors, number, lasting=True, stride=30 if short else 9)
     yield partial(read_errors, errno.EIO, lasting=False, stride=40 if short else 9, images=TAR)
     yield partial(read_errors, errno.EIO, lasting=True, stride=40 if short else 9, images=TAR)
-    yield partial(read_errors_of_the_run, errno.EIO, lasting=False, stride=30 if short else 1)
-    yield partial(read_errors_of_the_run, errno.EIO, lasting=True, stride=40 if short else 4)
+    yield partial(read_errors_of_the_run, errno.EIO, lasting=False, stride=30 if short else 2)
+    yield partial(read_errors_of_the_run, errno.EIO, lasting=True, stride=40 if short else 8)
     yield no_maps
     yield few_handles
