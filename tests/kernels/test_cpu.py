@@ -46,8 +46,23 @@ def test_the_least_of_cpu_pytorch_and_onednn(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert cpu.instruction_set() == expected
-    assert cpu.computes_bf16() == (expected in ("avx512_bf16", "amx"))
+    for faster in (True, False):
+        monkeypatch.setattr(cpu, "multiplies_bf16_faster", lambda faster=faster: faster)
+        assert cpu.computes_bf16() == (faster and expected in ("avx512_bf16", "amx"))
     assert expected in get_args(cpu.InstructionSet)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
+def test_bf16_must_be_faster_than_float32(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, product = [0.0], torch.mm
+
+    def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        now[0] += 1.0 if left.dtype == torch.float32 else ratio
+        return product(left, right)
+
+    monkeypatch.setattr(cpu.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch, "mm", multiply)
+    assert cpu.multiplies_bf16_faster.__wrapped__() == (ratio < 1.0)
 
 
 @pytest.mark.parametrize("machine", ["arm64", "aarch64", "ARM64"])

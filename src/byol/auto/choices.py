@@ -65,7 +65,7 @@ class Machine:
     """The machine that trains."""
 
     device: DeviceName
-    precision: Literal["bf16", "fp32"]  # bf16 if the hardware supports it
+    precision: Literal["bf16", "fp32"]  # bf16 if the hardware computes it faster
     world_size: int
 
 
@@ -212,9 +212,9 @@ def _choose_network(partial_config: PartialConfig, *, view_px: int, machine: Mac
                 )
             )
     if "trainer.precision" in partial_config.resolvable:
-        reason, words = "the hardware does not support bf16", "the network computes in fp32, 32-bit numbers"
+        reason, words = "bf16 is not faster here", "the network computes in fp32, 32-bit numbers"
         if machine.precision == "bf16":
-            reason, words = "the hardware supports it", "the network computes in bf16, fast 16-bit numbers"
+            reason, words = "faster on this hardware", "the network computes in bf16, fast 16-bit numbers"
         choices.append(Choice("trainer.precision", machine.precision, words, reason))
     return choices
 

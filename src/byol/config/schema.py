@@ -266,7 +266,7 @@ class TrainerConfig(Section):
         description="Device. cuda: NVIDIA or AMD; mps: Apple; xpu: Intel; auto: a GPU if there is one."
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        description="Precision of the networks. auto: bf16 if the hardware supports it, otherwise fp32."
+        description="Precision of the networks. auto: bf16 if the hardware is faster in it, otherwise fp32."
     )
     convolution: Literal["fast", "library"] = Field(
         description="Convolutions on CPU. fast: for each shape and direction the faster of byol's and "
