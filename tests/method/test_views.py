@@ -60,7 +60,15 @@ def view_fields() -> list[str]:
 
 
 def transforms(px: int, view1: View = PLAIN, view2: View = PLAIN, *, s: float = 1.0) -> DataTransforms:
-    return DataTransforms(domain=None, s=s, input_shape=(px, px, 3), whole_px=None, view1=view1, view2=view2)
+    return DataTransforms(
+        domain=None,
+        s=s,
+        input_shape=(px, px, 3),
+        whole_px=None,
+        whole_mirrored=False,
+        view1=view1,
+        view2=view2,
+    )
 
 
 def identity(channels: int, full: float = 255.0) -> Pixels:
