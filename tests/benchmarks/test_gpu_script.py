@@ -287,10 +287,11 @@ def test_masked_views_are_the_views(preset: str, px: int, stored_px: int, backen
 # ---- The whole
 
 
-# Their scripts run in another part with another setting; benchmarks/gpu.sh --tiny runs all parts.
+# Their scripts run in another part with another setting, or in other tests of this folder in the same small
+# size; benchmarks/gpu.sh --tiny runs all parts.
 ALIKE = {
-    "throughput-b", "throughput-c", "breakdown-b", "breakdown-c", "variants-b", "scaling-view",
-    "scaling-batch", "tests-method",
+    "throughput-a", "throughput-b", "throughput-c", "breakdown-a", "breakdown-b", "breakdown-c", "variants-b",
+    "scaling-view", "scaling-batch", "packing", "evaluation", "tests-method",
 }  # fmt: skip
 
 
