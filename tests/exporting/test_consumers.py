@@ -24,7 +24,9 @@ CASES = (
     Case("resnet10t", "standard", 1, 16, 64, 74, 88),  # and for larger ones
     Case("resnet10t", "small", 5, 8, 32, 37),
     Case("resnet18", "standard", 3, 8, 64, 64),
+    Case("resnet18", "standard", 5, 16, 64, 64, 88),
     Case("resnet50", "standard", 3, 16, 64, 64),
+    Case("convnext_atto", "standard", 3, 8, 64, 64),
     Case("convnext_atto", "standard", 5, 16, 64, 74),
     Case("vit_tiny_patch16_224", "standard", 3, 8, 64, 64),
     Case("vit_tiny_patch16_224", "standard", 1, 16, 64, 74),
