@@ -52,10 +52,8 @@ def test_continues_with_its_pack(old_run: Path) -> None:
     assert [line["done"] for line in lines[_STOPPED:]] == list(range(_STOPPED + 1, _END + 1))
     assert (old_run / "config.yaml").read_bytes() == config
     spec = json.loads((old_run / "encoder.json").read_bytes())
-    assert (spec["done"], spec["mirrored"]) == (
-        _END,
-        False,
-    )  # features are those of the image alone, as before
+    # Features are those of the image alone, as before.
+    assert (spec["done"], spec["mirrored"]) == (_END, False)
     newest = max((old_run / "checkpoints").glob("step-*.pt"))
     assert newest.name == f"step-{_END:08d}.pt"
     # A few steps at the end of the schedule: the weights have changed, and by little.

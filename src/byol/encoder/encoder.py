@@ -45,7 +45,7 @@ from byol.kernels.convolution import accelerate
 from byol.kernels.frozen import FrozenNetwork
 from byol.kernels.winograd import constant_weights
 from byol.method.networks import build_encoder
-from byol.method.views import mirror, whole_view
+from byol.method.views import encode_whole, whole_view
 from byol.weights.stem_mark import mark_stem, unmark_stem
 
 WEIGHTS_NAME = "encoder.safetensors"
@@ -198,8 +198,7 @@ class Encoder:
     def encode(self, squares: Real[Tensor, "image channel stored stored"]) -> Float[Tensor, "image feature"]:
         """Compute features y of stored squares on the encoder's device, in float32 even under autocast."""
         views = whole_view(send_stored(squares, self.device), self.spec.seen_px, pixels=self.spec.pixels)
-        features = self.encode_views(views)
-        return (features + self.encode_views(mirror(views))) / 2.0 if self.spec.mirrored else features
+        return encode_whole(self.encode_views, views, mirrored=self.spec.mirrored)
 
     @torch.inference_mode()
     def encode_views(self, views: Float[Tensor, "image channel view view"]) -> Float[Tensor, "image feature"]:

@@ -24,7 +24,7 @@ from byol.data.pack.packed import Packed
 from byol.encoder.spec import EncoderSpec
 from byol.evaluation.features import gather_blocks, hash_parts, identify, load_or_save, read_squares, spread
 from byol.method.networks import build_encoder
-from byol.method.views import Pixels, mirror, whole_view
+from byol.method.views import Pixels, encode_whole, whole_view
 
 NUM_QUADRANTS = 4
 MOST_PX = 32  # larger images are shrunk to this side, which bounds the time and gives the patches more to see
@@ -138,10 +138,7 @@ def patch_features(images: Packed, rows: Rows, *, encoder: PatchEncoder, cache_f
     """
 
     def encode(views: Views) -> Features:
-        features = encoder.make().encode(views)
-        if encoder.mirrored:
-            features = (features + encoder.make().encode(mirror(views))) / 2.0
-        return features.numpy()
+        return encode_whole(encoder.make().encode, views, mirrored=encoder.mirrored).numpy()
 
     def make() -> Features:
         return gather_blocks(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from byol.encoder.spec import EncoderSpec
 from byol.exporting.resampling import OnCanvas, Side, find_order, resize
 from byol.method import pixelwise
-from byol.method.views import Pixels, mirror
+from byol.method.views import Pixels, encode_whole
 
 DTYPES = {8: torch.uint8, 16: torch.uint16, 32: torch.float32}  # of images, by bits per value
 
@@ -34,13 +34,11 @@ class WholeEncoder(nn.Module):
 
     def forward(self, images: Real[Tensor, "batch channel height width"]) -> Float[Tensor, "batch feature"]:
         """Compute features of images of dtype `DTYPES[spec.bits]` with the channels of the encoder."""
-        views = self.preprocess(images)
-        features = cast(Tensor, self.network(views)).float()
-        return (
-            (features + cast(Tensor, self.network(mirror(views))).float()) / 2.0
-            if self.mirrored
-            else features
-        )
+        return encode_whole(self.encode, self.preprocess(images), mirrored=self.mirrored)
+
+    def encode(self, views: Float[Tensor, "batch channel view view"]) -> Float[Tensor, "batch feature"]:
+        """Compute features of prepared views."""
+        return cast(Tensor, self.network(views)).float()
 
 
 class Preprocessing(nn.Module):

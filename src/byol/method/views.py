@@ -141,11 +141,15 @@ def find_whole_px(transforms: DataTransforms) -> int:
     return max(transforms.view_px, 8 * round(transforms.view_px * enlarged / 8))
 
 
-def mirror(
+def encode_whole(
+    encode: Callable[[Tensor], Tensor],
     views: Float[Tensor, "batch channel height width"],
-) -> Float[Tensor, "batch channel height width"]:
-    """Return the mirror image, left-right, of each view."""
-    return views.flip(3)
+    *,
+    mirrored: bool,
+) -> Float[Tensor, "batch feature"]:
+    """Return `encode` of whole views or, if `mirrored`, the mean over them and their mirror images."""
+    features = encode(views)
+    return (features + encode(views.flip(3))) / 2.0 if mirrored else features
 
 
 def chooses_mirrored(transforms: DataTransforms) -> bool:
