@@ -121,7 +121,7 @@ def _call(read: Callable[[], T]) -> T:
     except OSError as error:
         if not is_of_the_disk(error):
             raise
-        raise DiskError.of(error) from None
+        raise DiskError.of(error) from error
 
 
 def read_bytes(path: Path) -> bytes:
@@ -131,16 +131,12 @@ def read_bytes(path: Path) -> bytes:
         OSError: there is no such file, or the permissions do not allow reading.
         DiskReadError: every attempt failed.
     """
-    for pause in (*PAUSES_S, None):
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            if not is_of_the_disk(error) or error.errno in _FOR_GOOD:
-                raise
-            if pause is None:
-                raise DiskReadError(
-                    f"{path}: {_SYSTEM} ({describe(error)}); the file itself may be intact: check the disk "
-                    "or the network, then repeat the command"
-                ) from None
-        time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
+    try:
+        return try_again(path.read_bytes)
+    except DiskError as error:
+        if error.for_good and error.__cause__ is not None:
+            raise error.__cause__ from None
+        raise DiskReadError(
+            f"{path}: {error}; the file itself may be intact: check the disk or the network, then repeat the "
+            "command"
+        ) from None
