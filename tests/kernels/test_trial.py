@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from byol.config import load_config
 from byol.kernels import build, normalisation, trial, winograd
+from byol.method.networks import Byol
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +112,33 @@ def test_both_paths_ask(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     tile = winograd.choose_tile(64, 64, height=8, width=8, dtype=torch.float32)
     norm = torch.nn.BatchNorm2d(64)
     fused = normalisation.can_fuse(torch.ones(1, 64, 4, 4), norms=(norm,), relus=(torch.nn.ReLU(),))
-    if winograd.instruction_set() != "amx":
-        assert asked == ["winograd", "norms"]
+    assert asked == ["winograd", "norms"]
     assert (tile is not None) is faster and fused is faster
+
+
+@pytest.mark.skipif(build.load_kernels() is None, reason="no kernels on this machine")
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, partial(torch.autocast, "cpu", dtype=torch.bfloat16)]
+)
+def test_paths_are_tried_in_any_mode(
+    mode: Callable[[], AbstractContextManager[object]], tmp_path: Path
+) -> None:
+    """The first to ask is the target network, which computes no gradients."""
+    norm, maps = torch.nn.BatchNorm2d(64), torch.ones(1, 64, 4, 4)
+    with mode():
+        normalisation.can_fuse(maps, norms=(norm,), relus=(torch.nn.ReLU(),))
+        winograd.choose_tile(64, 64, height=8, width=8, dtype=torch.float32)
+    tried = {path.name.split("-")[1] for path in (tmp_path / "byol").glob("trial-*.json")}
+    assert tried == {"norms", "winograd"}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_network_trains_on_a_cpu_that_nobody_has_measured(precision: torch.dtype) -> None:
+    settings = ["network.name=resnet10t", "network.stem=small", "data_transforms.input_shape=[32,32,3]"]
+    config = load_config(None, [*settings, "trainer.convolution=fast"], preset="classic")
+    learner = Byol.of(config, channels=3, seed_key=0)
+    views = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
+        loss, _ = learner(*views)
+    loss.backward()
+    assert all(one.grad is not None for one in learner.online.parameters())
