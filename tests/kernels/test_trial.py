@@ -33,11 +33,12 @@ class Clock:
     def __call__(self) -> float:
         return self.seconds
 
-    def work(self, *seconds: float) -> Callable[[], None]:
+    def work(self, *seconds: float) -> trial.Work:
         """Work that takes so long, from one call to the next."""
         left = list(seconds)
 
-        def take() -> None:
+        def take(dtype: torch.dtype) -> None:
+            assert dtype == torch.float32
             self.calls += 1
             self.seconds += left.pop(0) if len(left) > 1 else left[0]
 
@@ -52,13 +53,16 @@ def test_the_faster_by_a_margin_is_taken_and_kept(
 ) -> None:
     clock = Clock()
     jobs = {"ours": clock.work(ours), "library": clock.work(library), "now": clock}
-    assert trial.wins("path", **jobs) is expected
+    assert trial.wins("path", torch.float32, **jobs) is expected
     calls = clock.calls
     trial.wins.cache_clear()  # another process of this machine
     other = Clock()
-    assert trial.wins("path", ours=other.work(library), library=other.work(ours), now=other) is expected
+    assert (
+        trial.wins("path", torch.float32, ours=other.work(library), library=other.work(ours), now=other)
+        is expected
+    )
     assert other.calls == 0 and calls == 12
-    (kept,) = (tmp_path / "byol").glob("trial-path-*.json")
+    (kept,) = (tmp_path / "byol").glob("trial-path-float32-*.json")
     assert json.loads(kept.read_text()) == {
         "ours_s": pytest.approx(ours),
         "library_s": pytest.approx(library),
@@ -67,17 +71,19 @@ def test_the_faster_by_a_margin_is_taken_and_kept(
 
 def test_the_first_round_and_slow_ones_do_not_count() -> None:
     clock = Clock()
-    assert trial.wins("path", ours=clock.work(0.1, 9.0, 1.0), library=clock.work(2.0), now=clock)
+    assert trial.wins(
+        "path", torch.float32, ours=clock.work(0.1, 9.0, 1.0), library=clock.work(2.0), now=clock
+    )
 
 
 def test_a_damaged_answer_is_measured_again(tmp_path: Path) -> None:
     clock = Clock()
-    trial.wins("path", ours=clock.work(2.0), library=clock.work(1.0), now=clock)
-    (kept,) = (tmp_path / "byol").glob("trial-path-*.json")
+    trial.wins("path", torch.float32, ours=clock.work(2.0), library=clock.work(1.0), now=clock)
+    (kept,) = (tmp_path / "byol").glob("trial-path-float32-*.json")
     for text in ("", "[]", '{"ours_s": 1}', '{"ours_s": "x", "library_s": 1}'):
         kept.write_text(text)
         trial.wins.cache_clear()
-        assert trial.wins("path", ours=clock.work(1.0), library=clock.work(2.0), now=clock)
+        assert trial.wins("path", torch.float32, ours=clock.work(1.0), library=clock.work(2.0), now=clock)
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(
@@ -86,13 +92,13 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(trial, "cache_folder", lambda: tmp_path / "file")
     clock = Clock()
-    assert trial.wins("path", ours=clock.work(1.0), library=clock.work(2.0), now=clock)
+    assert trial.wins("path", torch.float32, ours=clock.work(1.0), library=clock.work(2.0), now=clock)
 
 
 def test_where_paths_were_measured_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "MEASURED", (trial.instruction_set(),))
     clock = Clock()
-    assert trial.wins("path", ours=clock.work(2.0), library=clock.work(1.0), now=clock)
+    assert trial.wins("path", torch.float32, ours=clock.work(2.0), library=clock.work(1.0), now=clock)
     assert clock.calls == 0
 
 
@@ -101,10 +107,10 @@ def test_where_paths_were_measured_nothing_is_tried(monkeypatch: pytest.MonkeyPa
 def test_both_paths_ask(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def answer(name: str, *, ours: Callable[[], object], library: Callable[[], object]) -> bool:
-        ours()  # both can be done
-        library()
-        asked.append(name)
+    def answer(name: str, dtype: torch.dtype, *, ours: trial.Work, library: trial.Work) -> bool:
+        ours(dtype)  # both can be done
+        library(dtype)
+        asked.append((name, dtype))
         return faster
 
     for module in (winograd, normalisation):
@@ -112,7 +118,7 @@ def test_both_paths_ask(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     tile = winograd.choose_tile(64, 64, height=8, width=8, dtype=torch.float32)
     norm = torch.nn.BatchNorm2d(64)
     fused = normalisation.can_fuse(torch.ones(1, 64, 4, 4), norms=(norm,), relus=(torch.nn.ReLU(),))
-    assert asked == ["winograd", "norms"]
+    assert asked == [("winograd", torch.float32), ("norms", torch.float32)]
     assert (tile is not None) is faster and fused is faster
 
 
@@ -128,8 +134,9 @@ def test_paths_are_tried_in_any_mode(
     with mode():
         normalisation.can_fuse(maps, norms=(norm,), relus=(torch.nn.ReLU(),))
         winograd.choose_tile(64, 64, height=8, width=8, dtype=torch.float32)
-    tried = {path.name.split("-")[1] for path in (tmp_path / "byol").glob("trial-*.json")}
-    assert tried == {"norms", "winograd"}
+    tried = {tuple(path.name.split("-")[1:3]) for path in (tmp_path / "byol").glob("trial-*.json")}
+    dtype = "bfloat16" if mode not in (torch.no_grad, torch.inference_mode) else "float32"
+    assert tried == {("norms", dtype), ("winograd", "float32")}
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -88,7 +88,7 @@ def can_fuse(x: Tensor, *, norms: tuple[nn.Module, ...], relus: tuple[nn.Module,
         runs_eagerly(x)
         and dtype in DTYPES
         and load_kernels() is not None
-        and wins("norms", ours=_try_fused, library=_try_library)
+        and wins("norms", dtype, ours=_try_fused, library=_try_library)
         and all(map(_is_plain_norm, norms))
         and all(type(layer) is nn.ReLU and not _has_hooks(layer) for layer in relus)
     )
@@ -125,20 +125,20 @@ def _has_hooks(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
-def _try_fused() -> None:
+def _try_fused(dtype: torch.dtype) -> None:
     """Run a norm forward and backward, for `wins`; `_try_library` does the same with PyTorch operations."""
-    maps, norm = _draw_maps()
+    maps, norm = _draw_maps(dtype)
     torch.autograd.grad(norm_relu(maps, norm, residual=maps).sum(), maps)
 
 
-def _try_library() -> None:
-    maps, norm = _draw_maps()
+def _try_library(dtype: torch.dtype) -> None:
+    maps, norm = _draw_maps(dtype)
     torch.autograd.grad(torch.relu(norm(maps) + maps).sum(), maps)
 
 
-def _draw_maps() -> tuple[Tensor, nn.BatchNorm2d]:
+def _draw_maps(dtype: torch.dtype) -> tuple[Tensor, nn.BatchNorm2d]:
     """Return maps of a size as in the middle of a network, and a BatchNorm for them."""
-    maps = torch.linspace(-1.0, 1.0, 8 * 64 * 24 * 24).view(8, 64, 24, 24)
+    maps = torch.linspace(-1.0, 1.0, 8 * 64 * 24 * 24).view(8, 64, 24, 24).to(dtype)
     return maps.contiguous(memory_format=torch.channels_last).requires_grad_(), nn.BatchNorm2d(64)
 
 

@@ -25,36 +25,47 @@ MEASURED = ("avx2", "avx512", "avx512_bf16")
 _ROUNDS = 5
 _MARGIN = 0.95  # a path must take at most this fraction of the time of PyTorch
 
-Work = Callable[[], object]
+Work = Callable[[torch.dtype], object]
 
 
 @cache
-def wins(name: str, *, ours: Work, library: Work, now: Callable[[], float] = time.perf_counter) -> bool:
-    """Return whether `ours` is faster than `library`, which computes the same; `name` is that of the path."""
+def wins(
+    name: str,
+    dtype: torch.dtype,
+    *,
+    ours: Work,
+    library: Work,
+    now: Callable[[], float] = time.perf_counter,
+) -> bool:
+    """Return whether `ours` is faster than `library`, which computes the same; `name` is that of the path.
+
+    Both are called with `dtype`, in which the maps of the network are.
+    """
     if instruction_set() in MEASURED:
         return True
-    path = _place(name)
+    path = _place(f"{name}-{str(dtype).removeprefix('torch.')}")
     measured = _read(path)
     if measured is None:
-        measured = _measure(ours, now), _measure(library, now)
+        measured = _measure(ours, library, dtype, now)
         # If nothing can be cached, each process measures again.
         with suppress(CheckpointError):
             write_atomically(path, json.dumps({"ours_s": measured[0], "library_s": measured[1]}).encode())
     return measured[0] <= _MARGIN * measured[1]
 
 
-def _measure(work: Work, now: Callable[[], float]) -> float:
-    """Return the time of the fastest round in seconds, after one warm-up round.
+def _measure(ours: Work, library: Work, dtype: torch.dtype, now: Callable[[], float]) -> tuple[float, float]:
+    """Return the seconds of the fastest round of each, after a warm-up round. They alternate.
 
     A path may ask within the target network (no gradients), autocast or inference mode; the work is the same.
     """
-    times = []
+    times: tuple[list[float], list[float]] = [], []
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         for _ in range(1 + _ROUNDS):
-            start = now()
-            work()
-            times.append(now() - start)
-    return min(times[1:])
+            for work, found in zip((ours, library), times, strict=True):
+                start = now()
+                work(dtype)
+                found.append(now() - start)
+    return min(times[0][1:]), min(times[1][1:])
 
 
 def _place(name: str) -> Path:

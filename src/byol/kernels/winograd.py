@@ -53,7 +53,7 @@ def choose_tile(
     kernels = load_kernels()
     if kernels is None or not kernels.has("winograd_convolution_2", dtype) or min(height, width) < 2:
         return None
-    if multiplies_by_amx(dtype) or not wins("winograd", ours=_try_winograd, library=_try_library):
+    if multiplies_by_amx(dtype) or not wins("winograd", dtype, ours=_try_winograd, library=_try_library):
         return None
     multiple = max(CHANNEL_GROUP, kernels.compiled.winograd_outputs())
     if in_channels % (multiple if with_gradients else CHANNEL_GROUP) or out_channels % multiple:
@@ -63,20 +63,21 @@ def choose_tile(
     return min(_TILES[dtype], key=lambda m: (m + 2) ** 2 * -(-height // m) * -(-width // m))
 
 
-def _try_winograd() -> None:
+def _try_winograd(dtype: torch.dtype) -> None:
     """Run a layer forward and backward, for `wins`; `_try_library` does the same with PyTorch."""
-    images, weight = _draw_layer()
-    torch.autograd.grad(convolve(images, weight, padding=1, m=4).sum(), (images, weight))
+    images, weight = _draw_layer(dtype)
+    m = 4 if dtype == torch.float32 else 2  # what `choose_tile` returns for 16 pixels
+    torch.autograd.grad(convolve(images, weight, padding=1, m=m).sum(), (images, weight))
 
 
-def _try_library() -> None:
-    images, weight = _draw_layer()
-    torch.autograd.grad(F.conv2d(images, weight, padding=1).sum(), (images, weight))
+def _try_library(dtype: torch.dtype) -> None:
+    images, weight = _draw_layer(dtype)
+    torch.autograd.grad(F.conv2d(images, weight.to(dtype), padding=1).sum(), (images, weight))
 
 
-def _draw_layer() -> tuple[Tensor, Tensor]:
+def _draw_layer(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return images and a weight of sizes as in the middle of a network."""
-    images, weight = torch.ones(8, 64, 16, 16), torch.ones(64, 64, 3, 3)
+    images, weight = torch.ones(8, 64, 16, 16, dtype=dtype), torch.ones(64, 64, 3, 3)
     images, weight = (one.contiguous(memory_format=torch.channels_last) for one in (images, weight))
     return images.requires_grad_(), weight.requires_grad_()
 
