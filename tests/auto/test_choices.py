@@ -222,26 +222,35 @@ def test_batch(
     assert f"batch size {batch} ({reason})" in lines(chosen)
 
 
-def test_vicreg_terms_are_chosen_where_they_were_measured_to_help() -> None:
+def test_additions_are_chosen_where_they_were_measured_to_help() -> None:
+    def additions(chosen: Chosen) -> tuple[float | None, str]:
+        return chosen.config.trainer.vicreg_weight, chosen.config.data_transforms.target_view
+
     chosen = decide()
-    assert chosen.config.trainer.vicreg_weight == 1.0
+    assert additions(chosen) == (1.0, "weak")
     assert (
         "an extra training goal, from VICReg, trainer.vicreg_weight=1 (keeps different images apart in "
         "the first half of the run; for photos on a CPU)" in lines(chosen)
     )
-    assert decide(is_grey=True, channels=1).config.trainer.vicreg_weight == 1.0
-    assert decide(bits=16).config.trainer.vicreg_weight == 1.0
+    assert (
+        "one more view for the target network, data_transforms.target_view=weak (of a large crop in its own "
+        "colours, which both other views predict; for photos on a CPU)" in lines(chosen)
+    )
+    assert additions(decide(is_grey=True, channels=1)) == (1.0, "weak")
+    assert additions(decide(bits=16)) == (1.0, "weak")
     nothing_else_is_open = decide("trainer.accumulation_steps=1", "trainer.max_hours=1")
-    assert nothing_else_is_open.config.trainer.vicreg_weight == 1.0
+    assert additions(nothing_else_is_open) == (1.0, "weak")
     for other in (
         decide("network.fine_tune_from=runs/a"),
         decide(machine=GPU),
         decide(bits=16, channels=1, is_dicom=True),
         decide("data_transforms.domain=medical"),
     ):
-        assert other.config.trainer.vicreg_weight is None
+        assert additions(other) == (None, "auto")
     off = decide("trainer.vicreg_weight=0")
-    assert off.config.trainer.vicreg_weight == 0.0 and not any("VICReg" in line for line in lines(off))
+    assert additions(off) == (0.0, "weak") and not any("VICReg" in line for line in lines(off))
+    off = decide("data_transforms.target_view=other")
+    assert additions(off) == (1.0, "other") and not any("target network" in line for line in lines(off))
 
 
 def test_too_few_images() -> None:
@@ -282,6 +291,7 @@ def test_every_choice_can_be_given_and_leaves_nothing_open() -> None:
         "network.stem",
         "trainer.precision",
         "trainer.vicreg_weight",
+        "data_transforms.target_view",
         "trainer.batch_size",
         "trainer.accumulation_steps",
         "trainer.max_epochs",

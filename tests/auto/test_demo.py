@@ -117,7 +117,7 @@ def step_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def install(step_s: float) -> None:
         made = 0
-        make_views = loop.make_views
+        make_views = loop.make_training_views
 
         def step(*arguments: object, **others: object) -> object:
             nonlocal made
@@ -125,7 +125,7 @@ def step_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
             return make_views(*arguments, **others)  # type: ignore[arg-type]
 
         monkeypatch.setattr(demo, "benchmark_step", lambda *_, **__: StepBenchmark(16, 1, step_s, 1, 2))
-        monkeypatch.setattr(loop, "make_views", step)
+        monkeypatch.setattr(loop, "make_training_views", step)
         monkeypatch.setattr(setup, "TimeBudget", partial(TimeBudget, now=lambda: made * step_s))
 
     return install
@@ -171,7 +171,7 @@ def test_the_preview_of_a_stopped_demo_says_what_is_left(
     step_takes(0.25)
     partial_config = load_partial(None, [f"data.source={images}", *TINY], preset="demo")
     given, step_s, _ = fit(partial_config, tmp_path / "run")
-    make_views, made = loop.make_views, 0
+    make_views, made = loop.make_training_views, 0
 
     def make(*arguments: object, **others: object) -> object:
         nonlocal made
@@ -180,7 +180,7 @@ def test_the_preview_of_a_stopped_demo_says_what_is_left(
             os.kill(os.getpid(), signal.SIGTERM)
         return make_views(*arguments, **others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "make_views", make)
+    monkeypatch.setattr(loop, "make_training_views", make)
     assert train(given, tmp_path / "run", step_s=step_s).done == 4
     said: list[str] = []
     demo.preview(partial_config, tmp_path / "run", elapsed=lambda: 10.0, say=said.append)
@@ -198,13 +198,13 @@ def test_a_run_keeps_the_threads_that_were_fastest(
     given, step_s, said = fit(partial_config, tmp_path / "run")
     assert "1 thread of the CPU (0.25 s per step, but 1.5 s with all threads" in said
     assert given.config.trainer.num_threads == 1
-    make_views, seen = loop.make_views, set()
+    make_views, seen = loop.make_training_views, set()
 
     def make(*arguments: object, **others: object) -> object:
         seen.add(torch.get_num_threads())
         return make_views(*arguments, **others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "make_views", make)
+    monkeypatch.setattr(loop, "make_training_views", make)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -104,7 +104,7 @@ def test_a_full_disk(capsys: Capture, finished: Path, monkeypatch: pytest.Monkey
 
 def test_ctrl_c_while_training(capsys: Capture, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["train", str(finished / "images"), "-o", "runs/c", *TINY]
-    make_views = loop.make_views
+    make_views = loop.make_training_views
     calls = 0
 
     def press(*arguments: object, **others: object) -> object:
@@ -114,7 +114,7 @@ def test_ctrl_c_while_training(capsys: Capture, finished: Path, monkeypatch: pyt
             os.kill(os.getpid(), signal.SIGINT)
         return make_views(*arguments, **others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "make_views", press)
+    monkeypatch.setattr(loop, "make_training_views", press)
     assert main(arguments) == 130
     said = capsys.readouterr()
     last = said.out.splitlines()[-1]

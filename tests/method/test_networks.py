@@ -113,6 +113,21 @@ def test_vicreg_terms_change_the_gradients_and_not_the_loss() -> None:
             assert name.startswith("predictor.") == (parameter.grad is None)
 
 
+def test_a_target_that_was_computed_before_changes_nothing() -> None:
+    learners = tiny_byol(), tiny_byol()
+    with torch.no_grad():
+        target = learners[0].target(images(1))
+    losses = [
+        learner(images(0), images(1), symmetric=False, target=given)[0]
+        for learner, given in zip(learners, (target, None), strict=True)
+    ]
+    torch.stack(losses).sum().backward()
+    assert losses[0].item() == losses[1].item()
+    for one, other in zip(learners[0].parameters(), learners[1].parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or torch.equal(one.grad, other.grad)
+
+
 class Constant(nn.Module):
     """Gives the same vector for every image."""
 

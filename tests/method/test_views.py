@@ -10,7 +10,18 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from byol.config import DataTransforms, View
-from byol.method.views import Draws, Pixels, apply_view, draw_views, find_whole_px, make_views, whole_view
+from byol.method.views import (
+    WEAK_CROP_AREA,
+    Draws,
+    Pixels,
+    apply_view,
+    draw_views,
+    draw_weak_view,
+    find_whole_px,
+    make_training_views,
+    make_views,
+    whole_view,
+)
 
 PLAIN = View(  # the whole image, nothing done to it
     crop_area=(1.0, 1.0),
@@ -66,6 +77,7 @@ def transforms(px: int, view1: View = PLAIN, view2: View = PLAIN, *, s: float = 
         input_shape=(px, px, 3),
         whole_px=None,
         whole_mirrored=False,
+        target_view="other",
         view1=view1,
         view2=view2,
     )
@@ -446,6 +458,32 @@ def test_views_are_a_function_of_the_key_and_leave_images_and_global_generator_a
         assert not torch.allclose(first[0][i], first[1][i]), "the two views of an image are drawn apart"
     assert torch.equal(images, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_weak_view_is_a_third_one_and_changes_no_other() -> None:
+    """Large crops, turned as the first view, in the colours of the image."""
+    strong = view(**EVERYTHING, rotation=30.0)
+    plain = transforms(16, strong, view())
+    weak = plain.model_copy(update={"target_view": "weak"})
+    images, pixels = stored(64, 3, 16), identity(3)
+    options = {"key": 5, "rows": slice(None), "pixels": pixels}
+    two, three = (make_training_views(images, sizes(64), each, **options) for each in (plain, weak))
+    assert (len(two), len(three)) == (2, 3)
+    for one, other in zip(
+        (*two, *make_views(images, sizes(64), weak, **options)), 2 * three[:2], strict=True
+    ):
+        assert torch.equal(one, other)
+    draws = draw_weak_view(5, sizes=sizes(500), transforms=weak, channels=3)
+    areas = draws.box[:, 2] * draws.box[:, 3]
+    assert areas.min() >= WEAK_CROP_AREA[0] - 0.02 and areas.min() < 0.45 and areas.max() > 0.9
+    for name in ("flip", "vertical_flip"):
+        assert getattr(draws, name).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert (draws.turn > 0).float().mean().item() == pytest.approx(0.75, abs=0.1) and draws.angle.std() > 0.1
+    constant = torch.tensor([20, 100, 200], dtype=torch.uint8).view(1, 3, 1, 1).expand(64, 3, 16, 16)
+    made = make_training_views(constant, sizes(64), weak, **options)[2]
+    torch.testing.assert_close(made, constant / 255.0, atol=1e-5, rtol=0)
+    some = make_training_views(images[8:16], sizes(64), weak, key=5, rows=slice(8, 16), pixels=pixels)[2]
+    torch.testing.assert_close(some, three[2][8:16])
 
 
 def test_changing_one_view_leaves_the_other_alone() -> None:

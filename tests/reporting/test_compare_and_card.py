@@ -391,7 +391,13 @@ def test_a_card_names_what_is_more_than_byol(tmp_path: Path) -> None:
     more = "More than BYOL: the variance and covariance terms of VICReg"
     assert more not in write_card(make_run(tmp_path / "a"))
     text = write_card(make_run(tmp_path / "b", "trainer.vicreg_weight=0.5"))
-    assert more in text and "falls from 0.5 to 0 in the first half of the run" in text
+    assert more in text and "falls from 0.5 to 0 in the first half of the run." in text
+    text = write_card(make_run(tmp_path / "c", "trainer.vicreg_weight=1", "data_transforms.target_view=weak"))
+    assert (
+        more in text and "in the first half of the run; a weak view for the target network (crops of" in text
+    )
+    text = write_card(make_run(tmp_path / "d", "data_transforms.target_view=weak"))
+    assert "More than BYOL: a weak view for the target network (crops of 40 % of the area or more" in text
 
 
 def test_a_card_of_a_run_by_the_clock(tmp_path: Path) -> None:

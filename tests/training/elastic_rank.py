@@ -37,14 +37,14 @@ def main(job: dict[str, Any], setattr: Callable[..., None] = setattr) -> None:
 
 def compute_in_fp64(setattr: Callable[..., None]) -> None:
     """Make networks and views fp64, so that rounding stays far below what a wrong image would change."""
-    make_views, whole_view, make_byol = loop.make_views, fixed_images.whole_view, Byol.of
+    make_views, whole_view, make_byol = loop.make_training_views, fixed_images.whole_view, Byol.of
 
     def make_views_in_fp64(*arguments: Any, **others: Any) -> tuple[Tensor, ...]:
         return tuple(view.double() for view in make_views(*arguments, **others))
 
     setattr(Byol, "of", lambda *a, **k: make_byol(*a, **k).double())
-    for module in (loop, fixed_images):
-        setattr(module, "make_views", make_views_in_fp64)
+    setattr(loop, "make_training_views", make_views_in_fp64)
+    setattr(fixed_images, "make_views", lambda *a, **k: make_views_in_fp64(*a, **k)[:2])
     setattr(fixed_images, "whole_view", lambda *a, **k: whole_view(*a, **k).double())
 
 

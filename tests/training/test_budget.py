@@ -65,7 +65,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], None]]:
     """What to do in a step, by how many have been made in this test; the clock goes on by STEP_S in each."""
     actions: dict[int, Callable[[], None]] = {}
     made = 0
-    make_views = loop.make_views
+    make_views = loop.make_training_views
 
     def step(*arguments: object, **others: object) -> object:
         nonlocal made
@@ -73,7 +73,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], None]]:
         actions.get(made, lambda: None)()
         return make_views(*arguments, **others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "make_views", step)
+    monkeypatch.setattr(loop, "make_training_views", step)
     monkeypatch.setattr(setup, "TimeBudget", partial(TimeBudget, now=lambda: made * STEP_S))
     return actions
 

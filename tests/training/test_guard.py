@@ -43,7 +43,7 @@ TINY = [
     "trainer.loggers=[]",
 ]
 TOTAL_STEPS = 3 * (64 // 8)
-FORWARD, MAKE_VIEWS = Byol.forward, loop.make_views
+FORWARD, MAKE_VIEWS = Byol.forward, loop.make_training_views
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ class Poison:
                       for step in range(TOTAL_STEPS)}  # fmt: skip
         self._seen: dict[int, int] = {}
         self._step = -1
-        monkeypatch.setattr(loop, "make_views", self.make_views)
+        monkeypatch.setattr(loop, "make_training_views", self.make_views)
         monkeypatch.setattr(
             Byol, "forward", lambda byol, *views, **options: self.forward(byol, *views, **options)
         )

@@ -17,6 +17,7 @@ from byol.config import Config, load_config
 from byol.method.networks import Byol
 from byol.method.schedule import Plan
 from byol.training import loop, replay, skipped
+from byol.training.first_bad import WEAK
 from byol.training.loop import train
 
 TINY = (
@@ -37,7 +38,7 @@ TINY = (
     "trainer.loggers=[]",
 )
 LAYER = "online.encoder.layer2.0.conv1"
-MAKE_VIEWS, MAKE_BYOL = loop.make_views, Byol.of
+MAKE_VIEWS, MAKE_BYOL = loop.make_training_views, Byol.of
 
 
 def configure(folder: Path, *overrides: str) -> Config:
@@ -57,7 +58,7 @@ class Injection:
         keys = Plan.of(load_config(None, TINY, preset="demo"), num_images=35)
         self._keys = {keys.key("views", step): step for step in range(4)}
         for module in (loop, replay):
-            monkeypatch.setattr(module, "make_views", self.make_views)
+            monkeypatch.setattr(module, "make_training_views", self.make_views)
         monkeypatch.setattr(Byol, "of", self.make_byol)
 
     def make_views(self, *arguments: object, key: int, rows: slice, **others: object) -> object:
@@ -72,7 +73,8 @@ class Injection:
 
     def hook(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
         call, self._num_calls = self._num_calls, self._num_calls + 1
-        if self._step not in self._steps or call != self._call or not output.requires_grad:
+        looked_at = output.requires_grad or self._layer.startswith("target.")
+        if self._step not in self._steps or call != self._call or not looked_at:
             return None
         self.seen.setdefault(self._step, []).append(output.detach().clone())
         return self._change(output)
@@ -95,13 +97,15 @@ def spoil_gradient(row: int) -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize(("overrides", "call", "view", "image"),
-                         [((), 0, 1, 5), (("trainer.accumulation_steps=2",), 3, 2, 4 + 1)])  # fmt: skip
+                         [((), 0, 1, 5), (("trainer.accumulation_steps=2",), 3, 2, 4 + 1),
+                          (("data_transforms.target_view=weak",), 1, 2, 5)])  # fmt: skip
 def test_an_injected_fault_is_found_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str, overrides: tuple[str, ...], call: int,
     view: int, image: int,
 ) -> None:  # fmt: skip
     """In one image of one view, in the forward or backward pass of one layer, also in a later micro-batch."""
-    row = image % (8 // (1 + len(overrides)))
+    num_images = 4 if "trainer.accumulation_steps=2" in overrides else 8
+    row = image % num_images
     change = spoil(row) if direction == "forward" else spoil_gradient(row)
     injection = Injection(monkeypatch, (2,), call, change)
     run_dir = tmp_path / "run"
@@ -117,8 +121,24 @@ def test_an_injected_fault_is_found_exactly(
     assert place.what.startswith("the gradient of") == (direction == "backward")
     lines = found.explain()
     assert "repeated exactly" in lines[0]
-    assert f"it is in 1 of {8 // (1 + len(overrides))} images: {found.record.images[image]}" in lines
+    assert f"it is in 1 of {num_images} images: {found.record.images[image]}" in lines
     assert lines[-1].startswith("next: look at these images")
+
+
+def test_a_fault_in_the_target_network_is_of_the_weak_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it computes once per micro-batch, before the online network."""
+    layer = LAYER.replace("online", "target")
+    injection = Injection(monkeypatch, (2,), 1, spoil(1), layer)
+    overrides = ("trainer.accumulation_steps=2", "data_transforms.target_view=weak")
+    train(configure(tmp_path, *overrides), tmp_path / "run")
+    found = replay.replay(tmp_path / "run")
+    trained, replayed = injection.seen[2]
+    assert torch.equal(trained, replayed) and found.agrees and found.place is not None
+    assert (found.place.direction, found.place.view, found.place.rows) == ("forward", WEAK, (4 + 1,))
+    assert f"the output of {layer} (Conv2d)" in found.place.what
+    assert any("in the forward pass of the weak view" in line for line in found.explain())
 
 
 def test_steps_in_a_row_share_their_weights_and_only_the_last_are_kept(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from byol.base.errors import ConfigError
 from byol.device.memory import available_bytes, is_out_of_memory, peak_bytes
 from byol.device.ranks import Ranks
-from byol.method.networks import Byol
+from byol.method.networks import Byol, byol_loss, vicreg_penalty
 from byol.training.step import MIN_MICROBATCH, Computed, can_halve, compute_gradients, compute_within_memory
 
 ALONE = Ranks(0, 1, torch.device("cpu"), torch.float32)
@@ -30,16 +30,18 @@ def make_byol() -> Byol:
 class MakeViews:
     """Views that are a function of the rows; the calls `fail_on` raise."""
 
-    def __init__(self, *fail_on: int, error: Exception | None = None) -> None:
+    def __init__(self, *fail_on: int, error: Exception | None = None, weak: bool = False) -> None:
         self.rows: list[slice] = []
+        self._weak = weak
         self._fail_on, self._error = fail_on, error or MemoryError()
 
-    def __call__(self, images: Tensor, *, rows: slice) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, *, rows: slice) -> tuple[Tensor, ...]:
         self.rows.append(rows)
         if len(self.rows) in self._fail_on:
             raise self._error
         factors = torch.arange(32.0)[rows].view(-1, 1, 1, 1) / 32.0
-        return images / 255.0 * factors, images / 255.0 + factors
+        views = images / 255.0 * factors, images / 255.0 + factors
+        return (*views, images / 255.0 - factors) if self._weak else views
 
 
 def compute(byol: Byol, make: MakeViews, *, num_microbatches: int, said: list[str] | None = None) -> Computed:
@@ -78,6 +80,39 @@ def test_parts_have_the_mean_loss_and_the_sum_of_gradients() -> None:
     torch.testing.assert_close(loss, torch.stack(losses).sum().detach())
     for name, value in state(other).items():
         torch.testing.assert_close(state(byol)[name], value, msg=name)
+
+
+def test_both_views_predict_the_weak_one() -> None:
+    """The target network computes it once; loss and gradients are those of two directions by hand."""
+    byol, shown, seen = make_byol(), list[Tensor](), list[Tensor]()
+    byol.target.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    torch.manual_seed(3)
+    loss, _ = compute_gradients(
+        byol,
+        IMAGES,
+        make=MakeViews(weak=True),
+        show=lambda *views: shown.extend(views),
+        num_microbatches=2,
+        ranks=ALONE,
+        vicreg_weight=0.5,
+    )
+    other, losses = make_byol(), []
+    torch.manual_seed(3)
+    for rows in (slice(0, 16, 1), slice(16, 32, 1)):
+        view1, view2, weak = MakeViews(weak=True)(IMAGES[rows], rows=rows)
+        with torch.no_grad():
+            target = other.target(weak)
+        for view in (view1, view2):
+            projection = other.online(view)
+            penalty = vicreg_penalty(projection)
+            prediction_loss = byol_loss(other.predictor(projection), target).mean()
+            losses.append((prediction_loss + 0.5 * (penalty - penalty.detach())) / 2)
+    torch.stack(losses).sum().backward()
+    torch.testing.assert_close(loss, torch.stack(losses).sum().detach())
+    for name, value in state(other).items():
+        torch.testing.assert_close(state(byol)[name], value, msg=name)
+    assert [view.shape for view in shown] == [(16, 1, 4, 4)] * 3
+    assert len(seen) == 2 and torch.equal(seen[0], shown[2])
 
 
 @pytest.mark.parametrize("error", FAILURES)

@@ -23,7 +23,7 @@ from byol.method import networks, views
 from byol.method.networks import Byol
 from byol.method.optimizers import build_optimizer, set_lr
 from byol.method.schedule import Plan
-from byol.method.views import Pixels, make_views
+from byol.method.views import Pixels, make_training_views
 from byol.training.step import compute_within_memory
 from byol.training.update import apply_step, measure
 from pretend import HostWaitsError, MixedDevicesError, NoKernelError, NoSuchTypeError, Trace, pretending
@@ -98,7 +98,7 @@ def trace_steps(
         images = store.deliver(store.prepare(indices)).permute(0, 3, 1, 2)
         sizes = torch.full((BATCH, 2), float(STORED_PX))
         make = partial(
-            make_views, sizes=sizes, transforms=config.data_transforms, key=plan.key("views", step),
+            make_training_views, sizes=sizes, transforms=config.data_transforms, key=plan.key("views", step),
             pixels=pixels,
         )  # fmt: skip
         computed = compute_within_memory(

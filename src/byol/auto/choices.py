@@ -19,7 +19,8 @@ from byol.training.step_benchmark import StepBenchmark
 # Views. If `Survey.upright` is below this, a classifier on brightness cannot recognise upright images.
 UPRIGHT_FROM = 0.6
 TURNED = {"vertical_flip": 0.5, "rotation": 180.0}
-VICREG_WEIGHT, VICREG_DOMAINS = 1.0, ("photo", "grey", "microscopy")  # docs/decisions.md has the measurements
+VICREG_WEIGHT = 1.0
+MEASURED_DOMAINS = ("photo", "grey", "microscopy")  # of additions to BYOL; docs/decisions.md has the numbers
 MANY_CHANNELS = 10  # satellites have this many bands; microscopes have fewer channels
 LARGER = 1.1  # largest view side, as a multiple of the median image side
 VIEW_SIDES = (32, 40, 48, 64, 96, 128, 160, 224)  # px
@@ -105,12 +106,11 @@ def choose(
     choices += _choose_network(partial_config, view_px=view_px, machine=machine)
     num_images = count_usable(survey)
     choices += _choose_batch(partial_config, num_images=num_images, machine=machine)
+    choices += _choose_additions(partial_config, choices, device=machine.device)
     resolved, benchmark = partial_config.resolve(_values_of(choices)), None
     if resolved.unset and measure is not None:
         trial = resolved.resolve({"trainer": {"accumulation_steps": 1, "max_epochs": 1}}).config
         benchmark = measure(trial, "trainer.accumulation_steps" in resolved.unset)
-    if "trainer.vicreg_weight" in partial_config.resolvable:
-        choices += _choose_vicreg(resolved.config, device=machine.device)
     choices += _choose_num_microbatches(resolved, benchmark)
     choices += choose_threads(benchmark)
     choices += _choose_length(resolved, benchmark, num_images=num_images, device=machine.device)
@@ -255,15 +255,24 @@ def _choose_num_microbatches(partial_config: PartialConfig, benchmark: StepBench
     return [Choice("trainer.accumulation_steps", parts, words, reason)]
 
 
-def _choose_vicreg(config: Config, *, device: DeviceName) -> list[Choice]:
-    """Choose VICReg's terms where they were measured to help: random weights, a CPU, these domains."""
+def _choose_additions(
+    partial_config: PartialConfig, choices: list[Choice], *, device: DeviceName
+) -> list[Choice]:
+    """Choose additions to BYOL where they were measured to help: random weights, a CPU, some domains."""
+    config = partial_config.resolve(_values_of(choices)).config
     domain, is_random = config.data_transforms.domain, config.network.fine_tune_from is None
-    if not is_random or device != "cpu" or domain not in VICREG_DOMAINS:
+    if not is_random or device != "cpu" or domain not in MEASURED_DOMAINS:
         return []
-    words = f"an extra training goal, from VICReg, trainer.vicreg_weight={VICREG_WEIGHT:g}"
-    reason = "keeps different images apart in the first half of the run; "
-    reason += f"for {_DOMAIN_WORDS[str(domain)]} on a CPU"
-    return [Choice("trainer.vicreg_weight", VICREG_WEIGHT, words, reason)]
+    where = f"for {_DOMAIN_WORDS[str(domain)]} on a CPU"
+    vicreg = f"an extra training goal, from VICReg, trainer.vicreg_weight={VICREG_WEIGHT:g}"
+    weak = "one more view for the target network, data_transforms.target_view=weak"
+    apart = f"keeps different images apart in the first half of the run; {where}"
+    both = f"of a large crop in its own colours, which both other views predict; {where}"
+    found = (
+        Choice("trainer.vicreg_weight", VICREG_WEIGHT, vicreg, apart),
+        Choice("data_transforms.target_view", "weak", weak, both),
+    )
+    return [choice for choice in found if choice.key in partial_config.resolvable]
 
 
 def choose_threads(benchmark: StepBenchmark | None) -> list[Choice]:

@@ -37,6 +37,7 @@ _ALSO_RESOLVABLE: dict[str, str | None] = {
     "trainer.precision": "auto",
     "trainer.num_threads": None,
     "trainer.vicreg_weight": None,
+    "data_transforms.target_view": "auto",
     "data.channels": None,
 }
 # Settings that may differ between two starts of one run, because they do not change the training.

@@ -22,6 +22,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "data_transforms.input_shape": (_PX, "[96,96,null]"),
     "data_transforms.whole_px": (_PX, "128"),
     "data_transforms.whole_mirrored": ("", "false"),
+    "data_transforms.target_view": ("", "other"),
     "data_transforms.view.crop_area": ("fraction of the area, 0 to 1", "[0.5,1]"),
     "data_transforms.view.crop_aspect": ("width / height", "[1,1]"),
     "data_transforms.view.flip": (_PROBABILITY, "0"),

@@ -26,6 +26,7 @@ from byol.config.values import (
 
 LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 DeviceSetting = Literal["auto", "cpu", "cuda", "mps", "xpu"]
+Domain = Literal["auto", "photo", "grey", "microscopy", "satellite", "medical", "industrial"]
 
 # Settings that may be left open, and the value that marks them as open. `auto/choices.py` chooses their
 # values from the images and the machine.
@@ -131,17 +132,12 @@ class View(Section):
 class DataTransforms(Section):
     """How byol makes two views of each image."""
 
-    domain: Literal["auto", "photo", "grey", "microscopy", "satellite", "medical", "industrial"] | None = (
-        Field(
-            description="Kind of images; it selects a table of view settings. auto: byol chooses it from "
-            "the images; null: use the view settings of the preset."
-        )
+    domain: Domain | None = Field(
+        description="Kind of images; it selects a table of view settings. auto: byol chooses it from the "
+        "images; null: use the view settings of the preset."
     )
     s: float = Field(
-        ge=0,
-        le=10,
-        description="Strength of the colour jitter: multiplies brightness, contrast, saturation and hue of "
-        "both views.",
+        ge=0, le=10, description="Colour jitter: factor of brightness, contrast, saturation and hue."
     )
     input_shape: Shape | None = Field(
         description="Height, width (equal, pixels) and channels of a view; channels null: as many as the "
@@ -154,6 +150,10 @@ class DataTransforms(Section):
     whole_mirrored: bool | Literal["auto"] = Field(
         description="Whether features are the mean of those of an image and of its mirror image, which takes "
         "twice as long. auto: if training flips both views left-right."
+    )
+    target_view: Literal["auto", "other", "weak"] = Field(
+        description="View that the target network sees. other: the other one, as in BYOL; weak: one more, of "
+        "a large crop in its own colours, which both predict; auto: weak where it was measured to help."
     )
     view1: View = Field(description="Distribution of the first view.")
     view2: View = Field(description="Distribution of the second view.")

@@ -67,6 +67,11 @@ class Ranks:
         synchronise_on_cpu(module)
         return nn.parallel.DistributedDataParallel(module)
 
+    def unwrap(self, network: nn.Module) -> Any:
+        """Return the module that `wrap` was called with."""
+        is_wrapped = isinstance(network, nn.parallel.DistributedDataParallel)
+        return network.module if is_wrapped else network
+
     def exchange(self, network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """Return a context for one micro-batch. Gradients are averaged over ranks only in the last one.
 

@@ -123,6 +123,7 @@ class Byol(nn.Module):
         *,
         symmetric: bool = True,
         vicreg_weight: float = 0.0,
+        target: Float[Tensor, "batch dim"] | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch dim"]]:
         """Return the symmetric loss (eq. 2, both directions; mean over images, 0..8), and z of view1.
 
@@ -132,11 +133,12 @@ class Byol(nn.Module):
         gradient. Each network processes one view at a time, so BatchNorm sees the views separately.
 
         `vicreg_weight`: weight of `vicreg_penalty` of each online projection. It adds to the gradients of the
-        loss, and not to its value, so that the loss remains that of BYOL.
+        loss, and not to its value, so that the loss remains that of BYOL. `target`: what the target network
+        returns for view2, if it was computed before.
         """
         with torch.no_grad():  # before the online network, whose activations stay in memory
             target1 = self.target(view1) if symmetric else None
-            target2 = self.target(view2)
+            target2 = self.target(view2) if target is None else target
         projection1 = self.online(view1)
         loss = self._loss(projection1, target2, vicreg_weight)
         if target1 is not None:

@@ -11,7 +11,7 @@ and channel drop replaces grey. Images with one channel have neither grey nor ch
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 
@@ -25,6 +25,9 @@ from byol.device.devices import send, to_float32
 from byol.method import pixelwise
 from byol.method.pixelwise import Jitter
 
+WEAK_CROP_AREA = (0.4, 1.0)  # of the weak view, as a fraction of the image
+_CHANGES = ("jitter", "grey", "blur", "solarize", "invert", "noise", "channel_drop")  # that it leaves out
+_WEAK = 0x5EA7  # makes the seed of the weak view from that of the others
 SIGMA_PX = 224  # view size for which blur_sigma is given in pixels
 _FULL_SCALES = {torch.uint8: 255.0, torch.uint16: 65535.0}
 CROP_TRIES = 10  # boxes drawn per image before the fallback, as in torchvision's RandomResizedCrop
@@ -92,14 +95,25 @@ def make_views(
     `images` are the `rows` of a global batch; `sizes` are the original (height, width) of the global batch,
     on the host. Images are stored as squares, but crops are drawn in their original geometry.
     """
-    channels, view_px = images.shape[1], transforms.view_px
-    draws1, draws2 = draw_views(key, sizes=sizes, transforms=transforms, channels=channels)
-    assert len(draws1.flip[rows]) == len(images)
-    unit = _to_unit(images, pixels)
-    return (
-        apply_view(unit, draws1.rows(rows), view_px=view_px, pixels=pixels),
-        apply_view(unit, draws2.rows(rows), view_px=view_px, pixels=pixels),
-    )
+    draws = draw_views(key, sizes=sizes, transforms=transforms, channels=images.shape[1])
+    view1, view2 = _apply_all(images, draws, rows=rows, view_px=transforms.view_px, pixels=pixels)
+    return view1, view2
+
+
+def make_training_views(
+    images: Real[Tensor, "batch channel stored stored"],
+    sizes: Float[Tensor, "global_batch 2"],
+    transforms: DataTransforms,
+    *,
+    key: int,
+    rows: slice,
+    pixels: Pixels,
+) -> tuple[Float[Tensor, "batch channel view view"], ...]:
+    """Make the two views of `make_views` and, if the target network sees a weak view, that one as a third."""
+    draws = [*draw_views(key, sizes=sizes, transforms=transforms, channels=images.shape[1])]
+    if transforms.target_view == "weak":
+        draws.append(draw_weak_view(key, sizes=sizes, transforms=transforms, channels=images.shape[1]))
+    return _apply_all(images, draws, rows=rows, view_px=transforms.view_px, pixels=pixels)
 
 
 def make_view(
@@ -171,6 +185,19 @@ def draw_views(
     # Drawn last, so that views without turns equal those of versions that had no turns.
     turns = [_draw_turns(generator, view, batch=len(sizes)) for view in tables]
     return replace(draws[0], turn=turns[0]), replace(draws[1], turn=turns[1])
+
+
+def draw_weak_view(
+    key: int, *, sizes: Float[Tensor, "batch 2"], transforms: DataTransforms, channels: int
+) -> Draws:
+    """Draw the random numbers of the weak view: crops of WEAK_CROP_AREA, turned as the first view, no more.
+
+    They come from a seed of their own, so that the other views are the same with and without it.
+    """
+    weak = transforms.view1.model_copy(update={"crop_area": WEAK_CROP_AREA, **dict.fromkeys(_CHANGES, 0.0)})
+    generator = torch.Generator().manual_seed(key ^ _WEAK)
+    draws = _draw(generator, weak, sizes=sizes, s=transforms.s, channels=channels)
+    return replace(draws, turn=_draw_turns(generator, weak, batch=len(sizes)))
 
 
 def _draw(
@@ -266,6 +293,15 @@ def _draw_boxes(
 
 
 # ---- Application, on the device
+
+
+def _apply_all(
+    images: Tensor, draws: Sequence[Draws], *, rows: slice, view_px: int, pixels: Pixels
+) -> tuple[Tensor, ...]:
+    """Make one view of the `rows` of a global batch for each of the draws."""
+    assert len(draws[0].flip[rows]) == len(images)
+    unit = _to_unit(images, pixels)
+    return tuple(apply_view(unit, one.rows(rows), view_px=view_px, pixels=pixels) for one in draws)
 
 
 def apply_view(

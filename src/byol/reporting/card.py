@@ -157,7 +157,7 @@ def _describe_optimisation(run: RunSummary) -> list[str]:
         f"{_OPTIMIZERS[optimizer.name]} (momentum {optimizer.params.momentum:g}, weight decay "
         f"{plan.weight_decay:g}) with batches of {plan.batch_size} images, learning rate {plan.base_lr:.4g} "
         f"after {plan.warmup_steps} steps of linear warm-up{fall}; the target network is a moving average "
-        f"with tau {tau}.{f' {run.added_terms}' if run.added_terms else ''}",
+        f"with tau {tau}.{f' {run.additions}' if run.additions else ''}",
         f"{run.done:,} steps ({epochs:.4g} epochs), seed {config.trainer.seed}.",
         *run.incidents,
     ]

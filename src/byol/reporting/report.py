@@ -274,7 +274,7 @@ def _describe(run: RunSummary, shown: _Shown | None, places: Json | None, *, mis
         "map": places,
         "map_total": None if shown is None else len(shown.embedded.images),
         "config_text": Markup.escape(read_bytes(run.run_dir / "config.yaml").decode()),
-        "added_terms": run.added_terms,
+        "additions": run.additions,
         "data": _find_data(run, shown),
         "versions": _find_versions(),
         "view_px": run.config.view_px,

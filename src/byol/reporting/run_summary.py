@@ -10,6 +10,7 @@ from byol.base.files import read_fields
 from byol.config import Config, EvaluationConfig, write_override
 from byol.encoder.spec import SPEC_NAME, EncoderSpec, read_spec
 from byol.evaluation.splits import TEST_PART
+from byol.method.views import WEAK_CROP_AREA
 from byol.metrics import verdict
 from byol.runfolder import environment
 from byol.runfolder.settings import read_config
@@ -116,14 +117,21 @@ class RunSummary:
         return count_seconds(self.metrics, batch_size=self.config.batch_size) / 3600.0
 
     @property
-    def added_terms(self) -> str:
-        """A sentence about terms of the loss that BYOL does not have; "" if there are none."""
-        if not (weight := self.config.trainer.vicreg_weight):
-            return ""
-        return (
-            "More than BYOL: the variance and covariance terms of VICReg (arXiv 2105.04906) on the online "
-            f"projections, with a weight that falls from {weight:g} to 0 in the first half of the run."
-        )
+    def additions(self) -> str:
+        """A sentence about what the training had that BYOL does not have; "" if there is nothing."""
+        found = []
+        if weight := self.config.trainer.vicreg_weight:
+            found.append(
+                "the variance and covariance terms of VICReg (arXiv 2105.04906) on the online projections, "
+                f"with a weight that falls from {weight:g} to 0 in the first half of the run"
+            )
+        if self.config.data_transforms.target_view == "weak":
+            area = f"{100 * WEAK_CROP_AREA[0]:g} %"
+            found.append(
+                f"a weak view for the target network (crops of {area} of the area or more, colours "
+                "unchanged), which both other views predict"
+            )
+        return f"More than BYOL: {'; '.join(found)}." if found else ""
 
     @property
     def incidents(self) -> tuple[str, ...]:

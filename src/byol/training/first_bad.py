@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from byol.method.networks import Byol
 
+WEAK = 3  # number of the weak view
 _FUSED = (nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d)
 
 
@@ -25,7 +26,7 @@ class Place:
 
     direction: Literal["forward", "backward"]
     what: str  # such as "the output of online.encoder.conv1 (Conv2d)"
-    view: int | None  # 1 or 2, which the network was computing; None: of all views
+    view: int | None  # 1, 2 or WEAK, which the network was computing; None: of all views
     rows: tuple[int, ...]  # the images of the batch with such values; (): the value is not of single images
     num_images: int  # that were computed together
     num_nan: int
@@ -55,13 +56,15 @@ class FirstBad:
     """Watches the networks in a `with` block; `found` is the first place, or None.
 
     `num_microbatches` is the number per batch, and `batch_size` the number of its images. `fused`: byol may
-    compute several layers of the encoder together.
+    compute several layers of the encoder together. `weak`: the target network sees the weak view.
     """
 
-    def __init__(self, byol: Byol, *, batch_size: int, num_microbatches: int, fused: bool) -> None:
+    def __init__(
+        self, byol: Byol, *, batch_size: int, num_microbatches: int, fused: bool, weak: bool = False
+    ) -> None:
         self.found: Place | None = None
         self._byol, self._fused, self._rows = byol, fused, batch_size // num_microbatches
-        self._num_calls = 0
+        self._num_calls, self._weak = 0, weak
         self._seen: str | None = None
         self._call = _Call((1, 2), 0)
         self._handles: list[RemovableHandle] = []
@@ -73,6 +76,8 @@ class FirstBad:
             if parameter.requires_grad:
                 handles.append(self._watch(parameter, f"the gradient of the weights {name}", None, name))
         handles.append(byol.register_forward_pre_hook(self._begin))
+        if self._weak:
+            handles.append(byol.target.register_forward_pre_hook(self._begin_weak))
         handles.append(byol.register_forward_hook(self._end))
         for name, layer in byol.named_modules():
             is_fused = self._fused and ".encoder." in f".{name}." and type(layer) in _FUSED
@@ -94,10 +99,15 @@ class FirstBad:
         """Note which views of which images come now, in the order of `compute_gradients`."""
         microbatch, direction = divmod(self._num_calls, 2)
         self._num_calls += 1
-        numbers = (1, 2) if direction == 0 else (2, 1)
-        self._call = _Call(numbers, microbatch * self._rows)
-        for number, view in zip(numbers, views, strict=False):
+        online = 1 + direction
+        self._call = _Call((online, WEAK if self._weak else 3 - online), microbatch * self._rows)
+        for number, view in zip(self._call.views, views, strict=False):
             self._look(view, "the view, before any layer", "forward", view=number)
+
+    def _begin_weak(self, _: nn.Module, views: tuple[Any, ...]) -> None:
+        """Note that the target network comes first, with the weak view of the next images."""
+        self._call = _Call((1, WEAK), self._num_calls // 2 * self._rows)
+        self._look(views[0], "the view, before any layer", "forward", view=WEAK)
 
     def _end(self, _: nn.Module, __: object, result: tuple[Tensor, Tensor]) -> None:
         what = "the loss of prediction and target projection"

@@ -11,7 +11,7 @@ from byol.base.signals import StopSignal
 from byol.config import Config
 from byol.device.ranks import Ranks, connect
 from byol.method.optimizers import set_lr
-from byol.method.views import make_views
+from byol.method.views import make_training_views
 from byol.training.guard import Guard, roll_back
 from byol.training.monitor import Due, Monitor
 from byol.training.saving import Saver
@@ -67,7 +67,9 @@ def _train(run: Setup) -> TrainingOutcome | None:
             step, batch = done, next(batches)
             run.statistics.hold(step < run.begun.warm_steps)
             # Two views of each image, loss and gradients; in micro-batches if memory is short.
-            make = partial(make_views, sizes=batch.sizes, key=plan.key("views", step), **run.view_options)
+            make = partial(
+                make_training_views, sizes=batch.sizes, key=plan.key("views", step), **run.view_options
+            )
             computed = compute_within_memory(
                 run.network,
                 batch.images,

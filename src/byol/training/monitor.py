@@ -135,9 +135,9 @@ class Monitor:
         """Print one line, on the first rank."""
         self._log.say(text)
 
-    def show_views(self, view1: Tensor, view2: Tensor) -> None:
-        """Send the two views of the first images to the loggers; shape (batch, channel, side, side)."""
-        self._log.add_views(view1, view2)
+    def show_views(self, *views: Tensor) -> None:
+        """Send the views of the first images to the loggers; shape of each (batch, channel, side, side)."""
+        self._log.add_views(*views)
 
     def check(self, done: int) -> None:
         """Check health after `done` steps, save the encoder if it is the best so far, and print warnings."""

@@ -20,10 +20,10 @@ from byol.device.memory import is_out_of_memory
 from byol.device.ranks import Ranks
 from byol.device.threads import limited_threads
 from byol.method.networks import Byol
-from byol.method.views import make_views
+from byol.method.views import make_training_views
 from byol.runfolder.settings import read_config
 from byol.training import skipped
-from byol.training.first_bad import FirstBad, Place
+from byol.training.first_bad import WEAK, FirstBad, Place
 from byol.training.setup import as_begun
 from byol.training.skipped import Skipped
 from byol.training.step import compute_gradients
@@ -78,6 +78,8 @@ class Replayed:
                 yield "every value of the step is finite here"
             return
         view = "" if place.view is None else f" of view {place.view}"
+        if place.view == WEAK:
+            view = " of the weak view"
         kinds = " and ".join(
             f"{number:,} {kind}"
             for number, kind in ((place.num_nan, "NaN"), (place.num_infinite, "infinite"))
@@ -207,19 +209,22 @@ def _compute(
     rows = np.array(record.rows, dtype=np.int64)
     batch = send_stored(torch.from_numpy(images.read(rows)), ranks.device).permute(0, 3, 1, 2)
     make = partial(
-        make_views,
+        make_training_views,
         sizes=torch.from_numpy(images.sizes[rows].astype(np.float32)),
         key=record.views_key,
         transforms=config.data_transforms,
         pixels=images.pixels,
     )
     is_fused = ranks.device.type == "cpu" and config.trainer.convolution == "fast"
+    is_weak = config.data_transforms.target_view == "weak"
     number = record.accumulation_steps
     if len(rows) % number:
         raise CheckpointError(f"{len(rows)} images cannot be divided among {number} accumulation steps")
     torch.manual_seed(record.network_key)
     try:
-        with FirstBad(byol, batch_size=len(rows), num_microbatches=number, fused=is_fused) as watch:
+        with FirstBad(
+            byol, batch_size=len(rows), num_microbatches=number, fused=is_fused, weak=is_weak
+        ) as watch:
             loss, _ = compute_gradients(
                 byol,
                 batch,

@@ -135,10 +135,10 @@ class RunLog:
             raise self._unwritable(error) from None
         self._show(metrics, end=end, left=format_time(left_s))
 
-    def add_views(self, view1: Float[Tensor, "b c s s"], view2: Float[Tensor, "b c s s"]) -> None:
-        """Send the loggers a grid with the two views of the first images, one above the other."""
+    def add_views(self, *views: Float[Tensor, "b c s s"]) -> None:
+        """Send the loggers a grid with the views of the first images, one above the other."""
         for logger in self._loggers:
-            logger.add_picture("views", tile_views(view1, view2), step=self._first_step)
+            logger.add_picture("views", tile_views(*views), step=self._first_step)
 
     def keep_embedding(self, embedding: Embedding) -> None:
         """Keep the embedding, which the loggers receive at the end."""
@@ -204,15 +204,13 @@ def count_seconds(metrics: Sequence[Metrics], *, batch_size: int) -> float:
     return seconds
 
 
-def tile_views(
-    view1: Float[Tensor, "b c s s"], view2: Float[Tensor, "b c s s"]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Draw the views of the first images as two rows, each view stretched to 0..255.
+def tile_views(*views: Float[Tensor, "b c s s"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Draw the views of the first images in one row each, each view stretched to 0..255.
 
     The first three channels are shown as colours, or the first one as grey if there are fewer than three.
     """
     rows = []
-    for view in (view1, view2):
+    for view in views:
         pixels = (255.0 * stretch(view[:_GRID_IMAGES])).byte()
         rows.append(np.concatenate(list(pixels.permute(0, 2, 3, 1).numpy()), axis=1))
     return np.concatenate(rows)

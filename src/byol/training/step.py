@@ -21,8 +21,8 @@ from byol.training.snapshot import Snapshot
 
 MIN_MICROBATCH = 8  # images; BatchNorm statistics of fewer images are too noisy
 
-MakeViews = Callable[..., tuple[Tensor, Tensor]]  # (images, rows=their rows in the global batch)
-ShowViews = Callable[[Tensor, Tensor], None]
+MakeViews = Callable[..., tuple[Tensor, ...]]  # (images, rows=their rows in the global batch) -> 2 or 3 views
+ShowViews = Callable[..., None]  # of the views
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,24 @@ def compute_gradients(
     loss = torch.zeros((), device=ranks.device)
     with constant_weights():
         for number, (microbatch, rows) in enumerate(microbatches):
-            view1, view2 = make(microbatch, rows=rows)
+            views = make(microbatch, rows=rows)
+            view1, view2, *weak = views
             if show is not None and number == 0:
-                show(view1, view2)
+                show(*views)
+            target = None
+            if weak:
+                with torch.no_grad(), ranks.autocast():
+                    target = ranks.unwrap(network).target(weak[0])
             # One direction after the other, so that memory holds the activations of only one view.
             for view, other in ((view1, view2), (view2, view1)):
                 with ranks.exchange(network, last=number == num_microbatches - 1 and view is view2):
                     with ranks.autocast():
                         microbatch_loss, projection = network(
-                            view, other, symmetric=False, vicreg_weight=vicreg_weight
+                            view,
+                            weak[0] if weak else other,
+                            symmetric=False,
+                            vicreg_weight=vicreg_weight,
+                            target=target,
                         )
                     (microbatch_loss / num_microbatches).backward()
                 loss += microbatch_loss.detach() / num_microbatches

@@ -38,7 +38,7 @@ from byol.device.ranks import Ranks, keep_freed_memory
 from byol.method.networks import Byol
 from byol.method.optimizers import build_optimizer, set_lr
 from byol.method.schedule import Plan
-from byol.method.views import Pixels, make_views
+from byol.method.views import Pixels, make_training_views
 from byol.training.snapshot import Snapshot
 from byol.training.step import can_halve, compute_gradients
 from byol.training.update import apply_step, measure
@@ -286,7 +286,9 @@ def make_step(
     optimizer = build_optimizer(networks, config.optimizer, plan=plan)
     batch = images.make(num_images, device=ranks.device)
     sizes = torch.full((plan.batch_size, 2), float(images.stored_px))
-    make = partial(make_views, sizes=sizes, transforms=config.data_transforms, key=0, pixels=images.pixels)
+    make = partial(
+        make_training_views, sizes=sizes, transforms=config.data_transforms, key=0, pixels=images.pixels
+    )
 
     def wait() -> float:
         wait_for(ranks.device)
