@@ -3,6 +3,7 @@
     python benchmarks/recipe.py prepare cifar10 ARCHIVES/ sets/
     taskset -c 1 python benchmarks/recipe.py trial cifar10 sets/ --minutes 9 --change default
     taskset -c 1 python benchmarks/recipe.py trial cifar10 sets/ trainer.m=0.97 --minutes 9 --change "m 0.97"
+    taskset -c 1 python benchmarks/recipe.py trial cifar10 sets/ --epochs 2 --change default
     python benchmarks/recipe.py patches cifar10 sets/
     python benchmarks/recipe.py draw
 
@@ -12,6 +13,8 @@ image of a class where a set has no test part of its own, and holds out every fi
 validation. `draw` writes one picture per set, accuracy against minutes, beside trials.csv.
 
 The clock is the CPU time of the training process, so another process on the same core takes nothing from it.
+Where CPU times cannot be compared (several programs on a core, other machines), `--epochs` fixes the images
+that are seen; the row then has the CPU time that it took.
 """
 
 import argparse
@@ -80,7 +83,9 @@ def main() -> None:
             command.add_argument("--seed", type=int, default=0)
         if name == "trial":
             command.add_argument("--change", required=True, help="what differs from the default, in words")
-            command.add_argument("--minutes", type=float, required=True, help="CPU time of the training")
+            length = command.add_mutually_exclusive_group(required=True)
+            length.add_argument("--minutes", type=float, help="CPU time of the training")
+            length.add_argument("--epochs", type=int, help="train for so many epochs instead")
             command.add_argument("overrides", nargs="*", help="settings, as for byol train")
     options = parser.parse_args()
     work = {"prepare": _prepare, "trial": _trial, "patches": _patches, "draw": _draw}
@@ -146,7 +151,7 @@ def _trial(options: argparse.Namespace) -> None:
         *chosen.overrides,
         f"data.source={source}",
         f"data.packs={folder / 'packs'}",
-        "trainer.max_epochs=null",
+        f"trainer.max_epochs={'null' if options.epochs is None else options.epochs}",
         "trainer.accumulation_steps=1",
         "trainer.checkpoint_interval=1000000",
         "trainer.health_interval=1000",
@@ -157,19 +162,20 @@ def _trial(options: argparse.Namespace) -> None:
     config = make_partial_config(
         source if chosen.config is None else HERE / chosen.config,
         preset=None,
-        hours=options.minutes / 60.0,
+        hours=None if options.minutes is None else options.minutes / 60.0,
         overrides=overrides,
     )
     with tempfile.TemporaryDirectory(dir=options.sets) as run_dir:
         start_s = time.process_time()
         outcome = train(config, Path(run_dir))
-        print(f"{outcome.done} steps, {time.process_time() - start_s:.0f} s of CPU", flush=True)
+        minutes = (time.process_time() - start_s) / 60.0
+        print(f"{outcome.done} steps, {minutes:.1f} min of CPU", flush=True)
         encoder = load(run_dir, device="cpu")
         result = evaluate(partial(_embed, encoder, run_dir=run_dir), folder, options.set)
         batch = _batch_size(Path(run_dir))
     row = Row(
         commit=find_commit(), change=options.change, set=options.set, seed=options.seed,
-        passes=outcome.done * batch, minutes=options.minutes, **result,
+        passes=outcome.done * batch, minutes=options.minutes or round(minutes, 2), **result,
     )  # fmt: skip
     append(row, options.out)
 

@@ -103,6 +103,7 @@ def test_a_trial_and_the_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     small = ["network.name=test_resnet", "data_transforms.input_shape=[16,16,3]", "trainer.batch_size=8"]
     for arguments in (
         ["trial", "plankton", str(tmp_path / "sets"), *small, "--minutes", "0.05", "--change", "small"],
+        ["trial", "plankton", str(tmp_path / "sets"), *small, "--epochs", "2", "--change", "two epochs"],
         ["patches", "plankton", str(tmp_path / "sets")],
     ):
         subprocess.run(
@@ -112,7 +113,9 @@ def test_a_trial_and_the_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             timeout=300,
         )
     with (tmp_path / "trials.csv").open(newline="") as file:
-        trial, patches = list(csv.DictReader(file))
+        trial, epochs, patches = list(csv.DictReader(file))
     assert (trial["change"], patches["change"]) == ("small", "patches, 400 centroids")
     assert int(trial["passes"]) >= 8 and int(patches["passes"]) == 0
+    num_images = len([path for path in (tmp_path / "sets/plankton/train").rglob("*") if path.is_file()])
+    assert int(epochs["passes"]) == 2 * (num_images // 8) * 8 and float(epochs["minutes"]) > 0.0
     assert float(patches["knn"]) > 100.0 / 3.0 and float(patches["minutes"]) > 0.0
