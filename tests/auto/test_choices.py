@@ -237,7 +237,7 @@ def test_additions_are_chosen_where_they_were_measured_to_help() -> None:
         "colours, which both other views predict; for photos on a CPU)" in lines(chosen)
     )
     assert additions(decide(is_grey=True, channels=1)) == (1.0, "weak")
-    assert additions(decide(bits=16)) == (1.0, "weak")
+    assert additions(decide(bits=16)) == (1.0, "auto")  # microscopy
     nothing_else_is_open = decide("trainer.accumulation_steps=1", "trainer.max_hours=1")
     assert additions(nothing_else_is_open) == (1.0, "weak")
     for other in (

@@ -97,7 +97,7 @@ def test_extras_are_explained(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-@pytest.mark.parametrize("name", ["cifar10", "plankton", "cellcycle16"])
+@pytest.mark.parametrize("name", ["default/cifar10", "default/plankton", "cellcycle16"])
 def test_figures_are_those_of_the_committed_results(page: str, name: str) -> None:
     table = json.loads((ROOT / "benchmarks" / "results" / name / "eval.json").read_text(encoding="utf-8"))
     for features in ("pixels", "untrained", "byol online"):
@@ -105,7 +105,7 @@ def test_figures_are_those_of_the_committed_results(page: str, name: str) -> Non
             row["classifier"]: row["top1"] for row in table["rows"] if row["features"] == features
         }
         shown = f"{100 * by_classifier['logistic regression']:.1f} / {100 * by_classifier['knn']:.1f} %"
-        assert shown in read_pages()[page], f"{name}, {features}"
+        assert shown in read_pages()[page].replace("**", ""), f"{name}, {features}"
 
 
 def test_pictures_of_the_pages_are_small() -> None:

@@ -19,8 +19,9 @@ from byol.training.step_benchmark import StepBenchmark
 # Views. If `Survey.upright` is below this, a classifier on brightness cannot recognise upright images.
 UPRIGHT_FROM = 0.6
 TURNED = {"vertical_flip": 0.5, "rotation": 180.0}
-VICREG_WEIGHT = 1.0
-MEASURED_DOMAINS = ("photo", "grey", "microscopy")  # of additions to BYOL; docs/decisions.md has the numbers
+# Additions to BYOL, and the domains where they were measured to help; docs/decisions.md has the measurements.
+VICREG_WEIGHT, VICREG_DOMAINS = 1.0, ("photo", "grey", "microscopy")
+WEAK_DOMAINS = ("photo", "grey")
 MANY_CHANNELS = 10  # satellites have this many bands; microscopes have fewer channels
 LARGER = 1.1  # largest view side, as a multiple of the median image side
 VIEW_SIDES = (32, 40, 48, 64, 96, 128, 160, 224)  # px
@@ -261,18 +262,19 @@ def _choose_additions(
     """Choose additions to BYOL where they were measured to help: random weights, a CPU, some domains."""
     config = partial_config.resolve(_values_of(choices)).config
     domain, is_random = config.data_transforms.domain, config.network.fine_tune_from is None
-    if not is_random or device != "cpu" or domain not in MEASURED_DOMAINS:
+    if not is_random or device != "cpu" or domain is None:
         return []
-    where = f"for {_DOMAIN_WORDS[str(domain)]} on a CPU"
+    where = f"for {_DOMAIN_WORDS[domain]} on a CPU"
     vicreg = f"an extra training goal, from VICReg, trainer.vicreg_weight={VICREG_WEIGHT:g}"
     weak = "one more view for the target network, data_transforms.target_view=weak"
     apart = f"keeps different images apart in the first half of the run; {where}"
     both = f"of a large crop in its own colours, which both other views predict; {where}"
     found = (
-        Choice("trainer.vicreg_weight", VICREG_WEIGHT, vicreg, apart),
-        Choice("data_transforms.target_view", "weak", weak, both),
+        (Choice("trainer.vicreg_weight", VICREG_WEIGHT, vicreg, apart), VICREG_DOMAINS),
+        (Choice("data_transforms.target_view", "weak", weak, both), WEAK_DOMAINS),
     )
-    return [choice for choice in found if choice.key in partial_config.resolvable]
+    resolvable = partial_config.resolvable
+    return [choice for choice, domains in found if domain in domains and choice.key in resolvable]
 
 
 def choose_threads(benchmark: StepBenchmark | None) -> list[Choice]:
