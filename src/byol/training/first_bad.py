@@ -60,7 +60,7 @@ class FirstBad:
     """
 
     def __init__(
-        self, byol: Byol, *, batch_size: int, num_microbatches: int, fused: bool, weak: bool = False
+        self, byol: Byol, *, batch_size: int, num_microbatches: int, fused: bool, weak: bool
     ) -> None:
         self.found: Place | None = None
         self._byol, self._fused, self._rows = byol, fused, batch_size // num_microbatches

@@ -66,7 +66,7 @@ def _train(run: Setup) -> TrainingOutcome | None:
         while not budget.is_last(done):
             step, batch = done, next(batches)
             run.statistics.hold(step < run.begun.warm_steps)
-            # Two views of each image, loss and gradients; in micro-batches if memory is short.
+            # Two or three views of each image, loss and gradients; in micro-batches if memory is short.
             make = partial(
                 make_training_views, sizes=batch.sizes, key=plan.key("views", step), **run.view_options
             )
